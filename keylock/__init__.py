@@ -1,0 +1,25 @@
+"""keylock: ship the model, license the explanations.
+
+The names below are loaded when first used, so that `import keylock` needs neither torch nor a running server.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from keylock.keys import Key, KeySeed
+
+_HOMES = {
+    "Key": "keylock.keys",
+    "KeySeed": "keylock.keys",
+}
+
+__all__ = ["Key", "KeySeed", "__version__"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute can be anything
+    if name not in _HOMES:
+        raise AttributeError(f"module 'keylock' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

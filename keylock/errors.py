@@ -1,0 +1,198 @@
+"""Every error keylock raises on purpose, in one tree.
+
+    KeylockError
+    ├── InputError              the caller's input: says what is wrong and what to send instead
+    │   ├── ImageError          an image that cannot or must not be decoded
+    │   ├── TensorError         an array of the wrong shape, type or range
+    │   ├── UnknownNameError    a name that is in no registry; lists the names that are
+    │   └── DataError           a data set that is missing, unreadable or unusable
+    ├── KeySeedError            a key seed that is empty, unreadable or too short
+    ├── BundleError             a bundle that cannot be used
+    │   ├── BundleTamperedError a file that differs from what was signed; carries its name
+    │   └── UnsealError         the sealed key does not open with what was given
+    ├── LicenseError            a license that was presented and is not good; carries its reason
+    ├── ModelError              a model keylock cannot work on
+    │   └── LayerNotFoundError  a target layer that is missing or ambiguous
+    ├── TrainingError           training that cannot go on
+    │   ├── NonFiniteLossError  a loss term became NaN or infinite; carries the term
+    │   └── ResumeError         a checkpoint that does not belong to this run
+    ├── ExportError             a compiled graph that disagrees with its reference
+    └── ServiceError            the server cannot start, or the client cannot reach it
+
+A message is one sentence (or two) that says what happened and what to do. `exit_code` is what the command line
+exits with; the codes are part of the interface and are listed in `docs/cli.md`.
+"""
+
+from collections.abc import Iterable
+from enum import StrEnum
+
+__all__ = [
+    "BundleError",
+    "BundleTamperedError",
+    "DataError",
+    "ExportError",
+    "ImageError",
+    "InputError",
+    "KeySeedError",
+    "KeylockError",
+    "LayerNotFoundError",
+    "LicenseError",
+    "LicenseReason",
+    "ModelError",
+    "NonFiniteLossError",
+    "ResumeError",
+    "ServiceError",
+    "TensorError",
+    "TrainingError",
+    "UnknownNameError",
+    "UnsealError",
+]
+
+
+class KeylockError(Exception):
+    """Base of every error keylock raises on purpose."""
+
+    exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InputError(KeylockError):
+    """The caller's input is wrong."""
+
+    exit_code = 3
+
+
+class ImageError(InputError):
+    """An image cannot, or must not, be decoded."""
+
+
+class TensorError(InputError):
+    """An array has the wrong shape, type or range."""
+
+
+class UnknownNameError(InputError):
+    """A name is in no registry.
+
+    Attributes:
+        kind: What was asked for, for example `explainer`.
+        name: The unknown name.
+        known: The names that would have been valid, sorted.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        self.kind, self.name, self.known = kind, name, tuple(sorted(known))
+        super().__init__(f"unknown {kind} {name!r}: choose one of {', '.join(self.known) or '(none available)'}")
+
+
+class DataError(InputError):
+    """A data set is missing, unreadable or unusable."""
+
+
+class KeySeedError(KeylockError):
+    """A key seed is empty, unreadable or too short."""
+
+    exit_code = 6
+
+
+class BundleError(KeylockError):
+    """A bundle cannot be used."""
+
+    exit_code = 4
+
+
+class BundleTamperedError(BundleError):
+    """A file of a bundle differs from what was signed.
+
+    Attributes:
+        file: Name of the file inside the bundle.
+    """
+
+    def __init__(self, file: str, why: str) -> None:
+        self.file = file
+        super().__init__(f"bundle refused: {file} {why}; get a fresh copy from the vendor")
+
+
+class UnsealError(BundleError):
+    """The sealed key does not open with what was given."""
+
+    exit_code = 6
+
+
+class LicenseReason(StrEnum):
+    """Why a license was refused. The values are sent to callers as `ErrorInfo.reason` and never change."""
+
+    MALFORMED = "LICENSE_MALFORMED"
+    FORGED = "LICENSE_FORGED"
+    UNKNOWN_ISSUER = "LICENSE_UNKNOWN_ISSUER"
+    UNKNOWN = "LICENSE_UNKNOWN"
+    NOT_YET_VALID = "LICENSE_NOT_YET_VALID"
+    EXPIRED = "LICENSE_EXPIRED"
+    REVOKED = "LICENSE_REVOKED"
+    WRONG_MODEL = "LICENSE_WRONG_MODEL"
+    WRONG_EXPLAINER = "LICENSE_WRONG_EXPLAINER"
+    MISSING = "LICENSE_MISSING"
+
+
+class LicenseError(KeylockError):
+    """A license was presented and is not good, or one is needed and none was presented.
+
+    Attributes:
+        reason: The stable reason.
+    """
+
+    exit_code = 5
+
+    def __init__(self, reason: LicenseReason, message: str) -> None:
+        self.reason = reason
+        super().__init__(message)
+
+
+class ModelError(KeylockError):
+    """A model keylock cannot work on."""
+
+    exit_code = 3
+
+
+class LayerNotFoundError(ModelError):
+    """A target layer is missing or ambiguous."""
+
+
+class TrainingError(KeylockError):
+    """Training cannot go on."""
+
+    exit_code = 8
+
+
+class NonFiniteLossError(TrainingError):
+    """A loss term became NaN or infinite.
+
+    Attributes:
+        term: Name of the loss term.
+        step: The step at which it happened.
+    """
+
+    def __init__(self, term: str, step: int) -> None:
+        self.term, self.step = term, step
+        super().__init__(
+            f"the loss term {term!r} became NaN or infinite at step {step}; the last good checkpoint is kept: "
+            "resume with a lower --learning-rate"
+        )
+
+
+class ResumeError(TrainingError):
+    """A checkpoint does not belong to this run."""
+
+
+class ExportError(KeylockError):
+    """A compiled graph disagrees with its reference, or cannot be compiled."""
+
+    exit_code = 9
+
+
+class ServiceError(KeylockError):
+    """The server cannot start, or the client cannot reach it."""
+
+    exit_code = 7
