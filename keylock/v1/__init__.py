@@ -1,0 +1,1 @@
+"""Generated stubs of the services `keylock.v1`; see `proto/generate.sh`."""
