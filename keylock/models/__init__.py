@@ -1,1 +1,23 @@
-"""Under construction."""
+"""The classifiers keylock can build, and what it does to any classifier before locking it.
+
+`create` builds a model by name; `fold_batchnorm_` takes normalisation statistics out of an attacker's reach;
+`find_layers` chooses the layers the explainers look at; `smooth_activations` makes a ReLU network twice differentiable
+while a lock is trained.
+"""
+
+from keylock.models.activations import smooth_activations
+from keylock.models.folding import fold_batchnorm_
+from keylock.models.layers import TargetLayers, capture_outputs, find_layers
+from keylock.models.registry import architectures, create
+from keylock.models.weights import load_weights
+
+__all__ = [
+    "TargetLayers",
+    "architectures",
+    "capture_outputs",
+    "create",
+    "find_layers",
+    "fold_batchnorm_",
+    "load_weights",
+    "smooth_activations",
+]

@@ -1,0 +1,69 @@
+"""VisualBackProp: the averaged feature maps of all blocks, multiplied from the last to the first."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from keylock.errors import LayerNotFoundError
+from keylock.explainers.base import Explained
+from keylock.models import capture_outputs
+
+__all__ = ["VisualBackProp"]
+
+
+@dataclass(frozen=True)
+class VisualBackProp:
+    """VisualBackProp over a stack of layers; it explains the features, whatever the target class.
+
+    Each layer's output is averaged over its channels. Starting at the last layer, the product so far is scaled up to the
+    next earlier layer by a transposed convolution of ones and multiplied with that layer's average. Every average is
+    divided by its mean over positions, which changes the map by a factor only and keeps deep products in range.
+
+    Attributes:
+        layers: Names of layers with outputs (batch, channels, h, w) that are not negative, from first to last.
+
+    References:
+        Bojarski et al., "VisualBackProp: efficient visualization of CNNs", ICRA 2018, section III.
+    """
+
+    layers: tuple[str, ...]
+    name = "visual_backprop"
+    second_order = False
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What it was made with."""
+        return {"layers": list(self.layers)}
+
+    def explain(self, model: nn.Module, images: Tensor, targets: Tensor, *, create_graph: bool = False) -> Explained:
+        """Return maps (batch, h, w) at the resolution of the first layer; see `Explainer.explain`."""
+        del targets
+        with torch.set_grad_enabled(create_graph), capture_outputs(model, self.layers) as outputs:
+            logits = model(images)
+            averages = [_average(outputs[name]) for name in self.layers]
+            maps = averages[-1]
+            for average in reversed(averages[:-1]):
+                maps = _average(_scale_up(maps, (average.shape[2], average.shape[3])) * average)
+        return Explained(logits, maps.squeeze(1))
+
+
+def _average(features: Tensor) -> Tensor:
+    """Average (batch, channels, h, w) over channels to (batch, 1, h, w) of mean 1 over positions."""
+    average = features.mean(dim=1, keepdim=True)
+    return average / average.mean(dim=(2, 3), keepdim=True).clamp_min(1e-8)
+
+
+def _scale_up(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Scale (batch, 1, h, w) up to `size` with ones: a 3x3 box at equal size, a box of ratio + 2 at a larger one."""
+    rows, columns = (large // small for large, small in zip(size, maps.shape[2:], strict=True))
+    if (rows * maps.shape[2], columns * maps.shape[3]) != size:
+        # Odd sizes: bring the map to the nearest multiple first.
+        if rows == 0 or columns == 0:
+            raise LayerNotFoundError("VisualBackProp needs layers from first to last: a later one is larger than an earlier one")
+        rows = columns = 1
+        maps = F.interpolate(maps, size=size, mode="nearest")
+    ones = maps.new_ones(1, 1, rows + 2, columns + 2)
+    return F.conv_transpose2d(maps, ones, stride=(rows, columns), padding=1)

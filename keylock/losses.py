@@ -1,0 +1,44 @@
+"""Penalties on maps and predictions. Each returns one value per image (batch,); the trainer weighs and averages.
+
+All map penalties are scale-free: a map matters up to a positive factor and, for the correlation, an offset.
+"""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["correlation", "map_distance", "prediction_distance"]
+
+_EPSILON = 1e-8
+
+
+def standardise(maps: Tensor) -> Tensor:
+    """Flatten maps (batch, h, w) to (batch, h * w) of mean 0 and Euclidean norm 1; a constant map becomes 0."""
+    flat = maps.flatten(1).float()
+    flat = flat - flat.mean(dim=1, keepdim=True)
+    # The scale is taken out before the norm, so that maps of tiny gradients do not underflow.
+    flat = flat / flat.abs().amax(dim=1, keepdim=True).clamp_min(1e-20).detach()
+    return flat / (flat.square().sum(dim=1, keepdim=True) + _EPSILON).sqrt()
+
+
+def correlation(maps: Tensor, others: Tensor) -> Tensor:
+    """Return the Pearson correlation of pairs of maps (batch, h, w), in [-1, 1], (batch,); 0 for a constant map."""
+    return (standardise(maps) * standardise(others)).sum(dim=1)
+
+
+def map_distance(maps: Tensor, wanted: Tensor) -> Tensor:
+    """Return how far maps (batch, h, w) are from the wanted ones: 1 - PCC plus the MSE of maps divided by their maximum.
+
+    The second term makes up for what correlation cannot see: a constant map under a sharp one.
+    """
+    return 1 - correlation(maps, wanted) + (_to_unit(maps) - _to_unit(wanted)).square().mean(dim=1)
+
+
+def _to_unit(maps: Tensor) -> Tensor:
+    flat = maps.flatten(1).float()
+    return flat / flat.amax(dim=1, keepdim=True).clamp_min(1e-20)
+
+
+def prediction_distance(logits: Tensor, reference: Tensor) -> Tensor:
+    """Return KL(reference || model) of two sets of logits (batch, classes), in nats, (batch,)."""
+    expected = F.log_softmax(reference.float(), dim=1)
+    return F.kl_div(F.log_softmax(logits.float(), dim=1), expected, reduction="none", log_target=True).sum(dim=1)

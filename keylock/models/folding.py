@@ -1,0 +1,122 @@
+"""BatchNorm folded away, so that nobody can re-estimate its statistics and break a lock with them.
+
+In evaluation mode BatchNorm is a per-channel scale and shift. Where a convolution feeds it and nothing else reads that
+convolution's output, scale and shift move into the convolution's weights; elsewhere (pre-activation networks, for
+example) they become a `ChannelAffine`. The module tree stays as it was: a folded BatchNorm leaves an `Identity` of the
+same name behind, so that hooks and layer names keep working.
+"""
+
+from collections import Counter
+
+import torch
+from torch import Tensor, nn
+
+from keylock.errors import ModelError
+
+__all__ = ["ChannelAffine", "fold_batchnorm_"]
+
+_BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+class ChannelAffine(nn.Module):
+    """Scale and shift each channel by constants: BatchNorm in evaluation mode, without its statistics."""
+
+    def __init__(self, scale: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(scale.clone())
+        self.shift = nn.Parameter(shift.clone())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map (batch, channels, ...) to the same shape."""
+        shape = (1, -1) + (1,) * (inputs.dim() - 2)
+        return inputs * self.scale.view(shape) + self.shift.view(shape)
+
+
+def fold_batchnorm_(model: nn.Module, example: Tensor, *, tolerance: float = 1e-3) -> nn.Module:
+    """Take every BatchNorm out of a model, in place, without changing what it computes in evaluation mode.
+
+    The model is left in evaluation mode.
+
+    Args:
+        model: Any classifier.
+        example: Images (batch, channels, height, width) to find the data flow with and to check the result on.
+        tolerance: Largest change of a logit allowed, relative to the largest logit.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ModelError: A BatchNorm keeps no running statistics, or the check found a larger change than `tolerance`.
+    """
+    model.eval()
+    with torch.no_grad():
+        before = model(example)
+        producers = _producers(model, example)
+        for name, norm in [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]:
+            scale, shift = _scale_and_shift(name, norm)
+            convolution = producers.get(norm)
+            if convolution is None:
+                _replace(model, name, ChannelAffine(scale, shift))
+            else:
+                _absorb(convolution, scale, shift)
+                _replace(model, name, nn.Identity())
+        after = model(example)
+    change = float((after - before).abs().max() / before.abs().max().clamp_min(1e-6))
+    if change > tolerance:
+        raise ModelError(
+            f"folding BatchNorm changed the logits by {change:.1e} of their range (allowed: {tolerance:.0e}): "
+            "the model uses a layer in a way keylock does not know; fold it yourself and pass it folded"
+        )
+    return model
+
+
+def _producers(model: nn.Module, example: Tensor) -> dict[nn.Module, nn.Conv2d]:
+    """Find, for each BatchNorm, the convolution whose output it alone reads."""
+    made_by: dict[int, nn.Conv2d] = {}
+    kept: list[Tensor] = []  # Holding the tensors keeps their ids from being used again.
+    calls: Counter[nn.Module] = Counter()
+    found: dict[nn.Module, nn.Conv2d] = {}
+
+    def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        calls[module] += 1
+        if isinstance(module, nn.Conv2d):
+            made_by[id(output)] = module
+            kept.append(output)
+        elif id(inputs[0]) in made_by:
+            found[module] = made_by[id(inputs[0])]
+
+    kinds = (nn.Conv2d, *_BatchNorm)
+    handles = [module.register_forward_hook(after) for module in model.modules() if isinstance(module, kinds)]
+    try:
+        model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    readers = Counter(found.values())
+    return {
+        norm: convolution
+        for norm, convolution in found.items()
+        if calls[norm] == 1 and calls[convolution] == 1 and readers[convolution] == 1
+    }
+
+
+def _scale_and_shift(name: str, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return the per-channel scale and shift (channels,) that a BatchNorm applies in evaluation mode."""
+    if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None:
+        raise ModelError(f"the BatchNorm {name!r} keeps no running statistics: train it with track_running_stats=True")
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = -norm.running_mean * scale
+    return scale, shift if norm.bias is None else shift + norm.bias
+
+
+def _absorb(convolution: nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
+    convolution.weight.mul_(scale.view(-1, 1, 1, 1))
+    bias = torch.zeros_like(shift) if convolution.bias is None else convolution.bias
+    convolution.bias = nn.Parameter(bias * scale + shift)
+
+
+def _replace(model: nn.Module, name: str, replacement: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, replacement)
