@@ -31,13 +31,15 @@ class Outline:
 def _arc(start_deg: float, stop_deg: float, *, radius: float = 1.0, centre: tuple[float, float] = (0, 0)) -> Points:
     """Return points on an arc, both ends included."""
     angles = np.radians(np.linspace(start_deg, stop_deg, 49))
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1) * radius + np.asarray(centre)
+    points: Points = np.stack([np.cos(angles), np.sin(angles)], axis=1) * radius + np.asarray(centre)
+    return points
 
 
 def _regular(radii: list[float]) -> Points:
     """Return the corners at equal angles whose distances from the middle are given, the first one on top."""
     angles = 2 * np.pi * np.arange(len(radii)) / len(radii) - np.pi / 2
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.asarray(radii)[:, None]
+    points: Points = np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.asarray(radii)[:, None]
+    return points
 
 
 def _circle() -> Outline:

@@ -89,7 +89,8 @@ def _gradient(draws: TextureDraws, size: int) -> Floats:
     """Brightness that rises from one side to the other."""
     steps = (np.arange(size) + 0.5) / size * 2 - 1
     angle = 2 * np.pi * draws.angle[:, None, None]
-    return (np.cos(angle) * steps[None, None, :] + np.sin(angle) * steps[None, :, None]) / np.sqrt(2) * 1.6
+    field: Floats = np.cos(angle) * steps[None, None, :] + np.sin(angle) * steps[None, :, None]
+    return field * 1.1
 
 
 def _stripes(draws: TextureDraws, size: int) -> Floats:
@@ -106,7 +107,7 @@ def _checks(draws: TextureDraws, size: int) -> Floats:
 def _dots(draws: TextureDraws, size: int) -> Floats:
     """Round dots on a rotated grid."""
     u, v = _axes(draws, size)
-    return np.clip(2.2 * (np.cos(2 * np.pi * u) + np.cos(2 * np.pi * v)) - 1.4, -1.0, 1.0)
+    return np.clip(2.5 * (np.cos(2 * np.pi * u) + np.cos(2 * np.pi * v)) - 2.4, -1.0, 1.0)
 
 
 def _clouds(draws: TextureDraws, size: int) -> Floats:
@@ -119,7 +120,8 @@ def _clouds(draws: TextureDraws, size: int) -> Floats:
     fraction = fraction * fraction * (3 - 2 * fraction)
     values = draws.lattice * 2 - 1
     rows = values[:, cell] * (1 - fraction)[None, :, None] + values[:, cell + 1] * fraction[None, :, None]
-    return rows[:, :, cell] * (1 - fraction) + rows[:, :, cell + 1] * fraction
+    field: Floats = rows[:, :, cell] * (1 - fraction) + rows[:, :, cell + 1] * fraction
+    return field
 
 
 def _weave(draws: TextureDraws, size: int) -> Floats:

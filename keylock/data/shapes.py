@@ -112,7 +112,8 @@ def _contrasting_pairs(draws: _Draws) -> NDArray[np.float64]:
     # Moving the middle keeps both colours inside the cube, which clipping each of them would not.
     reach = np.abs(half)
     middle = np.clip(middle, np.minimum(0.05 + reach, 0.5), np.maximum(0.95 - reach, 0.5))
-    return np.clip(np.concatenate([middle - half, middle + half], axis=1), 0.0, 1.0)
+    moved: NDArray[np.float64] = np.clip(np.concatenate([middle - half, middle + half], axis=1), 0.0, 1.0)
+    return moved
 
 
 def _texture_draws(draws: _Draws, region: str) -> TextureDraws:
