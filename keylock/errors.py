@@ -7,6 +7,7 @@
     │   ├── UnknownNameError    a name that is in no registry; lists the names that are
     │   └── DataError           a data set that is missing, unreadable or unusable
     ├── KeySeedError            a key seed that is empty, unreadable or too short
+    ├── SignatureError          a signing key that is missing or unreadable, or a signature that does not fit
     ├── BundleError             a bundle that cannot be used
     │   ├── BundleTamperedError a file that differs from what was signed; carries its name
     │   └── UnsealError         the sealed key does not open with what was given
@@ -42,6 +43,7 @@ __all__ = [
     "NonFiniteLossError",
     "ResumeError",
     "ServiceError",
+    "SignatureError",
     "TensorError",
     "TrainingError",
     "UnknownNameError",
@@ -93,6 +95,12 @@ class DataError(InputError):
 
 class KeySeedError(KeylockError):
     """A key seed is empty, unreadable or too short."""
+
+    exit_code = 6
+
+
+class SignatureError(KeylockError):
+    """A signing key is missing or unreadable, or a signature does not fit."""
 
     exit_code = 6
 

@@ -13,8 +13,7 @@ import secrets
 import sys
 import unicodedata
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,18 +22,18 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from keylock.errors import InputError, KeySeedError, TensorError
+from keylock.secrecy import NotSecretTextError, Opaque, read_secret_text, write_secret_file
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DEFAULT_STRENGTH", "DERIVATION", "Key", "KeySeed", "write_secret_file"]
+__all__ = ["DEFAULT_STRENGTH", "DERIVATION", "Key", "KeySeed"]
 
 DERIVATION: Final = "hkdf-sha256/sign-tile/v1"
 DEFAULT_STRENGTH: Final = 8 / 255
 
 _SEED_BYTES: Final = 32
 _MIN_TEXT: Final = 8
-_MAX_FILE_BYTES: Final = 4096
 # RFC 5869, section 2.3: HKDF-Expand gives at most 255 blocks of the hash.
 _MAX_DERIVED_BYTES: Final = 255 * 32
 _TEXT_SALT: Final = b"keylock/v1/text-seed"
@@ -43,16 +42,7 @@ _HEX_SEED: Final = re.compile(r"[0-9a-fA-F]{64}")
 Images = TypeVar("Images")
 
 
-class _Opaque:
-    """Refuses the ways in which Python copies an object behind its owner's back."""
-
-    __slots__ = ()
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError(f"a {type(self).__name__} is secret and cannot be pickled or copied; pass the object itself")
-
-
-class KeySeed(_Opaque):
+class KeySeed(Opaque):
     """The secret that keys are derived from: 32 bytes.
 
     Attributes:
@@ -110,21 +100,12 @@ class KeySeed(_Opaque):
             KeySeedError: If the file cannot be read, is empty, is not text or holds no usable seed.
         """
         try:
-            with Path(path).open("rb") as file:
-                content = file.read(_MAX_FILE_BYTES + 1)
+            return cls.from_text(read_secret_text(path))
         except OSError as error:
-            raise KeySeedError(
-                f"cannot read the key seed file {os.fspath(path)}: {error.strerror or 'unreadable'}"
-            ) from None
-        if len(content) > _MAX_FILE_BYTES:
-            raise KeySeedError(f"{os.fspath(path)} is no key seed file: it has more than {_MAX_FILE_BYTES} bytes")
-        if not content.strip():
-            raise KeySeedError(f"the key seed file {os.fspath(path)} is empty")
-        try:
-            text = content.decode("utf-8")
-        except UnicodeDecodeError:
-            raise KeySeedError(f"{os.fspath(path)} is no key seed file: it is not text") from None
-        return cls.from_text(text)
+            why = error.strerror or "unreadable"
+            raise KeySeedError(f"cannot read the key seed file {os.fspath(path)}: {why}") from None
+        except NotSecretTextError as error:
+            raise KeySeedError(f"{os.fspath(path)} is no key seed file: {error}") from None
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the seed, as 64 hexadecimal digits, to a new file that only its owner can read.
@@ -175,7 +156,7 @@ class KeySeed(_Opaque):
         return hash((KeySeed, self.id))
 
 
-class Key(_Opaque):
+class Key(Opaque):
     """The offset that opens the lock: a tile of random signs, repeated over the image, `strength` high.
 
     Attributes:
@@ -298,20 +279,6 @@ class Key(_Opaque):
 
     def __hash__(self) -> int:
         return hash((Key, self.id, self.shape, self.tile))
-
-
-def write_secret_file(path: str | os.PathLike[str], content: bytes) -> None:
-    """Creates a file of mode 0600 and writes a secret to it; an existing file is never touched.
-
-    Raises:
-        FileExistsError: If something is at the path already, a dangling link included.
-        OSError: If the file cannot be created or written.
-    """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _stretch(passphrase: bytes) -> bytes:

@@ -1,0 +1,56 @@
+"""What everything that holds a secret has in common: it is not copied, its file is private, its text is short."""
+
+import os
+from pathlib import Path
+from typing import Final, NoReturn
+
+__all__ = ["MAX_SECRET_FILE_BYTES", "NotSecretTextError", "Opaque", "read_secret_text", "write_secret_file"]
+
+MAX_SECRET_FILE_BYTES: Final = 4096
+
+
+class Opaque:
+    """Refuses the ways in which Python copies an object behind its owner's back."""
+
+    __slots__ = ()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} is secret and cannot be pickled or copied; pass the object itself")
+
+
+class NotSecretTextError(ValueError):
+    """A file holds no short text; the message says why, without the path and without the content."""
+
+
+def write_secret_file(path: str | os.PathLike[str], content: bytes) -> None:
+    """Creates a file of mode 0600 and writes a secret to it; an existing file is never touched.
+
+    Raises:
+        FileExistsError: If something is at the path already, a dangling link included.
+        OSError: If the file cannot be created or written.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_secret_text(path: str | os.PathLike[str]) -> str:
+    """Returns the text of a small file, without white space at its ends.
+
+    Raises:
+        OSError: If the file cannot be read.
+        NotSecretTextError: If it is empty, too long or not UTF-8.
+    """
+    with Path(path).open("rb") as file:
+        content = file.read(MAX_SECRET_FILE_BYTES + 1)
+    if len(content) > MAX_SECRET_FILE_BYTES:
+        raise NotSecretTextError(f"it has more than {MAX_SECRET_FILE_BYTES} bytes")
+    try:
+        text = content.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        raise NotSecretTextError("it is not text") from None
+    if not text:
+        raise NotSecretTextError("it is empty")
+    return text
