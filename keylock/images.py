@@ -80,7 +80,7 @@ def decode(data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[np.u
             f"the image file has {len(data):,} bytes and at most {limits.max_bytes:,} are accepted: send a smaller one"
         )
     format_name = _sniff(data)
-    # The WebP reader allocates the canvas as soon as it is opened; the PNG reader calls an image without pixels damaged.
+    # The WebP reader allocates the canvas as soon as it is opened; the PNG reader calls no pixels damage.
     if format_name == "WebP":
         _check_size(*_webp_size(data), limits=limits)
     elif format_name == "PNG":
