@@ -86,9 +86,27 @@ class Preprocessing(BaseModel):
         height, width = self.size
         if (image.height, image.width) != (height, width):
             # The crop is taken out of the source, so that a very long image is never blown up before it is cropped.
-            box = self._source_box(image.height, image.width)
+            box = self.source_box(image.height, image.width)
             image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
         return np.array(image, dtype=np.uint8).reshape(height, width, self.channels)
+
+    def source_box(self, source_height: int, source_width: int) -> tuple[float, float, float, float]:
+        """Finds the part of an image that the model sees, which is also the part its maps cover.
+
+        Args:
+            source_height: Height of the image in pixels.
+            source_width: Width of the image in pixels.
+
+        Returns:
+            Left, top, right and bottom edge in pixels of the image, with fractions.
+        """
+        if self.resize == "exact":
+            return (0.0, 0.0, float(source_width), float(source_height))
+        height, width = self.size
+        scale = max(height / source_height, width / source_width)
+        box_height, box_width = min(height / scale, source_height), min(width / scale, source_width)
+        top, left = (source_height - box_height) / 2, (source_width - box_width) / 2
+        return (left, top, min(left + box_width, source_width), min(top + box_height, source_height))
 
     def denormalise(self, images: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Turns preprocessed images back into pixels.
@@ -128,16 +146,6 @@ class Preprocessing(BaseModel):
         if not np.isfinite(image).all():
             raise TensorError("the tensor has NaN or infinite values: replace them before sending it")
         return image
-
-    def _source_box(self, source_height: int, source_width: int) -> tuple[float, float, float, float]:
-        """Finds the part of the source that fills the target: left, top, right, bottom."""
-        if self.resize == "exact":
-            return (0.0, 0.0, float(source_width), float(source_height))
-        height, width = self.size
-        scale = max(height / source_height, width / source_width)
-        box_height, box_width = min(height / scale, source_height), min(width / scale, source_width)
-        top, left = (source_height - box_height) / 2, (source_width - box_width) / 2
-        return (left, top, min(left + box_width, source_width), min(top + box_height, source_height))
 
 
 def _to_pillow(pixels: NDArray[np.uint8]) -> Image.Image:
