@@ -62,9 +62,14 @@ class KeylockError(Exception):
 
 
 class InputError(KeylockError):
-    """The caller's input is wrong."""
+    """The caller's input is wrong.
+
+    Attributes:
+        field: The field of a request that is at fault, for example `images[2]`; set by the server alone.
+    """
 
     exit_code = 3
+    field: str | None = None
 
 
 class ImageError(InputError):
