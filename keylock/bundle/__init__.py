@@ -1,1 +1,43 @@
-"""Under construction."""
+"""Bundles: the signed artefact that training writes and the server loads.
+
+`write_bundle` makes one, `open_bundle` verifies all of it and gives a `Bundle`, `export_public` makes the copy without
+the key. The format is described in docs/bundle-format.md.
+"""
+
+from keylock.bundle.manifest import (
+    WEIGHTS_FILE,
+    Architecture,
+    Decoy,
+    ExplainerEntry,
+    Figure,
+    Issuer,
+    KeyEntry,
+    Manifest,
+    model_digest_of,
+)
+from keylock.bundle.public import export_public
+from keylock.bundle.read import Bundle, open_bundle
+from keylock.bundle.sealing import KeyFile, Passphrase, Sealer, seal, unseal
+from keylock.bundle.write import BundleContent, write_bundle
+
+__all__ = [
+    "WEIGHTS_FILE",
+    "Architecture",
+    "Bundle",
+    "BundleContent",
+    "Decoy",
+    "ExplainerEntry",
+    "Figure",
+    "Issuer",
+    "KeyEntry",
+    "KeyFile",
+    "Manifest",
+    "Passphrase",
+    "Sealer",
+    "export_public",
+    "model_digest_of",
+    "open_bundle",
+    "seal",
+    "unseal",
+    "write_bundle",
+]

@@ -1,0 +1,285 @@
+"""The manifest: everything a bundle says about itself, and the digests that tie it to its files.
+
+What is signed is `Manifest.canonical()`, byte for byte the file `manifest.json`. Whoever has verified these bytes may
+believe all of it. Field by field: docs/bundle-format.md.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+from keylock.errors import BundleError
+from keylock.keys import DERIVATION, Key
+from keylock.preprocessing import Preprocessing
+from keylock.signing import VerifyingKey, canonical_json
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST_FILE",
+    "SEALED_KEY_FILE",
+    "SIGNATURE_FILE",
+    "WEIGHTS_FILE",
+    "Architecture",
+    "Decoy",
+    "ExplainerEntry",
+    "Figure",
+    "Issuer",
+    "KeyEntry",
+    "Manifest",
+    "check_file_name",
+    "digest_of",
+    "model_digest_of",
+]
+
+FORMAT_VERSION: Final = 1
+MANIFEST_FILE: Final = "manifest.json"
+SIGNATURE_FILE: Final = "manifest.sig"
+SEALED_KEY_FILE: Final = "key.sealed"
+WEIGHTS_FILE: Final = "weights.safetensors"
+_GRAPHS: Final = "graphs/"
+
+_FILE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*){0,7}")
+_MAX_FILE_NAME: Final = 200
+
+
+def check_file_name(name: str) -> str:
+    """Returns the name of a file in a bundle when it is a plain relative one.
+
+    Raises:
+        ValueError: If it could mean a place outside the bundle (`..`, an absolute path, a drive, a backslash) or is
+            not made of letters, digits, `.`, `_` and `-`.
+    """
+    if len(name) > _MAX_FILE_NAME or not _FILE_NAME.fullmatch(name) or any(p.endswith(".") for p in name.split("/")):
+        raise ValueError(f"{name!r} is not allowed as the name of a file in a bundle")
+    return name
+
+
+def _to_seconds(moment: datetime) -> datetime:
+    return moment.astimezone(UTC).replace(microsecond=0)
+
+
+FileName = Annotated[str, AfterValidator(check_file_name)]
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+Moment = Annotated[AwareDatetime, AfterValidator(_to_seconds)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Architecture(_Entry):
+    """How to build the network that the weights fit.
+
+    Attributes:
+        name: Name in the registry of models, or a description where `module` is `graph_only`.
+        num_classes: Number of logits.
+        options: What the registry's function is called with.
+        module: `registry` when keylock can build the torch module, `graph_only` when only the graphs are of use.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    num_classes: Annotated[int, Field(ge=1)]
+    options: dict[str, JsonValue] = {}
+    module: Literal["registry", "graph_only"] = "registry"
+
+
+class ExplainerEntry(_Entry):
+    """One explainer the bundle offers.
+
+    Attributes:
+        name: Name in the registry of explainers.
+        parameters: The parameters it was locked and compiled with.
+        runtime: `onnx` when `graph` computes it, `torch` when it could not be compiled.
+        graph: The file of its graph.
+        max_difference: Largest difference between graph and reference, measured at export.
+        pcc_to_reference: Smallest correlation between graph and reference, measured at export.
+    """
+
+    name: Name
+    parameters: dict[str, JsonValue] = {}
+    runtime: Literal["onnx", "torch"] = "onnx"
+    graph: FileName | None = None
+    max_difference: Number | None = None
+    pcc_to_reference: Number | None = None
+
+    @model_validator(mode="after")
+    def _check_graph(self) -> Self:
+        if (self.runtime == "onnx") != (self.graph is not None):
+            raise ValueError(f"explainer {self.name}: a graph is needed for the runtime onnx, and for no other")
+        return self
+
+
+class KeyEntry(_Entry):
+    """What is public about the key.
+
+    Attributes:
+        id: The id of its seed.
+        strength: Its height on pixels from 0 to 1.
+        tile: Side of its repeated block in pixels.
+        derivation: The name of the derivation from the seed.
+    """
+
+    id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    strength: Annotated[float, Field(gt=0, le=1)]
+    tile: Annotated[int, Field(ge=1)]
+    derivation: Literal["hkdf-sha256/sign-tile/v1"] = DERIVATION
+
+    @classmethod
+    def of(cls, key: Key) -> "KeyEntry":
+        """Returns what is public about a key."""
+        return cls(id=key.id, strength=key.strength, tile=key.tile)
+
+
+class Decoy(_Entry):
+    """What the keyless maps were trained towards.
+
+    Attributes:
+        name: Name in the registry of decoys.
+        parameters: Its parameters.
+    """
+
+    name: Name
+    parameters: dict[str, JsonValue] = {}
+
+
+class Figure(_Entry):
+    """One measured figure.
+
+    Attributes:
+        name: What was measured, for example `keyed_pcc/grad_cam`.
+        value: The figure.
+        low: Lower end of its 95 % confidence interval.
+        high: Upper end of it.
+        unit: For example `correlation`, `fraction` or `seconds`.
+        about: On what it was measured, in one sentence.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    value: Number
+    low: Number | None = None
+    high: Number | None = None
+    unit: str = ""
+    about: str = ""
+
+
+class Issuer(_Entry):
+    """Who signed.
+
+    Attributes:
+        key_id: Names the key.
+        public_key: The key as a JWK; whether it is to be trusted, the bundle cannot say.
+    """
+
+    key_id: str
+    public_key: dict[str, str]
+
+    @classmethod
+    def of(cls, key: VerifyingKey) -> "Issuer":
+        """Returns the entry for a key."""
+        return cls(key_id=key.key_id, public_key=key.to_jwk())
+
+
+class Manifest(_Entry):
+    """Everything a bundle says about itself.
+
+    Attributes:
+        format_version: Of this format; another one is refused.
+        name: The model's name: what clients ask for and licenses grant.
+        created: When, in UTC.
+        keylock_version: Of the program that wrote it.
+        architecture: How to build the network.
+        classes: Labels, in the order of the logits.
+        preprocessing: From pixels to the network's input.
+        explainers: The explainers it offers.
+        prediction_graph: The file of the graph that predicts.
+        key: What is public about the key.
+        decoy: What the keyless maps were trained towards.
+        figures: What was measured after locking.
+        training: The settings it was locked with.
+        reference_digest: Digest of the reference model's weights.
+        model_digest: Digest of weights and graphs: the identity of the model.
+        files: Digest of every file, except the manifest, its signature and the sealed key.
+        sealed_key: Digest of the sealed key, also when the copy at hand comes without it.
+        issuer: Who signed.
+    """
+
+    format_version: Literal[1] = FORMAT_VERSION
+    name: Name
+    created: Moment
+    keylock_version: str
+    architecture: Architecture
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    preprocessing: Preprocessing
+    explainers: tuple[ExplainerEntry, ...]
+    prediction_graph: FileName
+    key: KeyEntry
+    decoy: Decoy
+    figures: tuple[Figure, ...] = ()
+    training: dict[str, JsonValue] = {}
+    reference_digest: Digest | None = None
+    model_digest: Digest
+    files: dict[FileName, Digest]
+    sealed_key: Digest | None = None
+    issuer: Issuer
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> Self:
+        if len(self.classes) != self.architecture.num_classes:
+            raise ValueError(f"{len(self.classes)} classes for {self.architecture.num_classes} logits")
+        _check_distinct("class", self.classes)
+        _check_distinct("explainer", [entry.name for entry in self.explainers])
+        _check_distinct("file", [name.lower() for name in self.files])
+        needed = [self.prediction_graph, *(entry.graph for entry in self.explainers if entry.graph is not None)]
+        if self.architecture.module == "registry":
+            needed.append(WEIGHTS_FILE)
+        for name in needed:
+            if name not in self.files:
+                raise ValueError(f"the file {name} is needed and not listed")
+        for name in (MANIFEST_FILE, SIGNATURE_FILE, SEALED_KEY_FILE):
+            if name in self.files:
+                raise ValueError(f"the file name {name} is reserved")
+        if self.model_digest != model_digest_of(self.files):
+            raise ValueError("the model digest is not that of the listed files")
+        return self
+
+    def canonical(self) -> bytes:
+        """Returns the bytes of `manifest.json`, which are what is signed."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    def explainer(self, name: str) -> ExplainerEntry | None:
+        """Returns the entry of an explainer, or None where the bundle does not offer it."""
+        return next((entry for entry in self.explainers if entry.name == name), None)
+
+
+def digest_of(content: bytes) -> str:
+    """Returns `sha256:` and the hexadecimal digest."""
+    return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
+def model_digest_of(files: Mapping[str, str]) -> str:
+    """Returns the digest that identifies a model: over the digests of its weights and graphs.
+
+    Args:
+        files: Digest of every file by name; those that are neither weights nor graphs do not count.
+
+    Raises:
+        BundleError: If there are neither weights nor graphs.
+    """
+    counted = {name: digest for name, digest in files.items() if name == WEIGHTS_FILE or name.startswith(_GRAPHS)}
+    if not counted:
+        raise BundleError(f"a bundle needs {WEIGHTS_FILE} or graphs in {_GRAPHS}")
+    return digest_of(canonical_json(counted))
+
+
+def _check_distinct(kind: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"the {kind} {name!r} is listed twice")
+        seen.add(name)

@@ -1,0 +1,27 @@
+"""The public copy of a bundle: the same model and signature, without the sealed key."""
+
+import os
+from pathlib import Path
+
+from keylock.bundle.manifest import MANIFEST_FILE, SIGNATURE_FILE
+from keylock.bundle.read import Bundle
+from keylock.bundle.write import place
+
+__all__ = ["export_public"]
+
+
+def export_public(bundle: Bundle, out: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Writes a copy that has no key; the issuer's signature holds for it as it does for the original.
+
+    Args:
+        bundle: The original.
+        out: Where the copy goes: a single file where it ends in `.klb`, a folder otherwise.
+        overwrite: Whether to replace a bundle that is there.
+
+    Raises:
+        BundleError: If the place is taken or cannot be written.
+        BundleTamperedError: If a file of the original changed since it was opened.
+    """
+    files = {name: bundle.read(name) for name in bundle.manifest.files}
+    manifest, signature = bundle.signed_manifest()
+    place(Path(out), {**files, MANIFEST_FILE: manifest, SIGNATURE_FILE: signature}, overwrite=overwrite)

@@ -1,0 +1,222 @@
+"""Opening a bundle: everything is verified, step by step, before anything in it is used."""
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from keylock.bundle.container import Files, open_files
+from keylock.bundle.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    SEALED_KEY_FILE,
+    SIGNATURE_FILE,
+    Manifest,
+    digest_of,
+)
+from keylock.bundle.sealing import MAX_SEALED_BYTES, Sealer, unseal
+from keylock.bundle.signature import MAX_SIGNATURE_BYTES, verify_manifest
+from keylock.errors import BundleError, BundleTamperedError, UnsealError
+from keylock.keys import Key, KeySeed
+from keylock.signing import VerifyingKey
+
+__all__ = ["Bundle", "open_bundle"]
+
+_MAX_MANIFEST_BYTES: Final = 8 * 1024 * 1024
+
+
+class Bundle:
+    """A bundle whose signature and files have been verified.
+
+    Attributes:
+        path: Where it is.
+        manifest: What it says about itself.
+        issuer: The key that signed it.
+        trusted: Whether the issuer is among the keys that the caller trusts; False where it named none.
+    """
+
+    def __init__(self, path: Path, files: Files, manifest: Manifest, issuer: VerifyingKey, *, trusted: bool) -> None:
+        """Takes what `open_bundle` has verified; call that instead."""
+        self.path, self.manifest, self.issuer, self.trusted = path, manifest, issuer, trusted
+        self._files = files
+
+    def read(self, name: str) -> bytes:
+        """Returns the content of a file that the manifest lists.
+
+        The digest is compared again, so what is returned is what was signed even if the file changed since.
+
+        Raises:
+            BundleTamperedError: If it changed.
+            BundleError: If the bundle has no such file.
+        """
+        digest = self.manifest.files.get(name)
+        if digest is None:
+            raise BundleError(f"the bundle {self.manifest.name} has no file {name}")
+        content = self._files.read(name)
+        if digest_of(content) != digest:
+            raise BundleTamperedError(name, "changed since the bundle was opened")
+        return content
+
+    def signed_manifest(self) -> tuple[bytes, bytes]:
+        """Returns the bytes of the manifest and of its signature file, for a copy.
+
+        Raises:
+            BundleTamperedError: If one of them changed since the bundle was opened.
+        """
+        raw = self._files.read(MANIFEST_FILE, limit=_MAX_MANIFEST_BYTES)
+        signature = self._files.read(SIGNATURE_FILE, limit=MAX_SIGNATURE_BYTES)
+        if verify_manifest(raw, signature) != self.issuer or _parse_manifest(raw) != self.manifest:
+            raise BundleTamperedError(MANIFEST_FILE, "changed since the bundle was opened")
+        return raw, signature
+
+    @property
+    def has_key(self) -> bool:
+        """Whether the sealed key is there; a public copy has none."""
+        return self.manifest.sealed_key is not None and SEALED_KEY_FILE in self._files.names()
+
+    def sealed_key(self) -> bytes:
+        """Returns the content of the sealed key.
+
+        Raises:
+            UnsealError: If this copy has none.
+            BundleTamperedError: If it changed since the bundle was opened.
+        """
+        if not self.has_key:
+            raise UnsealError(f"the bundle {self.path} is a public copy without a key: use the vendor's own copy")
+        content = self._files.read(SEALED_KEY_FILE, limit=MAX_SEALED_BYTES)
+        if digest_of(content) != self.manifest.sealed_key:
+            raise BundleTamperedError(SEALED_KEY_FILE, "changed since the bundle was opened")
+        return content
+
+    def unseal(self, sealer: Sealer) -> KeySeed:
+        """Returns the key seed.
+
+        Args:
+            sealer: The passphrase or key file it was sealed with.
+
+        Raises:
+            UnsealError: If there is no sealed key, it does not open, or it is the key of something else.
+            BundleTamperedError: If it changed since the bundle was opened.
+        """
+        seed = unseal(self.sealed_key(), model_digest=self.manifest.model_digest, sealer=sealer)
+        self._check_seed(seed)
+        return seed
+
+    def key(self, seed: KeySeed) -> Key:
+        """Returns the key for this model's images.
+
+        Raises:
+            UnsealError: If the seed is not the one that the model was locked with.
+        """
+        self._check_seed(seed)
+        entry, preprocessing = self.manifest.key, self.manifest.preprocessing
+        return Key.derive(
+            seed,
+            shape=preprocessing.shape,
+            std=preprocessing.std,
+            strength=entry.strength,
+            tile=entry.tile,
+        )
+
+    def _check_seed(self, seed: KeySeed) -> None:
+        if seed.id != self.manifest.key.id:
+            raise UnsealError(
+                f"the key seed {seed.id} is not that of the bundle {self.manifest.name}, which was locked with "
+                f"{self.manifest.key.id}: give the seed it was trained with"
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Does nothing yet: no file is held open between reads."""
+
+    def __repr__(self) -> str:
+        return f"Bundle({os.fspath(self.path)!r}, name={self.manifest.name!r}, digest={self.manifest.model_digest!r})"
+
+
+def open_bundle(path: str | os.PathLike[str], *, trusted: Collection[VerifyingKey] | None) -> Bundle:
+    """Opens a bundle after verifying all of it.
+
+    1. The files are in a folder without links, or in an archive written as keylock writes it; no name leads outside.
+    2. The signature file is whole, and the manifest is what it was made over.
+    3. The issuer is one of the trusted.
+    4. The manifest is of a known format, agrees with itself and names the key that signed it.
+    5. Every file that is listed is there, and no other.
+    6. Every file has the digest that was signed; so has the sealed key, where it is there.
+
+    Args:
+        path: A folder or a `.klb` file.
+        trusted: Keys whose bundles are accepted. None accepts any issuer: the bundle is whole, but anybody may have
+            made it, and `Bundle.trusted` says so.
+
+    Raises:
+        BundleTamperedError: If a file differs from what was signed; it carries the name of the file.
+        BundleError: If there is no bundle, its format is unknown or its issuer is not trusted.
+    """
+    location = Path(path)
+    files = open_files(location)
+    names = frozenset(files.names())
+    for name in (MANIFEST_FILE, SIGNATURE_FILE):
+        if name not in names:
+            raise BundleError(f"{location} is no bundle, or not all of one: it has no {name}")
+    raw = files.read(MANIFEST_FILE, limit=_MAX_MANIFEST_BYTES)
+    issuer = verify_manifest(raw, files.read(SIGNATURE_FILE, limit=MAX_SIGNATURE_BYTES))
+    if trusted is not None and issuer not in trusted:
+        raise BundleError(
+            f"the bundle {location} was signed by {issuer.key_id}, which is not among the trusted issuers: "
+            "get a bundle from an issuer you trust, or add this issuer's public key if you do"
+        )
+    manifest = _parse_manifest(raw)
+    if manifest.issuer.key_id != issuer.key_id or manifest.issuer.public_key != issuer.to_jwk():
+        raise BundleTamperedError(SIGNATURE_FILE, "was made by another key than the manifest names")
+    _check_names(manifest, names)
+    _check_digests(manifest, files, names)
+    return Bundle(location, files, manifest, issuer, trusted=trusted is not None)
+
+
+def _parse_manifest(raw: bytes) -> Manifest:
+    """Returns the manifest in verified bytes; a broken one here means a faulty or newer program, not an attack."""
+    try:
+        document = from_json(raw)
+        version = document.get("format_version") if isinstance(document, dict) else None
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise BundleError(f"the bundle has format {version}, this keylock reads {FORMAT_VERSION}: upgrade keylock")
+        return Manifest.model_validate_json(raw)
+    except ValidationError as error:
+        raise BundleError(f"the manifest cannot be used: {describe(error)}") from None
+    except ValueError:
+        raise BundleError("the manifest cannot be used: it is not JSON") from None
+
+
+def _check_names(manifest: Manifest, names: Collection[str]) -> None:
+    allowed = {MANIFEST_FILE, SIGNATURE_FILE, *manifest.files}
+    if manifest.sealed_key is not None:
+        allowed.add(SEALED_KEY_FILE)
+    for name in sorted(set(manifest.files) - set(names)):
+        raise BundleTamperedError(name, "is missing")
+    for name in sorted(set(names) - allowed):
+        raise BundleTamperedError(name, "is not part of what was signed")
+
+
+def _check_digests(manifest: Manifest, files: Files, names: Collection[str]) -> None:
+    expected = dict(manifest.files)
+    if manifest.sealed_key is not None and SEALED_KEY_FILE in names:
+        expected[SEALED_KEY_FILE] = manifest.sealed_key
+    for name, digest in sorted(expected.items()):
+        if files.digest(name) != digest:
+            raise BundleTamperedError(name, "differs from what was signed")
+
+
+def describe(error: ValidationError) -> str:
+    """Returns the first thing that is wrong, and where, without repeating the value."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    what = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {what}" if where else what
