@@ -1,0 +1,154 @@
+"""From the messages of a request to arrays: pure functions that name the field when something is wrong with it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+import numpy as np
+from google.protobuf import json_format, struct_pb2
+from numpy.typing import NDArray
+
+from keylock.errors import InputError, TensorError, UnknownNameError
+from keylock.images import ImageLimits, decode
+from keylock.preprocessing import Preprocessing
+from keylock.v1 import explanation_pb2 as pb
+
+__all__ = ["at_field", "check_count", "check_parameters", "choose_target", "prepare_images"]
+
+PREDICTED: Final = -1
+
+_DTYPES: Final = {pb.DATA_TYPE_UINT8: np.dtype("u1"), pb.DATA_TYPE_FLOAT32: np.dtype("<f4")}
+
+
+@contextmanager
+def at_field(field: str) -> Iterator[None]:
+    """Lets an input error raised inside know which field of the request is at fault.
+
+    Args:
+        field: The field, for example `images[2]`; an error that knows its field already keeps it.
+    """
+    try:
+        yield
+    except InputError as error:
+        if error.field is None:
+            error.field = field
+        raise
+
+
+def check_count(count: int, *, limit: int, field: str) -> None:
+    """Checks how many images a request has.
+
+    Raises:
+        InputError: If there is none, or more than the limit.
+    """
+    with at_field(field):
+        if not count:
+            raise InputError("the request has no images: send at least one")
+        if count > limit:
+            raise InputError(f"the request has {count} images and at most {limit} are accepted: send several requests")
+
+
+def prepare_images(
+    images: Sequence[pb.Image], *, preprocessing: Preprocessing, limits: ImageLimits
+) -> NDArray[np.float32]:
+    """Decodes and preprocesses the images of a request.
+
+    Args:
+        images: At least one.
+        preprocessing: That of the model.
+        limits: What one image may cost.
+
+    Returns:
+        Preprocessed images, float32 `(batch, channels, height, width)`.
+
+    Raises:
+        InputError: If an image cannot be used; the error names it.
+    """
+    batch = np.empty((len(images), *preprocessing.shape), np.float32)
+    for i, image in enumerate(images):
+        with at_field(f"images[{i}]"):
+            batch[i] = _prepare_image(image, preprocessing=preprocessing, limits=limits)
+    return batch
+
+
+def _prepare_image(image: pb.Image, *, preprocessing: Preprocessing, limits: ImageLimits) -> NDArray[np.float32]:
+    source = image.WhichOneof("source")
+    if source == "encoded":
+        return preprocessing(decode(image.encoded, limits=limits))
+    if source == "tensor":
+        array = _to_array(image.tensor)
+        if array.dtype == np.uint8:
+            return preprocessing(array)
+        return preprocessing.check(array.astype(np.float32, copy=False))
+    raise InputError("the image is empty: set its field encoded or tensor")
+
+
+def _to_array(tensor: pb.Tensor) -> NDArray[np.uint8] | NDArray[np.float32]:
+    dtype = _DTYPES.get(tensor.dtype)
+    if dtype is None:
+        raise TensorError("the tensor has no known dtype: set it to DATA_TYPE_UINT8 or DATA_TYPE_FLOAT32")
+    return shaped(tensor.data, shape=tensor.shape, dtype=dtype)
+
+
+def shaped(data: bytes, *, shape: Sequence[int], dtype: np.dtype[np.uint8 | np.float32]) -> NDArray[np.uint8]:
+    """Lays bytes out as an array, without copying them.
+
+    Raises:
+        TensorError: If the number of bytes does not fit shape and type, or the shape is no shape.
+    """
+    sides = tuple(shape)
+    if any(side < 0 for side in sides) or len(sides) > 8:
+        raise TensorError(f"{list(sides[:8])} is no shape of a tensor: give up to eight sides, none negative")
+    expected = dtype.itemsize
+    for side in sides:  # Python's integers do not overflow, so that huge sides are compared rightly.
+        expected *= side
+    if expected != len(data):
+        raise TensorError(
+            f"a {dtype.name} tensor of shape {list(sides)} takes {expected} bytes and {len(data)} were sent: "
+            "make shape, type and data agree"
+        )
+    return np.frombuffer(data, dtype).reshape(sides)  # type: ignore[return-value]
+
+
+def choose_target(request: pb.ExplainRequest, classes: Sequence[str]) -> int:
+    """Finds the class to explain.
+
+    Returns:
+        Its index, or -1 for the predicted class of each image.
+
+    Raises:
+        InputError: If the index is out of range.
+        UnknownNameError: If no class has the label.
+    """
+    chosen = request.WhichOneof("target")
+    if chosen == "target_index":
+        with at_field("target_index"):
+            if not 0 <= request.target_index < len(classes):
+                raise InputError(
+                    f"class {request.target_index} does not exist: the model has {len(classes)} classes, "
+                    f"0 to {len(classes) - 1}"
+                )
+        return request.target_index
+    if chosen == "target_label":
+        with at_field("target_label"):
+            if request.target_label not in classes:
+                raise UnknownNameError("class", request.target_label, classes)
+        return list(classes).index(request.target_label)
+    return PREDICTED
+
+
+def check_parameters(asked: struct_pb2.Struct, used: Mapping[str, object], *, explainer: str) -> None:
+    """Checks that the parameters a caller relies on are those in use.
+
+    Raises:
+        InputError: If one is unknown or has another value.
+    """
+    for name, value in json_format.MessageToDict(asked).items():
+        with at_field(f"parameters.{name}"):
+            if name not in used:
+                raise UnknownNameError(f"parameter of {explainer}", name, used)
+            if value != used[name]:
+                raise InputError(
+                    f"the parameter {name} of {explainer} is {used[name]!r} in this model and cannot be changed: "
+                    "leave it out"
+                )

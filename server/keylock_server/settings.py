@@ -1,0 +1,169 @@
+"""The settings of a server: from a TOML file, the environment (`KEYLOCK_SERVER_*`) and flags, the later ones winning.
+
+Secrets are not settings that print: the passphrase is a `SecretStr`, everything else secret is the path of a file.
+`docs/server.md` lists the settings.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from keylock.errors import InputError
+
+__all__ = ["ServerSettings"]
+
+_MIB: Final = 2**20
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class ServerSettings(BaseSettings):
+    """What a server does.
+
+    Attributes:
+        bundle: The bundle to serve, a directory or a `.klb` file.
+        host: Address to listen on; `0.0.0.0` or `::` for all.
+        port: Port to listen on; 0 takes a free one.
+        device: `auto`, `cpu` or `cuda`.
+        keyless: Serve without the key: predictions and decoys only.
+        key_file: Key file that opens the sealed key.
+        key_passphrase_file: File with the passphrase that opens the sealed key.
+        key_passphrase: That passphrase itself, from `KEYLOCK_KEY_PASSPHRASE`.
+        key_seed_file: File with the key seed, instead of the sealed key.
+        issuers: Public keys (PEM) trusted to sign the bundle and licenses; empty: whoever signed the bundle.
+        license_store: Database URL of the licenses issued; without it neither revoked nor unknown ones are noticed.
+        unlicensed_explanations: `decoy` or `refuse`.
+        leeway_s: How far a clock may be off when the dates of a license are checked, in seconds.
+        max_message_bytes: Largest request and largest answer.
+        max_images: Most images in one request.
+        max_image_bytes: Largest image file.
+        max_image_pixels: Most pixels of one image.
+        workers: Batches that run at once; 0: one for each CPU core.
+        threads: CPU threads for one batch.
+        queue: Calls that may wait for a worker; beyond it callers are told to come again.
+        deadline_s: The longest any call may take, in seconds.
+        drain_s: How long running calls may go on after SIGTERM, in seconds.
+        tls_certificate: Certificate chain (PEM); with `tls_key` it switches TLS on.
+        tls_key: Its private key (PEM).
+        tls_client_ca: Certificates (PEM); clients must then show one they signed.
+        reflection: Whether reflection lists the services.
+        config: The TOML file some of these come from.
+        ready_file: File that gets `host:port` once the server answers, and is removed when it stops.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="KEYLOCK_SERVER_",
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        validate_by_name=True,
+        validate_default=True,
+    )
+
+    bundle: Path
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8470
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    keyless: bool = False
+    key_file: Path | None = None
+    key_passphrase_file: Path | None = None
+    key_passphrase: Annotated[SecretStr | None, Field(validation_alias="KEYLOCK_KEY_PASSPHRASE")] = None
+    key_seed_file: Path | None = None
+
+    issuers: tuple[Path, ...] = ()
+    license_store: str | None = None
+    unlicensed_explanations: Literal["decoy", "refuse"] = "decoy"
+    leeway_s: Annotated[int, Field(ge=0, le=3600)] = 30
+
+    max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=2**31 - 1)] = 64 * _MIB
+    max_images: Annotated[int, Field(ge=1, le=4096)] = 32
+    max_image_bytes: Annotated[int, Field(ge=1024)] = 32 * _MIB
+    max_image_pixels: Annotated[int, Field(ge=1)] = 50_000_000
+    workers: Annotated[int, Field(ge=0, le=1024)] = 0
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    queue: Annotated[int, Field(ge=0, le=100_000)] = 64
+    deadline_s: _Positive = 60.0
+    drain_s: _Positive = 20.0
+
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+
+    reflection: bool = True
+    ready_file: Path | None = None
+
+    config: Path | None = None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Orders the sources: flags, environment, the file that `config` names. No `.env` file is read."""
+        config = init_settings()["config"] if "config" in init_settings() else None
+        file = (TomlConfigSettingsSource(settings_cls, toml_file=config),) if config is not None else ()
+        return (init_settings, env_settings, *file)
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together: give both or neither")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+        ways = [name for name in ("key_file", "key_passphrase_file", "key_seed_file") if getattr(self, name)]
+        if len(ways) > 1:
+            raise ValueError(f"{' and '.join(ways)} were given: one way to the key is enough")
+        if self.keyless and ways:
+            raise ValueError(f"keyless and {ways[0]} exclude each other")
+        return self
+
+    @classmethod
+    def load(cls, *, config: Path | None = None, **flags: Any) -> Self:  # noqa: ANN401 - the values are checked
+        """Reads the settings.
+
+        Args:
+            config: A TOML file.
+            **flags: Settings that win over the environment and the file; those that are None do not count.
+
+        Raises:
+            InputError: If a setting is unknown, missing or out of range, or the file cannot be read.
+        """
+        values = {name: value for name, value in flags.items() if value is not None}
+        if config is not None:
+            _check_toml(config)
+            values["config"] = config
+        try:
+            return cls(**values)
+        except (ValidationError, SettingsError) as error:
+            raise InputError(_explain(error)) from None
+
+
+def _check_toml(path: Path) -> None:
+    try:
+        tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the settings file {path}: {error.strerror}") from None
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are both of this kind.
+        raise InputError(f"the settings file {path} is no TOML: {error}") from None
+
+
+def _explain(error: ValidationError | SettingsError) -> str:
+    if isinstance(error, SettingsError):
+        return "a setting in the environment is malformed: lists are written as JSON, for example '[\"a.pem\"]'"
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    return f"the server setting {where} is wrong: {message}" if where else f"the server settings are wrong: {message}"

@@ -1,0 +1,157 @@
+"""One table from error to gRPC status, and the details every failing call carries.
+
+A row says which status and which stable reason an error becomes, and whether its message is for the caller. Errors
+that tell about the server rather than about the request become `INTERNAL` with an id, as does every exception that is
+no `KeylockError`; the text of those stays here.
+"""
+
+from typing import Final, NamedTuple
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from keylock import errors
+from keylock.errors import InputError, KeylockError, LicenseError, LicenseReason, ServiceError, UnknownNameError
+
+__all__ = ["DOMAIN", "LICENSE_STATUSES", "STATUSES", "DeadlineError", "NoKeyError", "OverloadedError", "Row", "status_of"]
+
+DOMAIN: Final = "keylock"
+
+# Details travel in trailing metadata, of which clients take 8 KiB by default; names and messages are cut well below.
+_MAX_MESSAGE: Final = 800
+_MAX_VALUE: Final = 100
+
+
+class OverloadedError(ServiceError):
+    """The queue is full.
+
+    Attributes:
+        retry_after_s: When to try again, in seconds.
+    """
+
+    def __init__(self, *, retry_after_s: float) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__("the server is busy and its queue is full: try again in a moment")
+
+
+class DeadlineError(ServiceError):
+    """A call took longer than the server allows."""
+
+    def __init__(self, deadline_s: float) -> None:
+        super().__init__(f"the call took longer than the server's limit of {deadline_s:g} s: send fewer images at once")
+
+
+class NoKeyError(ServiceError):
+    """A license was presented to a server that holds no key."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this server holds no key and cannot compute true maps for a license: ask its operator for one that does"
+        )
+
+
+class Row(NamedTuple):
+    """What an error becomes.
+
+    Attributes:
+        code: The gRPC status.
+        reason: `ErrorInfo.reason`, part of the interface.
+        public: Whether the caller sees the message.
+    """
+
+    code: grpc.StatusCode
+    reason: str
+    public: bool = True
+
+
+_INTERNAL: Final = Row(grpc.StatusCode.INTERNAL, "INTERNAL", public=False)
+
+STATUSES: Final[dict[type[KeylockError], Row]] = {
+    KeylockError: _INTERNAL,
+    InputError: Row(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_INPUT"),
+    errors.ImageError: Row(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_IMAGE"),
+    errors.TensorError: Row(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_TENSOR"),
+    UnknownNameError: Row(grpc.StatusCode.NOT_FOUND, "UNKNOWN_NAME"),
+    errors.DataError: _INTERNAL,
+    errors.KeySeedError: _INTERNAL,
+    errors.SignatureError: _INTERNAL,
+    errors.BundleError: _INTERNAL,
+    errors.BundleTamperedError: _INTERNAL,
+    errors.UnsealError: _INTERNAL,
+    # The reason of a license error is its own; its code is in LICENSE_STATUSES.
+    LicenseError: Row(grpc.StatusCode.UNAUTHENTICATED, "LICENSE"),
+    errors.ModelError: _INTERNAL,
+    errors.LayerNotFoundError: _INTERNAL,
+    errors.TrainingError: _INTERNAL,
+    errors.NonFiniteLossError: _INTERNAL,
+    errors.ResumeError: _INTERNAL,
+    errors.ExportError: _INTERNAL,
+    ServiceError: Row(grpc.StatusCode.UNAVAILABLE, "SERVICE"),
+    OverloadedError: Row(grpc.StatusCode.UNAVAILABLE, "OVERLOADED"),
+    DeadlineError: Row(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE"),
+    NoKeyError: Row(grpc.StatusCode.FAILED_PRECONDITION, "NO_KEY"),
+}
+
+LICENSE_STATUSES: Final[dict[LicenseReason, grpc.StatusCode]] = {
+    LicenseReason.MISSING: grpc.StatusCode.UNAUTHENTICATED,
+    LicenseReason.MALFORMED: grpc.StatusCode.UNAUTHENTICATED,
+    LicenseReason.FORGED: grpc.StatusCode.UNAUTHENTICATED,
+    LicenseReason.UNKNOWN_ISSUER: grpc.StatusCode.UNAUTHENTICATED,
+    LicenseReason.UNKNOWN: grpc.StatusCode.UNAUTHENTICATED,
+    LicenseReason.NOT_YET_VALID: grpc.StatusCode.UNAUTHENTICATED,
+    LicenseReason.EXPIRED: grpc.StatusCode.UNAUTHENTICATED,
+    LicenseReason.REVOKED: grpc.StatusCode.UNAUTHENTICATED,
+    LicenseReason.WRONG_MODEL: grpc.StatusCode.PERMISSION_DENIED,
+    LicenseReason.WRONG_EXPLAINER: grpc.StatusCode.PERMISSION_DENIED,
+}
+
+
+def row_of(error: BaseException) -> Row:
+    """Finds the row of an error: its own, or that of the nearest class above it."""
+    if isinstance(error, LicenseError):
+        return Row(LICENSE_STATUSES[error.reason], error.reason.value)
+    for kind in type(error).__mro__:
+        if kind in STATUSES:
+            return STATUSES[kind]
+    return _INTERNAL
+
+
+def status_of(error: BaseException, *, error_id: str) -> status_pb2.Status:
+    """Describes an error to the caller.
+
+    Args:
+        error: What a handler raised.
+        error_id: Names the entry in the server's log, for errors whose text stays in the server.
+
+    Returns:
+        The status with its details: always an `ErrorInfo`, and a `BadRequest` or `RetryInfo` where it helps.
+    """
+    row = row_of(error)
+    message = str(error) if row.public else f"the server failed; quote the id {error_id} to its operator"
+    message = _cut(message, _MAX_MESSAGE)
+    info = error_details_pb2.ErrorInfo(reason=row.reason, domain=DOMAIN)
+    details: list[error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo] = [info]
+    if not row.public:
+        info.metadata["error_id"] = error_id
+    if isinstance(error, UnknownNameError):
+        info.metadata["kind"] = error.kind
+        info.metadata["name"] = _cut(error.name, _MAX_VALUE)
+    if row.public and isinstance(error, InputError) and error.field:
+        bad_request = error_details_pb2.BadRequest()
+        bad_request.field_violations.add(field=error.field, description=message)
+        details.append(bad_request)
+    if isinstance(error, OverloadedError):
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int(error.retry_after_s * 1e9))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    packed = []
+    for detail in details:
+        packed.append(any_pb2.Any())
+        packed[-1].Pack(detail)
+    code: int = row.code.value[0]
+    return status_pb2.Status(code=code, message=message, details=packed)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
