@@ -98,7 +98,7 @@ def write_bundle(
     model_digest = model_digest_of(digests)
     sealed = _seal(content, model_digest=model_digest, seed=seed, sealer=sealer)
     manifest = _make_manifest(content, signing_key, digests, sealed=sealed)
-    raw = manifest.canonical()
+    raw = _encode(manifest)
     if seed is not None and seed.reveal().hex() in raw.decode("utf-8"):
         raise KeySeedError("the key seed is in the settings of the bundle, where anybody could read it: remove it")
     files: dict[str, Content] = {**content.files, MANIFEST_FILE: raw, SIGNATURE_FILE: sign_manifest(raw, signing_key)}
@@ -185,6 +185,13 @@ def _make_manifest(
         )
     except ValidationError as error:
         raise BundleError(f"this does not make a bundle: {describe(error)}") from None
+
+
+def _encode(manifest: Manifest) -> bytes:
+    try:
+        return manifest.canonical()
+    except ValueError:
+        raise BundleError("this does not make a bundle: a setting or parameter is NaN or infinite") from None
 
 
 def _check_place(path: Path, *, overwrite: bool) -> None:

@@ -54,6 +54,12 @@ def key_file(tmp_path_factory):
     return KeyFile.create(tmp_path_factory.mktemp("key") / "key-file")
 
 
+@pytest.fixture(scope="session")
+def content_of():
+    """The function that makes bundle contents: `content_of(seed, **changed fields)`."""
+    return make_content
+
+
 @pytest.fixture
 def content(seed):
     return make_content(seed)
