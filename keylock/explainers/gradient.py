@@ -3,17 +3,16 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from keylock.explainers.base import Explained, target_scores
+from keylock.explainers.base import Explainer, Pass
 
 __all__ = ["Gradient"]
 
 
 @dataclass(frozen=True)
-class Gradient:
-    """The absolute input gradient, averaged over channels.
+class Gradient(Explainer):
+    """The absolute input gradient, averaged over channels, at the resolution of the input.
 
     References:
         Simonyan, Vedaldi, Zisserman, "Deep Inside Convolutional Networks", ICLR workshop 2014, section 3. They take the
@@ -28,11 +27,6 @@ class Gradient:
         """What it was made with: nothing."""
         return {}
 
-    def explain(self, model: nn.Module, images: Tensor, targets: Tensor, *, create_graph: bool = False) -> Explained:
-        """Return maps (batch, height, width); see `Explainer.explain`."""
-        with torch.enable_grad():
-            inputs = images.detach().requires_grad_()
-            logits = model(inputs)
-            (gradient,) = torch.autograd.grad(target_scores(logits, targets).sum(), inputs, create_graph=create_graph)
-        maps = gradient.abs().mean(dim=1)
-        return Explained(logits, maps) if create_graph else Explained(logits.detach(), maps.detach())
+    def maps(self, recorded: Pass) -> Tensor:
+        """Return maps (batch, height, width)."""
+        return recorded.gradient(recorded.images).abs().mean(dim=1)

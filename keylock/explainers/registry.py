@@ -12,7 +12,7 @@ from keylock.models import TargetLayers
 
 __all__ = ["EXPLAINERS", "make", "make_for"]
 
-EXPLAINERS: dict[str, type[Any]] = {kind.name: kind for kind in (GradCAM, Gradient, VisualBackProp)}
+EXPLAINERS: dict[str, type[Explainer]] = {kind.name: kind for kind in (GradCAM, Gradient, VisualBackProp)}
 
 
 def make(name: str, **parameters: Any) -> Explainer:  # noqa: ANN401 - each explainer checks its own parameters

@@ -3,19 +3,17 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from keylock.errors import LayerNotFoundError
-from keylock.explainers.base import Explained
-from keylock.models import capture_outputs
+from keylock.explainers.base import Explainer, Pass
 
 __all__ = ["VisualBackProp"]
 
 
 @dataclass(frozen=True)
-class VisualBackProp:
+class VisualBackProp(Explainer):
     """VisualBackProp over a stack of layers; it explains the features, whatever the target class.
 
     Each layer's output is averaged over its channels. Starting at the last layer, the product so far is scaled up to the
@@ -29,25 +27,21 @@ class VisualBackProp:
         Bojarski et al., "VisualBackProp: efficient visualization of CNNs", ICRA 2018, section III.
     """
 
-    layers: tuple[str, ...]
+    layers: tuple[str, ...] = ()
     name = "visual_backprop"
-    second_order = False
 
     @property
     def parameters(self) -> dict[str, Any]:
         """What it was made with."""
         return {"layers": list(self.layers)}
 
-    def explain(self, model: nn.Module, images: Tensor, targets: Tensor, *, create_graph: bool = False) -> Explained:
-        """Return maps (batch, h, w) at the resolution of the first layer; see `Explainer.explain`."""
-        del targets
-        with torch.set_grad_enabled(create_graph), capture_outputs(model, self.layers) as outputs:
-            logits = model(images)
-            averages = [_average(outputs[name]) for name in self.layers]
-            maps = averages[-1]
-            for average in reversed(averages[:-1]):
-                maps = _average(_scale_up(maps, (average.shape[2], average.shape[3])) * average)
-        return Explained(logits, maps.squeeze(1))
+    def maps(self, recorded: Pass) -> Tensor:
+        """Return maps (batch, h, w) at the resolution of the first layer."""
+        averages = [_average(recorded.outputs[name]) for name in self.layers]
+        product = averages[-1]
+        for average in reversed(averages[:-1]):
+            product = _average(_scale_up(product, (average.shape[2], average.shape[3])) * average)
+        return product.squeeze(1)
 
 
 def _average(features: Tensor) -> Tensor:
