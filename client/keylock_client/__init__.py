@@ -1,1 +1,54 @@
-"""The keylock client."""
+"""keylock's client: predictions and explanations from a keylock server, in three lines.
+
+    from keylock_client import Client
+    with Client("localhost:8470", license="acme.license") as client:
+        client.explain("cat.jpg").save("why.png")
+
+It needs gRPC, NumPy and Pillow, and no machine learning framework.
+"""
+
+from keylock_client._async import AsyncClient
+from keylock_client._settings import DEFAULT_PORT, DEFAULT_TARGET, Tls
+from keylock_client._sources import ImageLike
+from keylock_client._sync import Client
+from keylock_client.errors import (
+    BadAnswerError,
+    ClientError,
+    ClosedError,
+    DeadlineError,
+    LicenseRefusedError,
+    OverloadedError,
+    RequestRefusedError,
+    ServerFaultError,
+    UnreachableError,
+    UnsupportedError,
+    Violation,
+)
+from keylock_client.results import ClassScore, Explainer, Explanation, LicenseInfo, Model, ModelInfo, Prediction
+
+__all__ = [
+    "DEFAULT_PORT",
+    "DEFAULT_TARGET",
+    "AsyncClient",
+    "BadAnswerError",
+    "ClassScore",
+    "Client",
+    "ClientError",
+    "ClosedError",
+    "DeadlineError",
+    "Explainer",
+    "Explanation",
+    "ImageLike",
+    "LicenseInfo",
+    "LicenseRefusedError",
+    "Model",
+    "ModelInfo",
+    "OverloadedError",
+    "Prediction",
+    "RequestRefusedError",
+    "ServerFaultError",
+    "Tls",
+    "UnreachableError",
+    "UnsupportedError",
+    "Violation",
+]

@@ -1,0 +1,178 @@
+"""The messages a server answers with, read with suspicion: what makes no sense is a `BadAnswerError`."""
+
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+import numpy as np
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.timestamp_pb2 import Timestamp
+from numpy.typing import NDArray
+
+from keylock.inference import inference_pb2 as oip
+from keylock.preprocessing import Preprocessing
+from keylock.v1 import explanation_pb2 as pb
+from keylock.v1 import license_pb2
+from keylock_client._sources import Source
+from keylock_client.errors import BadAnswerError
+from keylock_client.results import ClassScore, Explainer, Explanation, LicenseInfo, Model, ModelInfo, Prediction
+
+__all__ = ["explanations", "license_info", "model_info", "predictions"]
+
+TOP = 5
+
+
+def model_info(answer: pb.GetModelResponse) -> ModelInfo:
+    """Read the description of a model."""
+    told = answer.preprocessing
+    try:
+        preprocessing = Preprocessing.model_validate(
+            {
+                "size": (told.height, told.width),
+                "channels": told.channels,
+                "resize": told.resize,
+                "mean": tuple(told.mean),
+                "std": tuple(told.std),
+            }
+        )
+    except ValueError:
+        _senseless("the preprocessing of the model is unknown")
+    return ModelInfo(
+        model=_model(answer.model),
+        classes=tuple(answer.classes),
+        preprocessing=preprocessing,
+        explainers=tuple(_explainer(one) for one in answer.explainers),
+        key_available=answer.key_available,
+    )
+
+
+def license_info(answer: license_pb2.GetLicenseResponse) -> LicenseInfo:
+    """Read what a license grants."""
+    told = answer.license
+    return LicenseInfo(
+        id=told.id,
+        customer=told.customer,
+        models=tuple(told.models),
+        explainers=tuple(told.explainers),
+        issued_at=_time(told.issued_at),
+        not_before=_time(told.not_before),
+        expires=_time(told.expires),
+    )
+
+
+def explanations(
+    answer: pb.ExplainResponse, *, sources: list[Source], preprocessing: Preprocessing
+) -> list[Explanation]:
+    """Read explanations.
+
+    Args:
+        answer: The answer to a call.
+        sources: The images of the call, in order; each explanation keeps its own, to draw on.
+        preprocessing: That of the model.
+
+    Returns:
+        One explanation for each image.
+    """
+    if len(answer.results) != len(sources):
+        _senseless(f"{len(answer.results)} explanations for {len(sources)} images")
+    return [
+        Explanation(
+            map=_map(told.map),
+            prediction=Prediction(
+                label=told.prediction.label,
+                index=told.prediction.index,
+                probability=told.prediction.probability,
+                top=tuple(_score(one) for one in told.prediction.top),
+                logits=tuple(told.prediction.logits),
+            ),
+            target=_score(told.target),
+            explainer=_explainer(told.explainer),
+            keyed=told.keyed,
+            model=_model(answer.model),
+            request_id=answer.request_id,
+            _preprocessing=preprocessing,
+            _source=source,
+        )
+        for told, source in zip(answer.results, sources, strict=True)
+    ]
+
+
+def predictions(answer: oip.ModelInferResponse, *, count: int, classes: tuple[str, ...]) -> list[Prediction]:
+    """Read the logits of the Open Inference Protocol.
+
+    Args:
+        answer: The answer to a call.
+        count: Images in the call.
+        classes: Names of the classes.
+
+    Returns:
+        One prediction for each image.
+    """
+    shape = (count, len(classes))
+    if [(one.name, one.datatype, tuple(one.shape)) for one in answer.outputs] != [("logits", "FP32", shape)]:
+        _senseless(f"no logits of {len(classes)} classes for {count} images")
+    raw = answer.raw_output_contents
+    data = raw[0] if raw else np.asarray(answer.outputs[0].contents.fp32_contents, "<f4").tobytes()
+    return [_prediction(logits, classes) for logits in _floats(data, shape)]
+
+
+def _prediction(logits: NDArray[np.float32], classes: tuple[str, ...]) -> Prediction:
+    shifted = np.exp(logits.astype(np.float64) - logits.max())
+    probabilities = shifted / shifted.sum()
+    # Stable, so that of two equal classes the first one wins, as argmax has it on the server.
+    order = np.argsort(-logits, kind="stable")[:TOP]
+    top = tuple(ClassScore(classes[index], int(index), float(probabilities[index])) for index in order)
+    best = top[0]
+    return Prediction(best.label, best.index, best.probability, top, tuple(float(value) for value in logits))
+
+
+def _model(told: pb.Model) -> Model:
+    return Model(name=told.name, digest=told.digest)
+
+
+def _score(told: pb.ClassScore) -> ClassScore:
+    return ClassScore(label=told.label, index=told.index, probability=told.probability)
+
+
+def _explainer(told: pb.Explainer) -> Explainer:
+    return Explainer(name=told.name, parameters=_integers(MessageToDict(told.parameters)))
+
+
+def _integers(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Undo what a protobuf Struct does to integers: it keeps every number as a float."""
+    if isinstance(value, dict):
+        return {name: _integers(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_integers(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _map(told: pb.Tensor) -> NDArray[np.float32]:
+    shape = tuple(told.shape)
+    if told.dtype != pb.DATA_TYPE_FLOAT32 or len(shape) != 2 or min(shape) < 1:
+        _senseless(f"a map of type {told.dtype} and shape {shape}")
+    return _floats(told.data, shape)
+
+
+def _floats(data: bytes, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    # Python's integers, because a hostile shape overflows those of NumPy.
+    expected = 4
+    for side in shape:
+        expected *= side
+    if len(data) != expected or not expected:
+        _senseless(f"{len(data)} bytes for an array of shape {shape}")
+    # An array over bytes is read-only, which is what a result should be.
+    values = np.frombuffer(data, dtype="<f4").reshape(shape)
+    if not np.isfinite(values).all():
+        _senseless("an array holds NaN or infinite values")
+    return values
+
+
+def _time(told: Timestamp) -> datetime:
+    try:
+        return told.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        _senseless("a time of the license is none")
+
+
+def _senseless(what: str) -> NoReturn:
+    raise BadAnswerError(f"the server's answer makes no sense ({what}): check that client and server fit together")

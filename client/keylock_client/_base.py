@@ -1,0 +1,108 @@
+"""What the two clients share: how they are made, what they remember, and how a failed call becomes an error."""
+
+import os
+from collections.abc import Callable
+from typing import Any, Self
+
+import grpc
+from google.protobuf.message import Message
+
+from keylock_client._exchanges import Call, Memory, Method
+from keylock_client._failures import translate
+from keylock_client._settings import DEFAULT_TARGET, Settings, Tls, check_timeout, read_environment
+from keylock_client.errors import ClientError, ClosedError
+
+__all__ = ["BaseClient"]
+
+
+class BaseClient:
+    """A client without its connection."""
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        license: str | os.PathLike[str] | None = None,
+        timeout_s: float = 30.0,
+        tls: Tls | bool | None = None,
+        model: str | None = None,
+    ) -> None:
+        """Make a client. Nothing is sent before the first call, and no environment variable is read.
+
+        Args:
+            target: Address of the server, `host:port`; the port is 8470 if left out.
+            license: The license the vendor issued: the path of its file, or the token itself. Without one, maps are
+                decoys.
+            timeout_s: Seconds each request to the server may take, with its retries.
+            tls: How to encrypt the connection. If left out, it is encrypted unless the server is on this machine.
+            model: Name of the model to ask for; the one that is served if left out.
+
+        Raises:
+            InputError: The target, the timeout or the TLS options are unusable.
+            LicenseError: The license is neither a token nor a file that holds one.
+        """
+        self._settings = Settings.make(target=target, license=license, timeout_s=timeout_s, tls=tls, model=model)
+        # Made here, so that a missing file is reported where it is named.
+        self._credentials = self._settings.channel_credentials()
+        self._memory = Memory(model_name=self._settings.model)
+        self._methods: dict[Method, Callable[..., Any]] = {}
+        self._closed = False
+
+    @classmethod
+    def from_environment(cls, **overrides: Any) -> Self:  # noqa: ANN401 - the arguments of the constructor
+        """Make a client from environment variables.
+
+        Read are `KEYLOCK_TARGET`, `KEYLOCK_LICENSE` (a token) or `KEYLOCK_LICENSE_FILE`, `KEYLOCK_TIMEOUT_S`,
+        `KEYLOCK_TLS` (`on`, `off` or `auto`), `KEYLOCK_TLS_CA` and `KEYLOCK_MODEL`. Empty ones count as absent.
+
+        Args:
+            **overrides: Arguments of the constructor, which win over the environment.
+
+        Returns:
+            The client.
+
+        Raises:
+            InputError: A variable or an argument is unusable.
+            LicenseError: The license is neither a token nor a file that holds one.
+        """
+        return cls(**{**read_environment(os.environ, ignored=overrides.keys()), **overrides})
+
+    def __repr__(self) -> str:
+        licensed = "no license" if self._settings.token is None else "licensed"
+        transport = "clear text" if self._settings.tls is None else "TLS"
+        state = ", closed" if self._closed else ""
+        return f"<{type(self).__name__} {self._settings.target}, {transport}, {licensed}{state}>"
+
+    def _method(self, channel: Any, method: Method) -> Callable[..., Any]:  # noqa: ANN401 - a channel of either stack
+        """Return the callable of a method. Two threads may make it at once, which does no harm."""
+        if method not in self._methods:
+            self._methods[method] = channel.unary_unary(
+                method.value, request_serializer=_serialise, response_deserializer=method.answer.FromString
+            )
+        return self._methods[method]
+
+    def _metadata(self, call: Call) -> tuple[tuple[str, str], ...]:
+        """Return what goes along with a call: the license, where one is of use."""
+        if self._closed:
+            raise _closed()
+        return self._settings.metadata if call.licensed else ()
+
+    def _limit(self, timeout_s: float | None) -> float:
+        return self._settings.timeout_s if timeout_s is None else check_timeout(timeout_s)
+
+    def _failure(self, error: Exception, call: Call, limit: float) -> ClientError:
+        """Turn what a call raised into the error to raise in its place."""
+        # Both stacks have their own ways to say that the channel was closed under a call; none says anything else.
+        if self._closed:
+            return _closed()
+        if not isinstance(error, grpc.RpcError):
+            raise error
+        return translate(error, settings=self._settings, timeout_s=limit, request_id=call.request_id)
+
+
+def _closed() -> ClosedError:
+    return ClosedError("this client is closed: make a new one")
+
+
+def _serialise(message: Message) -> bytes:
+    return message.SerializeToString()

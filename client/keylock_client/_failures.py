@@ -1,0 +1,201 @@
+"""From what gRPC reports about a failed call to an error of `keylock_client.errors`. Every status has a row.
+
+What the server says about a refusal is passed on, cleaned: one line, of limited length, without the license token. It
+is never trusted to be well formed.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf.any_pb2 import Any as PackedMessage
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+from keylock.errors import LicenseReason
+from keylock_client._settings import Settings
+from keylock_client.errors import (
+    BadAnswerError,
+    ClientError,
+    DeadlineError,
+    LicenseRefusedError,
+    OverloadedError,
+    RequestRefusedError,
+    ServerFaultError,
+    UnreachableError,
+    UnsupportedError,
+    Violation,
+)
+
+__all__ = ["translate"]
+
+_DOMAIN = "keylock"
+_DETAILS_KEY = "grpc-status-details-bin"
+_MAX_TEXT = 600
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """What is known about a failed call: status name, cleaned text, and the rich details if there are any."""
+
+    code: str
+    text: str
+    reason: str
+    facts: dict[str, str]
+    violations: tuple[Violation, ...]
+    target: str
+    timeout_s: float
+    request_id: str
+
+
+def translate(error: grpc.RpcError, *, settings: Settings, timeout_s: float, request_id: str) -> ClientError:
+    """Turn an exception of gRPC, from either stack, into one of ours.
+
+    Args:
+        error: What the call raised.
+        settings: Those of the client.
+        timeout_s: Seconds the call was allowed to take.
+        request_id: The id of the request, if it had one.
+
+    Returns:
+        The error to raise.
+    """
+    failure = _read(error, settings=settings, timeout_s=timeout_s, request_id=request_id)
+    if failure.reason in {reason.value for reason in LicenseReason}:
+        return LicenseRefusedError(
+            failure.text, reason=LicenseReason(failure.reason), code=failure.code, request_id=failure.request_id
+        )
+    return _ROWS.get(failure.code, _fault)(failure)
+
+
+def _refused(failure: _Failure) -> ClientError:
+    text = failure.text or f"the server at {failure.target} refuses the request ({failure.code})"
+    return RequestRefusedError(text, violations=failure.violations, code=failure.code, request_id=failure.request_id)
+
+
+def _precondition(failure: _Failure) -> ClientError:
+    return _unsupported(failure) if failure.reason == "NO_KEY" else _refused(failure)
+
+
+def _unavailable(failure: _Failure) -> ClientError:
+    if failure.reason:
+        return _overloaded(failure)
+    text = (
+        f"no keylock server answers at {failure.target} ({failure.text}): check the address, that the server is "
+        "running, and whether it expects TLS"
+    )
+    return UnreachableError(text, code=failure.code, request_id=failure.request_id)
+
+
+def _exhausted(failure: _Failure) -> ClientError:
+    # gRPC itself refuses messages over the limit of the server with this status and without details.
+    if "larger than max" in failure.text:
+        text = f"an image is larger than the server at {failure.target} accepts ({failure.text}): send a smaller one"
+        return RequestRefusedError(text, code=failure.code, request_id=failure.request_id)
+    return _overloaded(failure)
+
+
+def _overloaded(failure: _Failure) -> ClientError:
+    text = failure.text or f"the server at {failure.target} has too much to do: try again later"
+    return OverloadedError(text, code=failure.code, request_id=failure.request_id)
+
+
+def _late(failure: _Failure) -> ClientError:
+    text = (
+        f"the server at {failure.target} did not answer within {failure.timeout_s:g} s: try again, send fewer images "
+        "or allow a longer timeout"
+    )
+    return DeadlineError(text, code=failure.code, request_id=failure.request_id)
+
+
+def _unsupported(failure: _Failure) -> ClientError:
+    text = failure.text if failure.reason else f"the server at {failure.target} does not offer this ({failure.text})"
+    hint = "" if failure.reason else ": check that it is a keylock server of this version"
+    return UnsupportedError(f"{text}{hint}", code=failure.code, request_id=failure.request_id)
+
+
+def _fault(failure: _Failure) -> ClientError:
+    # gRPC reports an answer it cannot parse in these words, from both stacks.
+    if "deserializing response" in failure.text:
+        text = f"the server at {failure.target} sent an answer that cannot be read: check that it is a keylock server"
+        return BadAnswerError(text, code=failure.code, request_id=failure.request_id)
+    error_id = failure.facts.get("error_id", "")
+    if error_id:
+        text = f"the server at {failure.target} failed: quote the id {error_id} to its operator"
+    else:
+        text = f"the server at {failure.target} failed ({failure.text or failure.code}): try again later"
+    return ServerFaultError(text, error_id=error_id, code=failure.code, request_id=failure.request_id)
+
+
+_ROWS: dict[str, Callable[[_Failure], ClientError]] = {
+    "OK": _fault,
+    "CANCELLED": _fault,
+    "UNKNOWN": _fault,
+    "INVALID_ARGUMENT": _refused,
+    "DEADLINE_EXCEEDED": _late,
+    "NOT_FOUND": _refused,
+    "ALREADY_EXISTS": _refused,
+    "PERMISSION_DENIED": _refused,
+    "UNAUTHENTICATED": _refused,
+    "RESOURCE_EXHAUSTED": _exhausted,
+    "FAILED_PRECONDITION": _precondition,
+    "ABORTED": _overloaded,
+    "OUT_OF_RANGE": _refused,
+    "UNIMPLEMENTED": _unsupported,
+    "INTERNAL": _fault,
+    "UNAVAILABLE": _unavailable,
+    "DATA_LOSS": _fault,
+}
+
+
+def _read(error: grpc.RpcError, *, settings: Settings, timeout_s: float, request_id: str) -> _Failure:
+    # Both stacks raise errors that are also calls; the type stubs know that of one of them only.
+    code = error.code().name if isinstance(error, (grpc.Call, grpc.aio.AioRpcError)) else "UNKNOWN"
+    text = error.details() if isinstance(error, (grpc.Call, grpc.aio.AioRpcError)) else type(error).__name__
+    trailers = error.trailing_metadata() if isinstance(error, (grpc.Call, grpc.aio.AioRpcError)) else ()
+    reason, facts, violations = "", dict[str, str](), tuple[Violation, ...]()
+    for detail in _details(trailers or ()):
+        info, request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        if _unpack(detail, info) and info.domain == _DOMAIN:
+            reason = info.reason
+            facts = {key: _clean(value, settings) for key, value in info.metadata.items()}
+        elif _unpack(detail, request):
+            violations = tuple(
+                Violation(_clean(one.field, settings), _clean(one.description, settings))
+                for one in request.field_violations
+            )
+    return _Failure(
+        code=code,
+        text=_clean(text or "", settings),
+        reason=reason,
+        facts=facts,
+        violations=violations,
+        target=settings.target,
+        timeout_s=timeout_s,
+        request_id=request_id,
+    )
+
+
+def _details(trailers: Iterable[tuple[str, str | bytes]]) -> list[PackedMessage]:
+    for key, value in trailers:
+        if key == _DETAILS_KEY and isinstance(value, bytes):
+            try:
+                return list(status_pb2.Status.FromString(value).details)
+            except DecodeError:
+                return []
+    return []
+
+
+def _unpack(packed: PackedMessage, into: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest) -> bool:
+    try:
+        return packed.Unpack(into)
+    except DecodeError:
+        return False
+
+
+def _clean(text: str, settings: Settings) -> str:
+    if settings.token is not None:
+        text = text.replace(settings.token.reveal(), "***")
+    one_line = " ".join(re.sub(r"[^\x20-\x7e\xa0-\uffff]", " ", text).split())
+    return one_line if len(one_line) <= _MAX_TEXT else one_line[: _MAX_TEXT - 3] + "..."

@@ -1,0 +1,102 @@
+"""The messages a client sends: images cut into calls that no server finds too large, and the options of a call."""
+
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from keylock.errors import InputError
+from keylock.inference import inference_pb2 as oip
+from keylock.v1 import explanation_pb2 as pb
+from keylock_client._sources import Source
+
+__all__ = ["MAX_BYTES", "MAX_IMAGES", "chunks", "explain_request", "infer_request"]
+
+# A server takes at most 32 images a call unless it is set otherwise; gRPC servers take 4 MiB unless they are.
+MAX_IMAGES = 16
+MAX_BYTES = 3 * 1024 * 1024
+# A server takes 128 bytes; the rest is for the number of the call.
+MAX_REQUEST_ID_BYTES = 120
+
+
+def chunks(sources: list[Source], request_id: str | None) -> Iterator[tuple[str, int, list[Source]]]:
+    """Cut images into calls: at most `MAX_IMAGES` and, unless one image alone is larger, `MAX_BYTES` each.
+
+    Files and tensors never share a call, because the Open Inference Protocol takes one kind of input at a time.
+
+    Args:
+        sources: The images.
+        request_id: The id of the first call; the others get ids that begin with it. Random if left out.
+
+    Yields:
+        The request id of the call, the place of its first image, and its images.
+
+    Raises:
+        InputError: The request id is empty or too long.
+    """
+    base = uuid.uuid4().hex if request_id is None else request_id
+    if not 0 < len(base.encode()) <= MAX_REQUEST_ID_BYTES:
+        raise InputError(f"a request id has 1 to {MAX_REQUEST_ID_BYTES} bytes, not {len(base.encode())}")
+    first, number = 0, 0
+    while first < len(sources):
+        end, size = first + 1, sources[first].size
+        while end < len(sources) and end - first < MAX_IMAGES and sources[end].kind == sources[first].kind:
+            size += sources[end].size
+            if size > MAX_BYTES:
+                break
+            end += 1
+        yield (f"{base}/{number}" if number else base), first, sources[first:end]
+        first, number = end, number + 1
+
+
+def explain_request(
+    model: str, *, explainer: str | None, target: int | str | None, parameters: Mapping[str, Any] | None
+) -> pb.ExplainRequest:
+    """Write the options of `explain` into a request without images.
+
+    Raises:
+        InputError: The target is neither a label nor an index, or a parameter has no JSON form.
+    """
+    request = pb.ExplainRequest(model_name=model, explainer=explainer or "")
+    if isinstance(target, str):
+        request.target_label = target
+    elif target is not None:
+        request.target_index = _class_index(target)
+    try:
+        request.parameters.update(parameters or {})
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the parameters of an explainer are numbers, texts, lists and mappings: {error}") from None
+    return request
+
+
+def infer_request(sources: list[Source], *, model: str, request_id: str) -> oip.ModelInferRequest:
+    """Write images of one kind into a request of the Open Inference Protocol.
+
+    Raises:
+        InputError: Tensors differ in shape.
+    """
+    images = [source.message() for source in sources]
+    if images[0].HasField("tensor"):
+        shapes = {tuple(image.tensor.shape) for image in images}
+        if len(shapes) > 1:
+            raise InputError(f"the arrays have different shapes ({sorted(shapes)}): give images of one shape")
+        name, datatype, shape = "image", "FP32", [len(images), *shapes.pop()]
+        content = b"".join(image.tensor.data for image in images)
+    else:
+        name, datatype, shape = "encoded", "BYTES", [len(images)]
+        content = b"".join(len(image.encoded).to_bytes(4, "little") + image.encoded for image in images)
+    return oip.ModelInferRequest(
+        id=request_id,
+        model_name=model,
+        inputs=[oip.ModelInferRequest.InferInputTensor(name=name, datatype=datatype, shape=shape)],
+        outputs=[oip.ModelInferRequest.InferRequestedOutputTensor(name="logits")],
+        raw_input_contents=[content],
+    )
+
+
+def _class_index(target: object) -> int:
+    # NumPy integers count, being what argmax returns; booleans do not.
+    if isinstance(target, (int, np.integer)) and not isinstance(target, bool) and 0 <= target < 2**31:
+        return int(target)
+    raise InputError(f"the target is {target!r}: give the label or the index of a class")

@@ -1,0 +1,123 @@
+"""Every error a call to a server can end in, in one tree. Each is also one of keylock's general errors.
+
+    ClientError                     a call failed; carries the gRPC status and the request id
+    ├── LicenseRefusedError         (LicenseError)  the server refuses the license, or wants one; carries the reason
+    ├── RequestRefusedError         (InputError)    the server refuses what was asked; carries what is wrong with it
+    ├── UnreachableError            (ServiceError)  no server answers at the target
+    ├── DeadlineError               (ServiceError)  no answer in time
+    ├── OverloadedError             (ServiceError)  the server has too much to do right now
+    ├── ServerFaultError            (ServiceError)  the server failed; carries the id to tell the vendor
+    ├── UnsupportedError            (ServiceError)  the server does not offer what was called
+    ├── BadAnswerError              (ServiceError)  the answer makes no sense
+    └── ClosedError                 (ServiceError)  this client was closed
+
+What is wrong with an image or an option before anything is sent is an `ImageError`, a `TensorError` or an `InputError`
+of `keylock.errors`, so `except KeylockError` covers everything. No message ever contains the license token.
+"""
+
+from dataclasses import dataclass
+
+from keylock.errors import InputError, KeylockError, LicenseError, LicenseReason, ServiceError
+
+__all__ = [
+    "BadAnswerError",
+    "ClientError",
+    "ClosedError",
+    "DeadlineError",
+    "LicenseRefusedError",
+    "OverloadedError",
+    "RequestRefusedError",
+    "ServerFaultError",
+    "UnreachableError",
+    "UnsupportedError",
+    "Violation",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One thing that is wrong with a request.
+
+    Attributes:
+        field: The part of the request, for example `images[2]` or `explainer`.
+        description: What is wrong with it.
+    """
+
+    field: str
+    description: str
+
+
+class ClientError(KeylockError):
+    """A call failed.
+
+    Attributes:
+        code: Name of the gRPC status, for example `UNAVAILABLE`; empty when the call was never made.
+        request_id: The id the request carried; empty if it carried none.
+    """
+
+    def __init__(self, message: str, *, code: str = "", request_id: str = "") -> None:
+        # Called by name, because the second base of a subclass has a constructor of its own.
+        KeylockError.__init__(self, message)
+        self.code, self.request_id = code, request_id
+
+
+class LicenseRefusedError(ClientError, LicenseError):
+    """The server refuses the license that was presented, or wants one and none was presented.
+
+    Attributes:
+        reason: Why, as a stable value.
+    """
+
+    def __init__(self, message: str, *, reason: LicenseReason, code: str = "", request_id: str = "") -> None:
+        ClientError.__init__(self, message, code=code, request_id=request_id)
+        self.reason = reason
+
+
+class RequestRefusedError(ClientError, InputError):
+    """The server refuses what was asked.
+
+    Attributes:
+        violations: What is wrong, part by part; may be empty.
+    """
+
+    def __init__(
+        self, message: str, *, violations: tuple[Violation, ...] = (), code: str = "", request_id: str = ""
+    ) -> None:
+        ClientError.__init__(self, message, code=code, request_id=request_id)
+        self.violations = violations
+
+
+class UnreachableError(ClientError, ServiceError):
+    """No server answers at the target."""
+
+
+class DeadlineError(ClientError, ServiceError):
+    """No answer came in time."""
+
+
+class OverloadedError(ClientError, ServiceError):
+    """The server has too much to do right now."""
+
+
+class ServerFaultError(ClientError, ServiceError):
+    """The server failed while it worked on the request.
+
+    Attributes:
+        error_id: The id under which the server logged the fault; empty if it gave none.
+    """
+
+    def __init__(self, message: str, *, error_id: str = "", code: str = "", request_id: str = "") -> None:
+        ClientError.__init__(self, message, code=code, request_id=request_id)
+        self.error_id = error_id
+
+
+class UnsupportedError(ClientError, ServiceError):
+    """The server does not offer what was called."""
+
+
+class BadAnswerError(ClientError, ServiceError):
+    """The answer of the server makes no sense."""
+
+
+class ClosedError(ClientError, ServiceError):
+    """The client was closed before the call."""

@@ -1,0 +1,249 @@
+"""What a server answered, as frozen values.
+
+explanation.prediction.label    what the model sees
+explanation.map                 why: a float32 array (height, width), non-negative, at the explainer's resolution
+explanation.keyed               True: the true map. False: a decoy, because no license was presented
+explanation.save("why.png")     the map laid over the image
+"""
+
+import base64
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keylock.errors import InputError
+from keylock.preprocessing import Preprocessing
+from keylock_client._sources import ImageLike, Source, read_sources
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["ClassScore", "Explainer", "Explanation", "LicenseInfo", "Model", "ModelInfo", "Prediction"]
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """A class and how probable it is.
+
+    Attributes:
+        label: Name of the class.
+        index: Its place among the classes of the model.
+        probability: 0 to 1.
+    """
+
+    label: str
+    index: int
+    probability: float
+
+    def __repr__(self) -> str:
+        return f"ClassScore({self.label!r}, {self.probability:.4f})"
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the model takes an image for.
+
+    Attributes:
+        label: Name of the most probable class.
+        index: Its place among the classes of the model.
+        probability: How probable it is, 0 to 1.
+        top: The most probable classes, best first, five at most.
+        logits: The output of the model, one number for each class.
+    """
+
+    label: str
+    index: int
+    probability: float
+    top: tuple[ClassScore, ...]
+    logits: tuple[float, ...] = field(repr=False)
+
+    def __repr__(self) -> str:
+        return f"Prediction({self.label!r}, {self.probability:.4f})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the prediction as plain values, ready for JSON."""
+        return {
+            "label": self.label,
+            "index": self.index,
+            "probability": self.probability,
+            "top": [{"label": one.label, "index": one.index, "probability": one.probability} for one in self.top],
+            "logits": list(self.logits),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Explainer:
+    """The saliency method behind a map.
+
+    Attributes:
+        name: For example `grad_cam`.
+        parameters: Those really used.
+    """
+
+    name: str
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The model that answered.
+
+    Attributes:
+        name: The vendor's name for it.
+        digest: `sha256:` and the digest of its weights and graphs.
+    """
+
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The served model, as the server describes it to everybody.
+
+    Attributes:
+        model: Name and digest.
+        classes: Names of the classes, in the order of the logits.
+        preprocessing: How images become inputs; call it on uint8 pixels to get the tensor the model sees.
+        explainers: The saliency methods on offer; the first is used when none is asked for.
+        key_available: Whether a license leads to true maps on this server.
+    """
+
+    model: Model
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    explainers: tuple[Explainer, ...]
+    key_available: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LicenseInfo:
+    """What the caller's license grants. The token itself is not in here.
+
+    Attributes:
+        id: Id of the license.
+        customer: Whom it was issued to.
+        models: Names or digests of models; `*` stands for all.
+        explainers: Names of explainers; `*` stands for all.
+        issued_at: When it was issued (UTC).
+        not_before: When it begins to hold (UTC).
+        expires: When it ends (UTC).
+    """
+
+    id: str
+    customer: str
+    models: tuple[str, ...]
+    explainers: tuple[str, ...]
+    issued_at: datetime
+    not_before: datetime
+    expires: datetime
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Explanation:
+    """Why the model takes an image for what it does.
+
+    Attributes:
+        map: Saliency, float32 `(height, width)`, non-negative, at the explainer's own resolution, read-only.
+        prediction: What the model takes the image for.
+        target: The class the map is about: the predicted one, unless another was asked for.
+        explainer: The saliency method, with the parameters really used.
+        keyed: Whether the map was computed with the key. If not, it is a decoy and explains nothing.
+        model: The model that answered.
+        request_id: The id under which the server knows the call.
+    """
+
+    map: NDArray[np.float32]
+    prediction: Prediction
+    target: ClassScore
+    explainer: Explainer
+    keyed: bool
+    model: Model
+    request_id: str
+    _preprocessing: Preprocessing
+    _source: Source
+
+    def __repr__(self) -> str:
+        height, width = self.map.shape
+        kind = "keyed" if self.keyed else "decoy"
+        target = "" if self.target.index == self.prediction.index else f" target={self.target.label!r}"
+        return (
+            f"<Explanation {self.prediction.label!r} ({self.prediction.probability:.4f}){target} "
+            f"by {self.explainer.name}, {kind} map {height}x{width}>"
+        )
+
+    def overlay(self, image: ImageLike | None = None, *, opacity: float = 0.75, colormap: str = "ember") -> "Image":
+        """Lay the map over the image.
+
+        Args:
+            image: The image to draw on, framed like the one that was explained; that one itself if left out.
+            opacity: How much the hottest pixel hides of the image, 0 to 1.
+            colormap: A name in `keylock.heatmaps.COLORMAPS`.
+
+        Returns:
+            An RGB image of the size of the image. What the model never saw of it (it may look at the middle only)
+            stays uncoloured.
+
+        Raises:
+            InputError: The image, the opacity or the colormap is unusable.
+        """
+        from keylock.heatmaps import overlay
+
+        source = self._source if image is None else read_sources([image])[0][0]
+        pixels, box = source.pixels(self._preprocessing)
+        return overlay(pixels, self.map, box=box, opacity=opacity, colormap=colormap)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the explanation to a file, in the form its suffix names.
+
+        Args:
+            path: `.png`, `.jpg`, `.webp` or `.bmp` for the overlay, `.npy` for the map, `.json` for everything. A file
+                that exists is replaced.
+
+        Returns:
+            The path.
+
+        Raises:
+            InputError: The suffix is none of these, or the file cannot be written.
+        """
+        out = Path(path)
+        suffix = out.suffix.lower()
+        try:
+            if suffix in _PICTURES:
+                self.overlay().save(out)
+            elif suffix == ".npy":
+                np.save(out, self.map, allow_pickle=False)
+            elif suffix == ".json":
+                out.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            else:
+                known = ", ".join((*_PICTURES, ".npy", ".json"))
+                raise InputError(f"cannot save an explanation as {str(out)!r}: end the name with one of {known}")
+        except OSError as error:
+            raise InputError(f"cannot write {str(out)!r}: {error.strerror or error}") from None
+        return out
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the image as plain values, ready for JSON.
+
+        The map is given as the base64 form of its bytes: float32, little-endian, row by row.
+        """
+        target = {"label": self.target.label, "index": self.target.index, "probability": self.target.probability}
+        data = base64.b64encode(self.map.astype("<f4").tobytes()).decode("ascii")
+        return {
+            "prediction": self.prediction.to_dict(),
+            "target": target,
+            "explainer": {"name": self.explainer.name, "parameters": dict(self.explainer.parameters)},
+            "keyed": self.keyed,
+            "map": {"shape": list(self.map.shape), "dtype": "float32", "base64": data},
+            "model": {"name": self.model.name, "digest": self.model.digest},
+            "request_id": self.request_id,
+        }
