@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from google.protobuf import json_format, struct_pb2
@@ -17,7 +17,10 @@ __all__ = ["at_field", "check_count", "check_parameters", "choose_target", "prep
 
 PREDICTED: Final = -1
 
-_DTYPES: Final = {pb.DATA_TYPE_UINT8: np.dtype("u1"), pb.DATA_TYPE_FLOAT32: np.dtype("<f4")}
+_DTYPES: Final[dict[int, np.dtype[Any]]] = {
+    pb.DATA_TYPE_UINT8: np.dtype("u1"),
+    pb.DATA_TYPE_FLOAT32: np.dtype("<f4"),
+}
 
 
 @contextmanager
@@ -83,14 +86,14 @@ def _prepare_image(image: pb.Image, *, preprocessing: Preprocessing, limits: Ima
     raise InputError("the image is empty: set its field encoded or tensor")
 
 
-def _to_array(tensor: pb.Tensor) -> NDArray[np.uint8] | NDArray[np.float32]:
+def _to_array(tensor: pb.Tensor) -> NDArray[Any]:
     dtype = _DTYPES.get(tensor.dtype)
     if dtype is None:
         raise TensorError("the tensor has no known dtype: set it to DATA_TYPE_UINT8 or DATA_TYPE_FLOAT32")
     return shaped(tensor.data, shape=tensor.shape, dtype=dtype)
 
 
-def shaped(data: bytes, *, shape: Sequence[int], dtype: np.dtype[np.uint8 | np.float32]) -> NDArray[np.uint8]:
+def shaped(data: bytes, *, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Lays bytes out as an array, without copying them.
 
     Raises:
@@ -107,7 +110,7 @@ def shaped(data: bytes, *, shape: Sequence[int], dtype: np.dtype[np.uint8 | np.f
             f"a {dtype.name} tensor of shape {list(sides)} takes {expected} bytes and {len(data)} were sent: "
             "make shape, type and data agree"
         )
-    return np.frombuffer(data, dtype).reshape(sides)  # type: ignore[return-value]
+    return np.frombuffer(data, dtype).reshape(sides)
 
 
 def choose_target(request: pb.ExplainRequest, classes: Sequence[str]) -> int:

@@ -113,7 +113,7 @@ class ServerSettings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Orders the sources: flags, environment, the file that `config` names. No `.env` file is read."""
-        config = init_settings()["config"] if "config" in init_settings() else None
+        config = init_settings().get("config")
         file = (TomlConfigSettingsSource(settings_cls, toml_file=config),) if config is not None else ()
         return (init_settings, env_settings, *file)
 

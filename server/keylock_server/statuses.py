@@ -14,7 +14,16 @@ from google.rpc import error_details_pb2, status_pb2
 from keylock import errors
 from keylock.errors import InputError, KeylockError, LicenseError, LicenseReason, ServiceError, UnknownNameError
 
-__all__ = ["DOMAIN", "LICENSE_STATUSES", "STATUSES", "DeadlineError", "NoKeyError", "OverloadedError", "Row", "status_of"]
+__all__ = [
+    "DOMAIN",
+    "LICENSE_STATUSES",
+    "STATUSES",
+    "DeadlineError",
+    "NoKeyError",
+    "OverloadedError",
+    "Row",
+    "status_of",
+]
 
 DOMAIN: Final = "keylock"
 

@@ -1,0 +1,181 @@
+"""`keylock.v1.ExplanationService`: decode, authenticate, explain, encode."""
+
+import asyncio
+import uuid
+from typing import Any, Final
+
+import grpc
+import numpy as np
+from google.protobuf import json_format
+from numpy.typing import NDArray
+
+from keylock.bundle import ExplainerEntry
+from keylock.errors import InputError, LicenseError, LicenseReason
+from keylock.images import ImageLimits
+from keylock.licensing import License
+from keylock.v1 import explanation_pb2 as pb
+from keylock.v1 import explanation_pb2_grpc as pb_grpc
+from keylock_server.authentication import Authenticator
+from keylock_server.requests import at_field, check_count, check_parameters, choose_target, prepare_images
+from keylock_server.runtime import Explained, ServedModel
+from keylock_server.statuses import NoKeyError
+from keylock_server.workers import Workers
+
+__all__ = ["ExplanationService", "softmax"]
+
+_TOP: Final = 5
+_MAX_REQUEST_ID: Final = 128
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ExplanationService(pb_grpc.ExplanationServiceServicer):
+    """Answers with true maps to licensed callers and with decoys, or a refusal, to the others."""
+
+    def __init__(
+        self,
+        model: ServedModel,
+        *,
+        authenticator: Authenticator,
+        workers: Workers,
+        limits: ImageLimits,
+        max_images: int,
+        refuse_unlicensed: bool,
+    ) -> None:
+        """Makes the service.
+
+        Args:
+            model: What is served.
+            authenticator: Verifies licenses.
+            workers: Where batches run.
+            limits: What one image may cost.
+            max_images: Most images in one request.
+            refuse_unlicensed: Whether callers without a license are refused instead of given decoys.
+        """
+        self._model = model
+        self._authenticator = authenticator
+        self._workers = workers
+        self._limits = limits
+        self._max_images = max_images
+        self._refuse_unlicensed = refuse_unlicensed
+
+    async def Explain(self, request: pb.ExplainRequest, context: _Context) -> pb.ExplainResponse:  # noqa: N802
+        """Explains the images of one request, all of them or none."""
+        granted = await asyncio.to_thread(self._authenticator.authenticate, context.invocation_metadata() or ())
+        with at_field("request_id"):
+            request_id = _check_request_id(request.request_id)
+        with at_field("model_name"):
+            self._model.check_name(request.model_name)
+        with at_field("explainer"):
+            explainer = self._model.explainer(request.explainer)
+        check_parameters(request.parameters, explainer.parameters, explainer=explainer.name)
+        check_count(len(request.images), limit=self._max_images, field="images")
+        target = choose_target(request, self._model.manifest.classes)
+        keyed = self._decide(granted, explainer)
+        # Accounting goes around the next line: reserve before it, commit after it, release when it raises.
+        results = await self._workers.run(lambda: self._explain(request, explainer, target=target, keyed=keyed))
+        usage = pb.Usage()
+        if granted is not None:
+            usage = pb.Usage(units=len(results), license_id=granted.id)
+        manifest = self._model.manifest
+        model = pb.Model(name=manifest.name, digest=manifest.model_digest)
+        return pb.ExplainResponse(request_id=request_id, model=model, results=results, usage=usage)
+
+    async def GetModel(self, request: pb.GetModelRequest, context: _Context) -> pb.GetModelResponse:  # noqa: N802
+        """Describes the served model."""
+        with at_field("model_name"):
+            self._model.check_name(request.model_name)
+        manifest = self._model.manifest
+        height, width = manifest.preprocessing.size
+        return pb.GetModelResponse(
+            model=pb.Model(name=manifest.name, digest=manifest.model_digest),
+            classes=manifest.classes,
+            preprocessing=pb.Preprocessing(
+                height=height,
+                width=width,
+                channels=manifest.preprocessing.channels,
+                resize=manifest.preprocessing.resize,
+                mean=manifest.preprocessing.mean,
+                std=manifest.preprocessing.std,
+            ),
+            explainers=[_describe(entry) for entry in self._model.explainers.values()],
+            key_available=self._model.holds_key,
+        )
+
+    def _decide(self, granted: License | None, explainer: ExplainerEntry) -> bool:
+        """Decides whether the key is added: for a good license that covers the explainer, and never otherwise."""
+        if granted is None:
+            if self._refuse_unlicensed:
+                raise LicenseError(
+                    LicenseReason.MISSING, "explanations need a license here: send one as 'authorization: Bearer ...'"
+                )
+            return False
+        self._authenticator.authorise(granted, explainer=explainer.name)
+        if not self._model.holds_key:
+            raise NoKeyError
+        return True
+
+    def _explain(
+        self, request: pb.ExplainRequest, explainer: ExplainerEntry, *, target: int, keyed: bool
+    ) -> list[pb.Explanation]:
+        images = prepare_images(request.images, preprocessing=self._model.manifest.preprocessing, limits=self._limits)
+        explained = self._model.explain(
+            images,
+            explainer=explainer.name,
+            targets=np.full(len(images), target, np.int64),
+            keyed=np.full(len(images), keyed, np.bool_),
+        )
+        return _encode(explained, explainer, self._model.manifest.classes, target=target, keyed=keyed)
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Turns logits `(batch, classes)` into probabilities of the same shape, without overflow."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def _check_request_id(text: str) -> str:
+    if len(text.encode()) > _MAX_REQUEST_ID:
+        raise InputError(f"the request id has more than {_MAX_REQUEST_ID} bytes: send a shorter one, or none")
+    return text or uuid.uuid4().hex
+
+
+def _encode(
+    explained: Explained, explainer: ExplainerEntry, classes: tuple[str, ...], *, target: int, keyed: bool
+) -> list[pb.Explanation]:
+    results = []
+    described = _describe(explainer)
+    for logits, probabilities, saliency in zip(
+        explained.logits, softmax(explained.logits), explained.maps, strict=True
+    ):
+        # A stable order: of equally probable classes the first comes first, as argmax has it.
+        best = np.argsort(-logits, kind="stable")[:_TOP]
+        scores = [_score(int(index), probabilities, classes) for index in best]
+        prediction = pb.Prediction(
+            index=scores[0].index,
+            label=scores[0].label,
+            probability=scores[0].probability,
+            logits=logits.tolist(),
+            top=scores,
+        )
+        data = np.ascontiguousarray(saliency, dtype="<f4").tobytes()
+        results.append(
+            pb.Explanation(
+                prediction=prediction,
+                map=pb.Tensor(dtype=pb.DATA_TYPE_FLOAT32, shape=saliency.shape, data=data),
+                explainer=described,
+                keyed=keyed,
+                target=scores[0] if target < 0 else _score(target, probabilities, classes),
+            )
+        )
+    return results
+
+
+def _score(index: int, probabilities: NDArray[np.float32], classes: tuple[str, ...]) -> pb.ClassScore:
+    return pb.ClassScore(index=index, label=classes[index], probability=float(probabilities[index]))
+
+
+def _describe(entry: ExplainerEntry) -> pb.Explainer:
+    described = pb.Explainer(name=entry.name)
+    json_format.ParseDict(entry.parameters, described.parameters)
+    return described

@@ -1,0 +1,309 @@
+"""Starting, running and stopping the server.
+
+`start` is for programs that have an event loop, `serve` is the whole life of a process: it answers until SIGTERM or
+Ctrl-C, then takes no new calls, lets the running ones finish, and returns.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from keylock.errors import ServiceError
+from keylock.images import ImageLimits
+from keylock.inference import inference_pb2, inference_pb2_grpc
+from keylock.signing import VerifyingKey
+from keylock.v1 import explanation_pb2, explanation_pb2_grpc, license_pb2, license_pb2_grpc
+from keylock_server.authentication import Authenticator
+from keylock_server.explanations import ExplanationService
+from keylock_server.interceptor import CallInterceptor
+from keylock_server.licenses import LicenseService
+from keylock_server.opening import open_model, worker_count
+from keylock_server.predictions import PredictionService
+from keylock_server.runtime import ServedModel
+from keylock_server.settings import ServerSettings
+from keylock_server.tls import load_credentials
+from keylock_server.workers import Workers
+
+if TYPE_CHECKING:
+    from keylock.licensing.store import LicenseStore
+
+__all__ = ["RunningServer", "serve", "start"]
+
+_LOG: Final = logging.getLogger("keylock_server")
+_SERVICES: Final = (
+    inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
+    explanation_pb2.DESCRIPTOR.services_by_name["ExplanationService"].full_name,
+    license_pb2.DESCRIPTOR.services_by_name["LicenseService"].full_name,
+)
+# gRPC's own limit answers without details, so it lies well above the one in `workers` and is a backstop.
+_BACKSTOP_CALLS: Final = 1024
+
+
+class RunningServer:
+    """A server that answers.
+
+    Attributes:
+        host: Where it listens.
+        port: The port it really listens on.
+        model: What it serves.
+    """
+
+    def __init__(
+        self,
+        server: grpc.aio.Server,
+        *,
+        settings: ServerSettings,
+        port: int,
+        model: ServedModel,
+        predictions: PredictionService,
+        health_service: Any,  # noqa: ANN401 - the health package has no types
+        workers: Workers,
+    ) -> None:
+        """Takes what `start` has made; call that instead."""
+        self._server = server
+        self._settings = settings
+        self._predictions = predictions
+        self._health = health_service
+        self._workers = workers
+        self.host, self.port, self.model = settings.host, port, model
+
+    @property
+    def target(self) -> str:
+        """What clients connect to, `host:port`."""
+        return _join(self.host, self.port)
+
+    async def wait(self) -> None:
+        """Returns when the server has stopped."""
+        await self._server.wait_for_termination()
+
+    async def stop(self, *, drain_s: float | None = None) -> None:
+        """Takes no new calls, lets the running ones finish and stops.
+
+        Args:
+            drain_s: How long they may go on, in seconds; as set when None.
+        """
+        self._predictions.ready = False
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(self._settings.drain_s if drain_s is None else drain_s)
+        self._workers.close()
+        if self._settings.ready_file is not None:
+            self._settings.ready_file.unlink(missing_ok=True)
+
+
+async def start(settings: ServerSettings, *, now: Callable[[], datetime] | None = None) -> RunningServer:
+    """Starts a server in the running event loop.
+
+    Args:
+        settings: What it does. Port 0 takes a free one; `RunningServer.port` says which.
+        now: The clock that licenses are checked by; the system's when None.
+
+    Returns:
+        The server, which answers already.
+
+    Raises:
+        BundleError: If the bundle cannot be used.
+        UnsealError: If the key does not open.
+        KeySeedError: If the key seed cannot be read.
+        SignatureError: If the public key of an issuer cannot be read.
+        ServiceError: If the address cannot be listened on, or TLS or the device cannot be had.
+        LicenseError: If the license store cannot be opened.
+    """
+    _check_address(settings)
+    credentials = None
+    if settings.tls_certificate is not None and settings.tls_key is not None:
+        credentials = load_credentials(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+    model, keys = await asyncio.to_thread(open_model, settings)
+    store = _open_store(settings)
+    authenticator = Authenticator(
+        model.manifest, keys=keys, store=store, leeway_s=settings.leeway_s, now=now or (lambda: datetime.now(UTC))
+    )
+    workers = Workers(threads=worker_count(settings), queue=settings.queue)
+    server = _make_server(settings)
+    predictions, health_service = _add_services(server, settings, model, authenticator, workers)
+    port = _listen(server, settings, credentials)
+    await server.start()
+    for name in ("", *_SERVICES):
+        await health_service.set(name, health_pb2.HealthCheckResponse.SERVING)
+    running = RunningServer(
+        server,
+        settings=settings,
+        port=port,
+        model=model,
+        predictions=predictions,
+        health_service=health_service,
+        workers=workers,
+    )
+    _announce(running, settings, keys)
+    return running
+
+
+def serve(settings: ServerSettings, *, on_ready: Callable[[RunningServer], None] | None = None) -> None:
+    """Serves until SIGTERM or SIGINT, drains, and returns. A second signal ends the draining.
+
+    Args:
+        settings: What the server does.
+        on_ready: Called once the server answers.
+
+    Raises:
+        KeylockError: As `start`.
+    """
+    asyncio.run(_serve(settings, on_ready))
+
+
+async def _serve(settings: ServerSettings, on_ready: Callable[[RunningServer], None] | None) -> None:
+    stopping = asyncio.Event()
+    hurry = asyncio.Event()
+
+    def on_signal() -> None:
+        (hurry if stopping.is_set() else stopping).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(NotImplementedError):  # Windows has no signal handlers in event loops.
+            loop.add_signal_handler(number, on_signal)
+    running = await start(settings)
+    if on_ready is not None:
+        on_ready(running)
+    await stopping.wait()
+    _LOG.info("stopping: running calls have %g s to finish", settings.drain_s)
+    draining = asyncio.create_task(running.stop())
+    hurrying = asyncio.create_task(hurry.wait())
+    await asyncio.wait({draining, hurrying}, return_when=asyncio.FIRST_COMPLETED)
+    if not draining.done():
+        await running.stop(drain_s=0)
+    hurrying.cancel()
+    await draining
+    _LOG.info("stopped")
+
+
+def _make_server(settings: ServerSettings) -> grpc.aio.Server:
+    return grpc.aio.server(
+        interceptors=[CallInterceptor(deadline_s=settings.deadline_s)],
+        maximum_concurrent_rpcs=_BACKSTOP_CALLS + settings.queue,
+        options=[
+            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            ("grpc.max_send_message_length", settings.max_message_bytes),
+            # By default a second server on the same port would start and take half of the calls.
+            ("grpc.so_reuseport", 0),
+        ],
+    )
+
+
+def _add_services(
+    server: grpc.aio.Server,
+    settings: ServerSettings,
+    model: ServedModel,
+    authenticator: Authenticator,
+    workers: Workers,
+) -> tuple[PredictionService, Any]:
+    limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
+    predictions = PredictionService(model, workers=workers, limits=limits, max_images=settings.max_images)
+    explanations = ExplanationService(
+        model,
+        authenticator=authenticator,
+        workers=workers,
+        limits=limits,
+        max_images=settings.max_images,
+        refuse_unlicensed=settings.unlicensed_explanations == "refuse",
+    )
+    health_service = health.aio.HealthServicer()
+    inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(predictions, server)
+    explanation_pb2_grpc.add_ExplanationServiceServicer_to_server(explanations, server)
+    license_pb2_grpc.add_LicenseServiceServicer_to_server(LicenseService(authenticator), server)
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    if settings.reflection:
+        names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+    return predictions, health_service
+
+
+def _listen(server: grpc.aio.Server, settings: ServerSettings, credentials: grpc.ServerCredentials | None) -> int:
+    address = _join(settings.host, settings.port)
+    try:
+        if credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
+    except RuntimeError:
+        port = 0
+    if not port:
+        raise ServiceError(f"cannot listen on {address}: choose another --host or --port")
+    return port
+
+
+def _check_address(settings: ServerSettings) -> None:
+    """Tries the address with a socket of its own: gRPC says neither why an address fails nor keeps quiet about it."""
+    address = _join(settings.host, settings.port)
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        raise ServiceError(f"the host {settings.host!r} has no address here: choose another --host") from None
+    family, kind, protocol, _, where = found[0]
+    try:
+        with socket.socket(family, kind, protocol) as probe:
+            if os.name == "posix":  # As gRPC does; elsewhere the option would hide that the port is in use.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except PermissionError:
+        raise ServiceError(f"not allowed to listen on {address}: choose a --port above 1023") from None
+    except OSError as error:
+        why = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror
+        raise ServiceError(f"cannot listen on {address}, {why}: choose another --port, or 0 for a free one") from None
+
+
+def _open_store(settings: ServerSettings) -> "LicenseStore | None":
+    if settings.license_store is None:
+        return None
+    from keylock.licensing.store import LicenseStore
+
+    return LicenseStore(settings.license_store)
+
+
+def _announce(running: RunningServer, settings: ServerSettings, keys: tuple[VerifyingKey, ...]) -> None:
+    manifest = running.model.manifest
+    _LOG.info(
+        "serving %s (%s) on %s with %s: %s, explainers %s, licenses of %s",
+        manifest.name,
+        manifest.model_digest,
+        running.target,
+        running.model.providers[0],
+        f"key {manifest.key.id}" if running.model.holds_key else "no key",
+        ", ".join(running.model.explainers) or "none",
+        ", ".join(key.key_id for key in keys),
+    )
+    if settings.license_store is None and running.model.holds_key:
+        _LOG.warning("there is no license store: revoked licenses are not noticed; name one with --license-store")
+    if settings.tls_certificate is None and not _is_loopback(settings.host):
+        _LOG.warning("listening on %s without TLS: licenses travel in the clear; give --tls-certificate", settings.host)
+    if settings.ready_file is not None:
+        _write_ready_file(settings.ready_file, running.target)
+
+
+def _write_ready_file(path: Path, target: str) -> None:
+    # Written beside its place and moved, so that whoever waits for the file never reads half of it.
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        temporary.write_text(f"{target}\n", "utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise ServiceError(f"cannot write the ready file {path}: {error.strerror}") from None
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or host.startswith("127.") or host == "::1"
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

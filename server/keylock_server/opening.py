@@ -1,0 +1,78 @@
+"""From settings to a model that can be served: verify the bundle, unseal the key, load the graphs."""
+
+import logging
+import os
+from typing import Final
+
+from keylock.bundle import Bundle, KeyFile, Passphrase, open_bundle
+from keylock.errors import UnsealError
+from keylock.keys import KeySeed
+from keylock.signing import VerifyingKey
+from keylock_server.devices import warn_about_two_runtimes
+from keylock_server.runtime import ServedModel
+from keylock_server.settings import ServerSettings
+
+__all__ = ["open_model", "worker_count"]
+
+_LOG: Final = logging.getLogger("keylock_server")
+
+
+def open_model(settings: ServerSettings) -> tuple[ServedModel, tuple[VerifyingKey, ...]]:
+    """Opens the bundle.
+
+    Args:
+        settings: Those of the server.
+
+    Returns:
+        The model, and the keys whose licenses are accepted.
+
+    Raises:
+        BundleError: If the bundle cannot be used.
+        UnsealError: If the key does not open, or no way to it was given and `keyless` was not set.
+        SignatureError: If the public key of an issuer cannot be read.
+        KeySeedError: If the key seed cannot be read.
+        ServiceError: If the device is not there.
+    """
+    warn_about_two_runtimes()
+    issuers = tuple(VerifyingKey.load(path) for path in settings.issuers)
+    with open_bundle(settings.bundle, trusted=issuers or None) as bundle:
+        if not bundle.trusted:
+            _LOG.warning(
+                "the bundle was signed by %s, which nobody vouches for: name the public key you trust with --issuer",
+                bundle.issuer.key_id,
+            )
+        seed = _find_seed(bundle, settings)
+        key = None if seed is None else bundle.key(seed)
+        model = ServedModel(bundle.manifest, bundle.read, key=key, device=settings.device, threads=settings.threads)
+    return model, issuers or (bundle.issuer,)
+
+
+def worker_count(settings: ServerSettings) -> int:
+    """Returns how many batches run at once: as set, or one for each CPU core this process may use."""
+    if settings.workers:
+        return settings.workers
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _find_seed(bundle: Bundle, settings: ServerSettings) -> KeySeed | None:
+    if settings.keyless:
+        return None
+    if settings.key_seed_file is not None:
+        return KeySeed.from_file(settings.key_seed_file)
+    if settings.key_file is not None:
+        return bundle.unseal(KeyFile(settings.key_file))
+    if settings.key_passphrase_file is not None:
+        return bundle.unseal(Passphrase.from_file(settings.key_passphrase_file))
+    if settings.key_passphrase is not None:
+        return bundle.unseal(Passphrase(settings.key_passphrase.get_secret_value()))
+    if bundle.has_key:
+        raise UnsealError(
+            f"the key in {bundle.path} is sealed: give --key-file, --key-passphrase-file or KEYLOCK_KEY_PASSPHRASE, "
+            "or serve predictions and decoys alone with --keyless"
+        )
+    raise UnsealError(
+        f"{bundle.path} is a public copy without a key: give --key-seed-file, or serve predictions and decoys alone "
+        "with --keyless"
+    )
