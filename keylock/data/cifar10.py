@@ -89,6 +89,11 @@ def _damaged(path: Path) -> DataError:
     return DataError(f"{path} is damaged or no CIFAR-10 file: unpack cifar-10-python.tar.gz again")
 
 
+def _dtype(spec: str, align: int = 0, copy: int = 0) -> np.dtype[Any]:
+    """Make a dtype; Python 2 wrote numbers for the two booleans, which NumPy is about to refuse."""
+    return np.dtype(spec, align=bool(align), copy=bool(copy))
+
+
 class _ArrayUnpickler(pickle.Unpickler):
     """Knows the four names that plain NumPy arrays need."""
 
@@ -96,7 +101,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         if (module, name) == ("numpy", "ndarray"):
             return np.ndarray
         if (module, name) == ("numpy", "dtype"):
-            return np.dtype
+            return _dtype
         if (module, name) in {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")}:
             # The function itself, from where NumPy hands it out publicly; its module is private and has moved.
             return np.empty(0).__reduce__()[0]

@@ -1,0 +1,101 @@
+"""Arrays of one's own: what is read, and every way such a file can be wrong."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from keylock.data import open_data
+from keylock.errors import DataError
+
+MINI = Path(__file__).parents[3].parent / "shared/data/cifar10/cifar10_mini.npz"
+
+
+def test_arrays_arrive_as_they_are(npz):
+    path = npz()
+    source = open_data(path)
+    with np.load(path) as arrays:
+        assert np.array_equal(source.train.images, arrays["train_images"])
+        assert np.array_equal(source.test.labels, arrays["test_labels"])
+    assert source.classes == ("red", "green", "blue")
+    assert source.preprocessing.size == (12, 12)
+
+
+def test_grey_images_are_repeated_and_masks_kept(npz):
+    grey = np.random.default_rng(0).integers(0, 256, (30, 12, 12), dtype=np.uint8)
+    masks = grey > 99
+    source = open_data(
+        npz(train_images=grey, train_masks=masks.astype(np.uint8), test_images=np.zeros((12, 12, 12, 1), "u1"))
+    )
+    assert np.array_equal(source.train.images, np.stack([grey] * 3, axis=-1))
+    assert source.train.masks is not None
+    assert np.array_equal(source.train.masks, masks)
+    assert source.test.masks is None
+
+
+def test_classes_without_names_are_numbered(npz):
+    assert open_data(npz(class_names=None)).classes == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_images": None}, r"holds class_names, test_images, .*: expected train_images, train_labels"),
+        ({"train_images": None, "x_train": np.zeros(3)}, r"holds .*x_train: expected train_images"),
+        ({"train_images": np.zeros((30, 12, 12, 3), "f4")}, r"train_images has type float32: scale the values"),
+        ({"train_images": np.zeros((30, 3, 12, 12), "u1")}, r"channels first: move them last with .transpose"),
+        ({"train_images": np.zeros((30, 12, 12, 5), "u1")}, r"must be \(count, height, width, 3\)"),
+        ({"train_images": np.zeros((30, 144), "u1")}, r"must be \(count, height, width, 3\)"),
+        ({"train_images": np.zeros((30, 4, 4, 3), "u1")}, "at least 8 x 8"),
+        ({"train_images": np.zeros((0, 12, 12, 3), "u1"), "train_labels": np.zeros(0, int)}, "train_images is empty"),
+        ({"test_images": np.zeros((12, 20, 20, 3), "u1")}, r"training images are 12 x 12 and test images 20 x 20"),
+        ({"train_labels": np.arange(29) % 3}, "train_images has 30 images and train_labels 29 labels"),
+        ({"train_labels": np.zeros((30, 1), int)}, r"train_labels has shape \(30, 1\)"),
+        ({"train_labels": np.zeros(30)}, "float64: it must be one integer for each image"),
+        ({"train_labels": np.arange(30) % 4}, "a training label is 3, but there are 3 classes: labels must be 0 to 2"),
+        ({"test_labels": np.arange(12) - 1}, "a test label is -1"),
+        ({"train_labels": np.arange(30) % 2}, "class 'blue' has no training image"),
+        ({"class_names": np.array(["a", "b", "a"])}, "a class name occurs twice"),
+        ({"class_names": np.arange(3)}, "class_names has shape .* give a list of texts"),
+        ({"class_names": np.array(["a", "b", "c"], dtype=object)}, "class_names holds pickled objects"),
+        ({"train_labels": np.zeros(30, int), "test_labels": np.zeros(12, int), "class_names": None}, "found 1 class"),
+        ({"test_images": np.zeros((4, 12, 12, 3), "u1"), "test_labels": np.arange(4) % 3}, "4 test images are too few"),
+        ({"train_masks": np.zeros((30, 6, 6), bool)}, r"train_masks has shape \(30, 6, 6\)"),
+    ],
+)
+def test_wrong_arrays_are_named(npz, changes, message):
+    with pytest.raises(DataError, match=message):
+        open_data(npz(**changes))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"there is no file .*none\.npz"):
+        open_data(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "npy", "flipped", "folder"])
+def test_a_damaged_file_is_refused(npz, damage):
+    path = npz()
+    data = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif damage == "text":
+        path.write_text("hello")
+    elif damage == "npy":
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+    elif damage == "folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        data[len(data) // 3] ^= 255
+        path.write_bytes(data)
+    with pytest.raises(DataError, match=r"is damaged or no \.npz file"):
+        open_data(path)
+
+
+@pytest.mark.skipif(not MINI.exists(), reason="the real CIFAR-10 sample is not on this machine")
+def test_real_images_open():
+    source = open_data(MINI)
+    assert (len(source.train), len(source.test)) == (1000, 500)
+    assert source.classes[:2] == ("airplane", "automobile")
