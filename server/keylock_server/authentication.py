@@ -4,12 +4,13 @@ A call without the entry `authorization` is unlicensed. One that has it is licen
 the entry, the call is never treated as if it were not there.
 """
 
+import logging
 from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from keylock.bundle import Manifest
-from keylock.errors import LicenseError, LicenseReason
+from keylock.errors import LicenseError, LicenseReason, ServiceError
 from keylock.licensing import License, check, verify
 from keylock.signing import VerifyingKey
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Authenticator", "bearer_token"]
 
+_LOG: Final = logging.getLogger("keylock_server")
 _HEADER: Final = "authorization"
 
 
@@ -80,6 +82,7 @@ class Authenticator:
 
         Raises:
             LicenseError: If one was presented and is not good.
+            ServiceError: If the store cannot be used.
         """
         token = bearer_token(metadata)
         if token is None:
@@ -104,11 +107,12 @@ class Authenticator:
 
     @staticmethod
     def _check_store(granted: License, store: "LicenseStore") -> None:
-        if store.get(granted.id) is None:
-            raise LicenseError(
-                LicenseReason.UNKNOWN, f"the license {granted.id} is not on the vendor's list: ask for a new one"
-            )
-        if store.is_revoked(granted.id):
-            raise LicenseError(
-                LicenseReason.REVOKED, f"the license {granted.id} was revoked: ask the vendor for a new one"
-            )
+        # The store's own messages are for the vendor: they name files of this machine and commands to run.
+        try:
+            store.check(granted.id)
+        except ServiceError as error:
+            _LOG.error("%s", error)
+            raise ServiceError("licenses cannot be checked at the moment: try again later") from None
+        except LicenseError as error:
+            why = "was revoked" if error.reason is LicenseReason.REVOKED else "is not on the vendor's list"
+            raise LicenseError(error.reason, f"the license {granted.id} {why}: ask the vendor for a new one") from None

@@ -70,6 +70,7 @@ class RunningServer:
         predictions: PredictionService,
         health_service: Any,  # noqa: ANN401 - the health package has no types
         workers: Workers,
+        store: "LicenseStore | None",
     ) -> None:
         """Takes what `start` has made; call that instead."""
         self._server = server
@@ -77,6 +78,7 @@ class RunningServer:
         self._predictions = predictions
         self._health = health_service
         self._workers = workers
+        self._store = store
         self.host, self.port, self.model = settings.host, port, model
 
     @property
@@ -98,6 +100,8 @@ class RunningServer:
         await self._health.enter_graceful_shutdown()
         await self._server.stop(self._settings.drain_s if drain_s is None else drain_s)
         self._workers.close()
+        if self._store is not None:
+            self._store.close()
         if self._settings.ready_file is not None:
             self._settings.ready_file.unlink(missing_ok=True)
 
@@ -117,8 +121,7 @@ async def start(settings: ServerSettings, *, now: Callable[[], datetime] | None 
         UnsealError: If the key does not open.
         KeySeedError: If the key seed cannot be read.
         SignatureError: If the public key of an issuer cannot be read.
-        ServiceError: If the address cannot be listened on, or TLS or the device cannot be had.
-        LicenseError: If the license store cannot be opened.
+        ServiceError: If the address cannot be listened on, or TLS, the device or the license store cannot be had.
     """
     _check_address(settings)
     credentials = None
@@ -144,6 +147,7 @@ async def start(settings: ServerSettings, *, now: Callable[[], datetime] | None 
         predictions=predictions,
         health_service=health_service,
         workers=workers,
+        store=store,
     )
     _announce(running, settings, keys)
     return running

@@ -1,0 +1,156 @@
+"""`keylock serve`: a server for one bundle, until SIGTERM or Ctrl-C."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from keylock.cli._console import JsonOption, print_json
+
+if TYPE_CHECKING:
+    from keylock_server import RunningServer, ServerSettings
+
+__all__ = ["serve"]
+
+
+def serve(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Bundle to serve, a folder or a .klb file. [env: KEYLOCK_SERVER_BUNDLE]")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Settings (TOML); flags and KEYLOCK_SERVER_* win over them.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one. [8470]")] = None,
+    key_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Key file that opens the sealed key.")] = None,
+    key_passphrase_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="File with the passphrase that opens the sealed key. [env: KEYLOCK_KEY_PASSPHRASE]"
+        ),
+    ] = None,
+    key_seed_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File with the key seed, instead of the sealed key.")
+    ] = None,
+    keyless: Annotated[
+        bool, typer.Option("--keyless", help="Serve without the key: predictions and decoys alone.")
+    ] = False,
+    home: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            envvar="KEYLOCK_HOME",
+            help="The vendor's directory: trusts its issuer, uses its licenses. [~/.keylock]",
+        ),
+    ] = None,
+    issuer: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Public key trusted to sign the bundle and licenses; may be repeated."),
+    ] = None,
+    license_store: Annotated[
+        str | None, typer.Option(metavar="URL", help="Database of the licenses issued. [that of --home]")
+    ] = None,
+    unlicensed: Annotated[
+        str | None, typer.Option(metavar="decoy|refuse", help="What callers without a license get. [decoy]")
+    ] = None,
+    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to run. [auto]")] = None,
+    workers: Annotated[int | None, typer.Option(help="Batches that run at once. [one for each core]")] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Certificate chain (PEM); switches TLS on.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key (PEM).")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Demand client certificates signed by these (PEM).")
+    ] = None,
+    ready_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File that gets HOST:PORT once the server answers.")
+    ] = None,
+    log_level: Annotated[
+        str, typer.Option(metavar="debug|info|warning|error", help="How much to log, to standard error.")
+    ] = "info",
+    as_json: JsonOption = False,
+) -> None:
+    """Serve predictions to everybody and true saliency maps to callers with a license, over gRPC.
+
+    Stops on SIGTERM or Ctrl-C, after the running calls have finished. More settings: docs/server.md.
+    """
+    from keylock_server import ServerSettings
+    from keylock_server import serve as run
+
+    settings = ServerSettings.load(
+        config=config,
+        bundle=bundle,
+        host=host,
+        port=port,
+        key_file=key_file,
+        key_passphrase_file=key_passphrase_file,
+        key_seed_file=key_seed_file,
+        keyless=keyless or None,
+        issuers=tuple(issuer) if issuer else None,
+        license_store=license_store,
+        unlicensed_explanations=unlicensed,
+        device=device,
+        workers=workers,
+        tls_certificate=tls_certificate,
+        tls_key=tls_key,
+        tls_client_ca=tls_client_ca,
+        ready_file=ready_file,
+    )
+    _set_up_log(log_level)
+    settings = _complete(settings, home)
+    run(settings, on_ready=lambda server: _announce(server, as_json=as_json))
+
+
+def _complete(settings: "ServerSettings", path: Path | None) -> "ServerSettings":
+    """Takes from the vendor's directory what the settings leave open: whom to trust, and where the licenses are.
+
+    A directory that nobody named does not count where an issuer was named: the two may not belong together.
+    """
+    from keylock.signing import Home
+
+    home = Home((path or Path("~/.keylock")).expanduser())
+    if path is not None:
+        home.verifying_key()  # Raises where the directory that was named has no issuer.
+    elif settings.issuers or not home.verifying_key_path.is_file():
+        return settings
+    return settings.model_copy(
+        update={
+            "issuers": settings.issuers or (home.verifying_key_path,),
+            "license_store": settings.license_store or home.licenses_url,
+        }
+    )
+
+
+def _set_up_log(level: str) -> None:
+    import logging
+    import warnings
+
+    from keylock.errors import InputError
+
+    levels = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+    if level not in levels:
+        raise InputError(f"the log level {level!r} is unknown: choose one of {', '.join(levels)}")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("keylock_server").setLevel(levels[level])
+    # Image readers warn about oddities of images that callers send; these are no concern of the server's log.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _announce(server: "RunningServer", *, as_json: bool) -> None:
+    manifest = server.model.manifest
+    if as_json:
+        print_json(
+            {
+                "target": server.target,
+                "host": server.host,
+                "port": server.port,
+                "model": manifest.name,
+                "model_digest": manifest.model_digest,
+                "explainers": list(server.model.explainers),
+                "key_id": manifest.key.id if server.model.holds_key else None,
+                "provider": server.model.providers[0],
+            }
+        )
+        return
+    with_key = f"with the key {manifest.key.id}" if server.model.holds_key else "without the key"
+    typer.echo(f"serving {manifest.name} on {server.target} {with_key}; Ctrl-C stops", color=False)
