@@ -1,1 +1,9 @@
-"""Under construction."""
+"""Classifiers and their explainers compiled to ONNX graphs, so that a serving machine needs no torch.
+
+Each graph computes logits and map in one pass, for any batch size, and is compared with torch before it is used.
+"""
+
+from keylock.export.compile import compile_explainer, compile_prediction
+from keylock.export.verify import Verification, verify_graph, verify_prediction
+
+__all__ = ["Verification", "compile_explainer", "compile_prediction", "verify_graph", "verify_prediction"]

@@ -1,0 +1,153 @@
+"""Compile a classifier, or an explainer of it, into one ONNX graph that needs no torch to run.
+
+The graphs keep two promises to the server. A prediction graph maps `image` float32 `(batch, C, H, W)` to `logits`
+float32 `(batch, classes)`. An explainer graph takes `target` int64 `(batch,)` too, in which -1 stands for the predicted
+class, and answers with the same `logits` and `map` float32 `(batch, h, w)` in one pass. The batch is dynamic in both.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import onnx
+import torch
+from torch import Tensor, fx, nn
+
+from keylock.errors import ExportError, KeylockError, ModelError
+from keylock.explainers import Explainer
+from keylock.export.graphs import require_dynamic_batch, strip_metadata
+from keylock.export.simplify import simplify
+from keylock.export.tracing import TRACED_BATCH, trace
+from keylock.models import fold_batchnorm_
+from keylock.models.activations import out_of_place_
+
+__all__ = ["compile_explainer", "compile_prediction"]
+
+OPSET = 20
+"""ONNX operator set of the graphs; ONNX Runtime reads it since 1.17."""
+
+
+def compile_prediction(module: nn.Module, *, image_shape: tuple[int, int, int]) -> bytes:
+    """Compile the logits of `module`.
+
+    Args:
+        module: A classifier, `(batch, C, H, W)` to `(batch, classes)`. It is not changed; its copy runs in eval mode.
+        image_shape: `(C, H, W)` of one preprocessed image.
+
+    Returns:
+        An ONNX model with input `image` and output `logits`.
+
+    Raises:
+        ExportError: The network has an operation that cannot be compiled, or fixes the batch size.
+    """
+    network = _prepare(module, image_shape)
+
+    def predict(image: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        return (network(image),)
+
+    return _compile(predict, "the prediction", image_shape=image_shape, inputs=["image"], outputs=["logits"])
+
+
+def compile_explainer(
+    module: nn.Module, explainer: Explainer, *, image_shape: tuple[int, int, int], num_classes: int
+) -> bytes:
+    """Compile the logits of `module` and the maps of `explainer`, computed in one pass.
+
+    Args:
+        module: A classifier, `(batch, C, H, W)` to `(batch, num_classes)`. It is not changed; its copy runs in eval
+            mode with BatchNorm folded into the convolutions.
+        explainer: Its target layers are looked up by name in the copy.
+        image_shape: `(C, H, W)` of one preprocessed image.
+        num_classes: Number of classes, checked against the network.
+
+    Returns:
+        An ONNX model with inputs `image` and `target` (-1 means the predicted class) and outputs `logits` and `map`.
+
+    Raises:
+        ExportError: The network or the explainer has an operation that cannot be compiled, or fixes the batch size.
+        ModelError: The network has another number of classes.
+    """
+    network = _prepare(module, image_shape)
+
+    def explain(image: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        # This forward pass and the explainer's own become one when equal nodes are merged.
+        logits = network(image)
+        if logits.ndim != 2 or logits.shape[1] != num_classes:
+            raise ModelError(
+                f"the network answers with logits of shape (batch, {', '.join(map(str, logits.shape[1:]))}), "
+                f"but {num_classes} classes were named; name as many classes as it has logits"
+            )
+        resolved = torch.where(target < 0, logits.argmax(1), target)
+        explained = explainer.explain(network, image, resolved)
+        return explained.logits, explained.maps.float()
+
+    what = f"the explainer {explainer.name!r}"
+    return _compile(explain, what, image_shape=image_shape, inputs=["image", "target"], outputs=["logits", "map"])
+
+
+def _prepare(module: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module:
+    """Return a copy of `module` on the CPU, in eval mode, with constant weights and without BatchNorm."""
+    network = copy.deepcopy(module).cpu().float().eval()
+    if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules()):
+        example = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0))
+        fold_batchnorm_(network, example)
+    return out_of_place_(network).requires_grad_(False)
+
+
+def _compile(
+    function: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+    what: str,
+    *,
+    image_shape: tuple[int, int, int],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+) -> bytes:
+    try:
+        graph = simplify(trace(function, image_shape=image_shape))
+        if "target" not in inputs:
+            _drop_last_input(graph)
+        model = _to_onnx(graph, image_shape=image_shape, inputs=inputs, outputs=outputs)
+        strip_metadata(model)
+        require_dynamic_batch(model)
+        return model.SerializeToString(deterministic=True)
+    except KeylockError:
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"{what} of this network cannot be compiled to ONNX ({_root_cause(error)}); "
+            "use another architecture or explainer, or run it with torch"
+        ) from error
+
+
+def _root_cause(error: BaseException) -> str:
+    """Name the first error of a chain in one line; the exporter wraps it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    first_line = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first_line[:200]}"
+
+
+def _drop_last_input(graph: fx.GraphModule) -> None:
+    graph.graph.erase_node(graph.graph.find_nodes(op="placeholder")[-1])
+    graph.recompile()
+
+
+def _to_onnx(
+    graph: fx.GraphModule, *, image_shape: tuple[int, int, int], inputs: Sequence[str], outputs: Sequence[str]
+) -> onnx.ModelProto:
+    """Hand a traced graph to torch's ONNX exporter, quietly."""
+    examples = (torch.zeros(TRACED_BATCH, *image_shape), torch.zeros(TRACED_BATCH, dtype=torch.int64))[: len(inputs)]
+    batch = torch.export.Dim("batch", min=1, max=2**20)
+    program = torch.onnx.export(
+        graph,
+        examples,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=inputs,
+        output_names=outputs,
+        # Only the first input names the dimension; the exporter finds that the others share it.
+        dynamic_shapes=({0: batch}, {0: torch.export.Dim.DYNAMIC})[: len(inputs)],
+        verbose=False,
+    )
+    if program is None:
+        raise ExportError("torch's exporter returned nothing; update torch")
+    return program.model_proto

@@ -1,0 +1,255 @@
+"""Prove that a compiled graph computes what torch computes, for every batch size.
+
+The proof runs the graph in ONNX Runtime on given images, as one batch, alone and in pairs, with the classes asked for
+and with -1 (the predicted class), and compares each map with the explainer's own in torch.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from keylock.errors import ExportError, TensorError
+from keylock.explainers import Explainer
+from keylock.export.graphs import require_dynamic_batch
+
+__all__ = ["Verification", "verify_graph", "verify_prediction"]
+
+MINIMUM_PCC = 0.999
+"""Smallest mean correlation of compiled and reference maps."""
+
+MINIMUM_PCC_OF_ONE_IMAGE = 0.95
+"""Smallest correlation of any one map. Rounding can flip single ReLUs and max-pool choices, a wrong graph does more."""
+
+MAXIMUM_LOGITS_DIFFERENCE = 1e-2
+"""Largest difference of a logit, relative to the largest logit of the batch."""
+
+OTHER_BATCHES = (1, 2)
+"""Batch sizes a graph must answer alike for, beside the whole batch; the network was traced with yet another."""
+
+FloatArray = np.ndarray[Any, np.dtype[np.float32]]
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How closely a compiled graph follows its torch reference.
+
+    Attributes:
+        max_difference: Largest difference of a place of a map, as a share of the largest value of that reference map.
+        pcc_mean: Mean over images of Pearson's correlation of compiled and reference map.
+        pcc_minimum: The smallest of these correlations.
+        max_logits_difference: Largest difference of a logit, as a share of the largest reference logit.
+    """
+
+    max_difference: float
+    pcc_mean: float
+    pcc_minimum: float
+    max_logits_difference: float
+
+
+def verify_graph(
+    graph: bytes, module: nn.Module, explainer: Explainer, images: FloatArray, targets: IntArray
+) -> Verification:
+    """Compare a compiled explainer with the explainer itself in torch.
+
+    Args:
+        graph: What `compile_explainer` returned.
+        module: The classifier it was compiled from; it is run in eval mode and given back in the mode it was in.
+        explainer: The explainer it was compiled from.
+        images: Preprocessed images float32 `(batch, C, H, W)`, real ones: they decide what the figures mean.
+        targets: Class of each image, int64 `(batch,)`; -1 means the predicted class.
+
+    Returns:
+        The figures, all within the limits.
+
+    Raises:
+        ExportError: The graph has a fixed batch size, answers differently for another batch size or for -1, or its
+            maps correlate with torch's by less than .999 on average.
+        TensorError: The images or targets have a wrong shape or type.
+    """
+    images, targets = _checked(images, targets)
+    session = _open(graph)
+    logits, maps = _run(session, image=images, target=targets)
+    # Each runtime rounds in its own way, so the predicted class is taken from the logits of the graph itself.
+    resolved = np.where(targets < 0, logits.argmax(1), targets)
+    _require_batch_independent(session, images, targets, [logits, maps])
+    _require_predicted_class(session, images, logits)
+    reference_logits, reference_maps = _reference(module, explainer, images, resolved)
+    return _judge(f"the explainer {explainer.name!r}", logits, reference_logits, maps, reference_maps)
+
+
+def verify_prediction(graph: bytes, module: nn.Module, images: FloatArray) -> float:
+    """Compare a compiled prediction with the classifier in torch.
+
+    Args:
+        graph: What `compile_prediction` returned.
+        module: The classifier it was compiled from; it is run in eval mode and given back in the mode it was in.
+        images: Preprocessed images float32 `(batch, C, H, W)`.
+
+    Returns:
+        The largest difference of a logit, as a share of the largest reference logit.
+
+    Raises:
+        ExportError: The graph has a fixed batch size, or its logits differ from torch's.
+        TensorError: The images have a wrong shape or type.
+    """
+    images, _ = _checked(images, np.zeros(len(images), dtype=np.int64))
+    session = _open(graph)
+    (logits,) = _run(session, image=images)
+    for count in OTHER_BATCHES:
+        _require_close(_run(session, image=images[:count]), [logits[:count]], count)
+    with _evaluating(module), torch.no_grad():
+        reference = module(_to_torch(images, module)).float().cpu().numpy()
+    return _require_same_logits("the prediction", logits, reference)
+
+
+def _checked(images: FloatArray, targets: IntArray) -> tuple[FloatArray, IntArray]:
+    if images.ndim != 4 or images.dtype != np.float32 or len(images) == 0:
+        raise TensorError(
+            f"images to verify on have shape {images.shape} and type {images.dtype}; "
+            "give float32 (batch, channels, height, width) with at least one image"
+        )
+    if targets.shape != (len(images),) or targets.dtype != np.int64:
+        raise TensorError(
+            f"targets have shape {targets.shape} and type {targets.dtype}; give one int64 class for each image"
+        )
+    # The proof needs a batch size that is none of the others it runs.
+    repeats = -(-(max(OTHER_BATCHES) + 1) // len(images))
+    return np.tile(images, (repeats, 1, 1, 1)), np.tile(targets, repeats)
+
+
+def _open(graph: bytes) -> Any:  # noqa: ANN401 - ONNX Runtime has no type stubs
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise ExportError("compiled graphs are verified in ONNX Runtime: install keylock[all]") from error
+    require_dynamic_batch(onnx.load_from_string(graph))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def _run(session: Any, **inputs: Any) -> list[FloatArray]:  # noqa: ANN401
+    """Run a graph on at most 64 images at a time, to bound the memory."""
+    count = len(inputs["image"])
+    pieces = [
+        session.run(None, {name: value[start : start + 64] for name, value in inputs.items()})
+        for start in range(0, count, 64)
+    ]
+    return [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
+
+
+def _require_batch_independent(
+    session: Any,  # noqa: ANN401
+    images: FloatArray,
+    targets: IntArray,
+    answers: list[FloatArray],
+) -> None:
+    for count in OTHER_BATCHES:
+        few = _run(session, image=images[:count], target=targets[:count])
+        _require_close(few, [answer[:count] for answer in answers], count)
+
+
+def _require_close(found: list[FloatArray], expected: list[FloatArray], count: int) -> None:
+    """Check the answers for `count` images against those for the whole batch; kernels may differ by rounding."""
+    for one, other in zip(found, expected, strict=True):
+        if one.shape != other.shape or any(
+            _pcc(a, b) < MINIMUM_PCC_OF_ONE_IMAGE for a, b in zip(one, other, strict=True)
+        ):
+            raise ExportError(
+                f"the compiled graph answers differently for a batch of {count}: the network or the explainer mixes "
+                "the images of a batch; explain each image by itself"
+            )
+
+
+def _require_predicted_class(session: Any, images: FloatArray, logits: FloatArray) -> None:  # noqa: ANN401
+    """Check that target -1 gives the map of the class with the largest logit."""
+    images, predicted = images[:64], logits[:64].argmax(1)
+    _, unset = _run(session, image=images, target=np.full(len(images), -1))
+    _, named = _run(session, image=images, target=predicted)
+    if not np.allclose(unset, named, rtol=1e-3, atol=1e-6 * float(np.abs(named).max(initial=0))):
+        raise ExportError("the compiled graph does not explain the predicted class where the target is -1")
+
+
+def _reference(
+    module: nn.Module, explainer: Explainer, images: FloatArray, targets: IntArray
+) -> tuple[FloatArray, FloatArray]:
+    logits, maps = [], []
+    with _evaluating(module):
+        for start in range(0, len(images), 64):
+            batch = _to_torch(images[start : start + 64], module)
+            classes = torch.from_numpy(targets[start : start + 64]).to(batch.device)
+            explained = explainer.explain(module, batch, classes)
+            logits.append(explained.logits.detach().float().cpu().numpy())
+            maps.append(explained.maps.detach().float().cpu().numpy())
+    return np.concatenate(logits), np.concatenate(maps)
+
+
+def _to_torch(images: FloatArray, module: nn.Module) -> torch.Tensor:
+    parameter = next(module.parameters(), torch.empty(0))
+    return torch.from_numpy(images).to(parameter.device, parameter.dtype)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Run `module` in eval mode inside the block, and give every layer its own mode back."""
+    modes = [(layer, layer.training) for layer in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for layer, training in modes:
+            layer.training = training
+
+
+def _judge(
+    what: str, logits: FloatArray, reference_logits: FloatArray, maps: FloatArray, reference_maps: FloatArray
+) -> Verification:
+    logits_difference = _require_same_logits(what, logits, reference_logits)
+    if maps.shape != reference_maps.shape:
+        raise ExportError(
+            f"{what} gives maps of shape {maps.shape[1:]} compiled, but {reference_maps.shape[1:]} in torch"
+        )
+    pccs = [_pcc(one, other) for one, other in zip(maps, reference_maps, strict=True)]
+    mean, minimum = float(np.mean(pccs)), float(np.min(pccs))
+    if mean < MINIMUM_PCC or minimum < MINIMUM_PCC_OF_ONE_IMAGE:
+        raise ExportError(
+            f"{what} compiled does not compute what it computes in torch: its maps correlate with {mean:.4f} "
+            f"(smallest {minimum:.4f}; needed {MINIMUM_PCC} and {MINIMUM_PCC_OF_ONE_IMAGE}); run it with torch"
+        )
+    peaks = np.maximum(reference_maps.max(axis=(1, 2), keepdims=True), np.finfo(np.float32).tiny)
+    difference = float((np.abs(maps - reference_maps) / peaks).max())
+    return Verification(difference, mean, minimum, logits_difference)
+
+
+def _require_same_logits(what: str, logits: FloatArray, reference: FloatArray) -> float:
+    scale = max(float(np.abs(reference).max()), float(np.finfo(np.float32).tiny))
+    difference = float(np.abs(logits - reference).max()) / scale if logits.shape == reference.shape else float("inf")
+    if not difference <= MAXIMUM_LOGITS_DIFFERENCE:
+        raise ExportError(
+            f"{what} compiled does not compute what it computes in torch: its logits differ by {difference:.1e} of "
+            f"their range (allowed: {MAXIMUM_LOGITS_DIFFERENCE:.0e}); run it with torch"
+        )
+    return difference
+
+
+def _pcc(one: FloatArray, other: FloatArray) -> float:
+    """Pearson's correlation of two maps. A map without contrast correlates with another such map of its height only."""
+    a, b = one.astype(np.float64).ravel(), other.astype(np.float64).ravel()
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return -1.0
+    height = max(np.abs(a).max(), np.abs(b).max())
+    if height == 0:
+        return 1.0
+    a, b = a / height, b / height
+    flat = [value.std() < 1e-6 for value in (a, b)]
+    if any(flat):
+        return float(all(flat) and bool(np.allclose(a, b, atol=1e-3)))
+    return float(np.corrcoef(a, b)[0, 1])
