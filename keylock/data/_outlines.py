@@ -42,6 +42,9 @@ def _regular(radii: list[float]) -> Points:
     return points
 
 
+# The outlines, in units of their own.
+
+
 def _circle() -> Outline:
     return Outline(_arc(0, 360))
 

@@ -1,7 +1,7 @@
 """Folders of image files, one folder for each class: the layout torchvision's ImageFolder reads.
 
-Two layouts are known: `train/CLASS/*.png` with `test/CLASS/*.png` (or `val`, `valid`, `validation`), and `CLASS/*.png`
-alone, of which a seeded share becomes the test set. Files are found at any depth below their class.
+Two layouts are known: `train/CLASS/*.png` with `test/CLASS/*.png` (or one of their other usual names), and
+`CLASS/*.png` alone, of which a seeded share becomes the test set. Files are found at any depth below their class.
 """
 
 import os
@@ -17,6 +17,7 @@ from keylock.preprocessing import Preprocessing
 
 __all__ = ["open_folder"]
 
+_TRAIN_NAMES = ("train", "training", "trainval")
 _TEST_NAMES = ("test", "val", "valid", "validation")
 _LAYOUT = "expected train/CLASS/*.png and test/CLASS/*.png, or CLASS/*.png"
 _SMALL_SIDE = 128
@@ -55,10 +56,10 @@ def open_folder(request: DataRequest) -> DataSource:
 def _find(folder: Path, request: DataRequest) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
     """Return the training set, the test set and the class names of either layout."""
     tests = [folder / name for name in _TEST_NAMES if (folder / name).is_dir()]
-    has_train = (folder / "train").is_dir()
-    if tests and not has_train:
+    trains = [folder / name for name in _TRAIN_NAMES if (folder / name).is_dir()]
+    if tests and not trains:
         raise DataError(f"{folder} has {tests[0].name} and no train: {_LAYOUT}")
-    train_folder = folder / "train" if has_train else folder
+    train_folder = trains[0] if trains else folder
     classes = _class_names(train_folder)
     train = _read_set(train_folder, classes)
     if not tests:
@@ -66,7 +67,7 @@ def _find(folder: Path, request: DataRequest) -> tuple[ImageSet, ImageSet, tuple
     unknown = sorted(set(_class_names(tests[0])) - set(classes))
     if unknown:
         raise DataError(
-            f"{tests[0]} has a class {unknown[0]!r} that {folder / 'train'} has not: name the class folders alike"
+            f"{tests[0]} has a class {unknown[0]!r} that {train_folder} has not: name the class folders alike"
         )
     return train, _read_set(tests[0], classes), classes
 

@@ -82,6 +82,28 @@ class ImageSet:
             pixels[row] = preprocessing.resized(image)
         return pixels
 
+    def resized_masks(
+        self, preprocessing: Preprocessing, indices: NDArray[np.intp] | None = None
+    ) -> NDArray[np.bool_] | None:
+        """Bring the object masks to the size of a model, with the scaling and the crop that the images get.
+
+        Args:
+            preprocessing: Gives the size and how to get there.
+            indices: Which masks (n,); all of them by default.
+
+        Returns:
+            Masks (n, H, W), or None where the set has none.
+        """
+        if self.masks is None:
+            return None
+        chosen = self.masks if indices is None else self.masks[indices]
+        if chosen.shape[1:] == preprocessing.size:
+            return chosen
+        masks = np.empty((len(chosen), *preprocessing.size), dtype=bool)
+        for row, mask in enumerate(chosen):
+            masks[row] = preprocessing.resized(np.where(mask, 255, 0).astype(np.uint8))[:, :, 0] >= 128
+        return masks
+
     def resized_bytes(self, preprocessing: Preprocessing) -> int:
         """Return how much memory `resized` of the whole set takes."""
         height, width = preprocessing.size

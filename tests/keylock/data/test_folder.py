@@ -27,6 +27,14 @@ def test_a_plain_folder_is_split_by_the_share(plain_folder):
     assert not train & test
 
 
+@pytest.mark.parametrize(("train", "test"), [("training", "test"), ("trainval", "valid"), ("train", "validation")])
+def test_other_names_of_the_split_are_understood(split_folder, train, test):
+    (split_folder / "train").rename(split_folder / train)
+    (split_folder / "val").rename(split_folder / test)
+    source = open_data(split_folder)
+    assert (len(source.train), len(source.test)) == (16, 12)
+
+
 def test_only_image_files_count(split_folder):
     (split_folder / "boxes.csv").write_text("a")
     (split_folder / "masks").mkdir()
@@ -113,7 +121,7 @@ def test_a_test_class_nobody_trained_is_named(split_folder):
 
 
 def test_a_test_folder_without_a_train_folder_is_refused(split_folder):
-    (split_folder / "train").rename(split_folder / "training")
+    (split_folder / "train").rename(split_folder / "learn")
     with pytest.raises(DataError, match="has val and no train: expected"):
         open_data(split_folder)
 

@@ -82,6 +82,18 @@ def test_shapes_keep_their_test_images_however_many_are_trained_on():
     assert few.test.masks is not None
 
 
+def test_masks_follow_the_crop_and_the_size():
+    source = open_data("shapes", train_count=16, test_count=16)
+    assert source.test.resized_masks(source.preprocessing) is source.test.masks
+    wide = source.preprocessing.model_copy(update={"size": (16, 64), "resize": "shorter_side_crop"})
+    masks = source.test.resized_masks(wide, np.array([3]))
+    # Doubled in size, the middle half of the rows is kept: every pixel is one of the source, but for soft edges.
+    naive = source.test.masks[3].repeat(2, axis=0).repeat(2, axis=1)[24:40]
+    assert masks.shape == (1, 16, 64)
+    assert (masks[0] == naive).mean() > 0.95
+    assert ImageSet(source.test.images, source.test.labels).resized_masks(wide) is None
+
+
 def test_another_seed_splits_otherwise(opened):
     first, second = opened("npz", seed=0), opened("npz", seed=1)
     assert not np.array_equal(first.test.images, second.test.images)
