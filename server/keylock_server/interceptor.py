@@ -4,6 +4,8 @@ Handlers raise; nothing they raise reaches a caller or the log as text unless th
 gets the method, the status and the time, and never a message, because a message can quote what a caller sent.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import time
