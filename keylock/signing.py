@@ -232,9 +232,14 @@ class Home:
         return self.path / "issuer.pub.pem"
 
     @property
+    def licenses_path(self) -> Path:
+        """Where the license store is."""
+        return self.path / "licenses.db"
+
+    @property
     def licenses_url(self) -> str:
         """The database URL of the license store."""
-        return f"sqlite:///{self.path / 'licenses.db'}"
+        return f"sqlite:///{self.licenses_path}"
 
     def signing_key(self) -> SigningKey:
         """Reads the issuer's private key.

@@ -5,7 +5,19 @@
 `server` extra. The format is described in docs/licenses.md.
 """
 
-from keylock.licensing.claims import ANY, License, check, new_license_id
-from keylock.licensing.tokens import MAX_TOKEN_BYTES, TOKEN_TYPE, issue, verify
+from keylock.licensing.claims import ANY, License, LicenseStatus, StoredLicense, check, new_license_id
+from keylock.licensing.tokens import MAX_TOKEN_BYTES, TOKEN_TYPE, issue, verify, verify_ignoring_time
 
-__all__ = ["ANY", "MAX_TOKEN_BYTES", "TOKEN_TYPE", "License", "check", "issue", "new_license_id", "verify"]
+__all__ = [
+    "ANY",
+    "MAX_TOKEN_BYTES",
+    "TOKEN_TYPE",
+    "License",
+    "LicenseStatus",
+    "StoredLicense",
+    "check",
+    "issue",
+    "new_license_id",
+    "verify",
+    "verify_ignoring_time",
+]

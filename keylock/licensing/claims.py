@@ -1,14 +1,16 @@
 """What a license says, and whether it covers a request. Signatures, clocks and revocation are elsewhere."""
 
 import secrets
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Annotated, Final, Self
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from keylock.errors import LicenseError, LicenseReason
 
-__all__ = ["ANY", "License", "check", "new_license_id"]
+__all__ = ["ANY", "License", "LicenseStatus", "StoredLicense", "check", "new_license_id"]
 
 ANY: Final = "*"
 
@@ -66,6 +68,40 @@ class License(BaseModel):
         if self.expires <= self.not_before:
             raise ValueError("a license must expire after it starts")
         return self
+
+
+class LicenseStatus(StrEnum):
+    """Where a license stands."""
+
+    ACTIVE = "active"
+    NOT_YET_VALID = "not yet valid"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLicense:
+    """A license as the store knows it.
+
+    Attributes:
+        license: What was granted.
+        issuer: Id of the key that signed it.
+        revoked_at: When it was revoked; None where it was not.
+        revoked_why: What the vendor noted then.
+    """
+
+    license: License
+    issuer: str
+    revoked_at: datetime | None
+    revoked_why: str
+
+    def status(self, now: datetime) -> LicenseStatus:
+        """Tells where the license stands at a time."""
+        if self.revoked_at is not None:
+            return LicenseStatus.REVOKED
+        if now >= self.license.expires:
+            return LicenseStatus.EXPIRED
+        return LicenseStatus.NOT_YET_VALID if now < self.license.not_before else LicenseStatus.ACTIVE
 
 
 def new_license_id() -> str:

@@ -7,9 +7,7 @@ read. Tokens are not kept: who reads the store cannot present anybody's license.
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -30,9 +28,9 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from keylock.errors import LicenseError, LicenseReason, ServiceError
-from keylock.licensing.claims import License
+from keylock.licensing.claims import License, StoredLicense
 
-__all__ = ["LicenseStatus", "LicenseStore", "StoredLicense"]
+__all__ = ["LicenseStore"]
 
 _SCHEMA_VERSION: Final = 1
 _BUSY_TIMEOUT_MS: Final = 10_000
@@ -50,40 +48,6 @@ _licenses = Table(
     Column("revoked_at", Integer),
     Column("revoked_why", Text, nullable=False, server_default=""),
 )
-
-
-class LicenseStatus(StrEnum):
-    """Where a license stands."""
-
-    ACTIVE = "active"
-    NOT_YET_VALID = "not yet valid"
-    EXPIRED = "expired"
-    REVOKED = "revoked"
-
-
-@dataclass(frozen=True, slots=True)
-class StoredLicense:
-    """A license as the store knows it.
-
-    Attributes:
-        license: What was granted.
-        issuer: Id of the key that signed it.
-        revoked_at: When it was revoked; None where it was not.
-        revoked_why: What the vendor noted then.
-    """
-
-    license: License
-    issuer: str
-    revoked_at: datetime | None
-    revoked_why: str
-
-    def status(self, now: datetime) -> LicenseStatus:
-        """Tells where the license stands at a time."""
-        if self.revoked_at is not None:
-            return LicenseStatus.REVOKED
-        if now >= self.license.expires:
-            return LicenseStatus.EXPIRED
-        return LicenseStatus.NOT_YET_VALID if now < self.license.not_before else LicenseStatus.ACTIVE
 
 
 class LicenseStore:
@@ -253,5 +217,6 @@ def _from_row(row: Row[Any]) -> StoredLicense:
 
 def _unknown(license_id: str) -> LicenseError:
     return LicenseError(
-        LicenseReason.UNKNOWN, f"there is no license {license_id} in the store: `keylock license list` shows them"
+        LicenseReason.UNKNOWN,
+        f"the license {license_id} is not in the store of licenses issued: check its id, or ask the vendor",
     )

@@ -19,7 +19,7 @@ from keylock.errors import LicenseError, LicenseReason
 from keylock.licensing.claims import License
 from keylock.signing import SigningKey, VerifyingKey, canonical_json, decode_base64url
 
-__all__ = ["MAX_TOKEN_BYTES", "TOKEN_TYPE", "issue", "verify"]
+__all__ = ["MAX_TOKEN_BYTES", "TOKEN_TYPE", "issue", "verify", "verify_ignoring_time"]
 
 MAX_TOKEN_BYTES: Final = 8 * 1024
 TOKEN_TYPE: Final = "keylock-license+jws"  # noqa: S105 - a media type, not a secret
@@ -52,7 +52,7 @@ def issue(license: License, signing_key: SigningKey) -> str:
     """Returns the token that a customer presents; whoever has it has the grant.
 
     Raises:
-        LicenseError: If it would be longer than any server accepts.
+        LicenseError: If it would be longer than any server accepts, or a feature is no finite number.
     """
     claims = _Claims(
         iss=signing_key.key_id,
@@ -65,9 +65,12 @@ def issue(license: License, signing_key: SigningKey) -> str:
         explainers=list(license.explainers),
         features=license.features,
     )
+    try:
+        payload = canonical_json(claims.model_dump())
+    except ValueError:
+        _refuse(LicenseReason.MALFORMED, "a feature of the license is NaN or infinite: give a number")
     header = {"alg": _ALGORITHM, "typ": TOKEN_TYPE, "kid": signing_key.key_id}
-    key = OKPKey.import_key(signing_key.reveal())
-    token = jws.serialize_compact(header, canonical_json(claims.model_dump()), key, algorithms=[_ALGORITHM])
+    token = jws.serialize_compact(header, payload, OKPKey.import_key(signing_key.reveal()), algorithms=[_ALGORITHM])
     if len(token) > MAX_TOKEN_BYTES:
         raise LicenseError(LicenseReason.MALFORMED, "the license is too long: name fewer models or explainers")
     return token
@@ -92,6 +95,21 @@ def verify(token: str, keys: Collection[VerifyingKey], *, now: datetime, leeway_
     Raises:
         LicenseError: If it is not good, with the exact reason.
     """
+    license = verify_ignoring_time(token, keys)
+    _check_time(license, now=now, leeway=timedelta(seconds=leeway_s))
+    return license
+
+
+def verify_ignoring_time(token: str, keys: Collection[VerifyingKey]) -> License:
+    """Returns the license in a token after steps 1 to 5 of `verify`: to show it, never to grant anything.
+
+    Args:
+        token: What was presented.
+        keys: The issuers that are trusted.
+
+    Raises:
+        LicenseError: If it is not good, with the exact reason.
+    """
     header_text, payload_text, signature_text = _split(token)
     key_id = _read_header(header_text)
     key = next((key for key in keys if key.key_id == key_id), None)
@@ -104,9 +122,7 @@ def verify(token: str, keys: Collection[VerifyingKey], *, now: datetime, leeway_
         _refuse_malformed()
     _decode(payload_text)
     payload = _verify_signature(token, key)
-    license = _read_payload(payload, key_id)
-    _check_time(license, now=now, leeway=timedelta(seconds=leeway_s))
-    return license
+    return _read_payload(payload, key_id)
 
 
 def _split(token: str) -> tuple[str, str, str]:

@@ -1,0 +1,60 @@
+"""The vendor's directory on the command line: `--home`, else KEYLOCK_HOME, else ~/.keylock."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from keylock.signing import Home, VerifyingKey
+
+__all__ = ["DEFAULT_HOME", "HomeOption", "IssuerOption", "open_home", "own_issuer", "read_issuers"]
+
+DEFAULT_HOME = Path("~/.keylock")
+
+HomeOption = Annotated[
+    Path,
+    typer.Option(metavar="DIR", envvar="KEYLOCK_HOME", help="The vendor's directory: issuer key and licenses."),
+]
+"""`home: HomeOption = DEFAULT_HOME`."""
+
+IssuerOption = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="FILE", help="Public key of a trusted issuer (PEM); may be repeated."),
+]
+"""`issuer: IssuerOption = None`."""
+
+
+def open_home(path: Path, *, create: bool = False) -> "Home":
+    """Returns the vendor's directory.
+
+    Raises:
+        SignatureError: If it has no issuer key and none is to be made.
+    """
+    from keylock.signing import Home
+
+    return Home.open(path, create=create)
+
+
+def read_issuers(paths: Sequence[Path] | None) -> "list[VerifyingKey] | None":
+    """Returns the keys in the files of `--issuer`, or None where the option was not given.
+
+    Raises:
+        SignatureError: If a file holds no public key.
+    """
+    from keylock.signing import VerifyingKey
+
+    return [VerifyingKey.load(path) for path in paths] if paths else None
+
+
+def own_issuer(path: Path) -> "VerifyingKey | None":
+    """Returns the public key of the vendor's directory, or None where there is none.
+
+    Raises:
+        SignatureError: If it is there and unreadable.
+    """
+    from keylock.signing import Home
+
+    home = Home(path.expanduser())
+    return home.verifying_key() if home.verifying_key_path.is_file() else None

@@ -1,0 +1,152 @@
+"""`keylock inspect`, `verify` and `export`: what a bundle says, whether it is whole, and its public copy."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from keylock.cli._console import JsonOption, note, print_json, print_pairs, print_table
+from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption, own_issuer, read_issuers
+
+if TYPE_CHECKING:
+    from keylock.bundle import Bundle, ExplainerEntry, Figure
+
+__all__ = ["export", "inspect", "verify"]
+
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle: a folder or a .klb file.")]
+
+
+def inspect(
+    bundle: BundleArgument,
+    issuer: IssuerOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what is in a bundle: model, explainers, key id, measured figures.
+
+    The bundle is verified first; a changed one is refused and not shown.
+    """
+    opened, trusted = _open(bundle, issuer, home)
+    manifest = opened.manifest
+    if as_json:
+        document = manifest.model_dump(mode="json")
+        print_json(document | {"issuer_trusted": trusted, "has_sealed_key": opened.has_key})
+        return
+    height, width = manifest.preprocessing.size
+    print_pairs(
+        [
+            ("name", manifest.name),
+            ("model digest", manifest.model_digest),
+            ("created", f"{manifest.created:%Y-%m-%d %H:%M:%S} UTC by keylock {manifest.keylock_version}"),
+            ("issuer", _describe_issuer(opened, trusted=trusted)),
+            ("architecture", f"{manifest.architecture.name} ({manifest.architecture.module})"),
+            ("classes", _describe_classes(manifest.classes)),
+            ("input", f"{height} x {width} pixels, {manifest.preprocessing.channels} channels"),
+            ("key", _describe_key(opened)),
+            ("decoy", manifest.decoy.name),
+            ("files", len(manifest.files)),
+        ]
+    )
+    typer.echo()
+    print_table(("explainer", "runtime", "parameters", "PCC to reference"), map(_explainer_row, manifest.explainers))
+    if manifest.figures:
+        typer.echo()
+        print_table(("figure", "value", "95 % interval", "unit", "about"), map(_figure_row, manifest.figures))
+
+
+def verify(
+    bundle: BundleArgument,
+    issuer: IssuerOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Check the signature and every file of a bundle.
+
+    With --issuer the bundle must be signed by one of these keys. Without it any issuer is accepted, and the answer
+    says whether it is the one of the vendor's directory.
+    """
+    opened, trusted = _open(bundle, issuer, home)
+    manifest = opened.manifest
+    if as_json:
+        print_json(
+            {
+                "bundle": bundle,
+                "name": manifest.name,
+                "model_digest": manifest.model_digest,
+                "issuer": opened.issuer.key_id,
+                "issuer_trusted": trusted,
+                "files": len(manifest.files),
+                "has_sealed_key": opened.has_key,
+            }
+        )
+        return
+    print_pairs(
+        [
+            ("signature", "good"),
+            ("issuer", _describe_issuer(opened, trusted=trusted)),
+            ("files", f"{len(manifest.files)}, all as signed"),
+            ("sealed key", "as signed" if opened.has_key else "none"),
+            ("model", f"{manifest.name} {manifest.model_digest}"),
+        ]
+    )
+
+
+def export(
+    bundle: BundleArgument,
+    out: Annotated[Path, typer.Option(metavar="PATH", help="Where the copy goes: a folder, or a file *.klb.")],
+    public: Annotated[bool, typer.Option("--public", help="Leave the sealed key out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
+    issuer: IssuerOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a bundle without its key, to give to others; the signature stays good."""
+    from keylock.bundle import export_public
+    from keylock.errors import InputError
+
+    if not public:
+        raise InputError("say --public: a copy without the key is the only kind there is (to keep the key, use cp)")
+    opened, _ = _open(bundle, issuer, home)
+    export_public(opened, out, overwrite=overwrite)
+    if as_json:
+        print_json({"bundle": out, "model_digest": opened.manifest.model_digest, "has_sealed_key": False})
+        return
+    note("the copy predicts for everybody; nobody can unlock its explanations without the key")
+    typer.echo(str(out))
+
+
+def _open(path: Path, issuer: list[Path] | None, home: Path) -> "tuple[Bundle, bool]":
+    """Returns the verified bundle, and whether its issuer is one that the user trusts."""
+    from keylock.bundle import open_bundle
+
+    trusted = read_issuers(issuer)
+    opened = open_bundle(path, trusted=trusted)
+    return opened, opened.trusted or opened.issuer == own_issuer(home)
+
+
+def _describe_issuer(bundle: "Bundle", *, trusted: bool) -> str:
+    if trusted:
+        return f"{bundle.issuer.key_id} (trusted)"
+    return f"{bundle.issuer.key_id} (not checked: give --issuer with the vendor's public key)"
+
+
+def _describe_classes(classes: tuple[str, ...]) -> str:
+    shown = ", ".join(classes[:10])
+    return f"{len(classes)}: {shown}" + (", ..." if len(classes) > 10 else "")
+
+
+def _describe_key(bundle: "Bundle") -> str:
+    key = bundle.manifest.key
+    where = "sealed in the bundle" if bundle.has_key else "not in this copy"
+    return f"{key.id}, strength {key.strength * 255:.3g}/255, tile {key.tile}, {where}"
+
+
+def _explainer_row(entry: "ExplainerEntry") -> tuple[object, ...]:
+    parameters = ", ".join(f"{name}={value}" for name, value in sorted(entry.parameters.items())) or "-"
+    correlation = "-" if entry.pcc_to_reference is None else f"{entry.pcc_to_reference:.5f}"
+    return entry.name, entry.runtime, parameters, correlation
+
+
+def _figure_row(figure: "Figure") -> tuple[object, ...]:
+    interval = "-" if figure.low is None or figure.high is None else f"{figure.low:.4g} to {figure.high:.4g}"
+    return figure.name, f"{figure.value:.4g}", interval, figure.unit or "-", figure.about or "-"

@@ -1,0 +1,296 @@
+"""inspect, verify, export, license, issuer and key, through the real `main`: answers, exit codes, one line of error."""
+
+import io
+import json
+import stat
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+pytest.importorskip("sqlalchemy")
+
+from keylock.bundle import (
+    Architecture,
+    BundleContent,
+    Decoy,
+    ExplainerEntry,
+    Figure,
+    KeyEntry,
+    KeyFile,
+    open_bundle,
+    write_bundle,
+)
+from keylock.cli import main
+from keylock.keys import Key, KeySeed
+from keylock.licensing import issue, verify
+from keylock.preprocessing import Preprocessing
+from keylock.signing import Home, SigningKey
+
+SEED = KeySeed(bytes(range(32)))
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A vendor's directory with an issuer, named by the environment."""
+    monkeypatch.setenv("KEYLOCK_HOME", str(tmp_path / "home"))
+    return Home.open(tmp_path / "home")
+
+
+@pytest.fixture
+def bundle(tmp_path, home):
+    preprocessing = Preprocessing(size=(16, 24), channels=1, resize="exact", mean=(0.5,), std=(0.25,))
+    content = BundleContent(
+        name="shapes",
+        created=datetime(2026, 11, 22, tzinfo=UTC),
+        architecture=Architecture(name="small_cnn", num_classes=12),
+        classes=tuple(f"class{n}" for n in range(12)),
+        preprocessing=preprocessing,
+        explainers=(
+            ExplainerEntry(name="grad_cam", parameters={"layer": "b"}, graph="graphs/g.onnx", pcc_to_reference=0.99999),
+            ExplainerEntry(name="gradient", runtime="torch"),
+        ),
+        prediction_graph="graphs/p.onnx",
+        key=KeyEntry.of(Key.derive(SEED, shape=preprocessing.shape, std=preprocessing.std)),
+        decoy=Decoy(name="targeted"),
+        figures=(Figure(name="keyed_pcc/grad_cam", value=0.97, low=0.96, high=0.98, unit="correlation"),),
+        files={"weights.safetensors": b"w" * 100, "graphs/g.onnx": b"g", "graphs/p.onnx": b"p"},
+    )
+    path = tmp_path / "shapes.klb"
+    sealer = KeyFile.create(tmp_path / "key-file")
+    write_bundle(path, content, signing_key=home.signing_key(), seed=SEED, sealer=sealer)
+    return path
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command line; returns standard output. Fails the test on another exit code than the one expected."""
+
+    def run(*arguments, code=0):
+        exit_code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert exit_code == code, captured.err
+        if code:
+            assert captured.out == ""
+            assert captured.err.count("\n") == 1
+            assert captured.err.startswith("error: ")
+            return captured.err
+        return captured.out
+
+    return run
+
+
+# inspect, verify, export
+
+
+def test_inspect_shows_what_the_bundle_says(run, bundle):
+    text = run("inspect", bundle)
+    for part in (
+        "shapes",
+        "sha256:",
+        SEED.id,
+        "8/255",
+        "grad_cam",
+        "layer=b",
+        "0.99999",
+        "0.97",
+        "16 x 24",
+        "(trusted)",
+    ):
+        assert part in text
+    assert "sealed in the bundle" in text
+    assert "class9, ..." in text
+
+
+def test_inspect_as_json_is_the_manifest(run, bundle):
+    document = json.loads(run("inspect", bundle, "--json"))
+    manifest = open_bundle(bundle, trusted=None).manifest
+    assert document.pop("issuer_trusted") is True
+    assert document.pop("has_sealed_key") is True
+    assert document == manifest.model_dump(mode="json")
+
+
+def test_verify_tells_whether_the_issuer_was_checked(run, bundle, home, tmp_path, monkeypatch):
+    assert "(trusted)" in run("verify", bundle)
+    monkeypatch.setenv("KEYLOCK_HOME", str(tmp_path / "none"))
+    assert "not checked: give --issuer" in run("verify", bundle)
+    assert json.loads(run("verify", bundle, "--json"))["issuer_trusted"] is False
+    document = json.loads(run("verify", bundle, "--issuer", home.verifying_key_path, "--json"))
+    assert document["issuer_trusted"] is True
+    assert document["files"] == 3
+
+
+def test_verify_with_the_key_of_another_issuer_fails(run, bundle, tmp_path):
+    SigningKey.generate().verifying_key.write(tmp_path / "other.pem")
+    assert "not among the trusted issuers" in run("verify", bundle, "--issuer", tmp_path / "other.pem", code=4)
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "export"])
+def test_changed_bundle_is_refused_by_every_command(run, bundle, tmp_path, command):
+    raw = bytearray(bundle.read_bytes())
+    raw[raw.index(b"w" * 100)] ^= 1
+    bundle.write_bytes(raw)
+    more = ["--public", "--out", tmp_path / "copy"] if command == "export" else []
+    assert "weights.safetensors" in run(command, bundle, *more, code=4)
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_missing_bundle_is_one_line(run, home, tmp_path, command):
+    assert "there is no bundle at" in run(command, tmp_path / "none", code=4)
+
+
+def test_export_makes_a_public_copy(run, bundle, home, tmp_path):
+    out = tmp_path / "public"
+    assert run("export", "--public", bundle, "--out", out) == f"{out}\n"
+    copy = open_bundle(out, trusted=[home.verifying_key()])
+    assert not copy.has_key
+    assert "not in this copy" in run("inspect", out)
+    assert "exists" in run("export", "--public", bundle, "--out", out, code=4)
+    assert (
+        json.loads(run("export", "--public", bundle, "--out", out, "--overwrite", "--json"))["has_sealed_key"] is False
+    )
+
+
+def test_export_of_the_key_is_not_offered(run, bundle, tmp_path):
+    assert "--public" in run("export", bundle, "--out", tmp_path / "copy", code=3)
+
+
+# issuer, key
+
+
+def test_issuer_is_made_once(run, tmp_path):
+    home = tmp_path / "vendor"
+    assert "keylock issuer init" in run("issuer", "show", "--home", home, code=6)
+    made = json.loads(run("issuer", "init", "--home", home, "--json"))
+    again = json.loads(run("issuer", "init", "--home", home, "--json"))
+    assert made == again
+    assert made["key_id"] == Home.open(home, create=False).signing_key().key_id
+    shown = run("issuer", "show", "--home", home)
+    assert made["key_id"] in shown
+    assert "BEGIN PUBLIC KEY" in shown
+    assert "PRIVATE" not in shown
+
+
+def test_key_id_shows_the_id_and_not_the_seed(run, tmp_path):
+    SEED.write(tmp_path / "seed")
+    assert run("key", "id", "--key-seed-file", tmp_path / "seed") == f"{SEED.id}\n"
+    assert json.loads(run("key", "id", "--key-seed-file", tmp_path / "seed", "--json"))["key_id"] == SEED.id
+
+
+@pytest.mark.parametrize(("content", "says"), [("", "empty"), ("short", "guessed")])
+def test_bad_seed_file_is_one_line(run, tmp_path, content, says):
+    (tmp_path / "seed").write_text(content)
+    assert says in run("key", "id", "--key-seed-file", tmp_path / "seed", code=6)
+    assert "cannot read" in run("key", "id", "--key-seed-file", tmp_path / "none", code=6)
+
+
+def test_key_new_writes_a_private_file(run, tmp_path):
+    path = tmp_path / "seed"
+    shown = run("key", "new", "--out", path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert shown.strip() == KeySeed.from_file(path).id
+    KeyFile(path)
+    assert "not overwritten" in run("key", "new", "--out", path, code=6)
+
+
+# license
+
+
+def issue_one(run, *options):
+    return json.loads(run("license", "issue", "--customer", "Acme Ltd", *options, "--json"))
+
+
+def test_issued_token_is_good_for_a_year_and_all_explainers(run, home):
+    before = datetime.now(UTC)
+    token = run("license", "issue", "--customer", "Acme Ltd", "--model", "shapes").strip()
+    license = verify(token, [home.verifying_key()], now=datetime.now(UTC))
+    assert (license.customer, license.models, license.explainers) == ("Acme Ltd", ("shapes",), ("*",))
+    assert timedelta(days=364, hours=23) < license.expires - before < timedelta(days=365, minutes=1)
+
+
+def test_license_for_a_bundle_names_its_digest(run, home, bundle):
+    issued = issue_one(run, "--bundle", bundle, "--explainer", "grad_cam", "--days", "30")
+    assert issued["license"]["models"] == [open_bundle(bundle, trusted=None).manifest.model_digest]
+    assert issued["license"]["explainers"] == ["grad_cam"]
+
+
+def test_license_for_an_explainer_the_bundle_lacks_is_refused(run, home, bundle):
+    error = run("license", "issue", "--customer", "A", "--bundle", bundle, "--explainer", "lime", code=3)
+    assert "choose one of grad_cam, gradient" in error
+
+
+def test_token_goes_to_a_private_file_that_show_reads(run, home, tmp_path):
+    out = tmp_path / "acme.license"
+    issued = issue_one(run, "--model", "*", "--out", out)
+    assert "token" not in issued
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    shown = json.loads(run("license", "show", out, "--json"))
+    assert shown["id"] == issued["license"]["id"]
+    assert shown["status"] == "active"
+    assert "not overwritten" in run("license", "issue", "--customer", "A", "--model", "*", "--out", out, code=3)
+    assert len(json.loads(run("license", "list", "--json"))) == 1
+
+
+def test_revoked_license_is_shown_as_revoked(run, home):
+    issued = issue_one(run, "--model", "shapes")
+    license_id = issued["license"]["id"]
+    assert license_id in run("license", "revoke", license_id, "--why", "did not pay")
+    for argument in (license_id, issued["token"]):
+        shown = json.loads(run("license", "show", argument, "--json"))
+        assert (shown["status"], shown["revoked_why"]) == ("revoked", "did not pay")
+    listed = run("license", "list")
+    assert license_id in listed
+    assert "revoked" in listed
+    assert json.loads(run("license", "list", "--customer", "Nobody", "--json")) == []
+
+
+def test_customer_shows_a_token_with_the_public_key_alone(run, home, tmp_path, monkeypatch):
+    issued = issue_one(run, "--model", "shapes")
+    monkeypatch.setenv("KEYLOCK_HOME", str(tmp_path / "customer"))
+    assert "give --issuer" in run("license", "show", issued["token"], code=6)
+    monkeypatch.setattr("sys.stdin", io.StringIO(issued["token"] + "\n"))
+    text = run("license", "show", "-", "--issuer", home.verifying_key_path)
+    assert issued["license"]["id"] in text
+    assert "active" in text
+    assert not (tmp_path / "customer").exists()
+
+
+def test_expired_token_is_shown_as_expired_and_a_forged_one_not_at_all(run, home):
+    token = issue_one(run, "--model", "shapes", "--not-before", "2020-01-01", "--expires", "2020-02-01")["token"]
+    assert json.loads(run("license", "show", token, "--json"))["status"] == "expired"
+    assert "changed" in run("license", "show", token[:-8] + "AAAAAAAA", code=5)
+    license = verify(token, [home.verifying_key()], now=datetime(2020, 1, 2, tzinfo=UTC))
+    assert "does not trust" in run("license", "show", issue(license, SigningKey.generate()), code=5)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([], "--bundle BUNDLE"),
+        (["--model", "my model"], "models"),
+        (["--model", "a", "--expires", "soon"], "--expires must be a date"),
+        (["--model", "a", "--expires", "2020-01-01"], "must expire after it starts"),
+        (["--model", "a", "--days", "1", "--expires", "2030-01-01"], "not both"),
+        (["--model", "a", "--days", "1e12"], "too large"),
+        (["--model", "a", "--days", "0"], "must expire after"),
+        (["--model", "a", "--explainer", "../x"], "explainers"),
+        (["--model", "a", "--explainer", "x", "--explainer", "x"], "twice"),
+    ],
+    ids=range(9),
+)
+def test_impossible_license_is_one_line(run, home, options, says):
+    assert says in run("license", "issue", "--customer", "Acme", *options, code=3)
+    assert not home.licenses_path.exists()
+
+
+def test_commands_without_an_issuer_or_store_say_what_to_do(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("KEYLOCK_HOME", str(tmp_path / "none"))
+    assert "keylock issuer init" in run("license", "issue", "--customer", "A", "--model", "*", code=6)
+    for arguments in (["list"], ["show", "lic_1"], ["revoke", "lic_1"]):
+        assert "no license was issued" in run("license", *arguments, code=7)
+    assert not (tmp_path / "none").exists()
+
+
+def test_unknown_license_is_one_line(run, home):
+    issue_one(run, "--model", "*")
+    for command in ("show", "revoke"):
+        assert "lic_none" in run("license", command, "lic_none", code=5)

@@ -1,0 +1,207 @@
+"""store.py: what was issued is remembered, what was revoked stays revoked, also under many writers."""
+
+import sqlite3
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+pytest.importorskip("sqlalchemy")
+
+from keylock.errors import LicenseError, LicenseReason, ServiceError
+from keylock.licensing import License, LicenseStatus
+from keylock.licensing.store import LicenseStore
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+def make_license(id="lic_1", customer="Acme", **changes):
+    fields = {
+        "id": id,
+        "customer": customer,
+        "models": ("*",),
+        "explainers": ("grad_cam",),
+        "issued_at": NOW,
+        "not_before": NOW,
+        "expires": NOW + timedelta(days=30),
+        "features": {"tier": ["gold", 1]},
+    }
+    return License(**(fields | changes))
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path / 'licenses.db'}"
+
+
+@pytest.fixture
+def store(url):
+    store = LicenseStore(url)
+    yield store
+    store.close()
+
+
+def test_license_reads_back_also_after_reopening(store, url):
+    store.add(make_license(), issuer="key")
+    again = LicenseStore(url)
+    for opened in (store, again):
+        stored = opened.get("lic_1")
+        assert stored.license == make_license()
+        assert (stored.issuer, stored.revoked_at, stored.revoked_why) == ("key", None, "")
+    again.close()
+
+
+def test_list_is_in_order_of_issue_and_can_be_narrowed(store):
+    store.add(make_license("lic_b", issued_at=NOW + timedelta(hours=1)), issuer="key")
+    store.add(make_license("lic_c"), issuer="key")
+    store.add(make_license("lic_a", customer="Other"), issuer="key")
+    assert [stored.license.id for stored in store.list()] == ["lic_a", "lic_c", "lic_b"]
+    assert [stored.license.id for stored in store.list(customer="Other")] == ["lic_a"]
+    assert store.list(customer="Nobody") == ()
+
+
+def test_revoked_license_is_refused_with_its_reason(store):
+    store.add(make_license(), issuer="key")
+    store.check("lic_1")
+    assert not store.is_revoked("lic_1")
+    revoked = store.revoke("lic_1", at=NOW + timedelta(days=1), why="did not pay")
+    assert (revoked.revoked_at, revoked.revoked_why) == (NOW + timedelta(days=1), "did not pay")
+    assert store.is_revoked("lic_1")
+    with pytest.raises(LicenseError, match="was revoked") as caught:
+        store.check("lic_1")
+    assert caught.value.reason == LicenseReason.REVOKED
+    assert "pay" not in str(caught.value)
+
+
+def test_second_revocation_changes_nothing(store):
+    store.add(make_license(), issuer="key")
+    first = store.revoke("lic_1", at=NOW, why="first")
+    assert store.revoke("lic_1", at=NOW + timedelta(days=1), why="second") == first
+
+
+def test_revocation_is_seen_by_other_connections_at_once(store, url):
+    other = LicenseStore(url)
+    store.add(make_license(), issuer="key")
+    assert not other.is_revoked("lic_1")
+    store.revoke("lic_1", at=NOW)
+    assert other.is_revoked("lic_1")
+    other.close()
+
+
+def test_unknown_license_is_refused_with_its_reason(store):
+    assert not store.is_revoked("lic_none")
+    for act in (store.get, store.check, lambda id: store.revoke(id, at=NOW)):
+        with pytest.raises(LicenseError, match="lic_none") as caught:
+            act("lic_none")
+        assert caught.value.reason == LicenseReason.UNKNOWN
+
+
+def test_id_is_used_once(store):
+    store.add(make_license(), issuer="key")
+    with pytest.raises(ServiceError, match="already"):
+        store.add(make_license(customer="Other"), issuer="key")
+    assert store.get("lic_1").license.customer == "Acme"
+
+
+def test_quotes_in_a_name_are_only_text(store):
+    store.add(make_license(customer="Robert'); DROP TABLE licenses;--"), issuer="key")
+    assert len(store.list()) == 1
+    with pytest.raises(LicenseError):
+        store.get("' OR '1'='1")
+
+
+@pytest.mark.parametrize(
+    ("days", "revoked", "status"),
+    [
+        (-1, False, LicenseStatus.NOT_YET_VALID),
+        (0, False, LicenseStatus.ACTIVE),
+        (29, False, LicenseStatus.ACTIVE),
+        (30, False, LicenseStatus.EXPIRED),
+        (0, True, LicenseStatus.REVOKED),
+        (30, True, LicenseStatus.REVOKED),
+    ],
+)
+def test_status(store, days, revoked, status):
+    store.add(make_license(), issuer="key")
+    if revoked:
+        store.revoke("lic_1", at=NOW)
+    assert store.get("lic_1").status(NOW + timedelta(days=days)) == status
+
+
+def test_many_threads_write_and_lose_nothing(store):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: store.add(make_license(f"lic_{n}"), issuer="key"), range(64)))
+        list(pool.map(lambda n: store.revoke(f"lic_{n}", at=NOW), range(0, 64, 2)))
+    stored = store.list()
+    assert len(stored) == 64
+    assert sum(one.revoked_at is not None for one in stored) == 32
+
+
+def test_several_processes_write_and_lose_nothing(store, url):
+    program = """
+import sys
+from datetime import UTC, datetime, timedelta
+from keylock.licensing import License
+from keylock.licensing.store import LicenseStore
+now = datetime(2026, 11, 22, tzinfo=UTC)
+store = LicenseStore(sys.argv[1])
+for n in range(20):
+    grant = License(id=f"lic_{sys.argv[2]}_{n}", customer="c", models=("*",), explainers=("*",), issued_at=now,
+                    not_before=now, expires=now + timedelta(days=1))
+    store.add(grant, issuer="key")
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", program, url, str(n)]) for n in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert len(store.list()) == 60
+
+
+def test_database_is_in_wal_mode(store, tmp_path):
+    with sqlite3.connect(tmp_path / "licenses.db") as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
+
+
+def test_token_is_not_kept(store, tmp_path):
+    """The columns are the license and what was done to it; there is none for a token."""
+    store.add(make_license(), issuer="key")
+    with sqlite3.connect(tmp_path / "licenses.db") as connection:
+        columns = {row[1] for row in connection.execute("PRAGMA table_info(licenses)")}
+    connection.close()
+    assert columns == {"id", "customer", "issuer", "issued_at", "claims", "revoked_at", "revoked_why"}
+
+
+def test_store_of_a_newer_keylock_is_refused(store, url, tmp_path):
+    with sqlite3.connect(tmp_path / "licenses.db") as connection:
+        connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    with pytest.raises(ServiceError, match="upgrade keylock"):
+        LicenseStore(url)
+
+
+def test_file_that_is_no_database_is_refused(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("not a database, but long enough to be looked at " * 10)
+    with pytest.raises(ServiceError, match="not a database"):
+        LicenseStore(f"sqlite:///{path}")
+    assert path.read_text().startswith("not a database")
+
+
+def test_missing_folder_is_refused(tmp_path):
+    with pytest.raises(ServiceError, match="cannot use the license store"):
+        LicenseStore(f"sqlite:///{tmp_path / 'missing' / 'licenses.db'}")
+
+
+@pytest.mark.parametrize(
+    "url", ["", "licenses.db", "sqlite://", "sqlite:///:memory:", "postgresql://user:secret@host/db"]
+)
+def test_other_url_is_refused_and_not_repeated(url):
+    with pytest.raises(ServiceError, match="sqlite:///PATH") as caught:
+        LicenseStore(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_licensing_needs_no_sqlalchemy():
+    program = "import sys, keylock.licensing; raise SystemExit(bool({'torch', 'sqlalchemy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
