@@ -119,9 +119,10 @@ class AsyncClient(BaseClient):
         metadata = self._metadata(call)
         channel = self._channel = self._channel or self._open()
         try:
-            return await self._method(channel, call.method)(call.request, timeout=limit, metadata=metadata), None
+            data = await self._method(channel, call.method)(call.request, timeout=limit, metadata=metadata)
         except (grpc.RpcError, grpc.aio.UsageError, ValueError) as error:
             return None, self._failure(error, call, limit)
+        return self._read(call, data)
 
     def _open(self) -> grpc.aio.Channel:
         options = self._settings.channel_options

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from keylock_client._exchanges import Call, Memory, Method
 from keylock_client._failures import translate
 from keylock_client._settings import DEFAULT_TARGET, Settings, Tls, check_timeout, read_environment
-from keylock_client.errors import ClientError, ClosedError
+from keylock_client.errors import BadAnswerError, ClientError, ClosedError
 
 __all__ = ["BaseClient"]
 
@@ -76,9 +76,8 @@ class BaseClient:
     def _method(self, channel: Any, method: Method) -> Callable[..., Any]:  # noqa: ANN401 - a channel of either stack
         """Return the callable of a method. Two threads may make it at once, which does no harm."""
         if method not in self._methods:
-            self._methods[method] = channel.unary_unary(
-                method.value, request_serializer=_serialise, response_deserializer=method.answer.FromString
-            )
+            # Answers are taken as bytes, because gRPC logs a traceback when a deserialiser fails.
+            self._methods[method] = channel.unary_unary(method.value, request_serializer=_serialise)
         return self._methods[method]
 
     def _metadata(self, call: Call) -> tuple[tuple[str, str], ...]:
@@ -86,6 +85,14 @@ class BaseClient:
         if self._closed:
             raise _closed()
         return self._settings.metadata if call.licensed else ()
+
+    def _read(self, call: Call, data: bytes) -> tuple[Message | None, ClientError | None]:
+        """Parse an answer, into a message or into the error to raise in its place."""
+        try:
+            return call.method.answer.FromString(data), None
+        except DecodeError:
+            text = f"the server at {self._settings.target} sent an answer that cannot be read"
+            return None, BadAnswerError(f"{text}: check that it is a keylock server", request_id=call.request_id)
 
     def _limit(self, timeout_s: float | None) -> float:
         return self._settings.timeout_s if timeout_s is None else check_timeout(timeout_s)

@@ -16,7 +16,6 @@ from google.rpc import error_details_pb2, status_pb2
 from keylock.errors import LicenseReason
 from keylock_client._settings import Settings
 from keylock_client.errors import (
-    BadAnswerError,
     ClientError,
     DeadlineError,
     LicenseRefusedError,
@@ -116,10 +115,6 @@ def _unsupported(failure: _Failure) -> ClientError:
 
 
 def _fault(failure: _Failure) -> ClientError:
-    # gRPC reports an answer it cannot parse in these words, from both stacks.
-    if "deserializing response" in failure.text:
-        text = f"the server at {failure.target} sent an answer that cannot be read: check that it is a keylock server"
-        return BadAnswerError(text, code=failure.code, request_id=failure.request_id)
     error_id = failure.facts.get("error_id", "")
     if error_id:
         text = f"the server at {failure.target} failed: quote the id {error_id} to its operator"

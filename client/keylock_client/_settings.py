@@ -237,18 +237,19 @@ def _parse_target(target: str) -> str:
 
 
 def _read_token(license: str | os.PathLike[str]) -> Token:
-    # A string that is no path might be a mistyped token: it is never repeated in a message.
     if isinstance(license, str) and _looks_like_token(license):
         return Token(license.strip())
-    shown = repr(os.fspath(license)) if isinstance(license, os.PathLike) else "the license that was given"
     try:
         path = Path(license)
         with path.open("rb") as file:
             data = file.read(_MAX_TOKEN_BYTES + 2)
     except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else "it is no path"
-        text = f"{shown} is neither a license token nor a license file that can be read ({why})"
-        raise LicenseError(LicenseReason.MALFORMED, f"{text}: ask the vendor for a license") from None
+        why = getattr(error, "strerror", None) or "it is no path"
+        # A string that is no path might be a mistyped token: it is not repeated.
+        what = f"the license file {os.fspath(license)!r}" if isinstance(license, os.PathLike) else "the license"
+        form = "" if isinstance(license, os.PathLike) else " and it is no token either"
+        message = f"{what} cannot be read ({why}){form}: check the path, or ask the vendor for a license"
+        raise LicenseError(LicenseReason.MALFORMED, message) from None
     text = data.decode("ascii", errors="replace")
     if not _looks_like_token(text):
         message = f"the license file {os.fspath(license)!r} holds no license token: ask the vendor for the file again"

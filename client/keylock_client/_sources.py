@@ -9,22 +9,20 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from keylock.errors import ImageError, InputError, TensorError
+from keylock.images import decode, to_rgb
+from keylock.preprocessing import Preprocessing
 from keylock.v1 import explanation_pb2 as pb
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from keylock.preprocessing import Preprocessing
 
 __all__ = ["ImageLike", "Source", "read_sources"]
 
-ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image | NDArray[Any]"
+ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 """One image: a path, the bytes of a file, a Pillow image, pixels or a preprocessed array."""
 
 
@@ -69,7 +67,7 @@ class Source:
             return pb.Image(encoded=self.encoded)
         return pb.Image(encoded=_png(self._pixels()))
 
-    def pixels(self, preprocessing: "Preprocessing") -> tuple[NDArray[np.uint8], tuple[int, int, int, int]]:
+    def pixels(self, preprocessing: Preprocessing) -> tuple[NDArray[np.uint8], tuple[int, int, int, int]]:
         """Return the image to draw a map on, and the part of it that the map covers.
 
         Args:
@@ -91,8 +89,6 @@ class Source:
         return rgb, (int(left), int(upper), int(np.ceil(right)), int(np.ceil(lower)))
 
     def _pixels(self) -> NDArray[np.uint8]:
-        from keylock.images import decode
-
         if self.rgb is not None:
             return self.rgb
         return decode(self.encoded or b"")
@@ -129,9 +125,7 @@ def _read(image: Any, name: str) -> Source:  # noqa: ANN401 - users give anythin
         return Source(name, encoded=bytes(image))
     if isinstance(image, (str, os.PathLike)):
         return _read_file(os.fspath(image), name)
-    if _is_pillow(image):
-        from keylock.images import to_rgb
-
+    if isinstance(image, Image.Image):
         return Source(name, rgb=to_rgb(image))
     if hasattr(image, "__array__"):
         return _read_array(_array(image, name), name)
@@ -156,9 +150,11 @@ def _read_file(path: str, name: str) -> Source:
 def _read_array(array: NDArray[Any], name: str) -> Source:
     if array.dtype == np.uint8 and array.size and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
         rgb = np.repeat(array[..., np.newaxis], 3, axis=2) if array.ndim == 2 else array
-        return Source(name, rgb=np.ascontiguousarray(rgb))
+        # A copy, because an explanation may draw on it long after the caller has changed the array.
+        return Source(name, rgb=np.array(rgb, order="C"))
     if array.dtype.kind == "f" and array.size and array.ndim == 3:
-        tensor = array.astype(np.float32)
+        with np.errstate(over="ignore"):
+            tensor = array.astype(np.float32)
         if not np.isfinite(tensor).all():
             raise TensorError(f"{name} holds NaN or infinite values: replace them")
         return Source(name, tensor=tensor)
@@ -177,14 +173,7 @@ def _array(value: Any, name: str) -> NDArray[Any]:  # noqa: ANN401 - anything wi
         ) from None
 
 
-def _is_pillow(image: object) -> bool:
-    # Pillow is imported only by those who give its images.
-    return any(base.__module__ == "PIL.Image" and base.__name__ == "Image" for base in type(image).__mro__)
-
-
 def _png(rgb: NDArray[np.uint8]) -> bytes:
-    from PIL import Image
-
     buffer = io.BytesIO()
     # Level 1 is several times faster than the default and a few per cent larger.
     Image.fromarray(rgb).save(buffer, "PNG", compress_level=1)

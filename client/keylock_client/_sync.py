@@ -182,6 +182,7 @@ class Client(BaseClient):
     def _make(self, call: Call, limit: float) -> tuple[Message | None, ClientError | None]:
         metadata = self._metadata(call)
         try:
-            return self._method(self._channel, call.method)(call.request, timeout=limit, metadata=metadata), None
+            data = self._method(self._channel, call.method)(call.request, timeout=limit, metadata=metadata)
         except (grpc.RpcError, ValueError) as error:
             return None, self._failure(error, call, limit)
+        return self._read(call, data)

@@ -13,17 +13,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from keylock.errors import InputError
+from keylock.heatmaps import overlay
 from keylock.preprocessing import Preprocessing
 from keylock_client._sources import ImageLike, Source, read_sources
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 __all__ = ["ClassScore", "Explainer", "Explanation", "LicenseInfo", "Model", "ModelInfo", "Prediction"]
 
@@ -181,7 +180,7 @@ class Explanation:
             f"by {self.explainer.name}, {kind} map {height}x{width}>"
         )
 
-    def overlay(self, image: ImageLike | None = None, *, opacity: float = 0.75, colormap: str = "ember") -> "Image":
+    def overlay(self, image: ImageLike | None = None, *, opacity: float = 0.75, colormap: str = "ember") -> Image.Image:
         """Lay the map over the image.
 
         Args:
@@ -196,8 +195,6 @@ class Explanation:
         Raises:
             InputError: The image, the opacity or the colormap is unusable.
         """
-        from keylock.heatmaps import overlay
-
         source = self._source if image is None else read_sources([image])[0][0]
         pixels, box = source.pixels(self._preprocessing)
         return overlay(pixels, self.map, box=box, opacity=opacity, colormap=colormap)

@@ -1,0 +1,103 @@
+"""How `predict` and `explain` reach a server: the options they share, and the client made from them.
+
+The license token itself is no option, because arguments are visible to every process of the machine: it comes from a
+file or from the environment.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from keylock_client import Client
+
+__all__ = [
+    "ImagesArgument",
+    "LicenseFileOption",
+    "ServerOption",
+    "TimeoutOption",
+    "TlsCaOption",
+    "TlsOption",
+    "connect",
+]
+
+ImagesArgument = Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files; '-' reads one from stdin.")]
+ServerOption = Annotated[
+    str | None,
+    typer.Option("--server", metavar="HOST:PORT", help="Address of the server. [env: KEYLOCK_TARGET; localhost:8470]"),
+]
+LicenseFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--license-file", metavar="FILE", help="License of the vendor. [env: KEYLOCK_LICENSE_FILE, KEYLOCK_LICENSE]"
+    ),
+]
+TimeoutOption = Annotated[
+    float | None,
+    typer.Option("--timeout", metavar="SECONDS", help="Longest time for a request. [env: KEYLOCK_TIMEOUT_S; 30]"),
+]
+TlsOption = Annotated[
+    bool | None,
+    typer.Option("--tls/--no-tls", help="Encrypt the connection or not. [env: KEYLOCK_TLS; on unless local]"),
+]
+TlsCaOption = Annotated[
+    Path | None,
+    typer.Option("--tls-ca", metavar="FILE", help="Authorities to trust, as PEM. [env: KEYLOCK_TLS_CA]"),
+]
+
+
+def connect(
+    *,
+    server: str | None,
+    timeout_s: float | None,
+    tls: bool | None,
+    tls_ca: Path | None,
+    license_file: Path | None = None,
+) -> "Client":
+    """Make a client from options, with the environment for those that were not given.
+
+    Args:
+        server: `--server`.
+        timeout_s: `--timeout`, in seconds.
+        tls: `--tls` or `--no-tls`.
+        tls_ca: `--tls-ca`.
+        license_file: `--license-file`.
+
+    Returns:
+        The client, to be closed by the caller.
+
+    Raises:
+        InputError: An option or a variable is unusable.
+        LicenseError: The license file is none.
+    """
+    # gRPC reports lost connections on standard error by itself; the error that follows says it better.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    from keylock.errors import InputError
+    from keylock_client import Client, Tls
+
+    if tls is False and tls_ca is not None:
+        raise InputError("--no-tls and --tls-ca exclude each other: leave one out")
+    given: dict[str, Any] = {
+        "target": server,
+        "timeout_s": timeout_s,
+        "license": license_file,
+        "tls": tls if tls_ca is None else Tls(ca=tls_ca),
+    }
+    return Client.from_environment(**{name: value for name, value in given.items() if value is not None})
+
+
+def read_images(paths: list[str]) -> list[str | bytes]:
+    """Replace `-` by what stands on standard input.
+
+    Args:
+        paths: The arguments.
+
+    Returns:
+        Paths, and the bytes of the image from standard input.
+    """
+    if "-" not in paths:
+        return [*paths]
+    data = typer.get_binary_stream("stdin").read()
+    return [data if path == "-" else path for path in paths]

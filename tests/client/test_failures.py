@@ -1,0 +1,180 @@
+"""Every gRPC status becomes an error of ours that says what to do, and the license token is in none of them."""
+
+import traceback
+
+import grpc
+import pytest
+from google.rpc.error_details_pb2 import BadRequest
+
+from keylock.errors import InputError, LicenseError, LicenseReason, ServiceError
+from keylock_client import (
+    ClientError,
+    DeadlineError,
+    LicenseRefusedError,
+    OverloadedError,
+    RequestRefusedError,
+    ServerFaultError,
+    UnreachableError,
+    UnsupportedError,
+    errors,
+)
+from keylock_client._failures import _ROWS
+
+EXPECTED = {
+    "CANCELLED": ServerFaultError,
+    "UNKNOWN": ServerFaultError,
+    "INVALID_ARGUMENT": RequestRefusedError,
+    "DEADLINE_EXCEEDED": DeadlineError,
+    "NOT_FOUND": RequestRefusedError,
+    "ALREADY_EXISTS": RequestRefusedError,
+    "PERMISSION_DENIED": RequestRefusedError,
+    "UNAUTHENTICATED": RequestRefusedError,
+    "RESOURCE_EXHAUSTED": OverloadedError,
+    "FAILED_PRECONDITION": RequestRefusedError,
+    "ABORTED": OverloadedError,
+    "OUT_OF_RANGE": RequestRefusedError,
+    "UNIMPLEMENTED": UnsupportedError,
+    "INTERNAL": ServerFaultError,
+    "UNAVAILABLE": UnreachableError,
+    "DATA_LOSS": ServerFaultError,
+}
+
+
+def fail(server, connect, png, answer, **options):
+    server.answers["Explain"] = answer
+    with pytest.raises(ClientError) as caught:
+        connect(server.target, **options).explain(png(), request_id="asked")
+    return caught.value
+
+
+def test_no_status_lacks_a_row():
+    assert set(_ROWS) == {code.name for code in grpc.StatusCode}
+    assert set(EXPECTED) == set(_ROWS) - {"OK"}
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_a_bare_status_becomes_an_error(server, connect, png, name):
+    code = grpc.StatusCode[name]
+    error = fail(server, connect, png, lambda request, context: context.abort(code, "because of the weather"))
+    assert type(error) is EXPECTED[name]
+    assert (error.code, error.request_id) == (name, "asked")
+    assert "because of the weather" in error.message or name == "DEADLINE_EXCEEDED"
+    assert "\n" not in error.message
+
+
+@pytest.mark.parametrize("why", list(LicenseReason))
+def test_every_reason_of_a_refused_license_arrives(server, connect, png, toolbox, why):
+    refusal = toolbox.refuse(grpc.StatusCode.UNAUTHENTICATED, "the license is not good", toolbox.reason(why.value))
+    error = fail(server, connect, png, refusal)
+    assert isinstance(error, LicenseRefusedError)
+    assert isinstance(error, LicenseError)
+    assert (error.reason, error.message, error.exit_code) == (why, "the license is not good", 5)
+
+
+def test_reasons_of_another_domain_are_not_ours(server, connect, png, toolbox):
+    info = toolbox.reason(LicenseReason.EXPIRED.value)
+    info.domain = "example.com"
+    error = fail(server, connect, png, toolbox.refuse(grpc.StatusCode.INVALID_ARGUMENT, "no", info))
+    assert type(error) is RequestRefusedError
+
+
+def test_details_are_kept(server, connect, png, toolbox):
+    request = BadRequest(field_violations=[BadRequest.FieldViolation(field="explainer", description="unknown")])
+    refusal = toolbox.refuse(grpc.StatusCode.NOT_FOUND, "no such explainer", toolbox.reason("UNKNOWN_NAME"), request)
+    error = fail(server, connect, png, refusal)
+    assert error.violations == (errors.Violation("explainer", "unknown"),)
+    assert error.exit_code == InputError.exit_code
+
+
+def test_a_fault_carries_the_id_to_quote(server, connect, png, toolbox):
+    facts = toolbox.reason("INTERNAL", error_id="e-77")
+    error = fail(server, connect, png, toolbox.refuse(grpc.StatusCode.INTERNAL, "the server failed", facts))
+    assert error.error_id == "e-77"
+    assert "quote the id e-77" in error.message
+    assert error.exit_code == ServiceError.exit_code
+
+
+def test_an_overloaded_server_is_told_from_an_absent_one(server, connect, png, toolbox):
+    refusal = toolbox.refuse(grpc.StatusCode.UNAVAILABLE, "the queue is full", toolbox.reason("OVERLOADED"))
+    assert type(fail(server, connect, png, refusal)) is OverloadedError
+
+
+def test_a_server_without_the_key_is_no_fault_of_the_request(server, connect, png, toolbox):
+    refusal = toolbox.refuse(grpc.StatusCode.FAILED_PRECONDITION, "this server holds no key", toolbox.reason("NO_KEY"))
+    error = fail(server, connect, png, refusal)
+    assert (type(error), error.message) == (UnsupportedError, "this server holds no key")
+
+
+def test_another_kind_of_server_is_recognised(server, connect, png):
+    server.answers["GetModel"] = None
+    with pytest.raises(UnsupportedError, match="is a keylock server of this version"):
+        connect(server.target).explain(png())
+
+
+def test_a_message_over_the_limit_of_the_server_is_the_image_of_the_caller(connect, png, toolbox):
+    import numpy as np
+
+    strict = toolbox.Scripted()
+    strict.stop()
+    pool = grpc.server(
+        strict._pool.__class__(2), handlers=(strict,), options=[("grpc.max_receive_message_length", 100_000)]
+    )
+    port = pool.add_insecure_port("localhost:0")
+    pool.start()
+    noise = np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8)
+    try:
+        with pytest.raises(RequestRefusedError, match="send a smaller one"):
+            connect(f"localhost:{port}").explain(noise)
+    finally:
+        pool.stop(None).wait()
+
+
+@pytest.mark.parametrize("trailer", [b"\xff\xff", b"", b"\x1a\x05hello", b"\x1a\x02\x12\x00"])
+def test_broken_details_do_no_harm(server, connect, png, trailer):
+    def answer(request, context):
+        context.set_trailing_metadata([("grpc-status-details-bin", trailer)])
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no")
+
+    assert fail(server, connect, png, answer).message == "no"
+
+
+def test_a_packed_detail_that_is_broken_does_no_harm(server, connect, png):
+    from google.rpc.status_pb2 import Status
+
+    def answer(request, context):
+        status = Status(code=3, message="no")
+        status.details.add(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=b"\xff\xff\xff")
+        context.set_trailing_metadata([("grpc-status-details-bin", status.SerializeToString())])
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no")
+
+    assert fail(server, connect, png, answer).message == "no"
+
+
+def test_what_a_server_says_is_one_line_of_limited_length(server, connect, png):
+    nasty = "red \x1b[31m\r\nalert\u2028 " + "x" * 5000
+    error = fail(server, connect, png, lambda request, context: context.abort(grpc.StatusCode.INVALID_ARGUMENT, nasty))
+    assert error.message.startswith("red [31m alert xxx")
+    assert len(error.message) <= 600
+
+
+def test_a_server_that_repeats_the_token_does_not_bring_it_into_an_error(
+    server, connect, png, token, toolbox, caplog, capfd
+):
+    caplog.set_level(0)
+    facts = toolbox.reason("INVALID_INPUT", echo=token)
+    request = BadRequest(field_violations=[BadRequest.FieldViolation(field=token, description=f"bad {token}")])
+    refusal = toolbox.refuse(grpc.StatusCode.INVALID_ARGUMENT, f"you sent Bearer {token}", facts, request)
+    error = fail(server, connect, png, refusal, license=token)
+    assert error.message == "you sent Bearer ***"
+    shown = "".join(traceback.format_exception(error)) + repr(error) + repr(error.violations) + repr(error.__dict__)
+    printed = capfd.readouterr()
+    for text in (shown, caplog.text, printed.out, printed.err):
+        assert token not in text
+        assert token.rpartition(".")[2] not in text
+    assert error.__context__ is None or token not in repr(error.__context__)
+
+
+def test_no_exception_of_grpc_comes_along(server, connect, png, toolbox):
+    error = fail(server, connect, png, toolbox.refuse(grpc.StatusCode.INTERNAL, "no"))
+    assert error.__cause__ is None
+    assert error.__context__ is None
