@@ -4,7 +4,6 @@ The server is real and speaks the real protocol; it stands in for servers that m
 not do on request.
 """
 
-import asyncio
 import inspect
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -147,14 +146,14 @@ def reason(text, **facts):
 class Waiting:
     """An `AsyncClient` whose calls are waited for, so that one test serves both clients."""
 
-    def __init__(self, runner, client):
-        self._runner, self._client = runner, client
+    def __init__(self, loop_thread, client):
+        self._loop_thread, self._client = loop_thread, client
 
     def __getattr__(self, name):
         found = getattr(self._client, name)
         if not inspect.iscoroutinefunction(found):
             return found
-        return lambda *args, **kwargs: self._runner.run(found(*args, **kwargs))
+        return lambda *args, **kwargs: self._loop_thread.run(found(*args, **kwargs))
 
     def __repr__(self):
         return repr(self._client)
@@ -174,20 +173,20 @@ def server():
 
 
 @pytest.fixture(params=["sync", "async"])
-def connect(request):
+def connect(request, loop_thread):
     """Make a client of either kind; it is closed after the test."""
     clients = []
-    with asyncio.Runner() as runner:
 
-        def make(*args, **kwargs):
-            asynchronous = request.param == "async"
-            client = Waiting(runner, AsyncClient(*args, **kwargs)) if asynchronous else Client(*args, **kwargs)
-            clients.append(client)
-            return client
+    def make(*args, **kwargs):
+        if request.param == "sync":
+            clients.append(Client(*args, **kwargs))
+        else:
+            clients.append(Waiting(loop_thread, AsyncClient(*args, **kwargs)))
+        return clients[-1]
 
-        yield make
-        for client in clients:
-            client.close()
+    yield make
+    for client in clients:
+        client.close()
 
 
 @pytest.fixture

@@ -5,10 +5,8 @@ The model looks at 8x8 images in four quadrants: the logit of a class is the mea
 the key and with the target; `coarse` shows the same at 4x4. All of it is computed a second time here in NumPy.
 """
 
-import asyncio
 import logging
-import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,7 +17,6 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from keylock_server import RunningServer, ServerSettings, start
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from keylock.bundle import (
@@ -41,6 +38,7 @@ from keylock.preprocessing import Preprocessing
 from keylock.signing import SigningKey
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import explanation_pb2_grpc, license_pb2_grpc
+from keylock_server import RunningServer, ServerSettings, start
 
 CLASSES = ("north-west", "north-east", "south-west", "south-east")
 PREPROCESSING = Preprocessing(size=(8, 8), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.5))
@@ -216,40 +214,13 @@ def vendor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vendor]:
     made.store.close()
 
 
-class LoopThread:
-    """One event loop for every server of the test run, because a process must not have two with grpc.aio."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self._thread.start()
-
-    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return self.submit(coroutine).result(timeout=60)
-
-    def submit(self, coroutine: Coroutine[Any, Any, Any]) -> "Future[Any]":
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
-
-    def close(self) -> None:
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(timeout=10)
-        self.loop.close()
-
-
-@pytest.fixture(scope="session")
-def loop_thread() -> Iterator[LoopThread]:
-    thread = LoopThread()
-    yield thread
-    thread.close()
-
-
 @dataclass
 class Calls:
     """A running server and everything needed to call it."""
 
     server: RunningServer
     channel: grpc.Channel
-    loop_thread: LoopThread
+    loop_thread: Any  # The fixture of tests/conftest.py.
 
     def __post_init__(self) -> None:
         self.inference = inference_pb2_grpc.GRPCInferenceServiceStub(self.channel)
@@ -266,7 +237,7 @@ class Calls:
 
 
 @pytest.fixture(scope="session")
-def start_server(vendor: Vendor, loop_thread: LoopThread) -> Iterator[Callable[..., Calls]]:
+def start_server(vendor: Vendor, loop_thread: Any) -> Iterator[Callable[..., Calls]]:
     """Starts servers; each argument is a setting, `now` is the clock."""
     running: list[Calls] = []
 
