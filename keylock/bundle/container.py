@@ -13,10 +13,11 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
-from keylock.bundle.manifest import check_file_name
+from keylock.bundle.manifest import MANIFEST_FILE, check_file_name
 from keylock.errors import BundleError, BundleTamperedError
 
 __all__ = [
@@ -75,6 +76,8 @@ def open_files(path: Path) -> Files:
     """
     try:
         if path.is_dir():
+            if not os.path.lexists(path / MANIFEST_FILE):
+                raise BundleError(f"{path} is no bundle, or not all of one: it has no {MANIFEST_FILE}")
             return FolderFiles(path)
         if path.is_file():
             return ArchiveFiles(path)
@@ -88,7 +91,8 @@ class FolderFiles:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._names = tuple(sorted(self._walk(path, "")))
+        # One more than allowed is enough to refuse, however many there are.
+        self._names = tuple(sorted(islice(self._walk(path, ""), _MAX_FILES + 1)))
         if len(self._names) > _MAX_FILES:
             raise BundleError(f"{path} is no bundle: it has more than {_MAX_FILES} files")
 

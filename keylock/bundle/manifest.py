@@ -62,10 +62,18 @@ def _to_seconds(moment: datetime) -> datetime:
     return moment.astimezone(UTC).replace(microsecond=0)
 
 
+def _check_printable(text: str) -> str:
+    # A manifest from anybody is shown on terminals, which obey control characters.
+    if not text.isprintable():
+        raise ValueError("it must be printable text on one line")
+    return text
+
+
 FileName = Annotated[str, AfterValidator(check_file_name)]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Moment = Annotated[AwareDatetime, AfterValidator(_to_seconds)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Text = Annotated[str, Field(max_length=1000), AfterValidator(_check_printable)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -83,7 +91,7 @@ class Architecture(_Entry):
         module: `registry` when keylock can build the torch module, `graph_only` when only the graphs are of use.
     """
 
-    name: Annotated[str, Field(min_length=1, max_length=200)]
+    name: Annotated[Text, Field(min_length=1)]
     num_classes: Annotated[int, Field(ge=1)]
     options: dict[str, JsonValue] = {}
     module: Literal["registry", "graph_only"] = "registry"
@@ -160,12 +168,12 @@ class Figure(_Entry):
         about: On what it was measured, in one sentence.
     """
 
-    name: Annotated[str, Field(min_length=1, max_length=200)]
+    name: Annotated[Text, Field(min_length=1)]
     value: Number
     low: Number | None = None
     high: Number | None = None
-    unit: str = ""
-    about: str = ""
+    unit: Text = ""
+    about: Text = ""
 
 
 class Issuer(_Entry):
@@ -212,9 +220,9 @@ class Manifest(_Entry):
     format_version: Literal[1] = FORMAT_VERSION
     name: Name
     created: Moment
-    keylock_version: str
+    keylock_version: Text
     architecture: Architecture
-    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    classes: Annotated[tuple[Text, ...], Field(min_length=1)]
     preprocessing: Preprocessing
     explainers: tuple[ExplainerEntry, ...]
     prediction_graph: FileName

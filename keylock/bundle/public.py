@@ -6,6 +6,7 @@ from pathlib import Path
 from keylock.bundle.manifest import MANIFEST_FILE, SIGNATURE_FILE
 from keylock.bundle.read import Bundle
 from keylock.bundle.write import place
+from keylock.errors import BundleError
 
 __all__ = ["export_public"]
 
@@ -19,9 +20,11 @@ def export_public(bundle: Bundle, out: str | os.PathLike[str], *, overwrite: boo
         overwrite: Whether to replace a bundle that is there.
 
     Raises:
-        BundleError: If the place is taken or cannot be written.
+        BundleError: If the place is taken, above all by the original, or cannot be written.
         BundleTamperedError: If a file of the original changed since it was opened.
     """
+    if Path(out).resolve() == bundle.path.resolve():
+        raise BundleError(f"the public copy would replace {out} and its key would be lost: choose another place")
     files = {name: bundle.read(name) for name in bundle.manifest.files}
     manifest, signature = bundle.signed_manifest()
     place(Path(out), {**files, MANIFEST_FILE: manifest, SIGNATURE_FILE: signature}, overwrite=overwrite)

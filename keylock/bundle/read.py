@@ -219,4 +219,6 @@ def describe(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     what = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {what}" if where else what
+    text = f"{where}: {what}" if where else what
+    # Names in an error may come from anybody, and terminals obey control characters.
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -203,7 +203,8 @@ def _check_place(path: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise BundleError(f"{path} exists: choose another place or allow it to be overwritten")
-    is_bundle = (path / MANIFEST_FILE).is_file() if path.is_dir() else path.suffix == ARCHIVE_SUFFIX
+    marks = (path / MANIFEST_FILE, path / SIGNATURE_FILE)
+    is_bundle = all(mark.is_file() for mark in marks) if path.is_dir() else path.suffix == ARCHIVE_SUFFIX
     if path.is_symlink() or not is_bundle:
         raise BundleError(f"{path} is no bundle and is not replaced by one: choose another place")
 

@@ -21,18 +21,19 @@ app = new_app("Issue, show, list and revoke licenses.")
 
 @app.command("issue")
 def license_issue(
-    customer: Annotated[str, typer.Option(help="To whom.")],
+    customer: Annotated[str, typer.Option(metavar="NAME", help="To whom.")],
     model: Annotated[
         list[str] | None,
-        typer.Option(help="Name or digest of a model it covers, '*' for all; may be repeated."),
+        typer.Option(metavar="NAME", help="Name or digest of a model it covers, '*' for all; may be repeated."),
     ] = None,
     bundle: Annotated[
         Path | None, typer.Option(metavar="BUNDLE", help="Cover the model in this bundle, and no other version of it.")
     ] = None,
     explainer: Annotated[
-        list[str] | None, typer.Option(help="Explainer it covers; may be repeated. Without it: all.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Explainer it covers; may be repeated. Without it: all."),
     ] = None,
-    days: Annotated[float | None, typer.Option(min=0, help="For how many days. [365]")] = None,
+    days: Annotated[float | None, typer.Option(min=0, metavar="N", help="For how many days. [365]")] = None,
     expires: Annotated[
         str | None, typer.Option(metavar="DATE", help="When it ends instead: 2027-06-30 or 2027-06-30T12:00:00Z.")
     ] = None,
@@ -43,9 +44,9 @@ def license_issue(
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
-    """Issue a license and print its token, which is all that the customer needs.
+    """Issue a license and print its token.
 
-    Whoever has the token can use it, so send it as you would send a password.
+    The token is all that the customer needs. Whoever has it can use it, so send it as you would send a password.
     """
     from keylock.licensing import issue
 
@@ -62,11 +63,11 @@ def license_issue(
     )
     signing_key = opened.signing_key()
     token = issue(license, signing_key)
-    store = _open_store(home)
     # The file is made first: a license that is in the store and was never handed out would only confuse.
-    if out is not None:
-        _write_token(out, token)
-    store.add(license, issuer=signing_key.key_id)
+    with _open_store(home) as store:
+        if out is not None:
+            _write_token(out, token)
+        store.add(license, issuer=signing_key.key_id)
     if as_json:
         written: dict[str, object] = {"token": token} if out is None else {"token_file": out}
         print_json({"license": license, **written})
@@ -91,7 +92,8 @@ def license_show(
     now = datetime.now(UTC)
     token = _read_token(license)
     if token is None:
-        shown = _describe(_open_store(home, create=False).get(license), now)
+        with _open_store(home, create=False) as store:
+            shown = _describe(store.get(license), now)
     else:
         shown = _describe_token(token, issuer, home, now)
     if as_json:
@@ -102,13 +104,14 @@ def license_show(
 
 @app.command("list")
 def license_list(
-    customer: Annotated[str | None, typer.Option(help="Only the licenses of this customer.")] = None,
+    customer: Annotated[str | None, typer.Option(metavar="NAME", help="Only the licenses of this customer.")] = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
     """List the licenses issued, the oldest first."""
     now = datetime.now(UTC)
-    stored = _open_store(home, create=False).list(customer=customer)
+    with _open_store(home, create=False) as store:
+        stored = store.list(customer=customer)
     if as_json:
         print_json([_describe(one, now) for one in stored])
         return
@@ -132,13 +135,17 @@ def license_list(
 @app.command("revoke")
 def license_revoke(
     license_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the license.")],
-    why: Annotated[str, typer.Option(help="A note for yourself; the customer never sees it.")] = "",
+    why: Annotated[str, typer.Option(metavar="TEXT", help="A note for yourself; the customer never sees it.")] = "",
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
-    """Revoke a license for good; servers that use this store refuse it from now on."""
+    """Revoke a license for good.
+
+    Servers that use this store refuse it from now on.
+    """
     now = datetime.now(UTC)
-    stored = _open_store(home, create=False).revoke(license_id, at=now, why=why)
+    with _open_store(home, create=False) as store:
+        stored = store.revoke(license_id, at=now, why=why)
     if as_json:
         print_json(_describe(stored, now))
         return
@@ -270,7 +277,8 @@ def _describe_token(token: str, issuer: list[Path] | None, home: Path, now: date
     license = verify_ignoring_time(token, keys)
     if Home(home.expanduser()).licenses_path.is_file():
         try:
-            return _describe(_open_store(home, create=False).get(license.id), now)
+            with _open_store(home, create=False) as store:
+                return _describe(store.get(license.id), now)
         except LicenseError:
             note("this license is not in the store: whether it was revoked is unknown")
     return _describe(StoredLicense(license=license, issuer="", revoked_at=None, revoked_why=""), now)

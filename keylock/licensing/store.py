@@ -4,11 +4,13 @@ SQLite in WAL mode. Every change is one `BEGIN IMMEDIATE` transaction, so that s
 read. Tokens are not kept: who reads the store cannot present anybody's license.
 """
 
+import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 
 from sqlalchemy import (
     Column,
@@ -70,6 +72,9 @@ class LicenseStore:
             raise ServiceError("the license store must be a file, given as sqlite:///PATH")
         self._name = str(parsed.database)
         self._engine = create_engine(parsed)
+        # Customers' names are nobody else's business; SQLite gives its side files the mode of the first.
+        with suppress(OSError):
+            os.close(os.open(self._name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         event.listen(self._engine, "connect", _prepare_connection)
         event.listen(self._engine, "begin", _begin)
         with self._transaction(writes=True) as connection:
@@ -179,6 +184,14 @@ class LicenseStore:
     def close(self) -> None:
         """Closes all connections."""
         self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     @contextmanager
     def _transaction(self, *, writes: bool = False) -> Iterator[Connection]:

@@ -206,6 +206,9 @@ def test_path_that_climbs_is_refused_even_when_signed(bundle_path, signing_key, 
         ({"created": "2026-11-22T00:00:00"}, "created"),
         ({"key": {"id": "0" * 16, "strength": 2.0, "tile": 8}}, "key.strength"),
         ({"key": {"id": "0" * 16, "strength": 0.1, "tile": 8, "derivation": "md5"}}, "key.derivation"),
+        ({"classes": ["a", "b", "c\x1b[2J"]}, "printable"),
+        ({"keylock_version": "1\n2"}, "printable"),
+        ({"training\x1b[2J": 1}, r"training\\x1b"),
         ({"issuer": {"key_id": "somebody", "public_key": {}}}, "another key"),
     ],
 )
@@ -244,6 +247,19 @@ def test_oversize_manifest_or_signature_is_not_even_parsed(bundle_path, signing_
 def folder(tmp_path, content, signing_key, seed, key_file):
     write_bundle(tmp_path / "model", content, signing_key=signing_key, seed=seed, sealer=key_file)
     return tmp_path / "model"
+
+
+def test_folder_with_very_many_files_is_refused(folder, signing_key, monkeypatch):
+    monkeypatch.setattr("keylock.bundle.container._MAX_FILES", 5)
+    with pytest.raises(BundleError, match="more than 5 files"):
+        open_bundle(folder, trusted=[signing_key.verifying_key])
+
+
+def test_archive_with_very_many_files_is_refused(tmp_path, content, signing_key, monkeypatch):
+    write_bundle(tmp_path / "model.klb", content, signing_key=signing_key)
+    monkeypatch.setattr("keylock.bundle.container._MAX_FILES", 5)
+    with pytest.raises(BundleError, match="more than 5 files"):
+        open_bundle(tmp_path / "model.klb", trusted=[signing_key.verifying_key])
 
 
 def test_link_in_place_of_a_file_is_named(folder, tmp_path, signing_key):

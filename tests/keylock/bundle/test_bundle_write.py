@@ -158,7 +158,9 @@ def test_overwriting_never_removes_what_is_no_bundle(tmp_path, content, signing_
     (precious / "chapter1.tex").write_text("years of work")
     (tmp_path / "notes.txt").write_text("more")
     (tmp_path / "link").symlink_to(precious)
-    for name in ("thesis", "notes.txt", "link"):
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "manifest.json").write_text("{}")
+    for name in ("web", "thesis", "notes.txt", "link"):
         with pytest.raises(BundleError, match="is no bundle"):
             write_bundle(tmp_path / name, content, signing_key=signing_key, overwrite=True)
     assert (precious / "chapter1.tex").read_text() == "years of work"
@@ -207,8 +209,18 @@ def test_public_copy_is_signed_and_has_no_key(bundle_path, signing_key, key_file
 
 def test_public_copy_does_not_overwrite_unasked(bundle_path, tmp_path):
     original = open_bundle(bundle_path, trusted=None)
+    export_public(original, tmp_path / "copy.klb")
     with pytest.raises(BundleError, match="exists"):
-        export_public(original, bundle_path)
+        export_public(original, tmp_path / "copy.klb")
+    export_public(original, tmp_path / "copy.klb", overwrite=True)
+
+
+def test_public_copy_never_replaces_the_original(bundle_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for out in (bundle_path, bundle_path.name, tmp_path / "." / ".." / tmp_path.name / bundle_path.name):
+        with pytest.raises(BundleError, match="key would be lost"):
+            export_public(open_bundle(bundle_path, trusted=None), out, overwrite=True)
+    assert open_bundle(bundle_path, trusted=None).has_key
 
 
 def test_reading_an_unlisted_file_is_refused(bundle_path):

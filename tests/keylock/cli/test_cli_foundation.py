@@ -150,6 +150,12 @@ def test_export_makes_a_public_copy(run, bundle, home, tmp_path):
     )
 
 
+def test_export_over_the_original_is_refused(run, bundle):
+    error = run("export", "--public", bundle, "--out", bundle, "--overwrite", code=4)
+    assert "key would be lost" in error
+    assert open_bundle(bundle, trusted=None).has_key
+
+
 def test_export_of_the_key_is_not_offered(run, bundle, tmp_path):
     assert "--public" in run("export", bundle, "--out", tmp_path / "copy", code=3)
 

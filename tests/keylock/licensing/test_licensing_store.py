@@ -1,6 +1,7 @@
 """store.py: what was issued is remembered, what was revoked stays revoked, also under many writers."""
 
 import sqlite3
+import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -161,6 +162,11 @@ def test_database_is_in_wal_mode(store, tmp_path):
     with sqlite3.connect(tmp_path / "licenses.db") as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
+
+
+def test_store_is_private(store, tmp_path):
+    store.add(make_license(), issuer="key")
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.glob("licenses.db*")} == {0o600}
 
 
 def test_token_is_not_kept(store, tmp_path):
