@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -72,6 +72,9 @@ class BaseClient:
         transport = "clear text" if self._settings.tls is None else "TLS"
         state = ", closed" if self._closed else ""
         return f"<{type(self).__name__} {self._settings.target}, {transport}, {licensed}{state}>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a client holds a connection and cannot be pickled or copied: make one in each process")
 
     def _method(self, channel: Any, method: Method) -> Callable[..., Any]:  # noqa: ANN401 - a channel of either stack
         """Return the callable of a method. Two threads may make it at once, which does no harm."""

@@ -90,6 +90,8 @@ def test_the_token_shows_itself_to_nobody(token):
     for copier in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(TypeError, match="secret"):
             copier(Token(token))
+        with pytest.raises(TypeError, match="make one in each process"):
+            copier(AsyncClient(license=token))
     assert repr(client) == "<Client localhost:8470, clear text, licensed>"
     client.close()
 
