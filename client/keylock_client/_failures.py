@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import grpc
 from google.protobuf.any_pb2 import Any as PackedMessage
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 from keylock.errors import LicenseReason
@@ -43,6 +43,7 @@ class _Failure:
     reason: str
     facts: dict[str, str]
     violations: tuple[Violation, ...]
+    retry_after_s: float | None
     target: str
     timeout_s: float
     request_id: str
@@ -97,7 +98,7 @@ def _exhausted(failure: _Failure) -> ClientError:
 
 def _overloaded(failure: _Failure) -> ClientError:
     text = failure.text or f"the server at {failure.target} has too much to do: try again later"
-    return OverloadedError(text, code=failure.code, request_id=failure.request_id)
+    return OverloadedError(text, retry_after_s=failure.retry_after_s, code=failure.code, request_id=failure.request_id)
 
 
 def _late(failure: _Failure) -> ClientError:
@@ -149,9 +150,9 @@ def _read(error: grpc.RpcError, *, settings: Settings, timeout_s: float, request
     code = error.code().name if isinstance(error, (grpc.Call, grpc.aio.AioRpcError)) else "UNKNOWN"
     text = error.details() if isinstance(error, (grpc.Call, grpc.aio.AioRpcError)) else type(error).__name__
     trailers = error.trailing_metadata() if isinstance(error, (grpc.Call, grpc.aio.AioRpcError)) else ()
-    reason, facts, violations = "", dict[str, str](), tuple[Violation, ...]()
+    reason, facts, violations, retry_after_s = "", dict[str, str](), tuple[Violation, ...](), None
+    info, request, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
     for detail in _details(trailers or ()):
-        info, request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
         if _unpack(detail, info) and info.domain == _DOMAIN:
             reason = info.reason
             facts = {key: _clean(value, settings) for key, value in info.metadata.items()}
@@ -160,12 +161,15 @@ def _read(error: grpc.RpcError, *, settings: Settings, timeout_s: float, request
                 Violation(_clean(one.field, settings), _clean(one.description, settings))
                 for one in request.field_violations
             )
+        elif _unpack(detail, retry):
+            retry_after_s = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
     return _Failure(
         code=code,
         text=_clean(text or "", settings),
         reason=reason,
         facts=facts,
         violations=violations,
+        retry_after_s=retry_after_s,
         target=settings.target,
         timeout_s=timeout_s,
         request_id=request_id,
@@ -182,7 +186,7 @@ def _details(trailers: Iterable[tuple[str, str | bytes]]) -> list[PackedMessage]
     return []
 
 
-def _unpack(packed: PackedMessage, into: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest) -> bool:
+def _unpack(packed: PackedMessage, into: Message) -> bool:
     try:
         return packed.Unpack(into)
     except DecodeError:

@@ -141,6 +141,9 @@ class Settings:
     def channel_options(self) -> list[tuple[str, str | int]]:
         """Options of the gRPC channel, for the synchronous and the asynchronous stack alike."""
         options: list[tuple[str, str | int]] = [*_CHANNEL_OPTIONS]
+        if _LOOPBACK.fullmatch(self.target):
+            # gRPC would look for this machine behind the proxy of the environment.
+            options.append(("grpc.enable_http_proxy", 0))
         if self.tls is not None and self.tls.server_name is not None:
             options.append(("grpc.ssl_target_name_override", self.tls.server_name))
         return options

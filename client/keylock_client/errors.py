@@ -96,7 +96,17 @@ class DeadlineError(ClientError, ServiceError):
 
 
 class OverloadedError(ClientError, ServiceError):
-    """The server has too much to do right now."""
+    """The server has too much to do right now.
+
+    Attributes:
+        retry_after_s: When the server suggests to try again, in seconds; None if it does not say.
+    """
+
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, code: str = "", request_id: str = ""
+    ) -> None:
+        ClientError.__init__(self, message, code=code, request_id=request_id)
+        self.retry_after_s = retry_after_s
 
 
 class ServerFaultError(ClientError, ServiceError):

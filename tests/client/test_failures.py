@@ -4,7 +4,7 @@ import traceback
 
 import grpc
 import pytest
-from google.rpc.error_details_pb2 import BadRequest
+from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 
 from keylock.errors import InputError, LicenseError, LicenseReason, ServiceError
 from keylock_client import (
@@ -95,8 +95,11 @@ def test_a_fault_carries_the_id_to_quote(server, connect, png, toolbox):
 
 
 def test_an_overloaded_server_is_told_from_an_absent_one(server, connect, png, toolbox):
-    refusal = toolbox.refuse(grpc.StatusCode.UNAVAILABLE, "the queue is full", toolbox.reason("OVERLOADED"))
-    assert type(fail(server, connect, png, refusal)) is OverloadedError
+    pause = RetryInfo()
+    pause.retry_delay.FromMilliseconds(1500)
+    refusal = toolbox.refuse(grpc.StatusCode.UNAVAILABLE, "the queue is full", toolbox.reason("OVERLOADED"), pause)
+    error = fail(server, connect, png, refusal)
+    assert (type(error), error.message, error.retry_after_s) == (OverloadedError, "the queue is full", 1.5)
 
 
 def test_a_server_without_the_key_is_no_fault_of_the_request(server, connect, png, toolbox):

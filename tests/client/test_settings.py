@@ -49,6 +49,13 @@ def test_a_target_that_is_no_address_is_refused(target):
         make(target)
 
 
+def test_a_proxy_is_not_asked_for_this_machine(server, connect, png, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://localhost:1")
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert connect(server.target).explain(png()).prediction.label == "star"
+
+
 @pytest.mark.parametrize("form", [str, lambda path: path, lambda path: path.read_text()])
 def test_a_license_is_a_path_or_the_token(tmp_path, token, form):
     file = tmp_path / "acme.license"
