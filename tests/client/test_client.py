@@ -181,6 +181,21 @@ def test_no_server_at_all_is_reported_with_its_address(connect, toolbox, png):
     assert time.monotonic() - start < 10
 
 
+def test_a_server_that_restarts_is_found_again_within_the_call(connect, toolbox, png):
+    first = toolbox.Scripted()
+    client = connect(first.target)
+    client.explain(png())
+    first.stop()
+    second = []
+    restart = threading.Timer(0.4, lambda: second.append(toolbox.Scripted(first.target)))
+    restart.start()
+    try:
+        assert client.explain(png()).prediction.label == "star"
+    finally:
+        restart.join()
+        second[0].stop()
+
+
 def test_a_slow_server_is_not_waited_for_longer_than_the_timeout(server, connect, png):
     release = threading.Event()
     server.answers["Explain"] = lambda request, context: release.wait(20) and None
