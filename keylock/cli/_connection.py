@@ -21,6 +21,7 @@ __all__ = [
     "TlsCaOption",
     "TlsOption",
     "connect",
+    "read_images",
 ]
 
 ImagesArgument = Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files; '-' reads one from stdin.")]
