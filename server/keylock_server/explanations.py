@@ -1,6 +1,7 @@
 """`keylock.v1.ExplanationService`: decode, authenticate, explain, encode."""
 
 import asyncio
+import threading
 import uuid
 from typing import Any, Final
 
@@ -73,7 +74,9 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         target = choose_target(request, self._model.manifest.classes)
         keyed = self._decide(granted, explainer)
         # Accounting goes around the next line: reserve before it, commit after it, release when it raises.
-        results = await self._workers.run(lambda: self._explain(request, explainer, target=target, keyed=keyed))
+        results = await self._workers.run(
+            lambda abandoned: self._explain(request, explainer, target=target, keyed=keyed, abandoned=abandoned)
+        )
         usage = pb.Usage()
         if granted is not None:
             usage = pb.Usage(units=len(results), license_id=granted.id)
@@ -116,9 +119,20 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         return True
 
     def _explain(
-        self, request: pb.ExplainRequest, explainer: ExplainerEntry, *, target: int, keyed: bool
+        self,
+        request: pb.ExplainRequest,
+        explainer: ExplainerEntry,
+        *,
+        target: int,
+        keyed: bool,
+        abandoned: threading.Event,
     ) -> list[pb.Explanation]:
-        images = prepare_images(request.images, preprocessing=self._model.manifest.preprocessing, limits=self._limits)
+        images = prepare_images(
+            request.images,
+            preprocessing=self._model.manifest.preprocessing,
+            limits=self._limits,
+            abandoned=abandoned,
+        )
         explained = self._model.explain(
             images,
             explainer=explainer.name,

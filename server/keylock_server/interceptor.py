@@ -37,6 +37,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             deadline_s: The longest any call may take, in seconds; callers may set shorter deadlines.
         """
         self._deadline_s = deadline_s
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def idle(self) -> None:
+        """Returns when no call runs."""
+        await self._idle.wait()
 
     async def intercept_service(
         self,
@@ -50,7 +57,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return handler  # type: ignore[no-any-return]
 
         async def call(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:  # noqa: ANN401
-            return await self._call(handler, method, data, context)
+            self._running += 1
+            self._idle.clear()
+            try:
+                return await self._call(handler, method, data, context)
+            finally:
+                self._running -= 1
+                if not self._running:
+                    self._idle.set()
 
         # The request arrives as bytes and is parsed in `_call`, because gRPC answers UNKNOWN to one it cannot parse.
         return grpc.unary_unary_rpc_method_handler(call, None, handler.response_serializer)

@@ -49,6 +49,8 @@ _SERVICES: Final = (
 )
 # gRPC's own limit answers without details, so it lies well above the one in `workers` and is a backstop.
 _BACKSTOP_CALLS: Final = 1024
+_FOREVER_S: Final = 1e6
+_SETTLE_S: Final = 0.1
 
 
 class RunningServer:
@@ -71,9 +73,14 @@ class RunningServer:
         health_service: Any,  # noqa: ANN401 - the health package has no types
         workers: Workers,
         store: "LicenseStore | None",
+        calls: CallInterceptor,
     ) -> None:
         """Takes what `start` has made; call that instead."""
-        self._server = server
+        self._server: grpc.aio.Server | None = server
+        self._calls = calls
+        self._stopping: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
+        self._stopped = asyncio.Event()
         self._settings = settings
         self._predictions = predictions
         self._health = health_service
@@ -88,22 +95,45 @@ class RunningServer:
 
     async def wait(self) -> None:
         """Returns when the server has stopped."""
-        await self._server.wait_for_termination()
+        await self._stopped.wait()
 
     async def stop(self, *, drain_s: float | None = None) -> None:
-        """Takes no new calls, lets the running ones finish and stops.
+        """Takes no new calls, lets the running ones finish and stops. May be called again, to stop sooner.
 
         Args:
             drain_s: How long they may go on, in seconds; as set when None.
         """
+        if self._server is not None:
+            self._stopping = asyncio.create_task(self._drain(self._server))
+            # A server of grpc.aio must go while its event loop runs, or it complains when it is collected.
+            self._server = None
+        if self._stopping is None:
+            return
+        await asyncio.wait({self._stopping}, timeout=self._settings.drain_s if drain_s is None else drain_s)
+        self._hurry.set()
+        await self._stopping
+
+    async def _drain(self, server: grpc.aio.Server) -> None:
+        """Stops when no call of keylock's services runs any more, or when told to hurry.
+
+        The server's own grace period would also wait for streams that never end, such as watchers of its health.
+        """
         self._predictions.ready = False
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(self._settings.drain_s if drain_s is None else drain_s)
+        refusing = asyncio.create_task(server.stop(_FOREVER_S))
+        await asyncio.sleep(_SETTLE_S)  # By now every accepted call is counted, and the watchers have been told.
+        waiting = [asyncio.create_task(self._calls.idle()), asyncio.create_task(self._hurry.wait())]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in (refusing, *waiting):
+            task.cancel()
+        await asyncio.gather(refusing, *waiting, return_exceptions=True)
+        await server.stop(None)
         self._workers.close()
         if self._store is not None:
             self._store.close()
         if self._settings.ready_file is not None:
             self._settings.ready_file.unlink(missing_ok=True)
+        self._stopped.set()
 
 
 async def start(settings: ServerSettings, *, now: Callable[[], datetime] | None = None) -> RunningServer:
@@ -133,23 +163,32 @@ async def start(settings: ServerSettings, *, now: Callable[[], datetime] | None 
         model.manifest, keys=keys, store=store, leeway_s=settings.leeway_s, now=now or (lambda: datetime.now(UTC))
     )
     workers = Workers(threads=worker_count(settings), queue=settings.queue)
-    server = _make_server(settings)
+    calls = CallInterceptor(deadline_s=settings.deadline_s)
+    server = _make_server(settings, calls)
     predictions, health_service = _add_services(server, settings, model, authenticator, workers)
-    port = _listen(server, settings, credentials)
-    await server.start()
-    for name in ("", *_SERVICES):
-        await health_service.set(name, health_pb2.HealthCheckResponse.SERVING)
-    running = RunningServer(
-        server,
-        settings=settings,
-        port=port,
-        model=model,
-        predictions=predictions,
-        health_service=health_service,
-        workers=workers,
-        store=store,
-    )
-    _announce(running, settings, keys)
+    try:
+        port = _listen(server, settings, credentials)
+        running = RunningServer(
+            server,
+            settings=settings,
+            port=port,
+            model=model,
+            predictions=predictions,
+            health_service=health_service,
+            workers=workers,
+            store=store,
+            calls=calls,
+        )
+        await server.start()
+        for name in ("", *_SERVICES):
+            await health_service.set(name, health_pb2.HealthCheckResponse.SERVING)
+        _announce(running, settings, keys)
+    except BaseException:
+        await server.stop(0)
+        workers.close()
+        if store is not None:
+            store.close()
+        raise
     return running
 
 
@@ -185,16 +224,15 @@ async def _serve(settings: ServerSettings, on_ready: Callable[[RunningServer], N
     draining = asyncio.create_task(running.stop())
     hurrying = asyncio.create_task(hurry.wait())
     await asyncio.wait({draining, hurrying}, return_when=asyncio.FIRST_COMPLETED)
-    if not draining.done():
-        await running.stop(drain_s=0)
     hurrying.cancel()
+    await running.stop(drain_s=0)
     await draining
     _LOG.info("stopped")
 
 
-def _make_server(settings: ServerSettings) -> grpc.aio.Server:
+def _make_server(settings: ServerSettings, calls: CallInterceptor) -> grpc.aio.Server:
     return grpc.aio.server(
-        interceptors=[CallInterceptor(deadline_s=settings.deadline_s)],
+        interceptors=[calls],
         maximum_concurrent_rpcs=_BACKSTOP_CALLS + settings.queue,
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),

@@ -5,6 +5,7 @@ request can change that. `docs/protocol.md` lists the inputs and outputs.
 """
 
 import struct
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from keylock.images import ImageLimits, decode
 from keylock.inference import inference_pb2 as pb
 from keylock.inference import inference_pb2_grpc as pb_grpc
 from keylock_server.explanations import softmax
-from keylock_server.requests import at_field, check_count, shaped
+from keylock_server.requests import at_field, check_count, shaped, stop_if
 from keylock_server.runtime import ServedModel
 from keylock_server.workers import Workers
 
@@ -95,7 +96,7 @@ class PredictionService(pb_grpc.GRPCInferenceServiceServicer):
             request.model_name, request.model_version, name_field="model_name", version_field="model_version"
         )
         wanted = _wanted_outputs(request)
-        logits = await self._workers.run(lambda: self._model.predict(self._images(request)))
+        logits = await self._workers.run(lambda abandoned: self._model.predict(self._images(request, abandoned)))
         probabilities = softmax(logits)
         labels = [self._model.manifest.classes[index].encode() for index in logits.argmax(axis=1)]
         answers: dict[str, NDArray[np.float32] | list[bytes]] = {
@@ -116,7 +117,7 @@ class PredictionService(pb_grpc.GRPCInferenceServiceServicer):
             if version not in ("", self._model.version):
                 raise UnknownNameError("model version", version, [self._model.version])
 
-    def _images(self, request: pb.ModelInferRequest) -> NDArray[np.float32]:
+    def _images(self, request: pb.ModelInferRequest, abandoned: threading.Event) -> NDArray[np.float32]:
         """Decodes the one input of a request into preprocessed images `(batch, channels, height, width)`."""
         with at_field("inputs"):
             if len(request.inputs) != 1:
@@ -136,7 +137,7 @@ class PredictionService(pb_grpc.GRPCInferenceServiceServicer):
                 return self._preprocessed(tensor, raw)
             if tensor.name == "pixels":
                 return self._from_pixels(tensor, raw)
-            return self._from_files(tensor, raw)
+            return self._from_files(tensor, raw, abandoned)
 
     def _preprocessed(self, tensor: _Input, raw: bytes | None) -> NDArray[np.float32]:
         data = np.array(tensor.contents.fp32_contents, "<f4").tobytes() if raw is None else raw
@@ -161,13 +162,14 @@ class PredictionService(pb_grpc.GRPCInferenceServiceServicer):
         check_count(len(images), limit=self._max_images, field="inputs[0].shape")
         return np.stack([self._model.manifest.preprocessing(image) for image in images])
 
-    def _from_files(self, tensor: _Input, raw: bytes | None) -> NDArray[np.float32]:
+    def _from_files(self, tensor: _Input, raw: bytes | None, abandoned: threading.Event) -> NDArray[np.float32]:
         files = tensor.contents.bytes_contents if raw is None else split_bytes(raw)
         if list(tensor.shape) not in ([len(files)], [len(files), 1]):
             raise TensorError(f"the input encoded has {len(files)} files and the shape {list(tensor.shape)[:8]}")
         check_count(len(files), limit=self._max_images, field="inputs[0].shape")
         batch = []
         for i, file in enumerate(files):
+            stop_if(abandoned)
             with at_field(f"inputs[0][{i}]"):
                 batch.append(self._model.manifest.preprocessing(decode(file, limits=self._limits)))
         return np.stack(batch)

@@ -1,6 +1,8 @@
 """From the messages of a request to arrays: pure functions that name the field when something is wrong with it."""
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -13,7 +15,7 @@ from keylock.images import ImageLimits, decode
 from keylock.preprocessing import Preprocessing
 from keylock.v1 import explanation_pb2 as pb
 
-__all__ = ["at_field", "check_count", "check_parameters", "choose_target", "prepare_images"]
+__all__ = ["at_field", "check_count", "check_parameters", "choose_target", "prepare_images", "shaped", "stop_if"]
 
 PREDICTED: Final = -1
 
@@ -52,7 +54,7 @@ def check_count(count: int, *, limit: int, field: str) -> None:
 
 
 def prepare_images(
-    images: Sequence[pb.Image], *, preprocessing: Preprocessing, limits: ImageLimits
+    images: Sequence[pb.Image], *, preprocessing: Preprocessing, limits: ImageLimits, abandoned: threading.Event
 ) -> NDArray[np.float32]:
     """Decodes and preprocesses the images of a request.
 
@@ -60,18 +62,31 @@ def prepare_images(
         images: At least one.
         preprocessing: That of the model.
         limits: What one image may cost.
+        abandoned: Looked at before each image; once it is set, no more are decoded.
 
     Returns:
         Preprocessed images, float32 `(batch, channels, height, width)`.
 
     Raises:
         InputError: If an image cannot be used; the error names it.
+        CancelledError: If the request was abandoned.
     """
     batch = np.empty((len(images), *preprocessing.shape), np.float32)
     for i, image in enumerate(images):
+        stop_if(abandoned)
         with at_field(f"images[{i}]"):
             batch[i] = _prepare_image(image, preprocessing=preprocessing, limits=limits)
     return batch
+
+
+def stop_if(abandoned: threading.Event) -> None:
+    """Ends the work on a request that nobody waits for.
+
+    Raises:
+        CancelledError: If it was abandoned.
+    """
+    if abandoned.is_set():
+        raise CancelledError
 
 
 def _prepare_image(image: pb.Image, *, preprocessing: Preprocessing, limits: ImageLimits) -> NDArray[np.float32]:

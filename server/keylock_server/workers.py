@@ -38,8 +38,11 @@ class Workers:
         self._lock = threading.Lock()
         self.pending = 0
 
-    async def run(self, job: Callable[[], T]) -> T:
+    async def run(self, job: Callable[[threading.Event], T]) -> T:
         """Runs one job.
+
+        Args:
+            job: What to run; it is given an event that is set when nobody waits for the result any more.
 
         Returns:
             What it returns.
@@ -50,10 +53,14 @@ class Workers:
         with self._lock:
             if self.pending >= self._limit:
                 raise OverloadedError(retry_after_s=self._retry_after_s)
-            future = self._executor.submit(job)
+            abandoned = threading.Event()
+            future = self._executor.submit(job, abandoned)
             self.pending += 1
         future.add_done_callback(self._release)
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        finally:
+            abandoned.set()
 
     def close(self) -> None:
         """Drops the jobs that wait and returns without waiting for those that run."""

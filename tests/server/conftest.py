@@ -206,9 +206,7 @@ def vendor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vendor]:
         store=LicenseStore(store_url),
         manifest=None,  # type: ignore[arg-type]
     )
-    write_bundle(
-        made.bundle, made.content(), signing_key=signing_key, seed=seed, sealer=KeyFile.create(made.key_file)
-    )
+    write_bundle(made.bundle, made.content(), signing_key=signing_key, seed=seed, sealer=KeyFile.create(made.key_file))
     manifest = open_bundle(made.bundle, trusted=[signing_key.verifying_key]).manifest
     yield Vendor(**{**made.__dict__, "manifest": manifest})
     made.store.close()
@@ -258,8 +256,8 @@ def start_server(vendor: Vendor, loop_thread: Any) -> Iterator[Callable[..., Cal
 
     yield begin
     for calls in running:
-        calls.channel.close()
         calls.stop(drain_s=0).result(timeout=30)
+        calls.channel.close()
 
 
 @pytest.fixture(scope="session")

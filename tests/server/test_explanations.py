@@ -102,6 +102,17 @@ def test_files_pixels_and_tensors_mean_the_same(calls, vendor, tiny):
         np.testing.assert_array_equal(first, other)
 
 
+@pytest.mark.parametrize("mode", ["CMYK", "P", "L", "I;16", "RGBA"])
+def test_files_of_every_kind_are_taken(calls, tiny, mode):
+    grey = np.full((8, 8), 200, np.uint8)
+    image = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(grey).convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG" if mode == "CMYK" else "PNG")
+    answer = calls.explain(pb.Image(encoded=buffer.getvalue()))
+    expected = tiny.logits(tiny.preprocessing(np.full((8, 8, 3), 200, np.uint8))[None])[0]
+    np.testing.assert_allclose(answer.results[0].prediction.logits, expected, atol=0.05)
+
+
 def test_parameters_in_use_are_accepted(calls, tiny):
     request = pb.ExplainRequest(images=[tiny.tensor_image(tiny.images(1)[0])])
     request.parameters.update({"layer": "stem", "power": 1})

@@ -1,0 +1,361 @@
+"""The life of a server: health, limits, overload, deadlines, draining, signals, and why it does not start."""
+
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_status import rpc_status
+from onnx import helper, numpy_helper
+from PIL import Image
+
+from keylock.bundle import ExplainerEntry, write_bundle
+from keylock.errors import BundleError, BundleTamperedError, KeylockError, ServiceError, SignatureError, UnsealError
+from keylock.inference import inference_pb2
+from keylock.v1 import explanation_pb2 as pb
+from keylock.v1 import explanation_pb2_grpc
+from keylock_server import ServerSettings, start
+
+
+@pytest.fixture(scope="module")
+def slow_images() -> list[pb.Image]:
+    """Images that take a second or more to decode and little to send."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (6000, 6000), (9, 9, 9)).save(buffer, "PNG")
+    return [pb.Image(encoded=buffer.getvalue())] * 4
+
+
+def detail(error: grpc.RpcError, kind):
+    for packed in rpc_status.from_call(error).details:
+        if packed.Is(kind.DESCRIPTOR):
+            message = kind()
+            packed.Unpack(message)
+            return message
+    raise AssertionError(f"no {kind.__name__} in {error}")
+
+
+def test_health_answers_for_the_server_and_for_each_service(calls):
+    stub = health_pb2_grpc.HealthStub(calls.channel)
+    for service in ("", "inference.GRPCInferenceService", "keylock.v1.ExplanationService", "keylock.v1.LicenseService"):
+        assert stub.Check(health_pb2.HealthCheckRequest(service=service)).status == 1
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Check(health_pb2.HealthCheckRequest(service="nothing"))
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_reflection_lists_the_services(calls):
+    stub = reflection_pb2_grpc.ServerReflectionStub(calls.channel)
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    (answer,) = stub.ServerReflectionInfo(iter([request]))
+    names = {service.name for service in answer.list_services_response.service}
+    assert names >= {
+        "inference.GRPCInferenceService",
+        "keylock.v1.ExplanationService",
+        "keylock.v1.LicenseService",
+        "grpc.health.v1.Health",
+    }
+
+
+def test_deadline_of_the_server_has_details(start_server, slow_images):
+    calls = start_server(deadline_s=0.2)
+    with pytest.raises(grpc.RpcError) as caught:
+        calls.explain(*slow_images)
+    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert detail(caught.value, error_details_pb2.ErrorInfo).reason == "DEADLINE"
+
+
+def test_deadline_of_the_client_ends_the_call_and_the_server_goes_on(calls, tiny, slow_images):
+    with pytest.raises(grpc.RpcError) as caught:
+        calls.explain(*slow_images, timeout=0.2)
+    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert calls.explain(tiny.tensor_image(tiny.images(1)[0])).results
+
+
+def test_full_queue_says_when_to_come_again(start_server, tiny, slow_images):
+    calls = start_server(workers=1, queue=0)
+    image = tiny.tensor_image(tiny.images(1)[0])
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(calls.explain, *slow_images)
+        until = time.monotonic() + 10
+        while calls.server._workers.pending == 0 and time.monotonic() < until:
+            time.sleep(0.01)
+        with pytest.raises(grpc.RpcError) as caught:
+            calls.explain(image)
+        error = caught.value
+        assert error.code() == grpc.StatusCode.UNAVAILABLE
+        assert detail(error, error_details_pb2.ErrorInfo).reason == "OVERLOADED"
+        assert detail(error, error_details_pb2.RetryInfo).retry_delay.nanos > 0
+        assert dict(error.trailing_metadata())["grpc-retry-pushback-ms"].isdigit()
+        assert slow.result().results
+    assert calls.explain(image).results
+
+
+def test_too_large_a_message_is_refused_and_the_server_goes_on(start_server, tiny):
+    calls = start_server(max_message_bytes=100_000)
+    with pytest.raises(grpc.RpcError) as caught:
+        calls.explain(pb.Image(encoded=bytes(200_000)))
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert calls.explain(tiny.tensor_image(tiny.images(1)[0])).results
+
+
+def test_limits_of_images_are_settings(start_server, slow_images):
+    calls = start_server(max_image_pixels=1_000_000, max_images=1)
+    with pytest.raises(grpc.RpcError) as caught:
+        calls.explain(slow_images[0])
+    assert "at most 1,000,000" in caught.value.details()
+    with pytest.raises(grpc.RpcError) as caught:
+        calls.explain(*slow_images[:2])
+    assert "at most 1 " in caught.value.details()
+
+
+def test_a_fault_becomes_internal_with_an_id_and_no_text(start_server, vendor, tiny, tmp_path, server_log):
+    nodes, constants = tiny.prediction_nodes()
+    # The table has three rows, so that the class 3 makes the runtime fail.
+    nodes += [
+        helper.make_node("Max", ["target", "zero"], ["chosen"]),
+        helper.make_node("Gather", ["table", "chosen"], ["map"], axis=0),
+    ]
+    constants += [
+        numpy_helper.from_array(np.zeros(1, np.int64), "zero"),
+        numpy_helper.from_array(np.ones((3, 8, 8), np.float32), "table"),
+    ]
+    files = vendor.content().files | {"graphs/fine.onnx": tiny.graph(nodes, constants, explains=True)}
+    content = vendor.content(files=files, explainers=(ExplainerEntry(name="frail", graph="graphs/fine.onnx"),))
+    write_bundle(tmp_path / "frail.klb", content, signing_key=vendor.signing_key)
+    calls = start_server(bundle=tmp_path / "frail.klb", key_file=None, keyless=True)
+    image = tiny.tensor_image(tiny.images(1)[0])
+    with pytest.raises(grpc.RpcError) as caught:
+        calls.explain(image, target_index=3)
+    assert caught.value.code() == grpc.StatusCode.INTERNAL
+    error_id = detail(caught.value, error_details_pb2.ErrorInfo).metadata["error_id"]
+    assert error_id in caught.value.details()
+    assert "Gather" not in str(caught.value)
+    assert error_id in server_log.text
+    assert "runtime.py" in server_log.text
+    assert "Gather" not in server_log.text
+    assert calls.explain(image, target_index=2).results
+
+
+def test_stop_lets_running_calls_finish_and_takes_no_new_ones(start_server, tiny, slow_images):
+    calls = start_server()
+    statuses = []
+
+    def watch():
+        stub = health_pb2_grpc.HealthStub(calls.channel)
+        try:
+            statuses.extend(a.status for a in stub.Watch(health_pb2.HealthCheckRequest(service="")))
+        except grpc.RpcError:
+            return
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(calls.explain, *slow_images)
+        time.sleep(0.3)
+        stopping = calls.stop(drain_s=20)
+        time.sleep(0.2)
+        with pytest.raises(grpc.RpcError) as caught:
+            calls.explain(tiny.tensor_image(tiny.images(1)[0]))
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert len(slow.result().results) == len(slow_images)
+        # The watcher is still there and does not hold the server up.
+        stopping.result(timeout=2)
+    watcher.join(timeout=10)
+    assert statuses[-1] == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def command(vendor, *arguments: str) -> list[str]:
+    keys = ["--key-file", str(vendor.key_file), "--issuer", str(vendor.issuer_file)]
+    return [sys.executable, "-m", "keylock", "serve", str(vendor.bundle), "--port", "0", *keys, *arguments]
+
+
+def test_serve_drains_on_sigterm_and_exits_with_zero(vendor, tiny, slow_images, tmp_path):
+    ready = tmp_path / "ready"
+    arguments = ["--ready-file", str(ready), "--json", "--license-store", vendor.store_url]
+    environment = os.environ | {"HOME": str(tmp_path)}
+    process = subprocess.Popen(
+        command(vendor, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        until = time.monotonic() + 60
+        while not ready.exists() and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.05)
+        assert ready.exists(), process.communicate(timeout=10)
+        with grpc.insecure_channel(ready.read_text().strip()) as channel, ThreadPoolExecutor(1) as pool:
+            stub = explanation_pb2_grpc.ExplanationServiceStub(channel)
+            slow = pool.submit(stub.Explain, pb.ExplainRequest(images=slow_images))
+            time.sleep(0.3)
+            process.send_signal(signal.SIGTERM)
+            assert len(slow.result(timeout=60).results) == len(slow_images)
+        output, log = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, log
+    printed = json.loads(output)
+    assert printed["model"] == "tiny"
+    assert printed["key_id"] == vendor.key.id
+    assert not ready.exists()
+    assert "stopping" in log
+    # Nothing but the server's own log lines: no noise from ONNX Runtime, gRPC or asyncio, and no warning.
+    foreign = [line for line in log.splitlines() if " INFO keylock_server" not in line]
+    assert foreign == []
+
+
+def test_second_signal_ends_the_draining(vendor, slow_images, tmp_path):
+    ready = tmp_path / "ready"
+    environment = os.environ | {"HOME": str(tmp_path)}
+    process = subprocess.Popen(
+        command(vendor, "--ready-file", str(ready)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
+    try:
+        while not ready.exists() and process.poll() is None:
+            time.sleep(0.05)
+        with grpc.insecure_channel(ready.read_text().strip()) as channel:
+            stub = explanation_pb2_grpc.ExplanationServiceStub(channel)
+            slow = stub.Explain.future(pb.ExplainRequest(images=slow_images * 8))
+            time.sleep(0.3)
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+            process.send_signal(signal.SIGINT)
+            with pytest.raises(grpc.RpcError):
+                slow.result(timeout=30)
+        process.communicate(timeout=8)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+
+
+def test_serve_needs_no_torch(vendor, tmp_path):
+    program = (
+        "import sys\n"
+        "for name in ('torch', 'torchvision', 'captum', 'onnx', 'safetensors'): sys.modules[name] = None\n"
+        "import asyncio\n"
+        "from keylock_server import ServerSettings, start\n"
+        "async def main():\n"
+        "    server = await start(ServerSettings.load(bundle=sys.argv[1], port=0, key_file=sys.argv[2]))\n"
+        "    print(server.model.holds_key)\n"
+        "    await server.stop(drain_s=0)\n"
+        "asyncio.run(main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(vendor.bundle), str(vendor.key_file)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr
+
+
+def refused(vendor, loop_thread, **changes) -> KeylockError:
+    values = {"bundle": vendor.bundle, "port": 0, "key_file": vendor.key_file} | changes
+    with pytest.raises(KeylockError) as caught:
+        loop_thread.run(start(ServerSettings.load(**values)))
+    return caught.value
+
+
+def test_port_in_use_is_a_clear_error(calls, vendor, loop_thread):
+    error = refused(vendor, loop_thread, port=calls.server.port)
+    assert isinstance(error, ServiceError)
+    assert "the port is in use" in error.message
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        assert "in use" in refused(vendor, loop_thread, port=other.getsockname()[1]).message
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "match"),
+    [
+        ({"host": "no-such-host.invalid"}, ServiceError, "no address"),
+        ({"host": "192.0.2.1"}, ServiceError, "cannot listen"),
+        ({"bundle": "missing.klb"}, BundleError, "missing.klb"),
+        ({"key_file": None}, UnsealError, "--key-file"),
+        ({"key_file": "missing"}, UnsealError, "missing"),
+        ({"issuers": ("missing.pem",)}, SignatureError, "missing.pem"),
+        ({"license_store": "postgresql://x"}, ServiceError, "sqlite"),
+        ({"tls_certificate": "missing.pem", "tls_key": "missing.pem"}, ServiceError, "missing.pem"),
+        ({"ready_file": "/no/such/folder/ready"}, ServiceError, "ready file"),
+    ],
+)
+def test_what_keeps_a_server_from_starting(vendor, loop_thread, changes, kind, match):
+    error = refused(vendor, loop_thread, **changes)
+    assert isinstance(error, kind)
+    assert match in error.message
+
+
+def test_a_bundle_of_another_issuer_is_refused(vendor, loop_thread, tmp_path):
+    from keylock.signing import SigningKey
+
+    SigningKey.generate().verifying_key.write(tmp_path / "other.pem")
+    assert "not among the trusted" in refused(vendor, loop_thread, issuers=(tmp_path / "other.pem",)).message
+
+
+def test_a_changed_bundle_is_refused_by_name(vendor, loop_thread, tmp_path):
+    data = bytearray(vendor.bundle.read_bytes())
+    position = data.index(b"quadrant" if b"quadrant" in data else b"tiny", len(data) // 4)
+    data[position] ^= 1
+    (tmp_path / "changed.klb").write_bytes(data)
+    error = refused(vendor, loop_thread, bundle=tmp_path / "changed.klb")
+    assert isinstance(error, BundleTamperedError)
+    assert error.file
+
+
+def test_key_by_seed_and_by_passphrase(start_server, vendor, tiny, tmp_path):
+    from keylock.bundle import Passphrase
+
+    write_bundle(
+        tmp_path / "p.klb",
+        vendor.content(),
+        signing_key=vendor.signing_key,
+        seed=vendor.seed,
+        sealer=Passphrase("correct horse battery"),
+    )
+    (tmp_path / "passphrase").write_text("correct horse battery\n")
+    image = tiny.tensor_image(tiny.images(1)[0])
+    token = vendor.grant().token
+    for changes in (
+        {"bundle": tmp_path / "p.klb", "key_passphrase_file": tmp_path / "passphrase"},
+        {"bundle": tmp_path / "p.klb", "key_passphrase": "correct horse battery"},
+        {"key_seed_file": vendor.seed_file},
+    ):
+        calls = start_server(key_file=None, **changes)
+        assert calls.explain(image, token=token).results[0].keyed
+        calls.stop().result(timeout=30)
+
+
+def test_a_broken_license_store_lets_nobody_through(start_server, vendor, tiny, tmp_path, server_log):
+    from keylock.licensing.store import LicenseStore
+
+    store = LicenseStore(f"sqlite:///{tmp_path / 'l.db'}")
+    store.close()
+    calls = start_server(license_store=f"sqlite:///{tmp_path / 'l.db'}")
+    for file in tmp_path.glob("l.db*"):
+        file.write_bytes(b"garbage" * 1000)
+    image = tiny.tensor_image(tiny.images(1)[0])
+    with pytest.raises(grpc.RpcError) as caught:
+        calls.explain(image, token=vendor.grant().token)
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert "l.db" not in str(caught.value)
+    assert calls.explain(image).results[0].keyed is False
+
+
+def test_server_ready_is_false_while_it_drains(start_server):
+    calls = start_server()
+    request = inference_pb2.ServerReadyRequest()
+    assert calls.inference.ServerReady(request).ready
+    calls.stop().result(timeout=30)
+    with pytest.raises(grpc.RpcError):
+        calls.inference.ServerReady(request)

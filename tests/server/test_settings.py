@@ -1,0 +1,98 @@
+"""Settings come from file, environment and flags in this order, and say clearly what is wrong with them."""
+
+from pathlib import Path
+
+import pytest
+
+from keylock.errors import InputError
+from keylock_server import ServerSettings
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch):
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("KEYLOCK_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def config(tmp_path) -> Path:
+    path = tmp_path / "server.toml"
+    path.write_text('bundle = "a.klb"\nport = 1\nhost = "::1"\nissuers = ["a.pem", "b.pem"]\ndrain_s = 3.5\n')
+    return path
+
+
+def test_file_then_environment_then_flags(config, monkeypatch):
+    assert ServerSettings.load(config=config).port == 1
+    monkeypatch.setenv("KEYLOCK_SERVER_PORT", "2")
+    assert ServerSettings.load(config=config).port == 2
+    settings = ServerSettings.load(config=config, port=3, host=None)
+    assert (settings.port, settings.host, settings.drain_s) == (3, "::1", 3.5)
+    assert settings.issuers == (Path("a.pem"), Path("b.pem"))
+
+
+def test_environment_alone_is_enough(monkeypatch):
+    monkeypatch.setenv("KEYLOCK_SERVER_BUNDLE", "x.klb")
+    monkeypatch.setenv("KEYLOCK_SERVER_ISSUERS", '["a.pem"]')
+    monkeypatch.setenv("KEYLOCK_SERVER_KEYLESS", "true")
+    settings = ServerSettings.load()
+    assert (settings.bundle, settings.issuers, settings.keyless) == (Path("x.klb"), (Path("a.pem"),), True)
+
+
+def test_passphrase_comes_from_its_own_variable_and_is_not_shown(monkeypatch):
+    monkeypatch.setenv("KEYLOCK_KEY_PASSPHRASE", "hunter2-hunter2")
+    settings = ServerSettings.load(bundle="x")
+    assert settings.key_passphrase.get_secret_value() == "hunter2-hunter2"
+    assert "hunter2" not in repr(settings)
+    assert "hunter2" not in settings.model_dump_json()
+
+
+def test_settings_are_frozen_and_default_to_the_local_machine():
+    settings = ServerSettings.load(bundle="x")
+    assert (settings.host, settings.port, settings.unlicensed_explanations) == ("127.0.0.1", 8470, "decoy")
+    with pytest.raises(ValueError, match="frozen"):
+        settings.port = 1
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({}, "bundle"),
+        ({"bundle": "x", "port": 70000}, "port"),
+        ({"bundle": "x", "unlicensed_explanations": "maybe"}, "unlicensed_explanations"),
+        ({"bundle": "x", "colour": "red"}, "colour"),
+        ({"bundle": "x", "tls_key": "k.pem"}, "go together"),
+        ({"bundle": "x", "tls_client_ca": "k.pem"}, "needs tls_certificate"),
+        ({"bundle": "x", "key_file": "a", "key_seed_file": "b"}, "one way to the key"),
+        ({"bundle": "x", "key_file": "a", "keyless": True}, "exclude each other"),
+        ({"bundle": "x", "deadline_s": 0}, "deadline_s"),
+    ],
+)
+def test_wrong_settings_are_named(values, match):
+    with pytest.raises(InputError, match=match):
+        ServerSettings.load(**values)
+
+
+def test_values_are_not_repeated_in_errors():
+    with pytest.raises(InputError) as caught:
+        ServerSettings.load(bundle="x", port="secret-value")
+    assert "secret-value" not in caught.value.message
+
+
+def test_malformed_lists_in_the_environment_are_explained(monkeypatch):
+    monkeypatch.setenv("KEYLOCK_SERVER_ISSUERS", "a.pem")
+    with pytest.raises(InputError, match="JSON"):
+        ServerSettings.load(bundle="x")
+
+
+@pytest.mark.parametrize(
+    ("text", "match"), [(None, "cannot read"), ("port = = 1", "no TOML"), ("colour = 1", "colour")]
+)
+def test_unusable_files_are_explained(tmp_path, text, match):
+    path = tmp_path / "server.toml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=match):
+        ServerSettings.load(config=path, bundle="x")
