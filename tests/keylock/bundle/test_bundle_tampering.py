@@ -1,20 +1,22 @@
 """A bundle is refused after any one change, and the error names the file. One tampering per test, in both forms."""
 
 import io
+import json
 import os
 import shutil
 import struct
 import zipfile
+import zlib
 
 import pytest
 
-from keylock.bundle import KeyFile, open_bundle, seal, write_bundle
+from keylock.bundle import KeyFile, container, open_bundle, seal, write_bundle
 from keylock.bundle.container import ArchiveFiles, write_archive
 from keylock.bundle.manifest import Manifest, digest_of, model_digest_of
 from keylock.bundle.signature import sign_manifest
 from keylock.errors import BundleError, BundleTamperedError, UnsealError
 from keylock.keys import KeySeed
-from keylock.signing import SigningKey, canonical_json
+from keylock.signing import SigningKey, canonical_json, encode_base64url
 
 FILES = (
     "graphs/grad_cam.onnx",
@@ -149,6 +151,37 @@ def test_bundle_signed_again_by_somebody_else_is_not_trusted(bundle_path, signin
         open_bundle(bundle_path, trusted=[signing_key.verifying_key])
     with pytest.raises(BundleTamperedError, match="another key than the manifest names"):
         open_bundle(bundle_path, trusted=None)
+
+
+def test_no_changed_byte_of_the_signature_file_is_accepted(folder, signing_key):
+    whole = (folder / "manifest.sig").read_bytes()
+    for position in range(len(whole)):
+        (folder / "manifest.sig").write_bytes(
+            whole[:position] + bytes([whole[position] ^ 0x01]) + whole[position + 1 :]
+        )
+        assert refused(folder, signing_key) == "manifest.sig"
+
+
+@pytest.mark.parametrize("by", ["nobody", "forger", "old signature"])
+def test_changed_manifest_under_the_vendors_name_is_refused(bundle_path, signing_key, by):
+    """The forger keeps the vendor's public key and adapts every digest; the signature is all that is missing."""
+    files = read_all(bundle_path)
+    raw = files["manifest.json"].replace(b"shapes", b"shaped")
+    signature = json.loads(files["manifest.sig"]) | {"manifest": digest_of(raw)}
+    if by == "nobody":
+        signature["signature"] = "A" * 86
+    elif by == "forger":
+        signature["signature"] = json.loads(sign_manifest(raw, SigningKey.generate()))["signature"]
+    rewrite(bundle_path, files | {"manifest.json": raw, "manifest.sig": canonical_json(signature)})
+    assert refused(bundle_path, signing_key) == "manifest.sig"
+
+
+def test_signature_made_for_something_else_is_refused(folder, signing_key):
+    """What the vendor signs elsewhere, such as a license, never passes for a manifest."""
+    document = json.loads((folder / "manifest.sig").read_bytes())
+    document["signature"] = encode_base64url(signing_key.sign(document["manifest"].encode()))
+    (folder / "manifest.sig").write_bytes(canonical_json(document))
+    assert refused(folder, signing_key) == "manifest.sig"
 
 
 def test_self_signed_bundle_is_whole_but_not_trusted(tmp_path, content, signing_key):
@@ -371,6 +404,40 @@ def test_archive_with_a_name_twice_is_refused(archive, signing_key):
     archive.write_bytes(raw)
     with pytest.raises(BundleTamperedError):
         open_bundle(archive, trusted=[signing_key.verifying_key])
+
+
+def pack(path, files, **changes):
+    """Packs files in the order given, with headers that agree with each other whatever they say."""
+    members, body = [], b""
+    for name, content in files:
+        member = container._Member(name, len(body), changes.get(name, zlib.crc32(content)), len(content))
+        members.append(member)
+        body += member.local_header() + content
+    path.write_bytes(body + container._directory(members, len(body)))
+
+
+def test_packer_of_these_tests_packs_as_keylock_does(archive):
+    raw = archive.read_bytes()
+    pack(archive, sorted(read_all(archive).items()))
+    assert archive.read_bytes() == raw
+
+
+def test_archive_in_another_order_is_refused(archive, signing_key):
+    pack(archive, sorted(read_all(archive).items(), reverse=True))
+    with pytest.raises(BundleTamperedError, match="out of order"):
+        open_bundle(archive, trusted=[signing_key.verifying_key])
+
+
+def test_archive_with_a_hidden_second_copy_is_refused(archive, signing_key):
+    files = [("weights.safetensors", b"hidden"), *read_all(archive).items()]
+    pack(archive, sorted(files, key=lambda item: item[0]))
+    with pytest.raises(BundleTamperedError, match="out of order"):
+        open_bundle(archive, trusted=[signing_key.verifying_key])
+
+
+def test_archive_with_a_wrong_checksum_in_all_its_headers_is_refused(archive, signing_key):
+    pack(archive, sorted(read_all(archive).items()), **{"weights.safetensors": 1})
+    assert refused(archive, signing_key) == "weights.safetensors"
 
 
 def test_archive_packed_by_another_program_is_refused(archive, signing_key):

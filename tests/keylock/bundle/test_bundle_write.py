@@ -166,6 +166,14 @@ def test_overwriting_never_removes_what_is_no_bundle(tmp_path, content, signing_
     assert (precious / "chapter1.tex").read_text() == "years of work"
 
 
+def test_overwriting_never_follows_a_link(bundle_path, content_of, seed, signing_key, tmp_path):
+    link = tmp_path / ("link" + bundle_path.suffix)
+    link.symlink_to(bundle_path)
+    with pytest.raises(BundleError, match="is no bundle"):
+        write_bundle(link, content_of(seed, classes=("a", "b", "c")), signing_key=signing_key, overwrite=True)
+    assert open_bundle(bundle_path, trusted=None).manifest.classes[0] == "circle"
+
+
 def test_empty_folder_is_a_free_place(tmp_path, content, signing_key):
     (tmp_path / "model").mkdir()
     write_bundle(tmp_path / "model", content, signing_key=signing_key)

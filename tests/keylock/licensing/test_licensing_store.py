@@ -158,6 +158,17 @@ for n in range(20):
     assert len(store.list()) == 60
 
 
+def test_writer_takes_the_lock_before_it_reads(store, tmp_path):
+    """A transaction that reads first and writes later would fail under load, whatever the timeout."""
+    other = sqlite3.connect(tmp_path / "licenses.db", timeout=0, isolation_level=None)
+    with store._transaction(writes=True), pytest.raises(sqlite3.OperationalError, match="locked"):
+        other.execute("BEGIN IMMEDIATE")
+    with store._transaction():
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("ROLLBACK")
+    other.close()
+
+
 def test_database_is_in_wal_mode(store, tmp_path):
     with sqlite3.connect(tmp_path / "licenses.db") as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)

@@ -252,6 +252,15 @@ def test_oversize_token_is_malformed_before_it_is_decoded(length):
     assert reason_of(padded) == LicenseReason.MALFORMED
 
 
+@pytest.mark.parametrize(
+    "spelling", [lambda text: text + "=", lambda text: text + "A", lambda text: text[:-1] + "-" + "*"]
+)
+def test_other_spelling_of_the_payload_is_malformed_even_when_signed(spelling):
+    signing_input = f"{b64(HEADER)}.{spelling(b64(CLAIMS))}"
+    token = f"{signing_input}.{b64(ISSUER.sign(signing_input.encode()))}"
+    assert reason_of(token) == LicenseReason.MALFORMED
+
+
 def test_license_too_long_for_a_token_is_not_issued():
     with pytest.raises(LicenseError, match="too long"):
         issue(make_license(features={"x": "y" * MAX_TOKEN_BYTES}), ISSUER)
