@@ -4,9 +4,12 @@ The GPU build lists CUDA as available on every machine, and logs errors when it 
 GPU. So the driver is asked first, through its own library.
 """
 
+import contextlib
 import ctypes
+import io
 import logging
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Final, Literal
 
@@ -14,7 +17,7 @@ import onnxruntime
 
 from keylock.errors import ServiceError
 
-__all__ = ["Device", "choose_providers", "cuda_device_count", "warn_about_two_runtimes"]
+__all__ = ["Device", "check_providers", "choose_providers", "cuda_device_count", "warn_about_two_runtimes"]
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -52,11 +55,33 @@ def choose_providers(device: Device) -> list[str]:
         return [_CPU]
     built_for_cuda = _CUDA in onnxruntime.get_available_providers()
     if built_for_cuda and cuda_device_count():
+        _load_cuda_libraries()
         return [_CUDA, _CPU]
     if device == "cuda":
         missing = "no CUDA device" if built_for_cuda else "an ONNX Runtime without CUDA (install onnxruntime-gpu)"
         raise ServiceError(f"the device cuda was asked for and this machine has {missing}: use --device cpu")
     return [_CPU]
+
+
+def check_providers(device: Device, *, asked: Sequence[str], used: Sequence[str]) -> None:
+    """Checks what a session made of the providers it was asked for, since it falls back without an error.
+
+    Raises:
+        ServiceError: If CUDA was insisted on and is not used.
+    """
+    if asked[0] == used[0]:
+        return
+    text = "there is a GPU and ONNX Runtime cannot use it: are the CUDA and cuDNN libraries of its version installed?"
+    if device == "cuda":
+        raise ServiceError(text)
+    _LOG.warning("%s Serving on the CPU.", text)
+
+
+def _load_cuda_libraries() -> None:
+    """Loads the CUDA libraries that came as Python packages, which the dynamic loader does not find by itself."""
+    if hasattr(onnxruntime, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):  # It prints the name of each library that is not there.
+            onnxruntime.preload_dlls()
 
 
 def warn_about_two_runtimes() -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from keylock.bundle import ExplainerEntry, Manifest
 from keylock.errors import BundleError, TensorError, UnknownNameError
 from keylock.keys import Key
-from keylock_server.devices import Device, choose_providers
+from keylock_server.devices import Device, check_providers, choose_providers
 from keylock_server.statuses import NoKeyError
 
 __all__ = ["Explained", "ServedModel"]
@@ -94,6 +94,7 @@ class ServedModel:
         self._predictor = load(manifest.prediction_graph)
         self._explainers = {name: load(entry.graph) for name, entry in self.explainers.items() if entry.graph}
         self.providers: tuple[str, ...] = tuple(self._predictor.get_providers())
+        check_providers(device, asked=providers, used=self.providers)
         self._try_graphs()
 
     @property
