@@ -6,6 +6,7 @@ class, and answers with the same `logits` and `map` float32 `(batch, h, w)` in o
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 
 import onnx
@@ -137,17 +138,21 @@ def _to_onnx(
     """Hand a traced graph to torch's ONNX exporter, quietly."""
     examples = (torch.zeros(TRACED_BATCH, *image_shape), torch.zeros(TRACED_BATCH, dtype=torch.int64))[: len(inputs)]
     batch = torch.export.Dim("batch", min=1, max=2**20)
-    program = torch.onnx.export(
-        graph,
-        examples,
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=inputs,
-        output_names=outputs,
-        # Only the first input names the dimension; the exporter finds that the others share it.
-        dynamic_shapes=({0: batch}, {0: torch.export.Dim.DYNAMIC})[: len(inputs)],
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        # The exporter warns about its own use of what other parts of torch are phasing out; nobody can act on it here.
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.filterwarnings("ignore", category=category, module=r"(torch|onnxscript|onnx_ir|copyreg)(\.|$)")
+        program = torch.onnx.export(
+            graph,
+            examples,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=inputs,
+            output_names=outputs,
+            # Only the first input names the dimension; the exporter finds that the others share it.
+            dynamic_shapes=({0: batch}, {0: torch.export.Dim.DYNAMIC})[: len(inputs)],
+            verbose=False,
+        )
     if program is None:
         raise ExportError("torch's exporter returned nothing; update torch")
     return program.model_proto
