@@ -33,7 +33,7 @@ from keylock_server import ServerSettings, start
 def slow_images() -> list[pb.Image]:
     """Images that take a second or more to decode and little to send."""
     buffer = io.BytesIO()
-    Image.new("RGB", (6000, 6000), (9, 9, 9)).save(buffer, "PNG")
+    Image.new("RGB", (5000, 5000), (9, 9, 9)).save(buffer, "PNG")
     return [pb.Image(encoded=buffer.getvalue())] * 4
 
 

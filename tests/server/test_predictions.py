@@ -8,7 +8,6 @@ import sys
 import textwrap
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from keylock.inference import inference_pb2 as pb
@@ -138,7 +137,6 @@ def test_no_parameter_and_no_metadata_switches_the_key_on(calls, vendor, tiny):
             np.testing.assert_allclose(logits_of(response), keyless, rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_tritonclient_gets_right_predictions(calls, tiny, tmp_path):
     # In a process of its own, because its protos and ours describe the same package.
     program = textwrap.dedent(

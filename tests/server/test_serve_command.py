@@ -1,0 +1,75 @@
+"""`keylock serve`: mistakes end in one line and an exit code; the vendor's directory fills what is left open."""
+
+import socket
+
+import pytest
+
+from keylock.cli import main
+from keylock.cli.serve import _complete
+from keylock.errors import SignatureError
+from keylock.signing import Home
+from keylock_server import ServerSettings
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    monkeypatch.delenv("KEYLOCK_HOME", raising=False)
+    monkeypatch.delenv("KEYLOCK_KEY_PASSPHRASE", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ([], 3, "bundle"),
+        (["missing.klb"], 4, "missing.klb"),
+        (["{bundle}"], 6, "--key-file"),
+        (["{bundle}", "--key-file", "missing"], 6, "missing"),
+        (["{bundle}", "--key-seed-file", "missing"], 6, "missing"),
+        (["{bundle}", "--keyless", "--key-file", "{key_file}"], 3, "exclude"),
+        (["{bundle}", "--keyless", "--port", "{busy}"], 7, "the port is in use"),
+        (["{bundle}", "--keyless", "--host", "no-such-host.invalid"], 7, "no address"),
+        (["{bundle}", "--keyless", "--unlicensed", "perhaps"], 3, "unlicensed_explanations"),
+        (["{bundle}", "--keyless", "--log-level", "loud"], 3, "loud"),
+        (["{bundle}", "--keyless", "--config", "missing.toml"], 3, "missing.toml"),
+        (["{bundle}", "--keyless", "--issuer", "missing.pem"], 6, "missing.pem"),
+        (["{bundle}", "--keyless", "--home", "missing"], 6, "missing"),
+        (["{bundle}", "--keyless", "--tls-key", "k.pem"], 3, "go together"),
+        (["{bundle}", "--keyless", "--port", "many"], 2, "--port"),
+    ],
+)
+def test_mistakes_end_in_one_line(vendor, capsys, arguments, code, words):
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        values = {"bundle": vendor.bundle, "key_file": vendor.key_file, "busy": busy.getsockname()[1]}
+        port = [] if "--port" in arguments else ["--port", "0"]
+        exit_code = main(["serve", *[argument.format(**values) for argument in arguments], *port])
+    captured = capsys.readouterr()
+    errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert words in errors[0]
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+    assert exit_code == code
+
+
+def test_directory_that_was_named_fills_what_is_open(tmp_path):
+    home = Home.open(tmp_path / "home")
+    settings = _complete(ServerSettings.load(bundle="x"), home.path)
+    assert settings.issuers == (home.verifying_key_path,)
+    assert settings.license_store == home.licenses_url
+    kept = _complete(ServerSettings.load(bundle="x", issuers=("own.pem",), license_store="sqlite:///own"), home.path)
+    assert [str(path) for path in kept.issuers] == ["own.pem"]
+    assert kept.license_store == "sqlite:///own"
+    with pytest.raises(SignatureError):
+        _complete(ServerSettings.load(bundle="x"), tmp_path / "nothing")
+
+
+def test_usual_directory_counts_unless_an_issuer_is_named(tmp_path):
+    plain = ServerSettings.load(bundle="x")
+    assert _complete(plain, None) == plain
+    home = Home.open(tmp_path / "user" / ".keylock")
+    assert _complete(plain, None).license_store == home.licenses_url
+    named = ServerSettings.load(bundle="x", issuers=("own.pem",))
+    assert _complete(named, None) == named
