@@ -102,7 +102,8 @@ class Bundle:
             UnsealError: If there is no sealed key, it does not open, or it is the key of something else.
             BundleTamperedError: If it changed since the bundle was opened.
         """
-        seed = unseal(self.sealed_key(), model_digest=self.manifest.model_digest, sealer=sealer)
+        sealed, model_digest = self.sealed_key(), self.manifest.model_digest
+        seed = unseal(sealed, model_digest=model_digest, issuer=self.issuer, sealer=sealer)
         self._check_seed(seed)
         return seed
 

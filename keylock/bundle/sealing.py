@@ -1,8 +1,9 @@
 """The sealed key: a key seed encrypted under a passphrase or a key file, and bound to one model.
 
 AES-256-GCM. Its key comes from a passphrase through Argon2id (RFC 9106) or from a key file through HKDF-SHA256. The
-model digest and the whole header are authenticated with it, so a sealed key that is moved to another model, or whose
-header is changed, does not open.
+model digest, the issuer's public key and the whole header are authenticated with it. So a sealed key does not open
+when its header is changed, when it is moved to another model, or when somebody else signs the bundle as his own, whose
+licenses a server that trusts any issuer would otherwise honour.
 """
 
 import os
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from keylock.errors import UnsealError
 from keylock.keys import KeySeed
 from keylock.secrecy import NotSecretTextError, Opaque, read_secret_text, write_secret_file
-from keylock.signing import canonical_json, decode_base64url, encode_base64url
+from keylock.signing import VerifyingKey, canonical_json, decode_base64url, encode_base64url
 
 __all__ = ["MAX_SEALED_BYTES", "KeyFile", "Passphrase", "Sealer", "seal", "unseal"]
 
@@ -32,9 +33,7 @@ _NONCE_BYTES: Final = 12
 _TAG_BYTES: Final = 16
 _MIN_PASSPHRASE: Final = 8
 _CONTEXT: Final = b"keylock/v1/sealed-key"
-_WRONG: Final = (
-    "does not open the sealed key: it is not the one it was sealed with, or the key belongs to another model"
-)
+_WRONG: Final = "does not open the sealed key: it is the wrong one, or the key belongs to another model or issuer"
 
 
 class _Argon2idEntry(BaseModel):
@@ -151,12 +150,13 @@ class KeyFile(Opaque):
 Sealer = Passphrase | KeyFile
 
 
-def seal(seed: KeySeed, *, model_digest: str, sealer: Sealer) -> bytes:
+def seal(seed: KeySeed, *, model_digest: str, issuer: VerifyingKey, sealer: Sealer) -> bytes:
     """Returns the content of `key.sealed`.
 
     Args:
         seed: What to seal.
         model_digest: The model it will open for, and no other.
+        issuer: The key that signs the bundle; under another signature it will not open.
         sealer: What will open it.
 
     Raises:
@@ -167,27 +167,31 @@ def seal(seed: KeySeed, *, model_digest: str, sealer: Sealer) -> bytes:
     nonce = secrets.token_bytes(_NONCE_BYTES)
     header = _Header(kdf=kdf, nonce=encode_base64url(nonce))
     cipher = AESGCM(_derive(header, sealer))
-    ciphertext = cipher.encrypt(nonce, seed.reveal(), _associated_data(header, model_digest))
+    ciphertext = cipher.encrypt(nonce, seed.reveal(), _associated_data(header, model_digest, issuer))
     return canonical_json({**header.model_dump(), "ciphertext": encode_base64url(ciphertext)})
 
 
-def unseal(content: bytes, *, model_digest: str, sealer: Sealer) -> KeySeed:
+def unseal(content: bytes, *, model_digest: str, issuer: VerifyingKey, sealer: Sealer) -> KeySeed:
     """Returns the seed in the content of `key.sealed`.
 
     Args:
         content: Bytes of the file.
         model_digest: The model at hand.
+        issuer: The key that signed the bundle at hand.
         sealer: What it was sealed with.
 
     Raises:
-        UnsealError: If the content is malformed, was sealed with something else or for another model, or asks for
+        UnsealError: If the content is malformed, was sealed with something else, for another model or
+            by another issuer, or asks for
             more memory or time than any honest file.
     """
     sealed = _parse(content)
     header = _Header(kdf=sealed.kdf, nonce=sealed.nonce)
     nonce, ciphertext = _decode(sealed.nonce, _NONCE_BYTES), _decode(sealed.ciphertext, _KEY_BYTES + _TAG_BYTES)
     try:
-        secret = AESGCM(_derive(header, sealer)).decrypt(nonce, ciphertext, _associated_data(header, model_digest))
+        secret = AESGCM(_derive(header, sealer)).decrypt(
+            nonce, ciphertext, _associated_data(header, model_digest, issuer)
+        )
     except InvalidTag:
         what = "the passphrase" if isinstance(sealer, Passphrase) else f"the key file {sealer.path}"
         raise UnsealError(f"{what} {_WRONG}") from None
@@ -223,8 +227,9 @@ def _derive(header: _Header, sealer: Sealer) -> bytes:
     return HKDF(algorithm=SHA256(), length=_KEY_BYTES, salt=salt, info=_CONTEXT).derive(sealer.reveal())
 
 
-def _associated_data(header: _Header, model_digest: str) -> bytes:
-    return b"\n".join((_CONTEXT, canonical_json(header.model_dump()), model_digest.encode("utf-8")))
+def _associated_data(header: _Header, model_digest: str, issuer: VerifyingKey) -> bytes:
+    public_key = issuer.to_jwk()["x"]
+    return b"\n".join((_CONTEXT, canonical_json(header.model_dump()), model_digest.encode(), public_key.encode()))
 
 
 def _decode(text: str, length: int) -> bytes:

@@ -34,7 +34,7 @@ from keylock.bundle.signature import sign_manifest
 from keylock.errors import BundleError, KeySeedError
 from keylock.keys import KeySeed
 from keylock.preprocessing import Preprocessing
-from keylock.signing import SigningKey
+from keylock.signing import SigningKey, VerifyingKey
 
 __all__ = ["BundleContent", "place", "write_bundle"]
 
@@ -96,7 +96,8 @@ def write_bundle(
     """
     digests = {name: _digest_content(name, source) for name, source in content.files.items()}
     model_digest = model_digest_of(digests)
-    sealed = _seal(content, model_digest=model_digest, seed=seed, sealer=sealer)
+    issuer = signing_key.verifying_key
+    sealed = _seal(content, model_digest=model_digest, issuer=issuer, seed=seed, sealer=sealer)
     manifest = _make_manifest(content, signing_key, digests, sealed=sealed)
     raw = _encode(manifest)
     if seed is not None and seed.reveal().hex() in raw.decode("utf-8"):
@@ -150,14 +151,16 @@ def _digest_content(name: str, source: Content) -> str:
     return "sha256:" + digest.hexdigest()
 
 
-def _seal(content: BundleContent, *, model_digest: str, seed: KeySeed | None, sealer: Sealer | None) -> bytes | None:
+def _seal(
+    content: BundleContent, *, model_digest: str, issuer: VerifyingKey, seed: KeySeed | None, sealer: Sealer | None
+) -> bytes | None:
     if seed is None:
         return None
     if seed.id != content.key.id:
         raise KeySeedError(f"the key seed {seed.id} is not the one the model was locked with ({content.key.id})")
     if sealer is None:
         raise KeySeedError("a bundle never holds a bare key: give a passphrase or a key file to seal it with")
-    return seal(seed, model_digest=model_digest, sealer=sealer)
+    return seal(seed, model_digest=model_digest, issuer=issuer, sealer=sealer)
 
 
 def _make_manifest(

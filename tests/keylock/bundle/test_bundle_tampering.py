@@ -114,14 +114,14 @@ def test_added_file_is_named(bundle_path, signing_key, name):
 def test_sealed_key_added_to_a_bundle_without_one_is_named(tmp_path, content, signing_key, seed, key_file):
     write_bundle(tmp_path / "model", content, signing_key=signing_key)
     model_digest = open_bundle(tmp_path / "model", trusted=None).manifest.model_digest
-    sealed = seal(seed, model_digest=model_digest, sealer=key_file)
+    sealed = seal(seed, model_digest=model_digest, issuer=signing_key.verifying_key, sealer=key_file)
     (tmp_path / "model" / "key.sealed").write_bytes(sealed)
     assert refused(tmp_path / "model", signing_key) == "key.sealed"
 
 
 def test_swapped_sealed_key_is_named(bundle_path, signing_key, seed, key_file):
     model_digest = open_bundle(bundle_path, trusted=None).manifest.model_digest
-    sealed = seal(seed, model_digest=model_digest, sealer=key_file)
+    sealed = seal(seed, model_digest=model_digest, issuer=signing_key.verifying_key, sealer=key_file)
     rewrite(bundle_path, read_all(bundle_path) | {"key.sealed": sealed})
     assert refused(bundle_path, signing_key) == "key.sealed"
 
@@ -213,6 +213,10 @@ def resign(path, signing_key, **changes):
         ".",
         "..",
         "a/.",
+        "a.",
+        "a./b",
+        ".a",
+        "-a",
         "x" * 201,
         "a\n",
     ],
@@ -470,10 +474,21 @@ def test_unseal_refuses_the_key_of_another_model_of_the_same_vendor(
         bundle.unseal(key_file)
 
 
+def test_bundle_that_somebody_else_signs_as_his_own_does_not_unseal(bundle_path, key_file):
+    """A server that trusts any issuer would honour the thief's licenses; so the key opens for its vendor alone."""
+    thief = SigningKey.generate()
+    issuer = {"key_id": thief.key_id, "public_key": thief.verifying_key.to_jwk()}
+    resign(bundle_path, thief, issuer=issuer)
+    stolen = open_bundle(bundle_path, trusted=None)
+    assert stolen.issuer == thief.verifying_key
+    with pytest.raises(UnsealError, match="another model or issuer"):
+        stolen.unseal(key_file)
+
+
 def test_unseal_and_key_refuse_another_seed(folder, signing_key, key_file):
     other = KeySeed(bytes(32))
     model_digest = open_bundle(folder, trusted=None).manifest.model_digest
-    sealed = seal(other, model_digest=model_digest, sealer=key_file)
+    sealed = seal(other, model_digest=model_digest, issuer=signing_key.verifying_key, sealer=key_file)
     (folder / "key.sealed").write_bytes(sealed)
     resign(folder, signing_key, sealed_key=digest_of(sealed))
     bundle = open_bundle(folder, trusted=[signing_key.verifying_key])
