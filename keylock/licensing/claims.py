@@ -9,6 +9,7 @@ from typing import Annotated, Final, Self
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from keylock.errors import LicenseError, LicenseReason
+from keylock.signing import canonical_json
 
 __all__ = ["ANY", "License", "LicenseStatus", "StoredLicense", "check", "new_license_id"]
 
@@ -29,6 +30,15 @@ def _check_distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         raise ValueError("a name is listed twice")
     return names
+
+
+def _check_finite(features: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    # JSON has no NaN and no infinity, but its readers let them pass.
+    try:
+        canonical_json(features)
+    except ValueError:
+        raise ValueError("a feature is NaN or infinite, which no token can say") from None
+    return features
 
 
 _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -61,7 +71,7 @@ class License(BaseModel):
     issued_at: Moment
     not_before: Moment
     expires: Moment
-    features: dict[str, JsonValue] = {}
+    features: Annotated[dict[str, JsonValue], AfterValidator(_check_finite)] = {}
 
     @model_validator(mode="after")
     def _check_times(self) -> Self:
