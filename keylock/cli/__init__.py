@@ -74,7 +74,7 @@ COMMANDS = (
     CommandRow("serve", "keylock.cli.serve:serve", "Serve predictions and explanations over gRPC.", "Vendor"),
     CommandRow("license", "keylock.cli.license:app", "Issue, show, list and revoke licenses.", "Vendor"),
     CommandRow("issuer", "keylock.cli.keys:issuer_app", "Make and show the issuer key that signs.", "Vendor"),
-    CommandRow("key", "keylock.cli.keys:key_app", "Show the id of a key seed.", "Vendor"),
+    CommandRow("key", "keylock.cli.keys:key_app", "Make a key seed, and show the id of one.", "Vendor"),
     CommandRow("predict", "keylock.cli.predict:predict", "Ask a server to classify images.", "Customer"),
     CommandRow("explain", "keylock.cli.explain:explain", "Ask a server why: saliency maps of images.", "Customer"),
 )
