@@ -259,6 +259,34 @@ def test_serve_needs_no_torch(vendor, tmp_path):
     assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr
 
 
+def test_serving_in_a_thread(vendor, tmp_path):
+    # In a process of its own, because this one has its event loop with grpc.aio already.
+    program = (
+        "import sys, threading, grpc\n"
+        "from keylock.v1 import explanation_pb2 as pb, explanation_pb2_grpc\n"
+        "from keylock_server import ServerSettings, serving\n"
+        "for _ in range(2):\n"
+        "    with serving(ServerSettings.load(bundle=sys.argv[1], port=0, key_file=sys.argv[2])) as server:\n"
+        "        with grpc.insecure_channel(server.target) as channel:\n"
+        "            stub = explanation_pb2_grpc.ExplanationServiceStub(channel)\n"
+        "            print(stub.GetModel(pb.GetModelRequest(), timeout=10).model.name)\n"
+        "try:\n"
+        "    with serving(ServerSettings.load(bundle='missing.klb', port=0)): pass\n"
+        "except Exception as error:\n"
+        "    print(type(error).__name__)\n"
+        "print([t.name for t in threading.enumerate() if t.name == 'keylock-server'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, str(vendor.bundle), str(vendor.key_file)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.split() == ["tiny", "tiny", "BundleError", "[]"], done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def refused(vendor, loop_thread, **changes) -> KeylockError:
     values = {"bundle": vendor.bundle, "port": 0, "key_file": vendor.key_file} | changes
     with pytest.raises(KeylockError) as caught:
