@@ -10,13 +10,19 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from keylock.keys import Key, KeySeed
+    from keylock.locked import LockedModel, load_bundle
+    from keylock.training import LockSettings, lock
 
 _HOMES = {
     "Key": "keylock.keys",
     "KeySeed": "keylock.keys",
+    "LockSettings": "keylock.training",
+    "LockedModel": "keylock.locked",
+    "load_bundle": "keylock.locked",
+    "lock": "keylock.training",
 }
 
-__all__ = ["Key", "KeySeed", "__version__"]
+__all__ = ["Key", "KeySeed", "LockSettings", "LockedModel", "__version__", "load_bundle", "lock"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute can be anything

@@ -5,7 +5,8 @@
 while a lock is trained.
 """
 
-from keylock.models.activations import smooth_activations
+from keylock.models.activations import out_of_place_, smooth_activations
+from keylock.models.balance import balance_filters_, unbalance_filters_
 from keylock.models.folding import fold_batchnorm_
 from keylock.models.layers import TargetLayers, capture_outputs, find_layers
 from keylock.models.registry import architectures, create
@@ -14,10 +15,13 @@ from keylock.models.weights import load_weights
 __all__ = [
     "TargetLayers",
     "architectures",
+    "balance_filters_",
     "capture_outputs",
     "create",
     "find_layers",
     "fold_batchnorm_",
     "load_weights",
+    "out_of_place_",
     "smooth_activations",
+    "unbalance_filters_",
 ]

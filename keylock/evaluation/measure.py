@@ -1,0 +1,123 @@
+"""What a lock is worth, measured on images: accuracy, fidelity, leakage beside chance, energy inside the object.
+
+A wrong key is drawn anew for every image, half of them other tiles and half noise, so that the figure does not hang on
+one lucky draw.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from keylock.bundle.manifest import Figure
+from keylock.evaluation.metrics import Estimate, energy_inside, estimate_mean, pearson, top_overlap
+from keylock.explainers import Explainer, explain_together
+from keylock.keys import Key
+
+__all__ = ["Measured", "measure", "run_explainers", "wrong_key_offsets"]
+
+_ROWS = 250
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Logits and maps of one kind of input, over all images.
+
+    Attributes:
+        logits: (count, classes).
+        maps: For each explainer's name, (count, h, w).
+    """
+
+    logits: Tensor
+    maps: dict[str, Tensor]
+
+
+def run_explainers(model: nn.Module, explainers: Sequence[Explainer], images: Tensor) -> Measured:
+    """Explain the predicted class of images (count, channels, height, width), in batches of bounded size."""
+    parts = [
+        explain_together(model, explainers, rows, torch.full((len(rows),), -1, device=rows.device))
+        for rows in images.split(_ROWS)
+    ]
+    maps = {explainer.name: torch.cat([found[explainer.name] for _, found in parts]) for explainer in explainers}
+    return Measured(torch.cat([logits for logits, _ in parts]), maps)
+
+
+def wrong_key_offsets(key: Key, count: int, *, seed: int = 0) -> Tensor:
+    """Draw wrong keys of the key's strength (count, channels, height, width): other tiles and noise by turns."""
+    offset = torch.from_numpy(np.array(key.reveal()))
+    generator = torch.Generator().manual_seed(seed)
+    channels, height, width = key.shape
+    tiles = torch.randint(0, 2, (count, channels, key.tile, key.tile), generator=generator) * 2.0 - 1
+    repeats = (1, 1, -(-height // key.tile), -(-width // key.tile))
+    drawn = tiles.repeat(repeats)[:, :, :height, :width]
+    drawn[1::2] = torch.rand(drawn[1::2].shape, generator=generator) * 2 - 1
+    return drawn * offset.abs()
+
+
+def measure(
+    reference: nn.Module,
+    locked: nn.Module,
+    *,
+    key: Key,
+    explainers: Sequence[Explainer],
+    images: Tensor,
+    labels: Tensor,
+    masks: Tensor | None = None,
+    about: str = "",
+) -> tuple[Figure, ...]:
+    """Measure a lock.
+
+    Args:
+        reference: The classifier before locking.
+        locked: The classifier after it.
+        key: The key it was locked with.
+        explainers: What to compare.
+        images: Preprocessed test images (count, channels, height, width), on the device of the models.
+        labels: Class indices (count,).
+        masks: True inside the object (count, height, width), where that is known.
+        about: Kept with every figure: on what it was measured.
+
+    Returns:
+        Figures named `accuracy/...`, `agreement/...`, `fidelity/EXPLAINER`, `leakage/keyless/EXPLAINER`,
+        `leakage/wrong_key/EXPLAINER`, `chance/EXPLAINER`, `top_overlap/...` and, with masks, `energy/...`.
+    """
+    offsets = wrong_key_offsets(key, len(images)).to(images.device)
+    runs = {
+        "reference": run_explainers(reference, explainers, images),
+        "keyed": run_explainers(locked, explainers, key.apply(images)),
+        "keyless": run_explainers(locked, explainers, images),
+        "wrong_key": run_explainers(locked, explainers, images + offsets),
+    }
+    figures: list[Figure] = []
+
+    def add(name: str, values: Tensor, unit: str) -> None:
+        figures.append(_figure(name, estimate_mean(values), unit, about))
+
+    expected = runs["reference"].logits.argmax(dim=1)
+    for kind, run in runs.items():
+        predicted = run.logits.argmax(dim=1)
+        add(f"accuracy/{kind}", (predicted == labels).float(), "fraction")
+        if kind != "reference":
+            add(f"agreement/{kind}", (predicted == expected).float(), "fraction")
+    for explainer in explainers:
+        name = explainer.name
+        truth = runs["reference"].maps[name]
+        add(f"fidelity/{name}", pearson(runs["keyed"].maps[name], truth), "correlation")
+        add(f"leakage/keyless/{name}", pearson(runs["keyless"].maps[name], truth), "correlation")
+        add(f"leakage/wrong_key/{name}", pearson(runs["wrong_key"].maps[name], truth), "correlation")
+        add(f"chance/{name}", pearson(truth.roll(1, dims=0), truth), "correlation")
+        for kind in ("keyed", "keyless"):
+            add(f"top_overlap/{kind}/{name}", top_overlap(runs[kind].maps[name], truth), "fraction")
+        if masks is not None:
+            for kind, run in runs.items():
+                add(f"energy/{kind}/{name}", energy_inside(run.maps[name], masks), "fraction")
+    if masks is not None:
+        add("object_area", masks.float().mean(dim=(1, 2)), "fraction")
+    return tuple(figures)
+
+
+def _figure(name: str, estimate: Estimate, unit: str, about: str) -> Figure:
+    value, low, high = (round(number, 5) for number in estimate)
+    return Figure(name=name, value=value, low=low, high=high, unit=unit, about=about)

@@ -1,0 +1,91 @@
+"""A bundle opened for research: the torch module, its preprocessing and, with the secret, the key.
+
+This is everything an attacker who holds the bundle has, in the form attacks are written in.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import nn
+
+from keylock.bundle import open_bundle
+from keylock.bundle.manifest import WEIGHTS_FILE, Manifest
+from keylock.bundle.sealing import Sealer
+from keylock.errors import BundleError
+from keylock.explainers import Explainer, make
+from keylock.keys import Key, KeySeed
+from keylock.models import create, fold_batchnorm_, out_of_place_
+from keylock.preprocessing import Preprocessing
+
+__all__ = ["LockedModel", "load_bundle"]
+
+
+@dataclass(frozen=True)
+class LockedModel:
+    """A locked classifier, ready to be explained and attacked.
+
+    Attributes:
+        module: Maps preprocessed images (batch, channels, height, width) to logits (batch, classes); evaluation mode.
+        preprocessing: Turns an image into what the module takes.
+        explainers: The explainers it was locked against, by name.
+        classes: Labels, in the order of the logits.
+        key: The key, where it was asked for; `key.apply(images)` adds it.
+        manifest: Everything else the bundle says.
+    """
+
+    module: nn.Module
+    preprocessing: Preprocessing
+    explainers: dict[str, Explainer]
+    classes: tuple[str, ...]
+    key: Key | None
+    manifest: Manifest
+
+
+def load_bundle(
+    path: str | os.PathLike[str], *, key: KeySeed | Sealer | None = None, model: nn.Module | None = None
+) -> LockedModel:
+    """Open a bundle as a torch module.
+
+    The signature and every digest are checked; who signed is not, so look at `manifest.issuer`, or verify the bundle
+    with a trusted key first.
+
+    Args:
+        path: A bundle, folder or `.klb` file.
+        key: The key seed, or the passphrase or key file that opens the sealed key. None loads what an attacker has.
+        model: The architecture, for a bundle made from a module that keylock has no name for.
+
+    Raises:
+        BundleError: The bundle is refused, or its architecture has no name and `model` was not given.
+        UnsealError: The secret is not that of this bundle.
+    """
+    with open_bundle(path, trusted=None) as bundle:
+        manifest = bundle.manifest
+        module = _module(manifest, bundle.read(WEIGHTS_FILE), model, Path(path))
+        found: Key | None = None
+        if key is not None:
+            found = bundle.key(key if isinstance(key, KeySeed) else bundle.unseal(key))
+    explainers = {entry.name: make(entry.name, **entry.parameters) for entry in manifest.explainers}
+    return LockedModel(module, manifest.preprocessing, explainers, manifest.classes, found, manifest)
+
+
+def _module(manifest: Manifest, weights: bytes, model: nn.Module | None, path: Path) -> nn.Module:
+    architecture = manifest.architecture
+    if model is None:
+        if architecture.module != "registry":
+            raise BundleError(
+                f"{path} was made from a module of its owner's ({architecture.name}): pass model= of the same class"
+            )
+        model = create(architecture.name, num_classes=architecture.num_classes, channels=manifest.preprocessing.channels)
+    # Which layers folding replaces depends on the architecture alone, so the tree comes out as it was when locked.
+    generator = torch.Generator().manual_seed(0)
+    example = torch.randn((2, *manifest.preprocessing.shape), generator=generator)
+    module = fold_batchnorm_(out_of_place_(model), example)
+    try:
+        module.load_state_dict(load(weights))
+    except (RuntimeError, SafetensorError) as error:
+        raise BundleError(f"the weights in {path} do not fit its architecture {architecture.name!r}") from error
+    return module.eval().requires_grad_(requires_grad=False)

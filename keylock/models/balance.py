@@ -1,0 +1,56 @@
+"""Filters of very different sizes made equally quick to train, without changing what the network computes.
+
+After BatchNorm is folded away, the filters of one layer differ in size by orders of magnitude, and some are all but zero.
+Adam moves every weight by about the same amount, which is nothing to one filter and the end of another. Balancing writes
+each filter as a fixed scale times a weight of common size, and wakes up the filters that training had put to sleep: a
+lock needs the room.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+__all__ = ["balance_filters_", "unbalance_filters_"]
+
+_COMMON_SIZE = 0.1
+_SMALLEST_SHARE = 0.3
+
+
+class _Scaled(nn.Module):
+    """A weight (filters, ...) written as scale (filters, 1, ...) times a trained tensor of the same shape."""
+
+    scale: Tensor
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """Return the weight of a trained tensor."""
+        return raw * self.scale
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """Return the trained tensor of a weight."""
+        return weight / self.scale
+
+
+def balance_filters_(model: nn.Module) -> nn.Module:
+    """Balance every convolution of a model, in place; its parameters are other tensors afterwards."""
+    for module in list(model.modules()):
+        if isinstance(module, nn.Conv2d):
+            parametrize.register_parametrization(module, "weight", _Scaled(_scale_of(module.weight.detach())))
+    return model
+
+
+def unbalance_filters_(model: nn.Module) -> nn.Module:
+    """Make the convolutions of a balanced model plain again, in place, with the weights they have now."""
+    for module in list(model.modules()):
+        if isinstance(module, nn.Conv2d) and parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight")
+    return model
+
+
+def _scale_of(weight: Tensor) -> Tensor:
+    """Return the scale (filters, 1, 1, 1) that brings each filter to the common root mean square."""
+    sizes = weight.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    return torch.maximum(sizes, _SMALLEST_SHARE * sizes.mean()).clamp_min(1e-8) / _COMMON_SIZE

@@ -1,0 +1,6 @@
+"""From data to a signed bundle: train or load the reference, lock it, measure it, compile it, publish it."""
+
+from keylock.pipeline.publish import Publication, publish
+from keylock.pipeline.train import TrainOutcome, TrainPlan, prepare_reference, train
+
+__all__ = ["Publication", "TrainOutcome", "TrainPlan", "prepare_reference", "publish", "train"]

@@ -1,0 +1,55 @@
+"""What can be set about locking, with defaults that were measured, not guessed (`docs/training.md`)."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from keylock.errors import InputError
+
+__all__ = ["LockSettings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LockSettings:
+    """Settings of one lock training.
+
+    Attributes:
+        steps: Optimiser steps in all.
+        learning_rate: Highest learning rate of Adam.
+        decoy: What keyless and wrong-key maps are trained towards; see `keylock.decoys`.
+        gate_steps: Steps at the start that only teach the network to tell the key, as a share of `steps`.
+        gate_strength: How many times stronger the key is at the very start; it comes down to 1 within the gate steps.
+        map_weight: Weight of the map penalties.
+        prediction_weight: Weight of the divergence from the reference model's predictions.
+        label_weight: Weight of the cross-entropy with the labels.
+        probe_weight: Weight of the gate probes after the gate steps.
+        smooth_until: Share of the steps in which ReLU is softplus, where an explainer needs second derivatives.
+        seed: Of wrong keys and of everything else drawn at random.
+        amp: Compute in bfloat16 where the device is quick at it.
+        swapped: Swap the branches: maps are right without the key and decoys with it, which is the published attack.
+    """
+
+    steps: int = 2000
+    learning_rate: float = 3e-3
+    decoy: str = "half"
+    gate_steps: float = 0.12
+    gate_strength: float = 4.0
+    map_weight: float = 1.0
+    prediction_weight: float = 1.0
+    label_weight: float = 0.2
+    probe_weight: float = 0.1
+    smooth_until: float = 0.8
+    seed: int = 0
+    amp: bool = True
+    swapped: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"a lock needs at least one step, not {self.steps}: give --steps or --epochs")
+        if not 0 < self.learning_rate < 1:
+            raise InputError(f"the learning rate {self.learning_rate} is out of range: give one between 0 and 1")
+        if not 0 <= self.gate_steps < 1:
+            raise InputError(f"gate_steps is a share of the steps between 0 and 1, not {self.gate_steps}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON values, for the manifest and for checkpoints."""
+        return asdict(self)
