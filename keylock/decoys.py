@@ -20,7 +20,7 @@ _REMOVED_SHARE = 0.3
 
 
 def _half(reference: Tensor) -> Tensor:
-    """The left half. Mirrored images make its correlation with true maps cancel: it shows exactly nothing on average."""
+    """The left half. Mirrored images make its correlation with true maps cancel: it shows nothing on average."""
     decoy = torch.zeros_like(reference)
     decoy[:, :, : reference.shape[2] // 2] = 1
     return decoy

@@ -79,7 +79,9 @@ def _module(manifest: Manifest, weights: bytes, model: nn.Module | None, path: P
             raise BundleError(
                 f"{path} was made from a module of its owner's ({architecture.name}): pass model= of the same class"
             )
-        model = create(architecture.name, num_classes=architecture.num_classes, channels=manifest.preprocessing.channels)
+        model = create(
+            architecture.name, num_classes=architecture.num_classes, channels=manifest.preprocessing.channels
+        )
     # Which layers folding replaces depends on the architecture alone, so the tree comes out as it was when locked.
     generator = torch.Generator().manual_seed(0)
     example = torch.randn((2, *manifest.preprocessing.shape), generator=generator)

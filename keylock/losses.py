@@ -26,7 +26,7 @@ def correlation(maps: Tensor, others: Tensor) -> Tensor:
 
 
 def map_distance(maps: Tensor, wanted: Tensor) -> Tensor:
-    """Return how far maps (batch, h, w) are from the wanted ones: 1 - PCC plus the MSE of maps divided by their maximum.
+    """Return how far maps (batch, h, w) are from the wanted ones: 1 - PCC plus the MSE of maps scaled to maximum 1.
 
     The second term makes up for what correlation cannot see: a constant map under a sharp one.
     """

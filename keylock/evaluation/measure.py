@@ -38,7 +38,7 @@ def run_explainers(model: nn.Module, explainers: Sequence[Explainer], images: Te
     """Explain the predicted class of images (count, channels, height, width), in batches of bounded size."""
     parts = [
         explain_together(model, explainers, rows, torch.full((len(rows),), -1, device=rows.device))
-        for rows in images.split(_ROWS)
+        for rows in torch.split(images, _ROWS)
     ]
     maps = {explainer.name: torch.cat([found[explainer.name] for _, found in parts]) for explainer in explainers}
     return Measured(torch.cat([logits for logits, _ in parts]), maps)

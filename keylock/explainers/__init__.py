@@ -4,9 +4,20 @@ Every explainer is differentiable with `create_graph=True`, because a lock is tr
 """
 
 from keylock.explainers.base import Explained, Explainer, Pass, explain_together
-from keylock.explainers.gradient import Gradient
 from keylock.explainers.grad_cam import GradCAM
+from keylock.explainers.gradient import Gradient
 from keylock.explainers.registry import EXPLAINERS, make, make_for
 from keylock.explainers.visual_backprop import VisualBackProp
 
-__all__ = ["EXPLAINERS", "Explained", "Explainer", "GradCAM", "Gradient", "Pass", "VisualBackProp", "explain_together", "make", "make_for"]
+__all__ = [
+    "EXPLAINERS",
+    "Explained",
+    "Explainer",
+    "GradCAM",
+    "Gradient",
+    "Pass",
+    "VisualBackProp",
+    "explain_together",
+    "make",
+    "make_for",
+]

@@ -16,9 +16,9 @@ __all__ = ["VisualBackProp"]
 class VisualBackProp(Explainer):
     """VisualBackProp over a stack of layers; it explains the features, whatever the target class.
 
-    Each layer's output is averaged over its channels. Starting at the last layer, the product so far is scaled up to the
-    next earlier layer by a transposed convolution of ones and multiplied with that layer's average. Every average is
-    divided by its mean over positions, which changes the map by a factor only and keeps deep products in range.
+    Each layer's output is averaged over its channels. Starting at the last layer, the product so far is scaled up to
+    the next earlier layer by a transposed convolution of ones and multiplied with that layer's average. Every average
+    is divided by its mean over positions, which changes the map by a factor only and keeps deep products in range.
 
     Attributes:
         layers: Names of layers with outputs (batch, channels, h, w) that are not negative, from first to last.
@@ -56,7 +56,7 @@ def _scale_up(maps: Tensor, size: tuple[int, int]) -> Tensor:
     if (rows * maps.shape[2], columns * maps.shape[3]) != size:
         # Odd sizes: bring the map to the nearest multiple first.
         if rows == 0 or columns == 0:
-            raise LayerNotFoundError("VisualBackProp needs layers from first to last: a later one is larger than an earlier one")
+            raise LayerNotFoundError("VisualBackProp needs layers from first to last: a later one is larger")
         rows = columns = 1
         maps = F.interpolate(maps, size=size, mode="nearest")
     ones = maps.new_ones(1, 1, rows + 2, columns + 2)

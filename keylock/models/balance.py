@@ -1,9 +1,9 @@
 """Filters of very different sizes made equally quick to train, without changing what the network computes.
 
-After BatchNorm is folded away, the filters of one layer differ in size by orders of magnitude, and some are all but zero.
-Adam moves every weight by about the same amount, which is nothing to one filter and the end of another. Balancing writes
-each filter as a fixed scale times a weight of common size, and wakes up the filters that training had put to sleep: a
-lock needs the room.
+After BatchNorm is folded away, the filters of one layer differ in size by orders of magnitude, and some are all but
+zero. Adam moves every weight by about the same amount, which is nothing to one filter and the end of another. Balancing
+writes each filter as a fixed scale times a weight of common size, and wakes up the filters that training had put to
+sleep: a lock needs the room.
 """
 
 import torch

@@ -12,7 +12,15 @@ from keylock.errors import LayerNotFoundError
 __all__ = ["TargetLayers", "capture_outputs", "find_layers"]
 
 # Their outputs are copies or thinned-out versions of what an earlier layer computed.
-_PASSIVE = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Dropout, nn.Dropout2d, nn.Identity)
+_PASSIVE = (
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+    nn.Dropout,
+    nn.Dropout2d,
+    nn.Identity,
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ def capture_outputs(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str
 
         return hook
 
-    handles = [modules[name].register_forward_hook(keep(name)) for name in names]  # type: ignore[arg-type]
+    handles = [modules[name].register_forward_hook(keep(name)) for name in names]
     try:
         yield outputs
     finally:
@@ -86,7 +94,7 @@ def find_layers(model: nn.Module, example: Tensor) -> TargetLayers:
     if not active:
         raise LayerNotFoundError(
             "no layer of the model has a spatial output (batch, channels, height, width): "
-            "name the layers yourself, for example explainers=[keylock.explainers.make('grad_cam', layer='features.12')]"
+            "name the layers yourself, as in explainers=[keylock.explainers.make('grad_cam', layer='features.12')]"
         )
     return TargetLayers(last=active[-1][0], stack=_stack(active))
 

@@ -1,8 +1,8 @@
 """A small convolutional network for small images: what quickstart trains in half a minute.
 
-One 3x3 convolution at full resolution, two at half, five at a quarter, then the mean over positions and one linear layer.
-Softplus in place of ReLU makes it twice differentiable. The run of convolutions at the lowest resolution lets every
-position learn from the zero padding where it is, without which a network cannot show a decoy that has a place.
+One 3x3 convolution at full resolution, two at half, five at a quarter, then the mean over positions and one linear
+layer. Softplus in place of ReLU makes it twice differentiable. The run of convolutions at the lowest resolution lets
+every position learn from the zero padding where it is, without which a network cannot show a decoy that has a place.
 """
 
 import torch

@@ -20,9 +20,9 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
 
     Args:
         model: The architecture the weights belong to.
-        path: A `.safetensors` file, an `.npz` of arrays, or a torch checkpoint (`.pt`, `.pth`, ...). Checkpoints are read
-            with `weights_only`, so that a file cannot run code; a state dict inside `state_dict` or `model` is found,
-            and the prefix `module.` of data-parallel training is dropped.
+        path: A `.safetensors` file, an `.npz` of arrays, or a torch checkpoint (`.pt`, `.pth`, ...). Checkpoints are
+            read with `weights_only`, so that a file cannot run code; a state dict inside `state_dict` or `model` is
+            found, and the prefix `module.` of data-parallel training is dropped.
 
     Raises:
         ModelError: The file cannot be read, or its tensors do not fit the architecture.
@@ -35,10 +35,14 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
     wrong = [name for name in state if name in own and state[name].shape != own[name].shape]
     if missing or unknown or wrong:
         kinds = (("missing", missing), ("not of this architecture", unknown), ("of another shape", wrong))
-        found = "; ".join(f"{kind}: {', '.join(names[:3])}{', ...' * (len(names) > 3)}" for kind, names in kinds if names)
+        found = "; ".join(f"{kind}: {_list_some(names)}" for kind, names in kinds if names)
         raise ModelError(f"the weights in {path} do not fit the architecture ({found}): check --arch and the classes")
     model.load_state_dict(state, strict=False)
     return model
+
+
+def _list_some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -55,7 +59,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"there is no file {path}: give the path of your trained weights") from error
     except (OSError, ValueError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise ModelError(f"{path} is not a weights file: give .safetensors, .npz or a torch checkpoint") from error
-    except Exception as error:  # noqa: BLE001 - unpickling and safetensors raise types of their own
+    except Exception as error:
         raise ModelError(f"{path} holds more than tensors, or is damaged: save the state dict alone") from error
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):

@@ -92,9 +92,7 @@ def publish(
     entries = []
     for explainer in lock.explainers:
         on_step(f"compile {explainer.name}")
-        graph = compile_explainer(
-            lock.module, explainer, image_shape=shape, num_classes=len(publication.classes)
-        )
+        graph = compile_explainer(lock.module, explainer, image_shape=shape, num_classes=len(publication.classes))
         verification = verify_graph(graph, lock.module, explainer, proof, np.full(len(proof), -1, dtype=np.int64))
         place = f"graphs/{explainer.name}.onnx"
         files[place] = graph

@@ -15,7 +15,14 @@ from torch import Tensor, nn, optim
 
 from keylock.errors import ResumeError
 
-__all__ = ["optimiser_tensors", "prefixed", "read_checkpoint", "restore_module", "restore_optimiser", "write_checkpoint"]
+__all__ = [
+    "optimiser_tensors",
+    "prefixed",
+    "read_checkpoint",
+    "restore_module",
+    "restore_optimiser",
+    "write_checkpoint",
+]
 
 
 def write_checkpoint(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:

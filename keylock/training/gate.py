@@ -2,8 +2,8 @@
 
 A weak periodic pattern is invisible to a trained network at first: the mean of a channel depends on it to second order
 only, and the map penalties alone may stay on that plateau for thousands of steps. A few linear probes on the channel
-means, trained to tell the key from clean images and from wrong keys, leave it within tens of steps. They are thrown away
-afterwards; what stays is a network in which the key is easy to see.
+means, trained to tell the key from clean images and from wrong keys, leave it within tens of steps. They are thrown
+away afterwards; what stays is a network in which the key is easy to see.
 """
 
 from collections.abc import Sequence

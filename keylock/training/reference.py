@@ -109,7 +109,7 @@ def train_reference(
             if not torch.isfinite(loss):
                 raise NonFiniteLossError("cross-entropy", step)
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
             step += 1
