@@ -36,7 +36,7 @@ from keylock.keys import KeySeed
 from keylock.preprocessing import Preprocessing
 from keylock.signing import SigningKey, VerifyingKey
 
-__all__ = ["BundleContent", "place", "write_bundle"]
+__all__ = ["BundleContent", "check_place", "place", "write_bundle"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ def place(
         BundleError: If the place is taken or cannot be written.
     """
     path = path.absolute()
-    _check_place(path, overwrite=overwrite)
+    check_place(path, overwrite=overwrite)
     # The suffix stays, because it decides between a folder and a single file.
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
     trusted = None if signing_key is None else [signing_key.verifying_key]
@@ -197,7 +197,16 @@ def _encode(manifest: Manifest) -> bytes:
         raise BundleError("this does not make a bundle: a setting or parameter is NaN or infinite") from None
 
 
-def _check_place(path: Path, *, overwrite: bool) -> None:
+def check_place(path: Path, *, overwrite: bool) -> None:
+    """Returns when a bundle may be written to a path, which is worth knowing before hours of training.
+
+    Args:
+        path: Where it would go.
+        overwrite: Whether to replace a bundle that is there.
+
+    Raises:
+        BundleError: If the place is taken, or there is no folder above it.
+    """
     if not path.parent.is_dir():
         raise BundleError(f"cannot write the bundle {path}: there is no folder {path.parent}")
     if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):

@@ -1,0 +1,169 @@
+"""From the options of `keylock train` to a `TrainPlan`; mistakes are found before anything slow begins."""
+
+import re
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keylock.errors import BundleError, InputError, ResumeError, UnknownNameError
+
+if TYPE_CHECKING:
+    from keylock.pipeline import TrainPlan
+
+__all__ = ["check_place", "make_plan", "model_name"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def model_name(name: str | None, data: str) -> str:
+    """Return the model's name: the one given, or one made from that of the data.
+
+    Raises:
+        InputError: Bundles and licenses could not carry the name.
+    """
+    if name is None:
+        stem = Path(data).expanduser().resolve().stem if any(mark in data for mark in "/\\.") else data
+        cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:64]
+        return cleaned or "model"
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"the name {name!r} is no name for a model: use letters, digits, '.', '_' and '-', at most 64 of them"
+        )
+    return name
+
+
+def check_place(out: Path, work: Path, *, resume: bool, overwrite: bool) -> None:
+    """Return when a run may write there, so that no hour of training ends in a refusal.
+
+    Raises:
+        BundleError: The place is taken, or an interrupted run is there that would be lost.
+        ResumeError: There is nothing to resume.
+    """
+    from keylock.bundle.write import check_place as check_bundle_place
+
+    unfinished = [work / "reference.part.safetensors", work / "lock.safetensors"]
+    if not any(file.is_file() for file in unfinished):
+        if resume:
+            raise ResumeError(f"there is no interrupted run in {work}: start without --resume")
+    elif not resume and not overwrite and not out.exists():
+        raise BundleError(f"an interrupted run is in {work}: go on with it by --resume, or start anew by --overwrite")
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BundleError(f"cannot make the folder {out.parent}: {error.strerror}") from None
+    if out.exists() and not overwrite:
+        raise BundleError(f"{out} exists: choose another --out, or replace it with --overwrite")
+    check_bundle_place(out.absolute(), overwrite=overwrite)
+
+
+def make_plan(
+    *,
+    out: Path,
+    name: str,
+    data: str,
+    data_root: Path,
+    image_size: int | None,
+    train_images: int | None,
+    test_images: int | None,
+    arch: str,
+    init: Path | None,
+    explainers: str,
+    decoy: str | None,
+    strength: str,
+    steps: int | None,
+    epochs: float | None,
+    batch_size: int,
+    learning_rate: float | None,
+    reference_steps: int | None,
+    swapped: bool,
+    seed: int,
+    device: str,
+) -> "TrainPlan":
+    """Check the options, open the data and make the plan. The arguments are the options of `keylock train`.
+
+    Raises:
+        InputError: An option is unusable.
+        DataError: The data is.
+    """
+    from keylock.data import open_data
+    from keylock.pipeline import TrainPlan
+    from keylock.training import LockSettings, resolve_device
+
+    names = _explainer_names(explainers)
+    _check_names(arch=arch, decoy=decoy)
+    _check_numbers(steps=steps, epochs=epochs, batch_size=batch_size, reference_steps=reference_steps, init=init)
+    height = _parse_strength(strength)
+    resolve_device(device)
+    given: dict[str, Any] = {"learning_rate": learning_rate, "decoy": decoy, "steps": steps}
+    settings = LockSettings(seed=seed, swapped=swapped, **{k: value for k, value in given.items() if value is not None})
+    source = open_data(
+        data, root=data_root, seed=seed, image_size=image_size, train_count=train_images, test_count=test_images
+    )
+    if epochs is not None:
+        batches = max(1, len(source.train) // min(batch_size, len(source.train)))
+        settings = replace(settings, steps=max(1, round(epochs * batches)))
+    optional = {} if reference_steps is None else {"reference_steps": reference_steps}
+    return TrainPlan(
+        out=out,
+        name=name,
+        data=source,
+        architecture=arch,
+        settings=settings,
+        explainers=names,
+        init=init,
+        batch_size=batch_size,
+        strength=height,
+        device=device,
+        seed=seed,
+        **optional,
+    )
+
+
+def _explainer_names(text: str) -> tuple[str, ...]:
+    from keylock.explainers import EXPLAINERS
+
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    for name in names:
+        if name not in EXPLAINERS:
+            raise UnknownNameError("explainer", name, EXPLAINERS)
+    if not names or len(set(names)) != len(names):
+        raise InputError(f"name each explainer once, and at least one of {', '.join(EXPLAINERS)}")
+    return names
+
+
+def _check_names(*, arch: str, decoy: str | None) -> None:
+    from keylock.decoys import DECOYS
+    from keylock.models import architectures
+
+    if arch not in architectures():
+        own = [name for name in architectures() if name in {"small-cnn", "resnet20", "resnet32", "resnet56"}]
+        raise UnknownNameError("architecture", arch, [*own, "any classifier of torchvision, such as resnet18"])
+    if decoy is not None and decoy != "targeted" and decoy not in DECOYS:
+        raise UnknownNameError("decoy", decoy, [*DECOYS, "targeted"])
+
+
+def _check_numbers(
+    *, steps: int | None, epochs: float | None, batch_size: int, reference_steps: int | None, init: Path | None
+) -> None:
+    if steps is not None and epochs is not None:
+        raise InputError("give --steps or --epochs, not both")
+    if epochs is not None and not 0 < epochs < 1e6:
+        raise InputError(f"--epochs {epochs:g} is out of range: give a number above 0")
+    for option, value in (("--batch-size", batch_size), ("--reference-steps", reference_steps)):
+        if value is not None and value < 1:
+            raise InputError(f"{option} {value} is out of range: give a number of at least 1")
+    if init is not None and reference_steps is not None:
+        raise InputError("give --init or --reference-steps, not both: your trained weights are the reference model")
+    if init is not None and not init.is_file():
+        raise InputError(f"there is no file {init}: give the path of your trained weights")
+
+
+def _parse_strength(text: str) -> float:
+    try:
+        strength = float(Fraction(text.replace(" ", "")))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise InputError(f"the strength {text!r} is no number: write 8/255 or 0.03") from None
+    if not 0 < strength <= 1:
+        raise InputError(f"the strength {text} is out of range: it must be above 0 and at most 1, and 8/255 is usual")
+    return strength

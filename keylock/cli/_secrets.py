@@ -1,0 +1,139 @@
+"""Where `keylock train` takes its secrets from: options, files, the environment, or new ones written beside the bundle.
+
+A secret that is made here goes to a new file of mode 0600. One that is there is used again and never overwritten, so
+that a run that is repeated or resumed locks with the same key.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from keylock.cli._console import note
+from keylock.errors import InputError
+
+if TYPE_CHECKING:
+    from keylock.bundle import Sealer
+    from keylock.keys import KeySeed
+
+__all__ = ["SEED_VARIABLE", "Secrets", "beside", "find_secrets"]
+
+SEED_VARIABLE = "KEYLOCK_KEY_SEED"
+PASSPHRASE_VARIABLE = "KEYLOCK_KEY_PASSPHRASE"  # noqa: S105 - the name of a variable
+
+
+class Secrets(NamedTuple):
+    """What locks and what seals.
+
+    Attributes:
+        seed: The key seed.
+        sealer: Opens the sealed key.
+        seed_file: The file the seed is in, where it is in one.
+        key_file: The key file that seals, where one does.
+        passphrase_file: The file of the passphrase that seals, where one does.
+    """
+
+    seed: "KeySeed"
+    sealer: "Sealer"
+    seed_file: Path | None
+    key_file: Path | None
+    passphrase_file: Path | None
+
+
+def beside(out: Path, what: str) -> Path:
+    """Return the path of a file that belongs to a bundle: its own with a further suffix."""
+    return out.with_name(f"{out.name}.{what}")
+
+
+def find_secrets(
+    out: Path,
+    *,
+    key_seed: str | None,
+    key_seed_file: Path | None,
+    key_file: Path | None,
+    key_passphrase_file: Path | None,
+    environment: Mapping[str, str] = os.environ,
+) -> Secrets:
+    """Find the secrets of a run, and make those that are missing.
+
+    Args:
+        out: Where the bundle goes; new secrets go to `OUT.seed` and `OUT.key`.
+        key_seed: `--key-seed`.
+        key_seed_file: `--key-seed-file`.
+        key_file: `--key-file`.
+        key_passphrase_file: `--key-passphrase-file`.
+        environment: Variables of the process.
+
+    Raises:
+        InputError: Two ways to one secret were given.
+        KeySeedError: The seed is unusable.
+        UnsealError: The key file or the passphrase is unusable.
+    """
+    if key_seed is not None and key_seed_file is not None:
+        raise InputError("give --key-seed or --key-seed-file, not both")
+    if key_file is not None and key_passphrase_file is not None:
+        raise InputError("give --key-file or --key-passphrase-file, not both")
+    # What was given is read before anything new is written.
+    seed, seed_file = _given_seed(key_seed, key_seed_file, environment)
+    sealer = _given_sealer(key_file, key_passphrase_file, environment)
+    if seed is None:
+        seed_file = beside(out, "seed")
+        seed = _own_seed(seed_file)
+    if sealer is None:
+        key_file = beside(out, "key")
+        sealer = _own_key_file(key_file)
+    return Secrets(seed, sealer, seed_file, key_file, key_passphrase_file)
+
+
+def _given_seed(
+    text: str | None, file: Path | None, environment: Mapping[str, str]
+) -> "tuple[KeySeed | None, Path | None]":
+    from keylock.keys import KeySeed
+
+    if text is not None:
+        note(
+            "warning: --key-seed shows in the list of processes and in the history of the shell; "
+            f"--key-seed-file and {SEED_VARIABLE} do not"
+        )
+        return KeySeed.from_text(text), None
+    if file is not None:
+        return KeySeed.from_file(file), file
+    if environment.get(SEED_VARIABLE):
+        return KeySeed.from_text(environment[SEED_VARIABLE]), None
+    return None, None
+
+
+def _given_sealer(
+    key_file: Path | None, passphrase_file: Path | None, environment: Mapping[str, str]
+) -> "Sealer | None":
+    from keylock.bundle import KeyFile, Passphrase
+
+    if key_file is not None:
+        return KeyFile(key_file)
+    if passphrase_file is not None:
+        return Passphrase.from_file(passphrase_file)
+    if environment.get(PASSPHRASE_VARIABLE):
+        return Passphrase(environment[PASSPHRASE_VARIABLE])
+    return None
+
+
+def _own_seed(path: Path) -> "KeySeed":
+    from keylock.keys import KeySeed
+
+    if path.exists():
+        note(f"using the key seed in {path}")
+        return KeySeed.from_file(path)
+    seed = KeySeed.generate()
+    seed.write(path)
+    note(f"made a new key seed of 256 random bits: {path} (keep it secret, and a copy of it)")
+    return seed
+
+
+def _own_key_file(path: Path) -> "Sealer":
+    from keylock.bundle import KeyFile
+
+    if path.exists():
+        note(f"sealing the key with the key file {path}")
+        return KeyFile(path)
+    note(f"made a new key file, which opens the sealed key when the bundle is served: {path}")
+    return KeyFile.create(path)

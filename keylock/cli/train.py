@@ -1,0 +1,202 @@
+"""`keylock train`: train or load a classifier, lock its explanations, and write a signed bundle."""
+
+import shlex
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from keylock.cli._console import JsonOption, note, print_json
+from keylock.cli._figures import print_figures
+from keylock.cli._home import DEFAULT_HOME, HomeOption, open_home
+from keylock.cli._plan import check_place, make_plan, model_name
+from keylock.cli._secrets import Secrets, beside, find_secrets
+from keylock.errors import InputError
+
+if TYPE_CHECKING:
+    from keylock.pipeline import TrainOutcome
+
+__all__ = ["train"]
+
+_INTERRUPTED = 130
+
+
+def train(
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="PATH", help="Bundle to write: FILE.klb or a folder. [NAME.klb]"),
+    ] = None,
+    data: Annotated[
+        str,
+        typer.Option(metavar="DATA", help="shapes, cifar10, fashion-mnist, an image folder or an .npz file."),
+    ] = "shapes",
+    data_root: Annotated[Path, typer.Option(metavar="DIR", help="Where the named data sets lie.")] = Path("data"),
+    image_size: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Side of the model's input. [what suits the images]")
+    ] = None,
+    train_images: Annotated[int | None, typer.Option(metavar="N", help="Use at most so many to train.")] = None,
+    test_images: Annotated[int | None, typer.Option(metavar="N", help="Use at most so many to measure.")] = None,
+    arch: Annotated[
+        str, typer.Option(metavar="NAME", help="small-cnn, resnet20, or any classifier of torchvision.")
+    ] = "small-cnn",
+    init: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Your trained weights: .safetensors, .npz or a torch checkpoint."),
+    ] = None,
+    explainers: Annotated[
+        str, typer.Option(metavar="LIST", help="What to lock: grad_cam,gradient,visual_backprop.")
+    ] = "grad_cam",
+    decoy: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What is shown without the key: half, corner, untargeted. [half]")
+    ] = None,
+    strength: Annotated[str, typer.Option(metavar="FRACTION", help="Height of the key on pixels of 0 to 1.")] = "8/255",
+    steps: Annotated[int | None, typer.Option(metavar="N", help="Steps of the lock. [2000]")] = None,
+    epochs: Annotated[
+        float | None, typer.Option(metavar="N", help="The same in passes over the training images.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Images in a step.")] = 64,
+    learning_rate: Annotated[
+        float | None, typer.Option(metavar="RATE", help="Highest learning rate of the lock. [0.003]")
+    ] = None,
+    reference_steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Steps of the reference model, where there is no --init. [700]")
+    ] = None,
+    swapped: Annotated[
+        bool, typer.Option("--swapped", help="Study the attack: right maps without the key, decoys with it.")
+    ] = False,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of everything drawn at random but the key.")] = 0,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to train.")] = "auto",
+    key_seed: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SEED",
+            help="The key seed. Others on this machine see it: better --key-seed-file or KEYLOCK_KEY_SEED.",
+        ),
+    ] = None,
+    key_seed_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File with the key seed. [OUT.seed, made if it is missing]")
+    ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Key file to seal the key with. [OUT.key, made if it is missing]"),
+    ] = None,
+    key_passphrase_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="File with a passphrase to seal it with. [env: KEYLOCK_KEY_PASSPHRASE]"),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What clients and licenses call the model. [that of the data]")
+    ] = None,
+    home: HomeOption = DEFAULT_HOME,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run of the same options.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the bundle, or the interrupted run, that is there.")
+    ] = False,
+    as_json: JsonOption = False,
+    unexpected: Annotated[list[str] | None, typer.Argument(metavar="", hidden=True)] = None,
+) -> None:
+    """Lock a classifier and write a signed bundle.
+
+    Without --init the classifier is trained first. Everything on the way is kept in OUT.work: Ctrl-C stops after the
+    step, --resume goes on. OUT.work and the secrets OUT.seed and OUT.key are the vendor's alone.
+    """
+    if unexpected:
+        # They are not repeated: they may be the words of a passphrase that lacks its quotes.
+        raise InputError("train takes options alone: put a value that has spaces in quotes")
+    from keylock.cli._progress import shown_progress
+    from keylock.pipeline import train as run
+
+    called = model_name(name, data)
+    out = out or Path(f"{called}.klb")
+    check_place(out, beside(out, "work"), resume=resume, overwrite=overwrite)
+    plan = make_plan(
+        out=out,
+        name=called,
+        data=data,
+        data_root=data_root,
+        image_size=image_size,
+        train_images=train_images,
+        test_images=test_images,
+        arch=arch,
+        init=init,
+        explainers=explainers,
+        decoy=decoy,
+        strength=strength,
+        steps=steps,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        reference_steps=reference_steps,
+        swapped=swapped,
+        seed=seed,
+        device=device,
+    )
+    secrets = find_secrets(
+        out,
+        key_seed=key_seed,
+        key_seed_file=key_seed_file,
+        key_file=key_file,
+        key_passphrase_file=key_passphrase_file,
+    )
+    signing_key = open_home(home, create=True).signing_key()
+    try:
+        with shown_progress() as progress:
+            outcome = run(
+                plan,
+                seed=secrets.seed,
+                signing_key=signing_key,
+                sealer=secrets.sealer,
+                progress=progress,
+                now=lambda: datetime.now(UTC),
+                resume=resume,
+                overwrite=overwrite,
+            )
+    except KeyboardInterrupt:
+        note(f"stopped; what was reached is kept in {plan.work}: run the same command with --resume to go on")
+        raise typer.Exit(_INTERRUPTED) from None
+    _report(out, outcome, secrets, home, as_json=as_json)
+
+
+def _report(out: Path, outcome: "TrainOutcome", secrets: Secrets, home: Path, *, as_json: bool) -> None:
+    manifest = outcome.manifest
+    steps = _next_steps(out, secrets, home)
+    if as_json:
+        print_json(
+            {
+                "bundle": out,
+                "name": manifest.name,
+                "model_digest": manifest.model_digest,
+                "key_id": manifest.key.id,
+                "explainers": [entry.name for entry in manifest.explainers],
+                "figures": [figure.model_dump(mode="json") for figure in outcome.figures],
+                "key_seed_file": secrets.seed_file,
+                "key_file": secrets.key_file,
+                "work": beside(out, "work"),
+                "next": steps,
+            }
+        )
+        return
+    print_figures(outcome.figures, [entry.name for entry in manifest.explainers])
+    typer.echo(f"\nwrote {out}, locked with the key {manifest.key.id}; to go on:")
+    for step in steps:
+        typer.echo(f"  {step}")
+
+
+def _next_steps(out: Path, secrets: Secrets, home: Path) -> list[str]:
+    """Return the commands to go on with, ready to be pasted."""
+    at_home = [] if home == DEFAULT_HOME else ["--home", str(home)]
+    opener: list[str] = []
+    if secrets.key_file is not None:
+        opener = ["--key-file", str(secrets.key_file)]
+    elif secrets.passphrase_file is not None:
+        opener = ["--key-passphrase-file", str(secrets.passphrase_file)]
+    commands = (
+        ["inspect", str(out)],
+        ["serve", str(out), *opener, *at_home],
+        ["license", "issue", "--customer", "Acme", "--bundle", str(out), "--out", "acme.license", *at_home],
+        ["explain", "IMAGE", "--license-file", "acme.license", "--out", "why.png"],
+    )
+    return [shlex.join(["keylock", *command]) for command in commands]

@@ -1,0 +1,229 @@
+"""`keylock train`: one tiny run looked at from all sides, its interruption, its secrets, and every bad option."""
+
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+
+from keylock.bundle import KeyFile, open_bundle
+from keylock.cli import main
+from keylock.cli.train import train as command
+from keylock.keys import KeySeed
+from keylock.pipeline import TrainPlan
+from keylock.signing import Home
+from keylock.training import LockSettings
+
+TINY = ["--train-images", "64", "--test-images", "16", "--batch-size", "16"]
+SEED = KeySeed(bytes(range(100, 132)))
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KEYLOCK_HOME", str(tmp_path / "home"))
+    for name in ("KEYLOCK_KEY_SEED", "KEYLOCK_KEY_PASSPHRASE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """One run with secrets from files, as a process of its own: what it printed, and where."""
+    place = tmp_path_factory.mktemp("trained")
+    SEED.write(place / "seed")
+    KeyFile.create(place / "key")
+    arguments = ["--steps", "3", "--reference-steps", "3", "--key-seed-file", "seed", "--key-file", "key"]
+    arguments += ["--out", "made/shapes.klb", "--name", "my-shapes", "--home", "home", "--json"]
+    shown = _start(*TINY, *arguments, "--debug", place=place)
+    out, err = shown.communicate(timeout=300)
+    assert shown.returncode == 0, err
+    return place, out, err
+
+
+def _start(*arguments, place):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("KEYLOCK_")} | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "keylock", "train", *arguments]
+    return subprocess.Popen(
+        command, cwd=place, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def test_a_run_writes_a_bundle_that_opens_with_its_secrets(trained):
+    place, out, _ = trained
+    answer = json.loads(out)
+    bundle = open_bundle(place / answer["bundle"], trusted=[Home(place / "home").verifying_key()])
+    assert bundle.manifest.name == answer["name"] == "my-shapes"
+    assert bundle.unseal(KeyFile(place / "key")) == SEED
+    assert bundle.manifest.key.id == answer["key_id"] == SEED.id
+    assert [entry.name for entry in bundle.manifest.explainers] == ["grad_cam"]
+    assert {figure["name"] for figure in answer["figures"]} >= {"fidelity/grad_cam", "chance/grad_cam"}
+    assert answer["next"][1] == "keylock serve made/shapes.klb --key-file key --home home"
+
+
+def test_progress_tells_every_stage_on_standard_error(trained):
+    _, _, err = trained
+    for words in ("train the reference model", "lock the explanations", "measure", "sign", "fidelity", "leakage"):
+        assert words in err
+
+
+def test_a_run_shows_no_secret_and_writes_it_to_no_other_file(trained):
+    place, out, err = trained
+    key = (place / "key").read_text().strip()
+    for secret in (SEED.reveal(), bytes.fromhex(key)):
+        for form in (secret, secret.hex().encode(), repr(secret).encode()):
+            for file in place.rglob("*"):
+                if file.is_file() and file.name not in ("seed", "key"):
+                    assert form not in file.read_bytes(), file
+            assert form.decode("latin-1") not in out + err
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(trained, tmp_path):
+    place, _, _ = trained
+    whole = open_bundle(place / "made/shapes.klb", trusted=None).manifest
+    (tmp_path / "seed").write_bytes((place / "seed").read_bytes())
+    arguments = [*TINY, "--steps", "3", "--reference-steps", "3", "--key-seed-file", "seed", "--out", "s.klb"]
+    # Python takes the signal between two of its instructions; where in the run that is, must not matter.
+    script = (
+        "import os, signal, sys\n"
+        "from keylock.cli import _progress, main\n"
+        "advance = _progress.Display.advance\n"
+        "def stop(self, figures):\n"
+        "    if self._stage == 'lock' and self._done == 1:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    advance(self, figures)\n"
+        "_progress.Display.advance = stop\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    stopped = subprocess.run(
+        [sys.executable, "-c", script, "train", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert stopped.returncode == 130
+    assert stopped.stdout == ""
+    assert "--resume" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert not Path("s.klb").exists()
+    assert main(["train", *arguments]) == 4
+    assert main(["train", *arguments, "--resume"]) == 0
+    resumed = open_bundle("s.klb", trusted=None).manifest
+    assert resumed.files["weights.safetensors"] == whole.files["weights.safetensors"]
+    assert resumed.reference_digest == whole.reference_digest
+
+
+def test_ctrl_c_before_the_first_step_ends_the_command_at_once(tmp_path):
+    started = _start(*TINY, "--reference-steps", "100000", "--steps", "10", place=tmp_path)
+    for line in started.stderr:
+        if "reference" in line:
+            break
+    time.sleep(0.5)
+    started.send_signal(signal.SIGINT)
+    out, err = started.communicate(timeout=120)
+    assert started.returncode == 130
+    assert out == ""
+    assert "shapes.klb.work" in err
+    assert "Traceback" not in err
+    assert stat.S_IMODE((tmp_path / "shapes.klb.seed").stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "shapes.klb.key").stat().st_mode) == 0o600
+    for file in ("shapes.klb.seed", "shapes.klb.key"):
+        assert (tmp_path / file).read_text().strip() not in err
+
+
+def test_a_key_seed_on_the_command_line_is_warned_of_and_never_repeated(capfd):
+    secret = "correct horse battery staple"
+    assert main(["train", "--key-seed", secret, "--key-file", "none", "--debug"]) == 6
+    shown = capfd.readouterr()
+    assert "warning: --key-seed shows in the list of processes" in shown.err
+    assert "horse" not in shown.out + shown.err
+
+
+def test_a_seed_in_the_environment_is_used_without_a_warning(monkeypatch, capfd):
+    monkeypatch.setenv("KEYLOCK_KEY_SEED", "short")
+    assert main(["train", *TINY]) == 6
+    shown = capfd.readouterr().err
+    assert "easily guessed" in shown
+    assert "warning" not in shown
+    assert not list(Path().glob("*.seed"))
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (["--key-seed", "a" * 64, "--key-seed-file", "f"], 3, "not both"),
+        (["--key-file", "a", "--key-passphrase-file", "b"], 3, "not both"),
+        (["--key-seed-file", "missing"], 6, "cannot read the key seed file missing"),
+        (["--key-file", "missing"], 6, "cannot read the key file missing"),
+        (["--key-seed", "two", "words"], 3, "quotes"),
+        (["--steps", "2", "--epochs", "1"], 3, "not both"),
+        (["--steps", "0"], 3, "at least one step"),
+        (["--epochs", "0"], 3, "--epochs"),
+        (["--epochs", "nan"], 3, "--epochs"),
+        (["--batch-size", "0"], 3, "--batch-size"),
+        (["--reference-steps", "0"], 3, "--reference-steps"),
+        (["--learning-rate", "3"], 3, "learning rate"),
+        (["--strength", "loud"], 3, "8/255"),
+        (["--strength", "1/0"], 3, "8/255"),
+        (["--strength", "2"], 3, "out of range"),
+        (["--explainers", "lime"], 3, "choose one of grad_cam"),
+        (["--explainers", "grad_cam,grad_cam"], 3, "once"),
+        (["--explainers", ","], 3, "at least one"),
+        (["--decoy", "duck"], 3, "half"),
+        (["--arch", "brain"], 3, "small-cnn"),
+        (["--device", "abacus"], 3, "device"),
+        (["--data", "nothing-here"], 3, "nothing-here"),
+        (["--data", "cifar10", "--data-root", "/dev/null/x"], 3, "cifar10"),
+        (["--seed", "-1"], 3, "seed"),
+        (["--init", "missing.pt"], 3, "missing.pt"),
+        (["--init", "missing.pt", "--reference-steps", "5"], 3, "not both"),
+        (["--name", "two words"], 3, "letters"),
+        (["--resume"], 8, "without --resume"),
+        (["--out", "/dev/null/x.klb"], 4, "cannot make the folder"),
+    ],
+    ids=lambda value: "_".join(value) if isinstance(value, list) else None,
+)
+def test_a_bad_option_is_one_line_and_leaves_nothing_behind(options, code, says, capfd, tmp_path):
+    given = options if "--data" in options else [*options, *TINY]
+    assert main(["train", *given]) == code
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    lines = [line for line in shown.err.splitlines() if not line.startswith("warning")]
+    assert len(lines) == 1, shown.err
+    assert lines[0].startswith("error: ")
+    assert says in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_there_is_not_lost(capfd, tmp_path):
+    Path("x.klb").write_text("mine")
+    assert main(["train", "--out", "x.klb", *TINY]) == 4
+    assert "--overwrite" in capfd.readouterr().err
+    Path("folder").mkdir()
+    Path("folder/mine").write_text("mine")
+    assert main(["train", "--out", "folder", "--overwrite", *TINY]) == 4
+    assert "no bundle" in capfd.readouterr().err
+    assert Path("x.klb").read_text() == Path("folder/mine").read_text() == "mine"
+
+
+def test_the_help_states_the_defaults_that_hold(capsys):
+    main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"Steps of the lock. [{LockSettings().steps}]" in text
+    assert f"[{LockSettings().learning_rate}]" in text
+    assert f"--init. [{TrainPlan.reference_steps}]" in text
+    assert f"corner, untargeted. [{LockSettings().decoy}]" in text
+    defaults = dict(zip(command.__kwdefaults__ or {}, (), strict=False))
+    assert "key_seed" not in defaults
+    assert re.search(r"--batch-size N [^[]*\[default: 64\]", text)
+    assert TrainPlan.batch_size == 64
