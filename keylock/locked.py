@@ -3,6 +3,7 @@
 This is everything an attacker who holds the bundle has, in the form attacks are written in.
 """
 
+import copy
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ def load_bundle(
     Args:
         path: A bundle, folder or `.klb` file.
         key: The key seed, or the passphrase or key file that opens the sealed key. None loads what an attacker has.
-        model: The architecture, for a bundle made from a module that keylock has no name for.
+        model: The architecture, for a bundle made from a module that keylock has no name for; it is copied.
 
     Raises:
         BundleError: The bundle is refused, or its architecture has no name and `model` was not given.
@@ -85,7 +86,7 @@ def _module(manifest: Manifest, weights: bytes, model: nn.Module | None, path: P
     # Which layers folding replaces depends on the architecture alone, so the tree comes out as it was when locked.
     generator = torch.Generator().manual_seed(0)
     example = torch.randn((2, *manifest.preprocessing.shape), generator=generator)
-    module = fold_batchnorm_(out_of_place_(model), example)
+    module = fold_batchnorm_(out_of_place_(copy.deepcopy(model).cpu()), example)
     try:
         module.load_state_dict(load(weights))
     except (RuntimeError, SafetensorError) as error:

@@ -5,12 +5,13 @@ one pass, which is what makes locking them together affordable.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from keylock.errors import LayerNotFoundError
 from keylock.models import capture_outputs
 
 __all__ = ["Explained", "Explainer", "Pass", "explain_together"]
@@ -105,11 +106,15 @@ def explain_together(
 
     Returns:
         Logits (batch, classes), and for each explainer's name its maps (batch, h, w).
+
+    Raises:
+        LayerNotFoundError: A layer an explainer looks at is missing, did not run, or has no spatial output.
     """
     layers = tuple(dict.fromkeys(name for explainer in explainers for name in explainer.layers))
     with torch.enable_grad(), capture_outputs(model, layers) as outputs:
         inputs = images.detach().requires_grad_()
         logits = model(inputs)
+        _check_spatial(outputs, layers)
         chosen = torch.where(targets < 0, logits.argmax(dim=1), targets)
         scores = logits.gather(1, chosen.unsqueeze(1)).squeeze(1)
         recorded = Pass(inputs, outputs, logits, scores, create_graph)
@@ -117,3 +122,12 @@ def explain_together(
     if create_graph:
         return logits, maps
     return logits.detach(), {name: map_.detach() for name, map_ in maps.items()}
+
+
+def _check_spatial(outputs: Mapping[str, object], layers: Sequence[str]) -> None:
+    for name in layers:
+        output = outputs.get(name)
+        if not isinstance(output, Tensor) or output.dim() != 4:
+            raise LayerNotFoundError(
+                f"the layer {name!r} gives no output (batch, channels, height, width): name a convolutional layer"
+            )

@@ -1,6 +1,7 @@
 """Explainers by name. Adding one is one entry in `EXPLAINERS` and one row in the conformance table of the tests."""
 
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any
 
 from keylock.errors import InputError, UnknownNameError
@@ -29,7 +30,9 @@ def make(name: str, **parameters: Any) -> Explainer:  # noqa: ANN401 - each expl
     try:
         explainer: Explainer = EXPLAINERS[name](**parameters)
     except TypeError as error:
-        raise InputError(f"the explainer {name!r} does not take these parameters: {', '.join(parameters)}") from error
+        taken = ", ".join(entry.name for entry in fields(EXPLAINERS[name])) or "no parameters"  # type: ignore[arg-type]
+        given = ", ".join(parameters) or "none"
+        raise InputError(f"the explainer {name!r} takes {taken}, not {given}") from error
     return explainer
 
 

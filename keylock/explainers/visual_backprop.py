@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from keylock.errors import LayerNotFoundError
+from keylock.errors import InputError, LayerNotFoundError
 from keylock.explainers.base import Explainer, Pass
 
 __all__ = ["VisualBackProp"]
@@ -29,6 +29,10 @@ class VisualBackProp(Explainer):
 
     layers: tuple[str, ...] = ()
     name = "visual_backprop"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, str) or not self.layers:
+            raise InputError("visual_backprop multiplies several layers: give layers=[...], from first to last")
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -25,7 +25,8 @@ def smooth_activations(model: nn.Module, *, beta: float = 8.0) -> Iterator[nn.Mo
     places = [
         (parent, name, child)
         for parent in model.modules()
-        for name, child in parent.named_children()
+        # Not named_children(), which leaves out a module's second name.
+        for name, child in parent._modules.items()
         if isinstance(child, nn.ReLU)
     ]
     try:

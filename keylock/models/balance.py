@@ -36,6 +36,7 @@ class _Scaled(nn.Module):
 
 def balance_filters_(model: nn.Module) -> nn.Module:
     """Balance every convolution of a model, in place; its parameters are other tensors afterwards."""
+    unbalance_filters_(model)
     for module in list(model.modules()):
         if isinstance(module, nn.Conv2d):
             parametrize.register_parametrization(module, "weight", _Scaled(_scale_of(module.weight.detach())))
@@ -45,9 +46,23 @@ def balance_filters_(model: nn.Module) -> nn.Module:
 def unbalance_filters_(model: nn.Module) -> nn.Module:
     """Make the convolutions of a balanced model plain again, in place, with the weights they have now."""
     for module in list(model.modules()):
-        if isinstance(module, nn.Conv2d) and parametrize.is_parametrized(module, "weight"):
-            parametrize.remove_parametrizations(module, "weight")
+        if isinstance(module, nn.Conv2d) and parametrize.is_parametrized(module):
+            _make_plain(module)
     return model
+
+
+def _make_plain(module: nn.Module) -> None:
+    """Write parametrised tensors out.
+
+    torch's remove_parametrizations takes the property off the class, which copies of the module share:
+    they would be left without the tensor.
+    """
+    names = list(module.parametrizations)  # type: ignore[arg-type]
+    values = {name: getattr(module, name).detach().clone() for name in names}
+    del module.parametrizations
+    module.__class__ = type(module).__bases__[0]
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value))
 
 
 def _scale_of(weight: Tensor) -> Tensor:

@@ -7,15 +7,16 @@ same name behind, so that hooks and layer names keep working.
 """
 
 from collections import Counter
+from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from keylock.errors import ModelError
 
 __all__ = ["ChannelAffine", "fold_batchnorm_"]
-
-_BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 class ChannelAffine(nn.Module):
@@ -26,10 +27,10 @@ class ChannelAffine(nn.Module):
         self.scale = nn.Parameter(scale.clone())
         self.shift = nn.Parameter(shift.clone())
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map (batch, channels, ...) to the same shape."""
-        shape = (1, -1) + (1,) * (inputs.dim() - 2)
-        return inputs * self.scale.view(shape) + self.shift.view(shape)
+        shape = (1, -1) + (1,) * (input.dim() - 2)
+        return input * self.scale.view(shape) + self.shift.view(shape)
 
 
 def fold_batchnorm_(model: nn.Module, example: Tensor, *, tolerance: float = 1e-3) -> nn.Module:
@@ -46,20 +47,21 @@ def fold_batchnorm_(model: nn.Module, example: Tensor, *, tolerance: float = 1e-
         The same model.
 
     Raises:
-        ModelError: A BatchNorm keeps no running statistics, or the check found a larger change than `tolerance`.
+        ModelError: The model does not take the example or does not return logits, a BatchNorm keeps no running
+            statistics, or the check found a larger change than `tolerance`.
     """
     model.eval()
     with torch.no_grad():
-        before = model(example)
+        before = _logits(model, example)
         producers = _producers(model, example)
-        for name, norm in [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]:
-            scale, shift = _scale_and_shift(name, norm)
-            convolution = producers.get(norm)
-            if convolution is None:
-                _replace(model, name, ChannelAffine(scale, shift))
-            else:
-                _absorb(convolution, scale, shift)
-                _replace(model, name, nn.Identity())
+        replacements: dict[nn.Module, nn.Module] = {}
+        # With duplicates, because one module may stand under several names.
+        for name, norm in list(model.named_modules(remove_duplicate=False)):
+            if not isinstance(norm, _BatchNorm):
+                continue
+            if norm not in replacements:
+                replacements[norm] = _fold(name, norm, producers.get(norm))
+            _replace(model, name, replacements[norm])
         after = model(example)
     change = float((after - before).abs().max() / before.abs().max().clamp_min(1e-6))
     if change > tolerance:
@@ -70,8 +72,41 @@ def fold_batchnorm_(model: nn.Module, example: Tensor, *, tolerance: float = 1e-
     return model
 
 
+def _logits(model: nn.Module, example: Tensor) -> Tensor:
+    """Run a model for the first time, and say what is wrong where it is no classifier of these images."""
+    try:
+        logits = model(example)
+    except RuntimeError as error:
+        raise ModelError(f"the model does not take images of shape {tuple(example.shape)}: {error}") from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(example):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ModelError(f"the model must return logits (batch, classes), not {found}: wrap it in a module that does")
+    return logits
+
+
+def _fold(name: str, norm: _BatchNorm, convolution: nn.Conv2d | None) -> nn.Module:
+    """Return what takes the place of a BatchNorm, after changing the convolution where one absorbs it."""
+    scale, shift = _scale_and_shift(name, norm)
+    if convolution is None:
+        return ChannelAffine(scale, shift)
+    _absorb(convolution, scale, shift)
+    return nn.Identity()
+
+
 def _producers(model: nn.Module, example: Tensor) -> dict[nn.Module, nn.Conv2d]:
     """Find, for each BatchNorm, the convolution whose output it alone reads."""
+    candidates = _candidates(model, example)
+    if _read_by_nothing_else(model, example, candidates):
+        return candidates
+    return {
+        norm: convolution
+        for norm, convolution in candidates.items()
+        if _read_by_nothing_else(model, example, {norm: convolution})
+    }
+
+
+def _candidates(model: nn.Module, example: Tensor) -> dict[nn.Module, nn.Conv2d]:
+    """Find the pairs of a convolution that runs once and the one BatchNorm that is called with its output."""
     made_by: dict[int, nn.Conv2d] = {}
     kept: list[Tensor] = []  # Holding the tensors keeps their ids from being used again.
     calls: Counter[nn.Module] = Counter()
@@ -82,10 +117,10 @@ def _producers(model: nn.Module, example: Tensor) -> dict[nn.Module, nn.Conv2d]:
         if isinstance(module, nn.Conv2d):
             made_by[id(output)] = module
             kept.append(output)
-        elif id(inputs[0]) in made_by:
+        elif inputs and id(inputs[0]) in made_by:
             found[module] = made_by[id(inputs[0])]
 
-    kinds = (nn.Conv2d, *_BatchNorm)
+    kinds = (nn.Conv2d, _BatchNorm)
     handles = [module.register_forward_hook(after) for module in model.modules() if isinstance(module, kinds)]
     try:
         model(example)
@@ -100,9 +135,33 @@ def _producers(model: nn.Module, example: Tensor) -> dict[nn.Module, nn.Conv2d]:
     }
 
 
-def _scale_and_shift(name: str, norm: nn.Module) -> tuple[Tensor, Tensor]:
+def _read_by_nothing_else(model: nn.Module, example: Tensor, pairs: Mapping[nn.Module, nn.Conv2d]) -> bool:
+    """Tell whether only their BatchNorms read the convolutions' outputs, functions that hooks cannot see included.
+
+    Every convolution hands out NaN, and its BatchNorm gets the true output behind everybody's back: logits that are
+    numbers have not seen the NaN.
+    """
+    true_outputs: dict[nn.Module, Tensor] = {}
+
+    def poison(convolution: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        true_outputs[convolution] = output
+        return torch.full_like(output, torch.nan)
+
+    def cure(convolution: nn.Module, _norm: nn.Module, _inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (true_outputs[convolution],)
+
+    handles = [convolution.register_forward_hook(poison) for convolution in pairs.values()]
+    handles += [norm.register_forward_pre_hook(partial(cure, made_by)) for norm, made_by in pairs.items()]
+    try:
+        return not bool(model(torch.nan_to_num(example)).isnan().any())
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _scale_and_shift(name: str, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Return the per-channel scale and shift (channels,) that a BatchNorm applies in evaluation mode."""
-    if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None:
+    if norm.running_mean is None or norm.running_var is None:
         raise ModelError(f"the BatchNorm {name!r} keeps no running statistics: train it with track_running_stats=True")
     scale = torch.rsqrt(norm.running_var + norm.eps)
     if norm.weight is not None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,20 @@ class TargetLayers:
 
     last: str
     stack: tuple[str, ...]
+
+
+class _Ran(NamedTuple):
+    """A module that ran, with its output (batch, channels, h, w), which is kept so that its id stays its own."""
+
+    name: str
+    module: nn.Module
+    output: Tensor
+    positive: bool
+
+    @property
+    def is_container(self) -> bool:
+        """Whether other modules are inside."""
+        return next(self.module.children(), None) is not None
 
 
 @contextmanager
@@ -71,14 +86,14 @@ def find_layers(model: nn.Module, example: Tensor) -> TargetLayers:
         example: Images (batch, channels, height, width) of the size the model will see.
 
     Raises:
-        LayerNotFoundError: No layer has a spatial output; name the layers instead.
+        LayerNotFoundError: No layer has a spatial output.
     """
-    ran: list[tuple[str, nn.Module, tuple[int, ...], bool]] = []
+    ran: list[_Ran] = []
     names = {module: name for name, module in model.named_modules() if name}
 
     def record(module: nn.Module, _inputs: tuple[Tensor, ...], output: object) -> None:
         if isinstance(output, Tensor) and output.dim() == 4 and min(output.shape[2:]) > 1:
-            ran.append((names[module], module, tuple(output.shape[2:]), bool((output >= 0).all())))
+            ran.append(_Ran(names[module], module, output, bool((output >= 0).all())))
 
     handles = [module.register_forward_hook(record) for module in names]
     training = model.training
@@ -90,29 +105,33 @@ def find_layers(model: nn.Module, example: Tensor) -> TargetLayers:
         model.train(training)
         for handle in handles:
             handle.remove()
-    active = [entry for entry in ran if not isinstance(entry[1], _PASSIVE)]
+    thinned = {id(entry.output) for entry in ran if isinstance(entry.module, _PASSIVE)}
+    # A container that ends in a pooling layer hands on what that layer made.
+    active = [
+        entry
+        for entry in ran
+        if not isinstance(entry.module, _PASSIVE) and not (entry.is_container and id(entry.output) in thinned)
+    ]
     if not active:
         raise LayerNotFoundError(
-            "no layer of the model has a spatial output (batch, channels, height, width): "
-            "name the layers yourself, as in explainers=[keylock.explainers.make('grad_cam', layer='features.12')]"
+            "no layer of the model has an output (batch, channels, height, width) larger than one position: "
+            "take larger images, or put the step that lays the features out in two dimensions into a module of its own"
         )
-    return TargetLayers(last=active[-1][0], stack=_stack(active))
+    return TargetLayers(last=active[-1].name, stack=_stack(active))
 
 
-def _stack(active: list[tuple[str, nn.Module, tuple[int, ...], bool]]) -> tuple[str, ...]:
+def _stack(active: Sequence[_Ran]) -> tuple[str, ...]:
     """Choose the rectified outputs at the ends of the residual blocks, or of the single layers where there are none."""
-    rectified = [(name, module) for name, module, _, positive in active if positive]
-    leaves = [name for name, module in rectified if not any(True for _ in module.children())]
-    blocks = [
-        name
-        for name, module in rectified
-        if any(True for _ in module.children()) and not isinstance(module, nn.Sequential)
+    rectified = [entry for entry in active if entry.positive]
+    blocks: dict[int, str] = {}
+    for entry in rectified:
+        if entry.is_container and not isinstance(entry.module, nn.Sequential):
+            # A wrapper around the last block has the same output: the block, which ran first, stands for both.
+            blocks.setdefault(id(entry.output), entry.name)
+    inside = tuple(f"{name}." for name in blocks.values())
+    chosen = [
+        entry.name
+        for entry in rectified
+        if entry.name in blocks.values() or not (entry.is_container or entry.name.startswith(inside))
     ]
-    if not blocks:
-        chosen = leaves
-    else:
-        inside = tuple(f"{name}." for name in blocks)
-        chosen = [name for name, _ in rectified if name in blocks or (name in leaves and not name.startswith(inside))]
-    if not chosen:
-        return (active[-1][0],)
-    return tuple(dict.fromkeys(chosen))
+    return tuple(dict.fromkeys(chosen)) or (active[-1].name,)

@@ -52,7 +52,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
             return load_file(path)
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 return {name: torch.from_numpy(archive[name]) for name in archive.files}
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:

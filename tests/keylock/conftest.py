@@ -1,0 +1,124 @@
+"""What the tests of everything that runs torch share: networks with lived-in BatchNorm, images, keys, tiny loaders."""
+
+import functools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import densenet
+
+from keylock import models
+from keylock.keys import Key, KeySeed
+
+
+def settle(model: nn.Module, *, seed: int = 3) -> nn.Module:
+    """Give every BatchNorm statistics and an affine part that are not the trivial ones; evaluation mode."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in model.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            for tensor, low, high in (
+                (layer.running_mean, -0.3, 0.3),
+                (layer.running_var, 0.5, 2),
+                (layer.weight.data, 0.7, 1.5),
+                (layer.bias.data, -0.2, 0.4),
+            ):
+                tensor.uniform_(low, high, generator=generator)
+    return model.eval()
+
+
+@functools.cache
+def _network(architecture: str) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        if architecture == "densenet-short":
+            model: nn.Module = densenet.DenseNet(
+                growth_rate=8, block_config=(2, 2), num_init_features=16, num_classes=10
+            )
+        else:
+            model = models.create(architecture, num_classes=10)
+    return settle(model)
+
+
+@pytest.fixture
+def network() -> Callable[[str], nn.Module]:
+    """Networks by architecture, made once: leave them as they are, or copy them."""
+    return _network
+
+
+@pytest.fixture
+def smooth_images() -> Callable[..., Tensor]:
+    """Random images (count, channels, size, size) without fine detail, so that maps have structure."""
+
+    def make(count: int, size: int, *, channels: int = 3, seed: int = 1) -> Tensor:
+        coarse = torch.randn(count, channels, 5, 5, generator=torch.Generator().manual_seed(seed))
+        return F.interpolate(coarse, size=(size, size), mode="bilinear")
+
+    return make
+
+
+@pytest.fixture
+def key_for() -> Callable[..., Key]:
+    """Keys by seed number and shape."""
+
+    def make(number: int = 1, *, shape: tuple[int, int, int] = (3, 16, 16), strength: float = 16 / 255) -> Key:
+        seed = KeySeed(bytes([number]) * 32)
+        return Key.derive(seed, shape=shape, std=(0.25,) * shape[0], strength=strength, tile=4)
+
+    return make
+
+
+class TinyNet(nn.Module):
+    """Three convolutions with everything a user's own module may do: functional ReLU, groups, BatchNorm, a shortcut."""
+
+    def __init__(self, classes: int = 3, channels: int = 3) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 8, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.act1 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(8, 16, 3, padding=1, stride=2, groups=2)
+        self.bn2 = nn.BatchNorm2d(16)
+        self.act2 = nn.ReLU()
+        self.conv3 = nn.Conv2d(16, 16, 3, padding=1)
+        self.bn3 = nn.BatchNorm2d(16)
+        self.act3 = nn.ReLU()
+        self.head = nn.Linear(16, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.act1(self.bn1(self.conv1(images)))
+        hidden = self.act2(self.bn2(self.conv2(hidden)))
+        hidden = self.act3(self.bn3(self.conv3(hidden)) + F.relu(hidden))
+        return self.head(hidden.mean(dim=(2, 3)))
+
+
+@pytest.fixture
+def tiny_net() -> Callable[..., nn.Module]:
+    """A user's own small network with lived-in statistics, always the same weights."""
+
+    def make(*, classes: int = 3, channels: int = 3, seed: int = 5) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return settle(TinyNet(classes, channels))
+
+    return make
+
+
+@pytest.fixture
+def blobs() -> Callable[..., list[tuple[Tensor, Tensor]]]:
+    """Batches of noisy images (3, 16, 16) with one bright square whose colour is the class."""
+
+    def make(batches: int = 4, *, rows: int = 16, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(seed)
+        made = []
+        for _ in range(batches):
+            images = 0.3 * torch.randn(rows, 3, 16, 16, generator=generator)
+            labels = torch.randint(0, 3, (rows,), generator=generator)
+            places = torch.randint(0, 10, (rows, 2), generator=generator)
+            for row in range(rows):
+                top, left = places[row]
+                images[row, labels[row], top : top + 6, left : left + 6] += 2
+            made.append((images, labels))
+        return made
+
+    return make
