@@ -26,6 +26,7 @@ from keylock.errors import ResumeError
 from keylock.evaluation import measure
 from keylock.keys import Key, KeySeed
 from keylock.models import create, load_weights
+from keylock.models.small_cnn import SmallCNN
 from keylock.pipeline.publish import Publication, publish
 from keylock.signing import SigningKey
 from keylock.training import Lock, LockSettings, Progress, lock, resolve_device, train_reference
@@ -129,9 +130,12 @@ def train(
     Raises:
         KeylockError: As the parts do; whatever was reached is in `plan.work`.
     """
+    if not resume:
+        _discard(plan.work)
     key = plan.key(seed)
     reference = prepare_reference(plan, key, progress=progress, resume=resume)
     batches = _batches(plan, seed=plan.seed + 1)
+    checkpoint = plan.work / "lock.safetensors"
     locked = lock(
         reference,
         batches,
@@ -140,8 +144,8 @@ def train(
         settings=plan.settings,
         device=plan.device,
         progress=progress,
-        checkpoint=plan.work / "lock.safetensors",
-        resume=resume and (plan.work / "lock.safetensors").is_file(),
+        checkpoint=checkpoint,
+        resume=checkpoint.is_file(),
     )
     figures = _measure(plan, locked, key, progress)
     manifest = _publish(plan, locked, key, figures, seed, signing_key, sealer, now(), progress, overwrite=overwrite)
@@ -159,6 +163,7 @@ def prepare_reference(plan: TrainPlan, key: Key, *, progress: Progress, resume: 
         # Initial weights come from torch's global generator; inside the block it is ours.
         torch.manual_seed(plan.seed)
         model = create(plan.architecture, num_classes=len(plan.data.classes), channels=plan.data.preprocessing.channels)
+        core = model.core() if isinstance(model, SmallCNN) else model
     if plan.init is not None:
         return load_weights(model, plan.init).eval()
     finished = plan.work / "reference.safetensors"
@@ -169,7 +174,7 @@ def prepare_reference(plan: TrainPlan, key: Key, *, progress: Progress, resume: 
         model.load_state_dict(load_file(finished))
         return model.eval()
     train_reference(
-        model,
+        core,
         _batches(plan, seed=plan.seed),
         steps=plan.reference_steps,
         magnitude=_magnitude(key),
@@ -182,10 +187,18 @@ def prepare_reference(plan: TrainPlan, key: Key, *, progress: Progress, resume: 
         checkpoint=plan.work / "reference.part.safetensors",
         resume=resume,
     )
+    if isinstance(model, SmallCNN) and isinstance(core, SmallCNN):
+        model.take_core_(core).eval()
     unfinished = finished.with_suffix(".writing")
     save_file(model.state_dict(), unfinished, metadata={"identity": identity})
     os.replace(unfinished, finished)
     return model
+
+
+def _discard(work: Path) -> None:
+    """Remove what an earlier run left, so that a later `resume` finds this run and nothing of that one."""
+    for name in ("reference.safetensors", "reference.part.safetensors", "lock.safetensors"):
+        (work / name).unlink(missing_ok=True)
 
 
 def _identity(plan: TrainPlan) -> str:

@@ -1,14 +1,17 @@
 """Locking a classifier: the loop around the trainer, with checkpoints, interruption and any loader."""
 
 import copy
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from keylock.errors import DataError, InputError, ResumeError
+from keylock.errors import DataError, InputError, NonFiniteLossError, ResumeError
 from keylock.explainers import Explainer, make_for
 from keylock.keys import Key
 from keylock.models import find_layers, fold_batchnorm_, out_of_place_
@@ -76,10 +79,13 @@ def lock(
         DataError: The loader yields nothing, or batches of another kind.
         InputError: The key does not fit the images.
         LayerNotFoundError: No target layer could be found.
-        NonFiniteLossError: Training diverged; the checkpoint holds the last good state.
+        ModelError: The model does not take the images or does not return logits.
+        NonFiniteLossError: Training diverged; the checkpoint holds an earlier state.
         ResumeError: The checkpoint belongs to another run.
     """
     settings, progress = settings or LockSettings(), progress or Silent()
+    if resume and checkpoint is None:
+        raise ResumeError("there is nothing to go on from: give the checkpoint of the earlier run")
     target = resolve_device(device)
     example = _example(loader, key)
     reference = fold_batchnorm_(out_of_place_(copy.deepcopy(model).cpu()), example)
@@ -88,68 +94,128 @@ def lock(
     identity = _identity(trainer, key)
     if resume and checkpoint is not None:
         _resume(trainer, loader, checkpoint, identity)
-    _run(trainer, loader, progress, checkpoint, identity)
+    with torch.no_grad():
+        classes = reference(example[:1]).shape[1]
+    batches = _endless(loader, key.shape, classes=classes)
+    _run(trainer, loader, batches, progress, checkpoint, identity)
     return Lock(trainer.locked_model().cpu(), reference, made, settings)
 
 
 def _run(
-    trainer: LockTrainer, loader: Iterable[Any], progress: Progress, checkpoint: Path | None, identity: dict[str, Any]
+    trainer: LockTrainer,
+    loader: Iterable[Any],
+    batches: Iterator[tuple[Tensor, Tensor]],
+    progress: Progress,
+    checkpoint: Path | None,
+    identity: dict[str, Any],
 ) -> None:
-    total = trainer.settings.steps
+    total, place = trainer.settings.steps, _place(loader)
 
     def keep() -> None:
         if checkpoint is not None:
-            state = {"step": trainer.step, "loader": getattr(loader, "state", None), "identity": identity}
+            state = {"step": trainer.step, "loader": place, "identity": identity}
             write_checkpoint(checkpoint, trainer.tensors(), state)
 
+    keep()
     progress.start("lock", total, trainer.step)
     try:
-        for images, labels in _endless(loader):
-            if trainer.step >= total:
-                break
-            progress.advance(trainer.train_on(images, labels))
+        while trainer.step < total:
+            figures = _take_step(trainer, *next(batches))
+            place = _place(loader)
+            progress.advance(figures)
             if trainer.step % _CHECKPOINT_EVERY == 0:
                 keep()
-    finally:
-        # Also after an interruption or an error: what was reached is kept, and the step that failed changed nothing.
+    except NonFiniteLossError:
+        # What led here is in the weights already: the state of some steps ago is the one to go on from, more slowly.
+        raise
+    except BaseException:
         keep()
+        raise
+    else:
+        keep()
+    finally:
         progress.finish()
 
 
-def _endless(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+def _take_step(trainer: LockTrainer, images: Tensor, labels: Tensor) -> dict[str, float]:
+    """Take one step, or none: one that is interrupted is taken again with the same random numbers."""
+    step, drawn = trainer.step, trainer.generator.get_state()
+    try:
+        return trainer.train_on(images, labels)
+    except BaseException:
+        if trainer.step == step:
+            trainer.generator.set_state(drawn)
+        raise
+
+
+def _place(loader: Iterable[Any]) -> Any:  # noqa: ANN401 - whatever the loader calls its place
+    """Return where a loader that can be resumed is: behind the batches it has handed out."""
+    return loader.state if hasattr(loader, "state") and hasattr(loader, "restore") else None
+
+
+def _endless(
+    loader: Iterable[Any], shape: tuple[int, int, int], *, classes: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     while True:
         found = False
         for batch in loader:
             found = True
-            yield batch[0], batch[1]
+            yield _checked(batch, shape, classes)
         if not found:
             raise DataError("the loader yields no batch: check the data set and drop_last")
 
 
-def _example(loader: Iterable[Any], key: Key) -> Tensor:
-    """Take some images from the loader without moving a resumable loader on."""
-    state = getattr(loader, "state", None)
-    images, _ = next(_endless(loader))
-    if state is not None and hasattr(loader, "restore"):
-        loader.restore(state)
-    if not isinstance(images, Tensor) or images.dim() != 4:
-        raise DataError("the loader must yield (images, labels) with images (batch, channels, height, width)")
-    if tuple(images.shape[1:]) != key.shape:
+def _checked(batch: Any, shape: tuple[int, int, int], classes: int | None) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+    """Return the images and labels of a batch of whatever kind."""
+    try:
+        images, labels = batch[0], batch[1]
+    except (TypeError, KeyError, IndexError):
+        raise DataError(f"the loader must yield (images, labels), not {type(batch).__name__}") from None
+    if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point() or not len(images):
+        raise DataError("the loader must yield images as floating-point tensors (batch, channels, height, width)")
+    if tuple(images.shape[1:]) != shape:
         raise InputError(
-            f"the key is for images of shape {key.shape}, the loader yields {tuple(images.shape[1:])}: "
+            f"the key is for images of shape {shape}, the loader yields {tuple(images.shape[1:])}: "
             "derive the key with shape=(channels, height, width) of the preprocessed images"
         )
+    if not isinstance(labels, Tensor) or labels.shape != (len(images),) or labels.is_floating_point():
+        raise DataError("the loader must yield labels as a tensor of class indices (batch,)")
+    if classes is not None and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise DataError(f"the model has {classes} classes: labels must be 0 to {classes - 1}")
+    return images.float(), labels.long()
+
+
+def _example(loader: Iterable[Any], key: Key) -> Tensor:
+    """Take some images from the loader without moving a resumable loader on."""
+    if isinstance(loader, Iterator):
+        raise DataError(
+            "the loader can be gone through only once: give a DataLoader, a list of batches or keylock's Batches"
+        )
+    place = _place(loader)
+    images, _ = next(_endless(loader, key.shape))
+    if place is not None:
+        loader.restore(place)  # type: ignore[attr-defined]
     return images[:_FOLDING_ROWS].cpu()
 
 
 def _identity(trainer: LockTrainer, key: Key) -> dict[str, Any]:
-    """Return what must be the same in a resumed run."""
+    """Return what must be the same in a resumed run; the learning rate may change, for a run that diverged."""
+    settings = trainer.settings.as_dict()
+    del settings["learning_rate"]
     return {
         "key": key.id,
         "strength": key.strength,
-        "settings": trainer.settings.as_dict(),
+        "tile": key.tile,
+        "settings": settings,
+        "reference": _digest(trainer.reference),
         "explainers": [[explainer.name, explainer.parameters] for explainer in trainer.explainers],
     }
+
+
+def _digest(model: nn.Module) -> str:
+    """Digest of names, shapes and values of a model's weights."""
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    return hashlib.sha256(save(weights)).hexdigest()
 
 
 def _resume(trainer: LockTrainer, loader: Iterable[Any], checkpoint: Path, identity: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """Training a reference model, where the user brings none.
 
-A share of the training images carries random perturbations of the key's kind. The classifier learns to look past them,
-so that its maps change little when the key is added, and locking starts from keyed maps that are nearly right.
+Training images carry random perturbations of the key's kind, of any height up to several times the key's. The classifier
+learns to look past them, so that its maps change little when the key is added, and locking starts from keyed maps that
+are nearly right.
 """
 
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from keylock.training.wrong_keys import WrongKeys
 __all__ = ["train_reference"]
 
 _CHECKPOINT_EVERY = 200
+_SCHEDULED = ("lr", "betas")
 
 
 def train_reference(
@@ -41,7 +43,7 @@ def train_reference(
     learning_rate: float,
     device: torch.device,
     progress: Progress,
-    perturbed_share: float = 0.5,
+    perturbation: float = 4.0,
     amp: bool = True,
     seed: int = 0,
     checkpoint: Path | None = None,
@@ -59,7 +61,7 @@ def train_reference(
         learning_rate: Highest learning rate.
         device: Where to train.
         progress: Hears about every step.
-        perturbed_share: Share of the images that carry a perturbation.
+        perturbation: Largest height of a perturbation, as a multiple of `magnitude`.
         amp: Compute in bfloat16 where the device is quick at it.
         seed: Of the perturbations.
         checkpoint: File to keep the state in.
@@ -77,14 +79,19 @@ def train_reference(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
     perturbations = WrongKeys(magnitude.to(device), tile=tile, generator=generator)
-    identity = {"steps": steps, "learning_rate": learning_rate, "perturbed_share": perturbed_share, "seed": seed}
-    step = 0
+    heights = magnitude.flatten(1).amax(dim=1).tolist()
+    # The learning rate may change in a resumed run, for a run that diverged.
+    identity = {"steps": steps, "perturbation": perturbation, "seed": seed, "tile": tile, "heights": heights}
+    step, state_before = 0, _volatile(model, batches, generator)
 
     def keep() -> None:
+        # A step that was begun and not finished is taken again: same batch, same random numbers, same statistics.
         if checkpoint is not None:
-            state = {"step": step, "loader": batches.state, "identity": identity, "schedule": schedule.state_dict()}
-            tensors = prefixed("model", model.state_dict()) | optimiser_tensors(optimiser)
-            write_checkpoint(checkpoint, {**tensors, "generator": generator.get_state()}, state)
+            buffers, drawn, place = state_before
+            tensors = prefixed("model", model.state_dict() | buffers) | optimiser_tensors(optimiser)
+            rates = [{name: group[name] for name in _SCHEDULED} for group in optimiser.param_groups]
+            state = {"step": step, "loader": place, "identity": identity, "schedule": schedule.state_dict()}
+            write_checkpoint(checkpoint, {**tensors, "generator": drawn}, {**state, "rates": rates})
 
     if resume and checkpoint is not None and checkpoint.is_file():
         tensors, state = read_checkpoint(checkpoint)
@@ -93,33 +100,57 @@ def train_reference(
         restore_module(model, "model", tensors)
         restore_optimiser(optimiser, tensors)
         schedule.load_state_dict(state["schedule"])
+        for group, rates in zip(optimiser.param_groups, state["rates"], strict=True):
+            group.update(rates)
         generator.set_state(tensors["generator"])
         batches.restore(state["loader"])
-        step = state["step"]
+        step, state_before = state["step"], _volatile(model, batches, generator)
+    keep()
     progress.start("reference", steps, step)
+    stream = _stream(batches)
     try:
-        for images, labels in _stream(batches):
-            if step >= steps:
-                break
-            present = torch.rand((len(images), 1, 1, 1), generator=generator) < perturbed_share
-            images = images.to(device) + perturbations.draw(len(images), near=0.0) * present.to(device)
-            with mixed_precision(device, wanted=amp):
-                logits = model(images)
-            loss = F.cross_entropy(logits.float(), labels.to(device))
-            if not torch.isfinite(loss):
-                raise NonFiniteLossError("cross-entropy", step)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            schedule.step()
-            step += 1
-            progress.advance({"cross-entropy": float(loss.detach())})
-            if step % _CHECKPOINT_EVERY == 0:
-                keep()
-    finally:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            while step < steps:
+                # Dropout draws from torch's global generator; inside the block it is ours, and the same in every run.
+                torch.manual_seed(_mixed(seed, step))
+                images, labels = next(stream)
+                heights = perturbation * torch.rand((len(images), 1, 1, 1), generator=generator)
+                perturbed = images.to(device) + perturbations.draw_unrelated(len(images)) * heights.to(device)
+                with mixed_precision(device, wanted=amp):
+                    logits = model(perturbed)
+                loss = F.cross_entropy(logits.float(), labels.to(device))
+                if not torch.isfinite(loss):
+                    raise NonFiniteLossError("cross-entropy", step)
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                schedule.step()
+                step, state_before = step + 1, _volatile(model, batches, generator)
+                progress.advance({"cross-entropy": float(loss.detach())})
+                if step % _CHECKPOINT_EVERY == 0:
+                    keep()
+    except NonFiniteLossError:
+        # What led here is in the weights already: the state of some steps ago is the one to go on from, more slowly.
+        raise
+    except BaseException:
         keep()
+        raise
+    else:
+        keep()
+    finally:
         progress.finish()
     return model.eval().cpu()
+
+
+def _volatile(model: nn.Module, batches: Batches, generator: torch.Generator) -> tuple[dict[str, Tensor], Tensor, Any]:
+    """Copy what a step changes before its end: the model's buffers, the generator, the place in the data."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if name in model.state_dict()}
+    return buffers, generator.get_state(), batches.state
+
+
+def _mixed(seed: int, step: int) -> int:
+    """Return a seed for one step that no other step of this or of a neighbouring seed has."""
+    return (seed << 32) + step & 0x7FFF_FFFF_FFFF_FFFF
 
 
 def _stream(batches: Batches) -> Iterator[Any]:
