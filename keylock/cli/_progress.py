@@ -51,7 +51,7 @@ class Display:
         if self._bars is not None:
             self._task = self._bars.add_task(title, total=total, completed=done)
         else:
-            note(f"{title}: {total} steps" if total > 1 and not done else f"{title}: step {done} of {total}")
+            note(title + (f", {total} steps" if stage in _STEPWISE else "") + (f", from step {done}" if done else ""))
 
     def advance(self, figures: Mapping[str, float]) -> None:
         """Move on by one step.
@@ -65,8 +65,8 @@ class Display:
         self.line = describe_figures(self._smooth)
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=self._done)
-        elif self._total > 1 and self._done % max(1, self._total // _LINES_PER_STAGE) == 0:
-            note(f"  {self._done}/{self._total}  {self.line}".rstrip())
+        elif self._stage in _STEPWISE and self._done % max(1, self._total // _LINES_PER_STAGE) == 0:
+            note(f"  {self._done}/{self._total}  {self.line}")
         if self._stopping:
             raise KeyboardInterrupt
 
@@ -75,6 +75,13 @@ class Display:
         if self._bars is not None and self._task is not None:
             self._bars.stop_task(self._task)
         self._stage, self._task, self.line = "", None, ""
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        if self._bars is not None:
+            self._bars.console.print(text, style="bold")
+        else:
+            note(text)
 
     def on_signal(self, _number: int, _frame: FrameType | None) -> None:
         """Stop at the end of the step, at the second signal or between stages at once."""

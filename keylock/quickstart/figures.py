@@ -1,0 +1,102 @@
+"""What the quickstart measures: the maps that came over gRPC, against the reference model and the drawn objects."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from keylock.bundle import Figure
+from keylock.evaluation import Measured, energy_inside, estimate_mean, pearson, run_explainers, wrong_key_offsets
+from keylock.keys import Key
+from keylock.quickstart.customers import Answers
+from keylock.training import Lock
+
+__all__ = ["Evidence", "figures_of", "gather"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Predictions and maps of the same images, four ways.
+
+    Attributes:
+        labels: Classes (count,).
+        masks: True inside the object (count, height, width).
+        reference: The classifier before locking, in torch.
+        keyed: The licensed customer's answers.
+        keyless: The unlicensed customer's answers.
+        wrong_key: The locked classifier with a wrong key on every image, in torch.
+        local: The locked classifier with the key, in torch: what the licensed customer's maps must be.
+    """
+
+    labels: Tensor
+    masks: Tensor
+    reference: Measured
+    keyed: Answers
+    keyless: Answers
+    wrong_key: Measured
+    local: Measured
+
+
+def gather(
+    lock: Lock, key: Key, *, images: Tensor, labels: Tensor, masks: Tensor, keyed: Answers, keyless: Answers
+) -> Evidence:
+    """Compute in torch what does not come from the server.
+
+    Args:
+        lock: Locked classifier and reference.
+        key: The key.
+        images: Preprocessed images (count, channels, height, width).
+        labels: Classes (count,).
+        masks: True inside the object (count, height, width).
+        keyed: The licensed customer's answers.
+        keyless: The unlicensed customer's answers.
+    """
+    offsets = wrong_key_offsets(key, len(images))
+    return Evidence(
+        labels=labels,
+        masks=masks,
+        reference=run_explainers(lock.reference, lock.explainers, images),
+        keyed=keyed,
+        keyless=keyless,
+        wrong_key=run_explainers(lock.module, lock.explainers, images + offsets),
+        local=run_explainers(lock.module, lock.explainers, key.apply(images)),
+    )
+
+
+def figures_of(evidence: Evidence) -> tuple[Figure, ...]:
+    """Return the figures of the report, named as `keylock.evaluation.measure` names them.
+
+    `served/EXPLAINER` is added: the smallest correlation of a map that came over gRPC with the one torch computes.
+    """
+    about = f"{len(evidence.labels)} test images"
+    figures: list[Figure] = []
+
+    def add(name: str, values: Tensor, unit: str, how: str) -> None:
+        value, low, high = (round(number, 5) for number in estimate_mean(values))
+        figures.append(Figure(name=name, value=value, low=low, high=high, unit=unit, about=f"{about}, {how}"))
+
+    predicted = {
+        "reference": (evidence.reference.logits.argmax(dim=1), "torch"),
+        "keyed": (evidence.keyed.explained, "gRPC"),
+        "keyless": (evidence.keyless.predicted, "gRPC"),
+        "wrong_key": (evidence.wrong_key.logits.argmax(dim=1), "torch"),
+    }
+    for kind, (classes, how) in predicted.items():
+        add(f"accuracy/{kind}", (classes == evidence.labels).float(), "fraction", how)
+    maps = {
+        "reference": (evidence.reference.maps, "torch"),
+        "keyed": (evidence.keyed.maps, "gRPC"),
+        "keyless": (evidence.keyless.maps, "gRPC"),
+        "wrong_key": (evidence.wrong_key.maps, "torch"),
+    }
+    for name, truth in evidence.reference.maps.items():
+        add(f"fidelity/{name}", pearson(evidence.keyed.maps[name], truth), "correlation", "gRPC")
+        add(f"leakage/keyless/{name}", pearson(evidence.keyless.maps[name], truth), "correlation", "gRPC")
+        add(f"leakage/wrong_key/{name}", pearson(evidence.wrong_key.maps[name], truth), "correlation", "torch")
+        add(f"chance/{name}", pearson(truth.roll(1, dims=0), truth), "correlation", "torch")
+        for kind, (found, how) in maps.items():
+            add(f"energy/{kind}/{name}", energy_inside(found[name], evidence.masks), "fraction", how)
+        same = float(torch.min(pearson(evidence.keyed.maps[name], evidence.local.maps[name])))
+        figures.append(Figure(name=f"served/{name}", value=round(same, 5), unit="correlation", about="smallest"))
+    add("object_area", evidence.masks.float().mean(dim=(1, 2)), "fraction", "drawn")
+    return tuple(figures)

@@ -1,0 +1,358 @@
+"""The story, chapter by chapter. Each does for real what a vendor or a customer does, and none knows what comes out."""
+
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from importlib.metadata import PackageNotFoundError, version
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from keylock.bundle import Figure, KeyFile, Manifest, open_bundle
+from keylock.data import DataSource, open_data
+from keylock.data.batches import load_batch
+from keylock.keys import KeySeed
+from keylock.licensing import License, issue, new_license_id
+from keylock.licensing.store import LicenseStore
+from keylock.pipeline import TrainOutcome, TrainPlan, train
+from keylock.quickstart.customers import ask
+from keylock.quickstart.figures import Evidence, figures_of, gather
+from keylock.quickstart.folder import Folder
+from keylock.quickstart.recipe import Recipe
+from keylock.secrecy import write_secret_file
+from keylock.signing import Home, SigningKey
+from keylock.training import Progress
+from keylock_client import Client, LicenseRefusedError
+from keylock_server import ServerSettings, serving
+
+__all__ = ["Chapter", "Story", "Teller", "tell"]
+
+_PACKAGES = ("keylock", "torch", "onnxruntime-gpu", "onnxruntime", "grpcio", "numpy", "cryptography")
+_LICENSE_DAYS = 365
+
+
+class Teller(Progress, Protocol):
+    """Hears the story while it happens."""
+
+    def say(self, text: str) -> None:
+        """A chapter begins, or something worth telling happened."""
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """What happened.
+
+    Attributes:
+        title: In a few words.
+        text: In a sentence or two.
+        seconds: How long it took.
+    """
+
+    title: str
+    text: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Story:
+    """Everything the run made and measured.
+
+    Attributes:
+        folder: Where it is.
+        manifest: Of the bundle.
+        chapters: What happened.
+        figures: What was measured.
+        evidence: What it was measured on.
+        images: Pixels of the images of `evidence` (count, height, width, 3).
+        license: The customer's license.
+        finished: When.
+        versions: Of the packages, by name.
+    """
+
+    folder: Folder
+    manifest: Manifest
+    chapters: tuple[Chapter, ...]
+    figures: tuple[Figure, ...]
+    evidence: Evidence
+    images: NDArray[np.uint8]
+    license: License
+    finished: datetime
+    versions: Mapping[str, str]
+
+    @property
+    def seconds(self) -> float:
+        """How long all of it took."""
+        return sum(chapter.seconds for chapter in self.chapters)
+
+    @property
+    def explainers(self) -> tuple[str, ...]:
+        """The explainers, in order."""
+        return tuple(entry.name for entry in self.manifest.explainers)
+
+    def figure(self, name: str) -> Figure:
+        """Return a figure by its name."""
+        return next(figure for figure in self.figures if figure.name == name)
+
+    def samples(self) -> tuple[int, ...]:
+        """Return the first image of every class: not chosen by how well it came out."""
+        labels = self.evidence.labels.tolist()
+        return tuple(labels.index(label) for label in range(len(self.manifest.classes)) if label in labels)
+
+
+@dataclass
+class _Pen:
+    """Writes down the chapters, and passes the steps of a training on to the teller; a `Progress`."""
+
+    teller: Teller
+    clock: Callable[[], float]
+    chapters: list[Chapter] = field(default_factory=list)
+    stages: dict[str, float] = field(default_factory=dict)
+    _begun: tuple[str, float] = ("", 0.0)
+
+    @contextmanager
+    def chapter(self, title: str) -> Iterator[list[str]]:
+        """Time a chapter; its sentences are added to the list that the block gets."""
+        self.teller.say(f"{len(self.chapters) + 1}. {title}")
+        begun, sentences = self.clock(), list[str]()
+        yield sentences
+        self.chapters.append(Chapter(title, " ".join(sentences), self.clock() - begun))
+
+    def start(self, stage: str, total: int, done: int) -> None:
+        self._begun = (stage, self.clock())
+        self.teller.start(stage, total, done)
+
+    def advance(self, figures: Mapping[str, float]) -> None:
+        self.teller.advance(figures)
+
+    def finish(self) -> None:
+        stage, begun = self._begun
+        self.stages[stage] = self.clock() - begun
+        self.teller.finish()
+
+
+def tell(
+    folder: Folder,
+    recipe: Recipe,
+    *,
+    teller: Teller,
+    now: Callable[[], datetime],
+    clock: Callable[[], float],
+    seed: int = 0,
+) -> Story:
+    """Run the whole story.
+
+    Args:
+        folder: Where everything goes.
+        recipe: How much to train and to measure.
+        teller: Hears it while it happens.
+        now: The time.
+        clock: Seconds, to measure durations with.
+        seed: Of everything drawn at random but the secrets.
+
+    Raises:
+        InputError: The folder holds something else.
+        KeylockError: As the parts do.
+    """
+    pen = _Pen(teller, clock)
+    folder.claim()
+    data = _draw(pen, recipe, seed)
+    secret, key_file, signing_key = _make_secrets(pen, folder)
+    outcome = _train(pen, folder, recipe, data, secret, key_file, signing_key, now=now, seed=seed)
+    count = min(recipe.served_images, len(data.test))
+    images = data.test.resized(data.preprocessing)[:count]
+    license, evidence = _serve_and_ask(pen, folder, recipe, data, outcome, images, signing_key, now)
+    with pen.chapter("Measure what the customers got") as text:
+        figures = figures_of(evidence)
+        text.append(f"Every map of {count} images was compared with the reference model's and with the drawn object.")
+    _write_samples(folder, data, images)
+    return Story(
+        folder=folder,
+        manifest=outcome.manifest,
+        chapters=tuple(pen.chapters),
+        figures=figures,
+        evidence=evidence,
+        images=images,
+        license=license,
+        finished=now(),
+        versions=_versions(),
+    )
+
+
+def _draw(pen: _Pen, recipe: Recipe, seed: int) -> DataSource:
+    with pen.chapter("Draw a data set") as text:
+        data = open_data("shapes", seed=seed, train_count=recipe.train_images, test_count=recipe.test_images)
+        height, width = data.preprocessing.size
+        text.append(
+            f"{len(data.train):,} images to train on and {len(data.test):,} to measure on, {width} x {height} pixels: "
+            f"{len(data.classes)} shapes on textured backgrounds, with the exact mask of every object."
+        )
+    return data
+
+
+def _make_secrets(pen: _Pen, folder: Folder) -> tuple[KeySeed, KeyFile, SigningKey]:
+    with pen.chapter("Make the vendor's secrets") as text:
+        if folder.seed.exists():
+            secret = KeySeed.from_file(folder.seed)
+            text.append("The key seed of an earlier run is used again.")
+        else:
+            secret = KeySeed.generate()
+            secret.write(folder.seed)
+            text.append("The key seed is 256 random bits.")
+        key_file = KeyFile(folder.key) if folder.key.exists() else KeyFile.create(folder.key)
+        home = Home.open(folder.home, create=True)
+        text.append(f"A key file seals it, and the issuer {home.verifying_key().key_id} signs.")
+    return secret, key_file, home.signing_key()
+
+
+def _train(
+    pen: _Pen,
+    folder: Folder,
+    recipe: Recipe,
+    data: DataSource,
+    secret: KeySeed,
+    key_file: KeyFile,
+    signing_key: SigningKey,
+    *,
+    now: Callable[[], datetime],
+    seed: int,
+) -> TrainOutcome:
+    plan = TrainPlan(
+        out=folder.bundle,
+        name="shapes",
+        data=data,
+        architecture=recipe.architecture,
+        settings=recipe.settings,
+        explainers=recipe.explainers,
+        reference_steps=recipe.reference_steps,
+        reference_learning_rate=recipe.reference_learning_rate,
+        batch_size=recipe.batch_size,
+        strength=recipe.strength,
+        device="cpu",
+        seed=seed,
+    )
+    with pen.chapter("Train, lock, compile and sign") as text:
+        outcome = train(
+            plan, seed=secret, signing_key=signing_key, sealer=key_file, progress=pen, now=now, overwrite=True
+        )
+        text.append(
+            f"The classifier {recipe.architecture} learned the shapes in {recipe.reference_steps} steps "
+            f"({pen.stages['reference']:.0f} s) and was locked in {recipe.settings.steps} "
+            f"({pen.stages['lock']:.0f} s), for {', '.join(recipe.explainers)}. "
+            "Predictions and explainers became ONNX graphs, each proved against torch."
+        )
+    with pen.chapter("Verify the bundle") as text:
+        with open_bundle(folder.bundle, trusted=[signing_key.verifying_key]) as bundle:
+            files = len(bundle.manifest.files)
+        size = folder.bundle.stat().st_size / 2**20
+        text.append(f"{folder.bundle.name}, {size:.1f} MiB: the signature is good and all {files} files are as signed.")
+    return outcome
+
+
+def _serve_and_ask(
+    pen: _Pen,
+    folder: Folder,
+    recipe: Recipe,
+    data: DataSource,
+    outcome: TrainOutcome,
+    images: NDArray[np.uint8],
+    signing_key: SigningKey,
+    now: Callable[[], datetime],
+) -> tuple[License, Evidence]:
+    home = Home(folder.home)
+    settings = ServerSettings.load(
+        bundle=folder.bundle,
+        host="127.0.0.1",
+        port=0,
+        key_file=folder.key,
+        keyless=False,
+        issuers=(home.verifying_key_path,),
+        license_store=home.licenses_url,
+    )
+    with LicenseStore(home.licenses_url) as store:
+        with pen.chapter("Issue a license") as text:
+            license, token = _issue(store, signing_key, outcome.manifest, "Acme", now())
+            write_secret_file(folder.license, token.encode("ascii") + b"\n")
+            text.append(f"{license.id} lets Acme explain this model until {license.expires:%Y-%m-%d}.")
+        with serving(settings) as server:
+            with pen.chapter("Serve it, and ask as two customers") as text:
+                with Client(server.target, license=folder.license) as acme:
+                    keyed = ask(acme, images, recipe.explainers)
+                with Client(server.target) as anybody:
+                    keyless = ask(anybody, images, recipe.explainers)
+                count = len(images) * len(recipe.explainers)
+                text.append(
+                    f"The server answered on {server.target}. Acme, with the license, and somebody without one got "
+                    f"{len(images)} predictions and {count:,} maps each over gRPC; the server marked "
+                    f"{'all' if keyed.keyed else 'not all'} of Acme's as keyed and "
+                    f"{'some' if keyless.keyed else 'none'} of the other's."
+                )
+            with pen.chapter("Revoke a license") as text:
+                revoked, token = _issue(store, signing_key, outcome.manifest, "Lapsed customer", now())
+                store.revoke(revoked.id, at=now(), why="quickstart")
+                text.append(_try_revoked(server.target, token, images[0]))
+    labels = torch.from_numpy(data.test.labels[: len(images)])
+    indices = np.arange(len(images))
+    masks = data.test.resized_masks(data.preprocessing, indices)
+    batch = load_batch(data.test, data.preprocessing, indices=indices)
+    if masks is None:
+        raise RuntimeError("the shapes have masks")
+    with pen.chapter("Compute the reference maps") as text:
+        evidence = gather(
+            outcome.lock,
+            outcome.key,
+            images=batch.images,
+            labels=labels,
+            masks=torch.from_numpy(masks),
+            keyed=keyed,
+            keyless=keyless,
+        )
+        text.append("In torch: those of the classifier before locking, and those of the locked one with wrong keys.")
+    return license, evidence
+
+
+def _issue(
+    store: LicenseStore, signing_key: SigningKey, manifest: Manifest, customer: str, now: datetime
+) -> tuple[License, str]:
+    license = License(
+        id=new_license_id(),
+        customer=customer,
+        models=(manifest.model_digest,),
+        explainers=("*",),
+        issued_at=now,
+        not_before=now,
+        expires=now + timedelta(days=_LICENSE_DAYS),
+    )
+    token = issue(license, signing_key)
+    store.add(license, issuer=signing_key.key_id)
+    return license, token
+
+
+def _try_revoked(target: str, token: str, image: NDArray[np.uint8]) -> str:
+    with Client(target, license=token) as client:
+        try:
+            client.explain(image)
+        except LicenseRefusedError as refusal:
+            return f"A customer whose license was revoked asked and was refused with {refusal.reason.value}."
+    return "A customer whose license was revoked asked and was NOT refused."
+
+
+def _write_samples(folder: Folder, data: DataSource, images: NDArray[np.uint8]) -> None:
+    labels = data.test.labels[: len(images)].tolist()
+    for label, name in enumerate(data.classes):
+        if label in labels:
+            Image.fromarray(images[labels.index(label)]).save(folder.images / f"{name}.png")
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
