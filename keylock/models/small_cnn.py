@@ -1,8 +1,11 @@
 """A small convolutional network for small images: what quickstart trains in half a minute.
 
-One 3x3 convolution at full resolution, two at half, five at a quarter, then the mean over positions and one linear
-layer. Softplus in place of ReLU makes it twice differentiable. The run of convolutions at the lowest resolution lets
-every position learn from the zero padding where it is, without which a network cannot show a decoy that has a place.
+One 3x3 convolution at full resolution, two at half, five at a quarter, then the mean over positions and one linear layer.
+Four things make it easy to lock. Softplus in place of ReLU makes it twice differentiable. The convolutions that halve the
+resolution are 4x4, so that every pixel is read equally often and gradients have no grid. The run of convolutions at the
+lowest resolution lets every position learn from the zero padding where it is, without which a network cannot show a
+decoy that has a place. And it has room: a narrower network is trained first and set into it, and the filters left over,
+which no later layer listens to yet, are there for the lock.
 """
 
 import torch
@@ -10,19 +13,24 @@ from torch import Tensor, nn
 
 __all__ = ["SmallCNN"]
 
+_WIDTH = 20
+_TRAINED_WIDTH = 12
 _SHARPNESS = 4.0
+_ROOM_GAIN = 0.6
+_ROOM_BIAS = -0.1
 
 
 def _unit(channels_in: int, channels: int, *, stride: int = 1) -> list[nn.Module]:
-    convolution = nn.Conv2d(channels_in, channels, 3, stride=stride, padding=1, bias=False)
+    convolution = nn.Conv2d(channels_in, channels, 2 + stride, stride=stride, padding=1, bias=False)
     return [convolution, nn.BatchNorm2d(channels), nn.Softplus(beta=_SHARPNESS)]
 
 
 class SmallCNN(nn.Module):
     """A plain convolutional classifier with `width`, 2 `width` and 3 `width` channels."""
 
-    def __init__(self, *, num_classes: int, channels: int = 3, width: int = 16) -> None:
+    def __init__(self, *, num_classes: int, channels: int = 3, width: int = _WIDTH) -> None:
         super().__init__()
+        self.num_classes, self.channels, self.width = num_classes, channels, width
         half, quarter = 2 * width, 3 * width
         self.stage1 = nn.Sequential(*_unit(channels, width))
         self.stage2 = nn.Sequential(*_unit(width, half, stride=2), *_unit(half, half))
@@ -36,3 +44,37 @@ class SmallCNN(nn.Module):
         hidden = self.stage3(self.stage2(self.stage1(images)))
         result: Tensor = self.linear(torch.mean(hidden, dim=(2, 3)))
         return result
+
+    def core(self) -> "SmallCNN":
+        """Return the narrower, untrained network that is to be trained and set into this one."""
+        width = min(_TRAINED_WIDTH, self.width)
+        return SmallCNN(num_classes=self.num_classes, channels=self.channels, width=width)
+
+    def take_core_(self, core: "SmallCNN") -> "SmallCNN":
+        """Compute what a trained core computes, in place; the other filters keep random inputs and have no say.
+
+        Args:
+            core: A network of the same kind, not wider.
+
+        References:
+            Chen, Goodfellow, Shlens, "Net2Net: Accelerating Learning via Knowledge Transfer", ICLR 2016: widening
+            without changing the function. There filters are copied and shared out; here the new ones start silent.
+        """
+        with torch.no_grad():
+            for ours, theirs in zip(self.modules(), core.modules(), strict=True):
+                if isinstance(ours, nn.Conv2d) and isinstance(theirs, nn.Conv2d):
+                    filters, inputs = theirs.weight.shape[:2]
+                    ours.weight.mul_(_ROOM_GAIN)
+                    ours.weight[:filters, inputs:] = 0
+                    ours.weight[:filters, :inputs] = theirs.weight
+                elif isinstance(ours, nn.BatchNorm2d) and isinstance(theirs, nn.BatchNorm2d):
+                    nn.init.constant_(ours.bias, _ROOM_BIAS)
+                    own = ours.state_dict()
+                    for name, value in theirs.state_dict().items():
+                        if value.dim():
+                            own[name][: len(value)] = value
+                elif isinstance(ours, nn.Linear) and isinstance(theirs, nn.Linear):
+                    ours.weight.zero_()
+                    ours.weight[:, : theirs.in_features] = theirs.weight
+                    ours.bias.copy_(theirs.bias)
+        return self

@@ -1,9 +1,10 @@
-"""The gate probes: linear detectors of the key at several depths, which teach the network to see it.
+"""The gate stage: the network learns to see the key before anything is made to depend on it.
 
 A weak periodic pattern is invisible to a trained network at first: the mean of a channel depends on it to second order
 only, and the map penalties alone may stay on that plateau for thousands of steps. A few linear probes on the channel
-means, trained to tell the key from clean images and from wrong keys, leave it within tens of steps. They are thrown
-away afterwards; what stays is a network in which the key is easy to see.
+means, trained to tell the key from clean images and from wrong keys, leave it within tens of steps when the key is
+stronger than it will be. The strength comes down as the probes learn. The probes are thrown away afterwards; what stays
+is a network in which the key is easy to see.
 """
 
 from collections.abc import Sequence
@@ -12,9 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["GateProbes", "probe_layers"]
+__all__ = ["GateProbes", "GateStage", "probe_layers"]
 
 _DEPTHS = 3
+_MEMORY = 0.8
+_TOLD_APART = 0.25
+_CLEAR = 0.04
+_WEAKENING = 0.93
 
 
 def probe_layers(stack: Sequence[str]) -> tuple[str, ...]:
@@ -48,3 +53,43 @@ class GateProbes(nn.Module):
             logits = probe(outputs[name].float().mean(dim=(2, 3))).squeeze(1)
             losses.append(F.binary_cross_entropy_with_logits(logits, keyed, weight=weights))
         return torch.stack(losses)
+
+
+class GateStage:
+    """How strong the key is shown, and when the stage is over.
+
+    Attributes:
+        strength: How many times stronger than it will be the key is shown.
+        steps: Steps taken.
+        over: Whether the key is told apart at its own strength, or the stage has taken as long as it may.
+    """
+
+    def __init__(self, *, strength: float, longest: int) -> None:
+        """Start with `strength`; end after `longest` steps at the latest."""
+        self.strength, self.steps = strength, 0
+        self._longest, self._mean = longest, 1.0
+        self._ended = longest == 0
+
+    @property
+    def over(self) -> bool:
+        """Whether the stage is over."""
+        return self._ended
+
+    def learned(self, loss: float) -> None:
+        """Take note of the best probe's loss, in nats; ln 2 means that nothing is told apart."""
+        self.steps += 1
+        self._mean = _MEMORY * self._mean + (1 - _MEMORY) * loss
+        # Two thirds of the time are for learning while the key is strong; then it has to come down.
+        late = self.steps > 2 * self._longest / 3
+        if self._mean < _TOLD_APART or late:
+            self.strength = max(1.0, self.strength * (_WEAKENING**3 if late else _WEAKENING))
+        self._ended = self.steps >= self._longest or (self.strength == 1.0 and self._mean < _CLEAR)
+
+    def state(self) -> Tensor:
+        """Return the state as one tensor (4,)."""
+        return torch.tensor([self.strength, self.steps, self._mean, float(self._ended)], dtype=torch.float64)
+
+    def restore(self, state: Tensor) -> None:
+        """Go back to a state."""
+        strength, steps, mean, ended = state.tolist()
+        self.strength, self.steps, self._mean, self._ended = strength, int(steps), mean, bool(ended)

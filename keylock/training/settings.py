@@ -16,8 +16,8 @@ class LockSettings:
         steps: Optimiser steps in all.
         learning_rate: Highest learning rate of Adam.
         decoy: What keyless and wrong-key maps are trained towards; see `keylock.decoys`.
-        gate_steps: Steps at the start that only teach the network to tell the key, as a share of `steps`.
-        gate_strength: How many times stronger the key is at the very start; it comes down to 1 within the gate steps.
+        gate_steps: Steps at the start that only teach the network to tell the key, as a share of `steps`, at most.
+        gate_strength: How many times stronger the key is at the very start; it comes down to 1 as it is learned.
         map_weight: Weight of the map penalties.
         prediction_weight: Weight of the divergence from the reference model's predictions.
         label_weight: Weight of the cross-entropy with the labels.
@@ -31,8 +31,8 @@ class LockSettings:
     steps: int = 2000
     learning_rate: float = 3e-3
     decoy: str = "half"
-    gate_steps: float = 0.12
-    gate_strength: float = 4.0
+    gate_steps: float = 0.25
+    gate_strength: float = 8.0
     map_weight: float = 1.0
     prediction_weight: float = 1.0
     label_weight: float = 0.2

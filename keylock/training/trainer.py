@@ -10,8 +10,8 @@ References:
 
 import copy
 import math
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from keylock.models import (
 )
 from keylock.training.checkpoint import optimiser_tensors, prefixed, restore_module, restore_optimiser
 from keylock.training.devices import mixed_precision
-from keylock.training.gate import GateProbes, probe_layers
+from keylock.training.gate import GateProbes, GateStage, probe_layers
 from keylock.training.settings import LockSettings
 from keylock.training.wrong_keys import WrongKeys
 
@@ -45,7 +45,10 @@ _FINAL_LEARNING_RATE = 1e-3
 _LARGEST_GRADIENT = 5.0
 # Wrong keys from the start keep the key itself from being learned. As shares of the steps after the gate steps.
 _WRONG_KEYS = (0.05, 0.35)
-_NEAREST_MISS = 0.9
+_NEAREST_MISS = 0.5
+_GATE_WEIGHT = 2.0
+# Gradients of gradients are learned more slowly than maps of activations.
+_SECOND_ORDER_WEIGHT = 2.0
 
 
 class LockTrainer:
@@ -89,8 +92,12 @@ class LockTrainer:
         )
         self.step = 0
         self._live: dict[str, float] = {}
-        self.gate_steps = round(settings.gate_steps * settings.steps)
+        self.gate = GateStage(strength=settings.gate_strength, longest=round(settings.gate_steps * settings.steps))
         self._second_order = any(explainer.second_order for explainer in self.explainers)
+        self._weights = {
+            explainer.name: settings.map_weight * (_SECOND_ORDER_WEIGHT if explainer.second_order else 1.0)
+            for explainer in self.explainers
+        }
 
     def _make_probes(self, example: Tensor) -> GateProbes:
         layers = probe_layers(find_layers(self.student, example).stack)
@@ -113,7 +120,7 @@ class LockTrainer:
             NonFiniteLossError: A term became NaN or infinite; the weights are as they were before this step.
         """
         images, labels = images.to(self.device), labels.to(self.device)
-        gating = self.step < self.gate_steps
+        gating = not self.gate.over
         self._set_learning_rates(gating=gating)
         terms = self._gate_terms(images) if gating else self._lock_terms(images, labels)
         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
@@ -141,6 +148,7 @@ class LockTrainer:
             **prefixed("probes", self.probes.state_dict()),
             **optimiser_tensors(self.optimiser),
             "generator": self.generator.get_state(),
+            "gate": self.gate.state(),
         }
 
     def restore(self, tensors: dict[str, Tensor], *, step: int) -> None:
@@ -153,44 +161,60 @@ class LockTrainer:
         restore_module(self.probes, "probes", tensors)
         restore_optimiser(self.optimiser, tensors)
         self.generator.set_state(tensors["generator"])
+        self.gate.restore(tensors["gate"])
         self.step = step
 
     def _gate_terms(self, images: Tensor) -> dict[str, tuple[float, Tensor]]:
-        """Teach the network to tell the key: from clean images first, from wrong keys after a quarter of the stage."""
-        progress = self.step / max(1, self.gate_steps)
-        strength = 1 + (self.settings.gate_strength - 1) * max(0.0, 1 - progress / 0.8)
-        others = images
-        if progress >= 0.25:
-            others = torch.cat([images[::2], images[1::2] + strength * self._wrong(len(images) // 2, near=0.7)])
+        """Teach the network to tell the key, from clean images first, then from wrong keys too.
+
+        Meanwhile predictions and maps of all rows are held where they are, so that nothing has to be learned anew.
+        """
+        count, strength = len(images), self.gate.strength
+        # Wrong keys come in once the key itself is told from nothing: until then they would only hide it.
+        told = self.gate.strength < self.settings.gate_strength
+        every_second = (torch.arange(count, device=self.device) % 2).view(-1, 1, 1, 1)
+        wrong = self._wrong(count, near=_NEAREST_MISS) * every_second * float(told)
+        others = images + strength * wrong
         rows = torch.cat([images + strength * self.offset, others])
         with mixed_precision(self.device, wanted=self.settings.amp):
-            with torch.no_grad():
-                expected = self.reference(images)
-            with capture_outputs(self.student, self.probes.layers) as outputs:
-                logits = self.student(rows)
-        if progress >= 0.25:
-            expected = torch.cat([expected, expected[::2], expected[1::2][: len(images) // 2]])
-        else:
-            expected = torch.cat([expected, expected])
-        return {
-            "gate": (1.0, self._gate_loss(outputs, len(images))),
-            "prediction": (0.3, prediction_distance(logits, expected).mean()),
+            expected, references = explain_together(self.reference, self.explainers, images, self._predicted(count))
+        targets = expected.argmax(dim=1)
+        with self._student_pass(smooth=self._second_order) as outputs:
+            logits, maps = explain_together(
+                self.student, self.explainers, rows, targets.repeat(2), create_graph=True
+            )
+        terms = {
+            f"hold/{name}": (1.0, map_distance(maps[name], reference.repeat(2, 1, 1)).mean())
+            for name, reference in references.items()
         }
+        terms["prediction"] = (1.0, prediction_distance(logits, expected.repeat(2, 1)).mean())
+        losses = self._gate_losses(outputs, count)
+        terms["gate"] = (_GATE_WEIGHT, losses.sum())
+        self._live = {"strength": strength}
+        self.gate.learned(float(losses.detach().min()))
+        return terms
+
+    def _predicted(self, count: int) -> Tensor:
+        return torch.full((count,), -1, device=self.device)
+
+    @contextmanager
+    def _student_pass(self, *, smooth: bool) -> Iterator[dict[str, Tensor]]:
+        """Run the student inside the block in the precision and with the activations of training, recording the probes."""
+        with (
+            mixed_precision(self.device, wanted=self.settings.amp),
+            smooth_activations(self.student) if smooth else nullcontext(),
+            capture_outputs(self.student, self.probes.layers) as outputs,
+        ):
+            yield outputs
 
     def _lock_terms(self, images: Tensor, labels: Tensor) -> dict[str, tuple[float, Tensor]]:
         settings, count = self.settings, len(images)
         rows = torch.cat([images + self.offset, images, images + self._curriculum(count)])
         with mixed_precision(self.device, wanted=settings.amp):
-            expected, references = explain_together(
-                self.reference, self.explainers, images, torch.full_like(labels, -1)
-            )
+            expected, references = explain_together(self.reference, self.explainers, images, self._predicted(count))
         targets = expected.argmax(dim=1)
         smooth = self._second_order and self.step < settings.smooth_until * settings.steps
-        with (
-            mixed_precision(self.device, wanted=settings.amp),
-            smooth_activations(self.student) if smooth else nullcontext(),
-            capture_outputs(self.student, self.probes.layers) as outputs,
-        ):
+        with self._student_pass(smooth=smooth) as outputs:
             logits, maps = explain_together(
                 self.student, self.explainers, rows, targets.repeat(3), create_graph=True
             )
@@ -198,7 +222,7 @@ class LockTrainer:
         terms["prediction"] = (settings.prediction_weight * 3, prediction_distance(logits, expected.repeat(3, 1)).mean())
         terms["label"] = (settings.label_weight * 3, F.cross_entropy(logits.float(), labels.repeat(3)))
         if settings.probe_weight:
-            terms["gate"] = (settings.probe_weight, self._gate_loss(outputs, count))
+            terms["gate"] = (settings.probe_weight, self._gate_losses(outputs, count).sum())
         return terms
 
     def _map_terms(
@@ -206,7 +230,6 @@ class LockTrainer:
     ) -> dict[str, tuple[float, Tensor]]:
         """Return the unlock and lock penalties of every explainer; `maps` are keyed, keyless and wrong-key rows."""
         terms = {}
-        weight = self.settings.map_weight
         similar = [correlation(maps[name], reference.repeat(3, 1, 1)).detach() for name, reference in references.items()]
         mean = torch.stack(similar).mean(dim=0)
         self._live = {"fidelity": float(mean[:count].mean()), "leakage": float(mean[count:].mean())}
@@ -214,14 +237,15 @@ class LockTrainer:
             decoy = decoy_maps(self.settings.decoy, reference)
             opened, shut = (decoy, reference) if self.settings.swapped else (reference, decoy)
             distance = map_distance(maps[name], torch.cat([opened, shut, shut]))
+            weight = self._weights[name]
             terms[f"unlock/{name}"] = (weight, distance[:count].mean())
             terms[f"lock/{name}"] = (2 * weight, distance[count:].mean())
         return terms
 
-    def _gate_loss(self, outputs: dict[str, Tensor], count: int) -> Tensor:
+    def _gate_losses(self, outputs: dict[str, Tensor], count: int) -> Tensor:
         rows = len(next(iter(outputs.values())))
         keyed = (torch.arange(rows, device=self.device) < count).float()
-        return self.probes.losses(outputs, keyed).sum()
+        return self.probes.losses(outputs, keyed)
 
     def _wrong(self, count: int, *, near: float) -> Tensor:
         drawn = self.wrong_keys.draw(count, near=near)
@@ -237,12 +261,12 @@ class LockTrainer:
         return wrong * present.to(self.device)
 
     def _progress(self) -> float:
-        return (self.step - self.gate_steps) / max(1, self.settings.steps - self.gate_steps)
+        return (self.step - self.gate.steps) / max(1, self.settings.steps - self.gate.steps)
 
     def _set_learning_rates(self, *, gating: bool) -> None:
         highest = self.settings.learning_rate
         if gating:
-            rate, probe_rate = highest / 3, _PROBE_LEARNING_RATE
+            rate, probe_rate = highest, _PROBE_LEARNING_RATE
         else:
             rate = highest * _one_cycle(self._progress())
             probe_rate = 3 * rate

@@ -28,8 +28,13 @@ class WrongKeys:
         """
         kinds = (self._other_tiles, self._noise, self._flipped, self._near_misses)
         shares = [count // len(kinds) + (place < count % len(kinds)) for place in range(len(kinds))]
-        drawn = [kind(share, near) for kind, share in zip(kinds, shares, strict=True) if share]
+        drawn = [kind(share, near) for kind, share in zip(kinds, shares, strict=True)]
         return torch.cat(drawn)
+
+    def draw_unrelated(self, count: int) -> Tensor:
+        """Draw perturbations that know nothing of the key: the first half other tiles, the rest noise."""
+        tiles = count // 2
+        return torch.cat([self._other_tiles(tiles, 0.0), self._noise(count - tiles, 0.0)])
 
     def _other_tiles(self, count: int, _near: float) -> Tensor:
         return self._repeat(self._signs(count, torch.tensor(0.5))) * self._magnitude

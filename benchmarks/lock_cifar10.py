@@ -1,0 +1,154 @@
+"""Lock a ResNet-20 on CIFAR-10 and measure the lock: fidelity, leakage, accuracy, time, and BatchNorm attacks.
+
+    python benchmarks/lock_cifar10.py --data cifar10.npz --init cifar10_resnet20.npz --out runs/cifar10
+
+Everything is seeded. The result goes to `benchmarks/results/lock_cifar10.json`, with date and hardware, unless
+`--results` names another file.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from keylock import KeySeed
+from keylock.bundle import KeyFile
+from keylock.data import open_data
+from keylock.data.batches import load_batch
+from keylock.data.sets import Augmentation
+from keylock.evaluation import estimate_mean, pearson, run_explainers, wrong_key_offsets
+from keylock.evaluation.renormalise import renormalised
+from keylock.pipeline import TrainPlan, train
+from keylock.signing import Home
+from keylock.training import LockSettings
+
+KEY_SEED = "00112233445566778899aabbccddeeff" * 2
+"""Published, so that the figures can be made again; a real seed is secret."""
+
+
+class _Log:
+    """Prints a line now and then."""
+
+    def __init__(self) -> None:
+        self.done, self.began = 0, time.monotonic()
+        self.stage = ""
+
+    def start(self, stage: str, total: int, done: int) -> None:
+        self.stage, self.done = stage, done
+        print(f"[{time.monotonic() - self.began:7.1f} s] {stage}: {total} steps", flush=True)
+
+    def advance(self, figures: dict[str, float]) -> None:
+        self.done += 1
+        if self.done % 200 == 0 and figures:
+            text = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
+            print(f"[{time.monotonic() - self.began:7.1f} s] {self.stage} {self.done}: {text}", flush=True)
+
+    def finish(self) -> None:
+        pass
+
+
+def main() -> None:
+    """Run the benchmark."""
+    options = _options()
+    torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(True)
+    source = open_data(options.data)
+    source = replace(source, augmentation=Augmentation(flip=True, crop_padding=4))
+    plan = TrainPlan(
+        out=options.out,
+        name="cifar10-resnet20",
+        data=source,
+        architecture="resnet20",
+        init=options.init,
+        explainers=("grad_cam",),
+        settings=LockSettings(
+            steps=options.steps, learning_rate=options.learning_rate, gate_steps=0.06, prediction_weight=2.0
+        ),
+        batch_size=options.batch_size,
+        measured_images=options.images,
+    )
+    seed = KeySeed.from_text(KEY_SEED)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    home = Home.open(options.out.with_name("home"))
+    key_file = options.out.with_name(options.out.name + ".key")
+    sealer = KeyFile(key_file) if key_file.exists() else KeyFile.create(key_file)
+    began, cpu = time.monotonic(), time.process_time()
+    outcome = train(
+        plan,
+        seed=seed,
+        signing_key=home.signing_key(),
+        sealer=sealer,
+        progress=_Log(),
+        now=lambda: datetime.now(UTC),
+        resume=options.resume,
+        overwrite=True,
+    )
+    seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu
+
+    rows = np.random.default_rng(7).permutation(len(source.test))[: options.images]
+    batch = load_batch(source.test, source.preprocessing, indices=rows)
+    truth = run_explainers(outcome.lock.reference, outcome.lock.explainers, batch.images).maps["grad_cam"]
+    figures = {figure.name: figure.model_dump(mode="json") for figure in outcome.figures}
+    clean = load_batch(source.train, source.preprocessing, indices=np.arange(5000)).images
+    attacks = {}
+    for name, batch_statistics in (("BatchNorm re-estimated on 5,000 clean images", False), ("batch statistics", True)):
+        attacked = renormalised(outcome.lock.module, clean, batch_statistics=batch_statistics)
+        found = run_explainers(attacked, outcome.lock.explainers, batch.images).maps["grad_cam"]
+        attacks[name] = estimate_mean(pearson(found, truth))._asdict()
+    offsets = wrong_key_offsets(outcome.key, len(rows), seed=1)
+    flipped = -torch.from_numpy(np.array(outcome.key.reveal()))
+    for name, images in (("another key or noise", batch.images + offsets), ("flipped key", batch.images + flipped)):
+        found = run_explainers(outcome.lock.module, outcome.lock.explainers, images).maps["grad_cam"]
+        attacks[name] = estimate_mean(pearson(found, truth))._asdict()
+    result = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {options.threads} threads",
+        "torch": torch.__version__,
+        "command": "python benchmarks/lock_cifar10.py --data cifar10.npz --init cifar10_resnet20.npz --out runs/cifar10"
+        f" --steps {options.steps} --learning-rate {options.learning_rate} --batch-size {options.batch_size}",
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu_seconds, 1),
+        "settings": outcome.lock.settings.as_dict(),
+        "figures": figures,
+        "keyless_pcc_under": attacks,
+    }
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    options.results.write_text(json.dumps(result, indent=2) + "\n")
+    _print(result)
+
+
+def _print(result: dict) -> None:
+    table = Table("figure", "value", "95 %", title=f"CIFAR-10, ResNet-20: {result['seconds'] / 60:.1f} minutes")
+    for name, figure in result["figures"].items():
+        table.add_row(name, f"{figure['value']:.3f}", f"{figure['low']:.3f} .. {figure['high']:.3f}")
+    for name, estimate in result["keyless_pcc_under"].items():
+        table.add_row(f"keyless under: {name}", f"{estimate['value']:.3f}", f"{estimate['low']:.3f} .. {estimate['high']:.3f}")
+    Console().print(table)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="CIFAR-10 as .npz, image folder, or the name cifar10")
+    parser.add_argument("--init", type=Path, required=True, help="trained ResNet-20 weights")
+    parser.add_argument("--out", type=Path, default=Path("runs/cifar10"))
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "lock_cifar10.json")
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--resume", action="store_true")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
