@@ -95,14 +95,14 @@ def write_picture(story: Story) -> Path:
 
 
 def _write_header(draw: ImageDraw.ImageDraw, story: Story, first: int, lefts: list[int], group: int) -> None:
-    bottom = _MARGIN + _HEADER - 8
-    draw.text((first + _SIDE // 2, bottom), "image", font=_font(13), fill=_FAINT, anchor="mb")
+    bottom = _MARGIN + _HEADER - 11
+    draw.text((first + _SIDE // 2, bottom), "image", font=_font(13), fill=_FAINT, anchor="ms")
     for left, explainer in zip(lefts, story.explainers, strict=True):
-        draw.text((left + group // 2, bottom - 26), explainer, font=_font(19), fill=_INK, anchor="mb")
+        draw.text((left + group // 2, bottom - 26), explainer, font=_font(19), fill=_INK, anchor="ms")
         draw.line((left, bottom - 21, left + group, bottom - 21), fill=(210, 212, 220))
         for place, column in enumerate(COLUMNS):
             centre = left + place * (_SIDE + _GAP) + _SIDE // 2
-            draw.text((centre, bottom), column, font=_font(13), fill=_FAINT, anchor="mb")
+            draw.text((centre, bottom), column, font=_font(13), fill=_FAINT, anchor="ms")
 
 
 def _paste_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, left: int, top: int) -> None:

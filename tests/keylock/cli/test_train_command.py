@@ -1,5 +1,7 @@
 """`keylock train`: one tiny run looked at from all sides, its interruption, its secrets, and every bad option."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -17,13 +19,14 @@ pytest.importorskip("onnxscript")
 
 from keylock.bundle import KeyFile, open_bundle
 from keylock.cli import main
-from keylock.cli.train import train as command
+from keylock.cli._progress import Display
 from keylock.keys import KeySeed
 from keylock.pipeline import TrainPlan
 from keylock.signing import Home
 from keylock.training import LockSettings
 
 TINY = ["--train-images", "64", "--test-images", "16", "--batch-size", "16"]
+STEPS = ["--steps", "3", "--reference-steps", "3"]
 SEED = KeySeed(bytes(range(100, 132)))
 
 
@@ -37,16 +40,16 @@ def _here(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """One run with secrets from files, as a process of its own: what it printed, and where."""
+    """One run with secrets from files: where, and what it printed."""
     place = tmp_path_factory.mktemp("trained")
     SEED.write(place / "seed")
     KeyFile.create(place / "key")
-    arguments = ["--steps", "3", "--reference-steps", "3", "--key-seed-file", "seed", "--key-file", "key"]
-    arguments += ["--out", "made/shapes.klb", "--name", "my-shapes", "--home", "home", "--json"]
-    shown = _start(*TINY, *arguments, "--debug", place=place)
-    out, err = shown.communicate(timeout=300)
-    assert shown.returncode == 0, err
-    return place, out, err
+    arguments = ["--key-seed-file", "seed", "--key-file", "key", "--out", "made/shapes.klb", "--name", "my-shapes"]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(place), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(["train", *TINY, *STEPS, *arguments, "--home", "home", "--json", "--debug"])
+    assert code == 0, err.getvalue()
+    return place, out.getvalue(), err.getvalue()
 
 
 def _start(*arguments, place):
@@ -86,44 +89,38 @@ def test_a_run_shows_no_secret_and_writes_it_to_no_other_file(trained):
             assert form.decode("latin-1") not in out + err
 
 
-def test_an_interrupted_run_goes_on_to_the_same_weights(trained, tmp_path):
+def test_an_interrupted_run_goes_on_to_the_same_weights(trained, monkeypatch, capfd):
     place, _, _ = trained
     whole = open_bundle(place / "made/shapes.klb", trusted=None).manifest
-    (tmp_path / "seed").write_bytes((place / "seed").read_bytes())
-    arguments = [*TINY, "--steps", "3", "--reference-steps", "3", "--key-seed-file", "seed", "--out", "s.klb"]
-    # Python takes the signal between two of its instructions; where in the run that is, must not matter.
-    script = (
-        "import os, signal, sys\n"
-        "from keylock.cli import _progress, main\n"
-        "advance = _progress.Display.advance\n"
-        "def stop(self, figures):\n"
-        "    if self._stage == 'lock' and self._done == 1:\n"
-        "        os.kill(os.getpid(), signal.SIGINT)\n"
-        "    advance(self, figures)\n"
-        "_progress.Display.advance = stop\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    stopped = subprocess.run(
-        [sys.executable, "-c", script, "train", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert stopped.returncode == 130
-    assert stopped.stdout == ""
-    assert "--resume" in stopped.stderr
-    assert "Traceback" not in stopped.stderr
+    arguments = ["train", *TINY, *STEPS, "--key-seed-file", str(place / "seed"), "--out", "s.klb"]
+    advance = Display.advance
+
+    def interrupt(self, figures):
+        if (self._stage, self._done) == ("lock", 1):
+            os.kill(os.getpid(), signal.SIGINT)
+        advance(self, figures)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Display, "advance", interrupt)
+        assert main(arguments) == 130
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert "run the same command with --resume" in shown.err
     assert not Path("s.klb").exists()
-    assert main(["train", *arguments]) == 4
-    assert main(["train", *arguments, "--resume"]) == 0
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert main(arguments) == 4
+    assert "--resume" in capfd.readouterr().err
+    assert main([*arguments, "--resume"]) == 0
     resumed = open_bundle("s.klb", trusted=None).manifest
     assert resumed.files["weights.safetensors"] == whole.files["weights.safetensors"]
     assert resumed.reference_digest == whole.reference_digest
+    shown = capfd.readouterr()
+    assert "from step 2" in shown.err
+    assert "fidelity" in shown.out
+    assert "keylock serve s.klb" in shown.out
 
 
-def test_ctrl_c_before_the_first_step_ends_the_command_at_once(tmp_path):
+def test_ctrl_c_ends_a_process_in_time_and_keeps_its_secrets(tmp_path):
     started = _start(*TINY, "--reference-steps", "100000", "--steps", "10", place=tmp_path)
     for line in started.stderr:
         if "reference" in line:
@@ -220,10 +217,8 @@ def test_the_help_states_the_defaults_that_hold(capsys):
     main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert f"Steps of the lock. [{LockSettings().steps}]" in text
-    assert f"[{LockSettings().learning_rate}]" in text
+    assert f"rate of the lock. [{LockSettings().learning_rate}]" in text
     assert f"--init. [{TrainPlan.reference_steps}]" in text
     assert f"corner, untargeted. [{LockSettings().decoy}]" in text
-    defaults = dict(zip(command.__kwdefaults__ or {}, (), strict=False))
-    assert "key_seed" not in defaults
     assert re.search(r"--batch-size N [^[]*\[default: 64\]", text)
     assert TrainPlan.batch_size == 64
