@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from keylock.bundle.manifest import Figure, Manifest
 from keylock.bundle.sealing import Sealer
+from keylock.bundle.write import check_place
 from keylock.data import DataSource
 from keylock.data.batches import Batches, load_batch
 from keylock.data.sets import stratified_order
@@ -130,6 +131,7 @@ def train(
     Raises:
         KeylockError: As the parts do; whatever was reached is in `plan.work`.
     """
+    check_place(plan.out, overwrite=overwrite)
     if not resume:
         _discard(plan.work)
     key = plan.key(seed)
