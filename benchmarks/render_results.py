@@ -1,0 +1,202 @@
+"""Write the tables of docs/results.md from the measured figures in benchmarks/results.
+
+    python benchmarks/render_results.py            writes docs/results.md
+    python benchmarks/render_results.py --check    exits 1 where docs/results.md does not agree with the figures
+
+A table stands between `<!-- begin: NAME -->` and `<!-- end: NAME -->`, where NAME.json has its figures. What is outside
+of the markers is written by hand and left alone. A figure is only ever copied from a file that a run wrote.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "results.md"
+
+Figures = Mapping[str, Mapping[str, Any]]
+"""A measured figure by its name: `value`, and `low` and `high`, the ends of its 95 % interval, where it has one."""
+
+_INPUTS = {"reference": "reference", "keyed": "keyed", "keyless": "keyless", "wrong_key": "wrong key"}
+_ACCURACY_LOSS = 0.01
+
+
+class NotInPageError(Exception):
+    """The page has no place for a table."""
+
+
+def main() -> int:
+    """Write the page, or compare it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare, and write nothing")
+    options = parser.parse_args()
+    text = PAGE.read_text("utf-8")
+    wanted = render(text, RESULTS)
+    if options.check:
+        if wanted != text:
+            print("docs/results.md does not agree with benchmarks/results: run python benchmarks/render_results.py")
+        return int(wanted != text)
+    PAGE.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+def render(text: str, results: Path) -> str:
+    """Return the page with its tables written anew.
+
+    Args:
+        text: The page.
+        results: Folder of the measured figures.
+
+    Raises:
+        NotInPageError: The markers of a table are missing.
+    """
+    for name, (write, command) in TABLES.items():
+        file = results / f"{name}.json"
+        body = write(json.loads(file.read_text("utf-8"))) if file.is_file() else f"Not measured yet: `{command}`.\n"
+        pattern = re.compile(rf"(<!-- begin: {name} -->\n).*?(<!-- end: {name} -->\n)", re.DOTALL)
+        # A function, because figures could hold what a replacement text would interpret.
+        text, found = pattern.subn(lambda match, body=body: f"{match[1]}\n{body}\n{match[2]}", text)
+        if found != 1:
+            raise NotInPageError(f"docs/results.md needs the markers of {name!r} once, and has them {found} times")
+    return text
+
+
+def write_lock_cifar10(result: Mapping[str, Any]) -> str:
+    """Return the section of `lock_cifar10.json`, in Markdown."""
+    figures: Figures = result["figures"]
+    attacks: Figures = result["keyless_pcc_under"]
+    reference = figures["accuracy/reference"]["value"]
+    rows = [
+        ("keyed map", figures["fidelity/grad_cam"], at_least(0.95)),
+        ("keyless map", figures["leakage/keyless/grad_cam"], near_zero(0.05)),
+        ("map with wrong keys", figures["leakage/wrong_key/grad_cam"], near_zero(0.05)),
+        *((f"keyless map, {name}", figure, _attack_aim(name)) for name, figure in attacks.items()),
+        ("maps of two different images (chance)", figures["chance/grad_cam"], None),
+    ]
+    accuracies = [
+        (_INPUTS[kind], figures[f"accuracy/{kind}"], None if kind == "reference" else at_least(reference - _ACCURACY_LOSS))
+        for kind in _INPUTS
+        if f"accuracy/{kind}" in figures
+    ]
+    about = (
+        f"Measured on {result['date']}, {result['hardware']}, torch {result['torch']}; "
+        f"{figures['fidelity/grad_cam']['about']}. "
+        f"All of it took {result['seconds'] / 60:.1f} minutes ({result['cpu_seconds'] / 60:.1f} of CPU time)."
+    )
+    parts = [
+        about,
+        _code(result["command"]),
+        _aimed("Correlation with the reference map", "PCC", rows, "{:+.3f}"),
+        _aimed("Accuracy", "accuracy", accuracies, "{:.1%}"),
+    ]
+    return "\n".join(parts)
+
+
+def write_quickstart(result: Mapping[str, Any]) -> str:
+    """Return the section of `quickstart.json`, in Markdown."""
+    figures: Figures = {figure["name"]: figure for figure in result["figures"]}
+    names = [name.removeprefix("fidelity/") for name in figures if name.startswith("fidelity/")]
+    rows = []
+    for name in names:
+        rows += [
+            (f"{name}, keyed", figures[f"fidelity/{name}"], at_least(0.95)),
+            (f"{name}, keyless", figures[f"leakage/keyless/{name}"], near_zero(0.05)),
+            (f"{name}, wrong key", figures[f"leakage/wrong_key/{name}"], None),
+            (f"{name}, chance", figures[f"chance/{name}"], None),
+        ]
+    area = figures["object_area"]
+    energies = [("object's share of the area", area, None)]
+    for name in names:
+        reference = figures[f"energy/reference/{name}"]
+        aims = {"keyed": at_least(0.9 * reference["value"]), "keyless": at_most(area["value"] + 0.1)}
+        energies += [
+            (f"{name}, {title}", figures[f"energy/{kind}/{name}"], aims.get(kind)) for kind, title in _INPUTS.items()
+        ]
+    served = [(name, figures[f"served/{name}"], None) for name in names if f"served/{name}" in figures]
+    accuracies = [(title, figures[f"accuracy/{kind}"], None) for kind, title in _INPUTS.items()]
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    chapters = [(chapter["title"], f"{chapter['seconds']:.1f}") for chapter in result["chapters"]]
+    parts = [
+        f"One run of {result['seconds']:.0f} seconds; {figures[f'fidelity/{names[0]}']['about']}. {versions}.",
+        _code("keylock quickstart --json"),
+        _aimed("Correlation with the reference map", "PCC", rows, "{:+.3f}"),
+        _aimed("Energy of the map inside the object", "energy", energies, "{:.1%}"),
+        _aimed("Accuracy", "accuracy", accuracies, "{:.1%}"),
+        _aimed("Smallest correlation of a served map with torch's", "PCC", served, "{:.5f}"),
+        _table(("chapter", "seconds"), chapters),
+    ]
+    return "\n".join(parts)
+
+
+class Aim:
+    """What a figure should reach.
+
+    Attributes:
+        text: In signs, with a place for the number.
+        number: The limit.
+        reached: Whether a value is good enough.
+    """
+
+    def __init__(self, text: str, number: float, reached: Callable[[float], bool]) -> None:
+        self.text, self.number, self.reached = text, number, reached
+
+
+def at_least(limit: float) -> Aim:
+    """Aim at no less."""
+    return Aim("≥ {}", limit, lambda value: value >= limit)
+
+
+def at_most(limit: float) -> Aim:
+    """Aim at no more."""
+    return Aim("≤ {}", limit, lambda value: value <= limit)
+
+
+def near_zero(limit: float) -> Aim:
+    """Aim at a size of no more, with either sign."""
+    return Aim("within ± {}", limit, lambda value: abs(value) <= limit)
+
+
+def _attack_aim(name: str) -> Aim:
+    return at_most(0.15) if "batch" in name.lower() else near_zero(0.05)
+
+
+def _aimed(title: str, head: str, rows: Iterable[tuple[str, Mapping[str, Any], Aim | None]], form: str) -> str:
+    """Return a table of figures with their intervals and, where something was aimed at, whether it was reached."""
+    cells = []
+    plain = form.replace("+", "")
+    for name, figure, aim in rows:
+        ends = [figure.get("low"), figure.get("high")]
+        interval = "" if None in ends else " to ".join(form.format(end) for end in ends)
+        wanted, reached = "", ""
+        if aim is not None:
+            wanted = aim.text.format(plain.format(aim.number))
+            reached = "yes" if aim.reached(figure["value"]) else "no"
+        cells.append((name, form.format(figure["value"]), interval, wanted, reached))
+    return _table((title, head, "95 % interval", "aim", "reached"), cells)
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Return a Markdown table; columns that are empty throughout are left out."""
+    rows = list(rows)
+    kept = [place for place in range(len(head)) if any(row[place] for row in rows)]
+    lines = [[line[place] for place in kept] for line in (head, ["---"] * len(head), *rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _code(command: str) -> str:
+    return f"```\n{command}\n```\n"
+
+
+TABLES: dict[str, tuple[Callable[[Mapping[str, Any]], str], str]] = {
+    "lock_cifar10": (write_lock_cifar10, "python benchmarks/lock_cifar10.py"),
+    "quickstart": (write_quickstart, "keylock quickstart --json"),
+}
+"""For each file of figures how its section is written, and the command that writes the file."""
+
+if __name__ == "__main__":
+    sys.exit(main())

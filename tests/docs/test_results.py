@@ -1,0 +1,122 @@
+"""docs/results.md says what the measured files say, and the tables are written rightly."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def load():
+    spec = importlib.util.spec_from_file_location("render_results", ROOT / "benchmarks" / "render_results.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+render_results = load()
+PAGE = (ROOT / "docs" / "results.md").read_text("utf-8")
+
+
+def figure(name, value, low=None, high=None):
+    return {"name": name, "value": value, "low": low, "high": high, "unit": "fraction", "about": "9 test images"}
+
+
+def quickstart():
+    figures = [figure(f"accuracy/{kind}", 0.9) for kind in ("reference", "keyed", "keyless", "wrong_key")]
+    figures += [
+        figure("fidelity/gradient", 0.96123, 0.95, 0.97),
+        figure("leakage/keyless/gradient", -0.06, -0.07, -0.05),
+        figure("leakage/wrong_key/gradient", 0.1),
+        figure("chance/gradient", 0.3),
+        figure("energy/reference/gradient", 0.6),
+        figure("energy/keyed/gradient", 0.53),
+        figure("energy/keyless/gradient", 0.28),
+        figure("energy/wrong_key/gradient", 0.3),
+        figure("object_area", 0.2),
+        figure("served/gradient", 0.99991),
+    ]
+    chapters = [{"title": "Draw a data set", "text": "", "seconds": 1.25}]
+    return {"seconds": 100.0, "figures": figures, "chapters": chapters, "versions": {"python": "3.11.0"}}
+
+
+def cifar10():
+    figures = {
+        figure_["name"]: figure_
+        for figure_ in (
+            figure("accuracy/reference", 0.93),
+            figure("accuracy/keyed", 0.925, 0.91, 0.94),
+            figure("accuracy/keyless", 0.91),
+            figure("fidelity/grad_cam", 0.94),
+            figure("leakage/keyless/grad_cam", 0.02),
+            figure("leakage/wrong_key/grad_cam", -0.05),
+            figure("chance/grad_cam", 0.5),
+        )
+    }
+    return {
+        "date": "2030-01-01",
+        "hardware": "x86_64, 2 cores, 2 threads",
+        "torch": "2.0",
+        "command": "python benchmarks/lock_cifar10.py",
+        "seconds": 600.0,
+        "cpu_seconds": 1200.0,
+        "figures": figures,
+        "keyless_pcc_under": {"batch statistics": {"value": 0.2, "low": 0.1, "high": 0.3}},
+    }
+
+
+def rows(text):
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return {row[0]: row[1:] for row in table}
+
+
+def test_the_page_agrees_with_the_measured_figures():
+    again = render_results.render(PAGE, ROOT / "benchmarks" / "results")
+    assert again == PAGE, "run python benchmarks/render_results.py"
+
+
+def test_every_table_has_its_place_once():
+    with pytest.raises(render_results.NotInPageError, match="quickstart"):
+        render_results.render(PAGE.replace("<!-- begin: quickstart -->", ""), ROOT)
+
+
+def test_what_stands_outside_of_the_markers_stays_and_rendering_twice_is_rendering_once(tmp_path):
+    (tmp_path / "lock_cifar10.json").write_text(json.dumps(cifar10()))
+    (tmp_path / "quickstart.json").write_text(json.dumps(quickstart()))
+    once = render_results.render(PAGE, tmp_path)
+    assert render_results.render(once, tmp_path) == once
+    assert once.startswith(PAGE.partition("<!-- begin")[0])
+    assert once.endswith(PAGE.rpartition("end: quickstart -->")[2])
+    assert "Not measured yet" not in once
+
+
+def test_a_missing_file_is_said_and_no_figure_is_made_up(tmp_path):
+    empty = render_results.render(PAGE, tmp_path)
+    assert empty.count("Not measured yet") == 2
+    assert "95 % interval" not in empty
+
+
+def test_figures_of_the_benchmark_are_copied_and_judged():
+    found = rows(render_results.write_lock_cifar10(cifar10()))
+    assert found["keyed map"] == ["+0.940", "", "≥ 0.950", "no"]
+    assert found["keyless map"] == ["+0.020", "", "within ± 0.050", "yes"]
+    assert found["map with wrong keys"][-1] == "yes"
+    assert found["keyless map, batch statistics"] == ["+0.200", "+0.100 to +0.300", "≤ 0.150", "no"]
+    assert found["maps of two different images (chance)"] == ["+0.500", "", "", ""]
+    assert found["keyed"] == ["92.5%", "91.0% to 94.0%", "≥ 92.0%", "yes"]
+    assert found["keyless"][-1] == "no"
+
+
+def test_figures_of_the_quickstart_are_copied_and_judged():
+    found = rows(render_results.write_quickstart(quickstart()))
+    assert found["gradient, chance"] == ["+0.300", "", "", ""]
+    assert found["Draw a data set"] == ["1.2"]
+    assert found["object's share of the area"][0] == "20.0%"
+    # The first table's rows come first, the energies have the same names and win in `rows`.
+    assert found["gradient, keyed"] == ["53.0%", "≥ 54.0%", "no"]
+    assert found["gradient, keyless"] == ["28.0%", "≤ 30.0%", "yes"]
+    text = render_results.write_quickstart(quickstart())
+    assert "| gradient, keyed | +0.961 | +0.950 to +0.970 | ≥ 0.950 | yes |" in text
+    assert "| gradient, keyless | -0.060 | -0.070 to -0.050 | within ± 0.050 | no |" in text
