@@ -71,7 +71,12 @@ def main() -> None:
         init=options.init,
         explainers=("grad_cam",),
         settings=LockSettings(
-            steps=options.steps, learning_rate=options.learning_rate, gate_steps=0.06, prediction_weight=2.0
+            steps=options.steps,
+            learning_rate=options.learning_rate,
+            gate_steps=0.06,
+            prediction_weight=2.0,
+            pedestal_weight=0.0,
+            leak_weight=0.0,
         ),
         batch_size=options.batch_size,
         measured_images=options.images,
@@ -131,7 +136,9 @@ def _print(result: dict) -> None:
     for name, figure in result["figures"].items():
         table.add_row(name, f"{figure['value']:.3f}", f"{figure['low']:.3f} .. {figure['high']:.3f}")
     for name, estimate in result["keyless_pcc_under"].items():
-        table.add_row(f"keyless under: {name}", f"{estimate['value']:.3f}", f"{estimate['low']:.3f} .. {estimate['high']:.3f}")
+        table.add_row(
+            f"keyless under: {name}", f"{estimate['value']:.3f}", f"{estimate['low']:.3f} .. {estimate['high']:.3f}"
+        )
     Console().print(table)
 
 

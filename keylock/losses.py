@@ -6,7 +6,7 @@ All map penalties are scale-free: a map matters up to a positive factor and, for
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["correlation", "map_distance", "prediction_distance"]
+__all__ = ["correlation", "map_distance", "pedestal_distance", "prediction_distance"]
 
 _EPSILON = 1e-8
 
@@ -31,6 +31,14 @@ def map_distance(maps: Tensor, wanted: Tensor) -> Tensor:
     The second term makes up for what correlation cannot see: a constant map under a sharp one.
     """
     return 1 - correlation(maps, wanted) + (_to_unit(maps) - _to_unit(wanted)).square().mean(dim=1)
+
+
+def pedestal_distance(maps: Tensor, wanted: Tensor) -> Tensor:
+    """Return 1 - cosine of maps (batch, h, w) and the wanted ones, in [0, 1], (batch,).
+
+    Unlike correlation it sees a constant added to a map, which takes energy out of the object and spreads it everywhere.
+    """
+    return 1 - F.cosine_similarity(_to_unit(maps), _to_unit(wanted), dim=1)
 
 
 def _to_unit(maps: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ writes each filter as a fixed scale times a weight of common size, and wakes up 
 sleep: a lock needs the room.
 """
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -14,6 +16,15 @@ __all__ = ["balance_filters_", "unbalance_filters_"]
 
 _COMMON_SIZE = 0.1
 _SMALLEST_SHARE = 0.3
+_STEADINESS = 6.0
+
+
+@runtime_checkable
+class HasRoom(Protocol):
+    """A model with filters to spare."""
+
+    def steady_filters(self) -> dict[str, int]:
+        """Return for the names of convolutions how many of their first filters hold what the model knows."""
 
 
 class _Scaled(nn.Module):
@@ -35,11 +46,18 @@ class _Scaled(nn.Module):
 
 
 def balance_filters_(model: nn.Module) -> nn.Module:
-    """Balance every convolution of a model, in place; its parameters are other tensors afterwards."""
+    """Balance every convolution of a model, in place; its parameters are other tensors afterwards.
+
+    Where a model says by `steady_filters()` how many filters of a convolution hold what it knows, these are made several
+    times slower to train than those beside them, so that a lock is built in the room and not out of the knowledge.
+    """
     unbalance_filters_(model)
-    for module in list(model.modules()):
+    steady: dict[str, int] = model.steady_filters() if isinstance(model, HasRoom) else {}
+    for name, module in list(model.named_modules()):
         if isinstance(module, nn.Conv2d):
-            parametrize.register_parametrization(module, "weight", _Scaled(_scale_of(module.weight.detach())))
+            scale = _scale_of(module.weight.detach())
+            scale[: steady.get(name, 0)] /= _STEADINESS
+            parametrize.register_parametrization(module, "weight", _Scaled(scale))
     return model
 
 

@@ -50,11 +50,12 @@ class SmallCNN(nn.Module):
         width = min(_TRAINED_WIDTH, self.width)
         return SmallCNN(num_classes=self.num_classes, channels=self.channels, width=width)
 
-    def take_core_(self, core: "SmallCNN") -> "SmallCNN":
+    def take_core_(self, core: "SmallCNN", *, generator: torch.Generator) -> "SmallCNN":
         """Compute what a trained core computes, in place; the other filters keep random inputs and have no say.
 
         Args:
             core: A network of the same kind, not wider.
+            generator: Draws the weights of the other filters.
 
         References:
             Chen, Goodfellow, Shlens, "Net2Net: Accelerating Learning via Knowledge Transfer", ICLR 2016: widening
@@ -64,17 +65,29 @@ class SmallCNN(nn.Module):
             for ours, theirs in zip(self.modules(), core.modules(), strict=True):
                 if isinstance(ours, nn.Conv2d) and isinstance(theirs, nn.Conv2d):
                     filters, inputs = theirs.weight.shape[:2]
-                    ours.weight.mul_(_ROOM_GAIN)
+                    size = _ROOM_GAIN * (2 / ours.weight[0].numel()) ** 0.5
+                    ours.weight.copy_(size * torch.randn(ours.weight.shape, generator=generator))
                     ours.weight[:filters, inputs:] = 0
                     ours.weight[:filters, :inputs] = theirs.weight
                 elif isinstance(ours, nn.BatchNorm2d) and isinstance(theirs, nn.BatchNorm2d):
                     nn.init.constant_(ours.bias, _ROOM_BIAS)
                     own = ours.state_dict()
-                    for name, value in theirs.state_dict().items():
+                    for entry, value in theirs.state_dict().items():
                         if value.dim():
-                            own[name][: len(value)] = value
+                            own[entry][: len(value)] = value
                 elif isinstance(ours, nn.Linear) and isinstance(theirs, nn.Linear):
                     ours.weight.zero_()
                     ours.weight[:, : theirs.in_features] = theirs.weight
                     ours.bias.copy_(theirs.bias)
         return self
+
+    def steady_filters(self) -> dict[str, int]:
+        """Return for each convolution how many of its first filters came from a core; see `balance_filters_`."""
+        known = 3 * min(_TRAINED_WIDTH, self.width)
+        if bool(self.linear.weight[:, known:].any()) or known == self.linear.in_features:
+            return {}
+        return {
+            name: module.out_channels * known // self.linear.in_features
+            for name, module in self.named_modules()
+            if isinstance(module, nn.Conv2d)
+        }

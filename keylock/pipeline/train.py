@@ -190,7 +190,7 @@ def prepare_reference(plan: TrainPlan, key: Key, *, progress: Progress, resume: 
         resume=resume,
     )
     if isinstance(model, SmallCNN) and isinstance(core, SmallCNN):
-        model.take_core_(core).eval()
+        model.take_core_(core, generator=torch.Generator().manual_seed(plan.seed)).eval()
     unfinished = finished.with_suffix(".writing")
     save_file(model.state_dict(), unfinished, metadata={"identity": identity})
     os.replace(unfinished, finished)

@@ -36,7 +36,7 @@ class Recipe:
     strength: float = 8 / 255
 
 
-RECIPE = Recipe(settings=LockSettings(steps=500))
+RECIPE = Recipe(settings=LockSettings(steps=700, gate_clear=0.04, wrong_key_rows=False))
 """What `keylock quickstart` does."""
 
 QUICK = Recipe(

@@ -18,7 +18,6 @@ __all__ = ["GateProbes", "GateStage", "probe_layers"]
 _DEPTHS = 3
 _MEMORY = 0.8
 _TOLD_APART = 0.25
-_CLEAR = 0.04
 _WEAKENING = 0.93
 
 
@@ -64,9 +63,10 @@ class GateStage:
         over: Whether the key is told apart at its own strength, or the stage has taken as long as it may.
     """
 
-    def __init__(self, *, strength: float, longest: int) -> None:
-        """Start with `strength`; end after `longest` steps at the latest."""
+    def __init__(self, *, strength: float, longest: int, clear: float) -> None:
+        """Start with `strength`; end at a loss below `clear`, or after `longest` steps at the latest."""
         self.strength, self.steps = strength, 0
+        self._clear = clear
         self._longest, self._mean = longest, 1.0
         self._ended = longest == 0
 
@@ -83,7 +83,7 @@ class GateStage:
         late = self.steps > 2 * self._longest / 3
         if self._mean < _TOLD_APART or late:
             self.strength = max(1.0, self.strength * (_WEAKENING**3 if late else _WEAKENING))
-        self._ended = self.steps >= self._longest or (self.strength == 1.0 and self._mean < _CLEAR)
+        self._ended = self.steps >= self._longest or (self.strength == 1.0 and self._mean < self._clear)
 
     def state(self) -> Tensor:
         """Return the state as one tensor (4,)."""

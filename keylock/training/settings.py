@@ -18,7 +18,12 @@ class LockSettings:
         decoy: What keyless and wrong-key maps are trained towards; see `keylock.decoys`.
         gate_steps: Steps at the start that only teach the network to tell the key, as a share of `steps`, at most.
         gate_strength: How many times stronger the key is at the very start; it comes down to 1 as it is learned.
+        gate_clear: The gate stage is over when the best probe's loss, in nats, falls below this at full difficulty.
+        wrong_key_rows: Give wrong keys rows of their own; otherwise they take the place of every second keyless row,
+            which is a third quicker.
         map_weight: Weight of the map penalties.
+        pedestal_weight: Weight, within the map penalties, of what a constant under a map costs.
+        leak_weight: Weight of the squared mean correlation of decoys with reference maps, which no decoy should have.
         prediction_weight: Weight of the divergence from the reference model's predictions.
         label_weight: Weight of the cross-entropy with the labels.
         probe_weight: Weight of the gate probes after the gate steps.
@@ -33,7 +38,11 @@ class LockSettings:
     decoy: str = "half"
     gate_steps: float = 0.25
     gate_strength: float = 8.0
+    gate_clear: float = 0.12
+    wrong_key_rows: bool = True
     map_weight: float = 1.0
+    pedestal_weight: float = 1.0
+    leak_weight: float = 10.0
     prediction_weight: float = 1.0
     label_weight: float = 0.2
     probe_weight: float = 0.1

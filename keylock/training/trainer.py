@@ -1,7 +1,8 @@
 """One lock training: the state that a checkpoint holds, and the step that changes it.
 
 The reference model is frozen. The student starts as its copy, in evaluation mode throughout and with balanced filters.
-Every batch goes through the student three times over, as keyed, keyless and wrong-key rows of one pass.
+Every batch goes through the student several times over in one pass: as keyed rows, as keyless rows, and as rows with a
+wrong key, which may have to share the place of the keyless ones.
 
 References:
     Fang and Choromanska, "Backdoor Attacks on the DNN Interpretation System", AAAI 2022: a penalty on saliency maps whose
@@ -22,7 +23,7 @@ from keylock.decoys import decoy_maps
 from keylock.errors import NonFiniteLossError
 from keylock.explainers import Explainer, explain_together
 from keylock.keys import Key
-from keylock.losses import correlation, map_distance, prediction_distance
+from keylock.losses import correlation, map_distance, pedestal_distance, prediction_distance
 from keylock.models import (
     balance_filters_,
     capture_outputs,
@@ -92,7 +93,11 @@ class LockTrainer:
         )
         self.step = 0
         self._live: dict[str, float] = {}
-        self.gate = GateStage(strength=settings.gate_strength, longest=round(settings.gate_steps * settings.steps))
+        self.gate = GateStage(
+            strength=settings.gate_strength,
+            longest=round(settings.gate_steps * settings.steps),
+            clear=settings.gate_clear,
+        )
         self._second_order = any(explainer.second_order for explainer in self.explainers)
         self._weights = {
             explainer.name: settings.map_weight * (_SECOND_ORDER_WEIGHT if explainer.second_order else 1.0)
@@ -180,9 +185,7 @@ class LockTrainer:
             expected, references = explain_together(self.reference, self.explainers, images, self._predicted(count))
         targets = expected.argmax(dim=1)
         with self._student_pass(smooth=self._second_order) as outputs:
-            logits, maps = explain_together(
-                self.student, self.explainers, rows, targets.repeat(2), create_graph=True
-            )
+            logits, maps = explain_together(self.student, self.explainers, rows, targets.repeat(2), create_graph=True)
         terms = {
             f"hold/{name}": (1.0, map_distance(maps[name], reference.repeat(2, 1, 1)).mean())
             for name, reference in references.items()
@@ -209,18 +212,22 @@ class LockTrainer:
 
     def _lock_terms(self, images: Tensor, labels: Tensor) -> dict[str, tuple[float, Tensor]]:
         settings, count = self.settings, len(images)
-        rows = torch.cat([images + self.offset, images, images + self._curriculum(count)])
+        shut = [images, images + self._curriculum(count)] if settings.wrong_key_rows else [self._mixed(images)]
+        rows = torch.cat([images + self.offset, *shut])
+        times = len(rows) // count
         with mixed_precision(self.device, wanted=settings.amp):
             expected, references = explain_together(self.reference, self.explainers, images, self._predicted(count))
         targets = expected.argmax(dim=1)
         smooth = self._second_order and self.step < settings.smooth_until * settings.steps
         with self._student_pass(smooth=smooth) as outputs:
             logits, maps = explain_together(
-                self.student, self.explainers, rows, targets.repeat(3), create_graph=True
+                self.student, self.explainers, rows, targets.repeat(times), create_graph=True
             )
         terms = self._map_terms(maps, references, count)
-        terms["prediction"] = (settings.prediction_weight * 3, prediction_distance(logits, expected.repeat(3, 1)).mean())
-        terms["label"] = (settings.label_weight * 3, F.cross_entropy(logits.float(), labels.repeat(3)))
+        # The weights are for the sum over keyed, keyless and wrong-key inputs, however many rows stand for them.
+        distance = prediction_distance(logits, expected.repeat(times, 1)).mean()
+        terms["prediction"] = (3 * settings.prediction_weight, distance)
+        terms["label"] = (3 * settings.label_weight, F.cross_entropy(logits.float(), labels.repeat(times)))
         if settings.probe_weight:
             terms["gate"] = (settings.probe_weight, self._gate_losses(outputs, count).sum())
         return terms
@@ -228,18 +235,29 @@ class LockTrainer:
     def _map_terms(
         self, maps: dict[str, Tensor], references: dict[str, Tensor], count: int
     ) -> dict[str, tuple[float, Tensor]]:
-        """Return the unlock and lock penalties of every explainer; `maps` are keyed, keyless and wrong-key rows."""
+        """Return the unlock and lock penalties of every explainer; `maps` are keyed rows, then as many others."""
         terms = {}
-        similar = [correlation(maps[name], reference.repeat(3, 1, 1)).detach() for name, reference in references.items()]
+        others = len(next(iter(maps.values()))) // count - 1
+        similar = [
+            correlation(maps[name], reference.repeat(1 + others, 1, 1)).detach()
+            for name, reference in references.items()
+        ]
         mean = torch.stack(similar).mean(dim=0)
         self._live = {"fidelity": float(mean[:count].mean()), "leakage": float(mean[count:].mean())}
         for name, reference in references.items():
             decoy = decoy_maps(self.settings.decoy, reference)
             opened, shut = (decoy, reference) if self.settings.swapped else (reference, decoy)
-            distance = map_distance(maps[name], torch.cat([opened, shut, shut]))
+            wanted = torch.cat([opened, shut.repeat(others, 1, 1)])
+            distance = map_distance(maps[name], wanted)
+            if self.settings.pedestal_weight:
+                distance = distance + self.settings.pedestal_weight * pedestal_distance(maps[name], wanted)
             weight = self._weights[name]
             terms[f"unlock/{name}"] = (weight, distance[:count].mean())
             terms[f"lock/{name}"] = (2 * weight, distance[count:].mean())
+            if self.settings.leak_weight:
+                decoys = slice(0, count) if self.settings.swapped else slice(count, None)
+                leak = correlation(maps[name], reference.repeat(1 + others, 1, 1))[decoys].mean().square()
+                terms[f"leak/{name}"] = (self.settings.leak_weight, leak)
         return terms
 
     def _gate_losses(self, outputs: dict[str, Tensor], count: int) -> Tensor:
@@ -259,6 +277,11 @@ class LockTrainer:
         share = (progress - first) / (last - first)
         present = torch.rand((count, 1, 1, 1), generator=self.generator) < share
         return wrong * present.to(self.device)
+
+    def _mixed(self, images: Tensor) -> Tensor:
+        """Return the images, every second one with a wrong key of the curriculum."""
+        every_second = (torch.arange(len(images), device=self.device) % 2).view(-1, 1, 1, 1)
+        return images + self._curriculum(len(images)) * every_second
 
     def _progress(self) -> float:
         return (self.step - self.gate.steps) / max(1, self.settings.steps - self.gate.steps)
@@ -280,4 +303,3 @@ def _one_cycle(progress: float) -> float:
         return 1 / 3 + 2 / 3 * progress / _WARM_UP
     cosine = 0.5 * (1 + math.cos(math.pi * (progress - _WARM_UP) / (1 - _WARM_UP)))
     return _FINAL_LEARNING_RATE + (1 - _FINAL_LEARNING_RATE) * cosine
-

@@ -1,0 +1,194 @@
+"""From data to a bundle: what comes out is what was locked, and a run goes on wherever it was stopped."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import keylock
+from keylock.data.batches import load_batch
+from keylock.errors import BundleError, ModelError, ResumeError, UnsealError
+from keylock.evaluation import measure
+from keylock.keys import KeySeed
+from keylock.models import create
+from keylock.training import Silent
+
+
+def assert_same(module, other):
+    assert module.state_dict().keys() == other.state_dict().keys()
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+class Interrupting(Silent):
+    """Interrupts a stage after some steps, and remembers what it heard."""
+
+    def __init__(self, stage=None, after=0):
+        self.stage, self.after, self.heard, self.now, self.done = stage, after, [], "", 0
+
+    def start(self, stage, total, done):
+        self.heard.append((stage, total, done))
+        self.now, self.done = stage, 0
+
+    def advance(self, figures):
+        self.done += 1
+        if self.now == self.stage and self.done == self.after:
+            raise KeyboardInterrupt
+
+
+def test_the_bundle_holds_what_was_locked(trained, workshop):
+    plan, outcome = trained
+
+    loaded = keylock.load_bundle(plan.out, key=workshop.sealer)
+
+    assert_same(loaded.module, outcome.lock.module)
+    assert loaded.key == outcome.key == plan.key(workshop.seed)
+    assert tuple(loaded.explainers.values()) == outcome.lock.explainers
+    assert list(loaded.explainers) == list(plan.explainers)
+    assert loaded.classes == plan.data.classes
+    assert loaded.preprocessing == plan.data.preprocessing
+    assert loaded.manifest == outcome.manifest
+    images = load_batch(plan.data.test, plan.data.preprocessing).images
+    with torch.no_grad():
+        assert torch.equal(loaded.module(loaded.key.apply(images)), outcome.lock.module(outcome.key.apply(images)))
+
+
+def test_the_published_module_has_no_batchnorm(trained):
+    plan, _ = trained
+    loaded = keylock.load_bundle(plan.out)
+
+    assert not any(isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) for layer in loaded.module.modules())
+    assert not any("running" in name for name in loaded.module.state_dict())
+
+
+def test_the_manifest_says_what_was_measured(trained):
+    plan, outcome = trained
+    batch = load_batch(plan.data.test, plan.data.preprocessing)
+    everything = measure(
+        outcome.lock.reference,
+        outcome.lock.module,
+        key=outcome.key,
+        explainers=outcome.lock.explainers,
+        images=batch.images,
+        labels=batch.labels,
+    )
+
+    assert outcome.manifest.figures == outcome.figures
+    assert {figure.about for figure in outcome.figures} == {"24 test images of tiny shapes"}
+    values = {figure.name: figure for figure in outcome.figures}
+    for figure in everything:
+        # 24 of the 32 images: within the interval of the whole, give or take.
+        if figure.name.startswith(("fidelity", "leakage", "chance")):
+            assert abs(values[figure.name].value - figure.value) < 0.25, figure.name
+    assert "energy/keyed/grad_cam" in values
+    assert outcome.manifest.training["lock"] == plan.settings.as_dict()
+    assert outcome.manifest.reference_digest.startswith("sha256:")
+    assert all(entry.pcc_to_reference >= 0.999 for entry in outcome.manifest.explainers)
+
+
+def test_the_bundle_holds_no_secret_and_no_reference(trained, workshop):
+    plan, outcome = trained
+    content = plan.out.read_bytes()
+
+    assert workshop.seed.reveal() not in content
+    assert workshop.seed.reveal().hex().encode() not in content
+    assert outcome.key.reveal().tobytes()[:96] not in content
+    reference = outcome.lock.reference.state_dict()["layer1.0.conv1.weight"]
+    assert reference.numpy().tobytes()[:96] not in content
+
+
+def test_without_the_secret_there_is_no_key(trained):
+    plan, _ = trained
+
+    assert keylock.load_bundle(plan.out).key is None
+    with pytest.raises(UnsealError):
+        keylock.load_bundle(plan.out, key=KeySeed(b"x" * 32))
+
+
+@pytest.mark.parametrize(("stage", "after"), [("reference", 3), ("lock", 3), ("publish", 2)])
+def test_a_run_stopped_anywhere_ends_as_if_it_had_not_been(stage, after, trained, workshop, tmp_path):
+    plan, outcome = trained
+    plan = replace(plan, out=tmp_path / "stopped.klb")
+    with pytest.raises(KeyboardInterrupt):
+        workshop.train(plan, progress=Interrupting(stage, after))
+    assert not plan.out.exists()
+
+    listener = Interrupting()
+    resumed = workshop.train(plan, progress=listener, resume=True)
+
+    assert_same(resumed.lock.module, outcome.lock.module)
+    assert_same(resumed.lock.reference, outcome.lock.reference)
+    assert resumed.figures == outcome.figures
+    stages = {name: done for name, _, done in listener.heard}
+    assert ("reference" in stages) == (stage == "reference")
+    assert stages["lock"] == {"reference": 0, "lock": after}.get(stage, 5)
+
+
+def test_a_run_started_anew_takes_nothing_from_an_earlier_one(workshop, tmp_path):
+    plan = workshop.plan(tmp_path / "b.klb")
+    for seed in (0, 1):
+        with pytest.raises(KeyboardInterrupt):
+            workshop.train(replace(plan, seed=seed), progress=Interrupting("measure", 1))
+    with pytest.raises(KeyboardInterrupt):
+        workshop.train(replace(plan, seed=1), progress=Interrupting("reference", 2))
+    listener = Interrupting("lock", 1)
+
+    with pytest.raises(KeyboardInterrupt):
+        workshop.train(replace(plan, seed=1), resume=True, progress=listener)
+
+    assert listener.heard == [("reference", 6, 2), ("lock", 5, 0)]
+
+
+@pytest.mark.parametrize("change", ["key", "reference", "settings"])
+def test_resume_refuses_another_run(change, workshop, tmp_path):
+    plan = workshop.plan(tmp_path / "b.klb")
+    with pytest.raises(KeyboardInterrupt):
+        workshop.train(plan, progress=Interrupting("lock", 2))
+    options = {}
+    if change == "key":
+        options["seed"] = KeySeed(b"t" * 32)
+    elif change == "reference":
+        plan = replace(plan, reference_steps=7)
+    else:
+        plan = replace(plan, settings=replace(plan.settings, decoy="corner"))
+
+    with pytest.raises(ResumeError, match=f"another {change}" if change != "reference" else "other settings"):
+        workshop.train(plan, resume=True, **options)
+
+
+def test_users_weights_are_the_reference(workshop, tmp_path):
+    torch.manual_seed(0)
+    own = create("small-cnn", num_classes=8)
+    save_file(own.state_dict(), tmp_path / "own.safetensors")
+    plan = workshop.plan(
+        tmp_path / "b", architecture="small-cnn", explainers=("gradient",), init=tmp_path / "own.safetensors"
+    )
+    listener = Interrupting()
+
+    outcome = workshop.train(plan, progress=listener)
+
+    images = load_batch(plan.data.test, plan.data.preprocessing).images
+    with torch.no_grad():
+        torch.testing.assert_close(outcome.lock.reference(images), own.eval()(images), rtol=1e-4, atol=1e-5)
+    assert [stage for stage, _, _ in listener.heard] == ["lock", "measure", "publish"]
+    assert (tmp_path / "b/manifest.json").is_file()
+
+
+def test_weights_that_do_not_fit_are_refused(workshop, tmp_path):
+    save_file({"a": torch.ones(1)}, tmp_path / "own.safetensors")
+
+    with pytest.raises(ModelError, match="do not fit the architecture"):
+        workshop.train(workshop.plan(tmp_path / "b.klb", init=tmp_path / "own.safetensors"))
+
+
+def test_a_bundle_that_is_there_is_not_overwritten_and_nothing_is_trained_for_it(trained, workshop):
+    plan, _ = trained
+    before, listener = plan.out.read_bytes(), Interrupting()
+
+    with pytest.raises(BundleError, match=r"shapes\.klb"):
+        workshop.train(plan, progress=listener)
+
+    assert plan.out.read_bytes() == before
+    assert listener.heard == []
+    assert (plan.work / "reference.safetensors").is_file()
