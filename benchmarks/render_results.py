@@ -79,7 +79,11 @@ def write_lock_cifar10(result: Mapping[str, Any]) -> str:
         ("maps of two different images (chance)", figures["chance/grad_cam"], None),
     ]
     accuracies = [
-        (_INPUTS[kind], figures[f"accuracy/{kind}"], None if kind == "reference" else at_least(reference - _ACCURACY_LOSS))
+        (
+            _INPUTS[kind],
+            figures[f"accuracy/{kind}"],
+            None if kind == "reference" else at_least(reference - _ACCURACY_LOSS),
+        )
         for kind in _INPUTS
         if f"accuracy/{kind}" in figures
     ]
