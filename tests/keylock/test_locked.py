@@ -1,0 +1,82 @@
+"""Bundles opened for research: a user's own module needs its class, and is checked."""
+
+from datetime import UTC, datetime
+
+import pytest
+import torch
+from torch import nn
+
+import keylock
+from keylock.bundle.sealing import KeyFile
+from keylock.errors import BundleError
+from keylock.keys import Key, KeySeed
+from keylock.pipeline import Publication, publish
+from keylock.preprocessing import Preprocessing
+from keylock.signing import SigningKey
+
+
+@pytest.fixture
+def own_bundle(tiny_net, blobs, tmp_path):
+    """A user's own module, locked and published: the lock, its key, its seed and the bundle."""
+    seed = KeySeed(b"o" * 32)
+    preprocessing = Preprocessing(size=(16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
+    key = Key.derive(seed, shape=(3, 16, 16), std=preprocessing.std, tile=4)
+    settings = keylock.LockSettings(steps=3, amp=False)
+    lock = keylock.lock(
+        tiny_net(), blobs(2), key, explainers=["grad_cam"], settings=settings, device="cpu"
+    )
+    publish(
+        lock,
+        tmp_path / "own.klb",
+        Publication(name="own", classes=("a", "b", "c"), preprocessing=preprocessing),
+        seed=seed,
+        key=key,
+        images=blobs(1)[0][0],
+        signing_key=SigningKey.generate(),
+        sealer=KeyFile.create(tmp_path / "bundle.key"),
+        created=datetime(2026, 11, 22, tzinfo=UTC),
+    )
+    return lock, key, seed, tmp_path / "own.klb"
+
+
+def test_a_users_module_loads_into_its_class(own_bundle, tiny_net, smooth_images):
+    lock, key, seed, path = own_bundle
+    images, own = smooth_images(2, 16), tiny_net(seed=99)
+    before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
+
+    loaded = keylock.load_bundle(path, key=seed, model=own)
+
+    assert loaded.manifest.architecture.module == "graph_only"
+    assert loaded.manifest.architecture.name == "TinyNet"
+    assert loaded.key == key
+    with torch.no_grad():
+        assert torch.equal(loaded.module(loaded.key.apply(images)), lock.module(key.apply(images)))
+    explained = loaded.explainers["grad_cam"].explain(loaded.module, images, torch.full((2,), -1))
+    expected = lock.explainers[0].explain(lock.module, images, torch.full((2,), -1))
+    assert torch.equal(explained.maps, expected.maps)
+    assert not loaded.module.training
+    assert not any(parameter.requires_grad for parameter in loaded.module.parameters())
+    # The module that was passed is still the caller's.
+    assert isinstance(own.bn1, nn.BatchNorm2d)
+    assert all(torch.equal(before[name], tensor) for name, tensor in own.state_dict().items())
+
+
+def test_a_users_module_needs_its_class(own_bundle, tiny_net):
+    *_, path = own_bundle
+
+    with pytest.raises(BundleError, match=r"module of its owner's \(TinyNet\): pass model= of the same class"):
+        keylock.load_bundle(path)
+    with pytest.raises(BundleError, match="do not fit its architecture 'TinyNet'"):
+        keylock.load_bundle(path, model=tiny_net(classes=5))
+
+
+def test_loading_leaves_the_global_generator(own_bundle, tiny_net):
+    *_, path = own_bundle
+    model = tiny_net()
+    torch.manual_seed(5)
+    expected = torch.rand(2)
+    torch.manual_seed(5)
+
+    keylock.load_bundle(path, model=model)
+
+    assert torch.equal(torch.rand(2), expected)
