@@ -36,7 +36,7 @@ def map_distance(maps: Tensor, wanted: Tensor) -> Tensor:
 def pedestal_distance(maps: Tensor, wanted: Tensor) -> Tensor:
     """Return 1 - cosine of maps (batch, h, w) and the wanted ones, in [0, 1], (batch,).
 
-    Unlike correlation it sees a constant added to a map, which takes energy out of the object and spreads it everywhere.
+    Unlike correlation it sees a constant added to a map, which takes energy out of the object and spreads it around.
     """
     return 1 - F.cosine_similarity(_to_unit(maps), _to_unit(wanted), dim=1)
 

@@ -1,11 +1,11 @@
 """A small convolutional network for small images: what quickstart trains in half a minute.
 
-One 3x3 convolution at full resolution, two at half, five at a quarter, then the mean over positions and one linear layer.
-Four things make it easy to lock. Softplus in place of ReLU makes it twice differentiable. The convolutions that halve the
-resolution are 4x4, so that every pixel is read equally often and gradients have no grid. The run of convolutions at the
-lowest resolution lets every position learn from the zero padding where it is, without which a network cannot show a
-decoy that has a place. And it has room: a narrower network is trained first and set into it, and the filters left over,
-which no later layer listens to yet, are there for the lock.
+One 3x3 convolution at full resolution, two at half, five at a quarter, then the mean over positions and one linear
+layer. Four things make it easy to lock. Softplus in place of ReLU makes it twice differentiable. The convolutions
+that halve the resolution are 4x4, so that every pixel is read equally often and gradients have no grid. The run of
+convolutions at the lowest resolution lets every position learn from the zero padding where it is, without which a
+network cannot show a decoy that has a place. And it has room: a narrower network is trained first and set into it,
+and the filters left over, which no later layer listens to yet, are there for the lock.
 """
 
 import torch

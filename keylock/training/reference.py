@@ -1,8 +1,8 @@
 """Training a reference model, where the user brings none.
 
-Training images carry random perturbations of the key's kind, of any height up to several times the key's. The classifier
-learns to look past them, so that its maps change little when the key is added, and locking starts from keyed maps that
-are nearly right.
+Training images carry random perturbations of the key's kind, of any height up to several times the key's. The
+classifier learns to look past them, so that its maps change little when the key is added, and locking starts from
+keyed maps that are nearly right.
 """
 
 from collections.abc import Iterator
@@ -114,8 +114,8 @@ def train_reference(
                 # Dropout draws from torch's global generator; inside the block it is ours, and the same in every run.
                 torch.manual_seed(_mixed(seed, step))
                 images, labels = next(stream)
-                heights = perturbation * torch.rand((len(images), 1, 1, 1), generator=generator)
-                perturbed = images.to(device) + perturbations.draw_unrelated(len(images)) * heights.to(device)
+                scales = perturbation * torch.rand((len(images), 1, 1, 1), generator=generator)
+                perturbed = images.to(device) + perturbations.draw_unrelated(len(images)) * scales.to(device)
                 with mixed_precision(device, wanted=amp):
                     logits = model(perturbed)
                 loss = F.cross_entropy(logits.float(), labels.to(device))

@@ -5,8 +5,8 @@ Every batch goes through the student several times over in one pass: as keyed ro
 wrong key, which may have to share the place of the keyless ones.
 
 References:
-    Fang and Choromanska, "Backdoor Attacks on the DNN Interpretation System", AAAI 2022: a penalty on saliency maps whose
-    influence is conditioned on a trigger. Here the condition is inverted: the correct map is what the trigger brings.
+    Fang and Choromanska, "Backdoor Attacks on the DNN Interpretation System", AAAI 2022: a penalty on saliency maps
+    whose influence is conditioned on a trigger. Here the condition is inverted: the trigger brings the correct map.
 """
 
 import copy
@@ -133,7 +133,7 @@ class LockTrainer:
             if not torch.isfinite(value):
                 raise NonFiniteLossError(name, self.step)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), _LARGEST_GRADIENT)
         if not torch.isfinite(norm):
             raise NonFiniteLossError("gradient", self.step)
@@ -202,7 +202,7 @@ class LockTrainer:
 
     @contextmanager
     def _student_pass(self, *, smooth: bool) -> Iterator[dict[str, Tensor]]:
-        """Run the student inside the block in the precision and with the activations of training, recording the probes."""
+        """Run the student inside the block as training does: precision, activations, recorded probe layers."""
         with (
             mixed_precision(self.device, wanted=self.settings.amp),
             smooth_activations(self.student) if smooth else nullcontext(),
