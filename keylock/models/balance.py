@@ -49,7 +49,7 @@ def balance_filters_(model: nn.Module) -> nn.Module:
     """Balance every convolution of a model, in place; its parameters are other tensors afterwards.
 
     Where a model says by `steady_filters()` how many filters of a convolution hold what it knows, these are made
-    several times slower to train than those beside them, so that a lock is built in the room and not out of the knowledge.
+    several times slower to train than those beside them: the lock is built in the room, not out of the knowledge.
     """
     unbalance_filters_(model)
     steady: dict[str, int] = model.steady_filters() if isinstance(model, HasRoom) else {}

@@ -36,7 +36,11 @@ class Recipe:
     strength: float = 8 / 255
 
 
-RECIPE = Recipe(settings=LockSettings(steps=700, gate_clear=0.04, wrong_key_rows=False))
+RECIPE = Recipe(
+    settings=LockSettings(
+        steps=780, gate_clear=0.04, wrong_key_rows=False, prediction_weight=0.7, unlock_weight=2.5, leak_weight=40
+    )
+)
 """What `keylock quickstart` does."""
 
 QUICK = Recipe(

@@ -22,6 +22,7 @@ class LockSettings:
         wrong_key_rows: Give wrong keys rows of their own; otherwise they take the place of every second keyless row,
             which is a third quicker.
         map_weight: Weight of the map penalties.
+        unlock_weight: Weight of keyed maps within the map penalties; decoys weigh 2.
         pedestal_weight: Weight, within the map penalties, of what a constant under a map costs.
         leak_weight: Weight of the squared mean correlation of decoys with reference maps, which no decoy should have.
         prediction_weight: Weight of the divergence from the reference model's predictions.
@@ -41,6 +42,7 @@ class LockSettings:
     gate_clear: float = 0.12
     wrong_key_rows: bool = True
     map_weight: float = 1.0
+    unlock_weight: float = 1.0
     pedestal_weight: float = 1.0
     leak_weight: float = 10.0
     prediction_weight: float = 1.0

@@ -252,7 +252,7 @@ class LockTrainer:
             if self.settings.pedestal_weight:
                 distance = distance + self.settings.pedestal_weight * pedestal_distance(maps[name], wanted)
             weight = self._weights[name]
-            terms[f"unlock/{name}"] = (weight, distance[:count].mean())
+            terms[f"unlock/{name}"] = (weight * self.settings.unlock_weight, distance[:count].mean())
             terms[f"lock/{name}"] = (2 * weight, distance[count:].mean())
             if self.settings.leak_weight:
                 decoys = slice(0, count) if self.settings.swapped else slice(count, None)
