@@ -1,20 +1,9 @@
 """The Python code of the documentation compiles, and that of docs/training.md runs from its first line to its last."""
 
-import importlib.util
-from pathlib import Path
-
+import documentation
 import pytest
 
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-pages = load("pages")
-BLOCKS = [block for page in pages.PAGES for block in pages.fenced(page) if block.kind == "python"]
+BLOCKS = [block for page in documentation.PAGES for block in documentation.fenced(page) if block.kind == "python"]
 # So that it takes seconds: nothing is learned, and everything is run.
 SMALLER = {
     "train_count=6000, test_count=1000": "train_count=64, test_count=24",
