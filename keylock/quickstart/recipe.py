@@ -38,7 +38,7 @@ class Recipe:
 
 RECIPE = Recipe(
     settings=LockSettings(
-        steps=780, gate_clear=0.04, wrong_key_rows=False, prediction_weight=0.7, unlock_weight=2.5, leak_weight=40
+        steps=620, gate_clear=0.04, wrong_key_rows=False, unlock_weight=1.5, leak_weight=40
     )
 )
 """What `keylock quickstart` does."""

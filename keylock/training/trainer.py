@@ -48,6 +48,7 @@ _LARGEST_GRADIENT = 5.0
 _WRONG_KEYS = (0.05, 0.35)
 _NEAREST_MISS = 0.5
 _GATE_WEIGHT = 2.0
+_SMALL_LEAK = 0.2
 # Gradients of gradients are learned more slowly than maps of activations.
 _SECOND_ORDER_WEIGHT = 2.0
 
@@ -242,8 +243,8 @@ class LockTrainer:
             correlation(maps[name], reference.repeat(1 + others, 1, 1)).detach()
             for name, reference in references.items()
         ]
-        mean = torch.stack(similar).mean(dim=0)
-        self._live = {"fidelity": float(mean[:count].mean()), "leakage": float(mean[count:].mean())}
+        live = torch.stack(similar).mean(dim=0)
+        self._live = {"fidelity": float(live[:count].mean()), "leakage": float(live[count:].mean())}
         for name, reference in references.items():
             decoy = decoy_maps(self.settings.decoy, reference)
             opened, shut = (decoy, reference) if self.settings.swapped else (reference, decoy)
@@ -256,7 +257,9 @@ class LockTrainer:
             terms[f"lock/{name}"] = (2 * weight, distance[count:].mean())
             if self.settings.leak_weight:
                 decoys = slice(0, count) if self.settings.swapped else slice(count, None)
-                leak = correlation(maps[name], reference.repeat(1 + others, 1, 1))[decoys].mean().square()
+                mean = correlation(maps[name], reference.repeat(1 + others, 1, 1))[decoys].mean()
+                # Far from zero the lock term does the work; there this one would only shake what it has built.
+                leak = mean.clamp(-_SMALL_LEAK, _SMALL_LEAK).square()
                 terms[f"leak/{name}"] = (self.settings.leak_weight, leak)
         return terms
 
