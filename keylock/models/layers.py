@@ -105,13 +105,13 @@ def find_layers(model: nn.Module, example: Tensor) -> TargetLayers:
         model.train(training)
         for handle in handles:
             handle.remove()
-    thinned = {id(entry.output) for entry in ran if isinstance(entry.module, _PASSIVE)}
-    # A container that ends in a pooling layer hands on what that layer made.
-    active = [
-        entry
-        for entry in ran
-        if not isinstance(entry.module, _PASSIVE) and not (entry.is_container and id(entry.output) in thinned)
-    ]
+    active, thinned = [], set()
+    for entry in ran:
+        if isinstance(entry.module, _PASSIVE):
+            thinned.add(id(entry.output))
+        # A container that ends in a pooling layer hands on what that layer, which ran before it, made.
+        elif not (entry.is_container and id(entry.output) in thinned):
+            active.append(entry)
     if not active:
         raise LayerNotFoundError(
             "no layer of the model has an output (batch, channels, height, width) larger than one position: "

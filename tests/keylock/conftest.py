@@ -1,13 +1,14 @@
 """What the tests of everything that runs torch share: networks with lived-in BatchNorm, images, keys, tiny loaders."""
 
 import functools
+from collections import OrderedDict
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import densenet
+from torchvision.models import densenet, vgg
 
 from keylock import models
 from keylock.keys import Key, KeySeed
@@ -36,6 +37,11 @@ def _network(architecture: str) -> nn.Module:
             model: nn.Module = densenet.DenseNet(
                 growth_rate=8, block_config=(2, 2), num_init_features=16, num_classes=10
             )
+        elif architecture == "vgg11_bn":
+            # Its fully connected layers are most of its 130 million weights, and nothing of what is tested here.
+            features = vgg.make_layers(vgg.cfgs["A"], batch_norm=True)
+            head = {"pool": nn.AdaptiveAvgPool2d(2), "flat": nn.Flatten(), "classifier": nn.Linear(2048, 10)}
+            model = nn.Sequential(OrderedDict(features=features, **head))
         else:
             model = models.create(architecture, num_classes=10)
     return settle(model)

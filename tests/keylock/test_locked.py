@@ -22,9 +22,7 @@ def own_bundle(tiny_net, blobs, tmp_path):
     preprocessing = Preprocessing(size=(16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
     key = Key.derive(seed, shape=(3, 16, 16), std=preprocessing.std, tile=4)
     settings = keylock.LockSettings(steps=3, amp=False)
-    lock = keylock.lock(
-        tiny_net(), blobs(2), key, explainers=["grad_cam"], settings=settings, device="cpu"
-    )
+    lock = keylock.lock(tiny_net(), blobs(2), key, explainers=["grad_cam"], settings=settings, device="cpu")
     publish(
         lock,
         tmp_path / "own.klb",
