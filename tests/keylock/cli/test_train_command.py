@@ -180,7 +180,7 @@ def test_a_seed_in_the_environment_is_used_without_a_warning(monkeypatch, capfd)
         (["--arch", "brain"], 3, "small-cnn"),
         (["--device", "abacus"], 3, "device"),
         (["--data", "nothing-here"], 3, "nothing-here"),
-        (["--data", "cifar10", "--data-root", "/dev/null/x"], 3, "cifar10"),
+        (["--data", "cifar10", "--data-root", "/dev/null/x"], 3, "CIFAR10"),
         (["--seed", "-1"], 3, "seed"),
         (["--init", "missing.pt"], 3, "missing.pt"),
         (["--init", "missing.pt", "--reference-steps", "5"], 3, "not both"),
@@ -191,7 +191,7 @@ def test_a_seed_in_the_environment_is_used_without_a_warning(monkeypatch, capfd)
     ids=lambda value: "_".join(value) if isinstance(value, list) else None,
 )
 def test_a_bad_option_is_one_line_and_leaves_nothing_behind(options, code, says, capfd, tmp_path):
-    given = options if "--data" in options else [*options, *TINY]
+    given = options if "--data" in options else [*TINY, *options]
     assert main(["train", *given]) == code
     shown = capfd.readouterr()
     assert shown.out == ""
