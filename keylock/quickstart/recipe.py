@@ -37,9 +37,7 @@ class Recipe:
 
 
 RECIPE = Recipe(
-    settings=LockSettings(
-        steps=620, gate_clear=0.04, wrong_key_rows=False, unlock_weight=1.5, leak_weight=40
-    )
+    settings=LockSettings(steps=680, gate_clear=0.04, wrong_key_rows=False, unlock_weight=2, leak_weight=60)
 )
 """What `keylock quickstart` does."""
 
