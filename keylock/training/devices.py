@@ -1,12 +1,13 @@
 """Where training runs, and in which precision."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
 from keylock.errors import InputError
 
-__all__ = ["mixed_precision", "resolve_device"]
+__all__ = ["denormals_flushed", "mixed_precision", "resolve_device"]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -31,3 +32,17 @@ def mixed_precision(device: torch.device, *, wanted: bool) -> AbstractContextMan
     if wanted and quick:
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
+
+
+@contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """Take denormal numbers for zero inside the block; weights that grow tiny would slow a CPU down many times.
+
+    The setting is one of each thread, and torch's worker threads take it over from the thread that starts them: it
+    reaches them only where they have not been started before.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)

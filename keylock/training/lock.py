@@ -16,7 +16,7 @@ from keylock.explainers import Explainer, make_for
 from keylock.keys import Key
 from keylock.models import find_layers, fold_batchnorm_, out_of_place_
 from keylock.training.checkpoint import read_checkpoint, write_checkpoint
-from keylock.training.devices import resolve_device
+from keylock.training.devices import denormals_flushed, resolve_device
 from keylock.training.progress import Progress, Silent
 from keylock.training.settings import LockSettings
 from keylock.training.trainer import LockTrainer
@@ -44,6 +44,7 @@ class Lock:
     settings: LockSettings
 
 
+@denormals_flushed()
 def lock(
     model: nn.Module,
     loader: Iterable[Any],

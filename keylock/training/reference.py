@@ -23,7 +23,7 @@ from keylock.training.checkpoint import (
     restore_optimiser,
     write_checkpoint,
 )
-from keylock.training.devices import mixed_precision
+from keylock.training.devices import denormals_flushed, mixed_precision
 from keylock.training.progress import Progress
 from keylock.training.wrong_keys import WrongKeys
 
@@ -33,6 +33,7 @@ _CHECKPOINT_EVERY = 200
 _SCHEDULED = ("lr", "betas")
 
 
+@denormals_flushed()
 def train_reference(
     model: nn.Module,
     batches: Batches,
