@@ -58,7 +58,7 @@ def test_the_code_for_the_client_runs(customer, monkeypatch, loop_thread, number
 
 def test_the_commands_run(customer):
     folder, target = customer
-    [block] = blocks("cli.md", "")
+    [block] = [text for text in blocks("cli.md", "") if "keylock predict" in text]
     environment = os.environ | {"KEYLOCK_TARGET": target, "KEYLOCK_TIMEOUT_S": "20"}
     # The command of this very environment, wherever else one may be installed.
     function = f'keylock() {{ "{sys.executable}" -m keylock "$@"; }}\n'
