@@ -236,14 +236,13 @@ class LockTrainer:
     def _map_terms(
         self, maps: dict[str, Tensor], references: dict[str, Tensor], count: int
     ) -> dict[str, tuple[float, Tensor]]:
-        """Return the unlock and lock penalties of every explainer; `maps` are keyed rows, then as many others."""
+        """Return the unlock and lock penalties of every explainer; `maps` are keyed rows, then the others."""
         terms = {}
         others = len(next(iter(maps.values()))) // count - 1
-        similar = [
-            correlation(maps[name], reference.repeat(1 + others, 1, 1)).detach()
-            for name, reference in references.items()
-        ]
-        live = torch.stack(similar).mean(dim=0)
+        similar = {
+            name: correlation(maps[name], reference.repeat(1 + others, 1, 1)) for name, reference in references.items()
+        }
+        live = torch.stack(list(similar.values())).detach().mean(dim=0)
         self._live = {"fidelity": float(live[:count].mean()), "leakage": float(live[count:].mean())}
         for name, reference in references.items():
             decoy = decoy_maps(self.settings.decoy, reference)
@@ -257,7 +256,7 @@ class LockTrainer:
             terms[f"lock/{name}"] = (2 * weight, distance[count:].mean())
             if self.settings.leak_weight:
                 decoys = slice(0, count) if self.settings.swapped else slice(count, None)
-                mean = correlation(maps[name], reference.repeat(1 + others, 1, 1))[decoys].mean()
+                mean = similar[name][decoys].mean()
                 # Far from zero the lock term does the work; there this one would only shake what it has built.
                 leak = mean.clamp(-_SMALL_LEAK, _SMALL_LEAK).square()
                 terms[f"leak/{name}"] = (self.settings.leak_weight, leak)
