@@ -197,7 +197,7 @@ def _code(command: str) -> str:
 
 
 TABLES: dict[str, tuple[Callable[[Mapping[str, Any]], str], str]] = {
-    "lock_cifar10": (write_lock_cifar10, "python benchmarks/lock_cifar10.py"),
+    "lock_cifar10": (write_lock_cifar10, "python benchmarks/lock/cifar10.py"),
     "quickstart": (write_quickstart, "keylock quickstart --json"),
 }
 """For each file of figures how its section is written, and the command that writes the file."""

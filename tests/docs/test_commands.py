@@ -70,7 +70,7 @@ def test_options_in_the_text_exist():
         }
     known |= {"--help", "--version", "--debug"}
     # Of the programs in benchmarks.
-    for program in (documentation.ROOT / "benchmarks").glob("*.py"):
+    for program in (documentation.ROOT / "benchmarks").rglob("*.py"):
         known |= set(re.findall(r'"(--[a-z-]+)"', program.read_text("utf-8")))
     for page in documentation.PAGES:
         for block in documentation.spans(page):

@@ -59,7 +59,7 @@ def cifar10():
         "date": "2030-01-01",
         "hardware": "x86_64, 2 cores, 2 threads",
         "torch": "2.0",
-        "command": "python benchmarks/lock_cifar10.py",
+        "command": "python benchmarks/lock/cifar10.py",
         "seconds": 600.0,
         "cpu_seconds": 1200.0,
         "figures": figures,

@@ -1,6 +1,6 @@
 """Lock a ResNet-20 on CIFAR-10 and measure the lock: fidelity, leakage, accuracy, time, and BatchNorm attacks.
 
-    python benchmarks/lock_cifar10.py --data cifar10.npz --init cifar10_resnet20.npz --out runs/cifar10
+    python benchmarks/lock/cifar10.py --data cifar10.npz --init cifar10_resnet20.npz --out runs/cifar10
 
 Everything is seeded. The result goes to `benchmarks/results/lock_cifar10.json`, with date and hardware, unless
 `--results` names another file.
@@ -118,7 +118,7 @@ def main() -> None:
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {options.threads} threads",
         "torch": torch.__version__,
-        "command": "python benchmarks/lock_cifar10.py --data cifar10.npz --init cifar10_resnet20.npz --out runs/cifar10"
+        "command": "python benchmarks/lock/cifar10.py --data cifar10.npz --init cifar10_resnet20.npz --out runs/cifar10"
         f" --steps {options.steps} --learning-rate {options.learning_rate} --batch-size {options.batch_size}",
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu_seconds, 1),
@@ -147,7 +147,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="CIFAR-10 as .npz, image folder, or the name cifar10")
     parser.add_argument("--init", type=Path, required=True, help="trained ResNet-20 weights")
     parser.add_argument("--out", type=Path, default=Path("runs/cifar10"))
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "lock_cifar10.json")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results" / "lock_cifar10.json")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--batch-size", type=int, default=64)
