@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from keylock.bundle.manifest import Figure
-from keylock.evaluation.metrics import Estimate, energy_inside, estimate_mean, pearson, top_overlap
-from keylock.explainers import Explainer, explain_together
+from keylock.evaluation.estimates import figure_of
+from keylock.evaluation.localisation import energy_inside
+from keylock.evaluation.similarity import pearson, top_overlap
+from keylock.explainers import Explained, Explainer, explain_together
 from keylock.keys import Key
 
-__all__ = ["Measured", "measure", "run_explainers", "wrong_key_offsets"]
+__all__ = ["Measured", "explain_alone", "measure", "run_explainers", "wrong_key_offsets"]
 
 _ROWS = 250
 
@@ -42,6 +44,15 @@ def run_explainers(model: nn.Module, explainers: Sequence[Explainer], images: Te
     ]
     maps = {explainer.name: torch.cat([found[explainer.name] for _, found in parts]) for explainer in explainers}
     return Measured(torch.cat([logits for logits, _ in parts]), maps)
+
+
+def explain_alone(model: nn.Module, explainer: Explainer, images: Tensor) -> Explained:
+    """Explain the predicted class of images (count, channels, height, width) by any explainer, in bounded batches."""
+    parts = [
+        explainer.explain(model, rows, torch.full((len(rows),), -1, device=rows.device))
+        for rows in torch.split(images, _ROWS)
+    ]
+    return Explained(torch.cat([part.logits for part in parts]), torch.cat([part.maps for part in parts]))
 
 
 def wrong_key_offsets(key: Key, count: int, *, seed: int = 0) -> Tensor:
@@ -93,7 +104,7 @@ def measure(
     figures: list[Figure] = []
 
     def add(name: str, values: Tensor, unit: str) -> None:
-        figures.append(_figure(name, estimate_mean(values), unit, about))
+        figures.append(figure_of(name, values, unit=unit, about=about))
 
     expected = runs["reference"].logits.argmax(dim=1)
     for kind, run in runs.items():
@@ -116,8 +127,3 @@ def measure(
     if masks is not None:
         add("object_area", masks.float().mean(dim=(1, 2)), "fraction")
     return tuple(figures)
-
-
-def _figure(name: str, estimate: Estimate, unit: str, about: str) -> Figure:
-    value, low, high = (round(number, 5) for number in estimate)
-    return Figure(name=name, value=value, low=low, high=high, unit=unit, about=about)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from keylock.bundle import Figure
-from keylock.evaluation import Measured, energy_inside, estimate_mean, pearson, run_explainers, wrong_key_offsets
+from keylock.evaluation import Measured, energy_inside, figure_of, pearson, run_explainers, wrong_key_offsets
 from keylock.keys import Key
 from keylock.quickstart.customers import Answers
 from keylock.training import Lock
@@ -72,8 +72,7 @@ def figures_of(evidence: Evidence) -> tuple[Figure, ...]:
     figures: list[Figure] = []
 
     def add(name: str, values: Tensor, unit: str, how: str) -> None:
-        value, low, high = (round(number, 5) for number in estimate_mean(values))
-        figures.append(Figure(name=name, value=value, low=low, high=high, unit=unit, about=f"{about}, {how}"))
+        figures.append(figure_of(name, values, unit=unit, about=f"{about}, {how}"))
 
     predicted = {
         "reference": (evidence.reference.logits.argmax(dim=1), "torch"),
