@@ -12,6 +12,8 @@
     │   ├── BundleTamperedError a file that differs from what was signed; carries its name
     │   └── UnsealError         the sealed key does not open with what was given
     ├── LicenseError            a license that was presented and is not good; carries its reason
+    ├── AuditLogError           an audit log, checkpoint or proof that does not hold
+    ├── ReceiptError            a receipt that does not hold, or not for the answer it came with
     ├── ModelError              a model keylock cannot work on
     │   └── LayerNotFoundError  a target layer that is missing or ambiguous
     ├── TrainingError           training that cannot go on
@@ -28,6 +30,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 
 __all__ = [
+    "AuditLogError",
     "BundleError",
     "BundleTamperedError",
     "DataError",
@@ -41,6 +44,7 @@ __all__ = [
     "LicenseReason",
     "ModelError",
     "NonFiniteLossError",
+    "ReceiptError",
     "ResumeError",
     "ServiceError",
     "SignatureError",
@@ -161,6 +165,18 @@ class LicenseError(KeylockError):
     def __init__(self, reason: LicenseReason, message: str) -> None:
         self.reason = reason
         super().__init__(message)
+
+
+class AuditLogError(KeylockError):
+    """An audit log, a checkpoint or a proof does not hold."""
+
+    exit_code = 11
+
+
+class ReceiptError(KeylockError):
+    """A receipt does not hold, or is not for the answer it came with."""
+
+    exit_code = 11
 
 
 class ModelError(KeylockError):

@@ -90,6 +90,8 @@ STATUSES: Final[dict[type[KeylockError], Row]] = {
     errors.UnsealError: _INTERNAL,
     # The reason of a license error is its own; its code is in LICENSE_STATUSES.
     LicenseError: Row(grpc.StatusCode.UNAUTHENTICATED, "LICENSE"),
+    errors.AuditLogError: _INTERNAL,
+    errors.ReceiptError: _INTERNAL,
     errors.ModelError: _INTERNAL,
     errors.LayerNotFoundError: _INTERNAL,
     errors.TrainingError: _INTERNAL,

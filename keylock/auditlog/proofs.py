@@ -1,0 +1,140 @@
+"""Proofs as files: that an entry is in a log, and that a log goes on from an earlier state of itself.
+
+Both carry the signed checkpoint they lead to, so that whoever trusts the key of the log can check them offline.
+
+References:
+    C2SP tlog-proof, https://c2sp.org/tlog-proof, for inclusion. The file for consistency has the same form.
+"""
+
+import base64
+import binascii
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Final, Self
+
+from keylock.auditlog.checkpoints import Checkpoint
+from keylock.auditlog.merkle import HASH_BYTES, leaf_hash, verify_consistency, verify_inclusion
+from keylock.auditlog.notes import NoteKey
+from keylock.errors import AuditLogError
+
+__all__ = ["ConsistencyProof", "InclusionProof"]
+
+_INCLUSION: Final = "c2sp.org/tlog-proof@v1"
+_CONSISTENCY: Final = "keylock/log-consistency@v1"
+_MAX_HASHES: Final = 128
+_MAX_DIGITS: Final = 19
+
+
+@dataclass(frozen=True)
+class InclusionProof:
+    """Shows that an entry is in a log.
+
+    Attributes:
+        index: The place of the entry, from 0.
+        hashes: From the leaf to the root, 32 bytes each.
+        checkpoint: The signed checkpoint the hashes lead to.
+    """
+
+    index: int
+    hashes: tuple[bytes, ...]
+    checkpoint: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads a proof; nothing in it is verified yet.
+
+        Raises:
+            AuditLogError: If it is none.
+        """
+        return cls(*_parse(text, header=_INCLUSION, label="index"))
+
+    def verify(self, entry: bytes, keys: Collection[NoteKey]) -> Checkpoint:
+        """Returns the checkpoint of a log that holds an entry.
+
+        Args:
+            entry: The entry itself.
+            keys: The keys that are trusted to sign for the log.
+
+        Raises:
+            AuditLogError: If the checkpoint is not signed by one of them, or the entry is not shown to be in the log.
+        """
+        checkpoint = Checkpoint.open(self.checkpoint, keys)
+        verify_inclusion(
+            leaf_hash(entry), index=self.index, size=checkpoint.size, proof=self.hashes, root=checkpoint.root
+        )
+        return checkpoint
+
+    def __str__(self) -> str:
+        return _write(_INCLUSION, f"index {self.index}", self.hashes, self.checkpoint)
+
+
+@dataclass(frozen=True)
+class ConsistencyProof:
+    """Shows that a log goes on from an earlier state of itself.
+
+    Attributes:
+        old_size: Entries of the earlier state.
+        hashes: 32 bytes each.
+        checkpoint: The signed checkpoint of the later state.
+    """
+
+    old_size: int
+    hashes: tuple[bytes, ...]
+    checkpoint: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads a proof; nothing in it is verified yet.
+
+        Raises:
+            AuditLogError: If it is none.
+        """
+        return cls(*_parse(text, header=_CONSISTENCY, label="old"))
+
+    def verify(self, old: Checkpoint, keys: Collection[NoteKey]) -> Checkpoint:
+        """Returns the checkpoint of the later state, in which everything of the earlier one still stands.
+
+        Args:
+            old: The earlier checkpoint, which was verified when it was received.
+            keys: The keys that are trusted to sign for the log.
+
+        Raises:
+            AuditLogError: If the checkpoint is not signed by one of them, is of another log, or does not go on from
+                the earlier one.
+        """
+        new = Checkpoint.open(self.checkpoint, keys)
+        if (new.origin, self.old_size) != (old.origin, old.size):
+            raise AuditLogError(f"the proof is for another log, or not for the checkpoint of {old.size} entries")
+        verify_consistency(old_size=old.size, old_root=old.root, size=new.size, root=new.root, proof=self.hashes)
+        return new
+
+    def __str__(self) -> str:
+        return _write(_CONSISTENCY, f"old {self.old_size}", self.hashes, self.checkpoint)
+
+
+def _write(header: str, number: str, hashes: Sequence[bytes], checkpoint: str) -> str:
+    lines = [header, number, *(base64.b64encode(hash_).decode("ascii") for hash_ in hashes)]
+    return "\n".join(lines) + "\n\n" + checkpoint
+
+
+def _parse(text: str, *, header: str, label: str) -> tuple[int, tuple[bytes, ...], str]:
+    refusal = AuditLogError(f"this is no proof of the form {header}")
+    head, separator, checkpoint = text.partition("\n\n")
+    lines = head.split("\n")
+    if len(lines) > 1 and header == _INCLUSION and lines[1].startswith("extra "):
+        del lines[1]  # For applications, of which this is none.
+    if not separator or len(lines) < 2 or lines[0] != header or len(lines) > _MAX_HASHES + 2:
+        raise refusal
+    name, _, digits = lines[1].partition(" ")
+    if name != label or not (digits.isascii() and digits.isdigit()) or len(digits) > _MAX_DIGITS:
+        raise refusal
+    hashes = []
+    for line in lines[2:]:
+        try:
+            raw = base64.b64decode(line.encode("ascii"), validate=True)
+        except (binascii.Error, UnicodeEncodeError):
+            raw = b""
+        if len(raw) != HASH_BYTES:
+            raise refusal
+        hashes.append(raw)
+    return int(digits), tuple(hashes), checkpoint

@@ -1,0 +1,344 @@
+"""The audit log in the database of the ledger: an entry is appended by the transaction that charges for it.
+
+So whatever happens to a server, a charge and its entry are both there or neither is, and several servers write one log.
+The place of an entry is given in that transaction: the row of the head is locked, the tree's frontier is moved on, and
+both are written with the entry. Entries are never changed or deleted. Needs the `server` extra.
+"""
+
+import itertools
+import secrets
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    func,
+    insert,
+    select,
+    update,
+)
+
+from keylock.auditlog.checkpoints import Checkpoint
+from keylock.auditlog.merkle import Frontier, consistency_proof, inclusion_proof, leaf_hash
+from keylock.auditlog.notes import NoteKey
+from keylock.auditlog.proofs import ConsistencyProof, InclusionProof
+from keylock.errors import AuditLogError
+from keylock.signing import SigningKey
+
+__all__ = [
+    "MAX_ENTRY_BYTES",
+    "append",
+    "create",
+    "define",
+    "entries",
+    "find",
+    "head",
+    "latest_checkpoint",
+    "prove_consistency",
+    "prove_inclusion",
+    "sign_checkpoint",
+    "verify",
+]
+
+MAX_ENTRY_BYTES: Final = 64 * 1024
+
+_ONE: Final = 1
+_PAGE: Final = 10_000
+
+_metadata = MetaData()
+_BigId: Final = BigInteger().with_variant(Integer, "sqlite")
+
+
+def define(metadata: MetaData) -> tuple[Table, Table, Table]:
+    """Adds the three tables of the log to the tables of a store.
+
+    Args:
+        metadata: Those of the store.
+
+    Returns:
+        Entries, head and checkpoints.
+    """
+    return (
+        Table(
+            "audit_log",
+            metadata,
+            Column("seq", _BigId, primary_key=True, autoincrement=False),
+            Column("leaf_hash", LargeBinary(32), nullable=False, index=True),
+            Column("entry", LargeBinary, nullable=False),
+        ),
+        Table(
+            "audit_head",
+            metadata,
+            Column("id", Integer, primary_key=True, autoincrement=False),
+            Column("origin", Text, nullable=False),
+            Column("size", _BigId, nullable=False),
+            Column("frontier", LargeBinary, nullable=False),
+        ),
+        Table(
+            "audit_checkpoints",
+            metadata,
+            Column("number", _BigId, primary_key=True, autoincrement=True),
+            Column("size", _BigId, nullable=False),
+            Column("signed_at", BigInteger, nullable=False),
+            Column("note", Text, nullable=False),
+        ),
+    )
+
+
+_log, _head, _checkpoints = define(_metadata)
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a whole verification of the log found to be good.
+
+    Attributes:
+        checkpoint: The state of the log, unsigned.
+        checkpoints: How many signed checkpoints it was compared with.
+    """
+
+    checkpoint: Checkpoint
+    checkpoints: int
+
+
+def create(connection: Connection) -> None:
+    """Makes the tables where there are none, and the head of an empty log, whose name is made up once.
+
+    Called inside of a transaction that writes. Migrations of a store call it too.
+    """
+    _metadata.create_all(connection)
+    if connection.execute(select(_head.c.id)).one_or_none() is None:
+        origin = f"keylock/log/{secrets.token_hex(8)}"
+        connection.execute(insert(_head).values(id=_ONE, origin=origin, size=0, frontier=b""))
+
+
+def append(connection: Connection, new: Sequence[bytes]) -> range:
+    """Appends entries, in order, inside of the transaction that charges for them.
+
+    On PostgreSQL the head's row is locked until that transaction ends; on SQLite the transaction must have begun
+    as one that writes. Call it last, so that the lock is held for as short as can be.
+
+    Args:
+        connection: With an open transaction.
+        new: The entries.
+
+    Returns:
+        Their places in the log.
+
+    Raises:
+        AuditLogError: If an entry is too long, or there is no log.
+    """
+    if not new:
+        return range(0)
+    if any(len(entry) > MAX_ENTRY_BYTES for entry in new):
+        raise AuditLogError(f"an entry of the audit log has more than {MAX_ENTRY_BYTES} bytes")
+    frontier = _frontier(connection, lock=True)[1]
+    first = frontier.size
+    rows = []
+    for entry in new:
+        leaf = leaf_hash(entry)
+        rows.append({"seq": frontier.size, "leaf_hash": leaf, "entry": entry})
+        frontier.append(leaf)
+    connection.execute(insert(_log), rows)
+    connection.execute(update(_head).where(_head.c.id == _ONE).values(size=frontier.size, frontier=frontier.state))
+    return range(first, frontier.size)
+
+
+def head(connection: Connection) -> Checkpoint:
+    """Returns the state of the log, unsigned.
+
+    Raises:
+        AuditLogError: If there is no log, or its head was changed by hand.
+    """
+    origin, frontier = _frontier(connection, lock=False)
+    return Checkpoint(origin, frontier.size, frontier.root())
+
+
+def entries(connection: Connection, *, start: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Yields the entries with their places, in order, a page at a time.
+
+    Args:
+        connection: To the database.
+        start: The first place.
+    """
+    for seq, _, entry in _rows(connection, start=start):
+        yield seq, entry
+
+
+def find(connection: Connection, entry: bytes) -> int:
+    """Returns the place of an entry.
+
+    Raises:
+        AuditLogError: If it is not in the log.
+    """
+    query = select(func.min(_log.c.seq)).where(_log.c.leaf_hash == leaf_hash(entry))
+    place = connection.execute(query).scalar_one()
+    if place is None:
+        raise AuditLogError("this receipt is not in the audit log: it belongs to another log, or the log was changed")
+    return int(place)
+
+
+def sign_checkpoint(connection: Connection, key: SigningKey, *, at: datetime) -> str:
+    """Signs the state of the log and keeps the checkpoint, where that state was not signed before.
+
+    Args:
+        connection: With an open transaction that may write.
+        key: What signs.
+        at: The time, with its zone.
+
+    Returns:
+        The signed note.
+
+    Raises:
+        AuditLogError: If there is no log.
+    """
+    state = head(connection)
+    note = state.sign(key)
+    if latest_checkpoint(connection) != note:
+        moment = int(at.astimezone(UTC).timestamp())
+        connection.execute(insert(_checkpoints).values(size=state.size, signed_at=moment, note=note))
+    return note
+
+
+def latest_checkpoint(connection: Connection) -> str | None:
+    """Returns the checkpoint signed last, or None where none was."""
+    query = select(_checkpoints.c.note).order_by(_checkpoints.c.number.desc()).limit(1)
+    return connection.execute(query).scalar_one_or_none()
+
+
+def prove_inclusion(connection: Connection, entry: bytes, *, checkpoint: str) -> InclusionProof:
+    """Returns the proof that an entry is in the log that a checkpoint signs. Reads the hash of every entry.
+
+    Args:
+        connection: To the database.
+        entry: The entry.
+        checkpoint: A signed checkpoint of this log.
+
+    Raises:
+        AuditLogError: If the entry is not in it.
+    """
+    index, size = find(connection, entry), _size_of(checkpoint)
+    if index >= size:
+        raise AuditLogError(f"entry {index} is newer than the checkpoint of {size} entries: sign a new checkpoint")
+    return InclusionProof(index, tuple(inclusion_proof(_leaves(connection, size), index)), checkpoint)
+
+
+def prove_consistency(connection: Connection, old_size: int, *, checkpoint: str) -> ConsistencyProof:
+    """Returns the proof that the log that a checkpoint signs goes on from an earlier state.
+
+    Args:
+        connection: To the database.
+        old_size: Entries of the earlier state.
+        checkpoint: A signed checkpoint of this log.
+
+    Raises:
+        AuditLogError: If the earlier state is larger than the later one.
+    """
+    leaves = _leaves(connection, _size_of(checkpoint))
+    return ConsistencyProof(old_size, tuple(consistency_proof(leaves, old_size)), checkpoint)
+
+
+def verify(
+    connection: Connection,
+    *,
+    keys: Callable[[str], Collection[NoteKey]],
+    check_entry: Callable[[bytes], object] = lambda _entry: None,
+    known: Sequence[str] = (),
+) -> Verified:
+    """Verifies the whole log in one pass and names the first thing that is wrong.
+
+    1. Entries are numbered without a gap, and each has the hash of its content.
+    2. Every entry can be read.
+    3. The head names as many entries as there are, and their tree.
+    4. Every signed checkpoint, those kept here and those brought along, is signed by a key of the log and has the root
+       hash of the entries before it.
+
+    Args:
+        connection: To the database.
+        keys: Given the name of the log, the keys that are trusted to sign for it.
+        check_entry: Raises where the content of an entry is none.
+        known: Signed checkpoints that were kept elsewhere.
+
+    Raises:
+        AuditLogError: If anything is wrong.
+    """
+    origin, stored = _frontier(connection, lock=False)
+    trusted = keys(origin)
+    kept = [*connection.execute(select(_checkpoints.c.note).order_by(_checkpoints.c.number)).scalars(), *known]
+    signed: dict[int, list[Checkpoint]] = {}
+    for note in kept:
+        checkpoint = Checkpoint.open(note, trusted)
+        if checkpoint.origin != origin:
+            raise AuditLogError(f"a checkpoint is of the log {checkpoint.origin}, and this is {origin}")
+        signed.setdefault(checkpoint.size, []).append(checkpoint)
+    frontier = Frontier()
+    _compare(signed.get(0, ()), frontier)
+    for seq, leaf, entry in _rows(connection):
+        if seq != frontier.size:
+            raise AuditLogError(f"the audit log was cut: entry {frontier.size} is missing")
+        if leaf != leaf_hash(entry):
+            raise AuditLogError(f"the audit log was changed: entry {seq} is not what was appended")
+        try:
+            check_entry(entry)
+        except AuditLogError as error:
+            raise AuditLogError(f"entry {seq} of the audit log cannot be read: {error}") from None
+        frontier.append(leaf)
+        _compare(signed.get(frontier.size, ()), frontier)
+    if frontier.size < stored.size:
+        raise AuditLogError(f"the audit log was cut: it had {stored.size} entries and has {frontier.size}")
+    if (frontier.size, frontier.state) != (stored.size, stored.state):
+        raise AuditLogError("the audit log was changed: its head is not that of its entries")
+    beyond = [size for size in signed if size > frontier.size]
+    if beyond:
+        raise AuditLogError(
+            f"the audit log was cut: a checkpoint signs {max(beyond)} entries, {frontier.size} are left"
+        )
+    return Verified(Checkpoint(origin, frontier.size, frontier.root()), len(kept))
+
+
+def _compare(signed: Collection[Checkpoint], frontier: Frontier) -> None:
+    for checkpoint in signed:
+        if checkpoint.root != frontier.root():
+            raise AuditLogError(
+                f"the audit log was rewritten: its first {frontier.size} entries are not those that a checkpoint signs"
+            )
+
+
+def _frontier(connection: Connection, *, lock: bool) -> tuple[str, Frontier]:
+    query = select(_head).where(_head.c.id == _ONE)
+    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    if row is None:
+        raise AuditLogError("there is no audit log in this store: migrate it with keylock store migrate")
+    return row.origin, Frontier(row.size, row.frontier)
+
+
+def _rows(connection: Connection, *, start: int = 0) -> Iterator[tuple[int, bytes, bytes]]:
+    while True:
+        query = select(_log).where(_log.c.seq >= start).order_by(_log.c.seq).limit(_PAGE)
+        page = connection.execute(query).all()
+        for row in page:
+            yield row.seq, bytes(row.leaf_hash), bytes(row.entry)
+        if len(page) < _PAGE:
+            return
+        start = page[-1].seq + 1
+
+
+def _leaves(connection: Connection, size: int) -> list[bytes]:
+    query = select(_log.c.seq, _log.c.leaf_hash).where(_log.c.seq < size).order_by(_log.c.seq)
+    found = connection.execute(query).all()
+    if [row.seq for row in found] != list(itertools.islice(itertools.count(), size)):
+        raise AuditLogError(f"the audit log was cut: {size} entries were signed and {len(found)} of them are left")
+    return [bytes(row.leaf_hash) for row in found]
+
+
+def _size_of(checkpoint: str) -> int:
+    return Checkpoint.parse(checkpoint.rpartition("\n\n")[0] + "\n").size
