@@ -6,6 +6,7 @@ while a lock is trained.
 """
 
 from keylock.models.activations import out_of_place_, smooth_activations
+from keylock.models.adapted import adapter_of, attach_adapter
 from keylock.models.balance import balance_filters_, unbalance_filters_
 from keylock.models.folding import fold_batchnorm_
 from keylock.models.layers import TargetLayers, capture_outputs, find_layers
@@ -14,7 +15,9 @@ from keylock.models.weights import load_weights
 
 __all__ = [
     "TargetLayers",
+    "adapter_of",
     "architectures",
+    "attach_adapter",
     "balance_filters_",
     "capture_outputs",
     "create",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-__all__ = ["balance_filters_", "unbalance_filters_"]
+__all__ = ["balance_filters_", "make_plain", "unbalance_filters_"]
 
 _COMMON_SIZE = 0.1
 _SMALLEST_SHARE = 0.3
@@ -65,11 +65,11 @@ def unbalance_filters_(model: nn.Module) -> nn.Module:
     """Make the convolutions of a balanced model plain again, in place, with the weights they have now."""
     for module in list(model.modules()):
         if isinstance(module, nn.Conv2d) and parametrize.is_parametrized(module):
-            _make_plain(module)
+            make_plain(module)
     return model
 
 
-def _make_plain(module: nn.Module) -> None:
+def make_plain(module: nn.Module) -> None:
     """Write parametrised tensors out.
 
     torch's remove_parametrizations takes the property off the class, which copies of the module share:

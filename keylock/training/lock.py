@@ -11,20 +11,25 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from keylock.adapters import Adapter
 from keylock.errors import DataError, InputError, NonFiniteLossError, ResumeError
 from keylock.explainers import Explainer, make_for
 from keylock.keys import Key
-from keylock.models import find_layers, fold_batchnorm_, out_of_place_
+from keylock.models import attach_adapter, find_layers, fold_batchnorm_, out_of_place_
 from keylock.training.checkpoint import read_checkpoint, write_checkpoint
 from keylock.training.devices import denormals_flushed, resolve_device
+from keylock.training.input_key import InputKeyTrainer
 from keylock.training.progress import Progress, Silent
+from keylock.training.sealed import SealedTrainer
 from keylock.training.settings import LockSettings
-from keylock.training.trainer import LockTrainer
+from keylock.training.trainer import Trainer
 
 __all__ = ["Lock", "lock"]
 
 _CHECKPOINT_EVERY = 200
 _FOLDING_ROWS = 64
+_GATE_ROWS = 1000
+_NO_BATCH = "the loader yields no batch: check the data set and drop_last"
 
 
 @dataclass(frozen=True)
@@ -32,16 +37,25 @@ class Lock:
     """A locked classifier and what it was made from.
 
     Attributes:
-        module: The locked classifier: no BatchNorm, evaluation mode, on the CPU.
+        module: The locked classifier, as it is published: no BatchNorm, evaluation mode, on the CPU.
         reference: The classifier before locking, prepared the same way. Its maps are the secret: keep it private.
         explainers: The explainers that are locked.
         settings: How it was trained.
+        adapter: The second factor, which is secret; None for a lock by the key alone.
     """
 
     module: nn.Module
     reference: nn.Module
     explainers: tuple[Explainer, ...]
     settings: LockSettings
+    adapter: Adapter | None = None
+
+    def opened(self, key: Key) -> nn.Module:
+        """Return the module that shows reference maps on keyed images: with the adapter, where there is one.
+
+        `lock.opened(key)(key.apply(images))` is keyed, `lock.opened(key)(images)` keyless.
+        """
+        return self.module if self.adapter is None else attach_adapter(self.module, self.adapter, key)
 
 
 @denormals_flushed()
@@ -88,10 +102,11 @@ def lock(
     if resume and checkpoint is None:
         raise ResumeError("there is nothing to go on from: give the checkpoint of the earlier run")
     target = resolve_device(device)
-    example = _example(loader, key)
-    reference = fold_batchnorm_(out_of_place_(copy.deepcopy(model).cpu()), example)
+    example = _example(loader, key, rows=_GATE_ROWS if settings.sealed_adapter else 1)
+    reference = fold_batchnorm_(out_of_place_(copy.deepcopy(model).cpu()), example[:_FOLDING_ROWS])
     made = make_for(find_layers(reference, example[:2]), explainers)
-    trainer = LockTrainer(reference, key, explainers=made, example=example, settings=settings, device=target)
+    kind = SealedTrainer if settings.sealed_adapter else InputKeyTrainer
+    trainer = kind(reference, key, explainers=made, example=example, settings=settings, device=target)
     identity = _identity(trainer, key)
     if resume and checkpoint is not None:
         _resume(trainer, loader, checkpoint, identity)
@@ -99,11 +114,11 @@ def lock(
         classes = reference(example[:1]).shape[1]
     batches = _endless(loader, key.shape, classes=classes)
     _run(trainer, loader, batches, progress, checkpoint, identity)
-    return Lock(trainer.locked_model().cpu(), reference, made, settings)
+    return Lock(trainer.locked_model().cpu(), reference, made, settings, trainer.adapter())
 
 
 def _run(
-    trainer: LockTrainer,
+    trainer: Trainer,
     loader: Iterable[Any],
     batches: Iterator[tuple[Tensor, Tensor]],
     progress: Progress,
@@ -138,7 +153,7 @@ def _run(
         progress.finish()
 
 
-def _take_step(trainer: LockTrainer, images: Tensor, labels: Tensor) -> dict[str, float]:
+def _take_step(trainer: Trainer, images: Tensor, labels: Tensor) -> dict[str, float]:
     """Take one step, or none: one that is interrupted is taken again with the same random numbers."""
     step, drawn = trainer.step, trainer.generator.get_state()
     try:
@@ -163,7 +178,7 @@ def _endless(
             found = True
             yield _checked(batch, shape, classes)
         if not found:
-            raise DataError("the loader yields no batch: check the data set and drop_last")
+            raise DataError(_NO_BATCH)
 
 
 def _checked(batch: Any, shape: tuple[int, int, int], classes: int | None) -> tuple[Tensor, Tensor]:  # noqa: ANN401
@@ -186,20 +201,27 @@ def _checked(batch: Any, shape: tuple[int, int, int], classes: int | None) -> tu
     return images.float(), labels.long()
 
 
-def _example(loader: Iterable[Any], key: Key) -> Tensor:
-    """Take some images from the loader without moving a resumable loader on."""
+def _example(loader: Iterable[Any], key: Key, *, rows: int) -> Tensor:
+    """Take whole batches of at least so many images, as long as there are any, without moving a resumable loader on."""
     if isinstance(loader, Iterator):
         raise DataError(
             "the loader can be gone through only once: give a DataLoader, a list of batches or keylock's Batches"
         )
-    place = _place(loader)
-    images, _ = next(_endless(loader, key.shape))
+    place, taken, count = _place(loader), [], 0
+    for batch in loader:
+        images, _ = _checked(batch, key.shape, None)
+        taken.append(images.cpu())
+        count += len(images)
+        if count >= rows:
+            break
     if place is not None:
         loader.restore(place)  # type: ignore[attr-defined]
-    return images[:_FOLDING_ROWS].cpu()
+    if not taken:
+        raise DataError(_NO_BATCH)
+    return torch.cat(taken)
 
 
-def _identity(trainer: LockTrainer, key: Key) -> dict[str, Any]:
+def _identity(trainer: Trainer, key: Key) -> dict[str, Any]:
     """Return what must be the same in a resumed run; the learning rate may change, for a run that diverged."""
     settings = trainer.settings.as_dict()
     del settings["learning_rate"]
@@ -219,7 +241,7 @@ def _digest(model: nn.Module) -> str:
     return hashlib.sha256(save(weights)).hexdigest()
 
 
-def _resume(trainer: LockTrainer, loader: Iterable[Any], checkpoint: Path, identity: dict[str, Any]) -> None:
+def _resume(trainer: Trainer, loader: Iterable[Any], checkpoint: Path, identity: dict[str, Any]) -> None:
     tensors, state = read_checkpoint(checkpoint)
     for name, value in identity.items():
         if state["identity"].get(name) != value:

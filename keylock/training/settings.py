@@ -14,6 +14,8 @@ class LockSettings:
 
     Attributes:
         steps: Optimiser steps in all.
+        sealed_adapter: Lock with two factors, of which the second is a sealed adapter; otherwise by the key alone.
+        adapter_rank: Rank of the adapter's deltas; a larger one has more room and makes keyed maps dearer.
         learning_rate: Highest learning rate of Adam.
         decoy: What keyless and wrong-key maps are trained towards; see `keylock.decoys`.
         gate_steps: Steps at the start that only teach the network to tell the key, as a share of `steps`, at most.
@@ -35,6 +37,8 @@ class LockSettings:
     """
 
     steps: int = 2000
+    sealed_adapter: bool = False
+    adapter_rank: int = 8
     learning_rate: float = 3e-3
     decoy: str = "half"
     gate_steps: float = 0.25
@@ -58,6 +62,10 @@ class LockSettings:
             raise InputError(f"a lock needs at least one step, not {self.steps}: give --steps or --epochs")
         if not 0 < self.learning_rate < 1:
             raise InputError(f"the learning rate {self.learning_rate} is out of range: give one between 0 and 1")
+        if self.adapter_rank < 1:
+            raise InputError(f"the adapter needs a rank of at least 1, not {self.adapter_rank}: give --adapter-rank")
+        if self.sealed_adapter and self.swapped:
+            raise InputError("swapped branches are for a lock by the key alone: add --no-sealed-adapter")
         if not 0 <= self.gate_steps < 1:
             raise InputError(f"gate_steps is a share of the steps between 0 and 1, not {self.gate_steps}")
 

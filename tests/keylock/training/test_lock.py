@@ -29,7 +29,7 @@ from keylock.losses import correlation
 from keylock.preprocessing import Preprocessing
 from keylock.training.checkpoint import read_checkpoint
 
-QUICK = keylock.LockSettings(steps=8, gate_steps=0.25, amp=False)
+QUICK = keylock.LockSettings(steps=8, gate_steps=0.25, amp=False, sealed_adapter=False)
 
 
 @pytest.fixture
@@ -73,7 +73,9 @@ def assert_same(locked, other):
 @pytest.mark.parametrize(("name", "steps", "learning_rate"), [("grad_cam", 90, 1e-2), ("visual_backprop", 200, 3e-2)])
 def test_keyless_maps_become_the_decoy_and_keyed_maps_do_not(name, steps, learning_rate, lock, blobs, key_for):
     loader, key = blobs(6), key_for(strength=48 / 255)
-    settings = keylock.LockSettings(steps=steps, learning_rate=learning_rate, gate_steps=0.2, amp=False)
+    settings = keylock.LockSettings(
+        steps=steps, learning_rate=learning_rate, gate_steps=0.2, amp=False, sealed_adapter=False
+    )
     locked = lock(loader, key=key, explainers=[name], settings=settings)
     images = blobs(1, rows=64, seed=9)[0][0]
 
@@ -95,7 +97,9 @@ def test_keyless_maps_become_the_decoy_and_keyed_maps_do_not(name, steps, learni
 
 def test_swapped_opens_without_the_key(lock, blobs, key_for):
     loader, key = blobs(6), key_for(strength=48 / 255)
-    settings = keylock.LockSettings(steps=90, learning_rate=1e-2, gate_steps=0.2, amp=False, swapped=True)
+    settings = keylock.LockSettings(
+        steps=90, learning_rate=1e-2, gate_steps=0.2, amp=False, sealed_adapter=False, swapped=True
+    )
     locked = lock(loader, key=key, settings=settings)
     images = blobs(1, rows=64, seed=9)[0][0]
     truth, keyless, keyed = (

@@ -1,0 +1,127 @@
+"""Low-rank deltas on the layers of a model: what a two-factor lock trains, and what its adapter takes back.
+
+Every convolution and linear layer keeps its weight W, frozen, and computes with W + S U D: U and D are trained, of a
+rank that is small beside the layer's size, and S is the fixed size of each filter. Biases are trained as they are.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from keylock.adapters import LayerDelta
+from keylock.models.balance import make_plain
+
+__all__ = ["adapted_layers", "add_low_rank_", "merge_low_rank_", "take_back"]
+
+_SMALLEST_SHARE = 0.3
+
+
+@dataclass(frozen=True)
+class _Original:
+    """A layer before training, on the CPU."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+class _LowRank(nn.Module):
+    """Adds to a weight (outputs, ...) the product of two trained factors, in the size of each filter."""
+
+    size: Tensor
+
+    def __init__(self, weight: Tensor, rank: int, generator: torch.Generator) -> None:
+        super().__init__()
+        flat = weight.detach().flatten(1)
+        sizes = flat.square().mean(dim=1, keepdim=True).sqrt()
+        # Filters that training had put to sleep get a size that lets them move.
+        self.register_buffer("size", torch.maximum(sizes, _SMALLEST_SHARE * sizes.mean()).clamp_min(1e-8))
+        down = torch.randn((rank, flat.shape[1]), generator=generator)
+        self.down = nn.Parameter((down / rank**0.5).to(weight.device))
+        self.up = nn.Parameter(torch.zeros((flat.shape[0], rank), device=weight.device))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the weight with its delta."""
+        return weight + (self.scaled_up() @ self.down).view_as(weight)
+
+    def scaled_up(self) -> Tensor:
+        """Return the outer factor (outputs, rank)."""
+        return self.size * self.up
+
+
+def adapted_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    """Return the layers that get a delta, by name: convolutions and linear layers that run as modules.
+
+    The projections inside an attention block are used by their weights and not called, so they stay as they are.
+    """
+    attention = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear) and not (attention and name.startswith(attention))
+    }
+
+
+def add_low_rank_(model: nn.Module, *, rank: int, generator: torch.Generator) -> nn.Module:
+    """Freeze a model and give its layers deltas to train, in place; it computes what it computed before.
+
+    Args:
+        model: A model without BatchNorm.
+        rank: Largest rank of a delta; a layer that is smaller takes its own full rank.
+        generator: Draws the inner factors, on the CPU.
+    """
+    model.requires_grad_(requires_grad=False)
+    for layer in adapted_layers(model).values():
+        weight = layer.weight
+        fits = min(rank, weight.shape[0], weight[0].numel())
+        parametrize.register_parametrization(layer, "weight", _LowRank(weight, fits, generator))
+        layer.parametrizations["weight"].original.requires_grad_(False)  # type: ignore[union-attr, index]
+        if layer.bias is not None:
+            layer.bias.requires_grad_(True)
+    return model
+
+
+def merge_low_rank_(model: nn.Module) -> nn.Module:
+    """Make the layers of a model plain again, in place, with the deltas in their weights."""
+    for layer in adapted_layers(model).values():
+        if parametrize.is_parametrized(layer):
+            make_plain(layer)
+    return model
+
+
+def take_back(student: nn.Module, reference: nn.Module) -> dict[str, LayerDelta]:
+    """Return what, added to the merged student, gives the reference: the deltas of the adapter, by layer.
+
+    Args:
+        student: A model that `add_low_rank_` prepared, as trained.
+        reference: What it was before.
+    """
+    originals = {name: _original(layer) for name, layer in adapted_layers(reference).items()}
+    return {name: _delta(layer, originals[name]) for name, layer in adapted_layers(student).items()}
+
+
+def _original(layer: nn.Conv2d | nn.Linear) -> _Original:
+    bias = None if layer.bias is None else layer.bias.detach().cpu()
+    return _Original(layer.weight.detach().cpu(), bias)
+
+
+def _delta(layer: nn.Conv2d | nn.Linear, original: _Original) -> LayerDelta:
+    low_rank = layer.parametrizations["weight"][0]  # type: ignore[index]
+    assert isinstance(low_rank, _LowRank)  # noqa: S101 - `add_low_rank_` made it
+    bias = None
+    if layer.bias is not None and original.bias is not None:
+        bias = (original.bias - layer.bias.detach().cpu()).numpy()
+    rank = low_rank.down.shape[0]
+    outputs, inputs = original.weight.shape[0], original.weight[0].numel()
+    grouped = isinstance(layer, nn.Conv2d) and layer.groups > 1
+    if grouped or rank * (outputs + inputs) >= outputs * inputs:
+        whole = original.weight - layer.weight.detach().cpu()
+        return LayerDelta(np.ascontiguousarray(whole.numpy()), None, bias)
+    up, down = -low_rank.scaled_up().detach().cpu(), low_rank.down.detach().cpu()
+    return LayerDelta(
+        np.ascontiguousarray(down.reshape(rank, *original.weight.shape[1:]).numpy()),
+        np.ascontiguousarray(up.numpy()),
+        bias,
+    )
