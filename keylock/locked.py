@@ -81,7 +81,10 @@ def _module(manifest: Manifest, weights: bytes, model: nn.Module | None, path: P
                 f"{path} was made from a module of its owner's ({architecture.name}): pass model= of the same class"
             )
         model = create(
-            architecture.name, num_classes=architecture.num_classes, channels=manifest.preprocessing.channels
+            architecture.name,
+            num_classes=architecture.num_classes,
+            channels=manifest.preprocessing.channels,
+            image_size=manifest.preprocessing.size[0],
         )
     # Which layers folding replaces depends on the architecture alone, so the tree comes out as it was when locked.
     generator = torch.Generator().manual_seed(0)

@@ -134,11 +134,9 @@ def _explainer_names(text: str) -> tuple[str, ...]:
 
 def _check_names(*, arch: str, decoy: str | None) -> None:
     from keylock.decoys import DECOYS
-    from keylock.models import architectures
+    from keylock.models import require_architecture
 
-    if arch not in architectures():
-        own = [name for name in architectures() if name in {"small-cnn", "resnet20", "resnet32", "resnet56"}]
-        raise UnknownNameError("architecture", arch, [*own, "any classifier of torchvision, such as resnet18"])
+    require_architecture(arch)
     if decoy is not None and decoy != "targeted" and decoy not in DECOYS:
         raise UnknownNameError("decoy", decoy, [*DECOYS, "targeted"])
 

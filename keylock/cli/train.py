@@ -38,7 +38,7 @@ def train(
     train_images: Annotated[int | None, typer.Option(metavar="N", help="Use at most so many to train.")] = None,
     test_images: Annotated[int | None, typer.Option(metavar="N", help="Use at most so many to measure.")] = None,
     arch: Annotated[
-        str, typer.Option(metavar="NAME", help="small-cnn, resnet20, or any classifier of torchvision.")
+        str, typer.Option(metavar="NAME", help="small-cnn, resnet20, vit_tiny, any of torchvision, or timm:NAME.")
     ] = "small-cnn",
     init: Annotated[
         Path | None,

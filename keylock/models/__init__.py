@@ -1,30 +1,37 @@
 """The classifiers keylock can build, and what it does to any classifier before locking it.
 
 `create` builds a model by name; `fold_batchnorm_` takes normalisation statistics out of an attacker's reach;
-`find_layers` chooses the layers the explainers look at; `smooth_activations` makes a ReLU network twice differentiable
-while a lock is trained.
+`find_layers` chooses the layers the explainers look at; `smooth_activations` and `plain_attention` make a network twice
+differentiable while a lock is trained.
 """
 
 from keylock.models.activations import out_of_place_, smooth_activations
 from keylock.models.adapted import adapter_of, attach_adapter
+from keylock.models.attention import capture_attention
 from keylock.models.balance import balance_filters_, unbalance_filters_
 from keylock.models.folding import fold_batchnorm_
-from keylock.models.layers import TargetLayers, capture_outputs, find_layers
-from keylock.models.registry import architectures, create
+from keylock.models.kernels import plain_attention
+from keylock.models.layers import TargetLayers, find_layers
+from keylock.models.recording import capture_outputs
+from keylock.models.registry import OWN_ARCHITECTURES, architectures, create, require_architecture
 from keylock.models.weights import load_weights
 
 __all__ = [
+    "OWN_ARCHITECTURES",
     "TargetLayers",
     "adapter_of",
     "architectures",
     "attach_adapter",
     "balance_filters_",
+    "capture_attention",
     "capture_outputs",
     "create",
     "find_layers",
     "fold_batchnorm_",
     "load_weights",
     "out_of_place_",
+    "plain_attention",
+    "require_architecture",
     "smooth_activations",
     "unbalance_filters_",
 ]

@@ -6,15 +6,19 @@ example) they become a `ChannelAffine`. The module tree stays as it was: a folde
 same name behind, so that hooks and layer names keep working.
 """
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from functools import partial
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.utils import parametrize
 
 from keylock.errors import ModelError
+from keylock.models.balance import make_plain
 
 __all__ = ["ChannelAffine", "fold_batchnorm_"]
 
@@ -36,7 +40,8 @@ class ChannelAffine(nn.Module):
 def fold_batchnorm_(model: nn.Module, example: Tensor, *, tolerance: float = 1e-3) -> nn.Module:
     """Take every BatchNorm out of a model, in place, without changing what it computes in evaluation mode.
 
-    The model is left in evaluation mode.
+    The model is left in evaluation mode. Parametrised weights (weight normalisation, spectral normalisation) become
+    plain ones of their present value.
 
     Args:
         model: Any classifier.
@@ -48,23 +53,27 @@ def fold_batchnorm_(model: nn.Module, example: Tensor, *, tolerance: float = 1e-
 
     Raises:
         ModelError: The model does not take the example or does not return logits, a BatchNorm keeps no running
-            statistics, or the check found a larger change than `tolerance`.
+            statistics, or the check found a larger change than `tolerance`, or logits that are not finite.
     """
     model.eval()
     with torch.no_grad():
         before = _logits(model, example)
+        for module in list(model.modules()):
+            if parametrize.is_parametrized(module):
+                make_plain(module)
         producers = _producers(model, example)
         replacements: dict[nn.Module, nn.Module] = {}
         # With duplicates, because one module may stand under several names.
         for name, norm in list(model.named_modules(remove_duplicate=False)):
-            if not isinstance(norm, _BatchNorm):
+            if not _keeps_statistics(norm):
                 continue
             if norm not in replacements:
                 replacements[norm] = _fold(name, norm, producers.get(norm))
-            _replace(model, name, replacements[norm])
+            _replace(model, name, replacements[norm].eval())
         after = model(example)
     change = float((after - before).abs().max() / before.abs().max().clamp_min(1e-6))
-    if change > tolerance:
+    # Written so that a change that is no number is refused too.
+    if not change <= tolerance:
         raise ModelError(
             f"folding BatchNorm changed the logits by {change:.1e} of their range (allowed: {tolerance:.0e}): "
             "the model uses a layer in a way keylock does not know; fold it yourself and pass it folded"
@@ -84,13 +93,23 @@ def _logits(model: nn.Module, example: Tensor) -> Tensor:
     return logits
 
 
-def _fold(name: str, norm: _BatchNorm, convolution: nn.Conv2d | None) -> nn.Module:
+def _keeps_statistics(module: nn.Module) -> TypeGuard[_BatchNorm | _InstanceNorm]:
+    """Tell whether a module normalises by statistics of earlier images."""
+    return isinstance(module, _BatchNorm) or (isinstance(module, _InstanceNorm) and module.track_running_stats)
+
+
+def _fold(name: str, norm: _BatchNorm | _InstanceNorm, convolution: nn.Conv2d | None) -> nn.Module:
     """Return what takes the place of a BatchNorm, after changing the convolution where one absorbs it."""
     scale, shift = _scale_and_shift(name, norm)
+    affine: nn.Module
     if convolution is None:
-        return ChannelAffine(scale, shift)
-    _absorb(convolution, scale, shift)
-    return nn.Identity()
+        affine = ChannelAffine(scale, shift)
+    else:
+        _absorb(convolution, scale, shift)
+        affine = nn.Identity()
+    # Some libraries put the activation into the BatchNorm, as a child that its forward calls last.
+    inside = OrderedDict(norm.named_children())
+    return nn.Sequential(OrderedDict(affine=affine, **inside)) if inside else affine
 
 
 def _producers(model: nn.Module, example: Tensor) -> dict[nn.Module, nn.Conv2d]:
@@ -105,6 +124,11 @@ def _producers(model: nn.Module, example: Tensor) -> dict[nn.Module, nn.Conv2d]:
     }
 
 
+def _is_plain(convolution: nn.Module) -> bool:
+    """Tell whether a convolution is linear in its weight; subclasses may standardise it first."""
+    return isinstance(convolution, nn.Conv2d) and type(convolution).forward is nn.Conv2d.forward
+
+
 def _candidates(model: nn.Module, example: Tensor) -> dict[nn.Module, nn.Conv2d]:
     """Find the pairs of a convolution that runs once and the one BatchNorm that is called with its output."""
     made_by: dict[int, nn.Conv2d] = {}
@@ -115,13 +139,14 @@ def _candidates(model: nn.Module, example: Tensor) -> dict[nn.Module, nn.Conv2d]
     def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         calls[module] += 1
         if isinstance(module, nn.Conv2d):
-            made_by[id(output)] = module
+            if _is_plain(module):
+                made_by[id(output)] = module
             kept.append(output)
         elif inputs and id(inputs[0]) in made_by:
             found[module] = made_by[id(inputs[0])]
 
-    kinds = (nn.Conv2d, _BatchNorm)
-    handles = [module.register_forward_hook(after) for module in model.modules() if isinstance(module, kinds)]
+    watched = [m for m in model.modules() if isinstance(m, nn.Conv2d) or _keeps_statistics(m)]
+    handles = [module.register_forward_hook(after) for module in watched]
     try:
         model(example)
     finally:
@@ -159,7 +184,7 @@ def _read_by_nothing_else(model: nn.Module, example: Tensor, pairs: Mapping[nn.M
             handle.remove()
 
 
-def _scale_and_shift(name: str, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+def _scale_and_shift(name: str, norm: _BatchNorm | _InstanceNorm) -> tuple[Tensor, Tensor]:
     """Return the per-channel scale and shift (channels,) that a BatchNorm applies in evaluation mode."""
     if norm.running_mean is None or norm.running_var is None:
         raise ModelError(f"the BatchNorm {name!r} keeps no running statistics: train it with track_running_stats=True")

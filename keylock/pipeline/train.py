@@ -164,7 +164,12 @@ def prepare_reference(plan: TrainPlan, key: Key, *, progress: Progress, resume: 
     with torch.random.fork_rng(devices=[]):
         # Initial weights come from torch's global generator; inside the block it is ours.
         torch.manual_seed(plan.seed)
-        model = create(plan.architecture, num_classes=len(plan.data.classes), channels=plan.data.preprocessing.channels)
+        model = create(
+            plan.architecture,
+            num_classes=len(plan.data.classes),
+            channels=plan.data.preprocessing.channels,
+            image_size=plan.data.preprocessing.size[0],
+        )
         core = model.core() if isinstance(model, SmallCNN) else model
     if plan.init is not None:
         return load_weights(model, plan.init).eval()

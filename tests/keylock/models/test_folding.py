@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from keylock.errors import ModelError
-from keylock.models import architectures, create, fold_batchnorm_
+from keylock.models import fold_batchnorm_
 from keylock.models.folding import ChannelAffine
 
 SIZES = {
@@ -175,18 +175,52 @@ def test_affine_shapes_follow_the_input():
     torch.testing.assert_close(affine(torch.ones(1, 2, 1, 2))[0, :, 0], torch.tensor([[3.0, 3.0], [2.0, 2.0]]))
 
 
-def test_registry_lists_and_refuses():
-    assert {"resnet20", "small-cnn", "resnet18", "mobilenet_v2"} <= set(architectures())
-    assert list(architectures()) == sorted(architectures())
-    with pytest.raises(ModelError, match="takes images of 3 channels, not 1: choose small-cnn"):
-        create("resnet18", num_classes=3, channels=1)
-    with pytest.raises(Exception, match=r"unknown architecture 'resnet19': choose one of .*resnet18"):
-        create("resnet19", num_classes=3)
+def test_parametrised_weights_become_plain(tiny_net, smooth_images):
+    model = tiny_net()
+    nn.utils.parametrizations.weight_norm(model.conv1)
+    nn.utils.parametrizations.spectral_norm(model.head)
+    model.eval()
+    images = smooth_images(2, 16)
+    with torch.no_grad():
+        expected = model(images)
+        found = fold_batchnorm_(model, images, tolerance=1e-4)(images)
+
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert isinstance(model.conv1.weight, nn.Parameter)
+    assert isinstance(model.head.weight, nn.Parameter)
 
 
-@pytest.mark.parametrize(("name", "channels"), [("small-cnn", 1), ("resnet20", 1), ("resnet32", 3)])
-def test_own_architectures_give_logits(name, channels, smooth_images):
-    model = create(name, num_classes=7, channels=channels)
+class StandardisedConv2d(nn.Conv2d):
+    """Standardises its filters first, so that a scale in them has no effect."""
 
-    assert model.training
-    assert model.eval()(smooth_images(2, 12, channels=channels)).shape == (2, 7)
+    def forward(self, images):
+        weight = self.weight / self.weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        return self._conv_forward(images, weight, self.bias)
+
+
+def test_convolutions_that_change_their_weights_keep_them(smooth_images):
+    model = nn.Sequential(StandardisedConv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    model[1].running_var.uniform_(2, 3)
+    images = smooth_images(2, 8)
+    with torch.no_grad():
+        expected = model(images)
+        found = fold_batchnorm_(model, images, tolerance=1e-4)(images)
+
+    torch.testing.assert_close(found, expected)
+    assert type(model[1]) is ChannelAffine
+
+
+class Scaled(nn.BatchNorm2d):
+    """A BatchNorm that does more than BatchNorm, in a way that nobody can see from outside."""
+
+    def forward(self, images):
+        return 2 * super().forward(images)
+
+
+@pytest.mark.parametrize("shift", [1.0, float("nan")])
+def test_a_change_of_the_logits_is_refused(shift, smooth_images):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Scaled(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model[1].running_mean.fill_(shift)
+
+    with pytest.raises(ModelError, match=r"folding BatchNorm changed the logits by .*: .* fold it yourself"):
+        fold_batchnorm_(model, smooth_images(2, 8))

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from torch import nn
+from torchvision.models import SwinTransformer
+from torchvision.ops import Permute
 
 from keylock.errors import LayerNotFoundError
 from keylock.models import capture_outputs, find_layers, fold_batchnorm_, out_of_place_, smooth_activations
@@ -98,8 +100,8 @@ def test_capture_refuses_unknown_names_before_hooking(tiny_net):
     assert not model.conv1._forward_hooks
 
 
-class Mixer(nn.Module):
-    """Tokens all the way: no layer has a spatial output."""
+class Patches(nn.Module):
+    """Tokens all the way, without a convolution that would tell the grid."""
 
     def __init__(self):
         super().__init__()
@@ -112,10 +114,28 @@ class Mixer(nn.Module):
         return self.head(self.block(self.embed(patches)).mean(dim=1))
 
 
-@pytest.mark.parametrize("model", [Mixer(), nn.Sequential(nn.Flatten(), nn.Linear(768, 3))], ids=["tokens", "mlp"])
-def test_models_without_spatial_layers_are_told_what_to_do(model, smooth_images):
+class Sequence(Patches):
+    """Some of the patches: no grid of the image's proportions has so many."""
+
+    def forward(self, images):
+        patches = nn.functional.unfold(images, 4, stride=4).transpose(1, 2)[:, :13]
+        return self.head(self.block(self.embed(patches)).mean(dim=1))
+
+
+@pytest.mark.parametrize(("shape", "grid"), [((16, 16), (4, 4)), ((16, 24), (4, 6))])
+def test_patches_are_found_without_a_convolution(shape, grid):
+    images = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(0))
+
+    found = find_layers(Patches(), images)
+
+    assert (found.last, found.kind, found.grid, found.prefix_tokens) == ("block", "tokens", grid, 0)
+    assert found.attention == ("block.self_attn",)
+
+
+@pytest.mark.parametrize("model", [nn.Sequential(nn.Flatten(), nn.Linear(960, 3)), Sequence()], ids=["mlp", "no grid"])
+def test_models_without_layers_to_look_at_are_told_what_to_do(model, smooth_images):
     with pytest.raises(LayerNotFoundError, match="take larger images, or put the step"):
-        find_layers(model, smooth_images(2, 16))
+        find_layers(model, smooth_images(2, 20)[:, :, :16])
 
 
 def test_relu_is_smooth_inside_and_itself_after(tiny_net, smooth_images):
@@ -128,7 +148,7 @@ def test_relu_is_smooth_inside_and_itself_after(tiny_net, smooth_images):
     with pytest.raises(ZeroDivisionError), smooth_activations(model):
         raise ZeroDivisionError
 
-    assert {kinds[name] for name in ("act1", "twin", "act2", "act3")} == {nn.Softplus}
+    assert nn.ReLU not in {kinds[name] for name in ("act1", "twin", "act2", "act3")}
     assert all(modules[name] is layer for name, layer in model.named_modules(remove_duplicate=False))
     assert not torch.equal(inside, model(smooth_images(2, 16)))
 
@@ -148,3 +168,37 @@ def test_out_of_place_activations_leave_what_was_hooked(tiny_net, smooth_images)
 
     assert (outputs["bn1"] < 0).any()
     assert torch.equal(outputs["act1"], outputs["bn1"].relu())
+
+
+class ChannelsLast(nn.Module):
+    """Goes on with (batch, h, w, channels) after its first convolution, and turns back at the end when told to."""
+
+    def __init__(self, *, back):
+        super().__init__()
+        self.embed = nn.Conv2d(3, 8, 4, stride=4)
+        self.turn = Permute([0, 2, 3, 1])
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.ReLU()) for _ in range(3)))
+        self.back = Permute([0, 3, 1, 2]) if back else None
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, images):
+        hidden = self.blocks(self.turn(self.embed(images)))
+        hidden = hidden.permute(0, 3, 1, 2) if self.back is None else self.back(hidden)
+        return self.head(hidden.mean(dim=(2, 3)))
+
+
+def test_layers_with_the_channels_last_are_not_misread(smooth_images):
+    # Eight rows, columns and channels each: the shapes alone tell nothing.
+    images = smooth_images(2, 32)
+
+    assert find_layers(ChannelsLast(back=True), images).last == "back"
+    with pytest.raises(LayerNotFoundError, match=r"after 'embed' are laid out \(batch, h, w, channels\): put a module"):
+        find_layers(ChannelsLast(back=False), images)
+
+
+def test_windowed_attention_is_found_by_its_last_maps(smooth_images):
+    model = SwinTransformer([4, 4], 12, [1, 1], [2, 2], [4, 4], num_classes=3)
+
+    found = find_layers(model, smooth_images(2, 32))
+
+    assert (found.last, found.stack, found.kind) == ("permute", ("permute",), "maps")
