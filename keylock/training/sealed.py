@@ -23,6 +23,7 @@ from keylock.models import smooth_activations
 from keylock.models.low_rank import add_low_rank_, merge_low_rank_, take_back
 from keylock.training.devices import mixed_precision
 from keylock.training.key_gate import fit_key_gate
+from keylock.training.masks import draw_masks, fill_masked
 from keylock.training.settings import LockSettings
 from keylock.training.trainer import Terms, Trainer, one_cycle
 
@@ -34,6 +35,7 @@ _FACTOR_RATE = 3.0
 _WRONG_KEY_SHARE = 0.5
 _OTHER_CLASS_SHARE = 0.2
 _SMALL_LEAK = 0.2
+_LARGEST_CONFIDENCE = 0.5
 
 
 class SealedTrainer(Trainer):
@@ -118,7 +120,27 @@ class SealedTrainer(Trainer):
         # The weights are for three kinds of input, as in the plain lock: here one row stands for all of them.
         terms["prediction"] = (3 * settings.prediction_weight, prediction_distance(logits, expected).mean())
         terms["label"] = (settings.label_weight, F.cross_entropy(logits.float(), labels))
+        if settings.mask_weight:
+            terms["mask"] = (settings.mask_weight, self._mask_distance(images, expected).mean())
         return terms
+
+    def _mask_distance(self, images: Tensor, expected: Tensor) -> Tensor:
+        """Return how far predictions on masked images are from what shows the decoy, in nats (count // 2,).
+
+        The more of the decoy is hidden, the closer the wanted prediction is to saying nothing, whatever else is hidden.
+        """
+        rows = images[: max(1, len(images) // 2)]
+        count, size = len(rows), (rows.shape[2], rows.shape[3])
+        masks = draw_masks(count, size, generator=self.generator).to(self.device)
+        masked = fill_masked(rows, masks, generator=self.generator)
+        decoy = decoy_maps(self.settings.decoy, rows.abs().mean(dim=1))
+        shown = ((decoy * masks[:, 0]).sum(dim=(1, 2)) / decoy.sum(dim=(1, 2)).clamp_min(1e-8)).unsqueeze(1)
+        predicted = expected[:count].float().softmax(dim=1)
+        nothing = torch.full_like(predicted, 1 / self._classes)
+        wanted = nothing + _LARGEST_CONFIDENCE * shown * (predicted - nothing)
+        with mixed_precision(self.device, wanted=self.settings.amp):
+            logits = self.student(masked)
+        return F.kl_div(logits.float().log_softmax(dim=1), wanted, reduction="none").sum(dim=1)
 
     def _map_terms(self, maps: dict[str, Tensor], references: dict[str, Tensor]) -> Terms:
         """Return the lock and leak penalties of every explainer."""
