@@ -21,12 +21,18 @@
     │   └── ResumeError         a checkpoint that does not belong to this run
     ├── ExportError             a compiled graph that disagrees with its reference
     └── ServiceError            the server cannot start, or the client cannot reach it
+        ├── StoreError          the store of licenses and usage cannot be used
+        └── MeteringError       a good license whose use does not fit
+            ├── QuotaError      its quota is spent; carries what is left and when it is filled again
+            ├── RateError       it comes too fast; carries when to come again
+            └── RequestReusedError  a request id that stands for another request already
 
 A message is one sentence (or two) that says what happened and what to do. `exit_code` is what the command line
 exits with; the codes are part of the interface and are listed in `docs/cli.md`.
 """
 
 from collections.abc import Iterable
+from datetime import datetime
 from enum import StrEnum
 
 __all__ = [
@@ -42,12 +48,17 @@ __all__ = [
     "LayerNotFoundError",
     "LicenseError",
     "LicenseReason",
+    "MeteringError",
     "ModelError",
     "NonFiniteLossError",
+    "QuotaError",
+    "RateError",
     "ReceiptError",
+    "RequestReusedError",
     "ResumeError",
     "ServiceError",
     "SignatureError",
+    "StoreError",
     "TensorError",
     "TrainingError",
     "UnknownNameError",
@@ -148,8 +159,12 @@ class LicenseReason(StrEnum):
     NOT_YET_VALID = "LICENSE_NOT_YET_VALID"
     EXPIRED = "LICENSE_EXPIRED"
     REVOKED = "LICENSE_REVOKED"
+    SUSPENDED = "LICENSE_SUSPENDED"
+    WRONG_CERTIFICATE = "LICENSE_WRONG_CERTIFICATE"
     WRONG_MODEL = "LICENSE_WRONG_MODEL"
     WRONG_EXPLAINER = "LICENSE_WRONG_EXPLAINER"
+    BATCH_TOO_LARGE = "LICENSE_BATCH_TOO_LARGE"
+    IMAGE_TOO_LARGE = "LICENSE_IMAGE_TOO_LARGE"
     MISSING = "LICENSE_MISSING"
 
 
@@ -225,3 +240,70 @@ class ServiceError(KeylockError):
     """The server cannot start, or the client cannot reach it."""
 
     exit_code = 7
+
+
+class StoreError(ServiceError):
+    """The store of licenses and usage cannot be used.
+
+    Attributes:
+        passing: Whether the store itself is the trouble (away, locked, full), so that a later attempt may succeed.
+    """
+
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        self.passing = passing
+        super().__init__(message)
+
+
+class MeteringError(ServiceError):
+    """A license is good, but what was asked for does not fit what it has left."""
+
+    exit_code = 5
+
+
+class QuotaError(MeteringError):
+    """The quota of a license is spent.
+
+    Attributes:
+        license_id: The license.
+        period: `day`, `month` or `total`.
+        limit: Units the license has in that period.
+        used: Units used or reserved in it.
+        units: Units that were asked for.
+        resets_at: When the period ends; None for the total, which ends never.
+    """
+
+    def __init__(
+        self, *, license_id: str, period: str, limit: int, used: int, units: int, resets_at: datetime | None
+    ) -> None:
+        self.license_id, self.period, self.limit, self.used, self.units = license_id, period, limit, used, units
+        self.resets_at = resets_at
+        left = max(0, limit - used)
+        advice = "ask the vendor for more" if resets_at is None else f"wait until {resets_at:%Y-%m-%d %H:%M} UTC"
+        super().__init__(
+            f"the license {license_id} has {left} of {limit} units left ({period}) and this takes {units}: {advice}"
+        )
+
+
+class RateError(MeteringError):
+    """A license is used faster than it allows.
+
+    Attributes:
+        license_id: The license.
+        retry_after_s: When to come again, in seconds.
+    """
+
+    def __init__(self, *, license_id: str, retry_after_s: float) -> None:
+        self.license_id, self.retry_after_s = license_id, retry_after_s
+        super().__init__(f"the license {license_id} is used too fast: come again in {retry_after_s:.2f} s")
+
+
+class RequestReusedError(MeteringError):
+    """A request id was used before, for another request.
+
+    Attributes:
+        request_id: The id.
+    """
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        super().__init__("this request id stands for another request already: use a new id for every new request")

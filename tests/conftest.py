@@ -1,12 +1,17 @@
 """What all tests share: one event loop for everything asynchronous that speaks gRPC."""
 
 import asyncio
+import sys
 import threading
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+# With `--import-mode=importlib` tests are no package; what they share outside of fixtures is found beside this file.
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 class LoopThread:
@@ -34,3 +39,26 @@ def loop_thread() -> Iterator[LoopThread]:
     thread = LoopThread()
     yield thread
     thread.close()
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Any]:
+    """A real PostgreSQL; tests that need it are skipped where its programs are not installed."""
+    pytest.importorskip("psycopg")
+    from postgresql_cluster import Cluster, NotInstalledError
+
+    try:
+        cluster = Cluster()
+    except NotInstalledError as error:
+        pytest.skip(str(error))
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty store, on both databases."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'licenses.db'}"
+    url: str = request.getfixturevalue("postgresql").new_url()
+    return url

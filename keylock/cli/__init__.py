@@ -73,6 +73,7 @@ COMMANDS = (
     CommandRow("export", "keylock.cli.inspect:export", "Copy a bundle without its key.", "Vendor"),
     CommandRow("serve", "keylock.cli.serve:serve", "Serve predictions and explanations over gRPC.", "Vendor"),
     CommandRow("license", "keylock.cli.license:app", "Issue, show, list and revoke licenses.", "Vendor"),
+    CommandRow("store", "keylock.cli.store:app", "Migrate, check and back up licenses and usage.", "Vendor"),
     CommandRow("issuer", "keylock.cli.keys:issuer_app", "Make and show the issuer key that signs.", "Vendor"),
     CommandRow("key", "keylock.cli.keys:key_app", "Make a key seed, and show the id of one.", "Vendor"),
     CommandRow("predict", "keylock.cli.predict:predict", "Ask a server to classify images.", "Customer"),
@@ -82,7 +83,10 @@ COMMANDS = (
 
 _EXTRAS = {
     **dict.fromkeys(("captum", "onnx", "onnxscript", "safetensors", "torch", "torchvision"), "train"),
-    **dict.fromkeys(("grpc_health", "grpc_reflection", "onnxruntime", "pydantic_settings", "sqlalchemy"), "server"),
+    **dict.fromkeys(
+        ("alembic", "grpc_health", "grpc_reflection", "onnxruntime", "pydantic_settings", "sqlalchemy"), "server"
+    ),
+    "psycopg": "postgres",
 }
 
 

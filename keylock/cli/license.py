@@ -12,7 +12,7 @@ from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption, open_home,
 
 if TYPE_CHECKING:
     from keylock.licensing import License, StoredLicense
-    from keylock.licensing.store import LicenseStore
+    from keylock.store import LicenseStore
 
 __all__ = ["app"]
 
@@ -155,8 +155,8 @@ def license_revoke(
 
 def _open_store(home: Path, *, create: bool = True) -> "LicenseStore":
     from keylock.errors import ServiceError
-    from keylock.licensing.store import LicenseStore
     from keylock.signing import Home
+    from keylock.store import LicenseStore
 
     opened = Home(home.expanduser())
     if not create and not opened.licenses_path.is_file():

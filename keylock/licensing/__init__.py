@@ -1,23 +1,57 @@
-"""Licenses: signed grants to customers.
+"""Licenses: signed grants to customers, and the access tokens they are exchanged for.
 
-`issue` makes a token of a `License`, `verify` makes a `License` of a token, `check` tells whether it covers a request.
-`keylock.licensing.store` records what was issued and revoked; it is imported by its own name because it needs the
-`server` extra. The format is described in docs/licenses.md.
+`issue` makes a token of a `License`, `verify` makes a `License` of a token, `check` and `check_size` tell whether it
+covers a request. What was issued and revoked is recorded by `keylock.store`. The format is described in
+docs/licenses.md.
 """
 
-from keylock.licensing.claims import ANY, License, LicenseStatus, StoredLicense, check, new_license_id
-from keylock.licensing.tokens import MAX_TOKEN_BYTES, TOKEN_TYPE, issue, verify, verify_ignoring_time
+from keylock.licensing.access import (
+    ACCESS_TYPE,
+    MAX_LIFETIME_S,
+    MIN_LIFETIME_S,
+    AccessToken,
+    certificate_thumbprint,
+    issue_access,
+    verify_access,
+)
+from keylock.licensing.charges import Charge, ReceiptIssuer
+from keylock.licensing.claims import (
+    ANY,
+    License,
+    LicenseStatus,
+    Quota,
+    Rate,
+    StoredLicense,
+    check,
+    check_size,
+    new_license_id,
+)
+from keylock.licensing.compact import MAX_TOKEN_BYTES, kind_of
+from keylock.licensing.tokens import TOKEN_TYPE, issue, verify, verify_ignoring_time
 
 __all__ = [
+    "ACCESS_TYPE",
     "ANY",
+    "MAX_LIFETIME_S",
     "MAX_TOKEN_BYTES",
+    "MIN_LIFETIME_S",
     "TOKEN_TYPE",
+    "AccessToken",
+    "Charge",
     "License",
     "LicenseStatus",
+    "Quota",
+    "Rate",
+    "ReceiptIssuer",
     "StoredLicense",
+    "certificate_thumbprint",
     "check",
+    "check_size",
     "issue",
+    "issue_access",
+    "kind_of",
     "new_license_id",
     "verify",
+    "verify_access",
     "verify_ignoring_time",
 ]

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from keylock.errors import LicenseError, LicenseReason
 from keylock.signing import canonical_json
 
-__all__ = ["ANY", "License", "LicenseStatus", "StoredLicense", "check", "new_license_id"]
+__all__ = ["ANY", "License", "LicenseStatus", "Quota", "Rate", "StoredLicense", "check", "check_size", "new_license_id"]
 
 ANY: Final = "*"
 
@@ -48,6 +48,42 @@ Model = Annotated[str, Field(pattern=rf"^(\*|{_NAME}|sha256:[0-9a-f]{{64}})$")]
 Explainer = Annotated[str, Field(pattern=rf"^(\*|{_NAME})$")]
 
 
+_MOST: Final = 2**53 - 1  # The largest whole number every reader of JSON keeps exactly.
+_Units = Annotated[int, Field(ge=0, le=_MOST)]
+
+
+class Quota(BaseModel):
+    """How many units a license may use, by calendar day, calendar month (UTC) and in total.
+
+    Attributes:
+        day: Units in a day; None where there is no limit.
+        month: Units in a month; None where there is no limit.
+        total: Units altogether; None where there is no limit.
+        overage: Whether use beyond the quota is answered, and noted as such, instead of refused.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    day: _Units | None = None
+    month: _Units | None = None
+    total: _Units | None = None
+    overage: bool = False
+
+
+class Rate(BaseModel):
+    """How fast a license may be used: a token bucket.
+
+    Attributes:
+        per_second: Images a second that fill the bucket.
+        burst: Images the bucket holds.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    per_second: Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]
+    burst: Annotated[int, Field(ge=1, le=1_000_000)]
+
+
 class License(BaseModel):
     """A grant to one customer. Times are in UTC, to the second.
 
@@ -59,7 +95,11 @@ class License(BaseModel):
         issued_at: When it was granted.
         not_before: From when it holds.
         expires: From when it holds no more.
-        features: Reserved for grants that come later; nothing reads it yet.
+        quota: How much may be used.
+        rate: How fast; None where there is no limit.
+        max_images: Most images in one request; None where the server's limit is the only one.
+        max_pixels: Most pixels of one image, width times height; None where the server's limit is the only one.
+        features: Whatever else was agreed. `billing_id` names the customer in exports of usage; nothing else is read.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,6 +111,10 @@ class License(BaseModel):
     issued_at: Moment
     not_before: Moment
     expires: Moment
+    quota: Quota = Quota()
+    rate: Rate | None = None
+    max_images: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    max_pixels: Annotated[int, Field(ge=1, le=2**40)] | None = None
     features: Annotated[dict[str, JsonValue], AfterValidator(_check_finite)] = {}
 
     @model_validator(mode="after")
@@ -86,6 +130,7 @@ class LicenseStatus(StrEnum):
     ACTIVE = "active"
     NOT_YET_VALID = "not yet valid"
     EXPIRED = "expired"
+    SUSPENDED = "suspended"
     REVOKED = "revoked"
 
 
@@ -98,12 +143,18 @@ class StoredLicense:
         issuer: Id of the key that signed it.
         revoked_at: When it was revoked; None where it was not.
         revoked_why: What the vendor noted then.
+        suspended_at: When it was suspended; None where it is not.
+        suspended_why: What the vendor noted then.
+        refuse_before: Tokens issued before this time are refused; None where none are.
     """
 
     license: License
     issuer: str
-    revoked_at: datetime | None
-    revoked_why: str
+    revoked_at: datetime | None = None
+    revoked_why: str = ""
+    suspended_at: datetime | None = None
+    suspended_why: str = ""
+    refuse_before: datetime | None = None
 
     def status(self, now: datetime) -> LicenseStatus:
         """Tells where the license stands at a time."""
@@ -111,6 +162,8 @@ class StoredLicense:
             return LicenseStatus.REVOKED
         if now >= self.license.expires:
             return LicenseStatus.EXPIRED
+        if self.suspended_at is not None:
+            return LicenseStatus.SUSPENDED
         return LicenseStatus.NOT_YET_VALID if now < self.license.not_before else LicenseStatus.ACTIVE
 
 
@@ -141,4 +194,29 @@ def check(license: License, *, model_name: str, model_digest: str, explainer: st
             LicenseReason.WRONG_EXPLAINER,
             f"the license {license.id} does not cover the explainer {explainer}: "
             f"it covers {', '.join(license.explainers)}",
+        )
+
+
+def check_size(license: License, *, images: int | None = None, pixels: int | None = None) -> None:
+    """Returns when a request is not larger than the license allows.
+
+    Args:
+        license: A license that was verified.
+        images: Images in the request; None where they are not to be checked.
+        pixels: Width times height of one of them; None where it is not to be checked.
+
+    Raises:
+        LicenseError: If it is, with the reason `BATCH_TOO_LARGE` or `IMAGE_TOO_LARGE`.
+    """
+    if images is not None and license.max_images is not None and images > license.max_images:
+        raise LicenseError(
+            LicenseReason.BATCH_TOO_LARGE,
+            f"the license {license.id} allows {license.max_images} images in a request and this one has {images}: "
+            "send several requests",
+        )
+    if pixels is not None and license.max_pixels is not None and pixels > license.max_pixels:
+        raise LicenseError(
+            LicenseReason.IMAGE_TOO_LARGE,
+            f"the license {license.id} allows images of {license.max_pixels:,} pixels and one has {pixels:,}: "
+            "send a smaller one",
         )

@@ -18,7 +18,6 @@ from keylock.data import DataSource, open_data
 from keylock.data.batches import load_batch
 from keylock.keys import KeySeed
 from keylock.licensing import License, issue, new_license_id
-from keylock.licensing.store import LicenseStore
 from keylock.pipeline import TrainOutcome, TrainPlan, train
 from keylock.quickstart.customers import ask
 from keylock.quickstart.figures import Evidence, figures_of, gather
@@ -26,6 +25,7 @@ from keylock.quickstart.folder import Folder
 from keylock.quickstart.recipe import Recipe
 from keylock.secrecy import write_secret_file
 from keylock.signing import Home, SigningKey
+from keylock.store import LicenseStore
 from keylock.training import Progress
 from keylock_client import Client, LicenseRefusedError
 from keylock_server import ServerSettings, serving

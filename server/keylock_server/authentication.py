@@ -15,7 +15,7 @@ from keylock.licensing import License, check, verify
 from keylock.signing import VerifyingKey
 
 if TYPE_CHECKING:
-    from keylock.licensing.store import LicenseStore
+    from keylock.store import LicenseStore
 
 __all__ = ["Authenticator", "bearer_token"]
 

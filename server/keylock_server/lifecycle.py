@@ -37,7 +37,7 @@ from keylock_server.tls import load_credentials
 from keylock_server.workers import Workers
 
 if TYPE_CHECKING:
-    from keylock.licensing.store import LicenseStore
+    from keylock.store import LicenseStore
 
 __all__ = ["RunningServer", "serve", "start"]
 
@@ -308,7 +308,7 @@ def _check_address(settings: ServerSettings) -> None:
 def _open_store(settings: ServerSettings) -> "LicenseStore | None":
     if settings.license_store is None:
         return None
-    from keylock.licensing.store import LicenseStore
+    from keylock.store import LicenseStore
 
     return LicenseStore(settings.license_store)
 

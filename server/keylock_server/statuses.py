@@ -99,6 +99,12 @@ STATUSES: Final[dict[type[KeylockError], Row]] = {
     errors.ResumeError: _INTERNAL,
     errors.ExportError: _INTERNAL,
     ServiceError: Row(grpc.StatusCode.UNAVAILABLE, "SERVICE"),
+    # The store's own messages are for the vendor: they name files and addresses of the vendor's machines.
+    errors.StoreError: Row(grpc.StatusCode.UNAVAILABLE, "STORE", public=False),
+    errors.MeteringError: _INTERNAL,
+    errors.QuotaError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_SPENT"),
+    errors.RateError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED"),
+    errors.RequestReusedError: Row(grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED"),
     OverloadedError: Row(grpc.StatusCode.UNAVAILABLE, "OVERLOADED"),
     DeadlineError: Row(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE"),
     NoKeyError: Row(grpc.StatusCode.FAILED_PRECONDITION, "NO_KEY"),
@@ -113,8 +119,12 @@ LICENSE_STATUSES: Final[dict[LicenseReason, grpc.StatusCode]] = {
     LicenseReason.NOT_YET_VALID: grpc.StatusCode.UNAUTHENTICATED,
     LicenseReason.EXPIRED: grpc.StatusCode.UNAUTHENTICATED,
     LicenseReason.REVOKED: grpc.StatusCode.UNAUTHENTICATED,
+    LicenseReason.SUSPENDED: grpc.StatusCode.UNAUTHENTICATED,
+    LicenseReason.WRONG_CERTIFICATE: grpc.StatusCode.UNAUTHENTICATED,
     LicenseReason.WRONG_MODEL: grpc.StatusCode.PERMISSION_DENIED,
     LicenseReason.WRONG_EXPLAINER: grpc.StatusCode.PERMISSION_DENIED,
+    LicenseReason.BATCH_TOO_LARGE: grpc.StatusCode.PERMISSION_DENIED,
+    LicenseReason.IMAGE_TOO_LARGE: grpc.StatusCode.PERMISSION_DENIED,
 }
 
 

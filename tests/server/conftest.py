@@ -33,9 +33,9 @@ from keylock.bundle import (
 from keylock.inference import inference_pb2_grpc
 from keylock.keys import Key, KeySeed
 from keylock.licensing import License, issue
-from keylock.licensing.store import LicenseStore
 from keylock.preprocessing import Preprocessing
 from keylock.signing import SigningKey
+from keylock.store import LicenseStore
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import explanation_pb2_grpc, license_pb2_grpc
 from keylock_server import RunningServer, ServerSettings, start

@@ -365,7 +365,7 @@ def test_key_by_seed_and_by_passphrase(start_server, vendor, tiny, tmp_path):
 
 
 def test_a_broken_license_store_lets_nobody_through(start_server, vendor, tiny, tmp_path, server_log):
-    from keylock.licensing.store import LicenseStore
+    from keylock.store import LicenseStore
 
     store = LicenseStore(f"sqlite:///{tmp_path / 'l.db'}")
     store.close()

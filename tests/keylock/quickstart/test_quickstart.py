@@ -29,9 +29,9 @@ from keylock.cli import main
 from keylock.data import open_data
 from keylock.evaluation import pearson
 from keylock.keys import KeySeed
-from keylock.licensing.store import LicenseStore
 from keylock.quickstart import QUICK, RECIPE, Folder
 from keylock.signing import Home
+from keylock.store import LicenseStore
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,197 @@
+"""Connections and transactions, alike on SQLite and PostgreSQL. What differs between the two is in this file.
+
+SQLite runs in WAL mode with `synchronous = FULL`: what was committed survives a power cut. Every transaction that
+writes begins with `BEGIN IMMEDIATE`, so that several processes may write and many may read.
+"""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Any, Final, Self
+
+from sqlalchemy import URL, Connection, create_engine, event, func, make_url, select
+from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
+
+from keylock.errors import StoreError
+from keylock.store import migrations
+from keylock.store.schema import metadata
+
+__all__ = ["Database"]
+
+_BUSY_TIMEOUT_MS: Final = 10_000
+_WRITES: Final = "keylock_writes"
+_FORMS: Final = "sqlite:///PATH or postgresql://USER@HOST/DATABASE"
+# A server that stands still inside a transaction must not hold up the others; one that waits for it must outlast it.
+_POSTGRESQL_OPTIONS: Final = (
+    "-c idle_in_transaction_session_timeout=5000 -c lock_timeout=10000 -c statement_timeout=20000"
+)
+
+
+class Database:
+    """One store. Its methods may be called from several threads and processes.
+
+    Attributes:
+        name: What to call it in messages; has no password in it.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Opens a store that has the schema of this keylock, and fills one that is empty.
+
+        Args:
+            url: `sqlite:///` and the path of a file, or `postgresql://user@host/database`.
+
+        Raises:
+            StoreError: If it cannot be opened, or has the schema of another keylock.
+        """
+        self._open(url)
+        try:
+            with self.transaction() as connection:
+                empty = migrations.revision_of(connection) is None
+                if not empty:
+                    migrations.check(connection, name=self.name)
+            if empty:
+                self.migrate()
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def of_any_schema(cls, url: str) -> Self:
+        """Opens a store to look at its schema, or to migrate it.
+
+        Raises:
+            StoreError: If the URL is none.
+        """
+        database = cls.__new__(cls)
+        database._open(url)
+        return database
+
+    def _open(self, url: str) -> None:
+        parsed = _parse(url)
+        self.path: str | None = None
+        options: dict[str, Any] = {}
+        if parsed.get_backend_name() == "sqlite":
+            self.name = self.path = str(parsed.database)
+            # Customers' names are nobody else's business; SQLite gives its side files the mode of the first.
+            with suppress(OSError):
+                os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        else:
+            self.name = parsed.render_as_string(hide_password=True)
+            options = {
+                "pool_pre_ping": True,
+                "connect_args": {"connect_timeout": 5, "options": _POSTGRESQL_OPTIONS},
+            }
+        self._engine = create_engine(parsed, **options)
+        if self.path is not None:
+            event.listen(self._engine, "connect", _prepare_sqlite)
+            event.listen(self._engine, "begin", _begin_sqlite)
+
+    @contextmanager
+    def transaction(self, *, writes: bool = False, snapshot: bool = False) -> Iterator[Connection]:
+        """Opens a transaction for the block, and commits at its end unless the block raises.
+
+        Args:
+            writes: Whether it writes.
+            snapshot: Whether all it reads must be of one moment; SQLite always does so.
+
+        Yields:
+            The connection.
+
+        Raises:
+            StoreError: If the store cannot be used.
+        """
+        options: dict[str, Any] = {_WRITES: writes}
+        if snapshot and self.path is None:
+            options["isolation_level"] = "REPEATABLE READ"
+        try:
+            with self._engine.connect().execution_options(**options) as connection, connection.begin():
+                yield connection
+        except SQLAlchemyError as error:
+            raise self._failure(error) from None
+
+    def migrate(self) -> tuple[str | None, str]:
+        """Brings the store to the schema of this keylock.
+
+        Returns:
+            The revision it had, None where it was empty, and the one it has.
+
+        Raises:
+            StoreError: If a newer keylock made it, or it cannot be used.
+        """
+        with self.transaction(writes=True) as connection:
+            return migrations.upgrade(connection, name=self.name)
+
+    def check(self) -> dict[str, object]:
+        """Checks that the store is whole, and counts its rows.
+
+        Returns:
+            The database, the schema, and the rows of each table.
+
+        Raises:
+            StoreError: If it is damaged or cannot be used.
+        """
+        with self.transaction(snapshot=True) as connection:
+            migrations.check(connection, name=self.name)
+            if self.path is not None:
+                problem = connection.exec_driver_sql("PRAGMA integrity_check").scalars().first()
+                if problem != "ok":
+                    raise StoreError(f"the store {self.name} is damaged ({problem}): restore it from a backup")
+            counts = {
+                table.name: connection.execute(select(func.count()).select_from(table)).scalar_one()
+                for table in metadata.sorted_tables
+            }
+        return {"database": self._engine.dialect.name, "schema": migrations.HEAD, **counts}
+
+    def close(self) -> None:
+        """Closes all connections."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _failure(self, error: SQLAlchemyError) -> StoreError:
+        # The driver's own words name the trouble; SQLAlchemy's would repeat the statement and its values.
+        words = str(getattr(error, "orig", None) or type(error).__name__).strip()
+        why = words.splitlines()[0] if words else type(error).__name__
+        advice = (
+            "check that the file is a keylock license store and that it and its folder can be written"
+            if self.path is not None
+            else "check the address, the user and that the database is running"
+        )
+        passing = isinstance(error, (OperationalError, InterfaceError, TimeoutError))
+        return StoreError(f"cannot use the license store {self.name} ({why}): {advice}", passing=passing)
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise StoreError(f"the license store must be given as {_FORMS}") from None
+    backend = parsed.get_backend_name()
+    if backend in ("postgresql", "postgres") and parsed.database:
+        return parsed.set(drivername="postgresql+psycopg")
+    if backend != "sqlite" or parsed.database in (None, "", ":memory:"):
+        raise StoreError(f"the license store must be a file or a PostgreSQL database, given as {_FORMS}")
+    return parsed
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
+    """Gives SQLAlchemy the say over transactions, and lets readers and one writer work side by side."""
+    connection.isolation_level = None
+    # Before anything that may wait for another process.
+    connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A transaction that reads first and writes later fails under load, whatever the timeout; an immediate one waits.
+    writes = connection.get_execution_options().get(_WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,149 @@
+"""Many small changes in one transaction: what makes durable metering cheap.
+
+A commit that survives a power cut waits for the disk. One thread takes all operations that wait, runs them in one
+transaction and commits once; each caller is answered after that commit, and not before.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias, TypeVar
+
+from sqlalchemy import Connection
+
+from keylock.errors import MeteringError, StoreError
+from keylock.store.database import Database
+
+__all__ = ["GroupCommit"]
+
+T = TypeVar("T")
+
+_MAX_BATCH: Final = 256
+_ATTEMPTS: Final = 3
+_PAUSE_S: Final = 0.05
+
+
+_Outcome: TypeAlias = tuple[Any, BaseException | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    order: str
+    operation: Callable[[Connection], Any]
+    future: "Future[Any]"
+
+
+class GroupCommit:
+    """Runs operations on a store in a thread of its own, many in one transaction.
+
+    An operation that refuses, with a `MeteringError`, has changed nothing or has undone what it changed; the others of
+    the transaction are committed. Any other failure ends the transaction, and each of its operations is run again
+    alone: so an operation must give the same result when it is repeated, and touch nothing but the connection.
+    """
+
+    def __init__(self, database: Database) -> None:
+        """Starts the thread.
+
+        Args:
+            database: The store.
+        """
+        self._database = database
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._closed = False
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="keylock-store", daemon=True)
+        self._thread.start()
+
+    def submit(self, operation: Callable[[Connection], T], *, order: str) -> "Future[T]":
+        """Hands over an operation.
+
+        Args:
+            operation: What to run; it is given a connection inside a transaction that writes.
+            order: Operations of one transaction are sorted by this text, so that several servers lock the rows of a
+                database in one order. Operations with equal texts keep theirs.
+
+        Returns:
+            Its result, once it is committed. One that is cancelled before it began is not run.
+
+        Raises:
+            StoreError: If the store was closed.
+        """
+        future: Future[T] = Future()
+        with self._lock:
+            if self._closed:
+                raise StoreError("the license store is closed")
+            self._jobs.put(_Job(order, operation, future))
+        return future
+
+    def close(self) -> None:
+        """Runs what was handed over, and ends the thread."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._jobs.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        open_ = True
+        while open_:
+            jobs = [self._jobs.get()]
+            while len(jobs) < _MAX_BATCH:
+                try:
+                    jobs.append(self._jobs.get_nowait())
+                except queue.Empty:
+                    break
+            open_ = None not in jobs
+            wanted = [job for job in jobs if job is not None and job.future.set_running_or_notify_cancel()]
+            self._answer(sorted(wanted, key=lambda job: job.order))
+
+    def _answer(self, jobs: list[_Job]) -> None:
+        if not jobs:
+            return
+        try:
+            outcomes = self._together(jobs)
+        except Exception:
+            outcomes = self._one_by_one(jobs)
+        for job, (result, error) in zip(jobs, outcomes, strict=True):
+            if error is None:
+                job.future.set_result(result)
+            else:
+                job.future.set_exception(error)
+
+    def _together(self, jobs: list[_Job]) -> list[_Outcome]:
+        outcomes: list[_Outcome] = []
+        with self._database.transaction(writes=True) as connection:
+            for job in jobs:
+                try:
+                    outcomes.append((job.operation(connection), None))
+                except MeteringError as error:
+                    outcomes.append((None, error))
+        return outcomes
+
+    def _one_by_one(self, jobs: list[_Job]) -> list[_Outcome]:
+        """Runs each alone, so that one that cannot be done does not take others with it.
+
+        Once the store itself fails, the rest is not tried: every one of them would wait for it in turn.
+        """
+        outcomes: list[_Outcome] = []
+        for job in jobs:
+            outcomes.append(self._alone(job))
+            error = outcomes[-1][1]
+            if isinstance(error, StoreError) and error.passing:
+                outcomes += [(None, error)] * (len(jobs) - len(outcomes))
+                break
+        return outcomes
+
+    def _alone(self, job: _Job) -> _Outcome:
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                return self._together([job])[0]
+            except StoreError as error:
+                if attempt == _ATTEMPTS or not error.passing:
+                    return None, error
+                time.sleep(_PAUSE_S * attempt)
+            except Exception as error:  # A fault of an operation is its caller's to report.
+                return None, error
+        raise AssertionError("the last attempt returns")

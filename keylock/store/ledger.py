@@ -1,0 +1,442 @@
+"""What each license used: reserve before the work, charge after it, release where it failed.
+
+Exact under concurrency, retries and crashes, for these reasons. Nothing is checked first and written later: one
+statement compares a counter with its limit and adds to it. A request is a row of the ledger under (license, request
+id), which is unique, and only a change of that row from reserved to charged is a charge. Row and counters change in
+one transaction. A reservation whose server died expires and is taken back by whoever comes next.
+"""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from math import ceil
+from typing import Any, Final, TypeAlias
+
+from sqlalchemy import Connection, Row, text
+
+from keylock.errors import QuotaError, RateError, RequestReusedError
+from keylock.licensing import Charge, License, Quota
+from keylock.store.database import Database
+from keylock.store.group_commit import GroupCommit
+from keylock.store.periods import PERIODS, day_of, month_of, resets_at
+from keylock.store.rates import take
+
+__all__ = ["Ledger", "Order", "Recorder", "Reservation", "Standing", "Window"]
+
+Recorder: TypeAlias = Callable[[Connection, Charge], None]
+"""Records a charge elsewhere in the store, inside the transaction that makes it."""
+
+_UNLIMITED: Final = 2**62
+_ATTEMPTS: Final = 5
+_CONTENDED_S: Final = 0.1
+_MOMENT: Final = timedelta(seconds=60)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What is asked for, and what it will cost.
+
+    Attributes:
+        license: The license that pays, as the store has it.
+        request_id: Names the request within the license.
+        request_digest: Digest of all that is asked for, but its id.
+        model_digest: Digest of the model.
+        explainer: Name of the saliency method.
+        images: How many.
+        units: What they cost together.
+        attempt: Names whoever works on it, so that nobody else releases it.
+    """
+
+    license: License
+    request_id: str
+    request_digest: str
+    model_digest: str
+    explainer: str
+    images: int
+    units: int
+    attempt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A quota and how much of it is used.
+
+    Attributes:
+        period: `day`, `month` or `total`.
+        limit: Units in the period; None where there is no limit.
+        used: Units used or reserved.
+        resets_at: When the period ends; None for the total.
+    """
+
+    period: str
+    limit: int | None
+    used: int
+    resets_at: datetime | None
+
+    @property
+    def remaining(self) -> int | None:
+        """Units that are left; None where there is no limit."""
+        return None if self.limit is None else max(0, self.limit - self.used)
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Units that are set aside for a request.
+
+    Attributes:
+        order: What was asked for.
+        expires_at: From when they may be taken back.
+        windows: The quotas, the reservation included.
+        charged_at: When the request was charged before; None where it was not.
+    """
+
+    order: Order
+    expires_at: datetime
+    windows: tuple[Window, ...]
+    charged_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What became of a request.
+
+    Attributes:
+        charged_at: When it was charged.
+        overage: Units of it that were beyond the quota.
+        repeated: Whether it was charged before, so that it costs nothing now.
+        same_answer: Whether the answer is the one that was charged.
+        windows: The quotas, the request included.
+    """
+
+    charged_at: datetime
+    overage: int
+    repeated: bool
+    same_answer: bool
+    windows: tuple[Window, ...]
+
+
+class Ledger:
+    """Counts what licenses use. Its methods may be called from several threads and processes."""
+
+    def __init__(self, database: Database, *, record: Recorder | None = None) -> None:
+        """Makes a ledger on a store.
+
+        Args:
+            database: The store, which stays open when the ledger is closed.
+            record: Called for every charge, inside its transaction.
+        """
+        self._database = database
+        self._record = record
+        self._commits = GroupCommit(database)
+
+    def reserve(self, order: Order, *, now: datetime, lifetime_s: float) -> "Future[Reservation]":
+        """Sets units aside for a request; one that was charged before needs none.
+
+        A request that somebody else works on is taken over: both may finish, and only the first is charged.
+
+        Args:
+            order: What is asked for.
+            now: The time, with its zone.
+            lifetime_s: After how many seconds the units may be taken back.
+
+        Returns:
+            The reservation, once it is durable. It raises `QuotaError`, `RateError` or `RequestReusedError` where the
+            request does not fit, and `StoreError` where the store cannot be used.
+        """
+        expires_at = now + timedelta(seconds=lifetime_s)
+        return self._commits.submit(
+            lambda connection: self._reserve(connection, order, now, expires_at), order=order.license.id
+        )
+
+    def commit(self, reservation: Reservation, charge: Charge, *, answer_digest: str) -> "Future[Standing]":
+        """Charges a request.
+
+        Args:
+            reservation: What was set aside.
+            charge: What to record; its time is when the request is charged, if it is charged by this.
+            answer_digest: Digest of the answer, by which a repeat is compared.
+
+        Returns:
+            What became of it, once it is durable. Where the reservation was taken back in the meantime the units are
+            set aside anew, and it raises `QuotaError` where they are gone.
+        """
+        return self._commits.submit(
+            lambda connection: self._commit(connection, reservation, charge, answer_digest),
+            order=reservation.order.license.id,
+        )
+
+    def release(self, order: Order) -> "Future[bool]":
+        """Gives back what was set aside for a request, unless somebody else works on it or it was charged.
+
+        Args:
+            order: What was asked for.
+
+        Returns:
+            Whether something was given back.
+        """
+        return self._commits.submit(lambda connection: self._release(connection, order), order=order.license.id)
+
+    def reap(self, *, now: datetime) -> "Future[int]":
+        """Takes back reservations that have expired, some hundreds at most.
+
+        Args:
+            now: The time, with its zone.
+
+        Returns:
+            How many were taken back.
+        """
+        # After every license: its rows are locked last, and in the order of their names.
+        return self._commits.submit(lambda connection: self._reap(connection, now), order="\U0010ffff")
+
+    def windows(self, license: License, *, now: datetime) -> tuple[Window, ...]:
+        """Looks up what a license has used.
+
+        Args:
+            license: The license, as the store has it.
+            now: The time, with its zone.
+
+        Returns:
+            One window for each period.
+
+        Raises:
+            StoreError: If the store cannot be used.
+        """
+        with self._database.transaction() as connection:
+            return self._windows(connection, license, now)
+
+    def close(self) -> None:
+        """Finishes what was handed over."""
+        self._commits.close()
+
+    def _reserve(self, connection: Connection, order: Order, now: datetime, expires_at: datetime) -> Reservation:
+        take(connection, order.license, images=order.images, now=now)
+        values = {
+            **_key(order),
+            "request_digest": order.request_digest,
+            "model_digest": order.model_digest,
+            "explainer": order.explainer,
+            "images": order.images,
+            "units": order.units,
+            "day": day_of(now),
+            "month": month_of(now),
+            "attempt": order.attempt,
+            "expires_at": ceil(expires_at.timestamp()),
+        }
+        # Again, because another server may change the row that is in the way between two statements.
+        for _ in range(_ATTEMPTS):
+            if connection.execute(_RESERVE, values).first() is not None:
+                windows = self._add(connection, order, now)
+                return Reservation(order, expires_at, windows, None)
+            row = connection.execute(_FIND, _key(order)).one_or_none()
+            if row is None:
+                continue
+            if row.request_digest != order.request_digest:
+                raise RequestReusedError(order.request_id)
+            if row.charged_at is None and not self._take_over(connection, order, expires_at):
+                continue
+            charged_at = None if row.charged_at is None else _moment(row.charged_at)
+            return Reservation(order, expires_at, self._windows(connection, order.license, now), charged_at)
+        raise RateError(license_id=order.license.id, retry_after_s=_CONTENDED_S)
+
+    @staticmethod
+    def _take_over(connection: Connection, order: Order, expires_at: datetime) -> bool:
+        values = {**_key(order), "attempt": order.attempt, "expires_at": ceil(expires_at.timestamp())}
+        return connection.execute(_TAKE_OVER, values).rowcount == 1
+
+    def _add(self, connection: Connection, order: Order, now: datetime) -> tuple[Window, ...]:
+        """Adds the units of a new row to the counters of all periods, or undoes everything and refuses."""
+        quota, starts = order.license.quota, _starts(day_of(now), month_of(now))
+        ceilings = {period: _UNLIMITED if quota.overage else _limit(quota, period) for period in PERIODS}
+        added: dict[str, int] = {}
+        # A first row cannot be compared with a counter that is not there yet.
+        if order.units <= min(ceilings.values()):
+            values: dict[str, object] = {"license": order.license.id, "units": order.units}
+            for period in PERIODS:
+                values |= {f"{period}_start": starts[period], f"{period}_ceiling": ceilings[period]}
+            added = {row.period: row.used for row in connection.execute(_ADD, values)}
+        if len(added) < len(PERIODS):
+            self._subtract(connection, order.license.id, order.units, {period: starts[period] for period in added})
+            connection.execute(_FORGET, _key(order))
+            raise self._quota_error(connection, order, now)
+        windows = _make_windows(quota, added, now)
+        overage = max(_beyond(window, order.units) for window in windows)
+        if overage:
+            connection.execute(_NOTE_OVERAGE, {**_key(order), "overage": overage})
+        return windows
+
+    def _quota_error(self, connection: Connection, order: Order, now: datetime) -> QuotaError:
+        windows = self._windows(connection, order.license, now)
+        # Of those that are spent the one that lasts longest: when it is filled again the others are as well.
+        last = [w for w in windows if w.limit is not None and w.used + order.units > w.limit][-1]
+        return QuotaError(
+            license_id=order.license.id,
+            period=last.period,
+            limit=last.limit or 0,
+            used=last.used,
+            units=order.units,
+            resets_at=last.resets_at,
+        )
+
+    def _commit(self, connection: Connection, reservation: Reservation, charge: Charge, answer_digest: str) -> Standing:
+        order = reservation.order
+        values = {
+            **_key(order),
+            "request_digest": order.request_digest,
+            "attempt": order.attempt,
+            "now": int(charge.time.timestamp()),
+            "answer_digest": answer_digest,
+        }
+        row = connection.execute(_CHARGE, values).one_or_none()
+        if row is None:
+            found = connection.execute(_FIND, _key(order)).one_or_none()
+            if found is not None:
+                return self._repeat(connection, order, found, charge.time, answer_digest)
+            # The reservation was taken back, because it had expired or a twin of the request gave up.
+            self._reserve_again(connection, order, charge.time)
+            row = connection.execute(_CHARGE, values).one()
+        if self._record is not None:
+            self._record(connection, charge)
+        return Standing(charge.time, row.overage, False, True, reservation.windows)
+
+    def _reserve_again(self, connection: Connection, order: Order, now: datetime) -> None:
+        unlimited = order.license.model_copy(update={"rate": None})
+        self._reserve(connection, replace(order, license=unlimited), now, now + _MOMENT)
+
+    def _repeat(
+        self, connection: Connection, order: Order, row: Row[Any], now: datetime, answer_digest: str
+    ) -> Standing:
+        if row.request_digest != order.request_digest:
+            # The id was released and then used for another request while this one was computed.
+            raise RequestReusedError(order.request_id)
+        return Standing(
+            charged_at=_moment(row.charged_at),
+            overage=row.overage,
+            # A commit that is run again, because nobody knows whether it went through, is no repeat.
+            repeated=row.attempt != order.attempt,
+            same_answer=row.answer_digest == answer_digest,
+            windows=self._windows(connection, order.license, now),
+        )
+
+    def _release(self, connection: Connection, order: Order) -> bool:
+        row = connection.execute(_RELEASE, {**_key(order), "attempt": order.attempt}).one_or_none()
+        if row is not None:
+            self._subtract(connection, order.license.id, row.units, _starts(row.day, row.month))
+        return row is not None
+
+    def _reap(self, connection: Connection, now: datetime) -> int:
+        count = 0
+        seconds = int(now.timestamp())
+        for expired in connection.execute(_EXPIRED, {"now": seconds}).all():
+            key = {"license": expired.license_id, "request": expired.request_id}
+            row = connection.execute(_REAP, {**key, "now": seconds}).one_or_none()
+            if row is not None:
+                self._subtract(connection, expired.license_id, row.units, _starts(row.day, row.month))
+                count += 1
+        return count
+
+    @staticmethod
+    def _subtract(connection: Connection, license_id: str, units: int, starts: Mapping[str, int]) -> None:
+        for period, start in starts.items():
+            values = {"license": license_id, "period": period, "start": start, "units": units}
+            connection.execute(_SUBTRACT, values)
+
+    @staticmethod
+    def _windows(connection: Connection, license: License, now: datetime) -> tuple[Window, ...]:
+        starts = _starts(day_of(now), month_of(now))
+        values = {"license": license.id, "day_start": starts["day"], "month_start": starts["month"]}
+        used = {row.period: row.used for row in connection.execute(_USED, values)}
+        return _make_windows(license.quota, used, now)
+
+
+def _key(order: Order) -> dict[str, object]:
+    return {"license": order.license.id, "request": order.request_id}
+
+
+def _starts(day: int, month: int) -> dict[str, int]:
+    return {"day": day, "month": month, "total": 0}
+
+
+def _limit(quota: Quota, period: str) -> int:
+    limit: int | None = getattr(quota, period)
+    return _UNLIMITED if limit is None else limit
+
+
+def _make_windows(quota: Quota, used: Mapping[str, int], now: datetime) -> tuple[Window, ...]:
+    return tuple(
+        Window(period, getattr(quota, period), used.get(period, 0), resets_at(period, now)) for period in PERIODS
+    )
+
+
+def _beyond(window: Window, units: int) -> int:
+    """Returns how many of the last units were beyond the limit of a window."""
+    return 0 if window.limit is None else min(units, max(0, window.used - window.limit))
+
+
+def _moment(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+# The statements are written out, because they are the same on both databases and each of them carries a promise.
+_OWN: Final = "license_id = :license AND request_id = :request"
+
+_RESERVE: Final = text(
+    """
+    INSERT INTO ledger (license_id, request_id, request_digest, model_digest, explainer, images, units, overage,
+                        day, month, attempt, expires_at, answer_digest)
+    VALUES (:license, :request, :request_digest, :model_digest, :explainer, :images, :units, 0,
+            :day, :month, :attempt, :expires_at, '')
+    ON CONFLICT (license_id, request_id) DO NOTHING
+    RETURNING request_id
+    """
+)
+# Adds to the counters that stay within their ceilings, and returns those alone: compared and added in one.
+_ADD: Final = text(
+    """
+    INSERT INTO counters (license_id, period, start, used, ceiling)
+    VALUES (:license, 'day', :day_start, :units, :day_ceiling),
+           (:license, 'month', :month_start, :units, :month_ceiling),
+           (:license, 'total', :total_start, :units, :total_ceiling)
+    ON CONFLICT (license_id, period, start) DO UPDATE
+    SET used = counters.used + excluded.used, ceiling = excluded.ceiling
+    WHERE counters.used + excluded.used <= excluded.ceiling
+    RETURNING period, used
+    """
+)
+_SUBTRACT: Final = text(
+    "UPDATE counters SET used = used - :units WHERE license_id = :license AND period = :period AND start = :start"
+)
+_USED: Final = text(
+    """
+    SELECT period, used FROM counters WHERE license_id = :license
+    AND (period = 'day' AND start = :day_start OR period = 'month' AND start = :month_start OR period = 'total')
+    """
+)
+_FIND: Final = text(f"SELECT * FROM ledger WHERE {_OWN}")  # noqa: S608 - constants, as below
+_TAKE_OVER: Final = text(
+    f"UPDATE ledger SET attempt = :attempt, expires_at = :expires_at WHERE {_OWN} AND charged_at IS NULL"  # noqa: S608
+)
+_FORGET: Final = text(f"DELETE FROM ledger WHERE {_OWN} AND charged_at IS NULL")  # noqa: S608
+_NOTE_OVERAGE: Final = text(f"UPDATE ledger SET overage = :overage WHERE {_OWN}")  # noqa: S608
+# The one change that is a charge: a row passes from reserved to charged once.
+_CHARGE: Final = text(
+    f"""
+    UPDATE ledger SET charged_at = :now, expires_at = NULL, attempt = :attempt, answer_digest = :answer_digest
+    WHERE {_OWN} AND charged_at IS NULL AND request_digest = :request_digest RETURNING overage
+    """  # noqa: S608
+)
+_RELEASE: Final = text(
+    f"""
+    DELETE FROM ledger WHERE {_OWN} AND charged_at IS NULL AND attempt = :attempt RETURNING units, day, month
+    """  # noqa: S608
+)
+_EXPIRED: Final = text(
+    """
+    SELECT license_id, request_id FROM ledger WHERE expires_at < :now ORDER BY license_id, request_id LIMIT 200
+    """
+)
+_REAP: Final = text(
+    f"""
+    DELETE FROM ledger WHERE {_OWN} AND charged_at IS NULL AND expires_at < :now RETURNING units, day, month
+    """  # noqa: S608
+)

@@ -1,0 +1,82 @@
+"""The tables of the store, as the newest migration leaves them; a test compares the two.
+
+Times are seconds since 1970 unless a name says otherwise. Ids are texts chosen elsewhere.
+"""
+
+from typing import Final
+
+from sqlalchemy import BigInteger, Column, Index, MetaData, Table, Text
+
+__all__ = ["COUNTERS", "LEDGER", "LICENSES", "RATES", "REVOKED_TOKENS", "metadata"]
+
+metadata: Final = MetaData()
+
+LICENSES: Final = Table(
+    "licenses",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("customer", Text, nullable=False, index=True),
+    Column("issuer", Text, nullable=False),
+    Column("issued_at", BigInteger, nullable=False),
+    Column("claims", Text, nullable=False),
+    Column("revoked_at", BigInteger),
+    Column("revoked_why", Text, nullable=False, server_default=""),
+    Column("suspended_at", BigInteger),
+    Column("suspended_why", Text, nullable=False, server_default=""),
+    # Tokens of this license that were issued before this time are refused.
+    Column("refuse_before", BigInteger),
+)
+
+REVOKED_TOKENS: Final = Table(
+    "revoked_tokens",
+    metadata,
+    Column("token_id", Text, primary_key=True),
+    Column("revoked_at", BigInteger, nullable=False),
+)
+
+# What a license used in a period: `start` counts days or months since 1970, and is 0 for the period `total`.
+# `ceiling` is the limit the last reservation was made under, so that one statement can compare and add.
+COUNTERS: Final = Table(
+    "counters",
+    metadata,
+    Column("license_id", Text, primary_key=True),
+    Column("period", Text, primary_key=True),
+    Column("start", BigInteger, primary_key=True, autoincrement=False),
+    Column("used", BigInteger, nullable=False),
+    Column("ceiling", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# One row for each request that is reserved or charged; a request that is released leaves none.
+LEDGER: Final = Table(
+    "ledger",
+    metadata,
+    Column("license_id", Text, primary_key=True),
+    Column("request_id", Text, primary_key=True),
+    Column("request_digest", Text, nullable=False),
+    Column("model_digest", Text, nullable=False),
+    Column("explainer", Text, nullable=False),
+    Column("images", BigInteger, nullable=False),
+    Column("units", BigInteger, nullable=False),
+    Column("overage", BigInteger, nullable=False),
+    Column("day", BigInteger, nullable=False),
+    Column("month", BigInteger, nullable=False),
+    # Who works on it, and until when at the latest; empty and null once it is charged.
+    Column("attempt", Text, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("charged_at", BigInteger),
+    Column("answer_digest", Text, nullable=False),
+    Index("ledger_expires_at", "expires_at"),
+    Index("ledger_charged_at", "charged_at"),
+    sqlite_with_rowid=False,
+)
+
+# The token bucket of a license as one number: when it will be full again, in microseconds since 1970.
+RATES: Final = Table(
+    "rates",
+    metadata,
+    Column("license_id", Text, primary_key=True),
+    Column("full_at_us", BigInteger, nullable=False),
+    Column("touched_at_us", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
