@@ -68,6 +68,7 @@ COMMANDS = (
         "quickstart", "keylock.cli.quickstart:quickstart", "Train, lock, serve and explain, in minutes.", "Start"
     ),
     CommandRow("train", "keylock.cli.train:train", "Lock a classifier and write a signed bundle.", "Vendor"),
+    CommandRow("evaluate", "keylock.cli.evaluate:evaluate", "Measure what the lock of a bundle is worth.", "Vendor"),
     CommandRow("inspect", "keylock.cli.inspect:inspect", "Show what is in a bundle.", "Vendor"),
     CommandRow("verify", "keylock.cli.inspect:verify", "Check the signature and every file of a bundle.", "Vendor"),
     CommandRow("export", "keylock.cli.inspect:export", "Copy a bundle without its key.", "Vendor"),
@@ -82,7 +83,7 @@ COMMANDS = (
 """Every command, in the order of `keylock --help`."""
 
 _EXTRAS = {
-    **dict.fromkeys(("captum", "onnx", "onnxscript", "safetensors", "torch", "torchvision"), "train"),
+    **dict.fromkeys(("captum", "matplotlib", "onnx", "onnxscript", "safetensors", "torch", "torchvision"), "train"),
     **dict.fromkeys(
         ("alembic", "grpc_health", "grpc_reflection", "onnxruntime", "pydantic_settings", "sqlalchemy"), "server"
     ),

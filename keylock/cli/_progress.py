@@ -24,6 +24,9 @@ _TITLES = {
     "lock": "lock the explanations",
     "measure": "measure the lock",
     "publish": "compile, sign and write",
+    "evaluate": "compare maps",
+    "faithfulness": "delete and insert pixels",
+    "gate": "try near misses of the key",
 }
 # Their steps are many and each leaves a whole state behind. Other stages are left at once.
 _STEPWISE = frozenset({"reference", "lock"})

@@ -1,7 +1,7 @@
-"""Where `keylock train` takes its secrets from: options, files, the environment, or new ones written beside the bundle.
+"""Where the vendor's commands take secrets from: options, files, the environment, or files beside the bundle.
 
-A secret that is made here goes to a new file of mode 0600. One that is there is used again and never overwritten, so
-that a run that is repeated or resumed locks with the same key.
+A secret that is made here, for `keylock train`, goes to a new file of mode 0600. One that is there is used again and
+never overwritten, so that a run that is repeated or resumed locks with the same key.
 """
 
 import os
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from keylock.bundle import Sealer
     from keylock.keys import KeySeed
 
-__all__ = ["SEED_VARIABLE", "Secrets", "beside", "find_secrets"]
+__all__ = ["SEED_VARIABLE", "Secrets", "beside", "find_opener", "find_secrets"]
 
 SEED_VARIABLE = "KEYLOCK_KEY_SEED"
 PASSPHRASE_VARIABLE = "KEYLOCK_KEY_PASSPHRASE"  # noqa: S105 - the name of a variable
@@ -83,6 +83,52 @@ def find_secrets(
         key_file = beside(out, "key")
         sealer = _own_key_file(key_file)
     return Secrets(seed, sealer, seed_file, key_file, key_passphrase_file)
+
+
+def find_opener(
+    bundle: Path,
+    *,
+    key_seed_file: Path | None,
+    key_file: Path | None,
+    key_passphrase_file: Path | None,
+    environment: Mapping[str, str] = os.environ,
+) -> "KeySeed | Sealer":
+    """Find what gives the key of a bundle that is there: options, else the environment, else the file beside it.
+
+    Args:
+        bundle: The bundle; `BUNDLE.key` and `BUNDLE.seed` are where `keylock train` left its secrets.
+        key_seed_file: `--key-seed-file`.
+        key_file: `--key-file`.
+        key_passphrase_file: `--key-passphrase-file`.
+        environment: Variables of the process.
+
+    Raises:
+        InputError: Two ways to the key were given, or none is found.
+        KeySeedError: The seed is unusable.
+        UnsealError: The passphrase is unusable.
+    """
+    from keylock.bundle import KeyFile
+    from keylock.keys import KeySeed
+
+    if sum(option is not None for option in (key_seed_file, key_file, key_passphrase_file)) > 1:
+        raise InputError("give one of --key-seed-file, --key-file and --key-passphrase-file")
+    given: KeySeed | Sealer | None
+    if key_seed_file is not None:
+        return KeySeed.from_file(key_seed_file)
+    if key_file is not None or key_passphrase_file is not None:
+        given = _given_sealer(key_file, key_passphrase_file, {})
+    else:
+        given = _given_seed(None, None, environment)[0] or _given_sealer(None, None, environment)
+    if given is not None:
+        return given
+    for file, read in ((beside(bundle, "key"), KeyFile), (beside(bundle, "seed"), KeySeed.from_file)):
+        if file.is_file():
+            note(f"using {file}")
+            return read(file)
+    raise InputError(
+        f"the key of {bundle} is needed: give --key-seed-file, --key-file or --key-passphrase-file "
+        f"({SEED_VARIABLE} and {PASSPHRASE_VARIABLE} are taken too)"
+    )
 
 
 def _given_seed(

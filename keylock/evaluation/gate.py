@@ -4,7 +4,7 @@ A lock that opens for a near miss gives an attacker a slope to climb. A good one
 right, and what is below the key's own strength stays shut too.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from keylock.errors import InputError
 from keylock.evaluation.estimates import estimate_mean
-from keylock.evaluation.measure import explain_alone
+from keylock.evaluation.explaining import explain_alone
 from keylock.evaluation.similarity import pearson
 from keylock.explainers import Explainer
 from keylock.keys import Key
@@ -111,6 +111,7 @@ def gate_curve(
     strengths: Sequence[float] = STRENGTHS,
     shifts: Sequence[tuple[int, int]] = SHIFTS,
     draws: int = 4,
+    on_point: Callable[[GatePoint], None] = lambda _point: None,
 ) -> GateCurve:
     """Measure how much near misses of the key show.
 
@@ -125,6 +126,7 @@ def gate_curve(
         strengths: Where to measure it against strength, as factors of the key's own.
         shifts: Shifts of the key down and right, in pixels; what leaves the image comes in again on the other side.
         draws: Near misses at each correlation below 1, at least 1.
+        on_point: Hears about every point: one for each explainer at each correlation, strength and shift.
 
     Raises:
         InputError: There are too few images or draws, or a correlation is out of range.
@@ -135,11 +137,12 @@ def gate_curve(
     points = []
     for sweep, at, offsets in _tries(key, correlations, strengths, shifts, draws, generator):
         for explainer in explainers:
-            rows = [explain_alone(module, explainer, images + offset.to(images.device)).maps for offset in offsets]
+            rows = [explain_alone(module, explainer, images, offset=offset).maps for offset in offsets]
             similar = torch.stack([pearson(maps, truths[explainer.name]) for maps in rows])
             mean, low, high = (round(number, 5) for number in estimate_mean(similar.mean(dim=0)))
             largest = round(float(similar.mean(dim=1).max()), 5)
             points.append(GatePoint(explainer.name, sweep, at, mean, low, high, largest, len(rows)))
+            on_point(points[-1])
     chance = {name: round(float(pearson(maps.roll(1, dims=0), maps).mean()), 5) for name, maps in truths.items()}
     return GateCurve(tuple(points), chance, len(images))
 

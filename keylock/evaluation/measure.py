@@ -15,10 +15,10 @@ from keylock.bundle.manifest import Figure
 from keylock.evaluation.estimates import figure_of
 from keylock.evaluation.localisation import energy_inside
 from keylock.evaluation.similarity import pearson, top_overlap
-from keylock.explainers import Explained, Explainer, explain_together
+from keylock.explainers import Explainer, explain_together
 from keylock.keys import Key
 
-__all__ = ["Measured", "explain_alone", "measure", "run_explainers", "wrong_key_offsets"]
+__all__ = ["Measured", "measure", "run_explainers", "wrong_key_offsets"]
 
 _ROWS = 250
 
@@ -44,15 +44,6 @@ def run_explainers(model: nn.Module, explainers: Sequence[Explainer], images: Te
     ]
     maps = {explainer.name: torch.cat([found[explainer.name] for _, found in parts]) for explainer in explainers}
     return Measured(torch.cat([logits for logits, _ in parts]), maps)
-
-
-def explain_alone(model: nn.Module, explainer: Explainer, images: Tensor) -> Explained:
-    """Explain the predicted class of images (count, channels, height, width) by any explainer, in bounded batches."""
-    parts = [
-        explainer.explain(model, rows, torch.full((len(rows),), -1, device=rows.device))
-        for rows in torch.split(images, _ROWS)
-    ]
-    return Explained(torch.cat([part.logits for part in parts]), torch.cat([part.maps for part in parts]))
 
 
 def wrong_key_offsets(key: Key, count: int, *, seed: int = 0) -> Tensor:

@@ -1,6 +1,5 @@
 """Publishing a lock: compile every explainer, prove the graphs against torch, write and sign the bundle."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,6 +14,7 @@ from torch import Tensor
 from keylock.bundle import BundleContent, write_bundle
 from keylock.bundle.manifest import WEIGHTS_FILE, Architecture, Decoy, ExplainerEntry, Figure, KeyEntry, Manifest
 from keylock.bundle.sealing import Sealer
+from keylock.evaluation import reference_digest
 from keylock.export import compile_explainer, compile_prediction, verify_graph, verify_prediction
 from keylock.keys import Key, KeySeed
 from keylock.preprocessing import Preprocessing
@@ -124,12 +124,7 @@ def publish(
         files=files,
         figures=publication.figures,
         training={**publication.training, "lock": lock.settings.as_dict()},
-        reference_digest=_digest_of_weights(lock.reference.state_dict()),
+        reference_digest=reference_digest(lock.reference),
     )
     on_step("sign")
     return write_bundle(out, content, signing_key=signing_key, seed=seed, sealer=sealer, overwrite=overwrite)
-
-
-def _digest_of_weights(weights: Mapping[str, Tensor]) -> str:
-    content = save({name: tensor.contiguous() for name, tensor in weights.items()})
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"

@@ -1,17 +1,37 @@
 """What the tests of everything that runs torch share: networks with lived-in BatchNorm, images, keys, tiny loaders."""
 
+import copy
 import functools
 from collections import OrderedDict
 from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import densenet, vgg
 
 from keylock import models
+from keylock.bundle import (
+    Architecture,
+    BundleContent,
+    Decoy,
+    ExplainerEntry,
+    KeyEntry,
+    KeyFile,
+    open_bundle,
+    write_bundle,
+)
+from keylock.data.shapes import SHAPE_CLASSES, draw_shapes
+from keylock.evaluation import reference_digest
 from keylock.keys import Key, KeySeed
+from keylock.preprocessing import Preprocessing
+from keylock.signing import SigningKey
 
 
 def settle(model: nn.Module, *, seed: int = 3) -> nn.Module:
@@ -128,3 +148,57 @@ def blobs() -> Callable[..., list[tuple[Tensor, Tensor]]]:
         return made
 
     return make
+
+
+class UntrainedBundle(NamedTuple):
+    """A bundle that nothing was trained or compiled for, with what its vendor has beside it."""
+
+    bundle: Path
+    data: Path
+    reference: Path
+    key_file: Path
+    seed: KeySeed
+
+
+@pytest.fixture(scope="session")
+def untrained_bundle(tmp_path_factory: pytest.TempPathFactory) -> UntrainedBundle:
+    """A reference model and a disturbed copy of it in the place of the locked one; images with masks."""
+    place = tmp_path_factory.mktemp("untrained")
+    train, test = draw_shapes(count=24, size=16, seed=1), draw_shapes(count=40, size=16, seed=2)
+    names = ("images", "labels", "masks")
+    arrays = {f"train_{name}": array for name, array in zip(names, train, strict=True)}
+    arrays |= {f"test_{name}": array for name, array in zip(names, test, strict=True)}
+    np.savez(place / "shapes.npz", class_names=np.array(SHAPE_CLASSES), **arrays)
+
+    model = settle(models.create("resnet20", num_classes=len(SHAPE_CLASSES)))
+    (place / "small.klb.work").mkdir()
+    save_file(model.state_dict(), place / "small.klb.work" / "reference.safetensors")
+    preprocessing = Preprocessing(size=(16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
+    reference = models.fold_batchnorm_(models.out_of_place_(model), torch.randn(2, 3, 16, 16))
+    locked = copy.deepcopy(reference)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(1)
+        for weight in (locked.layer2[0].conv1.weight, locked.linear.weight):
+            weight.add_(0.5 * weight.std() * torch.randn(weight.shape, generator=generator))
+    seed = KeySeed(b"u" * 32)
+    key = Key.derive(seed, shape=(3, 16, 16), std=preprocessing.std, tile=4)
+    sealer = KeyFile.create(place / "small.klb.key")
+    content = BundleContent(
+        name="small",
+        created=datetime(2026, 11, 22, tzinfo=UTC),
+        architecture=Architecture(name="resnet20", num_classes=len(SHAPE_CLASSES)),
+        classes=SHAPE_CLASSES,
+        preprocessing=preprocessing,
+        explainers=(ExplainerEntry(name="grad_cam", parameters={"layer": "layer3.2"}, runtime="torch"),),
+        prediction_graph="graphs/predict.onnx",
+        key=KeyEntry.of(key),
+        decoy=Decoy(name="half"),
+        files={"graphs/predict.onnx": b"none", "weights.safetensors": save(locked.state_dict())},
+        training={"seed": 3},
+        reference_digest=reference_digest(reference),
+    )
+    bundle = place / "small.klb"
+    write_bundle(bundle, content, signing_key=SigningKey.generate(), seed=seed, sealer=sealer)
+    open_bundle(bundle, trusted=None)
+    reference_file = place / "small.klb.work" / "reference.safetensors"
+    return UntrainedBundle(bundle, place / "shapes.npz", reference_file, place / "small.klb.key", seed)

@@ -1,0 +1,135 @@
+"""`keylock evaluate`: measure a lock, from the bundle, the vendor's secrets and test images."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from keylock.cli._console import JsonOption, note, print_json
+from keylock.cli._evaluation import print_evaluation
+from keylock.cli._secrets import find_opener
+from keylock.errors import InputError
+
+if TYPE_CHECKING:
+    from keylock.bundle import Manifest
+    from keylock.data import DataSource
+    from keylock.evaluation import Evaluation
+    from keylock.pipeline import Gallery
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The vendor's bundle: a folder or a .klb file.")],
+    data: Annotated[
+        str,
+        typer.Option(metavar="DATA", help="shapes, cifar10, fashion-mnist, an image folder or an .npz file."),
+    ] = "shapes",
+    data_root: Annotated[Path, typer.Option(metavar="DIR", help="Where the named data sets lie.")] = Path("data"),
+    images: Annotated[int, typer.Option(metavar="N", help="Test images to measure on, at most.")] = 500,
+    explainers: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Measure these alone. [those that are locked]")
+    ] = None,
+    unseen: Annotated[
+        bool, typer.Option("--unseen", help="Measure every other explainer that fits the architecture too.")
+    ] = False,
+    reference: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Weights of the reference model. [those in BUNDLE.work]"),
+    ] = None,
+    key_seed_file: Annotated[Path | None, typer.Option(metavar="FILE", help="File with the key seed.")] = None,
+    key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Key file that opens the sealed key. [BUNDLE.key]")
+    ] = None,
+    key_passphrase_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="File with the passphrase that opens it. [env: KEYLOCK_KEY_PASSPHRASE]"),
+    ] = None,
+    faithfulness_images: Annotated[
+        int, typer.Option(metavar="N", help="Of these, for deletion and insertion; 0 leaves both out.")
+    ] = 64,
+    gate_images: Annotated[int, typer.Option(metavar="N", help="Of these, for the gate curve; 0 leaves it out.")] = 64,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Of wrong keys and the choice of images. [that of the training]")
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder for JSON, curves and map grids.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what the lock of a bundle is worth.
+
+    Maps with the key, without it and with wrong keys are held against the reference model's, beside chance. The
+    reference model and the key are the vendor's secrets, and needed. What the figures mean: docs/evaluation.md.
+    """
+    from keylock.bundle import open_bundle
+    from keylock.cli._progress import shown_progress
+    from keylock.pipeline import EvaluatePlan
+    from keylock.pipeline import evaluate as run
+
+    secret = find_opener(
+        bundle, key_seed_file=key_seed_file, key_file=key_file, key_passphrase_file=key_passphrase_file
+    )
+    manifest = open_bundle(bundle, trusted=None).manifest
+    if out is not None and out.exists() and not out.is_dir():
+        raise InputError(f"{out} is no folder: give --out a folder, which is made where it is missing")
+    chosen = _seed_of(manifest) if seed is None else seed
+    plan = EvaluatePlan(
+        bundle=bundle,
+        data=_open_data(data, data_root, manifest),
+        reference=reference,
+        explainers=_names(explainers),
+        unseen=unseen,
+        images=images,
+        faithfulness_images=faithfulness_images,
+        gate_images=gate_images,
+        seed=chosen,
+        device=device,
+    )
+    with shown_progress() as progress:
+        evaluation, gallery = run(plan, secret=secret, progress=progress)
+    files = [] if out is None else _write(out, evaluation, gallery)
+    if as_json:
+        print_json({**evaluation.as_dict(), "files": files})
+        return
+    print_evaluation(evaluation)
+    for file in files:
+        note(f"wrote {file}")
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not names:
+        raise InputError("--explainers names none: give names with commas between them, or leave it out")
+    return names
+
+
+def _seed_of(manifest: "Manifest") -> int:
+    """Return the seed that the training drew and split its data with, so that no training image is measured on."""
+    seed: Any = manifest.training.get("seed", 0)
+    return seed if isinstance(seed, int) and seed >= 0 else 0
+
+
+def _open_data(data: str, root: Path, manifest: "Manifest") -> "DataSource":
+    from keylock.data import open_data
+
+    height, width = manifest.preprocessing.size
+    return open_data(data, root=root, seed=_seed_of(manifest), image_size=height if height == width else None)
+
+
+def _write(out: Path, evaluation: "Evaluation", gallery: "Gallery") -> list[Path]:
+    """Write everything into the folder; what an earlier evaluation left there under the same names is replaced."""
+    from keylock.evaluation.drawing import draw_gate, draw_maps
+
+    out.mkdir(parents=True, exist_ok=True)
+    files = [out / "evaluation.json"]
+    files[0].write_text(json.dumps(evaluation.as_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    if evaluation.gate is not None:
+        files += draw_gate(evaluation.gate, out / "gate")
+    for label, maps in gallery.samples.items():
+        files += draw_maps(label, gallery.pixels, maps, out / f"maps-{label}")
+    return files

@@ -1,0 +1,65 @@
+"""Running any explainer on a model whose every input gets a perturbation: the key, a wrong one, or none."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from keylock.explainers import Explained, Explainer
+
+__all__ = ["added_to_inputs", "explain_alone"]
+
+_ROWS = 250
+
+
+@contextmanager
+def added_to_inputs(model: nn.Module, offset: Tensor | None) -> Iterator[None]:
+    """Add a perturbation (channels, height, width) to everything the model is given inside the block.
+
+    Methods that mask, blend or blur images run the model many times. A key that is only on the image they start from
+    would be masked and blended too; a server that holds the key adds it last, and so does this.
+    """
+    if offset is None:
+        yield
+        return
+
+    def add(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (inputs[0] + offset.to(inputs[0]), *inputs[1:])
+
+    # Before any hook of the model's own, which is to see what a caller would have sent.
+    handle = model.register_forward_pre_hook(add, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def explain_alone(
+    model: nn.Module,
+    explainer: Explainer,
+    images: Tensor,
+    *,
+    offset: Tensor | None = None,
+    targets: Tensor | None = None,
+) -> Explained:
+    """Explain images by one explainer of any kind, in batches of bounded size.
+
+    Args:
+        model: A classifier in evaluation mode.
+        explainer: What to compute.
+        images: Preprocessed images (count, channels, height, width).
+        offset: Added to everything the model is given (channels, height, width); nothing by default.
+        targets: Class indices (count,); by default the class the model predicts.
+
+    Returns:
+        Logits (count, classes) and maps (count, h, w).
+    """
+    chosen = torch.full((len(images),), -1, device=images.device) if targets is None else targets
+    with added_to_inputs(model, offset):
+        parts = [
+            explainer.explain(model, rows, classes)
+            for rows, classes in zip(torch.split(images, _ROWS), torch.split(chosen, _ROWS), strict=True)
+        ]
+    return Explained(torch.cat([part.logits for part in parts]), torch.cat([part.maps for part in parts]))
