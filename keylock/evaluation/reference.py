@@ -55,7 +55,12 @@ def load_reference(weights: Path, manifest: Manifest) -> nn.Module:
             f"the bundle {manifest.name} does not say how to build its reference model: "
             "measure it from Python, with keylock.evaluation"
         )
-    model = create(architecture.name, num_classes=architecture.num_classes, channels=manifest.preprocessing.channels)
+    model = create(
+        architecture.name,
+        num_classes=architecture.num_classes,
+        channels=manifest.preprocessing.channels,
+        image_size=manifest.preprocessing.size[0],
+    )
     load_weights(model, weights)
     # Which layers folding replaces depends on the architecture alone, not on the images it is checked on.
     example = torch.randn((2, *manifest.preprocessing.shape), generator=torch.Generator().manual_seed(0))
