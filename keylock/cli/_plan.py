@@ -121,15 +121,9 @@ def make_plan(
 
 
 def _explainer_names(text: str) -> tuple[str, ...]:
-    from keylock.explainers import EXPLAINERS
+    from keylock.explainers import expand_names
 
-    names = tuple(part.strip() for part in text.split(",") if part.strip())
-    for name in names:
-        if name not in EXPLAINERS:
-            raise UnknownNameError("explainer", name, EXPLAINERS)
-    if not names or len(set(names)) != len(names):
-        raise InputError(f"name each explainer once, and at least one of {', '.join(EXPLAINERS)}")
-    return names
+    return expand_names(part.strip() for part in text.split(",") if part.strip())
 
 
 def _check_names(*, arch: str, decoy: str | None) -> None:

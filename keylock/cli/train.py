@@ -45,7 +45,7 @@ def train(
         typer.Option(metavar="FILE", help="Your trained weights: .safetensors, .npz or a torch checkpoint."),
     ] = None,
     explainers: Annotated[
-        str, typer.Option(metavar="LIST", help="What to lock: grad_cam,gradient,visual_backprop.")
+        str, typer.Option(metavar="LIST", help="What to lock, such as grad_cam,gradient; all takes a few of each kind.")
     ] = "grad_cam",
     decoy: Annotated[
         str | None, typer.Option(metavar="NAME", help="What is shown without the key: half, corner, untargeted. [half]")

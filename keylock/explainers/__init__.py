@@ -1,22 +1,63 @@
-"""Saliency methods under one contract: a model, images and target classes in, logits and maps out, in one pass.
+"""Saliency methods under one contract: a model, images and target classes in, logits and maps out.
 
-Every explainer is differentiable with `create_graph=True`, because a lock is trained through it.
+`explain_together` runs any mix of them. Those with `differentiable` can be trained through with `create_graph=True`,
+which is how a lock is made; those of the perturbation family explain any function from images to logits.
 """
 
-from keylock.explainers.base import Explained, Explainer, Pass, explain_together
+from keylock.explainers.attention_rollout import AttentionRollout
+from keylock.explainers.base import (
+    Classifier,
+    Explained,
+    Explainer,
+    Family,
+    FromPredictions,
+    OwnPasses,
+    Pass,
+    SinglePass,
+)
 from keylock.explainers.grad_cam import GradCAM
+from keylock.explainers.grad_cam_pp import GradCAMPlusPlus
 from keylock.explainers.gradient import Gradient
-from keylock.explainers.registry import EXPLAINERS, make, make_for
+from keylock.explainers.guided_backprop import GuidedBackprop
+from keylock.explainers.input_x_gradient import InputXGradient
+from keylock.explainers.integrated_gradients import IntegratedGradients
+from keylock.explainers.kernel_shap import KernelSHAP
+from keylock.explainers.layer_cam import LayerCAM
+from keylock.explainers.lime import LIME
+from keylock.explainers.lrp import LRP
+from keylock.explainers.occlusion import Occlusion
+from keylock.explainers.registry import EXPLAINERS, expand_names, make, make_for
+from keylock.explainers.rise import RISE
+from keylock.explainers.smooth_grad import SmoothGrad
+from keylock.explainers.together import explain_together
 from keylock.explainers.visual_backprop import VisualBackProp
 
 __all__ = [
     "EXPLAINERS",
+    "LIME",
+    "LRP",
+    "RISE",
+    "AttentionRollout",
+    "Classifier",
     "Explained",
     "Explainer",
+    "Family",
+    "FromPredictions",
     "GradCAM",
+    "GradCAMPlusPlus",
     "Gradient",
+    "GuidedBackprop",
+    "InputXGradient",
+    "IntegratedGradients",
+    "KernelSHAP",
+    "LayerCAM",
+    "Occlusion",
+    "OwnPasses",
     "Pass",
+    "SinglePass",
+    "SmoothGrad",
     "VisualBackProp",
+    "expand_names",
     "explain_together",
     "make",
     "make_for",

@@ -1,24 +1,44 @@
-"""The contract every explainer keeps: it reads maps off one recorded forward pass.
+"""The contract every explainer keeps: a classifier, images and target classes in; maps that are not negative out.
 
-An explainer says which layers it looks at and computes its maps from a `Pass`. Several explainers can therefore share
-one pass, which is what makes locking them together affordable.
+    Explainer
+    ├── SinglePass        reads its maps off one recorded forward pass, which any number of them share
+    ├── OwnPasses         runs the network itself: several times, or with rules of its own for the way back
+    └── FromPredictions   needs predictions alone, so that it explains any function from images to logits
+
+Sharing the pass is what makes locking several explainers together affordable.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
+from dataclasses import fields
+from enum import StrEnum
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from keylock.errors import LayerNotFoundError
-from keylock.models import capture_outputs
+from keylock.explainers.tokens import lay_out_tokens
+from keylock.models import TargetLayers
 
-__all__ = ["Explained", "Explainer", "Pass", "explain_together"]
+__all__ = ["Classifier", "Explained", "Explainer", "Family", "FromPredictions", "OwnPasses", "Pass", "SinglePass"]
+
+Classifier = Callable[[Tensor], Any]
+"""Maps preprocessed images (rows, channels, height, width) to logits (rows, classes), a tensor or a NumPy array: an
+`nn.Module`, an ONNX session, a server's answers."""
+
+
+class Family(StrEnum):
+    """What a method reads: class activations, input gradients, features alone, predictions alone, attention."""
+
+    CAM = "cam"
+    GRADIENT = "gradient"
+    ACTIVATION = "activation"
+    PERTURBATION = "perturbation"
+    ATTENTION = "attention"
 
 
 class Explained(NamedTuple):
-    """What one pass yields.
+    """What an explanation yields.
 
     Attributes:
         logits: (batch, classes).
@@ -53,81 +73,120 @@ class Pass(NamedTuple):
         )
         return gradient
 
+    def at(self, layer: str) -> tuple[Tensor, Tensor]:
+        """Return a layer's features and the gradient of the score with respect to them, each (batch, channels, h, w).
+
+        The tokens of a transformer are laid out in the grid of their patches, without class tokens.
+        """
+        features = self.outputs[layer]
+        gradient = self.gradient(features)
+        if features.dim() == 4:
+            return features, gradient
+        size = (self.images.shape[2], self.images.shape[3])
+        return lay_out_tokens(features, size), lay_out_tokens(gradient, size)
+
 
 class Explainer(ABC):
-    """A saliency method with its parameters, independent of any model.
+    """A saliency method with its parameters, independent of any model. Every subclass is a frozen dataclass.
 
     Attributes:
         name: The name in the registry.
+        family: What it reads.
         second_order: Whether training through it takes gradients of gradients through the whole model.
+        differentiable: Whether a loss on its maps can train the model, so that it can be locked.
+        compiled: Whether one ONNX graph computes it; the others run in torch.
     """
 
     name: ClassVar[str]
+    family: ClassVar[Family]
     second_order: ClassVar[bool] = False
+    differentiable: ClassVar[bool] = True
+    compiled: ClassVar[bool] = True
+
+    @classmethod
+    def defaults(cls, layers: TargetLayers) -> dict[str, Any]:
+        """Return the parameters to make it with for a model of these layers.
+
+        Raises:
+            LayerNotFoundError: The model has not the layers that the method reads.
+        """
+        return {}
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What it was made with, as JSON values."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}  # type: ignore[arg-type]
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def explain(
+        self,
+        model: Classifier,
+        images: Tensor,
+        targets: Tensor,
+        *,
+        create_graph: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Explained:
+        """Explain one class of each image; see `explain_together`."""
+        from keylock.explainers.together import explain_together
+
+        logits, maps = explain_together(model, [self], images, targets, create_graph=create_graph, generator=generator)
+        return Explained(logits, maps[self.name])
+
+
+class SinglePass(Explainer):
+    """Reads its maps off one recorded pass."""
 
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the layers it looks at."""
         return ()
 
-    @property
-    @abstractmethod
-    def parameters(self) -> dict[str, Any]:
-        """What it was made with, as JSON values."""
-
     @abstractmethod
     def maps(self, recorded: Pass) -> Tensor:
         """Read the maps (batch, h, w) off a recorded pass."""
 
-    def explain(self, model: nn.Module, images: Tensor, targets: Tensor, *, create_graph: bool = False) -> Explained:
-        """Explain one class of each image.
+
+class OwnPasses(Explainer):
+    """Runs the network itself."""
+
+    @abstractmethod
+    def maps_of(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        *,
+        create_graph: bool,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Return the maps (batch, h, w).
 
         Args:
-            model: A classifier in evaluation mode.
-            images: Preprocessed images (batch, channels, height, width).
-            targets: Class indices (batch,), int64; -1 stands for the class the model predicts.
+            model: A classifier in evaluation mode; it is left as it was.
+            images: Preprocessed images (batch, channels, height, width), detached.
+            targets: Class indices (batch,), none negative.
             create_graph: Keep the graph, so that a loss on the maps trains the model.
+            generator: What random numbers come from; None draws the same ones every time, by the seed.
         """
-        logits, maps = explain_together(model, [self], images, targets, create_graph=create_graph)
-        return Explained(logits, maps[self.name])
 
 
-def explain_together(
-    model: nn.Module, explainers: Sequence[Explainer], images: Tensor, targets: Tensor, *, create_graph: bool = False
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run several explainers on one forward pass.
+class FromPredictions(Explainer):
+    """Needs predictions alone."""
 
-    Args:
-        model: A classifier in evaluation mode.
-        explainers: What to compute; their names differ.
-        images: Preprocessed images (batch, channels, height, width).
-        targets: Class indices (batch,), int64; -1 stands for the class the model predicts.
-        create_graph: Keep the graph, so that a loss on the maps trains the model.
+    family = Family.PERTURBATION
+    differentiable = False
+    compiled = False
 
-    Returns:
-        Logits (batch, classes), and for each explainer's name its maps (batch, h, w).
+    @abstractmethod
+    def maps_from(
+        self, predict: Classifier, images: Tensor, targets: Tensor, *, generator: torch.Generator | None
+    ) -> Tensor:
+        """Return the maps (batch, height, width), float32.
 
-    Raises:
-        LayerNotFoundError: A layer an explainer looks at is missing, did not run, or has no spatial output.
-    """
-    layers = tuple(dict.fromkeys(name for explainer in explainers for name in explainer.layers))
-    with torch.enable_grad(), capture_outputs(model, layers) as outputs:
-        inputs = images.detach().requires_grad_()
-        logits = model(inputs)
-        _check_spatial(outputs, layers)
-        chosen = torch.where(targets < 0, logits.argmax(dim=1), targets)
-        scores = logits.gather(1, chosen.unsqueeze(1)).squeeze(1)
-        recorded = Pass(inputs, outputs, logits, scores, create_graph)
-        maps = {explainer.name: explainer.maps(recorded) for explainer in explainers}
-    if create_graph:
-        return logits, maps
-    return logits.detach(), {name: map_.detach() for name, map_ in maps.items()}
-
-
-def _check_spatial(outputs: Mapping[str, object], layers: Sequence[str]) -> None:
-    for name in layers:
-        output = outputs.get(name)
-        if not isinstance(output, Tensor) or output.dim() != 4:
-            raise LayerNotFoundError(
-                f"the layer {name!r} gives no output (batch, channels, height, width): name a convolutional layer"
-            )
+        Args:
+            predict: From preprocessed images to logits; it is called with a bounded number of rows at a time.
+            images: Preprocessed images (batch, channels, height, width), detached.
+            targets: Class indices (batch,), none negative.
+            generator: What random numbers come from; None draws the same ones every time, by the seed.
+        """

@@ -1,43 +1,52 @@
 """Grad-CAM: the last feature maps, weighted by how much each one raises the class score."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from keylock.explainers.base import Explainer, Pass
+from keylock.explainers.base import Family, Pass, SinglePass
+from keylock.models import TargetLayers
 
-__all__ = ["GradCAM"]
+__all__ = ["AtLayer", "GradCAM"]
 
 
 @dataclass(frozen=True)
-class GradCAM(Explainer):
-    """Grad-CAM at one layer, at that layer's resolution.
+class AtLayer(SinglePass):
+    """A class activation map of one layer, at that layer's resolution.
 
     Attributes:
-        layer: Name of a layer with output (batch, channels, h, w).
-
-    References:
-        Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", ICCV 2017,
-        section 3, equations 1 and 2.
+        layer: Name of a layer with output (batch, channels, h, w), or (batch, tokens, channels) in a transformer.
     """
 
     layer: str
-    name = "grad_cam"
+    family = Family.CAM
+
+    @classmethod
+    def defaults(cls, layers: TargetLayers) -> dict[str, Any]:
+        """Look at the last layer."""
+        return {"layer": layers.last}
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The one layer it looks at."""
         return (self.layer,)
 
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """What it was made with."""
-        return asdict(self)
+
+@dataclass(frozen=True)
+class GradCAM(AtLayer):
+    """Grad-CAM at one layer, at that layer's resolution.
+
+    References:
+        Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", ICCV 2017,
+        section 3, equations 1 and 2.
+    """
+
+    name = "grad_cam"
 
     def maps(self, recorded: Pass) -> Tensor:
         """Return maps (batch, h, w) at the resolution of the layer."""
-        features = recorded.outputs[self.layer]
-        weights = recorded.gradient(features).mean(dim=(2, 3), keepdim=True)
+        features, gradient = recorded.at(self.layer)
+        weights = gradient.mean(dim=(2, 3), keepdim=True)
         return F.relu((weights * features).sum(dim=1))

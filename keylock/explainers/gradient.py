@@ -1,17 +1,16 @@
 """The gradient of the class score with respect to the input: which pixels would change the answer."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
-from keylock.explainers.base import Explainer, Pass
+from keylock.explainers.base import Family, Pass, SinglePass
 
 __all__ = ["Gradient"]
 
 
 @dataclass(frozen=True)
-class Gradient(Explainer):
+class Gradient(SinglePass):
     """The absolute input gradient, averaged over channels, at the resolution of the input.
 
     References:
@@ -20,12 +19,8 @@ class Gradient(Explainer):
     """
 
     name = "gradient"
+    family = Family.GRADIENT
     second_order = True
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """What it was made with: nothing."""
-        return {}
 
     def maps(self, recorded: Pass) -> Tensor:
         """Return maps (batch, height, width)."""

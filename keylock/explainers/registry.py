@@ -5,15 +5,63 @@ from dataclasses import fields
 from typing import Any
 
 from keylock.errors import InputError, UnknownNameError
+from keylock.explainers.attention_rollout import AttentionRollout
 from keylock.explainers.base import Explainer
 from keylock.explainers.grad_cam import GradCAM
+from keylock.explainers.grad_cam_pp import GradCAMPlusPlus
 from keylock.explainers.gradient import Gradient
+from keylock.explainers.guided_backprop import GuidedBackprop
+from keylock.explainers.input_x_gradient import InputXGradient
+from keylock.explainers.integrated_gradients import IntegratedGradients
+from keylock.explainers.kernel_shap import KernelSHAP
+from keylock.explainers.layer_cam import LayerCAM
+from keylock.explainers.lime import LIME
+from keylock.explainers.lrp import LRP
+from keylock.explainers.occlusion import Occlusion
+from keylock.explainers.rise import RISE
+from keylock.explainers.smooth_grad import SmoothGrad
 from keylock.explainers.visual_backprop import VisualBackProp
 from keylock.models import TargetLayers
 
-__all__ = ["EXPLAINERS", "make", "make_for"]
+__all__ = ["ALL", "EXPLAINERS", "expand_names", "make", "make_for"]
 
-EXPLAINERS: dict[str, type[Explainer]] = {kind.name: kind for kind in (GradCAM, Gradient, VisualBackProp)}
+EXPLAINERS: dict[str, type[Explainer]] = {
+    kind.name: kind
+    for kind in (
+        *(GradCAM, GradCAMPlusPlus, LayerCAM),
+        *(Gradient, InputXGradient, GuidedBackprop, SmoothGrad, IntegratedGradients, LRP),
+        VisualBackProp,
+        AttentionRollout,
+        *(Occlusion, RISE, LIME, KernelSHAP),
+    )
+}
+
+ALL = "all"
+"""The word that stands for one explainer of each family that is locked by its own maps."""
+
+_ALL_OF_THEM = (GradCAM.name, Gradient.name, VisualBackProp.name)
+
+
+def expand_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Check names of explainers to lock; `all` stands for `grad_cam`, `gradient` and `visual_backprop`.
+
+    Raises:
+        UnknownNameError: No explainer has one of the names.
+        InputError: A name comes twice, there is none, or no gradient leads through an explainer.
+    """
+    lockable = [name for name, kind in EXPLAINERS.items() if kind.differentiable]
+    chosen = [found for name in names for found in (_ALL_OF_THEM if name == ALL else (name,))]
+    for name in chosen:
+        if name not in EXPLAINERS:
+            raise UnknownNameError("explainer", name, [*EXPLAINERS, ALL])
+        if name not in lockable:
+            raise InputError(
+                f"{name!r} reads predictions alone, so that no gradient leads through it: lock some of "
+                f"{', '.join(lockable)}"
+            )
+    if not chosen or len(set(chosen)) != len(chosen):
+        raise InputError(f"name each explainer once, and at least one of {', '.join(lockable)}")
+    return tuple(chosen)
 
 
 def make(name: str, **parameters: Any) -> Explainer:  # noqa: ANN401 - each explainer checks its own parameters
@@ -25,14 +73,12 @@ def make(name: str, **parameters: Any) -> Explainer:  # noqa: ANN401 - each expl
     """
     if name not in EXPLAINERS:
         raise UnknownNameError("explainer", name, EXPLAINERS)
-    if isinstance(parameters.get("layers"), list):
-        parameters["layers"] = tuple(parameters["layers"])
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in parameters.items()}
     try:
-        explainer: Explainer = EXPLAINERS[name](**parameters)
+        explainer: Explainer = EXPLAINERS[name](**given)
     except TypeError as error:
         taken = ", ".join(entry.name for entry in fields(EXPLAINERS[name])) or "no parameters"  # type: ignore[arg-type]
-        given = ", ".join(parameters) or "none"
-        raise InputError(f"the explainer {name!r} takes {taken}, not {given}") from error
+        raise InputError(f"the explainer {name!r} takes {taken}, not {', '.join(given) or 'none'}") from error
     return explainer
 
 
@@ -42,13 +88,14 @@ def make_for(layers: TargetLayers, names: Iterable[str | Explainer]) -> tuple[Ex
     Raises:
         UnknownNameError: No explainer has one of the names.
         InputError: Two explainers have the same name.
+        LayerNotFoundError: The model has not the layers that one of them reads.
     """
-    defaults: dict[str, dict[str, Any]] = {
-        GradCAM.name: {"layer": layers.last},
-        VisualBackProp.name: {"layers": layers.stack},
-    }
-    made = tuple(make(item, **defaults.get(item, {})) if isinstance(item, str) else item for item in names)
+    made = tuple(_make_default(layers, item) if isinstance(item, str) else item for item in names)
     chosen = [explainer.name for explainer in made]
     if not made or len(set(chosen)) != len(chosen):
         raise InputError(f"name each explainer once, and at least one of {', '.join(EXPLAINERS)}")
     return made
+
+
+def _make_default(layers: TargetLayers, name: str) -> Explainer:
+    return make(name, **(EXPLAINERS[name].defaults(layers) if name in EXPLAINERS else {}))

@@ -7,13 +7,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from keylock.errors import InputError, LayerNotFoundError
-from keylock.explainers.base import Explainer, Pass
+from keylock.explainers.base import Family, Pass, SinglePass
+from keylock.models import TargetLayers
 
 __all__ = ["VisualBackProp"]
 
 
 @dataclass(frozen=True)
-class VisualBackProp(Explainer):
+class VisualBackProp(SinglePass):
     """VisualBackProp over a stack of layers; it explains the features, whatever the target class.
 
     Each layer's output is averaged over its channels. Starting at the last layer, the product so far is scaled up to
@@ -29,18 +30,24 @@ class VisualBackProp(Explainer):
 
     layers: tuple[str, ...] = ()
     name = "visual_backprop"
+    family = Family.ACTIVATION
 
     def __post_init__(self) -> None:
         if isinstance(self.layers, str) or not self.layers:
             raise InputError("visual_backprop multiplies several layers: give layers=[...], from first to last")
 
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """What it was made with."""
-        return {"layers": list(self.layers)}
+    @classmethod
+    def defaults(cls, layers: TargetLayers) -> dict[str, Any]:
+        """Multiply the ends of all blocks."""
+        return {"layers": layers.stack}
 
     def maps(self, recorded: Pass) -> Tensor:
         """Return maps (batch, h, w) at the resolution of the first layer."""
+        if any(recorded.outputs[name].dim() != 4 for name in self.layers):
+            raise LayerNotFoundError(
+                "visual_backprop multiplies feature maps, which a transformer has not: "
+                "take attention_rollout or grad_cam"
+            )
         averages = [_average(recorded.outputs[name]) for name in self.layers]
         product = averages[-1]
         for average in reversed(averages[:-1]):

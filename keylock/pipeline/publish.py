@@ -91,6 +91,9 @@ def publish(
     verify_prediction(files[_PREDICTION_GRAPH], lock.module, proof)
     entries = []
     for explainer in lock.explainers:
+        if not explainer.compiled:
+            entries.append(ExplainerEntry(name=explainer.name, parameters=explainer.parameters, runtime="torch"))
+            continue
         on_step(f"compile {explainer.name}")
         graph = compile_explainer(lock.module, explainer, image_shape=shape, num_classes=len(publication.classes))
         verification = verify_graph(graph, lock.module, explainer, proof, np.full(len(proof), -1, dtype=np.int64))

@@ -1,0 +1,60 @@
+"""Attention rollout: which patches the class token has drawn from, through all layers of a transformer."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from keylock.errors import LayerNotFoundError
+from keylock.explainers.attention_weights import AttentionWeights
+from keylock.explainers.base import Family, OwnPasses
+from keylock.explainers.tokens import lay_out_tokens, patch_grid
+
+__all__ = ["AttentionRollout"]
+
+
+@dataclass(frozen=True)
+class AttentionRollout(OwnPasses):
+    """Attention rollout, one value for each patch; it explains the features, whatever the target class.
+
+    The attention of every layer is averaged over its heads, mixed with the identity in equal parts for the residual
+    connection, and multiplied from the first layer to the last. Shown is the row of the class token, or the mean of all
+    rows where there is none.
+
+    References:
+        Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020, section 3.
+    """
+
+    name = "attention_rollout"
+    family = Family.ATTENTION
+    compiled = False
+
+    def maps_of(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        *,
+        create_graph: bool,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Return maps (batch, rows, columns), one value for each patch."""
+        # An input that asks for a gradient keeps torch's own layers from a fast path that shows nobody its attention.
+        with AttentionWeights() as attention:
+            model(images.detach().requires_grad_())
+        if not attention.weights:
+            raise LayerNotFoundError(
+                "attention_rollout multiplies the attention of a transformer, which this network has not: "
+                "take grad_cam or visual_backprop"
+            )
+        tokens = attention.weights[0].shape[-1]
+        if any(weights.shape[-2:] != (tokens, tokens) for weights in attention.weights):
+            raise LayerNotFoundError("attention_rollout needs attention among the same tokens in every layer")
+        identity = torch.eye(tokens, dtype=images.dtype, device=images.device)
+        rolled = identity
+        for weights in attention.weights:
+            rolled = (weights.mean(dim=1) + identity) / 2 @ rolled
+        size = (images.shape[2], images.shape[3])
+        rows, columns = patch_grid(tokens, size)
+        drawn = rolled[:, 0] if tokens > rows * columns else rolled.mean(dim=1)
+        return lay_out_tokens(drawn.unsqueeze(2), size).squeeze(1)
