@@ -1,0 +1,29 @@
+"""Digests that name what a receipt is about: an image as it was sent, a map as it was answered.
+
+Both sides compute them of the bytes they have, so a receipt fits an answer exactly when nothing was changed on the way.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+__all__ = ["digest_of_array", "digest_of_file"]
+
+
+def digest_of_file(content: bytes) -> str:
+    """Returns `sha256:` and the hexadecimal digest of a file: what `sha256sum` prints for it."""
+    return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
+def digest_of_array(dtype: str, shape: Sequence[int], data: bytes) -> str:
+    """Returns the digest of an array: of one line `dtype side,side,...` and its elements.
+
+    Args:
+        dtype: `uint8` or `float32`.
+        shape: Its sides.
+        data: Its elements in C order, little-endian.
+
+    Returns:
+        `sha256:` and 64 hexadecimal digits. Arrays of equal bytes and different shapes have different digests.
+    """
+    header = f"{dtype} {','.join(str(side) for side in shape)}\n"
+    return "sha256:" + hashlib.sha256(header.encode("ascii") + data).hexdigest()

@@ -1,0 +1,210 @@
+"""Receipts: the vendor's signed word of what was charged, for what, and what was answered.
+
+A receipt is a compact JWS over the canonical JSON of a charge. The same bytes, without the signature, are the entry of
+the audit log, so that a receipt can be shown to be in it. It names images and maps by their digests; nothing in it lets
+anybody see an image, a map, a key or a token. The format is described in docs/receipts.md.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from keylock.errors import AuditLogError, ReceiptError, SignatureError
+from keylock.jws import Jws, sign
+from keylock.licensing.charges import Charge
+from keylock.licensing.receipt_keys import Certificate, ReceiptKey
+from keylock.signing import VerifyingKey, canonical_json
+
+__all__ = ["MAX_RECEIPT_BYTES", "Receipt", "ReceiptSigner", "entry_of", "parse_entry", "trusts_any", "trusts_id"]
+
+# A request of 4,096 images has 8,192 digests.
+MAX_RECEIPT_BYTES: Final = 2 * 1024 * 1024
+
+_TYPE: Final = "keylock-receipt+jws"
+_LAST_SECOND: Final = 253_402_300_799
+
+_Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+class _Claims(BaseModel):
+    """The payload: what a `Charge` says, under names that never change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    type: Literal["keylock-charge/v1"] = "keylock-charge/v1"
+    license: str
+    request: str
+    request_digest: str
+    model: str
+    explainer: str
+    parameters: dict[str, JsonValue]
+    target: int
+    units: Annotated[int, Field(ge=0)]
+    keyed: bool
+    time: Annotated[int, Field(ge=0, le=_LAST_SECOND)]
+    images: list[_Digest]
+    maps: list[_Digest]
+
+
+def entry_of(charge: Charge) -> bytes:
+    """Returns the canonical JSON of a charge: the payload of its receipt and its entry in the audit log.
+
+    Equal charges have equal entries. The time counts to the second.
+    """
+    claims = _Claims(
+        license=charge.license_id,
+        request=charge.request_id,
+        request_digest=charge.request_digest,
+        model=charge.model_digest,
+        explainer=charge.explainer,
+        parameters=dict(charge.parameters),
+        target=charge.target,
+        units=charge.units,
+        keyed=charge.keyed,
+        time=int(charge.time.timestamp()),
+        images=list(charge.image_digests),
+        maps=list(charge.map_digests),
+    )
+    return canonical_json(claims.model_dump())
+
+
+def parse_entry(entry: bytes) -> Charge:
+    """Returns the charge of an entry.
+
+    Raises:
+        AuditLogError: If it is no entry, or not in its one spelling.
+    """
+    try:
+        claims = _Claims.model_validate_json(entry)
+    except ValidationError:
+        raise AuditLogError("it is no record of a charge") from None
+    if canonical_json(claims.model_dump()) != entry:
+        raise AuditLogError("it is not spelled as keylock writes it")
+    return Charge(
+        license_id=claims.license,
+        request_id=claims.request,
+        request_digest=claims.request_digest,
+        model_digest=claims.model,
+        explainer=claims.explainer,
+        parameters=claims.parameters,
+        target=claims.target,
+        units=claims.units,
+        keyed=claims.keyed,
+        time=datetime.fromtimestamp(claims.time, UTC),
+        image_digests=tuple(claims.images),
+        map_digests=tuple(claims.maps),
+    )
+
+
+class ReceiptSigner:
+    """Issues receipts under one receipt key."""
+
+    def __init__(self, key: ReceiptKey) -> None:
+        """Takes the key."""
+        self._key = key
+
+    def issue(self, charge: Charge) -> str:
+        """Returns the receipt of a charge; equal charges have equal receipts."""
+        return sign(entry_of(charge), self._key.key, typ=_TYPE, cert=self._key.certificate.token)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A receipt whose signatures were verified.
+
+    Attributes:
+        token: The receipt as it came: keep this.
+        entry: The bytes that were signed, and that are in the audit log.
+        charge: What they say.
+        certificate: Of the key that signed, with its issuer.
+    """
+
+    token: str
+    entry: bytes
+    charge: Charge
+    certificate: Certificate
+
+    @classmethod
+    def verify(cls, token: str, trusts: Callable[[VerifyingKey], bool]) -> Self:
+        """Verifies a receipt.
+
+        1. It has the spelling of a receipt and the one header that receipts have.
+        2. Its certificate is whole, and of an issuer that is trusted.
+        3. The certified key signed it.
+        4. Its content is a charge.
+        5. The certificate held when it was charged.
+
+        Args:
+            token: The receipt.
+            trusts: Tells whether an issuer is trusted: `trusts_any` of known keys, or `trusts_id` of a key id.
+
+        Raises:
+            ReceiptError: If it does not hold.
+        """
+        try:
+            parsed = Jws.parse(token.strip(), typ=_TYPE, members=("cert",), max_bytes=MAX_RECEIPT_BYTES)
+        except ValueError:
+            raise ReceiptError("this is no keylock receipt, or not all of one") from None
+        certificate = Certificate.read(str(parsed.header["cert"]))
+        try:
+            entry = parsed.verify(certificate.key)
+        except SignatureError:
+            raise ReceiptError("the receipt was changed, or was not signed by the key it names") from None
+        try:
+            charge = parse_entry(entry)
+        except AuditLogError as error:
+            raise ReceiptError(f"the receipt cannot be read: {error}") from None
+        certificate.check(trusts, at=charge.time)
+        return cls(token.strip(), entry, charge, certificate)
+
+    def check_answer(
+        self,
+        *,
+        request_id: str,
+        model_digest: str,
+        explainer: str,
+        keyed: bool,
+        image_digests: Sequence[str],
+        map_digests: Sequence[str],
+    ) -> None:
+        """Returns when the receipt is for an answer.
+
+        Args:
+            request_id: Of the answer.
+            model_digest: Of the model that answered.
+            explainer: The explainer that was used.
+            keyed: Whether the maps are said to be true ones.
+            image_digests: Of the images as they were sent, in order.
+            map_digests: Of the maps as they were received, in order.
+
+        Raises:
+            ReceiptError: If it is for another; the message says in what they differ.
+        """
+        charge = self.charge
+        pairs: tuple[tuple[str, object, object], ...] = (
+            ("request id", charge.request_id, request_id),
+            ("model", charge.model_digest, model_digest),
+            ("explainer", charge.explainer, explainer),
+            ("keyed", charge.keyed, keyed),
+            ("images", charge.image_digests, tuple(image_digests)),
+            ("maps", charge.map_digests, tuple(map_digests)),
+        )
+        for name, certified, received in pairs:
+            if certified != received:
+                raise ReceiptError(f"the receipt is not for this answer: its {name} differ; do not rely on the answer")
+
+
+def trusts_any(keys: Sequence[VerifyingKey]) -> Callable[[VerifyingKey], bool]:
+    """Returns a test for `Receipt.verify` that trusts the keys given."""
+    return lambda issuer: issuer in keys
+
+
+def trusts_id(key_id: str) -> Callable[[VerifyingKey], bool]:
+    """Returns a test for `Receipt.verify` that trusts the key of an id, for example of the one that issued a license.
+
+    The id is the first 96 bits of the key's thumbprint; nobody finds another key with the same.
+    """
+    return lambda issuer: issuer.key_id == key_id

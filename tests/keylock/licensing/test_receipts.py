@@ -1,0 +1,233 @@
+"""Receipts: what they certify, for how long, and each way in which one may be false."""
+
+import dataclasses
+import json
+import pickle
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from keylock.auditlog import leaf_hash
+from keylock.errors import AuditLogError, ReceiptError, SignatureError
+from keylock.jws import sign
+from keylock.licensing.charges import Charge
+from keylock.licensing.receipt_keys import Certificate, ReceiptKey, certificate_path, delegate
+from keylock.licensing.receipts import Receipt, ReceiptSigner, entry_of, parse_entry, trusts_any, trusts_id
+from keylock.signing import SigningKey, canonical_json
+
+NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+YEAR = timedelta(days=365)
+ISSUER = SigningKey.generate()
+DIGEST = "sha256:" + "ab" * 32
+CHARGE = Charge(
+    license_id="lic_1",
+    request_id="r-1",
+    request_digest="sha256:" + "01" * 32,
+    model_digest="sha256:" + "02" * 32,
+    explainer="grad_cam",
+    parameters={"layer": "body.3", "beta": 8.0, "steps": 3},
+    target=-1,
+    units=2,
+    keyed=True,
+    time=NOW,
+    image_digests=(DIGEST, "sha256:" + "03" * 32),
+    map_digests=("sha256:" + "04" * 32, "sha256:" + "05" * 32),
+)
+TRUSTS = trusts_any([ISSUER.verifying_key])
+
+
+def make_key(*, key=None, issuer=ISSUER, start=NOW - YEAR, end=NOW + YEAR):
+    key = key or SigningKey.generate()
+    return ReceiptKey(key, Certificate.read(delegate(key.verifying_key, issuer, not_before=start, expires=end)))
+
+
+KEY = make_key()
+TOKEN = ReceiptSigner(KEY).issue(CHARGE)
+
+
+def forge(payload, *, key=KEY, signer=None, typ="keylock-receipt+jws"):
+    return sign(payload, signer or key.key, typ=typ, cert=key.certificate.token)
+
+
+def test_a_receipt_says_what_was_charged():
+    receipt = Receipt.verify(TOKEN, TRUSTS)
+    assert receipt.charge == CHARGE
+    assert receipt.token == TOKEN
+    assert receipt.entry == entry_of(CHARGE)
+    assert receipt.certificate.issuer == ISSUER.verifying_key
+    assert Receipt.verify(TOKEN + "\n", trusts_id(ISSUER.key_id)).charge == CHARGE
+
+
+def test_equal_charges_have_equal_receipts_and_leaves_whatever_key_signs():
+    again = dataclasses.replace(CHARGE, parameters=dict(reversed(CHARGE.parameters.items())))
+    assert ReceiptSigner(KEY).issue(again) == TOKEN
+    other = Receipt.verify(ReceiptSigner(make_key()).issue(CHARGE), TRUSTS)
+    assert other.token != TOKEN
+    assert leaf_hash(other.entry) == leaf_hash(entry_of(CHARGE))
+
+
+def test_an_entry_is_the_documented_json():
+    assert json.loads(entry_of(CHARGE)) == {
+        "type": "keylock-charge/v1",
+        "license": "lic_1",
+        "request": "r-1",
+        "request_digest": CHARGE.request_digest,
+        "model": CHARGE.model_digest,
+        "explainer": "grad_cam",
+        "parameters": {"layer": "body.3", "beta": 8.0, "steps": 3},
+        "target": -1,
+        "units": 2,
+        "keyed": True,
+        "time": 1795521600,
+        "images": list(CHARGE.image_digests),
+        "maps": list(CHARGE.map_digests),
+    }
+    assert parse_entry(entry_of(CHARGE)) == CHARGE
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"units": -1},
+        {"units": "2"},
+        {"units": True},
+        {"keyed": 1},
+        {"time": -1},
+        {"time": 10**15},
+        {"images": ["md5:00"]},
+        {"type": "keylock-charge/v2"},
+        {"more": 1},
+        {"license": None},
+    ],
+)
+def test_an_entry_that_says_something_else_is_refused(change):
+    raw = canonical_json(json.loads(entry_of(CHARGE)) | change)
+    with pytest.raises(AuditLogError, match="no record"):
+        parse_entry(raw)
+    with pytest.raises(ReceiptError, match="cannot be read"):
+        Receipt.verify(forge(raw), TRUSTS)
+
+
+def test_an_entry_has_one_spelling():
+    with pytest.raises(AuditLogError, match="spelled"):
+        parse_entry(entry_of(CHARGE) + b" ")
+    for raw in (b"", b"[]", b"\xff", b"{"):
+        with pytest.raises(AuditLogError):
+            parse_entry(raw)
+
+
+def test_a_receipt_of_a_certified_key_in_its_time_is_good_and_no_other():
+    for moment, good in ((NOW - YEAR, True), (NOW - YEAR - timedelta(seconds=1), False), (NOW + YEAR, False)):
+        token = ReceiptSigner(KEY).issue(dataclasses.replace(CHARGE, time=moment))
+        if good:
+            Receipt.verify(token, TRUSTS)
+        else:
+            with pytest.raises(ReceiptError, match="was not certified"):
+                Receipt.verify(token, TRUSTS)
+
+
+def test_a_receipt_of_another_issuer_is_refused():
+    stranger = make_key(issuer=SigningKey.generate())
+    for trusts in (TRUSTS, trusts_id(ISSUER.key_id), trusts_any([])):
+        with pytest.raises(ReceiptError, match="not trusted"):
+            Receipt.verify(ReceiptSigner(stranger).issue(CHARGE), trusts)
+
+
+def test_a_receipt_signed_by_another_key_than_the_certified_one_is_refused():
+    thief = SigningKey.generate()
+    with pytest.raises(ReceiptError, match="changed"):
+        Receipt.verify(forge(entry_of(CHARGE), signer=thief), TRUSTS)
+    # Under the issuer's own key too: it signs certificates and never receipts.
+    with pytest.raises(ReceiptError, match="changed"):
+        Receipt.verify(forge(entry_of(CHARGE), signer=ISSUER), TRUSTS)
+
+
+def test_a_certificate_the_receipt_key_makes_for_another_key_is_refused():
+    thief = SigningKey.generate()
+    chained = make_key(key=thief, issuer=KEY.key)
+    with pytest.raises(ReceiptError, match="not trusted"):
+        Receipt.verify(ReceiptSigner(chained).issue(CHARGE), TRUSTS)
+
+
+@pytest.mark.parametrize("token", ["", "a.b.c", TOKEN[:-1], TOKEN.replace(".", ""), TOKEN + ".x", "ü"])
+def test_what_is_no_receipt_is_refused(token):
+    with pytest.raises(ReceiptError, match="no keylock receipt"):
+        Receipt.verify(token, TRUSTS)
+
+
+def test_tokens_of_other_kinds_are_no_receipts():
+    for typ in ("keylock-license+jws", "keylock-receipt-key+jws", "JWT"):
+        with pytest.raises(ReceiptError, match="no keylock receipt"):
+            Receipt.verify(forge(entry_of(CHARGE), typ=typ), TRUSTS)
+    with pytest.raises(ReceiptError, match="no keylock receipt"):
+        Receipt.verify(KEY.certificate.token, TRUSTS)
+    with pytest.raises(ReceiptError, match="malformed"):
+        Certificate.read(TOKEN)
+
+
+def test_no_changed_character_of_a_certificate_passes():
+    token = KEY.certificate.token
+    for place in range(0, len(token), 3):
+        letter = "A" if token[place] != "A" else "B"
+        with pytest.raises(ReceiptError):
+            Certificate.read(token[:place] + letter + token[place + 1 :])
+
+
+ANSWER = {
+    "request_id": CHARGE.request_id,
+    "model_digest": CHARGE.model_digest,
+    "explainer": CHARGE.explainer,
+    "keyed": True,
+    "image_digests": CHARGE.image_digests,
+    "map_digests": CHARGE.map_digests,
+}
+
+
+def test_a_receipt_fits_its_answer():
+    Receipt.verify(TOKEN, TRUSTS).check_answer(**ANSWER)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"request_id": "r-2"}, "request id"),
+        ({"model_digest": DIGEST}, "model"),
+        ({"explainer": "gradient"}, "explainer"),
+        ({"keyed": False}, "keyed"),
+        ({"image_digests": CHARGE.image_digests[::-1]}, "images"),
+        ({"image_digests": CHARGE.image_digests[:1]}, "images"),
+        ({"map_digests": CHARGE.map_digests[::-1]}, "maps"),
+        ({"map_digests": (*CHARGE.map_digests, DIGEST)}, "maps"),
+    ],
+)
+def test_a_receipt_of_another_answer_is_refused(change, what):
+    with pytest.raises(ReceiptError, match=f"its {what} differ"):
+        Receipt.verify(TOKEN, TRUSTS).check_answer(**(ANSWER | change))
+
+
+def test_a_receipt_key_is_made_once_and_read_again(tmp_path):
+    path = tmp_path / "receipts.pem"
+    made = ReceiptKey.create(path, ISSUER, not_before=NOW, expires=NOW + YEAR)
+    assert path.stat().st_mode & 0o777 == 0o600
+    read = ReceiptKey.load(path)
+    assert read.certificate == made.certificate
+    assert ReceiptSigner(read).issue(CHARGE) == ReceiptSigner(made).issue(CHARGE)
+    with pytest.raises(SignatureError, match="not overwritten"):
+        ReceiptKey.create(path, ISSUER, not_before=NOW, expires=NOW + YEAR)
+    with pytest.raises(TypeError):
+        pickle.dumps(read)
+
+
+def test_a_receipt_key_without_its_own_certificate_is_refused(tmp_path):
+    path = tmp_path / "receipts.pem"
+    ReceiptKey.create(path, ISSUER, not_before=NOW, expires=NOW + YEAR)
+    beside = certificate_path(path)
+    beside.write_text(KEY.certificate.token)
+    with pytest.raises(SignatureError, match="another key"):
+        ReceiptKey.load(path)
+    beside.write_text("")
+    with pytest.raises(SignatureError, match="no certificate"):
+        ReceiptKey.load(path)
+    beside.unlink()
+    with pytest.raises(SignatureError, match="cannot read"):
+        ReceiptKey.load(path)
