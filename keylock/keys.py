@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from keylock.errors import InputError, KeySeedError, TensorError
-from keylock.secrecy import NotSecretTextError, Opaque, read_secret_text, write_secret_file
+from keylock.secrecy import NotSecretTextError, Opaque, read_secret_text, wipe, write_secret_file
 
 if TYPE_CHECKING:
     import torch
@@ -49,19 +49,20 @@ class KeySeed(Opaque):
         id: 16 hexadecimal digits that name the seed and tell nothing about it; safe to print.
     """
 
-    __slots__ = ("_secret", "id")
+    __slots__ = ("_closed", "_secret", "id")
 
     id: str
 
-    def __init__(self, secret: bytes) -> None:
-        """Takes 32 secret bytes as they are.
+    def __init__(self, secret: bytes | bytearray) -> None:
+        """Takes a copy of 32 secret bytes.
 
         Raises:
             KeySeedError: If there are not exactly 32 of them.
         """
         if len(secret) != _SEED_BYTES:
             raise KeySeedError(f"a key seed has {_SEED_BYTES} bytes, not {len(secret)}; KeySeed.generate() makes one")
-        self._secret = bytes(secret)
+        self._secret = bytearray(secret)
+        self._closed = False
         self.id = self.derive("key-id", 8).hex()
 
     @classmethod
@@ -121,8 +122,13 @@ class KeySeed(Opaque):
             raise KeySeedError(f"cannot write the key seed file {os.fspath(path)}: {error.strerror}") from None
 
     def reveal(self) -> bytes:
-        """Returns the secret. Every use of it in this project is found by searching for `.reveal(`."""
-        return self._secret
+        """Returns the secret. Every use of it in this project is found by searching for `.reveal(`.
+
+        Raises:
+            KeySeedError: If it was closed.
+        """
+        self._check_open()
+        return bytes(self._secret)
 
     def derive(self, purpose: str, length: int) -> bytes:
         """Returns `length` bytes that belong to one purpose and tell nothing about those of another.
@@ -133,6 +139,7 @@ class KeySeed(Opaque):
 
         Raises:
             InputError: If the purpose is empty or not ASCII, or the length is out of range.
+            KeySeedError: If it was closed.
 
         References:
             RFC 5869, HKDF with SHA-256, no salt, info = `keylock/v1/` and the purpose.
@@ -141,8 +148,21 @@ class KeySeed(Opaque):
             raise InputError("the purpose of a derived key must be printable ASCII")
         if not 1 <= length <= _MAX_DERIVED_BYTES:
             raise InputError(f"HKDF-SHA256 derives 1 to {_MAX_DERIVED_BYTES} bytes, not {length}")
+        self._check_open()
         info = b"keylock/v1/" + purpose.encode("ascii")
         return HKDF(algorithm=SHA256(), length=length, salt=None, info=info).derive(self._secret)
+
+    def close(self) -> None:
+        """Wipes the secret; nothing is derived from it any more. Copies that `reveal` gave out stay with their owners.
+
+        What cannot be wiped in Python is in docs/keys.md.
+        """
+        wipe(self._secret)
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise KeySeedError(f"the key seed {self.id} was closed: read it again")
 
     def __repr__(self) -> str:
         return f"KeySeed(id={self.id!r})"
@@ -150,6 +170,8 @@ class KeySeed(Opaque):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, KeySeed):
             return NotImplemented
+        self._check_open()
+        other._check_open()
         return hmac.compare_digest(self._secret, other._secret)
 
     def __hash__(self) -> int:
@@ -266,6 +288,12 @@ class Key(Opaque):
             raise TensorError(f"the key fits images of shape (batch, {', '.join(map(str, self.shape))}), not {shape}")
         if not floating:
             raise TensorError(f"the key is added to preprocessed floating-point images, not {dtype}")
+
+    def close(self) -> None:
+        """Wipes the offset, which is zero from then on. Nobody may be using the key any more."""
+        self._offset.setflags(write=True)
+        self._offset.fill(0)
+        self._offset.setflags(write=False)
 
     def __repr__(self) -> str:
         return f"Key(id={self.id!r}, shape={self.shape}, strength={self.strength:.6g}, tile={self.tile})"

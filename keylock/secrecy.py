@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Final, NoReturn
 
-__all__ = ["MAX_SECRET_FILE_BYTES", "NotSecretTextError", "Opaque", "read_secret_text", "write_secret_file"]
+__all__ = ["MAX_SECRET_FILE_BYTES", "NotSecretTextError", "Opaque", "read_secret_text", "wipe", "write_secret_file"]
 
 MAX_SECRET_FILE_BYTES: Final = 4096
 
@@ -20,6 +20,11 @@ class Opaque:
 
 class NotSecretTextError(ValueError):
     """A file holds no short text; the message says why, without the path and without the content."""
+
+
+def wipe(buffer: bytearray) -> None:
+    """Overwrites a secret with zeros. Copies that Python or a library made of it are out of reach: docs/keys.md."""
+    buffer[:] = bytes(len(buffer))
 
 
 def write_secret_file(path: str | os.PathLike[str], content: bytes) -> None:

@@ -15,9 +15,18 @@ from keylock.bundle.manifest import (
     Manifest,
     model_digest_of,
 )
+from keylock.bundle.providers import (
+    EnvironmentKey,
+    HpkeIdentity,
+    HpkeRecipient,
+    KeyFile,
+    Passphrase,
+    Sealer,
+    key_provider,
+)
 from keylock.bundle.public import export_public
 from keylock.bundle.read import Bundle, open_bundle
-from keylock.bundle.sealing import KeyFile, Passphrase, Sealer, seal, unseal
+from keylock.bundle.sealing import seal, unseal
 from keylock.bundle.write import BundleContent, write_bundle
 
 __all__ = [
@@ -26,8 +35,11 @@ __all__ = [
     "Bundle",
     "BundleContent",
     "Decoy",
+    "EnvironmentKey",
     "ExplainerEntry",
     "Figure",
+    "HpkeIdentity",
+    "HpkeRecipient",
     "Issuer",
     "KeyEntry",
     "KeyFile",
@@ -35,6 +47,7 @@ __all__ = [
     "Passphrase",
     "Sealer",
     "export_public",
+    "key_provider",
     "model_digest_of",
     "open_bundle",
     "seal",
