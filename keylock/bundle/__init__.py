@@ -26,6 +26,7 @@ from keylock.bundle.providers import (
 )
 from keylock.bundle.public import export_public
 from keylock.bundle.read import Bundle, open_bundle
+from keylock.bundle.reseal import read_sealed_key, reseal, seal_for
 from keylock.bundle.sealing import seal, unseal
 from keylock.bundle.write import BundleContent, write_bundle
 
@@ -50,7 +51,10 @@ __all__ = [
     "key_provider",
     "model_digest_of",
     "open_bundle",
+    "read_sealed_key",
+    "reseal",
     "seal",
+    "seal_for",
     "unseal",
     "write_bundle",
 ]

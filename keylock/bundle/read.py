@@ -92,19 +92,20 @@ class Bundle:
             raise BundleTamperedError(SEALED_KEY_FILE, "changed since the bundle was opened")
         return content
 
-    def unseal(self, sealer: Sealer) -> KeySeed:
+    def unseal(self, sealer: Sealer, *, sealed: bytes | None = None) -> KeySeed:
         """Returns the key seed.
 
         Args:
-            sealer: The passphrase or key file it was sealed with.
+            sealer: What it was sealed with.
+            sealed: A sealed key that came as a file of its own; the one in the bundle when None.
 
         Raises:
             UnsealError: If there is no sealed key, it does not open, or it is the key of something else.
             BundleTamperedError: If it changed since the bundle was opened.
         """
-        sealed, model_digest = self.sealed_key(), self.manifest.model_digest
-        seed = unseal(sealed, model_digest=model_digest, issuer=self.issuer, sealer=sealer)
-        self._check_seed(seed)
+        content = self.sealed_key() if sealed is None else sealed
+        seed = unseal(content, model_digest=self.manifest.model_digest, issuer=self.issuer, sealer=sealer)
+        self.check_seed(seed)
         return seed
 
     def key(self, seed: KeySeed) -> Key:
@@ -113,7 +114,7 @@ class Bundle:
         Raises:
             UnsealError: If the seed is not the one that the model was locked with.
         """
-        self._check_seed(seed)
+        self.check_seed(seed)
         entry, preprocessing = self.manifest.key, self.manifest.preprocessing
         return Key.derive(
             seed,
@@ -123,7 +124,12 @@ class Bundle:
             tile=entry.tile,
         )
 
-    def _check_seed(self, seed: KeySeed) -> None:
+    def check_seed(self, seed: KeySeed) -> None:
+        """Returns when a seed is the one that the model was locked with.
+
+        Raises:
+            UnsealError: If it is another.
+        """
         if seed.id != self.manifest.key.id:
             raise UnsealError(
                 f"the key seed {seed.id} is not that of the bundle {self.manifest.name}, which was locked with "

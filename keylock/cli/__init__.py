@@ -76,7 +76,7 @@ COMMANDS = (
     CommandRow("license", "keylock.cli.license:app", "Issue, show, list and revoke licenses.", "Vendor"),
     CommandRow("store", "keylock.cli.store:app", "Migrate, check and back up licenses and usage.", "Vendor"),
     CommandRow("issuer", "keylock.cli.keys:issuer_app", "Make and show the issuer key that signs.", "Vendor"),
-    CommandRow("key", "keylock.cli.keys:key_app", "Make a key seed, and show the id of one.", "Vendor"),
+    CommandRow("key", "keylock.cli.key:app", "Make key seeds, and seal the key of a bundle.", "Vendor"),
     CommandRow("predict", "keylock.cli.predict:predict", "Ask a server to classify images.", "Customer"),
     CommandRow("explain", "keylock.cli.explain:explain", "Ask a server why: saliency maps of images.", "Customer"),
 )

@@ -1,7 +1,6 @@
-"""`keylock issuer` and `keylock key`: the key that signs, and the seed that locks."""
+"""`keylock issuer`: the key that signs bundles and licenses."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -11,10 +10,9 @@ from keylock.cli._home import DEFAULT_HOME, HomeOption, open_home
 if TYPE_CHECKING:
     from keylock.signing import Home
 
-__all__ = ["issuer_app", "key_app"]
+__all__ = ["issuer_app"]
 
 issuer_app = new_app("Make and show the issuer key that signs bundles and licenses.")
-key_app = new_app("Make a key seed, and show the id of one.")
 
 
 @issuer_app.command("init")
@@ -33,37 +31,6 @@ def issuer_init(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) ->
 def issuer_show(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show the id and the public key of the issuer."""
     _show_issuer(open_home(home), as_json=as_json)
-
-
-@key_app.command("new")
-def key_new(
-    out: Annotated[Path, typer.Option(metavar="FILE", help="A new file; it gets mode 0600.")],
-    as_json: JsonOption = False,
-) -> None:
-    """Write 256 random bits to a new file: a key seed, or a key file that seals one."""
-    from keylock.keys import KeySeed
-
-    seed = KeySeed.generate()
-    seed.write(out)
-    _show_key(seed.id, out, as_json=as_json)
-
-
-@key_app.command("id")
-def key_id(
-    key_seed_file: Annotated[Path, typer.Option(metavar="FILE", help="File with the key seed.")],
-    as_json: JsonOption = False,
-) -> None:
-    """Show the id of a key seed, as `keylock inspect` shows it for a bundle; the seed itself is never shown."""
-    from keylock.keys import KeySeed
-
-    _show_key(KeySeed.from_file(key_seed_file).id, key_seed_file, as_json=as_json)
-
-
-def _show_key(seed_id: str, path: Path, *, as_json: bool) -> None:
-    if as_json:
-        print_json({"key_id": seed_id, "file": path})
-    else:
-        typer.echo(seed_id)
 
 
 def _show_issuer(home: "Home", *, as_json: bool) -> None:

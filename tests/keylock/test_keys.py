@@ -273,3 +273,30 @@ def test_apply_refuses_what_does_not_fit():
 def test_keys_need_no_torch():
     program = "import sys, keylock.keys; raise SystemExit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_closed_seed_gives_nothing_more():
+    seed, other = KeySeed(bytes(range(32))), KeySeed(bytes(range(32)))
+    secret = seed._secret
+    seed.close()
+    assert secret == bytearray(32)
+    for attempt in (seed.reveal, lambda: seed.derive("example", 8), lambda: seed == other):
+        with pytest.raises(KeySeedError, match="closed"):
+            attempt()
+    assert repr(seed) == repr(other)
+
+
+def test_a_seed_keeps_a_copy_that_its_giver_may_wipe():
+    given = bytearray(range(32))
+    seed = KeySeed(given)
+    given[:] = bytes(32)
+    assert seed.reveal() == bytes(range(32))
+
+
+def test_a_closed_key_adds_nothing():
+    key = Key.derive(KeySeed.generate(), shape=(3, 8, 8), std=(1.0, 1.0, 1.0))
+    images = np.zeros((1, 3, 8, 8), np.float32)
+    assert key.apply(images).any()
+    key.close()
+    assert not key.apply(images).any()
+    assert not key.reveal().any()
