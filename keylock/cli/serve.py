@@ -32,6 +32,15 @@ def serve(
     key_seed_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File with the key seed, instead of the sealed key.")
     ] = None,
+    key_provider: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND:ARGUMENT", help="Anything else that opens it: hpke:FILE, vault:MOUNT/KEY, aws-kms:KEY, ..."
+        ),
+    ] = None,
+    sealed_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A sealed key of its own, for a public copy of the bundle.")
+    ] = None,
     keyless: Annotated[
         bool, typer.Option("--keyless", help="Serve without the key: predictions and decoys alone.")
     ] = False,
@@ -85,6 +94,8 @@ def serve(
         key_file=key_file,
         key_passphrase_file=key_passphrase_file,
         key_seed_file=key_seed_file,
+        key_provider=key_provider,
+        sealed_key=sealed_key,
         keyless=keyless or None,
         issuers=tuple(issuer) if issuer else None,
         license_store=license_store,

@@ -4,7 +4,7 @@ import logging
 import os
 from typing import Final
 
-from keylock.bundle import Bundle, KeyFile, Passphrase, open_bundle
+from keylock.bundle import Bundle, KeyFile, Passphrase, Sealer, key_provider, open_bundle, read_sealed_key
 from keylock.errors import UnsealError
 from keylock.keys import KeySeed
 from keylock.signing import VerifyingKey
@@ -42,7 +42,10 @@ def open_model(settings: ServerSettings) -> tuple[ServedModel, tuple[VerifyingKe
                 bundle.issuer.key_id,
             )
         seed = _find_seed(bundle, settings)
-        key = None if seed is None else bundle.key(seed)
+        key = None
+        if seed is not None:
+            key = bundle.key(seed)
+            seed.close()
         model = ServedModel(bundle.manifest, bundle.read, key=key, device=settings.device, threads=settings.threads)
     return model, issuers or (bundle.issuer,)
 
@@ -61,18 +64,29 @@ def _find_seed(bundle: Bundle, settings: ServerSettings) -> KeySeed | None:
         return None
     if settings.key_seed_file is not None:
         return KeySeed.from_file(settings.key_seed_file)
-    if settings.key_file is not None:
-        return bundle.unseal(KeyFile(settings.key_file))
-    if settings.key_passphrase_file is not None:
-        return bundle.unseal(Passphrase.from_file(settings.key_passphrase_file))
-    if settings.key_passphrase is not None:
-        return bundle.unseal(Passphrase(settings.key_passphrase.get_secret_value()))
+    opener = _find_opener(settings)
+    if opener is not None:
+        sealed = None if settings.sealed_key is None else read_sealed_key(settings.sealed_key)
+        with opener:
+            return bundle.unseal(opener, sealed=sealed)
     if bundle.has_key:
         raise UnsealError(
-            f"the key in {bundle.path} is sealed: give --key-file, --key-passphrase-file or KEYLOCK_KEY_PASSPHRASE, "
-            "or serve predictions and decoys alone with --keyless"
+            f"the key in {bundle.path} is sealed: give --key-file, --key-passphrase-file, --key-provider or "
+            "KEYLOCK_KEY_PASSPHRASE, or serve predictions and decoys alone with --keyless"
         )
     raise UnsealError(
-        f"{bundle.path} is a public copy without a key: give --key-seed-file, or serve predictions and decoys alone "
-        "with --keyless"
+        f"{bundle.path} is a public copy without a key: give --sealed-key with what opens it, --key-seed-file, or "
+        "serve predictions and decoys alone with --keyless"
     )
+
+
+def _find_opener(settings: ServerSettings) -> Sealer | None:
+    if settings.key_provider is not None:
+        return key_provider(settings.key_provider, environment=os.environ)
+    if settings.key_file is not None:
+        return KeyFile(settings.key_file)
+    if settings.key_passphrase_file is not None:
+        return Passphrase.from_file(settings.key_passphrase_file)
+    if settings.key_passphrase is not None:
+        return Passphrase(settings.key_passphrase.get_secret_value())
+    return None

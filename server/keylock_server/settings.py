@@ -38,6 +38,8 @@ class ServerSettings(BaseSettings):
         key_passphrase_file: File with the passphrase that opens the sealed key.
         key_passphrase: That passphrase itself, from `KEYLOCK_KEY_PASSPHRASE`.
         key_seed_file: File with the key seed, instead of the sealed key.
+        key_provider: `KIND:ARGUMENT` of any key provider that opens the sealed key, for example `hpke:server.pem`.
+        sealed_key: File with a sealed key, in place of the one in the bundle.
         issuers: Public keys (PEM) trusted to sign the bundle and licenses; empty: whoever signed the bundle.
         license_store: Database URL of the licenses issued; without it neither revoked nor unknown ones are noticed.
         unlicensed_explanations: `decoy` or `refuse`.
@@ -78,6 +80,8 @@ class ServerSettings(BaseSettings):
     key_passphrase_file: Path | None = None
     key_passphrase: Annotated[SecretStr | None, Field(validation_alias="KEYLOCK_KEY_PASSPHRASE")] = None
     key_seed_file: Path | None = None
+    key_provider: str | None = None
+    sealed_key: Path | None = None
 
     issuers: tuple[Path, ...] = ()
     license_store: str | None = None
@@ -123,7 +127,8 @@ class ServerSettings(BaseSettings):
             raise ValueError("tls_certificate and tls_key go together: give both or neither")
         if self.tls_client_ca is not None and self.tls_certificate is None:
             raise ValueError("tls_client_ca needs tls_certificate and tls_key")
-        ways = [name for name in ("key_file", "key_passphrase_file", "key_seed_file") if getattr(self, name)]
+        names = ("key_file", "key_passphrase_file", "key_seed_file", "key_provider")
+        ways = [name for name in names if getattr(self, name)]
         if len(ways) > 1:
             raise ValueError(f"{' and '.join(ways)} were given: one way to the key is enough")
         if self.keyless and ways:

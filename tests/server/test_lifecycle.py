@@ -21,7 +21,7 @@ from grpc_status import rpc_status
 from onnx import helper, numpy_helper
 from PIL import Image
 
-from keylock.bundle import ExplainerEntry, write_bundle
+from keylock.bundle import ExplainerEntry, HpkeIdentity, export_public, open_bundle, seal_for, write_bundle
 from keylock.errors import BundleError, BundleTamperedError, KeylockError, ServiceError, SignatureError, UnsealError
 from keylock.inference import inference_pb2
 from keylock.v1 import explanation_pb2 as pb
@@ -387,3 +387,21 @@ def test_server_ready_is_false_while_it_drains(start_server):
     calls.stop().result(timeout=30)
     with pytest.raises(grpc.RpcError):
         calls.inference.ServerReady(request)
+
+
+def test_a_key_that_was_handed_over_opens_a_public_copy(start_server, vendor, tiny, tmp_path):
+    server_key = HpkeIdentity.create(tmp_path / "server.pem")
+    opened = open_bundle(vendor.bundle, trusted=None)
+    export_public(opened, tmp_path / "public.klb")
+    (tmp_path / "sealed").write_bytes(seal_for(opened, vendor.seed, server_key.recipient))
+    calls = start_server(
+        bundle=tmp_path / "public.klb",
+        key_file=None,
+        key_provider=f"hpke:{tmp_path / 'server.pem'}",
+        sealed_key=tmp_path / "sealed",
+    )
+    image = tiny.images(1)
+    answer = calls.explain(tiny.tensor_image(image[0]), token=vendor.grant().token)
+    assert answer.results[0].keyed
+    keyed = tiny.maps(image + vendor.key.reveal(), np.array([-1]))[0]
+    np.testing.assert_allclose(tiny.to_array(answer.results[0].map), keyed, rtol=1e-5)
