@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psycopg
 
+_START_S = 60.0
+
 
 class NotInstalledError(RuntimeError):
     """The programs are not here; the message says what is missing."""
@@ -70,10 +72,12 @@ class Cluster:
             str(self._bin / "postgres"),
             *("-D", str(self.folder / "data"), "-p", str(self.port), "-k", str(self.folder)),
             *("-c", "listen_addresses=127.0.0.1", "-c", "max_connections=100", "-c", "shared_buffers=32MB"),
+            *("-c", "recovery_init_sync_method=syncfs"),
         ]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", env={"LC_ALL": "C"})
-        for _ in range(200):
+        limit = time.monotonic() + _START_S
+        while time.monotonic() < limit:
             try:
                 self.execute("SELECT 1")
                 return
@@ -81,10 +85,10 @@ class Cluster:
                 time.sleep(0.05)
         raise RuntimeError((self.folder / "log").read_text("utf-8", "replace"))
 
-    def stop(self) -> None:
-        """Ends it at once, as `pg_ctl stop -m immediate` does: sessions break, the journal is replayed at the start."""
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Ends it and breaks all sessions; with SIGQUIT at once, so that the journal is replayed at the next start."""
         if self.process is not None:
-            self.process.send_signal(signal.SIGQUIT)
+            self.process.send_signal(how)
             self.process.wait(timeout=30)
             self.process = None
 

@@ -27,7 +27,7 @@ from keylock.licensing.claims import (
     new_license_id,
 )
 from keylock.licensing.compact import MAX_TOKEN_BYTES, kind_of
-from keylock.licensing.tokens import TOKEN_TYPE, issue, verify, verify_ignoring_time
+from keylock.licensing.tokens import TOKEN_TYPE, check_time, issue, verify, verify_ignoring_time
 
 __all__ = [
     "ACCESS_TYPE",
@@ -47,6 +47,7 @@ __all__ = [
     "certificate_thumbprint",
     "check",
     "check_size",
+    "check_time",
     "issue",
     "issue_access",
     "kind_of",

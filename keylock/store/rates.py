@@ -31,6 +31,13 @@ _TAKE: Final = text(
     RETURNING full_at_us
     """  # noqa: S608 - constants
 )
+# Time goes on from the clock that was set back; the debt stays what it was.
+_REBASE: Final = text(
+    f"""
+    UPDATE rates SET full_at_us = {_SHIFTED}, touched_at_us = :now
+    WHERE license_id = :license AND touched_at_us > :now + {_SET_BACK_US}
+    """  # noqa: S608 - constants
+)
 _WAIT: Final = text(f"SELECT {_BASE} - :now AS debt FROM rates WHERE license_id = :license")  # noqa: S608 - constants
 
 
@@ -54,6 +61,7 @@ def take(connection: Connection, license: License, *, images: int, now: datetime
     cost, room = round(images * each_us), round((rate.burst - min(images, rate.burst)) * each_us)
     values = {"license": license.id, "now": now_us, "cost": cost, "room": room, "full": now_us + cost}
     if connection.execute(_TAKE, values).first() is None:
+        connection.execute(_REBASE, {"license": license.id, "now": now_us})
         debt_us = connection.execute(_WAIT, {"license": license.id, "now": now_us}).scalar_one()
         # At least a millisecond, so that nobody comes again at once.
         raise RateError(license_id=license.id, retry_after_s=max(0.001, (debt_us - room) / 1_000_000))

@@ -13,6 +13,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -115,7 +116,10 @@ class ExplainRequest(_message.Message):
     TARGET_LABEL_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Any text of at most 128 bytes; returned with the answer. The server makes one up when it is empty."""
+    """Any text of at most 128 bytes; returned with the answer. The server makes one up when it is empty.
+    With a license it stands for this request for ever: sent again with the same content it is answered again and costs
+    nothing, with other content it is refused with ALREADY_EXISTS.
+    """
     model_name: _builtins.str
     """Empty: the model that is served."""
     explainer: _builtins.str
@@ -305,26 +309,94 @@ class Model(_message.Message):
 Global___Model: _TypeAlias = Model  # noqa: Y015
 
 @_typing.final
+class QuotaWindow(_message.Message):
+    """A quota of a license and how much of it is used."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PERIOD_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    RESETS_AT_FIELD_NUMBER: _builtins.int
+    period: _builtins.str
+    """"day", "month" (both in UTC) or "total"."""
+    limit: _builtins.int
+    """Unset: no limit."""
+    used: _builtins.int
+    """Units that are charged or reserved."""
+    @_builtins.property
+    def resets_at(self) -> _timestamp_pb2.Timestamp:
+        """When it is filled again; unset for the total."""
+
+    def __init__(
+        self,
+        *,
+        period: _builtins.str = ...,
+        limit: _builtins.int | None = ...,
+        used: _builtins.int = ...,
+        resets_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "limit", b"limit", "resets_at", b"resets_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "limit", b"limit", "period", b"period", "resets_at", b"resets_at", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
+    _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
+
+Global___QuotaWindow: _TypeAlias = QuotaWindow  # noqa: Y015
+
+@_typing.final
 class Usage(_message.Message):
+    """What an answer cost. Without a license everything is empty."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     UNITS_FIELD_NUMBER: _builtins.int
     LICENSE_ID_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    OVERAGE_UNITS_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
+    RESETS_AT_FIELD_NUMBER: _builtins.int
+    CHARGED_AT_FIELD_NUMBER: _builtins.int
     units: _builtins.int
-    """Explanations of this call that were computed with the key."""
+    """Units charged for this request, also when it was charged by an earlier call."""
     license_id: _builtins.str
-    """The license they were computed under; empty without one."""
+    """The license they were charged to."""
+    replayed: _builtins.bool
+    """Whether an earlier call was charged for the same request, so that this one cost nothing. Neither images nor maps
+    are kept: the answer was computed again.
+    """
+    overage_units: _builtins.int
+    """Units that were beyond the quota, where the license allows that."""
+    remaining: _builtins.int
+    """Units that are left in the period that has the fewest left; unset where nothing is limited."""
+    @_builtins.property
+    def resets_at(self) -> _timestamp_pb2.Timestamp:
+        """When that period is filled again; unset for the total."""
+
+    @_builtins.property
+    def charged_at(self) -> _timestamp_pb2.Timestamp:
+        """When the request was charged."""
+
     def __init__(
         self,
         *,
         units: _builtins.int = ...,
         license_id: _builtins.str = ...,
+        replayed: _builtins.bool = ...,
+        overage_units: _builtins.int = ...,
+        remaining: _builtins.int | None = ...,
+        resets_at: _timestamp_pb2.Timestamp | None = ...,
+        charged_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_remaining", b"_remaining", "charged_at", b"charged_at", "remaining", b"remaining", "resets_at", b"resets_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["license_id", b"license_id", "units", b"units"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remaining", b"_remaining", "charged_at", b"charged_at", "license_id", b"license_id", "overage_units", b"overage_units", "remaining", b"remaining", "replayed", b"replayed", "resets_at", b"resets_at", "units", b"units"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__remaining: _TypeAlias = _typing.Literal["remaining"]  # noqa: Y015
+    _WhichOneofArgType__remaining: _TypeAlias = _typing.Literal["_remaining", b"_remaining"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__remaining) -> _WhichOneofReturnType__remaining | None: ...
 
 Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
@@ -336,7 +408,10 @@ class ExplainResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     RESULTS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    receipt: _builtins.str
+    """A signed receipt for the charge (compact JWS); empty where nothing was charged, or the server signs none."""
     @_builtins.property
     def model(self) -> Global___Model: ...
     @_builtins.property
@@ -352,14 +427,79 @@ class ExplainResponse(_message.Message):
         model: Global___Model | None = ...,
         results: _abc.Iterable[Global___Explanation] | None = ...,
         usage: Global___Usage | None = ...,
+        receipt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "request_id", b"request_id", "results", b"results", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "receipt", b"receipt", "request_id", b"request_id", "results", b"results", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExplainResponse: _TypeAlias = ExplainResponse  # noqa: Y015
+
+@_typing.final
+class EstimateExplainRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
+    EXPLAINER_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    model_name: _builtins.str
+    """Empty: the model that is served."""
+    explainer: _builtins.str
+    """Empty: the first explainer of the model."""
+    images: _builtins.int
+    """How many images."""
+    def __init__(
+        self,
+        *,
+        model_name: _builtins.str = ...,
+        explainer: _builtins.str = ...,
+        images: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explainer", b"explainer", "images", b"images", "model_name", b"model_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EstimateExplainRequest: _TypeAlias = EstimateExplainRequest  # noqa: Y015
+
+@_typing.final
+class EstimateExplainResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPLAINER_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    UNITS_PER_IMAGE_FIELD_NUMBER: _builtins.int
+    FITS_FIELD_NUMBER: _builtins.int
+    QUOTAS_FIELD_NUMBER: _builtins.int
+    explainer: _builtins.str
+    units: _builtins.int
+    """What the request costs with a license; without one nothing is charged."""
+    units_per_image: _builtins.int
+    fits: _builtins.bool
+    """Whether it fits what the license has left now. Nothing is set aside: others may be faster."""
+    @_builtins.property
+    def quotas(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuotaWindow]:
+        """The quotas of the license; empty without one."""
+
+    def __init__(
+        self,
+        *,
+        explainer: _builtins.str = ...,
+        units: _builtins.int = ...,
+        units_per_image: _builtins.int = ...,
+        fits: _builtins.bool = ...,
+        quotas: _abc.Iterable[Global___QuotaWindow] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explainer", b"explainer", "fits", b"fits", "quotas", b"quotas", "units", b"units", "units_per_image", b"units_per_image"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EstimateExplainResponse: _TypeAlias = EstimateExplainResponse  # noqa: Y015
 
 @_typing.final
 class GetModelRequest(_message.Message):

@@ -39,6 +39,11 @@ class ExplanationServiceStub(object):
                 request_serializer=keylock_dot_v1_dot_explanation__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=keylock_dot_v1_dot_explanation__pb2.ExplainResponse.FromString,
                 _registered_method=True)
+        self.EstimateExplain = channel.unary_unary(
+                '/keylock.v1.ExplanationService/EstimateExplain',
+                request_serializer=keylock_dot_v1_dot_explanation__pb2.EstimateExplainRequest.SerializeToString,
+                response_deserializer=keylock_dot_v1_dot_explanation__pb2.EstimateExplainResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/keylock.v1.ExplanationService/GetModel',
                 request_serializer=keylock_dot_v1_dot_explanation__pb2.GetModelRequest.SerializeToString,
@@ -51,6 +56,13 @@ class ExplanationServiceServicer(object):
 
     def Explain(self, request, context):
         """Explains a few images at once. Either every image of the request is explained, or the call fails.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EstimateExplain(self, request, context):
+        """Says what a request would cost, before it is made. Open to everybody; with a license it also says what is left.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -70,6 +82,11 @@ def add_ExplanationServiceServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=keylock_dot_v1_dot_explanation__pb2.ExplainRequest.FromString,
                     response_serializer=keylock_dot_v1_dot_explanation__pb2.ExplainResponse.SerializeToString,
+            ),
+            'EstimateExplain': grpc.unary_unary_rpc_method_handler(
+                    servicer.EstimateExplain,
+                    request_deserializer=keylock_dot_v1_dot_explanation__pb2.EstimateExplainRequest.FromString,
+                    response_serializer=keylock_dot_v1_dot_explanation__pb2.EstimateExplainResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -104,6 +121,33 @@ class ExplanationService(object):
             '/keylock.v1.ExplanationService/Explain',
             keylock_dot_v1_dot_explanation__pb2.ExplainRequest.SerializeToString,
             keylock_dot_v1_dot_explanation__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EstimateExplain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keylock.v1.ExplanationService/EstimateExplain',
+            keylock_dot_v1_dot_explanation__pb2.EstimateExplainRequest.SerializeToString,
+            keylock_dot_v1_dot_explanation__pb2.EstimateExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,8 @@ class ExplanationServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ExplanationServiceAsyncStub: ...
     Explain: _grpc.UnaryUnaryMultiCallable[_explanation_pb2.ExplainRequest, _explanation_pb2.ExplainResponse]
     """Explains a few images at once. Either every image of the request is explained, or the call fails."""
+    EstimateExplain: _grpc.UnaryUnaryMultiCallable[_explanation_pb2.EstimateExplainRequest, _explanation_pb2.EstimateExplainResponse]
+    """Says what a request would cost, before it is made. Open to everybody; with a license it also says what is left."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_explanation_pb2.GetModelRequest, _explanation_pb2.GetModelResponse]
     """Describes the served model: classes, preprocessing and explainers. Open to everybody."""
 
@@ -47,6 +49,8 @@ class ExplanationServiceAsyncStub(ExplanationServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Explain: _aio.UnaryUnaryMultiCallable[_explanation_pb2.ExplainRequest, _explanation_pb2.ExplainResponse]  # type: ignore[assignment]
     """Explains a few images at once. Either every image of the request is explained, or the call fails."""
+    EstimateExplain: _aio.UnaryUnaryMultiCallable[_explanation_pb2.EstimateExplainRequest, _explanation_pb2.EstimateExplainResponse]  # type: ignore[assignment]
+    """Says what a request would cost, before it is made. Open to everybody; with a license it also says what is left."""
     GetModel: _aio.UnaryUnaryMultiCallable[_explanation_pb2.GetModelRequest, _explanation_pb2.GetModelResponse]  # type: ignore[assignment]
     """Describes the served model: classes, preprocessing and explainers. Open to everybody."""
 
@@ -58,6 +62,14 @@ class ExplanationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_explanation_pb2.ExplainResponse, _abc.Awaitable[_explanation_pb2.ExplainResponse]]:
         """Explains a few images at once. Either every image of the request is explained, or the call fails."""
+
+    @_abc_1.abstractmethod
+    def EstimateExplain(
+        self,
+        request: _explanation_pb2.EstimateExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_explanation_pb2.EstimateExplainResponse, _abc.Awaitable[_explanation_pb2.EstimateExplainResponse]]:
+        """Says what a request would cost, before it is made. Open to everybody; with a license it also says what is left."""
 
     @_abc_1.abstractmethod
     def GetModel(

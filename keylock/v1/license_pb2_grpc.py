@@ -39,6 +39,16 @@ class LicenseServiceStub(object):
                 request_serializer=keylock_dot_v1_dot_license__pb2.GetLicenseRequest.SerializeToString,
                 response_deserializer=keylock_dot_v1_dot_license__pb2.GetLicenseResponse.FromString,
                 _registered_method=True)
+        self.GetUsage = channel.unary_unary(
+                '/keylock.v1.LicenseService/GetUsage',
+                request_serializer=keylock_dot_v1_dot_license__pb2.GetUsageRequest.SerializeToString,
+                response_deserializer=keylock_dot_v1_dot_license__pb2.GetUsageResponse.FromString,
+                _registered_method=True)
+        self.ExchangeToken = channel.unary_unary(
+                '/keylock.v1.LicenseService/ExchangeToken',
+                request_serializer=keylock_dot_v1_dot_license__pb2.ExchangeTokenRequest.SerializeToString,
+                response_deserializer=keylock_dot_v1_dot_license__pb2.ExchangeTokenResponse.FromString,
+                _registered_method=True)
 
 
 class LicenseServiceServicer(object):
@@ -52,6 +62,20 @@ class LicenseServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetUsage(self, request, context):
+        """Returns what the caller's own license has used.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExchangeToken(self, request, context):
+        """Exchanges the license for an access token that holds for minutes and is presented in its place.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LicenseServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -59,6 +83,16 @@ def add_LicenseServiceServicer_to_server(servicer, server):
                     servicer.GetLicense,
                     request_deserializer=keylock_dot_v1_dot_license__pb2.GetLicenseRequest.FromString,
                     response_serializer=keylock_dot_v1_dot_license__pb2.GetLicenseResponse.SerializeToString,
+            ),
+            'GetUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUsage,
+                    request_deserializer=keylock_dot_v1_dot_license__pb2.GetUsageRequest.FromString,
+                    response_serializer=keylock_dot_v1_dot_license__pb2.GetUsageResponse.SerializeToString,
+            ),
+            'ExchangeToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExchangeToken,
+                    request_deserializer=keylock_dot_v1_dot_license__pb2.ExchangeTokenRequest.FromString,
+                    response_serializer=keylock_dot_v1_dot_license__pb2.ExchangeTokenResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -88,6 +122,60 @@ class LicenseService(object):
             '/keylock.v1.LicenseService/GetLicense',
             keylock_dot_v1_dot_license__pb2.GetLicenseRequest.SerializeToString,
             keylock_dot_v1_dot_license__pb2.GetLicenseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keylock.v1.LicenseService/GetUsage',
+            keylock_dot_v1_dot_license__pb2.GetUsageRequest.SerializeToString,
+            keylock_dot_v1_dot_license__pb2.GetUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExchangeToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keylock.v1.LicenseService/ExchangeToken',
+            keylock_dot_v1_dot_license__pb2.ExchangeTokenRequest.SerializeToString,
+            keylock_dot_v1_dot_license__pb2.ExchangeTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,10 @@ class LicenseServiceStub:
     """Returns the claims of the license presented as the metadata entry `authorization: Bearer <token>`, after the same
     checks of signature, dates and revocation that an explanation makes.
     """
+    GetUsage: _grpc.UnaryUnaryMultiCallable[_license_pb2.GetUsageRequest, _license_pb2.GetUsageResponse]
+    """Returns what the caller's own license has used."""
+    ExchangeToken: _grpc.UnaryUnaryMultiCallable[_license_pb2.ExchangeTokenRequest, _license_pb2.ExchangeTokenResponse]
+    """Exchanges the license for an access token that holds for minutes and is presented in its place."""
 
 @_typing.type_check_only
 class LicenseServiceAsyncStub(LicenseServiceStub):
@@ -43,6 +47,10 @@ class LicenseServiceAsyncStub(LicenseServiceStub):
     """Returns the claims of the license presented as the metadata entry `authorization: Bearer <token>`, after the same
     checks of signature, dates and revocation that an explanation makes.
     """
+    GetUsage: _aio.UnaryUnaryMultiCallable[_license_pb2.GetUsageRequest, _license_pb2.GetUsageResponse]  # type: ignore[assignment]
+    """Returns what the caller's own license has used."""
+    ExchangeToken: _aio.UnaryUnaryMultiCallable[_license_pb2.ExchangeTokenRequest, _license_pb2.ExchangeTokenResponse]  # type: ignore[assignment]
+    """Exchanges the license for an access token that holds for minutes and is presented in its place."""
 
 class LicenseServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -54,5 +62,21 @@ class LicenseServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns the claims of the license presented as the metadata entry `authorization: Bearer <token>`, after the same
         checks of signature, dates and revocation that an explanation makes.
         """
+
+    @_abc_1.abstractmethod
+    def GetUsage(
+        self,
+        request: _license_pb2.GetUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_license_pb2.GetUsageResponse, _abc.Awaitable[_license_pb2.GetUsageResponse]]:
+        """Returns what the caller's own license has used."""
+
+    @_abc_1.abstractmethod
+    def ExchangeToken(
+        self,
+        request: _license_pb2.ExchangeTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_license_pb2.ExchangeTokenResponse, _abc.Awaitable[_license_pb2.ExchangeTokenResponse]]:
+        """Exchanges the license for an access token that holds for minutes and is presented in its place."""
 
 def add_LicenseServiceServicer_to_server(servicer: LicenseServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,26 +1,77 @@
-"""Who is calling: from the metadata of a call to a verified license, or the reason why not.
+"""Who is calling: from a call to a verified license, or the reason why not.
 
 A call without the entry `authorization` is unlicensed. One that has it is licensed or fails: whatever is wrong with
 the entry, the call is never treated as if it were not there.
 """
 
+import hashlib
 import logging
+import ssl
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
 
 from keylock.bundle import Manifest
-from keylock.errors import LicenseError, LicenseReason, ServiceError
-from keylock.licensing import License, check, verify
+from keylock.errors import LicenseError, LicenseReason, ServiceError, StoreError
+from keylock.licensing import (
+    ACCESS_TYPE,
+    License,
+    certificate_thumbprint,
+    check,
+    check_time,
+    kind_of,
+    verify_access,
+    verify_ignoring_time,
+)
 from keylock.signing import VerifyingKey
 
 if TYPE_CHECKING:
     from keylock.store import LicenseStore
 
-__all__ = ["Authenticator", "bearer_token"]
+__all__ = ["Authenticator", "Caller", "Identity", "bearer_token"]
 
 _LOG: Final = logging.getLogger("keylock_server")
 _HEADER: Final = "authorization"
+_CERTIFICATE: Final = "x509_pem_cert"
+_REMEMBERED: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """What is known about a caller before anything was verified.
+
+    Attributes:
+        metadata: The entries sent with the call.
+        thumbprint: Of the TLS certificate it has shown; None where it has shown none.
+    """
+
+    metadata: tuple[tuple[str, str | bytes], ...]
+    thumbprint: str | None
+
+    @classmethod
+    def of(cls, context: "grpc.aio.ServicerContext[Any, Any]") -> "Caller":
+        """Reads it from the context of a call."""
+        shown = list(context.auth_context().get(_CERTIFICATE, ()))
+        thumbprint = certificate_thumbprint(ssl.PEM_cert_to_DER_cert(shown[0].decode("ascii"))) if shown else None
+        return cls(tuple(context.invocation_metadata() or ()), thumbprint)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A caller whose license is good.
+
+    Attributes:
+        license: The license as the vendor has it now: that of the store, where there is one.
+        presented: The license as it was presented.
+        token_id: Id of the access token that stands for it; None where the license itself was presented.
+    """
+
+    license: License
+    presented: License
+    token_id: str | None
 
 
 def bearer_token(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
@@ -55,6 +106,7 @@ class Authenticator:
         manifest: Manifest,
         *,
         keys: Collection[VerifyingKey],
+        access_keys: Collection[VerifyingKey] = (),
         store: "LicenseStore | None",
         leeway_s: int,
         now: Callable[[], datetime],
@@ -64,33 +116,59 @@ class Authenticator:
         Args:
             manifest: The model's manifest.
             keys: Whose licenses are accepted.
+            access_keys: Whose access tokens are accepted.
             store: The licenses issued; without it neither revoked nor unknown ones are noticed.
             leeway_s: How far a clock may be off, in seconds.
             now: The clock, in UTC.
         """
         self._manifest = manifest
         self._keys = tuple(keys)
+        self._access_keys = tuple(access_keys)
         self._store = store
         self._leeway_s = leeway_s
         self._now = now
+        # Licenses whose signature was found good, by the digest of their token: a signature stays good.
+        self._verified: dict[bytes, License] = {}
 
-    def authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> License | None:
-        """Verifies the license presented with a call: form, signature, dates, and that it is issued and not revoked.
+    def authenticate(self, caller: Caller) -> Identity | None:
+        """Verifies what a caller presents: form, signature, dates, and that it is issued and not revoked.
 
         Returns:
-            The license, or None when none was presented.
+            Who it is, or None when nothing was presented.
 
         Raises:
-            LicenseError: If one was presented and is not good.
+            LicenseError: If something was presented and is not good.
             ServiceError: If the store cannot be used.
         """
-        token = bearer_token(metadata)
+        token = bearer_token(caller.metadata)
         if token is None:
             return None
-        granted = verify(token, self._keys, now=self._now(), leeway_s=self._leeway_s)
-        if self._store is not None:
-            self._check_store(granted, self._store)
-        return granted
+        if kind_of(token) == ACCESS_TYPE:
+            access = verify_access(
+                token,
+                self._access_keys,
+                now=self._now(),
+                leeway_s=self._leeway_s,
+                thumbprint=caller.thumbprint,
+            )
+            current = self._look_up(access.license, issued_at=access.issued_at, token_id=access.id)
+            return Identity(current, access.license, access.id)
+        presented = self._verify(token)
+        return Identity(self._look_up(presented, issued_at=presented.issued_at), presented, None)
+
+    def require(self, caller: Caller) -> Identity:
+        """Verifies what a caller presents, as `authenticate` does, and demands that there is something.
+
+        Raises:
+            LicenseError: If nothing was presented, or something that is not good.
+            ServiceError: If the store cannot be used.
+        """
+        identity = self.authenticate(caller)
+        if identity is None:
+            raise LicenseError(
+                LicenseReason.MISSING, "no license was presented: send one as 'authorization: Bearer ...'"
+            )
+        return identity
 
     def authorise(self, granted: License, *, explainer: str) -> None:
         """Checks that a license covers this model and an explainer.
@@ -105,14 +183,31 @@ class Authenticator:
             explainer=explainer,
         )
 
-    @staticmethod
-    def _check_store(granted: License, store: "LicenseStore") -> None:
+    def _verify(self, token: str) -> License:
+        digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+        known = self._verified.get(digest)
+        if known is None:
+            known = verify_ignoring_time(token, self._keys)
+            if len(self._verified) >= _REMEMBERED:
+                self._verified.clear()
+            self._verified[digest] = known
+        check_time(known.id, known.not_before, known.expires, now=self._now(), leeway_s=self._leeway_s)
+        return known
+
+    def _look_up(self, presented: License, *, issued_at: datetime, token_id: str | None = None) -> License:
+        if self._store is None:
+            return presented
         # The store's own messages are for the vendor: they name files of this machine and commands to run.
         try:
-            store.check(granted.id)
-        except ServiceError as error:
+            return self._store.check(presented.id, issued_at=issued_at, token_id=token_id).license
+        except StoreError as error:
             _LOG.error("%s", error)
             raise ServiceError("licenses cannot be checked at the moment: try again later") from None
         except LicenseError as error:
-            why = "was revoked" if error.reason is LicenseReason.REVOKED else "is not on the vendor's list"
-            raise LicenseError(error.reason, f"the license {granted.id} {why}: ask the vendor for a new one") from None
+            why = {
+                LicenseReason.REVOKED: "was revoked",
+                LicenseReason.SUSPENDED: "is suspended",
+            }.get(error.reason, "is not on the vendor's list")
+            raise LicenseError(
+                error.reason, f"the license {presented.id} {why}: ask the vendor for a new one"
+            ) from None

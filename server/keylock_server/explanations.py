@@ -1,8 +1,10 @@
-"""`keylock.v1.ExplanationService`: decode, authenticate, explain, encode."""
+"""`keylock.v1.ExplanationService`: decode, authenticate, explain, charge, encode."""
 
 import asyncio
 import threading
 import uuid
+from collections.abc import Awaitable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import grpc
@@ -11,13 +13,22 @@ from google.protobuf import json_format
 from numpy.typing import NDArray
 
 from keylock.bundle import ExplainerEntry
+from keylock.digests import digest_of_array
 from keylock.errors import InputError, LicenseError, LicenseReason
 from keylock.images import ImageLimits
-from keylock.licensing import License
+from keylock.licensing import Charge, License, ReceiptIssuer, check_size
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import explanation_pb2_grpc as pb_grpc
-from keylock_server.authentication import Authenticator
-from keylock_server.requests import at_field, check_count, check_parameters, choose_target, prepare_images
+from keylock_server.authentication import Authenticator, Caller
+from keylock_server.metering import Meter, content_digest, describe_windows
+from keylock_server.requests import (
+    at_field,
+    check_count,
+    check_parameters,
+    choose_target,
+    digest_of_image,
+    prepare_images,
+)
 from keylock_server.runtime import Explained, ServedModel
 from keylock_server.statuses import NoKeyError
 from keylock_server.workers import Workers
@@ -39,9 +50,11 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         *,
         authenticator: Authenticator,
         workers: Workers,
+        meter: Meter,
         limits: ImageLimits,
         max_images: int,
         refuse_unlicensed: bool,
+        receipts: ReceiptIssuer | None = None,
     ) -> None:
         """Makes the service.
 
@@ -49,10 +62,14 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             model: What is served.
             authenticator: Verifies licenses.
             workers: Where batches run.
+            meter: Charges licenses.
             limits: What one image may cost.
             max_images: Most images in one request.
             refuse_unlicensed: Whether callers without a license are refused instead of given decoys.
+            receipts: Signs receipts for charges; None where there are none.
         """
+        self._meter = meter
+        self._receipts = receipts
         self._model = model
         self._authenticator = authenticator
         self._workers = workers
@@ -62,7 +79,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
 
     async def Explain(self, request: pb.ExplainRequest, context: _Context) -> pb.ExplainResponse:  # noqa: N802
         """Explains the images of one request, all of them or none."""
-        granted = await asyncio.to_thread(self._authenticator.authenticate, context.invocation_metadata() or ())
+        identity = await asyncio.to_thread(self._authenticator.authenticate, Caller.of(context))
         with at_field("request_id"):
             request_id = _check_request_id(request.request_id)
         with at_field("model_name"):
@@ -72,17 +89,54 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         check_parameters(request.parameters, explainer.parameters, explainer=explainer.name)
         check_count(len(request.images), limit=self._max_images, field="images")
         target = choose_target(request, self._model.manifest.classes)
-        keyed = self._decide(granted, explainer)
-        # Accounting goes around the next line: reserve before it, commit after it, release when it raises.
-        results = await self._workers.run(
-            lambda abandoned: self._explain(request, explainer, target=target, keyed=keyed, abandoned=abandoned)
-        )
-        usage = pb.Usage()
-        if granted is not None:
-            usage = pb.Usage(units=len(results), license_id=granted.id)
+        granted = None if identity is None else identity.license
+        keyed = self._decide(granted, explainer, images=len(request.images))
         manifest = self._model.manifest
-        model = pb.Model(name=manifest.name, digest=manifest.model_digest)
-        return pb.ExplainResponse(request_id=request_id, model=model, results=results, usage=usage)
+        answer = pb.ExplainResponse(
+            request_id=request_id, model=pb.Model(name=manifest.name, digest=manifest.model_digest)
+        )
+
+        def work() -> Awaitable[tuple[list[pb.Explanation], Sequence[str]]]:
+            return self._workers.run(
+                lambda abandoned: self._explain(
+                    request, explainer, target=target, keyed=keyed, granted=granted, abandoned=abandoned
+                )
+            )
+
+        if granted is None:
+            results, _ = await work()
+            answer.results.extend(results)
+            return answer
+        asked = await asyncio.to_thread(self._asked, request, request_id, explainer, target=target, license=granted)
+        metered = await self._meter.charge(granted, request=asked, work=work)
+        answer.results.extend(metered.answer)
+        answer.usage.CopyFrom(metered.usage)
+        if self._receipts is not None and metered.proven:
+            answer.receipt = self._receipts.issue(metered.charge)
+        return answer
+
+    async def EstimateExplain(  # noqa: N802
+        self, request: pb.EstimateExplainRequest, context: _Context
+    ) -> pb.EstimateExplainResponse:
+        """Says what a request would cost; sets nothing aside."""
+        identity = await asyncio.to_thread(self._authenticator.authenticate, Caller.of(context))
+        with at_field("model_name"):
+            self._model.check_name(request.model_name)
+        with at_field("explainer"):
+            explainer = self._model.explainer(request.explainer)
+        check_count(request.images, limit=self._max_images, field="images")
+        each = self._meter.units_per_image(explainer.name)
+        units = each * request.images
+        answer = pb.EstimateExplainResponse(explainer=explainer.name, units=units, units_per_image=each, fits=True)
+        if identity is not None:
+            self._authenticator.authorise(identity.license, explainer=explainer.name)
+            check_size(identity.license, images=request.images)
+            windows = await self._meter.windows(identity.license)
+            answer.quotas.extend(describe_windows(windows))
+            answer.fits = identity.license.quota.overage or all(
+                window.remaining is None or window.remaining >= units for window in windows
+            )
+        return answer
 
     async def GetModel(self, request: pb.GetModelRequest, context: _Context) -> pb.GetModelResponse:  # noqa: N802
         """Describes the served model."""
@@ -105,7 +159,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             key_available=self._model.holds_key,
         )
 
-    def _decide(self, granted: License | None, explainer: ExplainerEntry) -> bool:
+    def _decide(self, granted: License | None, explainer: ExplainerEntry, *, images: int) -> bool:
         """Decides whether the key is added: for a good license that covers the explainer, and never otherwise."""
         if granted is None:
             if self._refuse_unlicensed:
@@ -114,9 +168,30 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
                 )
             return False
         self._authenticator.authorise(granted, explainer=explainer.name)
+        check_size(granted, images=images)
         if not self._model.holds_key:
             raise NoKeyError
         return True
+
+    def _asked(
+        self, request: pb.ExplainRequest, request_id: str, explainer: ExplainerEntry, *, target: int, license: License
+    ) -> Charge:
+        """Writes down what is asked for, as it will be charged."""
+        asked = Charge(
+            license_id=license.id,
+            request_id=request_id,
+            request_digest="",
+            model_digest=self._model.manifest.model_digest,
+            explainer=explainer.name,
+            parameters=explainer.parameters,
+            target=target,
+            units=len(request.images) * self._meter.units_per_image(explainer.name),
+            keyed=True,
+            time=self._meter.now(),
+            image_digests=tuple(digest_of_image(image) for image in request.images),
+            map_digests=(),
+        )
+        return replace(asked, request_digest=content_digest(asked))
 
     def _explain(
         self,
@@ -125,13 +200,15 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         *,
         target: int,
         keyed: bool,
+        granted: License | None,
         abandoned: threading.Event,
-    ) -> list[pb.Explanation]:
+    ) -> tuple[list[pb.Explanation], Sequence[str]]:
         images = prepare_images(
             request.images,
             preprocessing=self._model.manifest.preprocessing,
             limits=self._limits,
             abandoned=abandoned,
+            check_pixels=None if granted is None else lambda pixels: check_size(granted, pixels=pixels),
         )
         explained = self._model.explain(
             images,
@@ -139,7 +216,9 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             targets=np.full(len(images), target, np.int64),
             keyed=np.full(len(images), keyed, np.bool_),
         )
-        return _encode(explained, explainer, self._model.manifest.classes, target=target, keyed=keyed)
+        results = _encode(explained, explainer, self._model.manifest.classes, target=target, keyed=keyed)
+        digests = [] if granted is None else [digest_of_array("float32", r.map.shape, r.map.data) for r in results]
+        return results, digests
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Awaitable, Callable
+from math import ceil
 from typing import Any, Final
 
 import grpc
@@ -19,7 +20,7 @@ from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from keylock.errors import InputError
-from keylock_server.statuses import DeadlineError, OverloadedError, Row, row_of, status_of
+from keylock_server.statuses import DeadlineError, Row, retry_after, row_of, status_of
 
 __all__ = ["CallInterceptor"]
 
@@ -125,6 +126,7 @@ def _log_fault(error: BaseException, error_id: str) -> None:
 
 
 def _trailers(error: Exception, trailers: Any) -> tuple[tuple[str, str | bytes], ...]:  # noqa: ANN401
-    if not isinstance(error, OverloadedError):
+    retry_after_s = retry_after(error)
+    if retry_after_s is None:
         return tuple(trailers)
-    return (*trailers, ("grpc-retry-pushback-ms", str(int(error.retry_after_s * 1000))))
+    return (*trailers, ("grpc-retry-pushback-ms", str(ceil(retry_after_s * 1000))))

@@ -23,12 +23,13 @@ from grpc_reflection.v1alpha import reflection
 from keylock.errors import ServiceError
 from keylock.images import ImageLimits
 from keylock.inference import inference_pb2, inference_pb2_grpc
-from keylock.signing import VerifyingKey
+from keylock.signing import SigningKey, VerifyingKey
 from keylock.v1 import explanation_pb2, explanation_pb2_grpc, license_pb2, license_pb2_grpc
 from keylock_server.authentication import Authenticator
 from keylock_server.explanations import ExplanationService
 from keylock_server.interceptor import CallInterceptor
 from keylock_server.licenses import LicenseService
+from keylock_server.metering import Meter
 from keylock_server.opening import open_model, worker_count
 from keylock_server.predictions import PredictionService
 from keylock_server.runtime import ServedModel
@@ -51,6 +52,7 @@ _SERVICES: Final = (
 _BACKSTOP_CALLS: Final = 1024
 _FOREVER_S: Final = 1e6
 _SETTLE_S: Final = 0.1
+_RESERVATION_MARGIN_S: Final = 30.0
 
 
 class RunningServer:
@@ -73,6 +75,7 @@ class RunningServer:
         health_service: Any,  # noqa: ANN401 - the health package has no types
         workers: Workers,
         store: "LicenseStore | None",
+        meter: Meter,
         calls: CallInterceptor,
     ) -> None:
         """Takes what `start` has made; call that instead."""
@@ -86,6 +89,7 @@ class RunningServer:
         self._health = health_service
         self._workers = workers
         self._store = store
+        self._meter = meter
         self.host, self.port, self.model = settings.host, port, model
 
     @property
@@ -129,6 +133,7 @@ class RunningServer:
         await asyncio.gather(refusing, *waiting, return_exceptions=True)
         await server.stop(None)
         self._workers.close()
+        await self._meter.close()
         if self._store is not None:
             self._store.close()
         if self._settings.ready_file is not None:
@@ -158,14 +163,23 @@ async def start(settings: ServerSettings, *, now: Callable[[], datetime] | None 
     if settings.tls_certificate is not None and settings.tls_key is not None:
         credentials = load_credentials(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
     model, keys = await asyncio.to_thread(open_model, settings)
-    store = _open_store(settings)
+    access_keys = _access_keys(settings)
+    clock = now or (lambda: datetime.now(UTC))
+    store, meter = _open_store(settings, clock)
     authenticator = Authenticator(
-        model.manifest, keys=keys, store=store, leeway_s=settings.leeway_s, now=now or (lambda: datetime.now(UTC))
+        model.manifest,
+        keys=keys,
+        access_keys=[key.verifying_key for key in access_keys],
+        store=store,
+        leeway_s=settings.leeway_s,
+        now=clock,
     )
+    licenses = LicenseService(authenticator, meter=meter, access_key=access_keys[0], now=clock)
     workers = Workers(threads=worker_count(settings), queue=settings.queue)
     calls = CallInterceptor(deadline_s=settings.deadline_s)
     server = _make_server(settings, calls)
-    predictions, health_service = _add_services(server, settings, model, authenticator, workers)
+    license_pb2_grpc.add_LicenseServiceServicer_to_server(licenses, server)
+    predictions, health_service = _add_services(server, settings, model, authenticator, workers, meter)
     try:
         port = _listen(server, settings, credentials)
         running = RunningServer(
@@ -177,8 +191,10 @@ async def start(settings: ServerSettings, *, now: Callable[[], datetime] | None 
             health_service=health_service,
             workers=workers,
             store=store,
+            meter=meter,
             calls=calls,
         )
+        meter.start()
         await server.start()
         for name in ("", *_SERVICES):
             await health_service.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -186,6 +202,7 @@ async def start(settings: ServerSettings, *, now: Callable[[], datetime] | None 
     except BaseException:
         await server.stop(0)
         workers.close()
+        await meter.close()
         if store is not None:
             store.close()
         raise
@@ -249,6 +266,7 @@ def _add_services(
     model: ServedModel,
     authenticator: Authenticator,
     workers: Workers,
+    meter: Meter,
 ) -> tuple[PredictionService, Any]:
     limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
     predictions = PredictionService(model, workers=workers, limits=limits, max_images=settings.max_images)
@@ -256,6 +274,7 @@ def _add_services(
         model,
         authenticator=authenticator,
         workers=workers,
+        meter=meter,
         limits=limits,
         max_images=settings.max_images,
         refuse_unlicensed=settings.unlicensed_explanations == "refuse",
@@ -263,7 +282,6 @@ def _add_services(
     health_service = health.aio.HealthServicer()
     inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(predictions, server)
     explanation_pb2_grpc.add_ExplanationServiceServicer_to_server(explanations, server)
-    license_pb2_grpc.add_LicenseServiceServicer_to_server(LicenseService(authenticator), server)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     if settings.reflection:
         names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -305,12 +323,19 @@ def _check_address(settings: ServerSettings) -> None:
         raise ServiceError(f"cannot listen on {address}, {why}: choose another --port, or 0 for a free one") from None
 
 
-def _open_store(settings: ServerSettings) -> "LicenseStore | None":
+def _open_store(settings: ServerSettings, now: Callable[[], datetime]) -> "tuple[LicenseStore | None, Meter]":
+    # Longer than any call lasts, so that a reservation is taken back from dead servers alone.
+    lifetime_s = 2 * settings.deadline_s + _RESERVATION_MARGIN_S
     if settings.license_store is None:
-        return None
-    from keylock.store import LicenseStore
+        return None, Meter(None, prices=settings.prices, lifetime_s=lifetime_s, now=now)
+    from keylock.store import Ledger, LicenseStore
 
-    return LicenseStore(settings.license_store)
+    store = LicenseStore(settings.license_store)
+    return store, Meter(Ledger(store.database), prices=settings.prices, lifetime_s=lifetime_s, now=now)
+
+
+def _access_keys(settings: ServerSettings) -> tuple[SigningKey, ...]:
+    return tuple(SigningKey.load(path) for path in settings.token_keys) or (SigningKey.generate(),)
 
 
 def _announce(running: RunningServer, settings: ServerSettings, keys: tuple[VerifyingKey, ...]) -> None:
@@ -326,7 +351,10 @@ def _announce(running: RunningServer, settings: ServerSettings, keys: tuple[Veri
         ", ".join(key.key_id for key in keys),
     )
     if settings.license_store is None and running.model.holds_key:
-        _LOG.warning("there is no license store: revoked licenses are not noticed; name one with --license-store")
+        _LOG.warning(
+            "there is no license store: revoked licenses are not noticed and use is not recorded; name one with "
+            "--license-store"
+        )
     if settings.tls_certificate is None and not _is_loopback(settings.host):
         _LOG.warning("listening on %s without TLS: licenses travel in the clear; give --tls-certificate", settings.host)
     if settings.ready_file is not None:

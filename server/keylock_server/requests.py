@@ -1,7 +1,8 @@
 """From the messages of a request to arrays: pure functions that name the field when something is wrong with it."""
 
+import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from typing import Any, Final
@@ -10,12 +11,22 @@ import numpy as np
 from google.protobuf import json_format, struct_pb2
 from numpy.typing import NDArray
 
+from keylock.digests import digest_of_array, digest_of_file
 from keylock.errors import InputError, TensorError, UnknownNameError
 from keylock.images import ImageLimits, decode
 from keylock.preprocessing import Preprocessing
 from keylock.v1 import explanation_pb2 as pb
 
-__all__ = ["at_field", "check_count", "check_parameters", "choose_target", "prepare_images", "shaped", "stop_if"]
+__all__ = [
+    "at_field",
+    "check_count",
+    "check_parameters",
+    "choose_target",
+    "digest_of_image",
+    "prepare_images",
+    "shaped",
+    "stop_if",
+]
 
 PREDICTED: Final = -1
 
@@ -54,7 +65,12 @@ def check_count(count: int, *, limit: int, field: str) -> None:
 
 
 def prepare_images(
-    images: Sequence[pb.Image], *, preprocessing: Preprocessing, limits: ImageLimits, abandoned: threading.Event
+    images: Sequence[pb.Image],
+    *,
+    preprocessing: Preprocessing,
+    limits: ImageLimits,
+    abandoned: threading.Event,
+    check_pixels: Callable[[int], None] | None = None,
 ) -> NDArray[np.float32]:
     """Decodes and preprocesses the images of a request.
 
@@ -63,6 +79,8 @@ def prepare_images(
         preprocessing: That of the model.
         limits: What one image may cost.
         abandoned: Looked at before each image; once it is set, no more are decoded.
+        check_pixels: Called with width times height of every image that is not preprocessed yet; raises where that is
+            too much for the caller.
 
     Returns:
         Preprocessed images, float32 `(batch, channels, height, width)`.
@@ -75,7 +93,13 @@ def prepare_images(
     for i, image in enumerate(images):
         stop_if(abandoned)
         with at_field(f"images[{i}]"):
-            batch[i] = _prepare_image(image, preprocessing=preprocessing, limits=limits)
+            array = _read_image(image, limits=limits)
+            if array.dtype != np.uint8:
+                batch[i] = preprocessing.check(array.astype(np.float32, copy=False))
+                continue
+            if check_pixels is not None:
+                check_pixels(math.prod(array.shape[:2]))
+            batch[i] = preprocessing(array)
     return batch
 
 
@@ -89,15 +113,13 @@ def stop_if(abandoned: threading.Event) -> None:
         raise CancelledError
 
 
-def _prepare_image(image: pb.Image, *, preprocessing: Preprocessing, limits: ImageLimits) -> NDArray[np.float32]:
+def _read_image(image: pb.Image, *, limits: ImageLimits) -> NDArray[Any]:
+    """Returns the pixels of an image, uint8, or the preprocessed image that it is, float32."""
     source = image.WhichOneof("source")
     if source == "encoded":
-        return preprocessing(decode(image.encoded, limits=limits))
+        return decode(image.encoded, limits=limits)
     if source == "tensor":
-        array = _to_array(image.tensor)
-        if array.dtype == np.uint8:
-            return preprocessing(array)
-        return preprocessing.check(array.astype(np.float32, copy=False))
+        return _to_array(image.tensor)
     raise InputError("the image is empty: set its field encoded or tensor")
 
 
@@ -106,6 +128,15 @@ def _to_array(tensor: pb.Tensor) -> NDArray[Any]:
     if dtype is None:
         raise TensorError("the tensor has no known dtype: set it to DATA_TYPE_UINT8 or DATA_TYPE_FLOAT32")
     return shaped(tensor.data, shape=tensor.shape, dtype=dtype)
+
+
+def digest_of_image(image: pb.Image) -> str:
+    """Returns the digest of an image as it was sent, which its sender can compute as well."""
+    if image.WhichOneof("source") == "encoded":
+        return digest_of_file(image.encoded)
+    # An array of no known type is refused before anything is charged; its digest is never used.
+    dtype = _DTYPES.get(image.tensor.dtype, np.dtype(np.void)).name
+    return digest_of_array(dtype, tuple(image.tensor.shape), image.tensor.data)
 
 
 def shaped(data: bytes, *, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -43,6 +43,9 @@ class ServerSettings(BaseSettings):
         issuers: Public keys (PEM) trusted to sign the bundle and licenses; empty: whoever signed the bundle.
         license_store: Database URL of the licenses issued; without it neither revoked nor unknown ones are noticed.
         unlicensed_explanations: `decoy` or `refuse`.
+        prices: Units of one image by explainer; `*` is for those that are not named, 1 where that is not either.
+        token_keys: Keys (PEM) for access tokens, shared by servers that stand in for each other: the first signs, all
+            verify. Empty: one that this process makes for itself.
         leeway_s: How far a clock may be off when the dates of a license are checked, in seconds.
         max_message_bytes: Largest request and largest answer.
         max_images: Most images in one request.
@@ -84,8 +87,10 @@ class ServerSettings(BaseSettings):
     sealed_key: Path | None = None
 
     issuers: tuple[Path, ...] = ()
-    license_store: str | None = None
+    license_store: Annotated[str | None, Field(repr=False)] = None
     unlicensed_explanations: Literal["decoy", "refuse"] = "decoy"
+    prices: dict[str, Annotated[int, Field(ge=0, le=1_000_000)]] = {}
+    token_keys: tuple[Path, ...] = ()
     leeway_s: Annotated[int, Field(ge=0, le=3600)] = 30
 
     max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=2**31 - 1)] = 64 * _MIB

@@ -9,10 +9,20 @@ from typing import Final, NamedTuple
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from keylock import errors
-from keylock.errors import InputError, KeylockError, LicenseError, LicenseReason, ServiceError, UnknownNameError
+from keylock.errors import (
+    InputError,
+    KeylockError,
+    LicenseError,
+    LicenseReason,
+    QuotaError,
+    RateError,
+    ServiceError,
+    UnknownNameError,
+)
 
 __all__ = [
     "DOMAIN",
@@ -20,8 +30,10 @@ __all__ = [
     "STATUSES",
     "DeadlineError",
     "NoKeyError",
+    "NoMeteringError",
     "OverloadedError",
     "Row",
+    "retry_after",
     "status_of",
 ]
 
@@ -57,6 +69,16 @@ class NoKeyError(ServiceError):
     def __init__(self) -> None:
         super().__init__(
             "this server holds no key and cannot compute true maps for a license: ask its operator for one that does"
+        )
+
+
+class NoMeteringError(ServiceError):
+    """A license with limits was presented to a server that keeps no record of use."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this server keeps no record of use and cannot honour the limits of a license: ask its operator for one "
+            "that does"
         )
 
 
@@ -108,6 +130,7 @@ STATUSES: Final[dict[type[KeylockError], Row]] = {
     OverloadedError: Row(grpc.StatusCode.UNAVAILABLE, "OVERLOADED"),
     DeadlineError: Row(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE"),
     NoKeyError: Row(grpc.StatusCode.FAILED_PRECONDITION, "NO_KEY"),
+    NoMeteringError: Row(grpc.StatusCode.FAILED_PRECONDITION, "NO_METERING"),
 }
 
 LICENSE_STATUSES: Final[dict[LicenseReason, grpc.StatusCode]] = {
@@ -146,25 +169,29 @@ def status_of(error: BaseException, *, error_id: str) -> status_pb2.Status:
         error_id: Names the entry in the server's log, for errors whose text stays in the server.
 
     Returns:
-        The status with its details: always an `ErrorInfo`, and a `BadRequest` or `RetryInfo` where it helps.
+        The status with its details: always an `ErrorInfo`, and a `BadRequest`, `QuotaFailure` or `RetryInfo` where it
+        helps.
     """
     row = row_of(error)
     message = str(error) if row.public else f"the server failed; quote the id {error_id} to its operator"
     message = _cut(message, _MAX_MESSAGE)
     info = error_details_pb2.ErrorInfo(reason=row.reason, domain=DOMAIN)
-    details: list[error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo] = [info]
     if not row.public:
         info.metadata["error_id"] = error_id
     if isinstance(error, UnknownNameError):
         info.metadata["kind"] = error.kind
         info.metadata["name"] = _cut(error.name, _MAX_VALUE)
+    details: list[Message] = [info]
     if row.public and isinstance(error, InputError) and error.field:
         bad_request = error_details_pb2.BadRequest()
         bad_request.field_violations.add(field=error.field, description=message)
         details.append(bad_request)
-    if isinstance(error, OverloadedError):
+    if isinstance(error, QuotaError):
+        details.append(_describe_quota(error, info, message))
+    retry_after_s = retry_after(error)
+    if retry_after_s is not None:
         delay = duration_pb2.Duration()
-        delay.FromNanoseconds(int(error.retry_after_s * 1e9))
+        delay.FromNanoseconds(int(retry_after_s * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     packed = []
     for detail in details:
@@ -172,6 +199,26 @@ def status_of(error: BaseException, *, error_id: str) -> status_pb2.Status:
         packed[-1].Pack(detail)
     code: int = row.code.value[0]
     return status_pb2.Status(code=code, message=message, details=packed)
+
+
+def retry_after(error: BaseException) -> float | None:
+    """Returns when to try again, in seconds; None where trying again is no use or nobody knows."""
+    return error.retry_after_s if isinstance(error, (OverloadedError, RateError)) else None
+
+
+def _describe_quota(
+    error: QuotaError, info: error_details_pb2.ErrorInfo, message: str
+) -> error_details_pb2.QuotaFailure:
+    """Says which quota is spent; `resets_at` is a metadata entry in RFC 3339, since no standard detail has a place."""
+    info.metadata["period"] = error.period
+    info.metadata["limit"] = str(error.limit)
+    info.metadata["used"] = str(error.used)
+    info.metadata["units"] = str(error.units)
+    if error.resets_at is not None:
+        info.metadata["resets_at"] = error.resets_at.isoformat()
+    failure = error_details_pb2.QuotaFailure()
+    failure.violations.add(subject=f"license:{error.license_id}", description=message)
+    return failure
 
 
 def _cut(text: str, length: int) -> str:

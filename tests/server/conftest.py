@@ -144,6 +144,8 @@ class Vendor:
         signing_key: SigningKey | None = None,
         record: bool = True,
         id: str | None = None,
+        store: LicenseStore | None = None,
+        **terms: Any,
     ) -> SimpleNamespace:
         """Issues a license."""
         key = signing_key or self.signing_key
@@ -155,9 +157,10 @@ class Vendor:
             issued_at=not_before,
             not_before=not_before,
             expires=expires,
+            **terms,
         )
         if record:
-            self.store.add(granted, issuer=key.key_id)
+            (store or self.store).add(granted, issuer=key.key_id)
         return SimpleNamespace(id=granted.id, token=issue(granted, key), license=granted)
 
     def content(self, **changes: Any) -> BundleContent:
