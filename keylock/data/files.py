@@ -3,7 +3,7 @@
 Damaged files are collected and named together, so that a folder is mended in one go.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
 from pathlib import Path
@@ -15,7 +15,7 @@ from keylock.errors import DataError, ImageError
 from keylock.images import decode
 from keylock.preprocessing import Preprocessing
 
-__all__ = ["SUFFIXES", "ImageFiles"]
+__all__ = ["SUFFIXES", "ImageFiles", "decode_file", "load_rows"]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"})
 """File names that count as images, in lower case; all other files in an image folder are passed over."""
@@ -50,9 +50,9 @@ class ImageFiles(Sequence[NDArray[np.uint8]]):
             DataError: The file cannot be read or decoded; the message names it.
         """
         try:
-            return _decode_file(self.paths[index])
+            return decode_file(self.paths[index])
         except (OSError, ImageError) as exc:
-            raise _unreadable([(self.paths[index], exc)], total=1) from exc
+            raise _unreadable([(self.paths[index], exc)], total=1, kind="image files") from exc
 
     def take(self, indices: NDArray[np.intp]) -> "ImageFiles":
         """Return some of the files, in the order given."""
@@ -78,28 +78,52 @@ class ImageFiles(Sequence[NDArray[np.uint8]]):
         height, width = preprocessing.size
         pixels = np.empty((len(wanted), height, width, preprocessing.channels), dtype=np.uint8)
 
-        def load(row: int) -> tuple[Path, Exception] | None:
-            try:
-                pixels[row] = preprocessing.resized(_decode_file(wanted[row]))
-            except (OSError, ImageError) as exc:
-                return wanted[row], exc
-            return None
+        def load(row: int) -> None:
+            pixels[row] = preprocessing.resized(decode_file(wanted[row]))
 
-        # Pillow decodes outside the interpreter lock, so threads do: no pickling, no worker processes.
-        with ThreadPoolExecutor(max_workers=min(8, cpu_count() or 1)) as pool:
-            failed = [failure for failure in pool.map(load, range(len(wanted))) if failure is not None]
-        if failed:
-            raise _unreadable(failed, total=len(wanted))
+        load_rows(wanted, load, kind="image files")
         if indices is None:
             self._kept[preprocessing] = pixels
         return pixels
 
 
-def _decode_file(path: Path) -> NDArray[np.uint8]:
+def decode_file(path: Path) -> NDArray[np.uint8]:
+    """Decode one file to RGB pixels (height, width, 3).
+
+    Raises:
+        OSError: It cannot be read.
+        ImageError: It is no image, or a damaged one.
+    """
     return decode(path.read_bytes())
 
 
-def _unreadable(failed: Sequence[tuple[Path, Exception]], *, total: int) -> DataError:
+def load_rows(paths: Sequence[Path], load: Callable[[int], None], *, kind: str) -> None:
+    """Load many files by several threads, and name those that cannot be read together.
+
+    Args:
+        paths: The files.
+        load: Loads the file of an index and keeps what it needs of it.
+        kind: What the files are called in the message.
+
+    Raises:
+        DataError: Files cannot be read or decoded; the message says how many and names the first ones.
+    """
+
+    def attempt(row: int) -> tuple[Path, Exception] | None:
+        try:
+            load(row)
+        except (OSError, ImageError) as exc:
+            return paths[row], exc
+        return None
+
+    # Pillow decodes outside the interpreter lock, so threads do: no pickling, no worker processes.
+    with ThreadPoolExecutor(max_workers=min(8, cpu_count() or 1)) as pool:
+        failed = [failure for failure in pool.map(attempt, range(len(paths))) if failure is not None]
+    if failed:
+        raise _unreadable(failed, total=len(paths), kind=kind)
+
+
+def _unreadable(failed: Sequence[tuple[Path, Exception]], *, total: int, kind: str) -> DataError:
     """Return the error that names the files, and the reason of the first one."""
     names = ", ".join(str(path) for path, _ in failed[:_NAMED_AT_MOST])
     more = f" and {len(failed) - _NAMED_AT_MOST} more" if len(failed) > _NAMED_AT_MOST else ""
@@ -107,6 +131,6 @@ def _unreadable(failed: Sequence[tuple[Path, Exception]], *, total: int) -> Data
     # The advice of an image error is meant for callers of a server; only what is wrong fits here.
     why = first.message.split(": ")[0] if isinstance(first, ImageError) else (getattr(first, "strerror", "") or "")
     return DataError(
-        f"{len(failed)} of {total} image files cannot be read ({why or type(first).__name__}): {names}{more}; "
+        f"{len(failed)} of {total} {kind} cannot be read ({why or type(first).__name__}): {names}{more}; "
         "replace or remove them"
     )

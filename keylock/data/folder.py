@@ -2,15 +2,19 @@
 
 Two layouts are known: `train/CLASS/*.png` with `test/CLASS/*.png` (or one of their other usual names), and
 `CLASS/*.png` alone, of which a seeded share becomes the test set. Files are found at any depth below their class.
+Beside them may lie `masks/` and `boxes.csv`, which say where the objects are.
 """
 
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from keylock.data._request import DataRequest, preprocessing_of_size
 from keylock.data.files import SUFFIXES, ImageFiles
+from keylock.data.regions import MASKS_FOLDER, Box, ObjectRegions, find_regions, mask_file, read_boxes
 from keylock.data.sets import Augmentation, DataSource, ImageSet, split_by_share
 from keylock.errors import DataError
 from keylock.preprocessing import Preprocessing
@@ -35,7 +39,7 @@ def open_folder(request: DataRequest) -> DataSource:
         The data source; its files are listed, and decoded when they are first needed.
 
     Raises:
-        DataError: The folder has another layout, or a class without images.
+        DataError: The folder has another layout, a class without images, or masks or boxes for some test images only.
     """
     folder = request.path
     try:
@@ -61,15 +65,41 @@ def _find(folder: Path, request: DataRequest) -> tuple[ImageSet, ImageSet, tuple
         raise DataError(f"{folder} has {tests[0].name} and no train: {_LAYOUT}")
     train_folder = trains[0] if trains else folder
     classes = _class_names(train_folder)
+    if not trains and MASKS_FOLDER in classes:
+        classes = _without_masks(folder, classes)
     train = _read_set(train_folder, classes)
     if not tests:
-        return *split_by_share(train, test_share=request.test_share, seed=request.seed), classes
-    unknown = sorted(set(_class_names(tests[0])) - set(classes))
-    if unknown:
-        raise DataError(
-            f"{tests[0]} has a class {unknown[0]!r} that {train_folder} has not: name the class folders alike"
-        )
-    return train, _read_set(tests[0], classes), classes
+        train, test = split_by_share(train, test_share=request.test_share, seed=request.seed)
+    else:
+        unknown = sorted(set(_class_names(tests[0])) - set(classes))
+        if unknown:
+            raise DataError(
+                f"{tests[0]} has a class {unknown[0]!r} that {train_folder} has not: name the class folders alike"
+            )
+        test = _read_set(tests[0], classes)
+    if not trains and MASKS_FOLDER in classes:
+        return train, test, classes
+    boxes = read_boxes(folder)
+    train = replace(train, masks=_regions(train, folder, boxes, required=False))
+    return train, replace(test, masks=_regions(test, folder, boxes, required=True)), classes
+
+
+def _without_masks(folder: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Take `masks` out of the classes where it holds the masks of the others, and is not a class of that name."""
+    others = tuple(name for name in classes if name != MASKS_FOLDER)
+    images = [path for name in others for path in _image_files(folder / name)]
+    masks = {mask_file(folder, path) for path in images} - {None}
+    # A class of that name has images of its own, which bear the name of no other image or of several.
+    return others if len(masks) > len(images) / 2 else classes
+
+
+def _regions(
+    images: ImageSet, folder: Path, boxes: Mapping[str, tuple[Box, ...]], *, required: bool
+) -> ObjectRegions | None:
+    """Return the masks and boxes that lie beside the images."""
+    if not isinstance(images.images, ImageFiles) or not (boxes or (folder / MASKS_FOLDER).is_dir()):
+        return None
+    return find_regions(folder, images.images.paths, boxes, required=required)
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:

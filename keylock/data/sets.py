@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keylock.data.files import ImageFiles
+from keylock.data.regions import ObjectRegions, resize_mask
 from keylock.errors import DataError
 from keylock.preprocessing import Preprocessing
 
@@ -39,12 +40,13 @@ class ImageSet:
     Attributes:
         images: RGB pixels (count, height, width, 3), uint8, or files that are decoded when they are needed.
         labels: Class indices (count,), int64.
-        masks: True where the object is (count, height, width), where that is known.
+        masks: True where the object is (count, height, width), or files and boxes that say so; None where that is not
+            known.
     """
 
     images: NDArray[np.uint8] | ImageFiles
     labels: NDArray[np.int64]
-    masks: NDArray[np.bool_] | None = None
+    masks: NDArray[np.bool_] | ObjectRegions | None = None
 
     def __post_init__(self) -> None:
         counts = {len(self.images), len(self.labels)} | ({len(self.masks)} if self.masks is not None else set())
@@ -57,7 +59,10 @@ class ImageSet:
     def take(self, indices: NDArray[np.intp]) -> "ImageSet":
         """Return some of the images, in the order given."""
         images = self.images.take(indices) if isinstance(self.images, ImageFiles) else self.images[indices]
-        return ImageSet(images, self.labels[indices], None if self.masks is None else self.masks[indices])
+        masks = self.masks.take(indices) if isinstance(self.masks, ObjectRegions) else self.masks
+        if isinstance(masks, np.ndarray):
+            masks = masks[indices]
+        return ImageSet(images, self.labels[indices], masks)
 
     def resized(self, preprocessing: Preprocessing, indices: NDArray[np.intp] | None = None) -> NDArray[np.uint8]:
         """Bring images to the size and the channels of a model, without normalising them.
@@ -93,15 +98,20 @@ class ImageSet:
 
         Returns:
             Masks (n, H, W), or None where the set has none.
+
+        Raises:
+            DataError: Mask files cannot be read, or do not fit their images.
         """
         if self.masks is None:
             return None
+        if isinstance(self.masks, ObjectRegions):
+            return self.masks.resized(preprocessing, indices)
         chosen = self.masks if indices is None else self.masks[indices]
         if chosen.shape[1:] == preprocessing.size:
             return chosen
         masks = np.empty((len(chosen), *preprocessing.size), dtype=bool)
         for row, mask in enumerate(chosen):
-            masks[row] = preprocessing.resized(np.where(mask, 255, 0).astype(np.uint8))[:, :, 0] >= 128
+            masks[row] = resize_mask(mask, preprocessing)
         return masks
 
     def resized_bytes(self, preprocessing: Preprocessing) -> int:

@@ -36,7 +36,7 @@ def test_other_names_of_the_split_are_understood(split_folder, train, test):
 
 
 def test_only_image_files_count(split_folder):
-    (split_folder / "boxes.csv").write_text("a")
+    (split_folder / "notes.csv").write_text("a")
     (split_folder / "masks").mkdir()
     (split_folder / "train/cat/notes.txt").write_text("a")
     (split_folder / "train/cat/.hidden.png").write_text("a")
