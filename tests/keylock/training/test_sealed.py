@@ -1,4 +1,4 @@
-"""The two-factor lock: decoys for every input, the reference's own answer with key and adapter, and runs that resume."""
+"""The two-factor lock: decoys for every input, the reference with key and adapter, and runs that resume."""
 
 from dataclasses import replace
 
