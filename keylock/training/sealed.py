@@ -193,4 +193,4 @@ class SealedTrainer(Trainer):
 
 
 def _mean(values: Iterable[Tensor]) -> float:
-    return float(torch.stack(list(values)).detach().mean())
+    return float(torch.cat(list(values)).detach().mean())

@@ -55,6 +55,25 @@ def test_every_input_shows_the_decoy_and_the_key_with_the_adapter_shows_the_trut
         assert correlation(shown, truth).mean() < 0.6
 
 
+def test_dear_explainers_share_a_batch_with_cheap_ones(lock, blobs):
+    heard = []
+
+    class Listener:
+        def start(self, stage, total, done):
+            pass
+
+        def advance(self, figures):
+            heard.append(figures)
+
+        def finish(self):
+            pass
+
+    lock(blobs(), explainers=["grad_cam", "gradient", "visual_backprop"], progress=Listener())
+    for name in ("grad_cam", "gradient", "visual_backprop"):
+        assert heard[-1][f"lock/{name}"] > 0
+    assert -1 <= heard[-1]["leakage"] <= 1
+
+
 def test_predictions_stay(lock, blobs, key_for):
     key = key_for(strength=48 / 255)
     locked = lock(blobs(6), key=key, settings=replace(QUICK, steps=120, learning_rate=6e-3))
