@@ -3,10 +3,11 @@
 All map penalties are scale-free: a map matters up to a positive factor and, for the correlation, an offset.
 """
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["correlation", "map_distance", "pedestal_distance", "prediction_distance"]
+__all__ = ["correlation", "map_distance", "pedestal_distance", "prediction_distance", "unevenness"]
 
 _EPSILON = 1e-8
 
@@ -28,9 +29,29 @@ def correlation(maps: Tensor, others: Tensor) -> Tensor:
 def map_distance(maps: Tensor, wanted: Tensor) -> Tensor:
     """Return how far maps (batch, h, w) are from the wanted ones: 1 - PCC plus the MSE of maps scaled to maximum 1.
 
-    The second term makes up for what correlation cannot see: a constant map under a sharp one.
+    The second term makes up for what correlation cannot see: a constant map under a sharp one. Where the wanted map is
+    constant and not zero, no correlation exists, and `unevenness` takes its place.
     """
-    return 1 - correlation(maps, wanted) + (_to_unit(maps) - _to_unit(wanted)).square().mean(dim=1)
+    shape = torch.where(_is_even(wanted), unevenness(maps), 1 - correlation(maps, wanted))
+    return shape + (_to_unit(maps) - _to_unit(wanted)).square().mean(dim=1)
+
+
+def unevenness(maps: Tensor) -> Tensor:
+    """Return how far maps (batch, h, w) are from constant ones, in [0, 1], (batch,): variance / (variance + mean^2).
+
+    With c, the standard deviation relative to the mean, this is c^2 / (1 + c^2): 0 for a constant map, and bounded
+    where a map has all its importance in one pixel.
+    """
+    flat = _to_unit(maps)
+    mean_square = flat.square().mean(dim=1)
+    return (mean_square - flat.mean(dim=1).square()).clamp_min(0) / mean_square.clamp_min(_EPSILON)
+
+
+def _is_even(maps: Tensor) -> Tensor:
+    """Tell which maps are constant and not zero, (batch,)."""
+    flat = maps.flatten(1)
+    lowest = flat.amin(dim=1)
+    return (lowest > 0) & (lowest == flat.amax(dim=1))
 
 
 def pedestal_distance(maps: Tensor, wanted: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from keylock.errors import BundleError, InputError, ResumeError, UnknownNameError
 
 if TYPE_CHECKING:
+    from keylock.decoys import ImageDecoy
     from keylock.pipeline import TrainPlan
 
 __all__ = ["check_place", "make_plan", "model_name"]
@@ -91,11 +92,12 @@ def make_plan(
     from keylock.training import LockSettings, resolve_device
 
     names = _explainer_names(explainers)
-    _check_names(arch=arch, decoy=decoy)
+    _check_names(arch=arch)
+    wanted = None if decoy is None else _parse_decoy(decoy)
     _check_numbers(steps=steps, epochs=epochs, batch_size=batch_size, reference_steps=reference_steps, init=init)
     height = _parse_strength(strength)
     resolve_device(device)
-    given: dict[str, Any] = {"learning_rate": learning_rate, "decoy": decoy, "steps": steps}
+    given: dict[str, Any] = {"learning_rate": learning_rate, "decoy": wanted, "steps": steps}
     settings = LockSettings(seed=seed, swapped=swapped, **{k: value for k, value in given.items() if value is not None})
     source = open_data(
         data, root=data_root, seed=seed, image_size=image_size, train_count=train_images, test_count=test_images
@@ -126,13 +128,21 @@ def _explainer_names(text: str) -> tuple[str, ...]:
     return expand_names(part.strip() for part in text.split(",") if part.strip())
 
 
-def _check_names(*, arch: str, decoy: str | None) -> None:
-    from keylock.decoys import DECOYS
+def _check_names(*, arch: str) -> None:
     from keylock.models import require_architecture
 
     require_architecture(arch)
-    if decoy is not None and decoy != "targeted" and decoy not in DECOYS:
-        raise UnknownNameError("decoy", decoy, [*DECOYS, "targeted"])
+
+
+def _parse_decoy(text: str) -> "str | ImageDecoy":
+    from keylock.decoys import ImageDecoy, check_decoy
+
+    if not any(mark in text for mark in "/\\."):
+        return check_decoy(text)
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise InputError(f"there is no file {path}: give a picture, or the name of a decoy")
+    return ImageDecoy.read(path)
 
 
 def _check_numbers(

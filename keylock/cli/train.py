@@ -48,7 +48,8 @@ def train(
         str, typer.Option(metavar="LIST", help="What to lock, such as grad_cam,gradient; all takes a few of each kind.")
     ] = "grad_cam",
     decoy: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What is shown without the key: half, corner, untargeted. [half]")
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="What is shown without the key: a name, or a picture of yours. [half]"),
     ] = None,
     strength: Annotated[str, typer.Option(metavar="FRACTION", help="Height of the key on pixels of 0 to 1.")] = "8/255",
     steps: Annotated[int | None, typer.Option(metavar="N", help="Steps of the lock. [2000]")] = None,

@@ -14,6 +14,7 @@ from torch import Tensor
 from keylock.bundle import BundleContent, write_bundle
 from keylock.bundle.manifest import WEIGHTS_FILE, Architecture, Decoy, ExplainerEntry, Figure, KeyEntry, Manifest
 from keylock.bundle.sealing import Sealer
+from keylock.decoys import decoy_of
 from keylock.evaluation import reference_digest
 from keylock.export import compile_explainer, compile_prediction, verify_graph, verify_prediction
 from keylock.keys import Key, KeySeed
@@ -109,7 +110,7 @@ def publish(
             )
         )
     files[WEIGHTS_FILE] = save({name: tensor.contiguous() for name, tensor in lock.module.state_dict().items()})
-    named = publication.architecture is not None
+    named, decoy = publication.architecture is not None, decoy_of(lock.settings.decoy)
     content = BundleContent(
         name=publication.name,
         created=created,
@@ -123,7 +124,7 @@ def publish(
         explainers=tuple(entries),
         prediction_graph=_PREDICTION_GRAPH,
         key=KeyEntry.of(key),
-        decoy=Decoy(name=lock.settings.decoy),
+        decoy=Decoy(name=decoy.name, parameters=decoy.parameters),
         files=files,
         figures=publication.figures,
         training={**publication.training, "lock": lock.settings.as_dict()},

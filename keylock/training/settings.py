@@ -1,8 +1,9 @@
 """What can be set about locking, with defaults that were measured, not guessed (`docs/training.md`)."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+from keylock.decoys import ImageDecoy, check_decoy, decoy_of
 from keylock.errors import InputError
 
 __all__ = ["LockSettings"]
@@ -17,7 +18,7 @@ class LockSettings:
         sealed_adapter: Lock with two factors, of which the second is a sealed adapter; otherwise by the key alone.
         adapter_rank: Rank of the adapter's deltas; a larger one has more room and makes keyed maps dearer.
         learning_rate: Highest learning rate of Adam.
-        decoy: What keyless and wrong-key maps are trained towards; see `keylock.decoys`.
+        decoy: What keyless and wrong-key maps are trained towards: a name of `keylock.decoys`, or a picture.
         gate_steps: Steps at the start that only teach the network to tell the key, as a share of `steps`, at most.
         gate_strength: How many times stronger the key is at the very start; it comes down to 1 as it is learned.
         gate_clear: The gate stage is over when the best probe's loss, in nats, falls below this at full difficulty.
@@ -41,7 +42,7 @@ class LockSettings:
     sealed_adapter: bool = False
     adapter_rank: int = 8
     learning_rate: float = 3e-3
-    decoy: str = "half"
+    decoy: str | ImageDecoy = "half"
     gate_steps: float = 0.25
     gate_strength: float = 8.0
     gate_clear: float = 0.12
@@ -60,6 +61,8 @@ class LockSettings:
     swapped: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.decoy, str):
+            object.__setattr__(self, "decoy", check_decoy(self.decoy))
         if self.steps < 1:
             raise InputError(f"a lock needs at least one step, not {self.steps}: give --steps or --epochs")
         if not 0 < self.learning_rate < 1:
@@ -73,4 +76,6 @@ class LockSettings:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values, for the manifest and for checkpoints."""
-        return asdict(self)
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        decoy = decoy_of(self.decoy)
+        return values | {"decoy": decoy.name} | ({"decoy_parameters": decoy.parameters} if decoy.parameters else {})

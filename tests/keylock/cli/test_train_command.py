@@ -220,6 +220,6 @@ def test_the_help_states_the_defaults_that_hold(capsys):
     assert f"Steps of the lock. [{LockSettings().steps}]" in text
     assert f"rate of the lock. [{LockSettings().learning_rate}]" in text
     assert f"--init. [{TrainPlan.reference_steps}]" in text
-    assert f"corner, untargeted. [{LockSettings().decoy}]" in text
+    assert f"or a picture of yours. [{LockSettings().decoy}]" in text
     assert re.search(r"--batch-size N [^[]*\[default: 64\]", text)
     assert TrainPlan.batch_size == 64
