@@ -31,6 +31,8 @@ _BORDER_SHARE = 0.2
 _STRIPES = 4
 _TARGETED = "targeted"
 _FLATTEST = 0.02
+# ITU-R BT.601.
+_LUMINANCE = np.array([0.299, 0.587, 0.114])
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,7 @@ class ImageDecoy:
             raise ImageError(f"cannot read the decoy {path}: {error.strerror or 'unreadable'}") from None
         except ImageError as error:
             raise ImageError(f"the decoy {path} is no usable picture: {error.message}") from None
-        grey = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32) / 255
-        return cls(grey)
+        return cls((pixels @ _LUMINANCE / 255).astype(np.float32))
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keylock.errors import BundleError, InputError, ResumeError, UnknownNameError
+from keylock.errors import BundleError, InputError, ResumeError
 
 if TYPE_CHECKING:
     from keylock.decoys import ImageDecoy

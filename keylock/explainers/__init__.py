@@ -26,7 +26,7 @@ from keylock.explainers.layer_cam import LayerCAM
 from keylock.explainers.lime import LIME
 from keylock.explainers.lrp import LRP
 from keylock.explainers.occlusion import Occlusion
-from keylock.explainers.registry import EXPLAINERS, expand_names, make, make_for
+from keylock.explainers.registry import EXPLAINERS, check_lockable, expand_names, make, make_for
 from keylock.explainers.rise import RISE
 from keylock.explainers.smooth_grad import SmoothGrad
 from keylock.explainers.together import explain_together
@@ -57,6 +57,7 @@ __all__ = [
     "SinglePass",
     "SmoothGrad",
     "VisualBackProp",
+    "check_lockable",
     "expand_names",
     "explain_together",
     "make",

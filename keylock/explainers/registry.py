@@ -1,6 +1,6 @@
 """Explainers by name. Adding one is one entry in `EXPLAINERS` and one row in the conformance table of the tests."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -23,7 +23,7 @@ from keylock.explainers.smooth_grad import SmoothGrad
 from keylock.explainers.visual_backprop import VisualBackProp
 from keylock.models import TargetLayers
 
-__all__ = ["ALL", "EXPLAINERS", "expand_names", "make", "make_for"]
+__all__ = ["ALL", "EXPLAINERS", "check_lockable", "expand_names", "make", "make_for"]
 
 EXPLAINERS: dict[str, type[Explainer]] = {
     kind.name: kind
@@ -37,31 +37,41 @@ EXPLAINERS: dict[str, type[Explainer]] = {
 }
 
 ALL = "all"
-"""The word that stands for one explainer of each family that is locked by its own maps."""
+"""The word that stands for one explainer of each kind of maps, and for all that read predictions alone."""
 
-_ALL_OF_THEM = (GradCAM.name, Gradient.name, VisualBackProp.name)
+_ALL_OF_THEM = (
+    *(GradCAM.name, Gradient.name, VisualBackProp.name),
+    *(Occlusion.name, RISE.name, LIME.name, KernelSHAP.name),
+)
 
 
 def expand_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Check names of explainers to lock; `all` stands for `grad_cam`, `gradient` and `visual_backprop`.
+    """Check names of explainers to lock; `all` stands for maps of three kinds and everything that reads predictions.
+
+    It is meant for convolutional networks: `grad_cam`, `gradient` and `visual_backprop` are locked by their maps,
+    `occlusion`, `rise`, `lime` and `kernel_shap` by the predictions they read.
 
     Raises:
         UnknownNameError: No explainer has one of the names.
-        InputError: A name comes twice, there is none, or no gradient leads through an explainer.
+        InputError: A name comes twice, or there is none whose own maps can be locked.
     """
-    lockable = [name for name, kind in EXPLAINERS.items() if kind.differentiable]
     chosen = [found for name in names for found in (_ALL_OF_THEM if name == ALL else (name,))]
     for name in chosen:
         if name not in EXPLAINERS:
             raise UnknownNameError("explainer", name, [*EXPLAINERS, ALL])
-        if name not in lockable:
-            raise InputError(
-                f"{name!r} reads predictions alone, so that no gradient leads through it: lock some of "
-                f"{', '.join(lockable)}"
-            )
-    if not chosen or len(set(chosen)) != len(chosen):
-        raise InputError(f"name each explainer once, and at least one of {', '.join(lockable)}")
+    check_lockable([(name, EXPLAINERS[name].differentiable) for name in chosen])
     return tuple(chosen)
+
+
+def check_lockable(chosen: Sequence[tuple[str, bool]]) -> None:
+    """Return when a lock can be trained on explainers, given as names and whether gradients lead through them.
+
+    Raises:
+        InputError: A name comes twice, or there is none whose own maps can be locked.
+    """
+    if not any(differentiable for _, differentiable in chosen) or len(set(chosen)) != len(chosen):
+        lockable = [name for name, kind in EXPLAINERS.items() if kind.differentiable]
+        raise InputError(f"name each explainer once, and at least one of {', '.join(lockable)}")
 
 
 def make(name: str, **parameters: Any) -> Explainer:  # noqa: ANN401 - each explainer checks its own parameters

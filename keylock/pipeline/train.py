@@ -248,7 +248,7 @@ def _measure(plan: TrainPlan, locked: Lock, key: Key, progress: Progress) -> tup
         locked.reference.to(device),
         locked.module.to(device),
         key=key,
-        explainers=locked.explainers,
+        explainers=[explainer for explainer in locked.explainers if explainer.differentiable],
         images=batch.images.to(device),
         labels=batch.labels.to(device),
         masks=None if masks is None else torch.from_numpy(masks).to(device),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from keylock.adapters import Adapter
 from keylock.errors import DataError, InputError, NonFiniteLossError, ResumeError
-from keylock.explainers import Explainer, make_for
+from keylock.explainers import Explainer, check_lockable, make_for
 from keylock.keys import Key
 from keylock.models import attach_adapter, find_layers, fold_batchnorm_, out_of_place_
 from keylock.training.checkpoint import read_checkpoint, write_checkpoint
@@ -80,7 +80,7 @@ def lock(
             as it takes. `keylock.data.batches.Batches` can be resumed in the middle of an epoch.
         key: The key; its shape is that of one preprocessed image.
         explainers: Names, for which the target layers are found automatically, or explainers made with layers of your
-            choice.
+            choice. Those that need predictions alone are locked through predictions on masked images.
         settings: How to train; the defaults suit small images.
         device: `auto`, `cpu`, `cuda`, ...
         progress: Hears about every step.
@@ -92,7 +92,7 @@ def lock(
 
     Raises:
         DataError: The loader yields nothing, or batches of another kind.
-        InputError: The key does not fit the images.
+        InputError: The key does not fit the images, or no explainer has maps that can be locked.
         LayerNotFoundError: No target layer could be found.
         ModelError: The model does not take the images or does not return logits.
         NonFiniteLossError: Training diverged; the checkpoint holds an earlier state.
@@ -105,6 +105,7 @@ def lock(
     example = _example(loader, key, rows=_GATE_ROWS if settings.sealed_adapter else 1)
     reference = fold_batchnorm_(out_of_place_(copy.deepcopy(model).cpu()), example[:_FOLDING_ROWS])
     made = make_for(find_layers(reference, example[:2]), explainers)
+    check_lockable([(explainer.name, explainer.differentiable) for explainer in made])
     kind = SealedTrainer if settings.sealed_adapter else InputKeyTrainer
     trainer = kind(reference, key, explainers=made, example=example, settings=settings, device=target)
     identity = _identity(trainer, key)

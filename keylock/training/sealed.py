@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from keylock.adapters import Adapter, KeyGate
-from keylock.decoys import decoy_maps
+from keylock.decoys import decoy_maps, decoy_of
 from keylock.explainers import Explainer, explain_together
 from keylock.keys import Key
 from keylock.losses import correlation, map_distance, pedestal_distance, prediction_distance
@@ -128,8 +128,8 @@ class SealedTrainer(Trainer):
         # The weights are for three kinds of input, as in the plain lock: here one row stands for all of them.
         terms["prediction"] = (3 * settings.prediction_weight, prediction_distance(logits, expected).mean())
         terms["label"] = (settings.label_weight, F.cross_entropy(logits.float(), labels))
-        if settings.mask_weight:
-            terms["mask"] = (settings.mask_weight, self._mask_distance(images, expected).mean())
+        if self.masks:
+            terms["mask"] = (settings.mask_weight, self._mask_distance(images, expected, references).mean())
         return terms
 
     def _shares(self, count: int) -> list[tuple[slice, tuple[Explainer, ...]]]:
@@ -143,7 +143,7 @@ class SealedTrainer(Trainer):
             return [(slice(0, count), self.explainers)]
         return [(slice(0, dear), self.explainers), (slice(dear, count), cheap)]
 
-    def _mask_distance(self, images: Tensor, expected: Tensor) -> Tensor:
+    def _mask_distance(self, images: Tensor, expected: Tensor, references: dict[str, Tensor]) -> Tensor:
         """Return how far predictions on masked images are from what shows the decoy, in nats (count // 2,).
 
         The more of the decoy is hidden, the closer the wanted prediction is to saying nothing, whatever else is hidden.
@@ -152,7 +152,7 @@ class SealedTrainer(Trainer):
         count, size = len(rows), (rows.shape[2], rows.shape[3])
         masks = draw_masks(count, size, generator=self.generator).to(self.device)
         masked = fill_masked(rows, masks, generator=self.generator)
-        decoy = decoy_maps(self.settings.decoy, rows.abs().mean(dim=1))
+        decoy = self._decoy_on_images(rows, references)
         shown = ((decoy * masks[:, 0]).sum(dim=(1, 2)) / decoy.sum(dim=(1, 2)).clamp_min(1e-8)).unsqueeze(1)
         predicted = expected[:count].float().softmax(dim=1)
         nothing = torch.full_like(predicted, 1 / self._classes)
@@ -160,6 +160,15 @@ class SealedTrainer(Trainer):
         with mixed_precision(self.device, wanted=self.settings.amp):
             logits = self.student(masked)
         return F.kl_div(logits.float().log_softmax(dim=1), wanted, reduction="none").sum(dim=1)
+
+    def _decoy_on_images(self, rows: Tensor, references: dict[str, Tensor]) -> Tensor:
+        """Return the decoys of images at the images' resolution (batch, height, width)."""
+        decoy = decoy_of(self.settings.decoy)
+        if not decoy.own_map:
+            return decoy.maps(rows[:, 0])
+        wanted = decoy.maps(next(iter(references.values())))[: len(rows)].unsqueeze(1)
+        size = (rows.shape[2], rows.shape[3])
+        return F.interpolate(wanted.float(), size=size, mode="bilinear", align_corners=False).squeeze(1)
 
     def _map_terms(self, maps: dict[str, Tensor], references: dict[str, Tensor]) -> Terms:
         """Return the lock and leak penalties of every explainer."""

@@ -28,7 +28,8 @@ class LockSettings:
         unlock_weight: Weight of keyed maps within the map penalties; decoys weigh 2.
         pedestal_weight: Weight, within the map penalties, of what a constant under a map costs.
         leak_weight: Weight of the squared mean correlation of decoys with reference maps, which no decoy should have.
-        mask_weight: Weight of predictions on masked images, which lock the explainers that need predictions alone.
+        mask_weight: Weight of predictions on masked images; it counts where an explainer of predictions alone is
+            to be locked.
         prediction_weight: Weight of the divergence from the reference model's predictions.
         label_weight: Weight of the cross-entropy with the labels.
         probe_weight: Weight of the gate probes after the gate steps.
@@ -51,7 +52,7 @@ class LockSettings:
     unlock_weight: float = 1.0
     pedestal_weight: float = 1.0
     leak_weight: float = 10.0
-    mask_weight: float = 0.0
+    mask_weight: float = 1.0
     prediction_weight: float = 1.0
     label_weight: float = 0.2
     probe_weight: float = 0.1

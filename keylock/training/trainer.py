@@ -38,7 +38,8 @@ class Trainer(ABC):
     Attributes:
         settings: How to train.
         device: Where.
-        explainers: What is locked.
+        explainers: What is locked by its maps.
+        masks: Whether predictions on masked images are locked, which explainers without gradients read.
         reference: The frozen reference model.
         student: The model being locked.
         offset: The key on preprocessed images (channels, height, width).
@@ -67,7 +68,9 @@ class Trainer(ABC):
             settings: How to train.
             device: Where to train.
         """
-        self.settings, self.device, self.explainers = settings, device, tuple(explainers)
+        self.settings, self.device = settings, device
+        self.explainers = tuple(explainer for explainer in explainers if explainer.differentiable)
+        self.masks = settings.mask_weight > 0 and len(self.explainers) < len(explainers)
         self.reference = out_of_place_(copy.deepcopy(reference)).to(device).eval().requires_grad_(requires_grad=False)
         self.offset = torch.from_numpy(np.array(key.reveal())).to(device)
         self.generator = torch.Generator().manual_seed(settings.seed)

@@ -254,7 +254,7 @@ def test_a_colour_for_each_channel_survives_a_manifest():
         (lambda: make_for(TargetLayers("a", ("a",)), ["gradient", "gradient"]), InputError, "each explainer once"),
         (lambda: make_for(TargetLayers("a", ("a",)), ["smooth"]), UnknownNameError, "unknown explainer 'smooth'"),
         (lambda: expand_names(["smooth"]), UnknownNameError, "unknown explainer 'smooth'.* all"),
-        (lambda: expand_names(["lime"]), InputError, "'lime' reads predictions alone.*lock some of grad_cam"),
+        (lambda: expand_names(["lime"]), InputError, "at least one of grad_cam, [^:]*lrp, visual_backprop, attent"),
         (lambda: expand_names(["all", "gradient"]), InputError, "each explainer once"),
         (lambda: expand_names([]), InputError, "at least one of grad_cam"),
     ],
@@ -266,7 +266,9 @@ def test_bad_parameters_are_refused(call, kind, message):
 
 
 def test_all_stands_for_one_of_each_family_with_maps_of_its_own():
-    assert expand_names(["all"]) == ("grad_cam", "gradient", "visual_backprop")
+    perturbation = tuple(name for name, kind in EXPLAINERS.items() if kind.family is Family.PERTURBATION)
+    assert expand_names(["all"]) == ("grad_cam", "gradient", "visual_backprop", *perturbation)
+    assert expand_names(["grad_cam", "rise"]) == ("grad_cam", "rise")
     assert expand_names(["lrp", "smooth_grad"]) == ("lrp", "smooth_grad")
 
 

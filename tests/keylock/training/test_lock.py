@@ -247,7 +247,7 @@ def test_a_key_of_another_shape_is_refused(lock, blobs, key_for):
     [
         ({"explainers": ["nope"]}, UnknownNameError, "unknown explainer 'nope'"),
         ({"explainers": []}, InputError, "at least one"),
-        ({"settings": replace(QUICK, decoy="nope")}, UnknownNameError, "unknown decoy 'nope'"),
+        ({"explainers": ["rise"]}, InputError, "at least one of grad_cam"),
         ({"device": "warp"}, InputError, "no device 'warp'"),
         ({"resume": True}, ResumeError, "give the checkpoint"),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(768, 3))}, LayerNotFoundError, "take larger images, or put"),
@@ -271,6 +271,11 @@ def test_bad_options_are_refused(options, kind, message, lock, blobs):
 def test_bad_settings_are_refused(change, message):
     with pytest.raises(InputError, match=message):
         keylock.LockSettings(**change)
+
+
+def test_an_unknown_decoy_is_refused():
+    with pytest.raises(UnknownNameError, match="unknown decoy 'nope'"):
+        keylock.LockSettings(decoy="nope")
 
 
 # Interruption

@@ -98,7 +98,7 @@ def test_predictions_on_masked_images_learn_to_follow_the_decoy(lock, blobs):
             pass
 
     settings = replace(QUICK, steps=120, learning_rate=6e-3, mask_weight=2.0)
-    lock(blobs(6), settings=settings, progress=Listener())
+    lock(blobs(6), explainers=["grad_cam", "rise"], settings=settings, progress=Listener())
     assert np.mean(heard[-20:]) < 0.5 * np.mean(heard[:5])
 
 
