@@ -5,13 +5,12 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from keylock.errors import InputError, LayerNotFoundError
 from keylock.explainers.base import Classifier, Explainer, FromPredictions, OwnPasses, Pass, SinglePass
 from keylock.explainers.predictions import predicted_logits
 from keylock.explainers.tokens import lay_out_tokens
-from keylock.models import capture_outputs
+from keylock.models import capture_outputs, plain_attention
 
 __all__ = ["explain_together"]
 
@@ -44,8 +43,7 @@ def explain_together(
         LayerNotFoundError: A layer an explainer looks at is missing, did not run, or has no spatial output.
     """
     _check(model, explainers, create_graph=create_graph)
-    # Fused kernels of attention give gradients, but no gradients of gradients.
-    with sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext():
+    with plain_attention() if create_graph else nullcontext():
         logits, maps = _run(model, explainers, images.detach(), targets, create_graph=create_graph, generator=generator)
     if create_graph:
         return logits, maps

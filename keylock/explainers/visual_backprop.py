@@ -22,7 +22,8 @@ class VisualBackProp(SinglePass):
     is divided by its mean over positions, which changes the map by a factor only and keeps deep products in range.
 
     Attributes:
-        layers: Names of layers with outputs (batch, channels, h, w) that are not negative, from first to last.
+        layers: Names of layers with outputs (batch, channels, h, w), from first to last. Negative values, which
+            activations other than ReLU let through, count as zero.
 
     References:
         Bojarski et al., "VisualBackProp: efficient visualization of CNNs", ICRA 2018, section III.
@@ -48,7 +49,7 @@ class VisualBackProp(SinglePass):
                 "visual_backprop multiplies feature maps, which a transformer has not: "
                 "take attention_rollout or grad_cam"
             )
-        averages = [_average(recorded.outputs[name]) for name in self.layers]
+        averages = [_average(F.relu(recorded.outputs[name])) for name in self.layers]
         product = averages[-1]
         for average in reversed(averages[:-1]):
             product = _average(_scale_up(product, (average.shape[2], average.shape[3])) * average)

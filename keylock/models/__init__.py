@@ -7,7 +7,6 @@ differentiable while a lock is trained.
 
 from keylock.models.activations import out_of_place_, smooth_activations
 from keylock.models.adapted import adapter_of, attach_adapter
-from keylock.models.attention import capture_attention
 from keylock.models.balance import balance_filters_, unbalance_filters_
 from keylock.models.folding import fold_batchnorm_
 from keylock.models.kernels import plain_attention
@@ -23,7 +22,6 @@ __all__ = [
     "architectures",
     "attach_adapter",
     "balance_filters_",
-    "capture_attention",
     "capture_outputs",
     "create",
     "find_layers",

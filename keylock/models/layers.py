@@ -6,7 +6,6 @@ from typing import Literal
 from torch import Tensor, nn
 
 from keylock.errors import LayerNotFoundError
-from keylock.models.attention import is_attention
 from keylock.models.feature_maps import find_maps, weigh_layouts
 from keylock.models.recording import record
 from keylock.models.tokens import find_tokens
@@ -26,8 +25,6 @@ class TargetLayers:
         kind: `maps` where the layers give (batch, channels, h, w), `tokens` where they give (batch, tokens, dim).
         grid: Rows and columns of the patches that the tokens of `last` stand for, row by row; None with `maps`.
         prefix_tokens: How many tokens come before the patches, for the class and the like.
-        attention: The attention modules of a transformer from first to last, whose weights attention rollout
-            multiplies; none in a convolutional network.
     """
 
     last: str
@@ -35,7 +32,6 @@ class TargetLayers:
     kind: Literal["maps", "tokens"] = "maps"
     grid: tuple[int, int] | None = None
     prefix_tokens: int = 0
-    attention: tuple[str, ...] = ()
 
 
 def find_layers(model: nn.Module, example: Tensor) -> TargetLayers:
@@ -55,8 +51,7 @@ def find_layers(model: nn.Module, example: Tensor) -> TargetLayers:
     if layouts.tokens > max(layouts.maps, layouts.channels_last):
         tokens = find_tokens(model, example, ran)
         if tokens is not None:
-            attention = tuple(name for name, module in model.named_modules() if is_attention(module))
-            return TargetLayers(tokens.last, tokens.stack, "tokens", tokens.grid, tokens.prefix, attention)
+            return TargetLayers(tokens.last, tokens.stack, "tokens", tokens.grid, tokens.prefix)
     maps = find_maps(ran)
     if maps is None:
         raise LayerNotFoundError(

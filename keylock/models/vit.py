@@ -36,31 +36,19 @@ class _PatchEmbed(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Self-attention of several heads.
-
-    Attributes:
-        fused_attn: Let one kernel compute it; otherwise the attention weights pass through `attn_drop`, where they can
-            be read.
-    """
+    """Self-attention of several heads."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.num_heads = heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.attn_drop = nn.Identity()
         self.proj = nn.Linear(width, width)
-        self.fused_attn = True
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map (batch, tokens, width) to the same shape."""
         count, width = tokens.shape[1:]
         split = self.qkv(tokens).view(-1, count, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4)
-        query, key, value = split.unbind(0)
-        if self.fused_attn:
-            mixed = F.scaled_dot_product_attention(query, key, value)
-        else:
-            weights = (query @ key.transpose(2, 3) / query.shape[3] ** 0.5).softmax(dim=3)
-            mixed = self.attn_drop(weights) @ value
+        mixed = F.scaled_dot_product_attention(*split.unbind(0))
         result: Tensor = self.proj(mixed.transpose(1, 2).reshape(-1, count, width))
         return result
 
@@ -155,7 +143,7 @@ class ViT(nn.Module):
                 f"{images.shape[2]} x {images.shape[3]}: create it with the image_size of the data"
             )
         tokens = self.patch_embed(images)
-        first = self.cls_token.expand(len(tokens), -1, -1)
+        first = self.cls_token.expand(tokens.shape[0], -1, -1)
         tokens = self.blocks(torch.cat([first, tokens], dim=1) + self.pos_embed)
         logits: Tensor = self.head(self.norm(tokens)[:, 0])
         return logits

@@ -14,15 +14,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import DenseNet, MobileNetV2, MobileNetV3, ResNet, VisionTransformer, convnext, mobilenetv3, vgg
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from keylock.errors import LayerNotFoundError
 from keylock.explainers import explain_together, make, make_for
 from keylock.models import (
-    capture_attention,
     capture_outputs,
     create,
     find_layers,
     fold_batchnorm_,
     out_of_place_,
-    plain_attention,
     smooth_activations,
 )
 from keylock.models.folding import ChannelAffine
@@ -199,16 +198,15 @@ def test_architecture_is_prepared_explained_and_trained_through(case):
         rows, columns = layers.grid
         assert dimensions == {3}
         assert outputs[layers.last].shape[1] == layers.prefix_tokens + rows * columns
-        assert len(layers.attention) == stacked
     else:
         assert dimensions == {4}
-        assert (layers.grid, layers.prefix_tokens, layers.attention) == (None, 0, ())
+        assert (layers.grid, layers.prefix_tokens) == (None, 0)
         assert min(outputs[layers.last].shape[2:]) > 1
 
     # Gradients, and gradients of gradients.
     gradient = make("gradient")
     before = states(folded)
-    with smooth_activations(folded), plain_attention():
+    with smooth_activations(folded):
         _, maps = explain_together(folded, [gradient], images, torch.tensor([0, 1, 2]), create_graph=True)
     assert_unchanged(before, states(folded))
     torch.autograd.backward(maps["gradient"].square().sum())
@@ -217,21 +215,25 @@ def test_architecture_is_prepared_explained_and_trained_through(case):
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in folded.parameters())
 
 
-def test_layers_say_something_about_every_place(case):
+FITTING = {"maps": ("grad_cam", "visual_backprop", "gradient"), "tokens": ("grad_cam", "attention_rollout", "gradient")}
+UNFIT = {"maps": "attention_rollout", "tokens": "visual_backprop"}
+
+
+def test_explainers_fit_or_say_that_they_do_not(case):
     model, images, (_, kind, *_) = case
     folded = fold_batchnorm_(out_of_place_(copy.deepcopy(model)), images)
     layers = find_layers(folded, images)
+    targets = torch.full((3,), -1)
+    before = states(folded)
 
+    _, maps = explain_together(folded, make_for(layers, FITTING[kind]), images, targets)
+    for name in FITTING[kind]:
+        assert maps[name].dim() == 3
+        assert (maps[name] >= 0).all()
+        assert torch.isfinite(maps[name]).all()
+        assert maps[name].flatten(1).std(dim=1).max() > 0
     if kind == "tokens":
-        with capture_outputs(folded, [layers.last]) as outputs, capture_attention(folded, layers.attention) as weights:
-            logits = folded(images.clone().requires_grad_())
-        (gradient,) = torch.autograd.grad(logits.amax(dim=1).sum(), outputs[layers.last])
-        assert (gradient[:, layers.prefix_tokens :].abs().amax(dim=2) > 0).all()
-        tokens = gradient.shape[1]
-        assert all(weights[name].shape[2:] == (tokens, tokens) for name in layers.attention)
-        return
-    (grad_cam,) = make_for(layers, ["grad_cam"])
-    maps = grad_cam.explain(folded, images, torch.full((3,), -1)).maps
-    assert maps.dim() == 3
-    assert torch.isfinite(maps).all()
-    assert maps.flatten(1).std(dim=1).max() > 0
+        assert maps["grad_cam"].shape[1:] == maps["attention_rollout"].shape[1:] == layers.grid
+    with pytest.raises(LayerNotFoundError, match=r"take attention_rollout|take grad_cam"):
+        explain_together(folded, make_for(layers, [UNFIT[kind]]), images, targets)
+    assert_unchanged(before, states(folded))

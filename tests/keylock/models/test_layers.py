@@ -129,7 +129,6 @@ def test_patches_are_found_without_a_convolution(shape, grid):
     found = find_layers(Patches(), images)
 
     assert (found.last, found.kind, found.grid, found.prefix_tokens) == ("block", "tokens", grid, 0)
-    assert found.attention == ("block.self_attn",)
 
 
 @pytest.mark.parametrize("model", [nn.Sequential(nn.Flatten(), nn.Linear(960, 3)), Sequence()], ids=["mlp", "no grid"])
