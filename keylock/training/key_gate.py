@@ -17,7 +17,8 @@ from keylock.keys import Key
 
 __all__ = ["fit_key_gate"]
 
-_RIDGE = 1e-3
+# What bounds the filter in directions of which few images show little; the best on images not fitted on is taken.
+_RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 _MARGIN = 2.0
 _TOLERANCE = (0.05, 0.4)
 
@@ -47,20 +48,22 @@ def fit_key_gate(images: Tensor, key: Key) -> KeyGate:
         return (sums.index_add_(2, places, rows.flatten(2).double()) / counts).flatten(1)
 
     images = images.cpu()
-    means, unseen = folded(images[: len(images) - len(images) // 3]), images[len(images) - len(images) // 3 :]
+    fitted = max(2, len(images) - len(images) // 3)
+    means, unseen = folded(images[:fitted]), images[fitted:] if len(images) > fitted else images
     centre = means.mean(dim=0)
     spread = means - centre
     covariance = spread.T @ spread / max(1, len(means) - 1)
-    # Few images, or flat ones, leave directions without any variation; the ridge bounds what the filter makes of them.
-    ridge = _RIDGE * covariance.diagonal().mean().clamp_min(1e-6)
-    covariance = covariance + ridge * torch.eye(len(covariance), dtype=torch.float64)
     signal = folded(offset.unsqueeze(0)).squeeze(0)
-    direction = torch.linalg.solve(covariance, signal)
-    direction = direction / (signal @ direction)
-    weight = (direction.view(channels, -1) / counts)[:, places].view(channels, height, width).float()
-    bias = -float(centre @ direction)
-    scores = ((unseen if len(unseen) else images).float() * weight).sum(dim=(1, 2, 3)) + bias
-    farthest = float(scores.abs().max())
+    size = covariance.diagonal().mean().clamp_min(1e-6)
+    candidates = []
+    for ridge in _RIDGES:
+        direction = torch.linalg.solve(covariance + ridge * size * torch.eye(len(covariance)).double(), signal)
+        direction = direction / (signal @ direction)
+        weight = (direction.view(channels, -1) / counts)[:, places].view(channels, height, width).float()
+        bias = -float(centre @ direction)
+        farthest = float(((unseen.float() * weight).sum(dim=(1, 2, 3)) + bias).abs().max())
+        candidates.append((farthest, bias, weight))
+    farthest, bias, weight = min(candidates, key=lambda candidate: candidate[0])
     smallest, largest = _TOLERANCE
     tolerance = max(smallest, _MARGIN * farthest)
     if tolerance > largest:
