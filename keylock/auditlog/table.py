@@ -6,7 +6,6 @@ both are written with the entry. Entries are never changed or deleted. Needs the
 """
 
 import itertools
-import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -37,7 +36,6 @@ from keylock.signing import SigningKey
 __all__ = [
     "MAX_ENTRY_BYTES",
     "append",
-    "create",
     "define",
     "entries",
     "find",
@@ -108,17 +106,6 @@ class Verified:
 
     checkpoint: Checkpoint
     checkpoints: int
-
-
-def create(connection: Connection) -> None:
-    """Makes the tables where there are none, and the head of an empty log, whose name is made up once.
-
-    Called inside of a transaction that writes. Migrations of a store call it too.
-    """
-    _metadata.create_all(connection)
-    if connection.execute(select(_head.c.id)).one_or_none() is None:
-        origin = f"keylock/log/{secrets.token_hex(8)}"
-        connection.execute(insert(_head).values(id=_ONE, origin=origin, size=0, frontier=b""))
 
 
 def append(connection: Connection, new: Sequence[bytes]) -> range:

@@ -17,13 +17,14 @@ from sqlalchemy import Connection
 from keylock.errors import MeteringError, StoreError
 from keylock.store.database import Database
 
-__all__ = ["GroupCommit"]
+__all__ = ["GroupCommit", "defer"]
 
 T = TypeVar("T")
 
 _MAX_BATCH: Final = 256
 _ATTEMPTS: Final = 3
 _PAUSE_S: Final = 0.05
+_DEFERRED: Final = "keylock_deferred"
 
 
 _Outcome: TypeAlias = tuple[Any, BaseException | None]
@@ -34,6 +35,20 @@ class _Job:
     order: str
     operation: Callable[[Connection], Any]
     future: "Future[Any]"
+
+
+def defer(connection: Connection, last: Callable[[Connection, list[T]], object], item: T) -> None:
+    """Has something done once at the end of the transaction, for all items together.
+
+    For what locks a row that all licenses share: locked last and for a moment, it is never held while another row is
+    waited for, so servers of one database do not block each other.
+
+    Args:
+        connection: The one an operation was given.
+        last: What to do with the items; the same function gets all items of a transaction, in order.
+        item: One item.
+    """
+    connection.info[_DEFERRED].setdefault(last, []).append(item)
 
 
 class GroupCommit:
@@ -115,11 +130,14 @@ class GroupCommit:
     def _together(self, jobs: list[_Job]) -> list[_Outcome]:
         outcomes: list[_Outcome] = []
         with self._database.transaction(writes=True) as connection:
+            connection.info[_DEFERRED] = {}
             for job in jobs:
                 try:
                     outcomes.append((job.operation(connection), None))
                 except MeteringError as error:
                     outcomes.append((None, error))
+            for last, items in connection.info.pop(_DEFERRED).items():
+                last(connection, items)
         return outcomes
 
     def _one_by_one(self, jobs: list[_Job]) -> list[_Outcome]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HEAD", "OLDEST", "check", "revision_of", "upgrade"]
 
-HEAD: Final = "0002"
+HEAD: Final = "0003"
 """The revision this keylock works with."""
 
 OLDEST: Final = "0001"

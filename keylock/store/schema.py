@@ -7,6 +7,8 @@ from typing import Final
 
 from sqlalchemy import BigInteger, Column, Index, MetaData, Table, Text
 
+from keylock.auditlog.table import define
+
 __all__ = ["COUNTERS", "LEDGER", "LICENSES", "RATES", "REVOKED_TOKENS", "metadata"]
 
 metadata: Final = MetaData()
@@ -80,3 +82,6 @@ RATES: Final = Table(
     Column("touched_at_us", BigInteger, nullable=False),
     sqlite_with_rowid=False,
 )
+
+# Entries, head and checkpoints of the audit log, of which keylock.auditlog.table is the only reader and writer.
+define(metadata)

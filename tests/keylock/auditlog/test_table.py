@@ -4,12 +4,13 @@ import multiprocessing
 from datetime import UTC, datetime
 
 import pytest
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import text
 
 from keylock.auditlog import Checkpoint, NoteKey, root_of, table
 from keylock.auditlog.merkle import Frontier, leaf_hash
 from keylock.errors import AuditLogError
 from keylock.signing import SigningKey
+from keylock.store import Database
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 KEY = SigningKey.generate()
@@ -20,44 +21,26 @@ def trusted(origin):
     return [NoteKey(origin, KEY.verifying_key)]
 
 
-def connect(path):
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
-
-    @event.listens_for(engine, "connect")
-    def prepare(connection, _record):
-        connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode = WAL")
-
-    @event.listens_for(engine, "begin")
-    def begin(connection):
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    return engine
+@pytest.fixture
+def database(tmp_path):
+    with Database(f"sqlite:///{tmp_path / 'log.db'}") as database:
+        yield database
 
 
 @pytest.fixture
-def engine(tmp_path):
-    engine = connect(tmp_path / "log.db")
-    with engine.begin() as connection:
-        table.create(connection)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def filled(engine):
+def filled(database):
     """A log of 37 entries with checkpoints after 10 and 37."""
-    with engine.begin() as connection:
+    with database.transaction(writes=True) as connection:
         table.append(connection, ENTRIES[:10])
         table.sign_checkpoint(connection, KEY, at=NOW)
         for entry in ENTRIES[10:]:
             table.append(connection, [entry])
         table.sign_checkpoint(connection, KEY, at=NOW)
-    return engine
+    return database
 
 
-def test_entries_get_places_in_order_and_the_tree_of_their_hashes(engine):
-    with engine.begin() as connection:
+def test_entries_get_places_in_order_and_the_tree_of_their_hashes(database):
+    with database.transaction(writes=True) as connection:
         assert table.head(connection).size == 0
         assert table.append(connection, []) == range(0)
         assert table.append(connection, ENTRIES[:3]) == range(3)
@@ -68,27 +51,26 @@ def test_entries_get_places_in_order_and_the_tree_of_their_hashes(engine):
     assert (state.size, state.root) == (4, root_of(map(leaf_hash, ENTRIES[:4])))
 
 
-def test_a_transaction_that_fails_leaves_no_entry(engine):
-    with engine.begin() as connection:
+def test_a_transaction_that_fails_leaves_no_entry(database):
+    with database.transaction(writes=True) as connection:
         table.append(connection, ENTRIES[:2])
-    with engine.connect() as connection:
-        transaction = connection.begin()
-        table.append(connection, ENTRIES[2:4])
-        transaction.rollback()
-    with engine.begin() as connection:
+    with pytest.raises(RuntimeError, match="then something fails"):  # noqa: PT012, SIM117
+        with database.transaction(writes=True) as connection:
+            table.append(connection, ENTRIES[2:4])
+            raise RuntimeError("then something fails")
+    with database.transaction(writes=True) as connection:
         assert table.append(connection, ENTRIES[2:3]) == range(2, 3)
         assert table.verify(connection, keys=trusted).checkpoint.size == 3
 
 
 def write_many(path, worker, count):
-    engine = connect(path)
-    for number in range(count):
-        with engine.begin() as connection:
-            table.append(connection, [f"{worker}/{number}".encode()])
-    engine.dispose()
+    with Database(f"sqlite:///{path}") as database:
+        for number in range(count):
+            with database.transaction(writes=True) as connection:
+                table.append(connection, [f"{worker}/{number}".encode()])
 
 
-def test_several_processes_write_one_log(engine, tmp_path):
+def test_several_processes_write_one_log(database, tmp_path):
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=write_many, args=(tmp_path / "log.db", worker, 20)) for worker in range(3)]
     for worker in workers:
@@ -96,21 +78,14 @@ def test_several_processes_write_one_log(engine, tmp_path):
     for worker in workers:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
-    with engine.begin() as connection:
+    with database.transaction(writes=True) as connection:
         found = [entry.decode() for _, entry in table.entries(connection)]
         assert table.verify(connection, keys=trusted).checkpoint.size == 60
     assert sorted(found) == sorted(f"{worker}/{number}" for worker in range(3) for number in range(20))
 
 
-def test_a_log_is_made_once_and_keeps_its_name(engine):
-    with engine.begin() as connection:
-        origin = table.head(connection).origin
-        table.create(connection)
-        assert table.head(connection).origin == origin
-
-
 def test_proofs_from_the_table_hold(filled):
-    with filled.begin() as connection:
+    with filled.transaction(writes=True) as connection:
         early, late = [
             row.note for row in connection.execute(text("SELECT note FROM audit_checkpoints ORDER BY number"))
         ]
@@ -128,14 +103,14 @@ def test_proofs_from_the_table_hold(filled):
 
 
 def test_the_same_state_is_signed_once(filled):
-    with filled.begin() as connection:
+    with filled.transaction(writes=True) as connection:
         note = table.sign_checkpoint(connection, KEY, at=NOW)
         assert note == table.latest_checkpoint(connection)
         assert connection.execute(text("SELECT count(*) FROM audit_checkpoints")).scalar_one() == 2
 
 
 def test_a_whole_log_is_verified(filled):
-    with filled.begin() as connection:
+    with filled.transaction(writes=True) as connection:
         kept = table.latest_checkpoint(connection)
         seen = []
         verified = table.verify(connection, keys=trusted, check_entry=seen.append, known=[kept])
@@ -184,17 +159,17 @@ SWAP = (
     ],
 )
 def test_a_falsified_log_is_found_and_named(filled, statements, rebuilt, what):
-    with filled.begin() as connection:
+    with filled.transaction(writes=True) as connection:
         for statement in statements.split("; "):
             connection.execute(text(statement))
         if rebuilt:
             rebuild(connection)
-    with filled.begin() as connection, pytest.raises(AuditLogError, match=what):
+    with filled.transaction(writes=True) as connection, pytest.raises(AuditLogError, match=what):
         table.verify(connection, keys=trusted)
 
 
 def test_a_checkpoint_kept_elsewhere_finds_a_log_that_was_rewritten_with_its_own_checkpoints(filled):
-    with filled.begin() as connection:
+    with filled.transaction(writes=True) as connection:
         kept = table.latest_checkpoint(connection)
         connection.execute(text(CHANGE))
         connection.execute(text("DELETE FROM audit_checkpoints"))
@@ -210,12 +185,12 @@ def test_an_entry_that_cannot_be_read_is_named(filled):
         if entry == ENTRIES[7]:
             raise AuditLogError("it makes no sense")
 
-    with filled.begin() as connection, pytest.raises(AuditLogError, match=r"entry 7 .*makes no sense"):
+    with filled.transaction(writes=True) as connection, pytest.raises(AuditLogError, match=r"entry 7 .*makes no sense"):
         table.verify(connection, keys=trusted, check_entry=check)
 
 
-def test_an_entry_that_is_too_long_is_not_appended(engine):
-    with engine.begin() as connection:
+def test_an_entry_that_is_too_long_is_not_appended(database):
+    with database.transaction(writes=True) as connection:
         with pytest.raises(AuditLogError, match="more than"):
             table.append(connection, [b"x" * (table.MAX_ENTRY_BYTES + 1)])
         assert table.head(connection).size == 0

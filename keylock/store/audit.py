@@ -1,0 +1,79 @@
+"""Where the ledger and the audit log meet: every charge is an entry, and every entry is a charge."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+
+from keylock.auditlog import table
+from keylock.errors import AuditLogError
+from keylock.licensing.charges import Charge
+from keylock.licensing.receipts import entry_of, parse_entry
+from keylock.store.group_commit import defer
+
+__all__ = ["AuditDifference", "compare_with_ledger", "record_charge"]
+
+
+def record_charge(connection: Connection, charge: Charge) -> None:
+    """Appends a charge to the audit log, in the transaction that makes it; pass it to `Ledger` as `record`."""
+    defer(connection, table.append, entry_of(charge))
+
+
+@dataclass(frozen=True, slots=True)
+class AuditDifference:
+    """A request that ledger and log state differently.
+
+    Attributes:
+        license_id: The license.
+        request_id: The request.
+        what: What is different, in words.
+    """
+
+    license_id: str
+    request_id: str
+    what: str
+
+
+def compare_with_ledger(connection: Connection) -> tuple[AuditDifference, ...]:
+    """Compares every charge of the ledger with its entry in the log, and every entry with its charge.
+
+    Args:
+        connection: A connection inside a transaction that sees one moment (`Database.transaction(snapshot=True)`).
+
+    Returns:
+        What does not agree, empty where all does; requests are sorted.
+
+    Raises:
+        AuditLogError: If an entry cannot be read.
+    """
+    found: dict[tuple[str, str], Charge] = {}
+    differences = []
+    for seq, entry in table.entries(connection):
+        try:
+            charge = parse_entry(entry)
+        except AuditLogError as error:
+            raise AuditLogError(f"entry {seq} of the audit log cannot be read: {error}") from None
+        key = (charge.license_id, charge.request_id)
+        if key in found:
+            differences.append(AuditDifference(*key, f"entry {seq} of the log charges it a second time"))
+        found[key] = charge
+    query = """
+        SELECT license_id, request_id, request_digest, model_digest, explainer, units, charged_at
+        FROM ledger WHERE charged_at IS NOT NULL
+    """
+    for row in connection.execute(text(query)):
+        key = (row.license_id, row.request_id)
+        logged = found.pop(key, None)
+        if logged is None:
+            differences.append(AuditDifference(*key, "it is charged and not in the log"))
+            continue
+        entered = (
+            logged.request_digest,
+            logged.model_digest,
+            logged.explainer,
+            logged.units,
+            int(logged.time.timestamp()),
+        )
+        if entered != tuple(row)[2:]:
+            differences.append(AuditDifference(*key, "the log says something else about it than the ledger"))
+    differences += [AuditDifference(*key, "it is in the log and not charged") for key in found]
+    return tuple(sorted(differences, key=lambda one: (one.license_id, one.request_id, one.what)))

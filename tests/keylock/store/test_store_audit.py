@@ -1,0 +1,151 @@
+"""audit.py: whatever happens to a charge happens to its entry in the log; the two are compared request by request."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+pytest.importorskip("sqlalchemy")
+
+from sqlalchemy import text
+
+from keylock.auditlog import table
+from keylock.errors import AuditLogError, MeteringError
+from keylock.licensing.charges import Charge
+from keylock.licensing.receipts import entry_of, parse_entry
+from keylock.store import Database
+from keylock.store.audit import compare_with_ledger, record_charge
+from keylock.store.group_commit import GroupCommit
+
+NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+DIGEST = "sha256:" + "ab" * 32
+CHARGE = Charge(
+    license_id="lic_1",
+    request_id="r-0",
+    request_digest=DIGEST,
+    model_digest=DIGEST,
+    explainer="gradient",
+    parameters={},
+    target=-1,
+    units=3,
+    keyed=True,
+    time=NOW,
+    image_digests=(DIGEST,),
+    map_digests=(DIGEST,),
+)
+
+
+@pytest.fixture
+def database(store_url):
+    with Database(store_url) as database:
+        yield database
+
+
+def charges(count):
+    return [replace(CHARGE, request_id=f"r-{number}") for number in range(count)]
+
+
+def write_ledger(connection, charge):
+    connection.execute(
+        text(
+            "INSERT INTO ledger (license_id, request_id, request_digest, model_digest, explainer, images, units, "
+            "overage, day, month, attempt, charged_at, answer_digest) VALUES (:license_id, :request_id, "
+            ":request_digest, :model_digest, :explainer, 1, :units, 0, 0, 0, '', :charged_at, '')"
+        ),
+        {
+            "license_id": charge.license_id,
+            "request_id": charge.request_id,
+            "request_digest": charge.request_digest,
+            "model_digest": charge.model_digest,
+            "explainer": charge.explainer,
+            "units": charge.units,
+            "charged_at": int(charge.time.timestamp()),
+        },
+    )
+
+
+def commit(database, many, *, fail=()):
+    """Charges as the ledger does it: the row and the entry in one transaction; some operations refuse or fail."""
+
+    def operation(charge):
+        def run(connection):
+            if charge.request_id in fail:
+                raise MeteringError("refused")
+            write_ledger(connection, charge)
+            record_charge(connection, charge)
+
+        return run
+
+    group = GroupCommit(database)
+    futures = [group.submit(operation(charge), order=charge.license_id) for charge in many]
+    group.close()
+    return [future.exception() for future in futures]
+
+
+def logged(database):
+    with database.transaction(snapshot=True) as connection:
+        return [parse_entry(entry) for _, entry in table.entries(connection)]
+
+
+def differences(database):
+    with database.transaction(snapshot=True) as connection:
+        return [(one.request_id, one.what) for one in compare_with_ledger(connection)]
+
+
+def test_every_charge_is_an_entry_in_order(database):
+    assert commit(database, charges(50)) == [None] * 50
+    assert logged(database) == charges(50)
+    assert differences(database) == []
+
+
+def test_a_charge_that_is_refused_has_no_entry(database):
+    failures = commit(database, charges(5), fail={"r-1", "r-3"})
+    assert [failure is None for failure in failures] == [True, False, True, False, True]
+    assert [charge.request_id for charge in logged(database)] == ["r-0", "r-2", "r-4"]
+    assert differences(database) == []
+
+
+def test_a_charge_that_fails_takes_nothing_of_the_others_with_it(database):
+    with database.transaction(writes=True) as connection:
+        write_ledger(connection, charges(3)[1])
+    failures = commit(database, charges(3))
+    assert [failure is None for failure in failures] == [True, False, True]
+    assert [charge.request_id for charge in logged(database)] == ["r-0", "r-2"]
+    assert differences(database) == [("r-1", "it is charged and not in the log")]
+
+
+def test_an_entry_without_a_charge_is_found(database):
+    commit(database, charges(2))
+    with database.transaction(writes=True) as connection:
+        connection.execute(text("DELETE FROM ledger WHERE request_id = 'r-1'"))
+    assert differences(database) == [("r-1", "it is in the log and not charged")]
+
+
+def test_a_charge_that_was_edited_is_found(database):
+    commit(database, charges(2))
+    with database.transaction(writes=True) as connection:
+        connection.execute(text("UPDATE ledger SET units = 1 WHERE request_id = 'r-0'"))
+    assert differences(database) == [("r-0", "the log says something else about it than the ledger")]
+
+
+def test_a_second_entry_of_one_charge_is_found(database):
+    commit(database, charges(1))
+    with database.transaction(writes=True) as connection:
+        table.append(connection, [entry_of(CHARGE)])
+    assert differences(database) == [("r-0", "entry 1 of the log charges it a second time")]
+
+
+def test_an_entry_that_is_none_is_named(database):
+    with database.transaction(writes=True) as connection:
+        table.append(connection, [b"{}"])
+    with pytest.raises(AuditLogError, match="entry 0 of the audit log cannot be read"):
+        differences(database)
+
+
+def test_every_store_has_a_log_of_its_own_name(database, tmp_path):
+    with database.transaction() as connection:
+        first = table.head(connection)
+    with Database(f"sqlite:///{tmp_path / 'other.db'}") as other, other.transaction() as connection:
+        second = table.head(connection)
+    assert first.origin != second.origin
+    assert first.origin.startswith("keylock/log/")
