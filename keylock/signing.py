@@ -232,6 +232,11 @@ class Home:
         return self.path / "issuer.pub.pem"
 
     @property
+    def receipt_key_path(self) -> Path:
+        """Where the key is that signs receipts and checkpoints."""
+        return self.path / "receipts.pem"
+
+    @property
     def licenses_path(self) -> Path:
         """Where the license store is."""
         return self.path / "licenses.db"

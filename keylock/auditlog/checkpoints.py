@@ -26,11 +26,13 @@ class Checkpoint:
         origin: The name of the log, which is also that of the key that signs for it.
         size: Entries in the log.
         root: Root hash of its tree, 32 bytes.
+        extensions: Further lines that are signed, each not empty.
     """
 
     origin: str
     size: int
     root: bytes
+    extensions: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, note: str, keys: Collection[NoteKey]) -> Self:
@@ -47,7 +49,7 @@ class Checkpoint:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Reads the text of a checkpoint, without signatures; lines after the third are extensions and are ignored.
+        """Reads the text of a checkpoint, without signatures.
 
         Raises:
             AuditLogError: If it is no checkpoint.
@@ -64,11 +66,21 @@ class Checkpoint:
             root = b""
         if len(root) != HASH_BYTES or base64.b64encode(root).decode("ascii") != lines[2]:
             raise AuditLogError("the checkpoint is malformed: its root hash is none")
-        return cls(lines[0], int(size_text), root)
+        return cls(lines[0], int(size_text), root, tuple(lines[3:-1]))
+
+    @classmethod
+    def parse_unverified(cls, note: str) -> Self:
+        """Reads a signed checkpoint without looking at its signatures: to find out who is said to have signed it.
+
+        Raises:
+            AuditLogError: If it is no checkpoint.
+        """
+        return cls.parse(note.rpartition("\n\n")[0] + "\n")
 
     def text(self) -> str:
         """Returns the lines that are signed."""
-        return f"{self.origin}\n{self.size}\n{base64.b64encode(self.root).decode('ascii')}\n"
+        lines = (self.origin, str(self.size), base64.b64encode(self.root).decode("ascii"), *self.extensions)
+        return "".join(f"{line}\n" for line in lines)
 
     def sign(self, key: SigningKey) -> str:
         """Returns the checkpoint as a signed note."""

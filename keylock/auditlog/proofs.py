@@ -8,13 +8,12 @@ References:
 
 import base64
 import binascii
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
 from keylock.auditlog.checkpoints import Checkpoint
 from keylock.auditlog.merkle import HASH_BYTES, leaf_hash, verify_consistency, verify_inclusion
-from keylock.auditlog.notes import NoteKey
 from keylock.errors import AuditLogError
 
 __all__ = ["ConsistencyProof", "InclusionProof"]
@@ -48,17 +47,17 @@ class InclusionProof:
         """
         return cls(*_parse(text, header=_INCLUSION, label="index"))
 
-    def verify(self, entry: bytes, keys: Collection[NoteKey]) -> Checkpoint:
+    def verify(self, entry: bytes, open_checkpoint: Callable[[str], Checkpoint]) -> Checkpoint:
         """Returns the checkpoint of a log that holds an entry.
 
         Args:
             entry: The entry itself.
-            keys: The keys that are trusted to sign for the log.
+            open_checkpoint: Returns the checkpoint in a signed note, and raises where it is not to be trusted.
 
         Raises:
-            AuditLogError: If the checkpoint is not signed by one of them, or the entry is not shown to be in the log.
+            AuditLogError: If the checkpoint is not to be trusted, or the entry is not shown to be in the log.
         """
-        checkpoint = Checkpoint.open(self.checkpoint, keys)
+        checkpoint = open_checkpoint(self.checkpoint)
         verify_inclusion(
             leaf_hash(entry), index=self.index, size=checkpoint.size, proof=self.hashes, root=checkpoint.root
         )
@@ -91,18 +90,18 @@ class ConsistencyProof:
         """
         return cls(*_parse(text, header=_CONSISTENCY, label="old"))
 
-    def verify(self, old: Checkpoint, keys: Collection[NoteKey]) -> Checkpoint:
+    def verify(self, old: Checkpoint, open_checkpoint: Callable[[str], Checkpoint]) -> Checkpoint:
         """Returns the checkpoint of the later state, in which everything of the earlier one still stands.
 
         Args:
             old: The earlier checkpoint, which was verified when it was received.
-            keys: The keys that are trusted to sign for the log.
+            open_checkpoint: Returns the checkpoint in a signed note, and raises where it is not to be trusted.
 
         Raises:
-            AuditLogError: If the checkpoint is not signed by one of them, is of another log, or does not go on from
+            AuditLogError: If the checkpoint is not to be trusted, is of another log, or does not go on from
                 the earlier one.
         """
-        new = Checkpoint.open(self.checkpoint, keys)
+        new = open_checkpoint(self.checkpoint)
         if (new.origin, self.old_size) != (old.origin, old.size):
             raise AuditLogError(f"the proof is for another log, or not for the checkpoint of {old.size} entries")
         verify_consistency(old_size=old.size, old_root=old.root, size=new.size, root=new.root, proof=self.hashes)

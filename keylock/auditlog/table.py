@@ -28,10 +28,8 @@ from sqlalchemy import (
 
 from keylock.auditlog.checkpoints import Checkpoint
 from keylock.auditlog.merkle import Frontier, consistency_proof, inclusion_proof, leaf_hash
-from keylock.auditlog.notes import NoteKey
 from keylock.auditlog.proofs import ConsistencyProof, InclusionProof
 from keylock.errors import AuditLogError
-from keylock.signing import SigningKey
 
 __all__ = [
     "MAX_ENTRY_BYTES",
@@ -174,12 +172,12 @@ def find(connection: Connection, entry: bytes) -> int:
     return int(place)
 
 
-def sign_checkpoint(connection: Connection, key: SigningKey, *, at: datetime) -> str:
+def sign_checkpoint(connection: Connection, sign: Callable[[Checkpoint], str], *, at: datetime) -> str:
     """Signs the state of the log and keeps the checkpoint, where that state was not signed before.
 
     Args:
         connection: With an open transaction that may write.
-        key: What signs.
+        sign: Returns a checkpoint as a signed note.
         at: The time, with its zone.
 
     Returns:
@@ -189,10 +187,14 @@ def sign_checkpoint(connection: Connection, key: SigningKey, *, at: datetime) ->
         AuditLogError: If there is no log.
     """
     state = head(connection)
-    note = state.sign(key)
-    if latest_checkpoint(connection) != note:
-        moment = int(at.astimezone(UTC).timestamp())
-        connection.execute(insert(_checkpoints).values(size=state.size, signed_at=moment, note=note))
+    latest = latest_checkpoint(connection)
+    if latest is not None:
+        signed = Checkpoint.parse_unverified(latest)
+        if (signed.size, signed.root) == (state.size, state.root):
+            return latest
+    note = sign(state)
+    moment = int(at.astimezone(UTC).timestamp())
+    connection.execute(insert(_checkpoints).values(size=state.size, signed_at=moment, note=note))
     return note
 
 
@@ -213,7 +215,7 @@ def prove_inclusion(connection: Connection, entry: bytes, *, checkpoint: str) ->
     Raises:
         AuditLogError: If the entry is not in it.
     """
-    index, size = find(connection, entry), _size_of(checkpoint)
+    index, size = find(connection, entry), Checkpoint.parse_unverified(checkpoint).size
     if index >= size:
         raise AuditLogError(f"entry {index} is newer than the checkpoint of {size} entries: sign a new checkpoint")
     return InclusionProof(index, tuple(inclusion_proof(_leaves(connection, size), index)), checkpoint)
@@ -230,14 +232,14 @@ def prove_consistency(connection: Connection, old_size: int, *, checkpoint: str)
     Raises:
         AuditLogError: If the earlier state is larger than the later one.
     """
-    leaves = _leaves(connection, _size_of(checkpoint))
+    leaves = _leaves(connection, Checkpoint.parse_unverified(checkpoint).size)
     return ConsistencyProof(old_size, tuple(consistency_proof(leaves, old_size)), checkpoint)
 
 
 def verify(
     connection: Connection,
     *,
-    keys: Callable[[str], Collection[NoteKey]],
+    open_checkpoint: Callable[[str], Checkpoint],
     check_entry: Callable[[bytes], object] = lambda _entry: None,
     known: Sequence[str] = (),
 ) -> Verified:
@@ -246,12 +248,12 @@ def verify(
     1. Entries are numbered without a gap, and each has the hash of its content.
     2. Every entry can be read.
     3. The head names as many entries as there are, and their tree.
-    4. Every signed checkpoint, those kept here and those brought along, is signed by a key of the log and has the root
-       hash of the entries before it.
+    4. Every signed checkpoint, those kept here and those brought along, is to be trusted, is of this log and has the
+       root hash of the entries before it.
 
     Args:
         connection: To the database.
-        keys: Given the name of the log, the keys that are trusted to sign for it.
+        open_checkpoint: Returns the checkpoint in a signed note, and raises where it is not to be trusted.
         check_entry: Raises where the content of an entry is none.
         known: Signed checkpoints that were kept elsewhere.
 
@@ -259,11 +261,10 @@ def verify(
         AuditLogError: If anything is wrong.
     """
     origin, stored = _frontier(connection, lock=False)
-    trusted = keys(origin)
     kept = [*connection.execute(select(_checkpoints.c.note).order_by(_checkpoints.c.number)).scalars(), *known]
     signed: dict[int, list[Checkpoint]] = {}
     for note in kept:
-        checkpoint = Checkpoint.open(note, trusted)
+        checkpoint = open_checkpoint(note)
         if checkpoint.origin != origin:
             raise AuditLogError(f"a checkpoint is of the log {checkpoint.origin}, and this is {origin}")
         signed.setdefault(checkpoint.size, []).append(checkpoint)
@@ -325,7 +326,3 @@ def _leaves(connection: Connection, size: int) -> list[bytes]:
     if [row.seq for row in found] != list(itertools.islice(itertools.count(), size)):
         raise AuditLogError(f"the audit log was cut: {size} entries were signed and {len(found)} of them are left")
     return [bytes(row.leaf_hash) for row in found]
-
-
-def _size_of(checkpoint: str) -> int:
-    return Checkpoint.parse(checkpoint.rpartition("\n\n")[0] + "\n").size

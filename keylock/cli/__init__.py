@@ -77,8 +77,12 @@ COMMANDS = (
     CommandRow("store", "keylock.cli.store:app", "Migrate, check and back up licenses and usage.", "Vendor"),
     CommandRow("issuer", "keylock.cli.keys:issuer_app", "Make and show the issuer key that signs.", "Vendor"),
     CommandRow("key", "keylock.cli.key:app", "Make key seeds, and seal the key of a bundle.", "Vendor"),
+    CommandRow(
+        "audit-log", "keylock.cli.audit_log:app", "Verify, prove and sign the log of everything charged.", "Vendor"
+    ),
     CommandRow("predict", "keylock.cli.predict:predict", "Ask a server to classify images.", "Customer"),
     CommandRow("explain", "keylock.cli.explain:explain", "Ask a server why: saliency maps of images.", "Customer"),
+    CommandRow("receipt", "keylock.cli.receipt:app", "Check receipts: what was charged, for which answer.", "Customer"),
 )
 """Every command, in the order of `keylock --help`."""
 

@@ -1,6 +1,8 @@
 """`keylock issuer`: the key that signs bundles and licenses."""
 
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -31,6 +33,44 @@ def issuer_init(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) ->
 def issuer_show(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Show the id and the public key of the issuer."""
     _show_issuer(open_home(home), as_json=as_json)
+
+
+@issuer_app.command("receipt-key")
+def issuer_receipt_key(
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A new file, for a server elsewhere. [receipts.pem in --home]")
+    ] = None,
+    days: Annotated[float, typer.Option(min=1, metavar="N", help="For how many days it may sign.")] = 366,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a key that signs receipts and checkpoints for a server, and certify it with the issuer's key.
+
+    The certificate is written beside it, as FILE with .cert. The server needs both, and not the issuer's key.
+    """
+    from keylock.errors import InputError
+    from keylock.licensing.receipt_keys import ReceiptKey, certificate_path
+
+    opened = open_home(home)
+    path = opened.receipt_key_path if out is None else out
+    now = datetime.now(UTC)
+    try:
+        expires = now + timedelta(days=days)
+    except OverflowError:
+        raise InputError("--days is too large: no calendar reaches that far") from None
+    made = ReceiptKey.create(path, opened.signing_key(), not_before=now, expires=expires)
+    if as_json:
+        print_json(
+            {
+                "key_id": made.key.key_id,
+                "key_file": path,
+                "certificate_file": certificate_path(path),
+                "expires": made.certificate.expires,
+            }
+        )
+        return
+    note(f"it may sign until {made.certificate.expires:%Y-%m-%d}; then make another and start the server with it")
+    print_pairs([("receipt key", made.key.key_id), ("file", path), ("certificate", certificate_path(path))])
 
 
 def _show_issuer(home: "Home", *, as_json: bool) -> None:

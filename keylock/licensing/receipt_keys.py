@@ -1,28 +1,32 @@
 """Receipt keys: what a server signs receipts and checkpoints with, and the issuer's word that it may.
 
 The issuer's own key stays off the servers. It signs a certificate for the receipt key of each server; the certificate
-travels in every receipt and names the issuer's public key, so that whoever trusts the issuer needs nothing else.
+travels in every receipt and checkpoint and names the issuer's public key, so that whoever trusts the issuer needs
+nothing else.
 """
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from keylock.auditlog import NoteKey
-from keylock.errors import ReceiptError, SignatureError
+from keylock.auditlog import Checkpoint, NoteKey
+from keylock.errors import AuditLogError, ReceiptError, SignatureError
 from keylock.jws import Jws, sign
 from keylock.secrecy import NotSecretTextError, read_secret_text
 from keylock.signing import SigningKey, VerifyingKey, canonical_json
 
-__all__ = ["Certificate", "ReceiptKey", "certificate_path", "delegate"]
+__all__ = ["Certificate", "ReceiptKey", "certificate_path", "delegate", "open_checkpoint"]
 
 _TYPE: Final = "keylock-receipt-key+jws"
 _MAX_BYTES: Final = 2048
+# Lines of a checkpoint beyond those of the format: when it was signed, and the certificate of the key that signed.
+_TIME_LINE: Final = "keylock-time "
+_CERTIFICATE_LINE: Final = "keylock-certificate "
 _LAST_SECOND: Final = 253_402_300_799
 
 _Seconds = Annotated[int, Field(ge=0, le=_LAST_SECOND)]
@@ -88,16 +92,12 @@ class Certificate:
             ReceiptError: If not.
         """
         if not trusts(self.issuer):
-            raise ReceiptError(f"the receipt is of the issuer {self.issuer.key_id}, which is not trusted here")
+            raise ReceiptError(f"the key that signed was certified by {self.issuer.key_id}, which is not trusted here")
         if not self.not_before <= at < self.expires:
             raise ReceiptError(
-                f"the receipt is of {at:%Y-%m-%d %H:%M:%S} UTC, when its key was not certified "
+                f"it was signed at {at:%Y-%m-%d %H:%M:%S} UTC, when its key was not certified "
                 f"({self.not_before:%Y-%m-%d} to {self.expires:%Y-%m-%d})"
             )
-
-    def note_key(self, origin: str) -> NoteKey:
-        """Returns the key under the name of a log, to open its checkpoints with."""
-        return NoteKey(origin, self.key)
 
 
 def delegate(key: VerifyingKey, issuer: SigningKey, *, not_before: datetime, expires: datetime) -> str:
@@ -173,3 +173,39 @@ class ReceiptKey:
         if certificate.key != key.verifying_key:
             raise SignatureError(f"{beside} is the certificate of another key than {os.fspath(path)}")
         return cls(key, certificate)
+
+    def sign_checkpoint(self, checkpoint: Checkpoint, *, at: datetime) -> str:
+        """Returns a checkpoint as a signed note that names the time and carries the certificate.
+
+        Args:
+            checkpoint: The state of a log.
+            at: The time, with its zone.
+        """
+        lines = (f"{_TIME_LINE}{int(at.timestamp())}", _CERTIFICATE_LINE + self.certificate.token)
+        return replace(checkpoint, extensions=lines).sign(self.key)
+
+
+def open_checkpoint(note: str, trusts: Callable[[VerifyingKey], bool]) -> Checkpoint:
+    """Returns the checkpoint in a note that a certified key signed.
+
+    Args:
+        note: The signed note.
+        trusts: Tells whether an issuer is trusted.
+
+    Raises:
+        AuditLogError: If it is none, or is not to be trusted.
+    """
+    told = Checkpoint.parse_unverified(note)
+    refusal = AuditLogError("the checkpoint does not say when it was signed, and with which certified key")
+    if len(told.extensions) != 2:
+        raise refusal
+    time_line, certificate_line = told.extensions
+    seconds = time_line.removeprefix(_TIME_LINE)
+    if not certificate_line.startswith(_CERTIFICATE_LINE) or not (seconds.isascii() and seconds.isdigit()):
+        raise refusal
+    try:
+        certificate = Certificate.read(certificate_line.removeprefix(_CERTIFICATE_LINE))
+        certificate.check(trusts, at=datetime.fromtimestamp(min(int(seconds[:12]), _LAST_SECOND), UTC))
+    except ReceiptError as error:
+        raise AuditLogError(f"the checkpoint is not to be trusted: {error}") from None
+    return Checkpoint.open(note, [NoteKey(told.origin, certificate.key)])

@@ -1,6 +1,7 @@
 """Notes, checkpoints and proofs as files: the published example, and everything that may be wrong with one."""
 
 import base64
+from dataclasses import replace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -117,10 +118,11 @@ def test_a_checkpoint_says_what_it_was_made_of():
     assert Checkpoint.open(note, TRUSTED) == Checkpoint(ORIGIN, 7, root_of(LEAVES[:7]))
 
 
-def test_extensions_of_a_checkpoint_are_ignored():
+def test_extensions_of_a_checkpoint_are_signed():
     plain = Checkpoint(ORIGIN, 3, root_of(LEAVES[:3]))
     note = sign_note(plain.text() + "an extension\n", name=ORIGIN, key=KEY)
-    assert Checkpoint.open(note, TRUSTED) == plain
+    assert Checkpoint.open(note, TRUSTED) == replace(plain, extensions=("an extension",))
+    assert Checkpoint.open(note, TRUSTED).text() == plain.text() + "an extension\n"
 
 
 ROOT = base64.b64encode(root_of(LEAVES)).decode()
@@ -148,6 +150,10 @@ def test_a_text_that_is_no_checkpoint_is_refused(text):
         Checkpoint.parse(text)
 
 
+def opened(note):
+    return Checkpoint.open(note, TRUSTED)
+
+
 def inclusion(index=4, size=11):
     return InclusionProof(index, tuple(inclusion_proof(LEAVES[:size], index)), checkpoint(size))
 
@@ -165,22 +171,24 @@ def test_proofs_survive_being_written():
 
 
 def test_a_proof_of_inclusion_holds_for_its_entry():
-    assert inclusion().verify(ENTRIES[4], TRUSTED).size == len(LEAVES)
+    assert inclusion().verify(ENTRIES[4], opened).size == len(LEAVES)
     with pytest.raises(AuditLogError, match="entry 4 is not"):
-        inclusion().verify(ENTRIES[5], TRUSTED)
+        inclusion().verify(ENTRIES[5], opened)
     with pytest.raises(AuditLogError, match="not signed"):
-        inclusion().verify(ENTRIES[4], [NoteKey(ORIGIN, SigningKey.generate().verifying_key)])
+        inclusion().verify(
+            ENTRIES[4], lambda note: Checkpoint.open(note, [NoteKey(ORIGIN, SigningKey.generate().verifying_key)])
+        )
 
 
 def test_a_proof_of_consistency_holds_for_its_log():
     old = Checkpoint.open(checkpoint(6), TRUSTED)
-    assert consistency().verify(old, TRUSTED).size == len(LEAVES)
+    assert consistency().verify(old, opened).size == len(LEAVES)
     with pytest.raises(AuditLogError, match="another log"):
-        consistency().verify(Checkpoint.open(checkpoint(7), TRUSTED), TRUSTED)
+        consistency().verify(opened(checkpoint(7)), opened)
     with pytest.raises(AuditLogError, match="another log"):
-        consistency().verify(Checkpoint("elsewhere", old.size, old.root), TRUSTED)
+        consistency().verify(Checkpoint("elsewhere", old.size, old.root), opened)
     with pytest.raises(AuditLogError, match="rewritten"):
-        consistency().verify(Checkpoint(ORIGIN, 6, root_of(LEAVES[1:7])), TRUSTED)
+        consistency().verify(Checkpoint(ORIGIN, 6, root_of(LEAVES[1:7])), opened)
 
 
 @pytest.mark.parametrize(
@@ -201,4 +209,4 @@ def test_a_file_that_is_no_proof_is_refused(old, new):
     text = str(inclusion())
     assert old in text
     with pytest.raises(AuditLogError):
-        InclusionProof.parse(text.replace(old, new)).verify(ENTRIES[4], TRUSTED)
+        InclusionProof.parse(text.replace(old, new)).verify(ENTRIES[4], opened)

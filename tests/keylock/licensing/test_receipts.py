@@ -7,11 +7,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from keylock.auditlog import leaf_hash
+from keylock.auditlog import Checkpoint, leaf_hash
 from keylock.errors import AuditLogError, ReceiptError, SignatureError
 from keylock.jws import sign
 from keylock.licensing.charges import Charge
-from keylock.licensing.receipt_keys import Certificate, ReceiptKey, certificate_path, delegate
+from keylock.licensing.receipt_keys import Certificate, ReceiptKey, certificate_path, delegate, open_checkpoint
 from keylock.licensing.receipts import Receipt, ReceiptSigner, entry_of, parse_entry, trusts_any, trusts_id
 from keylock.signing import SigningKey, canonical_json
 
@@ -231,3 +231,31 @@ def test_a_receipt_key_without_its_own_certificate_is_refused(tmp_path):
     beside.unlink()
     with pytest.raises(SignatureError, match="cannot read"):
         ReceiptKey.load(path)
+
+
+STATE = Checkpoint("keylock/log/1", 3, bytes(range(32)))
+
+
+def test_a_checkpoint_carries_the_certificate_of_the_key_that_signed_it():
+    opened = open_checkpoint(KEY.sign_checkpoint(STATE, at=NOW), TRUSTS)
+    assert (opened.origin, opened.size, opened.root) == (STATE.origin, STATE.size, STATE.root)
+    assert opened.extensions == (f"keylock-time {int(NOW.timestamp())}", f"keylock-certificate {KEY.certificate.token}")
+
+
+def test_a_checkpoint_that_is_not_to_be_trusted_is_refused():
+    stranger = make_key(issuer=SigningKey.generate())
+    good = KEY.sign_checkpoint(STATE, at=NOW)
+    thief = SigningKey.generate()
+    stolen = dataclasses.replace(STATE, extensions=open_checkpoint(good, TRUSTS).extensions).sign(thief)
+    for note, what in (
+        (stranger.sign_checkpoint(STATE, at=NOW), "not trusted"),
+        (KEY.sign_checkpoint(STATE, at=NOW + 2 * YEAR), "was not certified"),
+        (STATE.sign(KEY.key), "does not say"),
+        (stolen, "not signed by a key"),
+        (good.replace("\n3\n", "\n4\n"), "was changed"),
+        (good.replace("keylock-time 1", "keylock-time -1"), "does not say"),
+        (good.replace("keylock-certificate ", "keylock-certificate x"), "malformed"),
+        ("", "malformed"),
+    ):
+        with pytest.raises(AuditLogError, match=what):
+            open_checkpoint(note, TRUSTS)

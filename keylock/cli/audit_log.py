@@ -1,0 +1,171 @@
+"""`keylock audit-log`: the vendor's side of the log of everything charged."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from keylock.cli._console import JsonOption, new_app, note, print_json, print_pairs
+from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption
+from keylock.cli._receipts import find_trust, read_small_text
+
+if TYPE_CHECKING:
+    from keylock.licensing.receipt_keys import ReceiptKey
+    from keylock.store import Database
+
+__all__ = ["app"]
+
+app = new_app("Verify, prove and sign the log of everything charged.")
+
+StoreOption = Annotated[str | None, typer.Option("--license-store", metavar="URL", help="The store. [that of --home]")]
+CheckpointOption = Annotated[
+    list[Path] | None,
+    typer.Option("--checkpoint", metavar="FILE", help="A checkpoint that was kept elsewhere; may be repeated."),
+]
+
+
+@app.command("verify")
+def audit_log_verify(
+    checkpoint: CheckpointOption = None,
+    license_store: StoreOption = None,
+    issuer: IssuerOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Verify every entry, the tree over them, and every checkpoint that was signed; name the first thing wrong.
+
+    A log that was rewritten together with its checkpoints shows only against one that was kept elsewhere: --checkpoint.
+    """
+    from keylock.auditlog import table
+    from keylock.licensing.receipt_keys import open_checkpoint
+    from keylock.licensing.receipts import parse_entry
+
+    trusts = find_trust(issuer, home)
+    known = [read_small_text(path, "checkpoint") for path in checkpoint or ()]
+    with _open_store(license_store, home) as database, database.transaction(snapshot=True) as connection:
+        verified = table.verify(
+            connection,
+            open_checkpoint=lambda signed: open_checkpoint(signed, trusts),
+            check_entry=parse_entry,
+            known=known,
+        )
+    state = verified.checkpoint
+    if as_json:
+        print_json(
+            {
+                "origin": state.origin,
+                "size": state.size,
+                "root": state.root.hex(),
+                "checkpoints": verified.checkpoints,
+            }
+        )
+        return
+    if not verified.checkpoints:
+        note("no checkpoint was signed yet, so nothing but the log speaks for itself: keylock audit-log checkpoint")
+    print_pairs(
+        [
+            ("log", state.origin),
+            ("entries", f"{state.size}, none changed or missing"),
+            ("root hash", state.root.hex()),
+            ("checkpoints", f"{verified.checkpoints}, all of this log"),
+        ]
+    )
+
+
+@app.command("checkpoint")
+def audit_log_checkpoint(
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it here too, over one that is there.")] = None,
+    receipt_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The receipt key that signs. [receipts.pem in --home]")
+    ] = None,
+    license_store: StoreOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Sign the size and root hash of the log.
+
+    Give checkpoints to customers and auditors: a log that was rewritten later does not go on from them.
+    """
+    from keylock.auditlog import Checkpoint, table
+
+    key = _receipt_key(receipt_key, home)
+    now = datetime.now(UTC)
+    with _open_store(license_store, home) as database, database.transaction(writes=True) as connection:
+        signed = table.sign_checkpoint(connection, lambda state: key.sign_checkpoint(state, at=now), at=now)
+    if out is not None:
+        out.write_text(signed, "utf-8")
+    if as_json:
+        state = Checkpoint.parse_unverified(signed)
+        print_json({"origin": state.origin, "size": state.size, "root": state.root.hex(), "note": signed})
+        return
+    typer.echo(signed, nl=False)
+
+
+@app.command("prove")
+def audit_log_prove(
+    receipt: Annotated[Path | None, typer.Argument(metavar="[RECEIPT]", help="A file with a receipt.")] = None,
+    since: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="An earlier checkpoint: prove that the log goes on from it.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the proof here, not to the screen.")] = None,
+    license_store: StoreOption = None,
+    issuer: IssuerOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Prove that a receipt is in the log, or that the log goes on from an earlier checkpoint.
+
+    The proof leads to the newest checkpoint and carries it; whoever trusts the issuer can check it offline.
+    """
+    from keylock.auditlog import table
+    from keylock.errors import AuditLogError, InputError
+    from keylock.licensing.receipt_keys import open_checkpoint
+    from keylock.licensing.receipts import Receipt
+
+    if (receipt is None) == (since is None):
+        raise InputError("give a receipt or --since with an earlier checkpoint, one of them")
+    trusts = find_trust(issuer, home)
+    with _open_store(license_store, home) as database, database.transaction(snapshot=True) as connection:
+        latest = table.latest_checkpoint(connection)
+        if latest is None:
+            raise AuditLogError("no checkpoint was signed yet: keylock audit-log checkpoint")
+        proof: object
+        if receipt is not None:
+            entry = Receipt.verify(read_small_text(receipt, "receipt"), trusts).entry
+            proof = table.prove_inclusion(connection, entry, checkpoint=latest)
+        elif since is not None:
+            old = open_checkpoint(read_small_text(since, "checkpoint"), trusts)
+            found = table.prove_consistency(connection, old.size, checkpoint=latest)
+            found.verify(old, lambda signed: open_checkpoint(signed, trusts))
+            proof = found
+    if out is not None:
+        out.write_text(str(proof), "utf-8")
+    if as_json:
+        print_json({"proof": str(proof), "file": out})
+    elif out is not None:
+        typer.echo(str(out))
+    else:
+        typer.echo(str(proof), nl=False)
+
+
+def _open_store(url: str | None, home: Path) -> "Database":
+    from keylock.errors import StoreError
+    from keylock.signing import Home
+    from keylock.store import Database
+
+    opened = Home(home.expanduser())
+    if url is None and not opened.licenses_path.is_file():
+        raise StoreError(f"there is no store in {opened.path}: give --license-store, or another --home")
+    return Database(url or opened.licenses_url)
+
+
+def _receipt_key(path: Path | None, home: Path) -> "ReceiptKey":
+    from keylock.errors import SignatureError
+    from keylock.licensing.receipt_keys import ReceiptKey
+    from keylock.signing import Home
+
+    default = Home(home.expanduser()).receipt_key_path
+    if path is None and not default.is_file():
+        raise SignatureError(f"there is no receipt key in {default.parent}: keylock issuer receipt-key makes one")
+    return ReceiptKey.load(path or default)

@@ -1,0 +1,114 @@
+"""`keylock receipt`: the customer's and the auditor's side. Everything here works offline."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keylock.cli._console import JsonOption, new_app, note, print_json, print_pairs
+from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption
+from keylock.cli._receipts import find_trust, read_small_text
+
+__all__ = ["app"]
+
+app = new_app("Check receipts: what was charged, for which answer.")
+
+
+@app.command("verify")
+def receipt_verify(
+    receipt: Annotated[Path, typer.Argument(metavar="RECEIPT", help="A file with a receipt.")],
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="An image file as it was sent, in the order of the request; repeat it."),
+    ] = None,
+    map_file: Annotated[
+        list[Path] | None,
+        typer.Option("--map", metavar="FILE.npy", help="A map as it was received, in the same order; repeat it."),
+    ] = None,
+    proof: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A proof that the receipt is in the vendor's log.")
+    ] = None,
+    issuer: IssuerOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that a receipt is the vendor's, that it is for these images and maps, and that it is in the log.
+
+    What is not given is not checked, and the answer says so.
+    """
+    from keylock.auditlog import InclusionProof
+    from keylock.licensing.receipt_keys import open_checkpoint
+    from keylock.licensing.receipts import Receipt
+
+    trusts = find_trust(issuer, home)
+    verified = Receipt.verify(read_small_text(receipt, "receipt"), trusts)
+    charge = verified.charge
+    _check("images", charge.image_digests, [_digest_of_image(path) for path in image] if image else None)
+    _check("maps", charge.map_digests, [_digest_of_map(path) for path in map_file] if map_file else None)
+    logged = None
+    if proof is not None:
+        read = InclusionProof.parse(read_small_text(proof, "proof"))
+        logged = read.verify(verified.entry, lambda signed: open_checkpoint(signed, trusts))
+    if as_json:
+        print_json(
+            {
+                "charge": charge,
+                "issuer": verified.certificate.issuer.key_id,
+                "images_checked": bool(image),
+                "maps_checked": bool(map_file),
+                "log": None if logged is None else {"origin": logged.origin, "size": logged.size},
+            }
+        )
+        return
+    for given, what in ((image, "--image"), (map_file, "--map"), (proof, "--proof")):
+        if not given:
+            note(f"not checked, because it was not given: {what}")
+    print_pairs(
+        [
+            ("receipt", f"good, certified by {verified.certificate.issuer.key_id}"),
+            ("license", charge.license_id),
+            ("request", charge.request_id),
+            ("time", f"{charge.time:%Y-%m-%d %H:%M:%S} UTC"),
+            ("model", charge.model_digest),
+            ("explainer", charge.explainer),
+            ("maps", f"{len(charge.map_digests)}, {'true ones' if charge.keyed else 'decoys'}"),
+            ("units", charge.units),
+            *([] if logged is None else [("log", f"entry of {logged.origin}, which had {logged.size}")]),
+        ]
+    )
+
+
+def _check(what: str, certified: tuple[str, ...], given: list[str] | None) -> None:
+    from keylock.errors import ReceiptError
+
+    if given is None or tuple(given) == certified:
+        return
+    if len(given) != len(certified):
+        raise ReceiptError(f"the receipt is for {len(certified)} {what} and {len(given)} were given")
+    wrong = next(n for n, (one, other) in enumerate(zip(given, certified, strict=True), start=1) if one != other)
+    raise ReceiptError(f"the receipt is not for these {what}: number {wrong} is another than was certified")
+
+
+def _digest_of_image(path: Path) -> str:
+    from keylock.digests import digest_of_file
+    from keylock.errors import InputError
+
+    try:
+        return digest_of_file(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _digest_of_map(path: Path) -> str:
+    import numpy as np
+
+    from keylock.digests import digest_of_array
+    from keylock.errors import InputError
+
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        raise InputError(f"{path} is no array: give a map as keylock explain --out wrote it, as .npy") from None
+    if array.dtype != np.float32 or array.ndim != 2:
+        raise InputError(f"{path} holds {array.dtype} of shape {array.shape}, and a map is float32 (height, width)")
+    return digest_of_array("float32", array.shape, np.ascontiguousarray(array, "<f4").tobytes())

@@ -1,0 +1,162 @@
+"""`keylock audit-log`, `keylock receipt` and `keylock issuer receipt-key`: a vendor, a customer and an auditor."""
+
+import hashlib
+import json
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sqlalchemy")
+
+from sqlalchemy import text
+
+from keylock.auditlog import table
+from keylock.cli import main
+from keylock.digests import digest_of_array, digest_of_file
+from keylock.licensing.charges import Charge
+from keylock.licensing.receipt_keys import ReceiptKey
+from keylock.licensing.receipts import ReceiptSigner, entry_of
+from keylock.signing import Home
+from keylock.store import Database
+
+IMAGE = b"the bytes of an image file"
+MAP = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+def charge(number):
+    return Charge(
+        license_id="lic_1",
+        request_id=f"r-{number}",
+        request_digest=digest_of_file(b"request"),
+        model_digest=digest_of_file(b"model"),
+        explainer="gradient",
+        parameters={"beta": 8.0},
+        target=-1,
+        units=1,
+        keyed=True,
+        time=datetime.now(UTC),
+        image_digests=(digest_of_file(IMAGE),),
+        map_digests=(digest_of_array("float32", MAP.shape, MAP.tobytes()),),
+    )
+
+
+@pytest.fixture
+def run(capsys):
+    def call(line, *, code=0):
+        assert main(line.split()) == code
+        return capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def vendor(tmp_path, monkeypatch, run):
+    """A vendor's directory with a receipt key and a store; charges are added by the function returned."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KEYLOCK_HOME", str(tmp_path / "home"))
+    home = Home.open(tmp_path / "home")
+    run("issuer receipt-key")
+    signer = ReceiptSigner(ReceiptKey.load(home.receipt_key_path))
+    (tmp_path / "image.png").write_bytes(IMAGE)
+    np.save(tmp_path / "map.npy", MAP)
+    database = Database(home.licenses_url)
+
+    def add(*numbers):
+        with database.transaction(writes=True) as connection:
+            for number in numbers:
+                made = charge(number)
+                table.append(connection, [entry_of(made)])
+                (tmp_path / f"r{number}.receipt").write_text(signer.issue(made) + "\n")
+
+    add.database = database
+    yield add
+    database.close()
+
+
+def test_a_receipt_is_checked_and_proven_offline_with_the_public_key_alone(vendor, run, tmp_path, monkeypatch):
+    vendor(0, 1, 2)
+    note = run("audit-log checkpoint --out first.txt").out
+    assert note == (tmp_path / "first.txt").read_text()
+    assert run("audit-log prove r1.receipt --out r1.tlog-proof").out == "r1.tlog-proof\n"
+    (tmp_path / "issuer.pem").write_bytes((tmp_path / "home" / "issuer.pub.pem").read_bytes())
+    monkeypatch.setenv("KEYLOCK_HOME", str(tmp_path / "nowhere"))
+    line = "receipt verify r1.receipt --issuer issuer.pem --image image.png --map map.npy --proof r1.tlog-proof"
+    assert run(line).err == ""
+    answer = json.loads(run(line + " --json").out)
+    assert answer["charge"]["request_id"] == "r-1"
+    assert answer["log"]["size"] == 3
+    assert answer["images_checked"] is answer["maps_checked"] is True
+    assert run("receipt verify r1.receipt --issuer issuer.pem").err.count("not checked") == 3
+    assert "say whom you trust" in run("receipt verify r1.receipt", code=6).err
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "what"),
+    [
+        ("--image map.npy", 11, "number 1 is another"),
+        ("--image image.png --image image.png", 11, "is for 1 images and 2 were given"),
+        ("--map other.npy", 11, "number 1 is another"),
+        ("--map image.png", 3, "is no array"),
+        ("--map wide.npy", 3, "float64"),
+        ("--proof other.tlog-proof", 11, "entry 2 is not in the log"),
+        ("--proof image.png", 11, "no proof"),
+        ("--image missing", 3, "cannot read"),
+    ],
+)
+def test_a_receipt_that_does_not_fit_is_refused(options, code, what, vendor, run, tmp_path):
+    vendor(0, 1, 2)
+    run("audit-log checkpoint")
+    run("audit-log prove r2.receipt --out other.tlog-proof")
+    np.save(tmp_path / "other.npy", MAP + 1)
+    np.save(tmp_path / "wide.npy", MAP.astype(np.float64))
+    assert what in run(f"receipt verify r1.receipt {options}", code=code).err
+
+
+def test_a_receipt_that_was_changed_is_refused(vendor, run, tmp_path):
+    vendor(0)
+    path = tmp_path / "r0.receipt"
+    path.write_text(path.read_text().replace(".", ".A", 1))
+    assert "receipt" in run("receipt verify r0.receipt", code=11).err
+
+
+def test_a_log_is_verified_and_goes_on_from_what_was_signed(vendor, run, tmp_path):
+    assert "no checkpoint" in run("audit-log verify").err
+    vendor(0, 1)
+    run("audit-log checkpoint --out first.txt")
+    vendor(2)
+    run("audit-log checkpoint")
+    answer = json.loads(run("audit-log verify --checkpoint first.txt --json").out)
+    assert (answer["size"], answer["checkpoints"]) == (3, 3)
+    proof = run("audit-log prove --since first.txt").out
+    assert proof.startswith("keylock/log-consistency@v1\nold 2\n")
+    # The digest of a leaf, the second time: RFC 6962, section 2.1.
+    with vendor.database.transaction() as connection:
+        row = connection.execute(text("SELECT leaf_hash, entry FROM audit_log WHERE seq = 2")).one()
+    assert hashlib.sha256(b"\0" + row.entry).digest() == row.leaf_hash
+
+
+def test_a_log_that_was_rewritten_is_told_with_its_entry(vendor, run):
+    vendor(0, 1, 2)
+    run("audit-log checkpoint --out kept.txt")
+    with vendor.database.transaction(writes=True) as connection:
+        connection.execute(
+            text("UPDATE audit_log SET entry = (SELECT entry FROM audit_log WHERE seq = 0) WHERE seq = 1")
+        )
+    assert "entry 1 is not what was appended" in run("audit-log verify", code=11).err
+
+
+def test_mistakes_are_told(vendor, run):
+    vendor(0)
+    assert "no checkpoint was signed" in run("audit-log prove r0.receipt", code=11).err
+    assert "one of them" in run("audit-log prove", code=3).err
+    assert "keylock issuer receipt-key" in run("audit-log checkpoint --home elsewhere", code=6).err
+    assert "not overwritten" in run("issuer receipt-key", code=6).err
+    assert "there is no store" in run("audit-log verify --home elsewhere --issuer home/issuer.pub.pem", code=7).err
+
+
+def test_no_secret_is_printed(vendor, run, tmp_path):
+    vendor(0)
+    secret = "".join((tmp_path / "home" / "receipts.pem").read_text().splitlines()[1:-1])
+    printed = [run("audit-log checkpoint"), run("audit-log verify"), run("issuer receipt-key --out other.pem")]
+    assert not any(secret in output.out + output.err for output in printed)
