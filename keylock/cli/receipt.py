@@ -14,6 +14,11 @@ __all__ = ["app"]
 app = new_app("Check receipts: what was charged, for which answer.")
 
 
+@app.callback()
+def _group() -> None:
+    """Check receipts: what was charged, for which answer."""
+
+
 @app.command("verify")
 def receipt_verify(
     receipt: Annotated[Path, typer.Argument(metavar="RECEIPT", help="A file with a receipt.")],
