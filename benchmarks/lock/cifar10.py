@@ -1,9 +1,11 @@
 """Lock a ResNet-20 on CIFAR-10 and measure the lock: fidelity, leakage, accuracy, time, and BatchNorm attacks.
 
+Then the bundle is measured as `keylock evaluate --unseen` does: every explainer, every similarity, the gate curve.
+
     python benchmarks/lock/cifar10.py --data cifar10.npz --init cifar10_resnet20.npz --out runs/cifar10
 
-Everything is seeded. The result goes to `benchmarks/results/lock_cifar10.json`, with date and hardware, unless
-`--results` names another file.
+Everything is seeded. The results go to `benchmarks/results/lock_cifar10.json`, with date and hardware, and
+`lock_cifar10_evaluation.json` beside it, unless `--results` names another file.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from keylock.data.batches import load_batch
 from keylock.data.sets import Augmentation
 from keylock.evaluation import estimate_mean, pearson, run_explainers, wrong_key_offsets
 from keylock.evaluation.renormalise import renormalised
-from keylock.pipeline import TrainPlan, train
+from keylock.pipeline import EvaluatePlan, TrainPlan, evaluate, train
 from keylock.signing import Home
 from keylock.training import LockSettings
 
@@ -103,9 +105,10 @@ def main() -> None:
     batch = load_batch(source.test, source.preprocessing, indices=rows)
     truth = run_explainers(outcome.lock.reference, outcome.lock.explainers, batch.images).maps["grad_cam"]
     figures = {figure.name: figure.model_dump(mode="json") for figure in outcome.figures}
-    clean = load_batch(source.train, source.preprocessing, indices=np.arange(5000)).images
+    clean = load_batch(source.train, source.preprocessing, indices=np.arange(min(5000, len(source.train)))).images
     attacks = {}
-    for name, batch_statistics in (("BatchNorm re-estimated on 5,000 clean images", False), ("batch statistics", True)):
+    estimated = f"BatchNorm re-estimated on {len(clean):,} clean images"
+    for name, batch_statistics in ((estimated, False), ("batch statistics", True)):
         attacked = renormalised(outcome.lock.module, clean, batch_statistics=batch_statistics)
         found = run_explainers(attacked, outcome.lock.explainers, batch.images).maps["grad_cam"]
         attacks[name] = estimate_mean(pearson(found, truth))._asdict()
@@ -114,12 +117,15 @@ def main() -> None:
     for name, images in (("another key or noise", batch.images + offsets), ("flipped key", batch.images + flipped)):
         found = run_explainers(outcome.lock.module, outcome.lock.explainers, images).maps["grad_cam"]
         attacks[name] = estimate_mean(pearson(found, truth))._asdict()
-    result = {
+    about = {
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {options.threads} threads",
         "torch": torch.__version__,
         "command": "python benchmarks/lock/cifar10.py --data cifar10.npz --init cifar10_resnet20.npz --out runs/cifar10"
         f" --steps {options.steps} --learning-rate {options.learning_rate} --batch-size {options.batch_size}",
+    }
+    result = {
+        **about,
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu_seconds, 1),
         "settings": outcome.lock.settings.as_dict(),
@@ -129,6 +135,22 @@ def main() -> None:
     options.results.parent.mkdir(parents=True, exist_ok=True)
     options.results.write_text(json.dumps(result, indent=2) + "\n")
     _print(result)
+    evaluation, _ = evaluate(
+        EvaluatePlan(
+            bundle=options.out,
+            data=source,
+            reference=options.init,
+            unseen=True,
+            images=options.evaluation_images,
+            faithfulness_images=min(100, options.evaluation_images),
+            gate_images=min(200, options.evaluation_images),
+        ),
+        secret=sealer,
+        progress=_Log(),
+    )
+    place = options.results.with_name(f"{options.results.stem}_evaluation.json")
+    place.write_text(json.dumps({**about, **evaluation.as_dict()}, indent=1) + "\n")
+    print(f"wrote {options.results} and {place}")
 
 
 def _print(result: dict) -> None:
@@ -152,6 +174,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--evaluation-images", type=int, default=200, help="for the measurement of all explainers")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--resume", action="store_true")
     return parser.parse_args()

@@ -67,6 +67,32 @@ def cifar10():
     }
 
 
+def evaluation():
+    """Of one locked explainer and one other; the locked one leaks with the flipped key."""
+    figures = [figure("accuracy/reference", 0.93), figure("accuracy/keyed", 0.93), figure("accuracy/keyless", 0.92)]
+    figures += [figure("agreement/keyed", 0.99), figure("agreement/keyless", 0.97)]
+    values = {"keyed": 0.98, "keyless": 0.02, "wrong_key": 0.01, "flipped_key": -0.08, "chance": 0.5}
+    for label, factor in (("grad_cam", 1.0), ("rise", 0.5)):
+        for name in ("pcc", "ssim", "spearman", "top_overlap"):
+            figures += [figure(f"{name}/{kind}/{label}", factor * value, -1, 1) for kind, value in values.items()]
+    return {
+        "date": "2030-01-01",
+        "hardware": "x86_64",
+        "torch": "2.0",
+        "command": "keylock evaluate cifar10.klb --data cifar10",
+        "about": "200 test images of cifar10",
+        "explainers": [{"label": "grad_cam", "locked": True}, {"label": "rise", "locked": False}],
+        "skipped": {"attention_rollout": "the model has no tokens"},
+        "figures": figures,
+        "gate": {
+            "points": [
+                {"sweep": sweep, "at": at, "mean": mean, "low": 0.0, "high": 0.2, "largest": 0.3}
+                for sweep, at, mean in (("correlation", 0.5, 0.04), ("correlation", 0.875, 0.3), ("strength", 0.5, 0.9))
+            ]
+        },
+    }
+
+
 def rows(text):
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     return {row[0]: row[1:] for row in table}
@@ -84,6 +110,7 @@ def test_every_table_has_its_place_once():
 
 def test_what_stands_outside_of_the_markers_stays_and_rendering_twice_is_rendering_once(tmp_path):
     (tmp_path / "lock_cifar10.json").write_text(json.dumps(cifar10()))
+    (tmp_path / "lock_cifar10_evaluation.json").write_text(json.dumps(evaluation()))
     (tmp_path / "quickstart.json").write_text(json.dumps(quickstart()))
     once = render_results.render(PAGE, tmp_path)
     assert render_results.render(once, tmp_path) == once
@@ -94,18 +121,18 @@ def test_what_stands_outside_of_the_markers_stays_and_rendering_twice_is_renderi
 
 def test_a_missing_file_is_said_and_no_figure_is_made_up(tmp_path):
     empty = render_results.render(PAGE, tmp_path)
-    assert empty.count("Not measured yet") == 2
+    assert empty.count("Not measured yet") == 3
     assert "95 % interval" not in empty
 
 
 def test_figures_of_the_benchmark_are_copied_and_judged():
     found = rows(render_results.write_lock_cifar10(cifar10()))
-    assert found["keyed map"] == ["+0.940", "", "≥ 0.950", "no"]
+    assert found["keyed map"] == ["+0.940", "", "≥ 0.970", "no"]
     assert found["keyless map"] == ["+0.020", "", "within ± 0.050", "yes"]
     assert found["map with wrong keys"][-1] == "yes"
-    assert found["keyless map, batch statistics"] == ["+0.200", "+0.100 to +0.300", "≤ 0.150", "no"]
+    assert found["keyless map, batch statistics"] == ["+0.200", "+0.100 to +0.300", "within ± 0.100", "no"]
     assert found["maps of two different images (chance)"] == ["+0.500", "", "", ""]
-    assert found["keyed"] == ["92.5%", "91.0% to 94.0%", "≥ 92.0%", "yes"]
+    assert found["keyed"] == ["92.5%", "91.0% to 94.0%", "≥ 92.5%", "yes"]
     assert found["keyless"][-1] == "no"
 
 
@@ -120,3 +147,25 @@ def test_figures_of_the_quickstart_are_copied_and_judged():
     text = render_results.write_quickstart(quickstart())
     assert "| gradient, keyed | +0.961 | +0.950 to +0.970 | ≥ 0.950 | yes |" in text
     assert "| gradient, keyless | -0.060 | -0.070 to -0.050 | within ± 0.050 | no |" in text
+
+
+def test_an_evaluation_is_held_against_its_aims_by_the_worst_it_found():
+    text = render_results.write_evaluation(evaluation())
+    first = rows(text.partition("| Predictions")[0])
+    assert first["grad_cam, keyed"] == ["+0.980", "-1.000 to +1.000", "≥ 0.970", "yes"]
+    assert first["rise, keyed"][2:] == ["", ""]
+    leak = first["largest of the locked explainers, keyless and wrong keys"]
+    assert leak == ["-0.080", "-1.000 to +1.000", "within ± 0.050", "no"]
+    # Chance is .25 for this explainer.
+    assert first["rise (not locked), keyless"] == ["+0.010", "-1.000 to +1.000", "≤ 0.400", "yes"]
+    assert first["near misses of the key, correlation 0.5"][0] == "+0.040"
+    assert first["near misses of the key, correlation 0.5"][2:] == ["within ± 0.050", "yes"]
+    assert first["near misses of the key, correlation 0.875"][2:] == ["within ± 0.250", "no"]
+    assert first["near misses of the key, correlation 0.875, largest draw"] == ["+0.300", "", "", ""]
+    assert "near misses of the key, correlation 0.75" not in first
+    predictions = rows(text.partition("| Predictions")[2])
+    assert predictions["keyless, accuracy"][-1] == "no"
+    assert predictions["keyed, agreement with the reference"] == ["99.0%", "≥ 98.0%", "yes"]
+    assert "| grad_cam | flipped key | -0.080 | -0.080 | -0.080 | -0.080 |" in text
+    assert "| rise (not locked) | chance | +0.250 |" in text
+    assert "Left out: attention_rollout, because the model has no tokens." in text
