@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,8 @@ from keylock.models import TargetLayers, find_layers
 
 __all__ = ["Selection", "select"]
 
-_CHEAP: Mapping[str, Any] = {"steps": 16, "samples": 200, "masks": 200}
-"""Settings of methods that run a model many times, for those of them that an explainer has."""
+_MOST = {"steps": 16, "samples": 200, "masks": 200}
+"""The most that methods that run a model many times are given of what they have by default."""
 
 
 class Selection(NamedTuple):
@@ -94,6 +94,6 @@ def _all_others(
 def _made(layers: TargetLayers, name: str) -> Explainer:
     """Make an explainer for these layers; one that runs the model many times gets cheap settings."""
     [explainer] = make_for(layers, [name])
-    taken = {entry.name for entry in fields(explainer)}  # type: ignore[arg-type]
-    cheap = {setting: value for setting, value in _CHEAP.items() if setting in taken}
-    return make(name, **{**explainer.parameters, **cheap}) if cheap else explainer
+    settings = {entry.name: getattr(explainer, entry.name) for entry in fields(explainer)}  # type: ignore[arg-type]
+    cheap = {setting: most for setting, most in _MOST.items() if settings.get(setting, 0) > most}
+    return make(name, **{**settings, **cheap}) if cheap else explainer

@@ -4,7 +4,7 @@ import pytest
 
 from keylock.errors import InputError, LayerNotFoundError, UnknownNameError
 from keylock.evaluation import select
-from keylock.evaluation.selection import _CHEAP
+from keylock.evaluation.selection import _MOST
 from keylock.explainers import EXPLAINERS, make
 
 
@@ -46,8 +46,13 @@ def test_unseen_takes_every_explainer_of_the_registry_or_says_why_not(model, exa
     # The middle of three rectified layers.
     assert found.unseen["grad_cam@act2"].parameters == {"layer": "act2"}
     for explainer in found.unseen.values():
-        for setting, value in _CHEAP.items():
-            assert explainer.parameters.get(setting, value) == value
+        for setting, most in _MOST.items():
+            assert explainer.parameters.get(setting, 0) <= most
+    default = make("rise").parameters
+    assert found.unseen["rise"].parameters == {**default, "masks": 200}
+    assert default["masks"] > 200
+    assert found.unseen["smooth_grad"].parameters == make("smooth_grad").parameters
+    assert "attention" in found.skipped["attention_rollout"] or "token" in found.skipped["attention_rollout"]
 
 
 def test_an_explainer_that_does_not_fit_is_left_out_or_refused_where_it_was_named(model, example, monkeypatch):
