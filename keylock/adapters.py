@@ -90,6 +90,11 @@ class Adapter(Opaque):
         """Return the secret: the deltas by layer, and the gate."""
         return dict(self._deltas), self._gate
 
+    @property
+    def rank(self) -> int:
+        """Largest rank of a delta that is held as two factors; 0 where every delta is held whole."""
+        return max((delta.up.shape[1] for delta in self._deltas.values() if delta.up is not None), default=0)
+
     def tensors(self) -> dict[str, Array]:
         """Return everything as named arrays, which is how the adapter is stored and handed to a compiled graph.
 
@@ -104,6 +109,10 @@ class Adapter(Opaque):
         for name, delta in self._deltas.items():
             found.update({f"{_DELTA}.{name}.{part}": array for part, array in delta.arrays().items()})
         return found
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each of `tensors()`, which is not secret."""
+        return {name: array.shape for name, array in self.tensors().items()}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Array]) -> "Adapter":

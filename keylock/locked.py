@@ -1,11 +1,12 @@
-"""A bundle opened for research: the torch module, its preprocessing and, with the secret, the key.
+"""A bundle opened for research: the torch module, its preprocessing and, with the secret, the key and the adapter.
 
-This is everything an attacker who holds the bundle has, in the form attacks are written in.
+Without the secret this is everything an attacker who holds the bundle has, in the form attacks are written in.
 """
 
 import copy
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -13,13 +14,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import nn
 
+from keylock.adapters import Adapter
 from keylock.bundle import open_bundle
 from keylock.bundle.manifest import WEIGHTS_FILE, Manifest
 from keylock.bundle.sealing import Sealer
 from keylock.errors import BundleError
 from keylock.explainers import Explainer, make
 from keylock.keys import Key, KeySeed
-from keylock.models import create, fold_batchnorm_, out_of_place_
+from keylock.models import attach_adapter, create, fold_batchnorm_, out_of_place_
 from keylock.preprocessing import Preprocessing
 
 __all__ = ["LockedModel", "load_bundle"]
@@ -30,12 +32,14 @@ class LockedModel:
     """A locked classifier, ready to be explained and attacked.
 
     Attributes:
-        module: Maps preprocessed images (batch, channels, height, width) to logits (batch, classes); evaluation mode.
+        module: The published classifier: maps preprocessed images (batch, channels, height, width) to logits (batch,
+            classes); evaluation mode.
         preprocessing: Turns an image into what the module takes.
         explainers: The explainers it was locked against, by name.
         classes: Labels, in the order of the logits.
         key: The key, where it was asked for; `key.apply(images)` adds it.
         manifest: Everything else the bundle says.
+        adapter: The second factor of a two-factor lock, where the key was asked for; secret.
     """
 
     module: nn.Module
@@ -44,6 +48,18 @@ class LockedModel:
     classes: tuple[str, ...]
     key: Key | None
     manifest: Manifest
+    adapter: Adapter | None = None
+
+    @cached_property
+    def opened(self) -> nn.Module:
+        """What a keyed caller sees: `opened(key.apply(images))` shows true maps, `opened(images)` decoys.
+
+        It is `module` itself for a lock by the key alone and where the key was not asked for, else a copy with the
+        adapter, on the device that `module` is on when this is first read.
+        """
+        if self.key is None or self.adapter is None:
+            return self.module
+        return attach_adapter(self.module, self.adapter, self.key)
 
 
 def load_bundle(
@@ -67,10 +83,12 @@ def load_bundle(
         manifest = bundle.manifest
         module = _module(manifest, bundle.read(WEIGHTS_FILE), model, Path(path))
         found: Key | None = None
+        adapter: Adapter | None = None
         if key is not None:
-            found = bundle.key(key if isinstance(key, KeySeed) else bundle.unseal(key))
+            seed = key if isinstance(key, KeySeed) else bundle.unseal(key)
+            found, adapter = bundle.key(seed), bundle.adapter(seed)
     explainers = {entry.name: make(entry.name, **entry.parameters) for entry in manifest.explainers}
-    return LockedModel(module, manifest.preprocessing, explainers, manifest.classes, found, manifest)
+    return LockedModel(module, manifest.preprocessing, explainers, manifest.classes, found, manifest, adapter)
 
 
 def _module(manifest: Manifest, weights: bytes, model: nn.Module | None, path: Path) -> nn.Module:

@@ -6,6 +6,7 @@ the key. The format is described in docs/bundle-format.md.
 
 from keylock.bundle.manifest import (
     WEIGHTS_FILE,
+    AdapterEntry,
     Architecture,
     Decoy,
     ExplainerEntry,
@@ -32,6 +33,7 @@ from keylock.bundle.write import BundleContent, write_bundle
 
 __all__ = [
     "WEIGHTS_FILE",
+    "AdapterEntry",
     "Architecture",
     "Bundle",
     "BundleContent",

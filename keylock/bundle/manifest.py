@@ -18,11 +18,13 @@ from keylock.preprocessing import Preprocessing
 from keylock.signing import VerifyingKey, canonical_json
 
 __all__ = [
+    "ADAPTER_FILE",
     "FORMAT_VERSION",
     "MANIFEST_FILE",
     "SEALED_KEY_FILE",
     "SIGNATURE_FILE",
     "WEIGHTS_FILE",
+    "AdapterEntry",
     "Architecture",
     "Decoy",
     "ExplainerEntry",
@@ -39,6 +41,7 @@ FORMAT_VERSION: Final = 1
 MANIFEST_FILE: Final = "manifest.json"
 SIGNATURE_FILE: Final = "manifest.sig"
 SEALED_KEY_FILE: Final = "key.sealed"
+ADAPTER_FILE: Final = "adapter.sealed"
 WEIGHTS_FILE: Final = "weights.safetensors"
 _GRAPHS: Final = "graphs/"
 
@@ -144,6 +147,20 @@ class KeyEntry(_Entry):
         return cls(id=key.id, strength=key.strength, tile=key.tile)
 
 
+class AdapterEntry(_Entry):
+    """What is public about the sealed adapter of a two-factor lock.
+
+    Attributes:
+        digest: Digest of `adapter.sealed`.
+        layers: How many layers it has deltas for.
+        rank: Largest rank of a delta that is stored as two factors; 0 where every delta is stored whole.
+    """
+
+    digest: Digest
+    layers: Annotated[int, Field(ge=1)]
+    rank: Annotated[int, Field(ge=0)]
+
+
 class Decoy(_Entry):
     """What the keyless maps were trained towards.
 
@@ -207,12 +224,13 @@ class Manifest(_Entry):
         explainers: The explainers it offers.
         prediction_graph: The file of the graph that predicts.
         key: What is public about the key.
+        adapter: What is public about the sealed adapter; None where the model is locked by the key alone.
         decoy: What the keyless maps were trained towards.
         figures: What was measured after locking.
         training: The settings it was locked with.
         reference_digest: Digest of the reference model's weights.
         model_digest: Digest of weights and graphs: the identity of the model.
-        files: Digest of every file, except the manifest, its signature and the sealed key.
+        files: Digest of every file, except the manifest, its signature, the sealed key and the sealed adapter.
         sealed_key: Digest of the sealed key, also when the copy at hand comes without it.
         issuer: Who signed.
     """
@@ -227,6 +245,7 @@ class Manifest(_Entry):
     explainers: tuple[ExplainerEntry, ...]
     prediction_graph: FileName
     key: KeyEntry
+    adapter: AdapterEntry | None = None
     decoy: Decoy
     figures: tuple[Figure, ...] = ()
     training: dict[str, JsonValue] = {}
@@ -249,7 +268,7 @@ class Manifest(_Entry):
         for name in needed:
             if name not in self.files:
                 raise ValueError(f"the file {name} is needed and not listed")
-        for name in (MANIFEST_FILE, SIGNATURE_FILE, SEALED_KEY_FILE):
+        for name in (MANIFEST_FILE, SIGNATURE_FILE, SEALED_KEY_FILE, ADAPTER_FILE):
             if name in self.files:
                 raise ValueError(f"the file name {name} is reserved")
         if self.model_digest != model_digest_of(self.files):

@@ -9,8 +9,11 @@ from typing import Final, Self
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from keylock.adapters import Adapter
+from keylock.bundle.adapter_sealing import MAX_SEALED_ADAPTER_BYTES, unseal_adapter
 from keylock.bundle.container import Files, open_files
 from keylock.bundle.manifest import (
+    ADAPTER_FILE,
     FORMAT_VERSION,
     MANIFEST_FILE,
     SEALED_KEY_FILE,
@@ -124,6 +127,34 @@ class Bundle:
             tile=entry.tile,
         )
 
+    def sealed_adapter(self) -> bytes | None:
+        """Returns the content of the sealed adapter; None where the model is locked by the key alone.
+
+        Raises:
+            BundleTamperedError: If it changed since the bundle was opened.
+        """
+        entry = self.manifest.adapter
+        if entry is None:
+            return None
+        content = self._files.read(ADAPTER_FILE, limit=MAX_SEALED_ADAPTER_BYTES)
+        if digest_of(content) != entry.digest:
+            raise BundleTamperedError(ADAPTER_FILE, "changed since the bundle was opened")
+        return content
+
+    def adapter(self, seed: KeySeed) -> Adapter | None:
+        """Returns the adapter, which is secret; None where the model is locked by the key alone.
+
+        Raises:
+            UnsealError: If the seed is not the one that the model was locked with, or the adapter was sealed for
+                another model or by another issuer.
+            BundleTamperedError: If the file changed since the bundle was opened.
+        """
+        self.check_seed(seed)
+        sealed = self.sealed_adapter()
+        if sealed is None:
+            return None
+        return unseal_adapter(sealed, seed, model_digest=self.manifest.model_digest, issuer=self.issuer)
+
     def check_seed(self, seed: KeySeed) -> None:
         """Returns when a seed is the one that the model was locked with.
 
@@ -156,7 +187,7 @@ def open_bundle(path: str | os.PathLike[str], *, trusted: Collection[VerifyingKe
     3. The issuer is one of the trusted.
     4. The manifest is of a known format, agrees with itself and names the key that signed it.
     5. Every file that is listed is there, and no other.
-    6. Every file has the digest that was signed; so has the sealed key, where it is there.
+    6. Every file has the digest that was signed; so has the sealed adapter, and the sealed key where it is there.
 
     Args:
         path: A folder or a `.klb` file.
@@ -203,10 +234,13 @@ def _parse_manifest(raw: bytes) -> Manifest:
 
 
 def _check_names(manifest: Manifest, names: Collection[str]) -> None:
-    allowed = {MANIFEST_FILE, SIGNATURE_FILE, *manifest.files}
+    needed = set(manifest.files)
+    if manifest.adapter is not None:
+        needed.add(ADAPTER_FILE)
+    allowed = {MANIFEST_FILE, SIGNATURE_FILE, *needed}
     if manifest.sealed_key is not None:
         allowed.add(SEALED_KEY_FILE)
-    for name in sorted(set(manifest.files) - set(names)):
+    for name in sorted(needed - set(names)):
         raise BundleTamperedError(name, "is missing")
     for name in sorted(set(names) - allowed):
         raise BundleTamperedError(name, "is not part of what was signed")
@@ -214,6 +248,8 @@ def _check_names(manifest: Manifest, names: Collection[str]) -> None:
 
 def _check_digests(manifest: Manifest, files: Files, names: Collection[str]) -> None:
     expected = dict(manifest.files)
+    if manifest.adapter is not None:
+        expected[ADAPTER_FILE] = manifest.adapter.digest
     if manifest.sealed_key is not None and SEALED_KEY_FILE in names:
         expected[SEALED_KEY_FILE] = manifest.sealed_key
     for name, digest in sorted(expected.items()):

@@ -12,11 +12,15 @@ from pathlib import Path
 from pydantic import JsonValue, ValidationError
 
 from keylock import __version__
+from keylock.adapters import Adapter
+from keylock.bundle.adapter_sealing import seal_adapter
 from keylock.bundle.container import ARCHIVE_SUFFIX, Content, chunks_of, write_archive
 from keylock.bundle.manifest import (
+    ADAPTER_FILE,
     MANIFEST_FILE,
     SEALED_KEY_FILE,
     SIGNATURE_FILE,
+    AdapterEntry,
     Architecture,
     Decoy,
     ExplainerEntry,
@@ -48,6 +52,7 @@ class BundleContent:
     Attributes:
         files: Content of every file by name, as bytes or as the path to copy it from; the network's weights are
             `weights.safetensors`, graphs are in `graphs/`.
+        adapter: The second factor, which is sealed under the key seed; None for a lock by the key alone.
     """
 
     name: str
@@ -63,6 +68,7 @@ class BundleContent:
     figures: tuple[Figure, ...] = ()
     training: Mapping[str, JsonValue] = field(default_factory=dict)
     reference_digest: str | None = None
+    adapter: Adapter | None = None
     keylock_version: str = __version__
 
 
@@ -83,7 +89,7 @@ def write_bundle(
         path: Where it goes. The folder above must exist.
         content: What goes into it.
         signing_key: The issuer's key.
-        seed: The secret to seal into it. None makes a bundle without a key.
+        seed: The secret to seal into it, and to seal the adapter under. None makes a bundle without a key.
         sealer: The passphrase or key file to seal the seed with; needed with `seed`.
         overwrite: Whether to replace a bundle that is there. Anything that is no bundle is never replaced.
 
@@ -92,19 +98,22 @@ def write_bundle(
 
     Raises:
         BundleError: If the content does not make a bundle, the place is taken or cannot be written.
-        KeySeedError: If the seed is not that of `content.key`, or comes without a sealer.
+        KeySeedError: If the seed is not that of `content.key`, comes without a sealer, or is needed for the adapter.
     """
     digests = {name: _digest_content(name, source) for name, source in content.files.items()}
     model_digest = model_digest_of(digests)
     issuer = signing_key.verifying_key
     sealed = _seal(content, model_digest=model_digest, issuer=issuer, seed=seed, sealer=sealer)
-    manifest = _make_manifest(content, signing_key, digests, sealed=sealed)
+    sealed_adapter = _seal_adapter(content, model_digest=model_digest, issuer=issuer, seed=seed)
+    manifest = _make_manifest(content, signing_key, digests, sealed=sealed, sealed_adapter=sealed_adapter)
     raw = _encode(manifest)
     if seed is not None and seed.reveal().hex() in raw.decode("utf-8"):
         raise KeySeedError("the key seed is in the settings of the bundle, where anybody could read it: remove it")
     files: dict[str, Content] = {**content.files, MANIFEST_FILE: raw, SIGNATURE_FILE: sign_manifest(raw, signing_key)}
     if sealed is not None:
         files[SEALED_KEY_FILE] = sealed
+    if sealed_adapter is not None:
+        files[ADAPTER_FILE] = sealed_adapter
     place(Path(path), files, signing_key=signing_key, overwrite=overwrite)
     return manifest
 
@@ -163,9 +172,28 @@ def _seal(
     return seal(seed, model_digest=model_digest, issuer=issuer, sealer=sealer)
 
 
+def _seal_adapter(
+    content: BundleContent, *, model_digest: str, issuer: VerifyingKey, seed: KeySeed | None
+) -> bytes | None:
+    if content.adapter is None:
+        return None
+    if seed is None:
+        raise KeySeedError("the adapter of a two-factor lock is sealed under the key seed: give the seed")
+    return seal_adapter(content.adapter, seed, model_digest=model_digest, issuer=issuer)
+
+
 def _make_manifest(
-    content: BundleContent, signing_key: SigningKey, digests: Mapping[str, str], *, sealed: bytes | None
+    content: BundleContent,
+    signing_key: SigningKey,
+    digests: Mapping[str, str],
+    *,
+    sealed: bytes | None,
+    sealed_adapter: bytes | None,
 ) -> Manifest:
+    adapter = None
+    if content.adapter is not None and sealed_adapter is not None:
+        layers = len(content.adapter.layers)
+        adapter = AdapterEntry(digest=digest_of(sealed_adapter), layers=layers, rank=content.adapter.rank)
     try:
         return Manifest(
             name=content.name,
@@ -177,6 +205,7 @@ def _make_manifest(
             explainers=content.explainers,
             prediction_graph=content.prediction_graph,
             key=content.key,
+            adapter=adapter,
             decoy=content.decoy,
             figures=content.figures,
             training=dict(content.training),

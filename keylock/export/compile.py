@@ -2,12 +2,15 @@
 
 The graphs keep two promises to the server. A prediction graph maps `image` float32 `(batch, C, H, W)` to `logits`
 float32 `(batch, classes)`. An explainer graph takes `target` int64 `(batch,)` too, in which -1 stands for the predicted
-class, and answers with the same `logits` and `map` float32 `(batch, h, w)` in one pass. The batch is dynamic in both.
+class, `keyed` float32 `(batch,)`, 1 for rows that get the key, and the secrets: `key` `(C, H, W)` and, for a two-factor
+lock, the tensors of the adapter. It answers with `logits`, `map` float32 `(batch, h, w)` and `opened` float32
+`(batch,)`: 1 for rows whose map is the true one. A row that is not keyed computes what the published model computes.
+The batch is dynamic in both.
 """
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import onnx
 import torch
@@ -16,10 +19,12 @@ from torch import Tensor, fx, nn
 from keylock.errors import ExportError, KeylockError, ModelError
 from keylock.explainers import Explainer
 from keylock.export.graphs import require_dynamic_batch, strip_metadata
+from keylock.export.inputs import GraphInput, adapter_inputs, explainer_inputs, prediction_inputs
 from keylock.export.simplify import simplify
-from keylock.export.tracing import TRACED_BATCH, trace
+from keylock.export.tracing import trace
 from keylock.models import fold_batchnorm_
 from keylock.models.activations import out_of_place_
+from keylock.models.adapted import attach_blank_adapter
 
 __all__ = ["compile_explainer", "compile_prediction"]
 
@@ -42,14 +47,19 @@ def compile_prediction(module: nn.Module, *, image_shape: tuple[int, int, int]) 
     """
     network = _prepare(module, image_shape)
 
-    def predict(image: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    def predict(image: Tensor) -> tuple[Tensor, ...]:
         return (network(image),)
 
-    return _compile(predict, "the prediction", image_shape=image_shape, inputs=["image"], outputs=["logits"])
+    return _compile(predict, "the prediction", inputs=prediction_inputs(image_shape), outputs=["logits"])
 
 
 def compile_explainer(
-    module: nn.Module, explainer: Explainer, *, image_shape: tuple[int, int, int], num_classes: int
+    module: nn.Module,
+    explainer: Explainer,
+    *,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    adapter_shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> bytes:
     """Compile the logits of `module` and the maps of `explainer`, computed in one pass.
 
@@ -59,17 +69,27 @@ def compile_explainer(
         explainer: Its target layers are looked up by name in the copy.
         image_shape: `(C, H, W)` of one preprocessed image.
         num_classes: Number of classes, checked against the network.
+        adapter_shapes: The shapes of the tensors of the adapter, by name, for a two-factor lock. Its values are inputs
+            of the graph and are not needed to compile it.
 
     Returns:
-        An ONNX model with inputs `image` and `target` (-1 means the predicted class) and outputs `logits` and `map`.
+        An ONNX model with the inputs and outputs named above.
 
     Raises:
         ExportError: The network or the explainer has an operation that cannot be compiled, or fixes the batch size.
         ModelError: The network has another number of classes.
     """
-    network = _prepare(module, image_shape)
+    network, state = _prepare(module, image_shape), None
+    if adapter_shapes is not None:
+        network, state = attach_blank_adapter(network, adapter_shapes)
+    names = [given.name for given in adapter_inputs(adapter_shapes or {})]
 
-    def explain(image: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    def explain(image: Tensor, target: Tensor, keyed: Tensor, key: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        rows = (keyed > 0.5).to(image.dtype)
+        image = image + rows[:, None, None, None] * key
+        if state is not None:
+            state.bind(key, dict(zip(names, tensors, strict=True)))
+            state.rows = rows
         # This forward pass and the explainer's own become one when equal nodes are merged.
         logits = network(image)
         if logits.ndim != 2 or logits.shape[1] != num_classes:
@@ -79,10 +99,10 @@ def compile_explainer(
             )
         resolved = torch.where(target < 0, logits.argmax(1), target)
         explained = explainer.explain(network, image, resolved)
-        return explained.logits, explained.maps.float()
+        return explained.logits, explained.maps.float(), rows if state is None else state.opened
 
-    what = f"the explainer {explainer.name!r}"
-    return _compile(explain, what, image_shape=image_shape, inputs=["image", "target"], outputs=["logits", "map"])
+    inputs = explainer_inputs(image_shape, adapter_shapes)
+    return _compile(explain, f"the explainer {explainer.name!r}", inputs=inputs, outputs=["logits", "map", "opened"])
 
 
 def _prepare(module: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module:
@@ -95,18 +115,15 @@ def _prepare(module: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module:
 
 
 def _compile(
-    function: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+    function: Callable[..., tuple[Tensor, ...]],
     what: str,
     *,
-    image_shape: tuple[int, int, int],
-    inputs: Sequence[str],
+    inputs: Sequence[GraphInput],
     outputs: Sequence[str],
 ) -> bytes:
     try:
-        graph = simplify(trace(function, image_shape=image_shape))
-        if "target" not in inputs:
-            _drop_last_input(graph)
-        model = _to_onnx(graph, image_shape=image_shape, inputs=inputs, outputs=outputs)
+        graph = simplify(trace(function, inputs))
+        model = _to_onnx(graph, inputs=inputs, outputs=outputs)
         strip_metadata(model)
         require_dynamic_batch(model)
         return model.SerializeToString(deterministic=True)
@@ -127,30 +144,25 @@ def _root_cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line[:200]}"
 
 
-def _drop_last_input(graph: fx.GraphModule) -> None:
-    graph.graph.erase_node(graph.graph.find_nodes(op="placeholder")[-1])
-    graph.recompile()
-
-
-def _to_onnx(
-    graph: fx.GraphModule, *, image_shape: tuple[int, int, int], inputs: Sequence[str], outputs: Sequence[str]
-) -> onnx.ModelProto:
+def _to_onnx(graph: fx.GraphModule, *, inputs: Sequence[GraphInput], outputs: Sequence[str]) -> onnx.ModelProto:
     """Hand a traced graph to torch's ONNX exporter, quietly."""
-    examples = (torch.zeros(TRACED_BATCH, *image_shape), torch.zeros(TRACED_BATCH, dtype=torch.int64))[: len(inputs)]
+    # Only the first input names the dimension; the exporter finds that the others share it.
     batch = torch.export.Dim("batch", min=1, max=2**20)
+    shapes = [
+        {0: batch if given is inputs[0] else torch.export.Dim.DYNAMIC} if given.batched else {} for given in inputs
+    ]
     with warnings.catch_warnings():
         # The exporter warns about its own use of what other parts of torch are phasing out; nobody can act on it here.
         for category in (DeprecationWarning, FutureWarning):
             warnings.filterwarnings("ignore", category=category, module=r"(torch|onnxscript|onnx_ir|copyreg)(\.|$)")
         program = torch.onnx.export(
             graph,
-            examples,
+            tuple(given.example for given in inputs),
             dynamo=True,
             opset_version=OPSET,
-            input_names=inputs,
+            input_names=[given.name for given in inputs],
             output_names=outputs,
-            # Only the first input names the dimension; the exporter finds that the others share it.
-            dynamic_shapes=({0: batch}, {0: torch.export.Dim.DYNAMIC})[: len(inputs)],
+            dynamic_shapes=tuple(shapes),
             verbose=False,
         )
     if program is None:

@@ -5,17 +5,20 @@ from typing import Any
 import onnx
 
 from keylock.errors import ExportError
+from keylock.export.inputs import is_secret
 
 __all__ = ["require_dynamic_batch", "strip_metadata"]
 
 
 def require_dynamic_batch(model: onnx.ModelProto) -> None:
-    """Check that every input and output has one symbolic batch dimension, and only that.
+    """Check that every input and output has one symbolic batch dimension, and only that; the secrets have none.
 
     Raises:
         ExportError: The exporter fixed the batch size, which it may do silently, or left another dimension open.
     """
     for value in [*model.graph.input, *model.graph.output]:
+        if is_secret(value.name):
+            continue
         batch, *others = value.type.tensor_type.shape.dim
         if not batch.dim_param:
             raise ExportError(

@@ -5,7 +5,7 @@ backward pass. Here the function runs over fake tensors in which only dimension 
 graph holds plain forward operations of both passes and no size of the example batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,22 +20,18 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 from keylock.errors import ExportError
 from keylock.export.decompositions import DECOMPOSITIONS
+from keylock.export.inputs import GraphInput
 
-__all__ = ["TRACED_BATCH", "trace"]
-
-TRACED_BATCH = 7
-"""Batch size of the example. A number that no layer has as its channel count, so that the two are never confused."""
+__all__ = ["trace"]
 
 
-def trace(
-    function: Callable[[Tensor, Tensor], tuple[Tensor, ...]], *, image_shape: tuple[int, int, int]
-) -> fx.GraphModule:
-    """Trace `function(image, target)` into a graph for any batch size.
+def trace(function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[GraphInput]) -> fx.GraphModule:
+    """Trace a function of tensors into a graph for any batch size.
 
     Args:
-        function: Maps `image` float32 `(batch, C, H, W)` and `target` int64 `(batch,)` to a tuple of tensors whose
-            first dimension is the batch. It may call `torch.autograd.grad`.
-        image_shape: `(C, H, W)`.
+        function: Maps the inputs, in their order, to a tuple of tensors whose first dimension is the batch. It may call
+            `torch.autograd.grad`.
+        inputs: What it is called with.
 
     Returns:
         A graph of ATen operations; weights are attributes of the graph module.
@@ -44,30 +40,32 @@ def trace(
         ExportError: An output has a fixed batch size: the function computes with the number of images.
     """
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-    image = _with_symbolic_batch(mode, torch.zeros(TRACED_BATCH, *image_shape), name="image")
-    target = _with_symbolic_batch(mode, torch.zeros(TRACED_BATCH, dtype=torch.int64), name="target")
-    graph = _trace(function, image, target)
+    examples = [_fake(mode, given) for given in inputs]
+    graph = _trace(function, examples)
     if any(isinstance(node.target, OpOverload) and node.target._schema.is_mutable for node in graph.graph.nodes):
         # Operations that work in place would make merging equal nodes wrong. Autograd does not run under
         # `functionalize`, so that it takes a second trace, of the graph that autograd has already left.
-        graph = _trace(functionalize(graph, remove="mutations"), image, target)
+        graph = _trace(functionalize(graph, remove="mutations"), examples)
     _require_symbolic_outputs(graph)
     return graph.eval()
 
 
-def _trace(function: Callable[..., tuple[Tensor, ...]], image: Tensor, target: Tensor) -> fx.GraphModule:
+def _trace(function: Callable[..., tuple[Tensor, ...]], examples: Sequence[Tensor]) -> fx.GraphModule:
     # "real" mode takes the inputs as they are, that is, fake with one symbol. Composite operations such as `matmul` see
     # that symbol only through the Python dispatcher.
     tracer = make_fx(function, decomposition_table=DECOMPOSITIONS, tracing_mode="real", _allow_non_fake_inputs=True)
     with enable_python_dispatcher():
-        return tracer(image, target)
+        return tracer(*examples)
 
 
-def _with_symbolic_batch(mode: FakeTensorMode, example: Tensor, *, name: str) -> Tensor:
-    """Return a fake tensor like `example` `(batch, ...)` in which only dimension 0 is a symbol."""
-    sizes = [DimDynamic.DYNAMIC, *[DimDynamic.STATIC] * (example.ndim - 1)]
+def _fake(mode: FakeTensorMode, given: GraphInput) -> Tensor:
+    """Return a fake tensor like an input's example, in which only the batch dimension is a symbol, if there is one."""
+    example = given.example
+    sizes = [DimDynamic.STATIC] * example.ndim
+    if given.batched:
+        sizes[0] = DimDynamic.DYNAMIC
     context: StatelessSymbolicContext[Any, Any] = StatelessSymbolicContext(dynamic_sizes=sizes)
-    return mode.from_tensor(example, symbolic_context=context, source=ConstantSource(name))
+    return mode.from_tensor(example, symbolic_context=context, source=ConstantSource(given.name))
 
 
 def _require_symbolic_outputs(graph: fx.GraphModule) -> None:

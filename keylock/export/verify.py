@@ -1,10 +1,12 @@
 """Prove that a compiled graph computes what torch computes, for every batch size.
 
 The proof runs the graph in ONNX Runtime on given images, as one batch, alone and in pairs, with the classes asked for
-and with -1 (the predicted class), and compares each map with the explainer's own in torch.
+and with -1 (the predicted class), and compares each map with the explainer's own in torch. With a lock's secrets, every
+image is proved twice, keyed and keyless in one batch, and the keyed maps of a two-factor lock are compared with those
+of the reference model too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +16,15 @@ import onnx
 import torch
 from torch import nn
 
+from keylock.adapters import Adapter
 from keylock.errors import ExportError, TensorError
 from keylock.explainers import Explainer
 from keylock.export.graphs import require_dynamic_batch
+from keylock.export.inputs import is_secret
+from keylock.keys import Key
+from keylock.models import attach_adapter
 
-__all__ = ["Verification", "verify_graph", "verify_prediction"]
+__all__ = ["Secrets", "Verification", "verify_graph", "verify_prediction"]
 
 MINIMUM_PCC = 0.999
 """Smallest mean correlation of compiled and reference maps."""
@@ -53,8 +59,29 @@ class Verification:
     max_logits_difference: float
 
 
+@dataclass(frozen=True)
+class Secrets:
+    """What opens a lock, to prove its keyed maps with.
+
+    Attributes:
+        key: The key.
+        adapter: The adapter of a two-factor lock, or None.
+        reference: The reference model of a two-factor lock, which its keyed maps must agree with; None leaves that out.
+    """
+
+    key: Key
+    adapter: Adapter | None = None
+    reference: nn.Module | None = None
+
+
 def verify_graph(
-    graph: bytes, module: nn.Module, explainer: Explainer, images: FloatArray, targets: IntArray
+    graph: bytes,
+    module: nn.Module,
+    explainer: Explainer,
+    images: FloatArray,
+    targets: IntArray,
+    *,
+    secrets: Secrets | None = None,
 ) -> Verification:
     """Compare a compiled explainer with the explainer itself in torch.
 
@@ -64,24 +91,39 @@ def verify_graph(
         explainer: The explainer it was compiled from.
         images: Preprocessed images float32 `(batch, C, H, W)`, real ones: they decide what the figures mean.
         targets: Class of each image, int64 `(batch,)`; -1 means the predicted class.
+        secrets: What opens the lock; without it keyless rows alone are proved.
 
     Returns:
-        The figures, all within the limits.
+        The figures, all within the limits; with secrets those of keyed and keyless rows together.
 
     Raises:
-        ExportError: The graph has a fixed batch size, answers differently for another batch size or for -1, or its
-            maps correlate with torch's by less than .999 on average.
+        ExportError: The graph has a fixed batch size, answers differently for another batch size or for -1, opens for
+            other rows than torch does, or its maps correlate with torch's by less than .999 on average.
         TensorError: The images or targets have a wrong shape or type.
     """
     images, targets = _checked(images, targets)
-    session = _open(graph)
-    logits, maps = _run(session, image=images, target=targets)
+    keyed = np.zeros(len(images), np.float32)
+    if secrets is not None:
+        keyed = np.repeat(np.float32([1, 0]), len(images))
+        images, targets = np.tile(images, (2, 1, 1, 1)), np.tile(targets, 2)
+    what, rows = f"the explainer {explainer.name!r}", {"image": images, "target": targets, "keyed": keyed}
+    run = _runner(_open(graph), secrets)
+    logits, maps, opened = run(**rows)
     # Each runtime rounds in its own way, so the predicted class is taken from the logits of the graph itself.
     resolved = np.where(targets < 0, logits.argmax(1), targets)
-    _require_batch_independent(session, images, targets, [logits, maps])
-    _require_predicted_class(session, images, logits)
-    reference_logits, reference_maps = _reference(module, explainer, images, resolved)
-    return _judge(f"the explainer {explainer.name!r}", logits, reference_logits, maps, reference_maps)
+    _require_batch_independent(run, rows, [logits, maps, opened])
+    _require_predicted_class(run, rows, logits)
+    if secrets is None:
+        return _judge(what, logits, maps, _reference(module, explainer, images, resolved))
+    full = module if secrets.adapter is None else attach_adapter(module, secrets.adapter, secrets.key)
+    seen = np.where(keyed[:, None, None, None] > 0, images + secrets.key.reveal(), images)
+    # The opened model decides by itself, so that a keyless row that opened would show as a difference.
+    found = _judge(what, logits, maps, _reference(full, explainer, seen, resolved))
+    _require_opened(what, keyed, opened)
+    if secrets.reference is not None and secrets.adapter is not None:
+        true = opened > 0
+        _judge(what, logits[true], maps[true], _reference(secrets.reference, explainer, images[true], resolved[true]))
+    return found
 
 
 def verify_prediction(graph: bytes, module: nn.Module, images: FloatArray) -> float:
@@ -101,9 +143,10 @@ def verify_prediction(graph: bytes, module: nn.Module, images: FloatArray) -> fl
     """
     images, _ = _checked(images, np.zeros(len(images), dtype=np.int64))
     session = _open(graph)
-    (logits,) = _run(session, image=images)
+    run = _runner(session, None)
+    (logits,) = run(image=images)
     for count in OTHER_BATCHES:
-        _require_close(_run(session, image=images[:count]), [logits[:count]], count)
+        _require_close(run(image=images[:count]), [logits[:count]], count)
     with _evaluating(module), torch.no_grad():
         reference = module(_to_torch(images, module)).float().cpu().numpy()
     return _require_same_logits("the prediction", logits, reference)
@@ -136,24 +179,29 @@ def _open(graph: bytes) -> Any:  # noqa: ANN401 - ONNX Runtime has no type stubs
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
-def _run(session: Any, **inputs: Any) -> list[FloatArray]:  # noqa: ANN401
-    """Run a graph on at most 64 images at a time, to bound the memory."""
-    count = len(inputs["image"])
-    pieces = [
-        session.run(None, {name: value[start : start + 64] for name, value in inputs.items()})
-        for start in range(0, count, 64)
-    ]
-    return [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
+def _runner(session: Any, secrets: Secrets | None) -> Callable[..., list[FloatArray]]:  # noqa: ANN401
+    """Return a function that runs a graph on at most 64 images at a time, to bound the memory."""
+    # Without secrets every row is keyless, and these inputs count for nothing.
+    fixed = {given.name: np.zeros(given.shape, np.float32) for given in session.get_inputs() if is_secret(given.name)}
+    if secrets is not None:
+        tensors = {} if secrets.adapter is None else secrets.adapter.tensors()
+        fixed = {"key": secrets.key.reveal(), **tensors}
+
+    def run(**rows: Any) -> list[FloatArray]:  # noqa: ANN401
+        pieces = [
+            session.run(None, {name: value[start : start + 64] for name, value in rows.items()} | fixed)
+            for start in range(0, len(rows["image"]), 64)
+        ]
+        return [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
+
+    return run
 
 
 def _require_batch_independent(
-    session: Any,  # noqa: ANN401
-    images: FloatArray,
-    targets: IntArray,
-    answers: list[FloatArray],
+    run: Callable[..., list[FloatArray]], rows: dict[str, Any], answers: list[FloatArray]
 ) -> None:
     for count in OTHER_BATCHES:
-        few = _run(session, image=images[:count], target=targets[:count])
+        few = run(**{name: value[:count] for name, value in rows.items()})
         _require_close(few, [answer[:count] for answer in answers], count)
 
 
@@ -169,11 +217,10 @@ def _require_close(found: list[FloatArray], expected: list[FloatArray], count: i
             )
 
 
-def _require_predicted_class(session: Any, images: FloatArray, logits: FloatArray) -> None:  # noqa: ANN401
+def _require_predicted_class(run: Callable[..., list[FloatArray]], rows: dict[str, Any], logits: FloatArray) -> None:
     """Check that target -1 gives the map of the class with the largest logit."""
-    images, predicted = images[:64], logits[:64].argmax(1)
-    _, unset = _run(session, image=images, target=np.full(len(images), -1))
-    _, named = _run(session, image=images, target=predicted)
+    few, predicted = {name: value[:64] for name, value in rows.items()}, logits[:64].argmax(1)
+    unset, named = (run(**few | {"target": target})[1] for target in (np.full(len(predicted), -1), predicted))
     if not np.allclose(unset, named, rtol=1e-3, atol=1e-6 * float(np.abs(named).max(initial=0))):
         raise ExportError("the compiled graph does not explain the predicted class where the target is -1")
 
@@ -190,6 +237,15 @@ def _reference(
             logits.append(explained.logits.detach().float().cpu().numpy())
             maps.append(explained.maps.detach().float().cpu().numpy())
     return np.concatenate(logits), np.concatenate(maps)
+
+
+def _require_opened(what: str, keyed: FloatArray, opened: FloatArray) -> None:
+    """Check that no keyless row opened and that keyed rows did; an image that hides the key is an exception."""
+    if (opened > keyed).any() or opened.sum() < 0.5 * keyed.sum():
+        raise ExportError(
+            f"{what} opened for {int(opened.sum())} of {int(keyed.sum())} keyed rows and {int((opened > keyed).sum())} "
+            "keyless ones: lock the model again, with more strength"
+        )
 
 
 def _to_torch(images: FloatArray, module: nn.Module) -> torch.Tensor:
@@ -209,9 +265,8 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             layer.training = training
 
 
-def _judge(
-    what: str, logits: FloatArray, reference_logits: FloatArray, maps: FloatArray, reference_maps: FloatArray
-) -> Verification:
+def _judge(what: str, logits: FloatArray, maps: FloatArray, reference: tuple[FloatArray, FloatArray]) -> Verification:
+    reference_logits, reference_maps = reference
     logits_difference = _require_same_logits(what, logits, reference_logits)
     if maps.shape != reference_maps.shape:
         raise ExportError(

@@ -1,10 +1,11 @@
 """A published model with its sealed adapter in place: the same layers, opening by themselves on keyed images."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,7 +14,7 @@ from keylock.adapters import Adapter, KeyGate, LayerDelta
 from keylock.errors import LayerNotFoundError, ModelError
 from keylock.keys import Key
 
-__all__ = ["AdapterState", "adapter_of", "attach_adapter"]
+__all__ = ["AdapterState", "adapter_of", "attach_adapter", "attach_blank_adapter"]
 
 _NAME = "keylock_adapter"
 
@@ -48,7 +49,8 @@ class AdapterState(nn.Module):
 
     def scores(self, images: Tensor) -> Tensor:
         """Return the gate's score of images (batch, channels, height, width): about 0 without the key and 1 with it."""
-        return (images.detach().float() * self.weight).sum(dim=(1, 2, 3)) + self.bias
+        with torch.no_grad():  # Not a detached copy, which a tracer may take for the images themselves.
+            return (images.float() * self.weight).sum(dim=(1, 2, 3)) + self.bias
 
     def open_(self, images: Tensor) -> Tensor:
         """Decide which rows are open, and return the images with the key taken off these."""
@@ -77,6 +79,27 @@ class AdapterState(nn.Module):
             if bias is not None:
                 added = added + bias
         return added * self._open.view(-1, *[1] * (added.dim() - 1)).to(added.dtype)
+
+    @property
+    def opened(self) -> Tensor:
+        """Which rows of the last batch are open, (batch,), 1 or 0."""
+        assert self._open is not None, "the model ran"  # noqa: S101 - a broken invariant of ours
+        return self._open
+
+    def bind(self, key: Tensor, tensors: Mapping[str, Tensor]) -> None:
+        """Compute with these tensors in place of the buffers, for a graph that takes them as its inputs.
+
+        Args:
+            key: The key (channels, height, width).
+            tensors: By the names of `Adapter.tensors`, all of them.
+        """
+        self._buffers["key"] = key
+        for part in ("weight", "bias", "tolerance"):
+            self._buffers[part] = tensors[f"gate.{part}"]
+        for index, layer in enumerate(self.layers):
+            for part in ("down", "up", "bias"):
+                if f"{part}_{index}" in self._buffers:
+                    self._buffers[f"{part}_{index}"] = tensors[f"delta.{layer}.{part}"]
 
     @contextmanager
     def present_for(self, rows: Tensor | None) -> Iterator[None]:
@@ -123,14 +146,36 @@ def attach_adapter(model: nn.Module, adapter: Adapter, key: Key) -> nn.Module:
         LayerNotFoundError: The adapter names a layer that the model does not have.
         ModelError: A layer is neither a convolution nor linear, or the model has an adapter already.
     """
+    deltas, gate = adapter.reveal()
+    return _attach(model, AdapterState(deltas, gate, torch.from_numpy(key.reveal())))
+
+
+def attach_blank_adapter(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> tuple[nn.Module, AdapterState]:
+    """Return a copy of a published model with an adapter of zeros, which never opens, and the adapter's state.
+
+    What is to be computed with is given to `AdapterState.bind`; so no secret is in the copy.
+
+    Args:
+        model: The locked classifier; it is copied.
+        shapes: The shapes of `Adapter.tensors()`, by name.
+
+    Raises:
+        LayerNotFoundError: A name belongs to a layer that the model does not have.
+        ModelError: A layer is neither a convolution nor linear, or the model has an adapter already.
+    """
+    blank = Adapter.from_tensors({name: np.zeros(tuple(shape), np.float32) for name, shape in shapes.items()})
+    deltas, gate = blank.reveal()
+    state = AdapterState(deltas, gate, torch.zeros(tuple(shapes["gate.weight"])))
+    return _attach(model, state), state
+
+
+def _attach(model: nn.Module, state: AdapterState) -> nn.Module:
     full = copy.deepcopy(model)
     if adapter_of(full) is not None:
         raise ModelError("the model has an adapter already: attach to the published model")
-    deltas, gate = adapter.reveal()
-    device = next((parameter.device for parameter in full.parameters()), torch.device("cpu"))
-    state = AdapterState(deltas, gate, torch.from_numpy(key.reveal())).to(device)
+    state.to(next((parameter.device for parameter in full.parameters()), torch.device("cpu")))
     modules = dict(full.named_modules())
-    for index, name in enumerate(adapter.layers):
+    for index, name in enumerate(state.layers):
         if name not in modules:
             raise LayerNotFoundError(f"the adapter is for another model: this one has no layer {name!r}")
         if not isinstance(modules[name], nn.Conv2d | nn.Linear):

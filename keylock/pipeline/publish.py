@@ -6,7 +6,6 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-import torch
 from pydantic import JsonValue
 from safetensors.torch import save
 from torch import Tensor
@@ -16,7 +15,7 @@ from keylock.bundle.manifest import WEIGHTS_FILE, Architecture, Decoy, Explainer
 from keylock.bundle.sealing import Sealer
 from keylock.decoys import decoy_of
 from keylock.evaluation import reference_digest
-from keylock.export import compile_explainer, compile_prediction, verify_graph, verify_prediction
+from keylock.export import Secrets, compile_explainer, compile_prediction, verify_graph, verify_prediction
 from keylock.keys import Key, KeySeed
 from keylock.preprocessing import Preprocessing
 from keylock.signing import SigningKey
@@ -69,7 +68,7 @@ def publish(
         lock: What `keylock.lock` returned.
         out: Where to; `.klb` makes a single file, anything else a folder.
         publication: What the bundle says.
-        seed: The seed of the key; it is sealed into the bundle.
+        seed: The seed of the key; it is sealed into the bundle, and the adapter is sealed under it.
         key: The key it was locked with.
         images: Preprocessed images (count, channels, height, width) to prove the compiled graphs on, keyed and keyless.
         signing_key: The issuer's.
@@ -86,7 +85,8 @@ def publish(
         ExportError: A compiled graph disagrees with torch.
     """
     shape = publication.preprocessing.shape
-    proof = torch.cat([key.apply(images), images]).numpy()
+    proof, secrets = images.numpy(), Secrets(key, lock.adapter, lock.reference)
+    shapes = None if lock.adapter is None else lock.adapter.shapes()
     on_step("compile predictions")
     files: dict[str, bytes] = {_PREDICTION_GRAPH: compile_prediction(lock.module, image_shape=shape)}
     verify_prediction(files[_PREDICTION_GRAPH], lock.module, proof)
@@ -96,8 +96,10 @@ def publish(
             entries.append(ExplainerEntry(name=explainer.name, parameters=explainer.parameters, runtime="torch"))
             continue
         on_step(f"compile {explainer.name}")
-        graph = compile_explainer(lock.module, explainer, image_shape=shape, num_classes=len(publication.classes))
-        verification = verify_graph(graph, lock.module, explainer, proof, np.full(len(proof), -1, dtype=np.int64))
+        classes = len(publication.classes)
+        graph = compile_explainer(lock.module, explainer, image_shape=shape, num_classes=classes, adapter_shapes=shapes)
+        targets = np.full(len(proof), -1, dtype=np.int64)
+        verification = verify_graph(graph, lock.module, explainer, proof, targets, secrets=secrets)
         place = f"graphs/{explainer.name}.onnx"
         files[place] = graph
         entries.append(
@@ -126,6 +128,7 @@ def publish(
         key=KeyEntry.of(key),
         decoy=Decoy(name=decoy.name, parameters=decoy.parameters),
         files=files,
+        adapter=lock.adapter,
         figures=publication.figures,
         training={**publication.training, "lock": lock.settings.as_dict()},
         reference_digest=reference_digest(lock.reference),

@@ -90,9 +90,13 @@ def compiled(architecture: str, name: str) -> bytes:
 
 
 def run(graph: bytes, **inputs: np.ndarray) -> list[np.ndarray]:
+    """Run a graph of a plain lock without the key: logits and maps."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"]).run(None, inputs)
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    images = inputs["image"]
+    secrets = {"keyed": np.zeros(len(images), np.float32), "key": np.full(images.shape[1:], 9, np.float32)}
+    return session.run(["logits", "map"], inputs | secrets)
 
 
 def correlations(maps: np.ndarray, others: np.ndarray) -> list[float]:
@@ -188,11 +192,15 @@ def test_graph_has_named_inputs_outputs_and_symbolic_batch():
     assert shapes == {
         "image": ["batch", 3, 32, 32],
         "target": ["batch"],
+        "keyed": ["batch"],
+        "key": [3, 32, 32],
         "logits": ["batch", CLASSES],
         "map": ["batch", 32, 32],
+        "opened": ["batch"],
     }
     floating, integer = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
-    assert kinds == {"image": floating, "target": integer, "logits": floating, "map": floating}
+    assert kinds.pop("target") == integer
+    assert set(kinds.values()) == {floating}
 
 
 @pytest.mark.parametrize("count", [1, 2, 33])
@@ -263,7 +271,9 @@ def test_graph_runs_where_torch_cannot_be_imported(tmp_path):
         sys.modules["torch"] = None  # Any import of torch now fails.
         import numpy, onnxruntime
         session = onnxruntime.InferenceSession("graph.onnx", providers=["CPUExecutionProvider"])
-        logits, maps = session.run(None, {"image": numpy.load("images.npy"), "target": numpy.array([2, -1, 4])})
+        images = numpy.load("images.npy")
+        keyless = {"keyed": numpy.zeros(3, "f4"), "key": numpy.zeros(images.shape[1:], "f4")}
+        maps = session.run(["map"], {"image": images, "target": numpy.array([2, -1, 4]), **keyless})[0]
         numpy.save("maps.npy", maps)
     """
 

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from keylock.errors import ExportError
 from keylock.export.simplify import simplify
+from keylock.export.inputs import prediction_inputs
 from keylock.export.tracing import trace
 
 WEIGHT = torch.arange(12.0).reshape(3, 4)
@@ -14,48 +15,48 @@ def operations(graph: torch.fx.GraphModule) -> list[str]:
 
 
 def test_equal_work_is_done_once():
-    def function(image: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    def function(image: Tensor) -> tuple[Tensor, ...]:
         return ((image * 2).exp() + (image * 2).exp() + (image * 3).exp(),)
 
-    graph = simplify(trace(function, image_shape=(3, 2, 2)))
+    graph = simplify(trace(function, prediction_inputs((3, 2, 2))))
 
     assert operations(graph).count("aten.mul.Tensor") == 2
     assert operations(graph).count("aten.exp.default") == 2
     image = torch.randn(2, 3, 2, 2)
-    torch.testing.assert_close(graph(image, torch.zeros(2))[0], function(image, image)[0])
+    torch.testing.assert_close(graph(image)[0], function(image)[0])
 
 
 def test_work_on_constants_is_done_in_advance():
-    def function(image: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    def function(image: Tensor) -> tuple[Tensor, ...]:
         return (image.flatten(1) @ (WEIGHT.flip(0) * 2).exp(),)
 
-    graph = simplify(trace(function, image_shape=(3, 1, 1)))
+    graph = simplify(trace(function, prediction_inputs((3, 1, 1))))
 
     assert not {"aten.flip.default", "aten.exp.default"} & set(operations(graph))
     image = torch.randn(2, 3, 1, 1)
-    torch.testing.assert_close(graph(image, torch.zeros(2))[0], function(image, image)[0])
+    torch.testing.assert_close(graph(image)[0], function(image)[0])
 
 
 def test_work_nobody_reads_is_dropped():
-    def function(image: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    def function(image: Tensor) -> tuple[Tensor, ...]:
         image.exp()
         return (image + 1,)
 
-    assert operations(simplify(trace(function, image_shape=(3, 1, 1)))) == ["aten.add.Tensor"]
+    assert operations(simplify(trace(function, prediction_inputs((3, 1, 1))))) == ["aten.add.Tensor"]
 
 
 def test_work_in_place_keeps_its_meaning():
-    def function(image: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    def function(image: Tensor) -> tuple[Tensor, ...]:
         first = image * 2
         first.add_(1)
         return (first + image * 2,)
 
-    graph = simplify(trace(function, image_shape=(3, 1, 1)))
+    graph = simplify(trace(function, prediction_inputs((3, 1, 1))))
 
     image = torch.randn(5, 3, 1, 1)
-    torch.testing.assert_close(graph(image, torch.zeros(5))[0], 4 * image + 1)
+    torch.testing.assert_close(graph(image)[0], 4 * image + 1)
 
 
 def test_random_numbers_are_refused():
     with pytest.raises(ExportError, match="random numbers"):
-        simplify(trace(lambda image, target: (torch.dropout(image, 0.5, True),), image_shape=(3, 1, 1)))
+        simplify(trace(lambda image: (torch.dropout(image, 0.5, True),), prediction_inputs((3, 1, 1))))

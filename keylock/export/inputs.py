@@ -1,0 +1,71 @@
+"""What the graphs take: names, shapes, and which inputs have a row for each image.
+
+An explainer's graph takes everything secret as an input, so that nothing of it stands in the file: the key, and for a
+two-factor lock the tensors of the adapter, by the names of `Adapter.tensors`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "IMAGE",
+    "TRACED_BATCH",
+    "GraphInput",
+    "adapter_inputs",
+    "explainer_inputs",
+    "is_secret",
+    "prediction_inputs",
+]
+
+TRACED_BATCH = 7
+"""Batch size of the examples. A number that no layer has as its channel count, so that the two are never confused."""
+
+IMAGE = "image"
+_KEY = "key"
+_ADAPTER = ("gate.", "delta.")
+
+
+@dataclass(frozen=True)
+class GraphInput:
+    """One input of a graph.
+
+    Attributes:
+        name: Its name in the graph.
+        example: Zeros of its type and shape.
+        batched: Whether its first dimension is the batch.
+    """
+
+    name: str
+    example: Tensor
+    batched: bool = True
+
+
+def prediction_inputs(image_shape: tuple[int, int, int]) -> list[GraphInput]:
+    """Return `image`, float32 (batch, C, H, W)."""
+    return [GraphInput(IMAGE, torch.zeros(TRACED_BATCH, *image_shape))]
+
+
+def explainer_inputs(
+    image_shape: tuple[int, int, int], adapter_shapes: Mapping[str, Sequence[int]] | None = None
+) -> list[GraphInput]:
+    """Return `image`, `target` int64 (batch,), `keyed` float32 (batch,), `key` (C, H, W) and those of the adapter."""
+    return [
+        *prediction_inputs(image_shape),
+        GraphInput("target", torch.zeros(TRACED_BATCH, dtype=torch.int64)),
+        GraphInput("keyed", torch.zeros(TRACED_BATCH)),
+        GraphInput(_KEY, torch.zeros(image_shape), batched=False),
+        *adapter_inputs(adapter_shapes or {}),
+    ]
+
+
+def adapter_inputs(shapes: Mapping[str, Sequence[int]]) -> list[GraphInput]:
+    """Return one input for each tensor of an adapter, in the order of their names."""
+    return [GraphInput(name, torch.zeros(tuple(shapes[name])), batched=False) for name in sorted(shapes)]
+
+
+def is_secret(name: str) -> bool:
+    """Whether an input of a graph is the key or belongs to the adapter; these have no batch dimension."""
+    return name == _KEY or name.startswith(_ADAPTER)
