@@ -74,6 +74,7 @@ def main() -> None:
         explainers=("grad_cam",),
         settings=LockSettings(
             steps=options.steps,
+            sealed_adapter=False,
             learning_rate=options.learning_rate,
             gate_steps=0.06,
             prediction_weight=2.0,

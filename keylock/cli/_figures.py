@@ -15,6 +15,8 @@ _SIMILARITIES = (
     ("fidelity/{}", "fidelity"),
     ("leakage/keyless/{}", "keyless leakage"),
     ("leakage/wrong_key/{}", "wrong-key leakage"),
+    ("leakage/key_alone/{}", "key alone"),
+    ("leakage/adapter_alone/{}", "adapter alone"),
     ("chance/{}", "chance"),
 )
 _ENERGIES = (

@@ -77,6 +77,8 @@ def make_plan(
     batch_size: int,
     learning_rate: float | None,
     reference_steps: int | None,
+    sealed_adapter: bool,
+    adapter_rank: int | None,
     swapped: bool,
     seed: int,
     device: str,
@@ -95,10 +97,13 @@ def make_plan(
     _check_names(arch=arch)
     wanted = None if decoy is None else _parse_decoy(decoy)
     _check_numbers(steps=steps, epochs=epochs, batch_size=batch_size, reference_steps=reference_steps, init=init)
+    if adapter_rank is not None and not sealed_adapter:
+        raise InputError("give --adapter-rank or --no-sealed-adapter, not both: the rank is that of the sealed adapter")
     height = _parse_strength(strength)
     resolve_device(device)
-    given: dict[str, Any] = {"learning_rate": learning_rate, "decoy": wanted, "steps": steps}
-    settings = LockSettings(seed=seed, swapped=swapped, **{k: value for k, value in given.items() if value is not None})
+    options = {"learning_rate": learning_rate, "decoy": wanted, "steps": steps, "adapter_rank": adapter_rank}
+    given: dict[str, Any] = {option: value for option, value in options.items() if value is not None}
+    settings = LockSettings(seed=seed, sealed_adapter=sealed_adapter, swapped=swapped, **given)
     source = open_data(
         data, root=data_root, seed=seed, image_size=image_size, train_count=train_images, test_count=test_images
     )

@@ -44,6 +44,7 @@ def inspect(
             ("classes", _describe_classes(manifest.classes)),
             ("input", f"{height} x {width} pixels, {manifest.preprocessing.channels} channels"),
             ("key", _describe_key(opened)),
+            ("second factor", _describe_adapter(opened)),
             ("decoy", manifest.decoy.name),
             ("files", len(manifest.files)),
         ]
@@ -78,6 +79,7 @@ def verify(
                 "issuer_trusted": trusted,
                 "files": len(manifest.files),
                 "has_sealed_key": opened.has_key,
+                "has_sealed_adapter": manifest.adapter is not None,
             }
         )
         return
@@ -87,6 +89,7 @@ def verify(
             ("issuer", _describe_issuer(opened, trusted=trusted)),
             ("files", f"{len(manifest.files)}, all as signed"),
             ("sealed key", "as signed" if opened.has_key else "none"),
+            ("sealed adapter", "none" if manifest.adapter is None else "as signed"),
             ("model", f"{manifest.name} {manifest.model_digest}"),
         ]
     )
@@ -140,6 +143,13 @@ def _describe_key(bundle: "Bundle") -> str:
     key = bundle.manifest.key
     where = "sealed in the bundle" if bundle.has_key else "not in this copy"
     return f"{key.id}, strength {key.strength * 255:.3g}/255, tile {key.tile}, {where}"
+
+
+def _describe_adapter(bundle: "Bundle") -> str:
+    adapter = bundle.manifest.adapter
+    if adapter is None:
+        return "none: locked by the key alone"
+    return f"sealed adapter of {adapter.layers} layers, rank {adapter.rank}, opens with the key seed"
 
 
 def _explainer_row(entry: "ExplainerEntry") -> tuple[object, ...]:

@@ -63,8 +63,20 @@ def train(
     reference_steps: Annotated[
         int | None, typer.Option(metavar="N", help="Steps of the reference model, where there is no --init. [700]")
     ] = None,
+    sealed_adapter: Annotated[
+        bool,
+        typer.Option(
+            "--sealed-adapter/--no-sealed-adapter",
+            help="Lock with two factors, or by the key alone.",
+            show_default=False,
+        ),
+    ] = True,
+    adapter_rank: Annotated[
+        int | None, typer.Option(metavar="N", help="Rank of the sealed adapter: more room, dearer keyed maps. [8]")
+    ] = None,
     swapped: Annotated[
-        bool, typer.Option("--swapped", help="Study the attack: right maps without the key, decoys with it.")
+        bool,
+        typer.Option("--swapped", help="Study the attack: right maps without the key. Needs --no-sealed-adapter."),
     ] = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Of everything drawn at random but the key.")] = 0,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to train.")] = "auto",
@@ -131,6 +143,8 @@ def train(
         batch_size=batch_size,
         learning_rate=learning_rate,
         reference_steps=reference_steps,
+        sealed_adapter=sealed_adapter,
+        adapter_rank=adapter_rank,
         swapped=swapped,
         seed=seed,
         device=device,

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "IMAGE",
     "TRACED_BATCH",
     "GraphInput",
     "adapter_inputs",
@@ -23,7 +22,6 @@ __all__ = [
 TRACED_BATCH = 7
 """Batch size of the examples. A number that no layer has as its channel count, so that the two are never confused."""
 
-IMAGE = "image"
 _KEY = "key"
 _ADAPTER = ("gate.", "delta.")
 
@@ -45,7 +43,7 @@ class GraphInput:
 
 def prediction_inputs(image_shape: tuple[int, int, int]) -> list[GraphInput]:
     """Return `image`, float32 (batch, C, H, W)."""
-    return [GraphInput(IMAGE, torch.zeros(TRACED_BATCH, *image_shape))]
+    return [GraphInput("image", torch.zeros(TRACED_BATCH, *image_shape))]
 
 
 def explainer_inputs(

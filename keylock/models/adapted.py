@@ -52,9 +52,13 @@ class AdapterState(nn.Module):
         with torch.no_grad():  # Not a detached copy, which a tracer may take for the images themselves.
             return (images.float() * self.weight).sum(dim=(1, 2, 3)) + self.bias
 
+    def opens(self, images: Tensor) -> Tensor:
+        """Return whether the gate opens on each image, bool (batch,)."""
+        return (self.scores(images) - 1).abs() < self.tolerance
+
     def open_(self, images: Tensor) -> Tensor:
         """Decide which rows are open, and return the images with the key taken off these."""
-        opened = ((self.scores(images) - 1).abs() < self.tolerance).to(images.dtype)
+        opened = self.opens(images).to(images.dtype)
         if self.rows is not None:
             opened = opened * self.rows.to(opened.dtype)
         self._open = opened

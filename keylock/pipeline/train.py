@@ -28,6 +28,7 @@ from keylock.evaluation import measure
 from keylock.keys import Key, KeySeed
 from keylock.models import create, load_weights
 from keylock.models.small_cnn import SmallCNN
+from keylock.pipeline.factors import measure_factors
 from keylock.pipeline.publish import Publication, publish
 from keylock.signing import SigningKey
 from keylock.training import Lock, LockSettings, Progress, lock, resolve_device, train_reference
@@ -244,16 +245,24 @@ def _measure(plan: TrainPlan, locked: Lock, key: Key, progress: Progress) -> tup
     batch = load_batch(test, plan.data.preprocessing, indices=rows)
     masks = test.take(rows).resized_masks(plan.data.preprocessing)
     device = resolve_device(plan.device)
+    about = f"{len(rows)} test images of {plan.data.name}"
+    reference, published, images = locked.reference.to(device), locked.module.to(device), batch.images.to(device)
+    opened = locked.opened(key)
+    explainers = [explainer for explainer in locked.explainers if explainer.differentiable]
     figures = measure(
-        locked.reference.to(device),
-        locked.module.to(device),
+        reference,
+        opened,
         key=key,
-        explainers=[explainer for explainer in locked.explainers if explainer.differentiable],
-        images=batch.images.to(device),
+        explainers=explainers,
+        images=images,
         labels=batch.labels.to(device),
         masks=None if masks is None else torch.from_numpy(masks).to(device),
-        about=f"{len(rows)} test images of {plan.data.name}",
+        about=about,
     )
+    if locked.adapter is not None:
+        figures += measure_factors(
+            reference, published, opened, key=key, explainers=explainers, images=images, about=about
+        )
     locked.reference.cpu()
     locked.module.cpu()
     progress.advance({})

@@ -51,15 +51,15 @@ def gather(
         keyed: The licensed customer's answers.
         keyless: The unlicensed customer's answers.
     """
-    offsets = wrong_key_offsets(key, len(images))
+    offsets, opened = wrong_key_offsets(key, len(images)), lock.opened(key)
     return Evidence(
         labels=labels,
         masks=masks,
         reference=run_explainers(lock.reference, lock.explainers, images),
         keyed=keyed,
         keyless=keyless,
-        wrong_key=run_explainers(lock.module, lock.explainers, images + offsets),
-        local=run_explainers(lock.module, lock.explainers, key.apply(images)),
+        wrong_key=run_explainers(opened, lock.explainers, images + offsets),
+        local=run_explainers(opened, lock.explainers, key.apply(images)),
     )
 
 

@@ -16,6 +16,7 @@ class LockSettings:
     Attributes:
         steps: Optimiser steps in all.
         sealed_adapter: Lock with two factors, of which the second is a sealed adapter; otherwise by the key alone.
+            What is said of gates, unlocking and wrong-key rows below is for the lock by the key alone.
         adapter_rank: Rank of the adapter's deltas; a larger one has more room and makes keyed maps dearer.
         learning_rate: Highest learning rate of Adam.
         decoy: What keyless and wrong-key maps are trained towards: a name of `keylock.decoys`, or a picture.
@@ -40,7 +41,7 @@ class LockSettings:
     """
 
     steps: int = 2000
-    sealed_adapter: bool = False
+    sealed_adapter: bool = True
     adapter_rank: int = 8
     learning_rate: float = 3e-3
     decoy: str | ImageDecoy = "half"

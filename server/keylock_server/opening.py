@@ -1,4 +1,4 @@
-"""From settings to a model that can be served: verify the bundle, unseal the key, load the graphs."""
+"""From settings to a model that can be served: verify the bundle, unseal key and adapter, load the graphs."""
 
 import logging
 import os
@@ -42,11 +42,13 @@ def open_model(settings: ServerSettings) -> tuple[ServedModel, tuple[VerifyingKe
                 bundle.issuer.key_id,
             )
         seed = _find_seed(bundle, settings)
-        key = None
+        key, adapter = None, None
         if seed is not None:
-            key = bundle.key(seed)
+            key, adapter = bundle.key(seed), bundle.adapter(seed)
             seed.close()
-        model = ServedModel(bundle.manifest, bundle.read, key=key, device=settings.device, threads=settings.threads)
+        model = ServedModel(
+            bundle.manifest, bundle.read, key=key, adapter=adapter, device=settings.device, threads=settings.threads
+        )
     return model, issuers or (bundle.issuer,)
 
 

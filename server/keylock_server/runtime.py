@@ -1,11 +1,13 @@
-"""The model that is served: ONNX graphs of a verified bundle, with the key added in front of them.
+"""The model that is served: ONNX graphs of a verified bundle, and the secrets that are handed to them.
 
 A graph that predicts takes `image` float32 `(batch, channels, height, width)` and gives `logits` `(batch, classes)`.
-A graph that explains also takes `target` int64 `(batch,)`, -1 for the predicted class, and also gives `map` float32
-`(batch, height, width)`, non-negative. The key goes onto the preprocessed images, row by row under a mask, so that
-licensed and unlicensed rows share a batch, run the same instructions and cost the same time. No torch is needed.
+A graph that explains also takes `target` int64 `(batch,)`, -1 for the predicted class, `keyed` float32 `(batch,)`, and
+the secrets: the key, and the tensors of the adapter of a two-factor lock. It also gives `map` float32 `(batch, height,
+width)`, non-negative, and `opened` `(batch,)`. The graph adds the key row by row under the mask, so that licensed and
+unlicensed rows share a batch, run the same instructions and cost the same time. No torch is needed.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -14,16 +16,21 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from keylock.adapters import Adapter
 from keylock.bundle import ExplainerEntry, Manifest
 from keylock.errors import BundleError, TensorError, UnknownNameError
 from keylock.keys import Key
 from keylock_server.devices import Device, check_providers, choose_providers
-from keylock_server.statuses import NoKeyError
+from keylock_server.statuses import HiddenKeyError, NoKeyError
 
 __all__ = ["Explained", "ServedModel"]
 
+_LOG: Final = logging.getLogger("keylock_server")
 _ERRORS_ONLY: Final = 3  # ONNX Runtime's severity for its own log, which goes to standard error.
 _TRIAL_BATCHES: Final = (1, 3)
+_ROWS: Final = frozenset({"image", "target", "keyed"})
+_ADAPTER: Final = ("gate.", "delta.")
+_OPEN: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class ServedModel:
         read: Callable[[str], bytes],
         *,
         key: Key | None,
+        adapter: Adapter | None = None,
         device: Device = "auto",
         threads: int = 1,
     ) -> None:
@@ -64,6 +72,7 @@ class ServedModel:
             manifest: The verified manifest.
             read: Returns the bytes of a file of the bundle.
             key: The key; without it, keyed maps are refused.
+            adapter: The adapter, which comes with the key where the model is locked with two factors.
             device: Where to run; see `devices`.
             threads: Threads one batch may use.
 
@@ -76,7 +85,6 @@ class ServedModel:
             entry.name: entry for entry in manifest.explainers if entry.graph is not None
         }
         self.holds_key = key is not None
-        self._key = key
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -95,6 +103,8 @@ class ServedModel:
         self._explainers = {name: load(entry.graph) for name, entry in self.explainers.items() if entry.graph}
         self.providers: tuple[str, ...] = tuple(self._predictor.get_providers())
         check_providers(device, asked=providers, used=self.providers)
+        self._check_graphs()
+        self._secrets = {name: self._hand_over(name, key, adapter) for name in self._explainers}
         self._try_graphs()
 
     @property
@@ -164,21 +174,49 @@ class ServedModel:
         Raises:
             UnknownNameError: If the explainer is not served.
             NoKeyError: If a row is to have the key and there is none.
+            HiddenKeyError: If the lock did not open for a row with the key, whose map would be a decoy.
             TensorError: If the images are so large in value that the result is not finite.
         """
-        session = self._explainers[self.explainer(explainer).name]
-        if self._key is not None:
-            images = self._key.apply(images, keyed)
-        elif keyed.any():
+        name = self.explainer(explainer).name
+        if keyed.any() and not self.holds_key:
             raise NoKeyError
-        logits, maps = session.run(["logits", "map"], {"image": images, "target": targets})
+        rows = {"image": images, "target": targets, "keyed": keyed.astype(np.float32)}
+        feed = {row: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(rows[row])) for row in rows}
+        found = self._explainers[name].run_with_ort_values(["logits", "map", "opened"], feed | self._secrets[name])
+        logits, maps, opened = (value.numpy() for value in found)
         _check_finite(logits, maps)
+        closed = np.flatnonzero(keyed & (opened < _OPEN))
+        if len(closed):
+            _LOG.warning("the lock did not open for %d of %d licensed images", len(closed), int(keyed.sum()))
+            raise HiddenKeyError(closed.tolist())
         return Explained(logits, maps)
 
-    def _try_graphs(self) -> None:
+    def _hand_over(self, name: str, key: Key | None, adapter: Adapter | None) -> dict[str, onnxruntime.OrtValue]:
+        """Puts the secret inputs of a graph where it runs, once; without the secrets they are zeros, which never open.
+
+        Raises:
+            BundleError: If the secrets are not those that the graph takes.
+        """
+        session = self._explainers[name]
+        shapes = {entry.name: tuple(entry.shape) for entry in session.get_inputs() if entry.name not in _ROWS}
+        if key is None:
+            given = {secret: np.zeros(shape, np.float32) for secret, shape in shapes.items()}
+        else:
+            given = {"key": key.reveal(), **({} if adapter is None else adapter.tensors())}
+        if {secret: array.shape for secret, array in given.items()} != shapes:
+            raise BundleError(f"the graph of {name} takes other secrets than the bundle holds: export the bundle again")
+        place = "cuda" if "CUDAExecutionProvider" in session.get_providers() else "cpu"
+        return {
+            secret: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), place, 0)
+            for secret, array in given.items()
+        }
+
+    def _check_graphs(self) -> None:
         _check_names(self._predictor, inputs={"image"}, outputs={"logits"})
         for session in self._explainers.values():
-            _check_names(session, inputs={"image", "target"}, outputs={"logits", "map"})
+            _check_names(session, inputs={*_ROWS, "key"}, outputs={"logits", "map", "opened"})
+
+    def _try_graphs(self) -> None:
         for batch in _TRIAL_BATCHES:
             images = np.zeros((batch, *self.manifest.preprocessing.shape), np.float32)
             targets, keyed = np.full(batch, -1, np.int64), np.zeros(batch, np.bool_)
@@ -201,7 +239,7 @@ class ServedModel:
 
 
 def _check_names(session: onnxruntime.InferenceSession, *, inputs: set[str], outputs: set[str]) -> None:
-    found_inputs = {entry.name for entry in session.get_inputs()}
+    found_inputs = {entry.name for entry in session.get_inputs() if not entry.name.startswith(_ADAPTER)}
     found_outputs = {entry.name for entry in session.get_outputs()}
     if found_inputs != inputs or not outputs <= found_outputs:
         raise BundleError(

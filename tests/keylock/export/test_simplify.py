@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 
 from keylock.errors import ExportError
-from keylock.export.simplify import simplify
 from keylock.export.inputs import prediction_inputs
+from keylock.export.simplify import simplify
 from keylock.export.tracing import trace
 
 WEIGHT = torch.arange(12.0).reshape(3, 4)

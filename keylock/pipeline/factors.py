@@ -1,0 +1,64 @@
+"""What a two-factor lock shows to somebody who has one factor alone, and how surely its gate tells the key."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from keylock.bundle.manifest import Figure
+from keylock.errors import ModelError
+from keylock.evaluation import figure_of, pearson, run_explainers
+from keylock.explainers import Explainer
+from keylock.keys import Key
+from keylock.models import adapter_of
+
+__all__ = ["measure_factors"]
+
+
+def measure_factors(
+    reference: nn.Module,
+    published: nn.Module,
+    opened: nn.Module,
+    *,
+    key: Key,
+    explainers: Sequence[Explainer],
+    images: Tensor,
+    about: str = "",
+) -> tuple[Figure, ...]:
+    """Measure a two-factor lock with one of its factors missing.
+
+    Args:
+        reference: The classifier before locking.
+        published: The classifier as it is published, which a thief of the key has beside it.
+        opened: The same with its adapter, which a thief of the adapter has.
+        key: The key.
+        explainers: What to compare.
+        images: Preprocessed test images (count, channels, height, width), on the device of the models.
+        about: Kept with every figure: on what it was measured.
+
+    Returns:
+        `leakage/key_alone/EXPLAINER`: correlation with the reference maps of keyed images, without the adapter;
+        `leakage/adapter_alone/EXPLAINER`: that of clean images, with it; `gate/keyed` and `gate/keyless`: on which
+        share of keyed and of clean images the gate opens.
+
+    Raises:
+        ModelError: `opened` has no adapter.
+    """
+    state = adapter_of(opened)
+    if state is None:
+        raise ModelError("the model has no adapter: measure_factors is for two-factor locks")
+    seen = {"keyed": key.apply(images), "keyless": images}
+    truth = run_explainers(reference, explainers, images).maps
+    alone = {
+        "key_alone": run_explainers(published, explainers, seen["keyed"]).maps,
+        "adapter_alone": run_explainers(opened, explainers, images).maps,
+    }
+    figures = [
+        figure_of(f"leakage/{factor}/{name}", pearson(maps[name], truth[name]), unit="correlation", about=about)
+        for factor, maps in alone.items()
+        for name in truth
+    ]
+    with torch.no_grad():
+        for kind, rows in seen.items():
+            figures.append(figure_of(f"gate/{kind}", state.opens(rows).float(), unit="fraction", about=about))
+    return tuple(figures)
