@@ -145,7 +145,7 @@ def _subject(
     if locked.key is None:
         raise InputError("an evaluation needs the key: give the key seed or what opens the sealed key")
     subject = Subject(
-        module=locked.module.to(device),
+        module=locked.opened.to(device),
         reference=reference,
         key=locked.key,
         images=batch.images.to(device),

@@ -16,7 +16,7 @@ __all__ = ["Evidence", "figures_of", "gather"]
 
 @dataclass(frozen=True)
 class Evidence:
-    """Predictions and maps of the same images, four ways.
+    """Predictions and maps of the same images, with and without the factors of the lock.
 
     Attributes:
         labels: Classes (count,).
@@ -25,6 +25,7 @@ class Evidence:
         keyed: The licensed customer's answers.
         keyless: The unlicensed customer's answers.
         wrong_key: The locked classifier with a wrong key on every image, in torch.
+        key_alone: The published classifier with the key and without the adapter, in torch: what a thief of the key sees.
         local: The locked classifier with the key, in torch: what the licensed customer's maps must be.
     """
 
@@ -34,6 +35,7 @@ class Evidence:
     keyed: Answers
     keyless: Answers
     wrong_key: Measured
+    key_alone: Measured
     local: Measured
 
 
@@ -59,6 +61,7 @@ def gather(
         keyed=keyed,
         keyless=keyless,
         wrong_key=run_explainers(opened, lock.explainers, images + offsets),
+        key_alone=run_explainers(lock.module, lock.explainers, key.apply(images)),
         local=run_explainers(opened, lock.explainers, key.apply(images)),
     )
 
@@ -92,6 +95,7 @@ def figures_of(evidence: Evidence) -> tuple[Figure, ...]:
         add(f"fidelity/{name}", pearson(evidence.keyed.maps[name], truth), "correlation", "gRPC")
         add(f"leakage/keyless/{name}", pearson(evidence.keyless.maps[name], truth), "correlation", "gRPC")
         add(f"leakage/wrong_key/{name}", pearson(evidence.wrong_key.maps[name], truth), "correlation", "torch")
+        add(f"leakage/key_alone/{name}", pearson(evidence.key_alone.maps[name], truth), "correlation", "torch")
         add(f"chance/{name}", pearson(truth.roll(1, dims=0), truth), "correlation", "torch")
         for kind, (found, how) in maps.items():
             add(f"energy/{kind}/{name}", energy_inside(found[name], evidence.masks), "fraction", how)

@@ -21,6 +21,7 @@ _SIMILARITIES = (
     ("fidelity", "keyed: fidelity"),
     ("leakage/keyless", "keyless: leakage"),
     ("leakage/wrong_key", "wrong key: leakage"),
+    ("leakage/key_alone", "key without the adapter: leakage"),
     ("chance", "chance"),
 )
 

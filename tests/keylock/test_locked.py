@@ -1,5 +1,6 @@
 """Bundles opened for research: a user's own module needs its class, and is checked."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -20,7 +21,7 @@ def own_bundle(tiny_net, blobs, tmp_path):
     """A user's own module, locked and published: the lock, its key, its seed and the bundle."""
     seed = KeySeed(b"o" * 32)
     preprocessing = Preprocessing(size=(16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
-    key = Key.derive(seed, shape=(3, 16, 16), std=preprocessing.std, tile=4)
+    key = Key.derive(seed, shape=(3, 16, 16), std=preprocessing.std, strength=48 / 255, tile=4)
     settings = keylock.LockSettings(steps=3, amp=False)
     lock = keylock.lock(tiny_net(), blobs(2), key, explainers=["grad_cam"], settings=settings, device="cpu")
     publish(
@@ -48,7 +49,10 @@ def test_a_users_module_loads_into_its_class(own_bundle, tiny_net, smooth_images
     assert loaded.manifest.architecture.name == "TinyNet"
     assert loaded.key == key
     with torch.no_grad():
-        assert torch.equal(loaded.module(loaded.key.apply(images)), lock.module(key.apply(images)))
+        for rows in (images, key.apply(images)):
+            assert torch.equal(loaded.module(rows), lock.module(rows))
+            assert torch.equal(loaded.opened(rows), lock.opened(key)(rows))
+        torch.testing.assert_close(loaded.opened(key.apply(images)), lock.reference(images), rtol=1e-4, atol=1e-5)
     explained = loaded.explainers["grad_cam"].explain(loaded.module, images, torch.full((2,), -1))
     expected = lock.explainers[0].explain(lock.module, images, torch.full((2,), -1))
     assert torch.equal(explained.maps, expected.maps)
@@ -66,6 +70,21 @@ def test_a_users_module_needs_its_class(own_bundle, tiny_net):
         keylock.load_bundle(path)
     with pytest.raises(BundleError, match="do not fit its architecture 'TinyNet'"):
         keylock.load_bundle(path, model=tiny_net(classes=5))
+
+
+def test_without_the_secret_nothing_opens(own_bundle, tiny_net):
+    *_, path = own_bundle
+    loaded = keylock.load_bundle(path, model=tiny_net())
+    assert loaded.adapter is None
+    assert loaded.opened is loaded.module
+
+
+def test_a_plain_lock_has_one_module(own_bundle, tiny_net):
+    *_, seed, path = own_bundle
+    loaded = keylock.load_bundle(path, key=seed, model=tiny_net())
+    assert loaded.opened is not loaded.module
+    assert loaded.opened is loaded.opened
+    assert replace(loaded, adapter=None).opened is loaded.module
 
 
 def test_loading_leaves_the_global_generator(own_bundle, tiny_net):

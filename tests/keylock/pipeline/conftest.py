@@ -43,12 +43,13 @@ class Workshop:
             name="shapes",
             data=self.data,
             architecture="resnet20",
-            settings=keylock.LockSettings(steps=5, gate_steps=0.2, amp=False),
+            settings=keylock.LockSettings(steps=5, amp=False),
             explainers=("grad_cam",),
             reference_steps=6,
             batch_size=16,
             device="cpu",
             measured_images=24,
+            strength=16 / 255,
         )
         return replace(plan, **changes)
 

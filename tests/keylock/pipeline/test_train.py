@@ -12,6 +12,7 @@ from keylock.errors import BundleError, ModelError, ResumeError, UnsealError
 from keylock.evaluation import measure
 from keylock.keys import KeySeed
 from keylock.models import create
+from keylock.pipeline.factors import measure_factors
 from keylock.training import Silent
 
 
@@ -51,7 +52,9 @@ def test_the_bundle_holds_what_was_locked(trained, workshop):
     assert loaded.manifest == outcome.manifest
     images = load_batch(plan.data.test, plan.data.preprocessing).images
     with torch.no_grad():
-        assert torch.equal(loaded.module(loaded.key.apply(images)), outcome.lock.module(outcome.key.apply(images)))
+        keyed = loaded.key.apply(images)
+        assert torch.equal(loaded.opened(keyed), outcome.lock.opened(outcome.key)(keyed))
+        torch.testing.assert_close(loaded.opened(keyed), outcome.lock.reference(images), rtol=1e-4, atol=1e-5)
 
 
 def test_the_published_module_has_no_batchnorm(trained):
@@ -67,7 +70,7 @@ def test_the_manifest_says_what_was_measured(trained):
     batch = load_batch(plan.data.test, plan.data.preprocessing)
     everything = measure(
         outcome.lock.reference,
-        outcome.lock.module,
+        outcome.lock.opened(outcome.key),
         key=outcome.key,
         explainers=outcome.lock.explainers,
         images=batch.images,
@@ -82,6 +85,11 @@ def test_the_manifest_says_what_was_measured(trained):
         if figure.name.startswith(("fidelity", "leakage", "chance")):
             assert abs(values[figure.name].value - figure.value) < 0.25, figure.name
     assert "energy/keyed/grad_cam" in values
+    assert values["fidelity/grad_cam"].value > 0.999
+    assert values["gate/keyed"].value == 1
+    assert values["gate/keyless"].value == 0
+    assert values["leakage/adapter_alone/grad_cam"].value == values["leakage/keyless/grad_cam"].value
+    assert -1 <= values["leakage/key_alone/grad_cam"].value < values["fidelity/grad_cam"].value
     assert outcome.manifest.training["lock"] == plan.settings.as_dict()
     assert outcome.manifest.reference_digest.startswith("sha256:")
     assert all(entry.pcc_to_reference >= 0.999 for entry in outcome.manifest.explainers)
@@ -96,6 +104,8 @@ def test_the_bundle_holds_no_secret_and_no_reference(trained, workshop):
     assert outcome.key.reveal().tobytes()[:96] not in content
     reference = outcome.lock.reference.state_dict()["layer1.0.conv1.weight"]
     assert reference.numpy().tobytes()[:96] not in content
+    for name, array in outcome.lock.adapter.tensors().items():
+        assert array.size < 24 or array.tobytes()[:96] not in content, name
 
 
 def test_without_the_secret_there_is_no_key(trained):
@@ -138,6 +148,26 @@ def test_a_run_started_anew_takes_nothing_from_an_earlier_one(workshop, tmp_path
         workshop.train(replace(plan, seed=1), resume=True, progress=listener)
 
     assert listener.heard == [("reference", 6, 2), ("lock", 5, 0)]
+
+
+def test_a_lock_by_the_key_alone_has_no_second_factor(workshop, tmp_path):
+    plan = workshop.plan(tmp_path / "plain")
+    outcome = workshop.train(replace(plan, settings=replace(plan.settings, sealed_adapter=False)))
+
+    assert outcome.manifest.adapter is None
+    assert not (plan.out / "adapter.sealed").exists()
+    assert not any(figure.name.startswith(("gate/", "leakage/key_alone")) for figure in outcome.figures)
+    loaded = keylock.load_bundle(plan.out, key=workshop.seed)
+    assert loaded.opened is loaded.module
+    with pytest.raises(ModelError, match="two-factor locks"):
+        measure_factors(
+            outcome.lock.reference,
+            outcome.lock.module,
+            outcome.lock.module,
+            key=outcome.key,
+            explainers=outcome.lock.explainers,
+            images=torch.zeros((2, 3, 16, 16)),
+        )
 
 
 @pytest.mark.parametrize("change", ["key", "reference", "settings"])
