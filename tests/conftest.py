@@ -55,6 +55,15 @@ def postgresql() -> Iterator[Any]:
     cluster.close()
 
 
+@pytest.fixture(scope="session")
+def two_factors() -> Any:
+    """A two-factor lock with its secrets, as `tests/two_factor_lock.py` makes it."""
+    pytest.importorskip("torch")
+    from two_factor_lock import make_two_factors
+
+    return make_two_factors()
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty store, on both databases."""

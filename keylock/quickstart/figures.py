@@ -25,7 +25,7 @@ class Evidence:
         keyed: The licensed customer's answers.
         keyless: The unlicensed customer's answers.
         wrong_key: The locked classifier with a wrong key on every image, in torch.
-        key_alone: The published classifier with the key and without the adapter, in torch: what a thief of the key sees.
+        key_alone: The published classifier with the key, without its adapter, in torch: what a thief of the key sees.
         local: The locked classifier with the key, in torch: what the licensed customer's maps must be.
     """
 

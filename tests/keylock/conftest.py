@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +17,6 @@ from torch.nn import functional as F
 from torchvision.models import densenet, vgg
 
 from keylock import models
-from keylock.adapters import Adapter
 from keylock.bundle import (
     Architecture,
     BundleContent,
@@ -31,13 +29,9 @@ from keylock.bundle import (
 )
 from keylock.data.shapes import SHAPE_CLASSES, draw_shapes
 from keylock.evaluation import reference_digest
-from keylock.explainers import make_for
 from keylock.keys import Key, KeySeed
-from keylock.models.low_rank import add_low_rank_, merge_low_rank_, take_back
 from keylock.preprocessing import Preprocessing
 from keylock.signing import SigningKey
-from keylock.training import Lock, LockSettings
-from keylock.training.key_gate import fit_key_gate
 
 
 def settle(model: nn.Module, *, seed: int = 3) -> nn.Module:
@@ -208,27 +202,3 @@ def untrained_bundle(tmp_path_factory: pytest.TempPathFactory) -> UntrainedBundl
     open_bundle(bundle, trusted=None)
     reference_file = place / "small.klb.work" / "reference.safetensors"
     return UntrainedBundle(bundle, place / "shapes.npz", reference_file, place / "small.klb.key", seed)
-
-
-@pytest.fixture(scope="session")
-def two_factors() -> SimpleNamespace:
-    """A two-factor lock with random deltas, which took no training: `lock`, `key`, `seed`, clean `images`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        model = settle(TinyNet())
-    coarse = torch.randn(90, 3, 4, 4, generator=torch.Generator().manual_seed(1))
-    images = F.interpolate(coarse, size=(16, 16), mode="bilinear")
-    reference = models.fold_batchnorm_(models.out_of_place_(model), images[:8])
-    generator = torch.Generator().manual_seed(2)
-    student = add_low_rank_(copy.deepcopy(reference), rank=2, generator=generator)
-    with torch.no_grad():
-        for name, parameter in student.named_parameters():
-            if parameter.requires_grad and not name.endswith("down"):
-                parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
-    seed = KeySeed(b"f" * 32)
-    key = Key.derive(seed, shape=(3, 16, 16), std=(0.25,) * 3, tile=4)
-    adapter = Adapter(take_back(student, reference), fit_key_gate(images, key))
-    published = merge_low_rank_(copy.deepcopy(student)).eval().requires_grad_(False)
-    made = make_for(models.find_layers(published, images[:2]), ["grad_cam", "gradient", "visual_backprop"])
-    lock = Lock(published, reference.requires_grad_(False), tuple(made), LockSettings(adapter_rank=2), adapter)
-    return SimpleNamespace(lock=lock, key=key, seed=seed, images=images)

@@ -1,0 +1,143 @@
+"""A two-factor lock, exported, sealed and served: true maps for licenses, decoys for others, and never one for both."""
+
+import grpc
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+
+from datetime import UTC, datetime  # noqa: E402
+from types import SimpleNamespace  # noqa: E402
+
+from google.rpc import error_details_pb2  # noqa: E402
+from grpc_status import rpc_status  # noqa: E402
+from two_factor_lock import STD  # noqa: E402
+
+from keylock.bundle import KeyFile, open_bundle  # noqa: E402
+from keylock.errors import BundleError  # noqa: E402
+from keylock.pipeline import Publication, publish  # noqa: E402
+from keylock.preprocessing import Preprocessing  # noqa: E402
+from keylock.training import Lock  # noqa: E402
+from keylock_server.runtime import ServedModel  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def published(two_factors, vendor, tmp_path_factory):
+    """The lock as a signed bundle, for one explainer."""
+    folder = tmp_path_factory.mktemp("two-factors")
+    made = two_factors.lock
+    lock = Lock(made.module, made.reference, made.explainers[:1], made.settings, made.adapter)
+    publish(
+        lock,
+        folder / "two.klb",
+        Publication(
+            name="two", classes=("a", "b", "c"), preprocessing=Preprocessing(size=(16, 16), mean=(0.5,) * 3, std=STD)
+        ),
+        seed=two_factors.seed,
+        key=two_factors.key,
+        images=two_factors.images[:6],
+        signing_key=vendor.signing_key,
+        sealer=KeyFile.create(folder / "key-file"),
+        created=datetime(2026, 11, 22, tzinfo=UTC),
+    )
+    return SimpleNamespace(path=folder / "two.klb", key_file=folder / "key-file", explainer=lock.explainers[0])
+
+
+@pytest.fixture(scope="module")
+def two(published, start_server):
+    return start_server(bundle=published.path, key_file=published.key_file)
+
+
+@pytest.fixture(scope="module")
+def hiding(two_factors):
+    """A clean image whose texture is the opposite of what the gate looks for."""
+    _, gate = two_factors.lock.adapter.reveal()
+    image = two_factors.images[1].numpy()
+    return image - np.float32(0.6) * gate.weight / np.square(gate.weight).sum()
+
+
+def expected_maps(two_factors, published, model, images):
+    explained = published.explainer.explain(model, images, torch.full((len(images),), -1))
+    return explained.maps.numpy()
+
+
+def maps_of(tiny, answer):
+    return np.stack([tiny.to_array(result.map) for result in answer.results])
+
+
+def test_licensed_rows_are_the_reference_and_others_the_published_model(two, two_factors, published, vendor, tiny):
+    images = two_factors.images[:5]
+    sent = [tiny.tensor_image(image) for image in images.numpy()]
+    for token, model in ((vendor.grant().token, two_factors.lock.reference), (None, two_factors.lock.module)):
+        answer = two.explain(*sent, token=token)
+        assert all(result.keyed == (token is not None) for result in answer.results)
+        expected = expected_maps(two_factors, published, model, images)
+        np.testing.assert_allclose(maps_of(tiny, answer), expected, rtol=1e-3, atol=1e-5 * expected.max())
+
+
+def test_a_licensed_image_that_hides_the_key_is_refused_and_never_gets_a_decoy(
+    two, two_factors, vendor, tiny, hiding, server_log
+):
+    good = tiny.tensor_image(two_factors.images[0].numpy())
+    with pytest.raises(grpc.RpcError) as caught:
+        two.explain(good, tiny.tensor_image(hiding), token=vendor.grant().token)
+    status = rpc_status.from_call(caught.value)
+    info = error_details_pb2.ErrorInfo()
+    status.details[0].Unpack(info)
+    assert (caught.value.code(), info.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "KEY_HIDDEN")
+    assert "image 1 of the request" in status.message
+    assert "nothing was charged" in status.message
+    assert "did not open for 1 of 2 licensed images" in server_log.text
+    assert two.explain(good, token=vendor.grant().token).results[0].keyed
+
+
+def test_the_same_image_without_a_license_gets_its_decoy(two, two_factors, published, tiny, hiding):
+    answer = two.explain(tiny.tensor_image(hiding))
+    images = torch.from_numpy(hiding)[None]
+    expected = expected_maps(two_factors, published, two_factors.lock.module, images)
+    np.testing.assert_allclose(maps_of(tiny, answer), expected, rtol=1e-3, atol=1e-5 * expected.max())
+    assert not answer.results[0].keyed
+
+
+def test_the_key_on_the_image_opens_nothing_without_a_license(two, two_factors, published, tiny):
+    images = two_factors.key.apply(two_factors.images[:3])
+    answer = two.explain(*(tiny.tensor_image(image) for image in images.numpy()))
+    expected = expected_maps(two_factors, published, two_factors.lock.module, images)
+    np.testing.assert_allclose(maps_of(tiny, answer), expected, rtol=1e-3, atol=1e-5 * expected.max())
+
+
+def test_a_keyless_server_serves_the_same_decoys(published, two_factors, tiny):
+    with open_bundle(published.path, trusted=None) as bundle:
+        keyless = ServedModel(bundle.manifest, bundle.read, key=None)
+        full = ServedModel(
+            bundle.manifest,
+            bundle.read,
+            key=bundle.key(two_factors.seed),
+            adapter=bundle.adapter(two_factors.seed),
+        )
+    images, targets, keyed = two_factors.images[:4].numpy(), np.full(4, -1), np.zeros(4, bool)
+    one, other = (
+        model.explain(images, explainer="grad_cam", targets=targets, keyed=keyed) for model in (keyless, full)
+    )
+    np.testing.assert_array_equal(one.maps, other.maps)
+
+
+def test_a_key_without_its_adapter_is_refused_at_start(published, two_factors):
+    with (
+        open_bundle(published.path, trusted=None) as bundle,
+        pytest.raises(BundleError, match="a two-factor lock needs its adapter"),
+    ):
+        ServedModel(bundle.manifest, bundle.read, key=two_factors.key)
+
+
+def test_no_secret_is_in_the_log_or_the_bundle(two, two_factors, published, vendor, tiny, hiding, server_log):
+    with pytest.raises(grpc.RpcError) as caught:
+        two.explain(tiny.tensor_image(hiding), token=vendor.grant().token)
+    text = server_log.text + str(caught.value)
+    content = published.path.read_bytes()
+    for name, array in {"key": two_factors.key.reveal(), **two_factors.lock.adapter.tensors()}.items():
+        assert name == "key" or name not in text
+        if array.size >= 8:
+            assert array.ravel()[:8].tobytes() not in content
+            assert f"{array.ravel()[0]:.6f}" not in text
