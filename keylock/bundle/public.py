@@ -6,7 +6,7 @@ A sealed adapter stays: it opens with the key seed alone, and with that the copy
 import os
 from pathlib import Path
 
-from keylock.bundle.manifest import ADAPTER_FILE, MANIFEST_FILE, SIGNATURE_FILE
+from keylock.bundle.manifest import MANIFEST_FILE, SIGNATURE_FILE
 from keylock.bundle.read import Bundle
 from keylock.bundle.write import place
 from keylock.errors import BundleError
@@ -28,8 +28,5 @@ def export_public(bundle: Bundle, out: str | os.PathLike[str], *, overwrite: boo
     """
     if Path(out).resolve() == bundle.path.resolve():
         raise BundleError(f"the public copy would replace {out} and its key would be lost: choose another place")
-    files = {name: bundle.read(name) for name in bundle.manifest.files}
-    if (sealed := bundle.sealed_adapter()) is not None:
-        files[ADAPTER_FILE] = sealed
     manifest, signature = bundle.signed_manifest()
-    place(Path(out), {**files, MANIFEST_FILE: manifest, SIGNATURE_FILE: signature}, overwrite=overwrite)
+    place(Path(out), {**bundle.model_files(), MANIFEST_FILE: manifest, SIGNATURE_FILE: signature}, overwrite=overwrite)

@@ -64,6 +64,16 @@ class Bundle:
             raise BundleTamperedError(name, "changed since the bundle was opened")
         return content
 
+    def model_files(self) -> dict[str, bytes]:
+        """Returns every file that the manifest lists, and the sealed adapter where there is one, for a copy.
+
+        Raises:
+            BundleTamperedError: If one of them changed since the bundle was opened.
+        """
+        files = {name: self.read(name) for name in self.manifest.files}
+        sealed = self.sealed_adapter()
+        return files if sealed is None else {**files, ADAPTER_FILE: sealed}
+
     def signed_manifest(self) -> tuple[bytes, bytes]:
         """Returns the bytes of the manifest and of its signature file, for a copy.
 

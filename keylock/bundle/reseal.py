@@ -60,10 +60,9 @@ def reseal(bundle: Bundle, seed: KeySeed, sealer: Sealer, *, signing_key: Signin
             f"{signing_key.key_id}: for another server, use keylock key seal"
         )
     sealed = seal_for(bundle, seed, sealer)
-    files = {name: bundle.read(name) for name in bundle.manifest.files}
     raw = bundle.manifest.model_copy(update={"sealed_key": digest_of(sealed)}).canonical()
     signed = {MANIFEST_FILE: raw, SIGNATURE_FILE: sign_manifest(raw, signing_key), SEALED_KEY_FILE: sealed}
-    place(bundle.path, {**files, **signed}, signing_key=signing_key, overwrite=True)
+    place(bundle.path, {**bundle.model_files(), **signed}, signing_key=signing_key, overwrite=True)
     return open_bundle(bundle.path, trusted=[bundle.issuer])
 
 

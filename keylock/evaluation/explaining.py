@@ -1,39 +1,14 @@
 """Running any explainer on a model whose every input gets a perturbation: the key, a wrong one, or none."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from keylock.explainers import Explained, Explainer
+from keylock.models import added_to_inputs
 
 __all__ = ["added_to_inputs", "explain_alone"]
 
 _ROWS = 250
-
-
-@contextmanager
-def added_to_inputs(model: nn.Module, offset: Tensor | None) -> Iterator[None]:
-    """Add a perturbation (channels, height, width) to everything the model is given inside the block.
-
-    Methods that mask, blend or blur images run the model many times. A key that is only on the image they start from
-    would be masked and blended too; a server that holds the key adds it last, and so does this.
-    """
-    if offset is None:
-        yield
-        return
-
-    def add(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (inputs[0] + offset.to(inputs[0]), *inputs[1:])
-
-    # Before any hook of the model's own, which is to see what a caller would have sent.
-    handle = model.register_forward_pre_hook(add, prepend=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def explain_alone(

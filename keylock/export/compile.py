@@ -22,7 +22,7 @@ from keylock.export.graphs import require_dynamic_batch, strip_metadata
 from keylock.export.inputs import GraphInput, adapter_inputs, explainer_inputs, prediction_inputs
 from keylock.export.simplify import simplify
 from keylock.export.tracing import trace
-from keylock.models import fold_batchnorm_
+from keylock.models import added_to_inputs, fold_batchnorm_
 from keylock.models.activations import out_of_place_
 from keylock.models.adapted import attach_blank_adapter
 
@@ -86,10 +86,14 @@ def compile_explainer(
 
     def explain(image: Tensor, target: Tensor, keyed: Tensor, key: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         rows = (keyed > 0.5).to(image.dtype)
-        image = image + rows[:, None, None, None] * key
         if state is not None:
             state.bind(key, dict(zip(names, tensors, strict=True)))
             state.rows = rows
+        # The key is added to whatever the network is given, so that the explainer works with the image itself.
+        with added_to_inputs(network, rows[:, None, None, None] * key):
+            return (*explain_rows(image, target), rows if state is None else state.opened)
+
+    def explain_rows(image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         # This forward pass and the explainer's own become one when equal nodes are merged.
         logits = network(image)
         if logits.ndim != 2 or logits.shape[1] != num_classes:
@@ -99,7 +103,7 @@ def compile_explainer(
             )
         resolved = torch.where(target < 0, logits.argmax(1), target)
         explained = explainer.explain(network, image, resolved)
-        return explained.logits, explained.maps.float(), rows if state is None else state.opened
+        return explained.logits, explained.maps.float()
 
     inputs = explainer_inputs(image_shape, adapter_shapes)
     return _compile(explain, f"the explainer {explainer.name!r}", inputs=inputs, outputs=["logits", "map", "opened"])

@@ -22,7 +22,7 @@ from keylock.explainers import Explainer
 from keylock.export.graphs import require_dynamic_batch
 from keylock.export.inputs import is_secret
 from keylock.keys import Key
-from keylock.models import attach_adapter
+from keylock.models import added_to_inputs, attach_adapter
 
 __all__ = ["Secrets", "Verification", "verify_graph", "verify_prediction"]
 
@@ -116,9 +116,13 @@ def verify_graph(
     if secrets is None:
         return _judge(what, logits, maps, _reference(module, explainer, images, resolved))
     full = module if secrets.adapter is None else attach_adapter(module, secrets.adapter, secrets.key)
-    seen = np.where(keyed[:, None, None, None] > 0, images + secrets.key.reveal(), images)
     # The opened model decides by itself, so that a keyless row that opened would show as a difference.
-    found = _judge(what, logits, maps, _reference(full, explainer, seen, resolved))
+    expected = [
+        _reference(full, explainer, images[keyed == kind], resolved[keyed == kind], offset=offset)
+        for kind, offset in ((1, secrets.key.reveal()), (0, None))
+    ]
+    whole = (np.concatenate([parts[0] for parts in expected]), np.concatenate([parts[1] for parts in expected]))
+    found = _judge(what, logits, maps, whole)
     _require_opened(what, keyed, opened)
     if secrets.reference is not None and secrets.adapter is not None:
         true = opened > 0
@@ -226,10 +230,16 @@ def _require_predicted_class(run: Callable[..., list[FloatArray]], rows: dict[st
 
 
 def _reference(
-    module: nn.Module, explainer: Explainer, images: FloatArray, targets: IntArray
+    module: nn.Module,
+    explainer: Explainer,
+    images: FloatArray,
+    targets: IntArray,
+    *,
+    offset: FloatArray | None = None,
 ) -> tuple[FloatArray, FloatArray]:
+    """Explain in torch, with a perturbation (C, H, W) on everything the module is given."""
     logits, maps = [], []
-    with _evaluating(module):
+    with _evaluating(module), added_to_inputs(module, None if offset is None else torch.from_numpy(offset)):
         for start in range(0, len(images), 64):
             batch = _to_torch(images[start : start + 64], module)
             classes = torch.from_numpy(targets[start : start + 64]).to(batch.device)

@@ -9,6 +9,7 @@ from keylock.models.activations import out_of_place_, smooth_activations
 from keylock.models.adapted import adapter_of, attach_adapter
 from keylock.models.balance import balance_filters_, unbalance_filters_
 from keylock.models.folding import fold_batchnorm_
+from keylock.models.inputs import added_to_inputs
 from keylock.models.kernels import plain_attention
 from keylock.models.layers import TargetLayers, find_layers
 from keylock.models.recording import capture_outputs
@@ -19,6 +20,7 @@ __all__ = [
     "OWN_ARCHITECTURES",
     "TargetLayers",
     "adapter_of",
+    "added_to_inputs",
     "architectures",
     "attach_adapter",
     "balance_filters_",

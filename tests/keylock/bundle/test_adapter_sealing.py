@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from safetensors.numpy import load, save
 
 from keylock.adapters import Adapter, KeyGate, LayerDelta
-from keylock.bundle import export_public, open_bundle, write_bundle
+from keylock.bundle import export_public, open_bundle, reseal, write_bundle
 from keylock.bundle.adapter_sealing import seal_adapter, unseal_adapter
 from keylock.errors import BundleError, BundleTamperedError, KeySeedError, UnsealError
 from keylock.keys import KeySeed
@@ -179,6 +179,13 @@ def test_the_public_copy_keeps_the_adapter_and_loses_the_key(made, tmp_path, ada
     with open_bundle(tmp_path / "public.klb", trusted=made.trusted) as copy:
         assert not copy.has_key
         assert_same(copy.adapter(seed), adapter)
+
+
+def test_a_bundle_whose_key_is_sealed_anew_keeps_its_adapter(made, adapter, seed, signing_key, key_file):
+    with open_bundle(made.path, trusted=made.trusted) as bundle:
+        again = reseal(bundle, seed, key_file, signing_key=signing_key)
+    assert again.has_key
+    assert_same(again.adapter(seed), adapter)
 
 
 def test_an_adapter_without_a_seed_is_not_written(tmp_path, content_of, adapter, seed, signing_key):

@@ -1,0 +1,31 @@
+"""A perturbation on everything a model is given: how a server that holds the key adds it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["added_to_inputs"]
+
+
+@contextmanager
+def added_to_inputs(model: nn.Module, offset: Tensor | None) -> Iterator[None]:
+    """Add a perturbation, (channels, height, width) or one for each row, to everything the model is given inside the block.
+
+    Methods that mask, blend or blur images run the model many times. A key that is only on the image they start from
+    would be masked and blended too; a server that holds the key adds it last, and so does this.
+    """
+    if offset is None:
+        yield
+        return
+
+    def add(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (inputs[0] + offset.to(inputs[0]), *inputs[1:])
+
+    # Before any hook of the model's own, which is to see what a caller would have sent.
+    handle = model.register_forward_pre_hook(add, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
