@@ -11,7 +11,7 @@ __all__ = ["added_to_inputs"]
 
 @contextmanager
 def added_to_inputs(model: nn.Module, offset: Tensor | None) -> Iterator[None]:
-    """Add a perturbation, (channels, height, width) or one for each row, to everything the model is given inside the block.
+    """Add a perturbation, (channels, height, width) or one for each row, to whatever the model is given in the block.
 
     Methods that mask, blend or blur images run the model many times. A key that is only on the image they start from
     would be masked and blended too; a server that holds the key adds it last, and so does this.
