@@ -24,7 +24,7 @@ from keylock.export.simplify import simplify
 from keylock.export.tracing import trace
 from keylock.models import added_to_inputs, fold_batchnorm_
 from keylock.models.activations import out_of_place_
-from keylock.models.adapted import attach_blank_adapter
+from keylock.models.adapted import AdapterState, attach_blank_adapter
 
 __all__ = ["compile_explainer", "compile_prediction"]
 
@@ -79,7 +79,8 @@ def compile_explainer(
         ExportError: The network or the explainer has an operation that cannot be compiled, or fixes the batch size.
         ModelError: The network has another number of classes.
     """
-    network, state = _prepare(module, image_shape), None
+    network = _prepare(module, image_shape)
+    state: AdapterState | None = None
     if adapter_shapes is not None:
         network, state = attach_blank_adapter(network, adapter_shapes)
     names = [given.name for given in adapter_inputs(adapter_shapes or {})]

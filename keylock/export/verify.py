@@ -186,7 +186,9 @@ def _open(graph: bytes) -> Any:  # noqa: ANN401 - ONNX Runtime has no type stubs
 def _runner(session: Any, secrets: Secrets | None) -> Callable[..., list[FloatArray]]:  # noqa: ANN401
     """Return a function that runs a graph on at most 64 images at a time, to bound the memory."""
     # Without secrets every row is keyless, and these inputs count for nothing.
-    fixed = {given.name: np.zeros(given.shape, np.float32) for given in session.get_inputs() if is_secret(given.name)}
+    fixed: dict[str, FloatArray] = {
+        given.name: np.zeros(given.shape, np.float32) for given in session.get_inputs() if is_secret(given.name)
+    }
     if secrets is not None:
         tensors = {} if secrets.adapter is None else secrets.adapter.tensors()
         fixed = {"key": secrets.key.reveal(), **tensors}
