@@ -107,8 +107,9 @@ def _figures(story: Story) -> str:
         "Keyed and keyless figures come from the server's answers, the others from torch.</p>"
         f"{accuracy}{similarity}"
         '<p class="note"><b>Fidelity</b> is the correlation of a keyed map with that of the classifier before locking, '
-        "<b>leakage</b> the same for a map made without the key or with a wrong one. <b>Chance</b> is the correlation "
-        "of the true maps of two different images: what an attacker has who shows any map at all.</p>"
+        "<b>leakage</b> the same for a map made without the key, with a wrong one, or with the key but without the "
+        "sealed adapter, as a thief of the key alone sees it. <b>Chance</b> is the correlation of the true maps of two "
+        "different images: what an attacker has who shows any map at all.</p>"
         f"{energy}"
         '<p class="note">The images were drawn, so it is known which pixels are the object. A map that points nowhere '
         "has as much energy inside as the object has area. A keyed map that came over gRPC correlates with the one "
@@ -158,12 +159,16 @@ def _commands(story: Story) -> str:
 
 def _made_of(story: Story) -> str:
     manifest = story.manifest
-    settings = manifest.training.get("lock")
+    settings, adapter = manifest.training.get("lock"), manifest.adapter
     rows = [
         ("model", manifest.model_digest),
         ("reference", manifest.reference_digest or ""),
         ("issuer", manifest.issuer.key_id),
         ("key", f"{manifest.key.id}, strength {manifest.key.strength * 255:.3g}/255, tile {manifest.key.tile}"),
+        (
+            "adapter",
+            "" if adapter is None else f"{adapter.layers} layers, rank {adapter.rank}, sealed under the key seed",
+        ),
         ("license", f"{story.license.id}, until {story.license.expires:%Y-%m-%d}"),
         ("lock", ", ".join(f"{k} {v}" for k, v in settings.items()) if isinstance(settings, dict) else ""),
         ("versions", ", ".join(f"{name} {found}" for name, found in story.versions.items())),

@@ -243,6 +243,8 @@ def _train(
             f"The classifier {recipe.architecture} learned the shapes in {recipe.reference_steps} steps "
             f"({pen.stages['reference']:.0f} s) and was locked in {recipe.settings.steps} "
             f"({pen.stages['lock']:.0f} s), for {', '.join(recipe.explainers)}. "
+            "The published weights show decoys for every input; the way back, small deltas and a gate that knows the "
+            "key, is sealed under the key seed. "
             "Predictions and explainers became ONNX graphs, each proved against torch."
         )
     with pen.chapter("Verify the bundle") as text:
@@ -311,7 +313,10 @@ def _serve_and_ask(
             keyed=keyed,
             keyless=keyless,
         )
-        text.append("In torch: those of the classifier before locking, and those of the locked one with wrong keys.")
+        text.append(
+            "In torch: those of the classifier before locking, and those of the locked one with wrong keys, and with "
+            "the key but without its adapter."
+        )
     return license, evidence
 
 

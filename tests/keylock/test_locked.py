@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import keylock
-from keylock.bundle.sealing import KeyFile
+from keylock.bundle import KeyFile
 from keylock.errors import BundleError
 from keylock.keys import Key, KeySeed
 from keylock.pipeline import Publication, publish

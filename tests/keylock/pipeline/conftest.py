@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import keylock
-from keylock.bundle.sealing import KeyFile
+from keylock.bundle import KeyFile
 from keylock.data import DataSource
 from keylock.data.sets import ImageSet
 from keylock.data.shapes import SHAPE_CLASSES, draw_shapes
