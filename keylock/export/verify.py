@@ -104,7 +104,7 @@ def verify_graph(
     images, targets = _checked(images, targets)
     keyed = np.zeros(len(images), np.float32)
     if secrets is not None:
-        keyed = np.repeat(np.float32([1, 0]), len(images))
+        keyed = np.repeat(np.asarray([1, 0], np.float32), len(images))
         images, targets = np.tile(images, (2, 1, 1, 1)), np.tile(targets, 2)
     what, rows = f"the explainer {explainer.name!r}", {"image": images, "target": targets, "keyed": keyed}
     run = _runner(_open(graph), secrets)

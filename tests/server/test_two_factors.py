@@ -16,6 +16,7 @@ from two_factor_lock import STD  # noqa: E402
 
 from keylock.bundle import KeyFile, open_bundle  # noqa: E402
 from keylock.errors import BundleError  # noqa: E402
+from keylock.licensing import Quota  # noqa: E402
 from keylock.pipeline import Publication, publish  # noqa: E402
 from keylock.preprocessing import Preprocessing  # noqa: E402
 from keylock.training import Lock  # noqa: E402
@@ -79,9 +80,9 @@ def test_licensed_rows_are_the_reference_and_others_the_published_model(two, two
 def test_a_licensed_image_that_hides_the_key_is_refused_and_never_gets_a_decoy(
     two, two_factors, vendor, tiny, hiding, server_log
 ):
-    good = tiny.tensor_image(two_factors.images[0].numpy())
+    good, token = tiny.tensor_image(two_factors.images[0].numpy()), vendor.grant(quota=Quota(total=2)).token
     with pytest.raises(grpc.RpcError) as caught:
-        two.explain(good, tiny.tensor_image(hiding), token=vendor.grant().token)
+        two.explain(good, tiny.tensor_image(hiding), token=token)
     status = rpc_status.from_call(caught.value)
     info = error_details_pb2.ErrorInfo()
     status.details[0].Unpack(info)
@@ -89,7 +90,8 @@ def test_a_licensed_image_that_hides_the_key_is_refused_and_never_gets_a_decoy(
     assert "image 1 of the request" in status.message
     assert "nothing was charged" in status.message
     assert "did not open for 1 of 2 licensed images" in server_log.text
-    assert two.explain(good, token=vendor.grant().token).results[0].keyed
+    # The whole quota is still there.
+    assert all(result.keyed for result in two.explain(good, good, token=token).results)
 
 
 def test_the_same_image_without_a_license_gets_its_decoy(two, two_factors, published, tiny, hiding):
