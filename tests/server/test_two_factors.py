@@ -128,7 +128,7 @@ def test_a_keyless_server_serves_the_same_decoys(published, two_factors, tiny):
 def test_a_key_without_its_adapter_is_refused_at_start(published, two_factors):
     with (
         open_bundle(published.path, trusted=None) as bundle,
-        pytest.raises(BundleError, match="a two-factor lock needs its adapter"),
+        pytest.raises(BundleError, match="takes other secrets than the bundle holds"),
     ):
         ServedModel(bundle.manifest, bundle.read, key=two_factors.key)
 
