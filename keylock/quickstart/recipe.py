@@ -36,9 +36,7 @@ class Recipe:
     strength: float = 8 / 255
 
 
-RECIPE = Recipe(
-    settings=LockSettings(steps=680, gate_clear=0.04, wrong_key_rows=False, unlock_weight=2, leak_weight=60)
-)
+RECIPE = Recipe(settings=LockSettings(steps=500, learning_rate=4e-3, leak_weight=100, prediction_weight=1.5))
 """What `keylock quickstart` does."""
 
 QUICK = Recipe(
