@@ -1,0 +1,36 @@
+"""The attacks. Importing this package registers them all, in the order of the imports.
+
+Adding one is one function with the decorator `attack`, and one row in the conformance table of the tests.
+"""
+
+from keylock.audit.attacks import (
+    answers,
+    base_model,
+    detection,
+    explaining,
+    guesses,
+    imitation,
+    key_search,
+    low_rank,
+    normalisation,
+    pairs,
+    perturbations,
+    tuning,
+    weights,
+)
+
+__all__ = [
+    "answers",
+    "base_model",
+    "detection",
+    "explaining",
+    "guesses",
+    "imitation",
+    "key_search",
+    "low_rank",
+    "normalisation",
+    "pairs",
+    "perturbations",
+    "tuning",
+    "weights",
+]

@@ -1,0 +1,33 @@
+"""T0: explanations made from public predictions alone, which no lock of maps can refuse."""
+
+from functools import partial
+
+import torch
+
+from keylock.audit.budgets import Budget
+from keylock.audit.contract import Cost, Knowledge, Outcome, Steps, attack
+from keylock.audit.views import PublicView
+from keylock.explainers import EXPLAINERS, FromPredictions, make
+
+__all__ = ["METHODS"]
+
+METHODS = tuple(name for name, kind in EXPLAINERS.items() if issubclass(kind, FromPredictions))
+"""The explainers that need predictions alone."""
+
+_SETTINGS = ("masks", "samples")
+_AT_ONCE = 8
+
+
+def _explain(name: str, view: PublicView, budget: Budget, _generator: torch.Generator, steps: Steps) -> Outcome:
+    # Masks are drawn by the explainer's own seed, so that the reference model can be asked the same.
+    explainer = make(name, **{key: budget.masks for key in _SETTINGS if key in make(name).parameters})
+    parts = torch.split(view.images[: budget.slow_images], _AT_ONCE)
+    found = []
+    for step in steps(len(parts)):
+        whatever = torch.full((len(parts[step]),), -1)
+        found.append(explainer.explain(view.oracle.predict, parts[step], whatever).maps)
+    return Outcome(maps={name: torch.cat(found)}, methods={name: explainer}, cost=Cost(queries=view.oracle.queries))
+
+
+for _name in METHODS:
+    attack(f"predictions/{_name}", Knowledge.T0, f"Explain public predictions with {_name}.")(partial(_explain, _name))

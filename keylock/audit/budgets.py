@@ -1,0 +1,102 @@
+"""What an attacker may spend, by suite: one table."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from keylock.errors import UnknownNameError
+
+__all__ = ["SUITES", "Budget", "budget_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What every attack of a suite may spend.
+
+    Attributes:
+        images: Test images whose true maps are wanted, and on which everything is measured.
+        slow_images: How many of these are given to methods that ask hundreds of times for each.
+        own_images: Images the attacker has, with labels.
+        few_images: How many of these count as few.
+        pairs: Keyed pairs of T2.
+        batch: Images in a gradient step.
+        few_steps: Gradient steps on few images.
+        steps: Gradient steps on all of them.
+        search_steps: Gradient steps of a search for a key or an adapter.
+        search_batch: Images in such a step.
+        restarts: How often a search starts anew.
+        guesses: Random keys tried.
+        climb_steps: Steps of searches by queries.
+        climb_images: Images in each of their queries.
+        copies: Copies of an image that are averaged over.
+        masks: Masked images that a perturbation explainer asks for.
+        few_predictions: Predictions a surrogate is trained on.
+        predictions: The same, with patience.
+        calls: Calls in each sample of the timing test.
+        gate_images: Images of the gate curve.
+    """
+
+    images: int
+    slow_images: int
+    own_images: int
+    few_images: int
+    pairs: int
+    batch: int
+    few_steps: int
+    steps: int
+    search_steps: int
+    search_batch: int
+    restarts: int
+    guesses: int
+    climb_steps: int
+    climb_images: int
+    copies: int
+    masks: int
+    few_predictions: int
+    predictions: int
+    calls: int
+    gate_images: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what a JSON file keeps."""
+        return asdict(self)
+
+
+_COLUMNS: Final = ("quick", "standard", "full")
+_TABLE: Final = {
+    "images": (128, 256, 1000),
+    "slow_images": (24, 48, 200),
+    "own_images": (1000, 10_000, 10_000),
+    "few_images": (250, 2500, 2500),
+    "pairs": (64, 256, 1000),
+    "batch": (32, 64, 64),
+    "few_steps": (30, 150, 600),
+    "steps": (60, 300, 2000),
+    "search_steps": (20, 150, 300),
+    "search_batch": (16, 32, 64),
+    "restarts": (1, 1, 4),
+    "guesses": (100, 1000, 1000),
+    "climb_steps": (40, 150, 1000),
+    "climb_images": (8, 16, 32),
+    "copies": (8, 16, 64),
+    "masks": (100, 300, 1000),
+    "few_predictions": (250, 1000, 1000),
+    "predictions": (1000, 10_000, 10_000),
+    "calls": (200, 1000, 5000),
+    "gate_images": (32, 64, 256),
+}
+
+SUITES: Final[dict[str, Budget]] = {
+    name: Budget(**{row: values[place] for row, values in _TABLE.items()}) for place, name in enumerate(_COLUMNS)
+}
+"""The budget of every suite."""
+
+
+def budget_of(suite: str) -> Budget:
+    """Return the budget of a suite.
+
+    Raises:
+        UnknownNameError: There is no such suite.
+    """
+    if suite not in SUITES:
+        raise UnknownNameError("suite", suite, SUITES)
+    return SUITES[suite]

@@ -1,0 +1,89 @@
+"""The lock under audit: everything the auditor knows, and the views that attackers get of it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from keylock.audit.learning import explained
+from keylock.audit.oracle import LocalOracle, Oracle
+from keylock.audit.views import PairsView, PublicView, WeightsView
+from keylock.explainers import Explainer
+from keylock.keys import Key
+
+__all__ = ["Case"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Case:
+    """A lock, and the data to audit it with.
+
+    Attributes:
+        name: Of the model.
+        digest: Identity of the model.
+        lock: What kind of lock it is, in words.
+        about: On what is measured.
+        module: The published classifier.
+        opened: What keyed callers see: `opened(key.apply(images))` shows true maps.
+        reference: The classifier before locking: the truth.
+        key: The key.
+        explainers: Those that are locked, by name.
+        images: Preprocessed images to measure on (count, channels, height, width).
+        labels: Their classes (count,).
+        own_images: Images that attackers have (own, channels, height, width), none of them among the above.
+        own_labels: Their classes (own,).
+        pair_images: Images whose true maps T2 has (pairs, channels, height, width), none of them among `images`.
+        fresh: Makes an untrained classifier of the same kind, with weights drawn from a generator.
+        base: A public model it may have been made from, folded, or None.
+        base_statistics: Mean and std (channels,) that each BatchNorm of that model puts out, by name.
+        asked: Makes the oracle that T0 asks; by default one over `module`.
+    """
+
+    name: str
+    digest: str
+    lock: str
+    about: str
+    module: nn.Module
+    opened: nn.Module
+    reference: nn.Module
+    key: Key
+    explainers: Mapping[str, Explainer]
+    images: Tensor
+    labels: Tensor
+    own_images: Tensor
+    own_labels: Tensor
+    pair_images: Tensor
+    fresh: Callable[[torch.Generator], nn.Module]
+    base: nn.Module | None = None
+    base_statistics: Mapping[str, tuple[Tensor, Tensor]] | None = None
+    asked: Callable[[], Oracle] | None = None
+
+    def truths(self) -> dict[str, Tensor]:
+        """Return the true maps (count, h, w) of all images, by explainer."""
+        return explained(self.reference, self.explainers, self.images)
+
+    def as_reference(self) -> "Case":
+        """Return the case of a model that is not locked: what a detector is to be confused with."""
+        return replace(self, module=self.reference, opened=self.reference, asked=None)
+
+    def view(self, kind: type[PublicView]) -> PublicView:
+        """Return what an attacker of a kind sees, with an oracle that has not been asked yet."""
+        oracle = LocalOracle(self.module, self.explainers) if self.asked is None else self.asked()
+        public = {
+            "oracle": oracle,
+            "images": self.images,
+            "own_images": self.own_images,
+            "own_labels": self.own_labels,
+            "height": torch.from_numpy(self.key.reveal()).abs().amax(dim=(1, 2), keepdim=True),
+            "tile": self.key.tile,
+            "explainers": self.explainers,
+            "fresh": self.fresh,
+        }
+        weights = {"module": self.module, "base": self.base, "base_statistics": self.base_statistics}
+        if kind is PairsView:
+            maps = explained(self.opened, self.explainers, self.key.apply(self.pair_images))
+            return PairsView(**public, **weights, pair_images=self.pair_images, pair_maps=maps)  # type: ignore[arg-type]
+        if kind is WeightsView:
+            return WeightsView(**public, **weights)  # type: ignore[arg-type]
+        return PublicView(**public)  # type: ignore[arg-type]

@@ -1,0 +1,132 @@
+"""All that an attacker without a license has: predictions and keyless maps, by asking. Every answer is counted."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from keylock.errors import UnknownNameError
+from keylock.explainers import Explainer
+from keylock_client import Client
+
+__all__ = ["GraphOracle", "LocalOracle", "Oracle", "ServerOracle"]
+
+_ROWS = 250
+
+
+class Oracle(ABC):
+    """Answers about images, one row for each.
+
+    Attributes:
+        names: The explainers on offer.
+        queries: Images answered so far.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names, self.queries = tuple(names), 0
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Return logits (count, classes) of preprocessed images (count, channels, height, width)."""
+        self.queries += len(images)
+        with torch.no_grad():
+            return torch.cat([self._predict(rows) for rows in torch.split(images, _ROWS)])
+
+    def explain(self, name: str, images: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Return keyless maps (count, h, w).
+
+        Args:
+            name: An explainer on offer.
+            images: Preprocessed images (count, channels, height, width).
+            targets: Classes to explain (count,); by default those that are predicted.
+
+        Raises:
+            UnknownNameError: There is no such explainer.
+        """
+        if name not in self.names:
+            raise UnknownNameError("explainer", name, self.names)
+        self.queries += len(images)
+        chosen = torch.full((len(images),), -1, device=images.device) if targets is None else targets
+        parts = zip(torch.split(images, _ROWS), torch.split(chosen, _ROWS), strict=True)
+        return torch.cat([self._explain(name, rows, classes) for rows, classes in parts])
+
+    def explain_all(self, images: Tensor, targets: Tensor | None = None) -> dict[str, Tensor]:
+        """Return keyless maps (count, h, w) of every explainer on offer."""
+        return {name: self.explain(name, images, targets) for name in self.names}
+
+    @abstractmethod
+    def _predict(self, images: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _explain(self, name: str, images: Tensor, targets: Tensor) -> Tensor: ...
+
+
+class LocalOracle(Oracle):
+    """Answers from a torch module, which nobody who asks gets to see."""
+
+    def __init__(self, module: nn.Module, explainers: Mapping[str, Explainer]) -> None:
+        super().__init__(tuple(explainers))
+        self.__module, self.__explainers = module, dict(explainers)
+
+    def _predict(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.__module(images)
+        return logits
+
+    def _explain(self, name: str, images: Tensor, targets: Tensor) -> Tensor:
+        return self.__explainers[name].explain(self.__module, images, targets).maps
+
+
+class GraphOracle(Oracle):
+    """Answers from the ONNX graphs of a bundle, as a server without the key does."""
+
+    def __init__(self, bundle: Path) -> None:
+        """Load the graphs.
+
+        Raises:
+            BundleError: The bundle cannot be used.
+        """
+        from keylock_server.opening import open_model
+        from keylock_server.settings import ServerSettings
+
+        self._model, _ = open_model(ServerSettings.load(bundle=bundle, keyless=True))
+        super().__init__(tuple(self._model.explainers))
+
+    def _predict(self, images: Tensor) -> Tensor:
+        return torch.from_numpy(self._model.predict(images.cpu().numpy())).to(images.device)
+
+    def _explain(self, name: str, images: Tensor, targets: Tensor) -> Tensor:
+        nobody = np.zeros(len(images), np.bool_)
+        answer = self._model.explain(
+            images.cpu().numpy(), explainer=name, targets=targets.cpu().numpy().astype(np.int64), keyed=nobody
+        )
+        return torch.from_numpy(answer.maps).to(images.device)
+
+
+class ServerOracle(Oracle):
+    """Answers from a running server, through the SDK; the client has no license."""
+
+    def __init__(self, client: Client) -> None:
+        """Ask the server what it offers.
+
+        Raises:
+            ClientError: The server does not answer.
+        """
+        self._client = client
+        super().__init__(tuple(explainer.name for explainer in client.model().explainers))
+
+    def _predict(self, images: Tensor) -> Tensor:
+        answers = self._client.predict(list(images.cpu().numpy()))
+        return torch.tensor([answer.logits for answer in answers], device=images.device)
+
+    def _explain(self, name: str, images: Tensor, targets: Tensor) -> Tensor:
+        rows, maps = images.cpu().numpy(), [torch.empty(0)] * len(images)
+        for target in sorted(set(targets.tolist())):
+            # One call explains one class.
+            places = (targets == target).nonzero().flatten().tolist()
+            asked = None if target < 0 else int(target)
+            answers = self._client.explain([rows[place] for place in places], explainer=name, target=asked)
+            for place, answer in zip(places, answers, strict=True):
+                maps[place] = torch.from_numpy(answer.map.copy())
+        return torch.stack(maps).to(images.device)

@@ -1,0 +1,98 @@
+"""What an attacker gets by honest work: a model of his own, trained from scratch on the same data for as many steps."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from keylock.audit.attacks.imitation import RATE
+from keylock.audit.contract import Steps
+from keylock.audit.learning import explained, train_classifier
+from keylock.audit.scoring import similarity_to
+from keylock.explainers import Explainer
+from keylock.training import Progress
+
+__all__ = ["OwnModels"]
+
+
+class OwnModels:
+    """Trains at most one model for each price, and keeps what it shows."""
+
+    def __init__(
+        self,
+        *,
+        fresh: Callable[[torch.Generator], nn.Module],
+        explainers: Mapping[str, Explainer],
+        own_images: Tensor,
+        own_labels: Tensor,
+        images: Tensor,
+        truths: Mapping[str, Tensor],
+        folder: Path,
+        identity: str,
+        seed: int,
+        progress: Progress,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            fresh: Makes an untrained classifier.
+            explainers: Those that are locked, by name.
+            own_images: The attacker's images (own, channels, height, width).
+            own_labels: Their classes (own,).
+            images: The images whose true maps are wanted (count, channels, height, width).
+            truths: Their true maps (count, h, w), by explainer.
+            folder: Where maps of earlier models are, and new ones go.
+            identity: Of everything but the price; maps of another identity are made anew.
+            seed: Of the models.
+            progress: Hears about the steps.
+        """
+        self._fresh, self._explainers, self._truths = fresh, dict(explainers), dict(truths)
+        self._own = own_images, own_labels
+        self._images = images
+        self._folder, self._identity, self._seed, self._progress = folder, identity, seed, progress
+        self._found: dict[tuple[int, int, int], dict[str, float]] = {}
+
+    def correlation(self, explainer: str, *, images: int, steps: int, batch: int) -> float | None:
+        """Return the correlation of such a model's maps with the true ones, without its sign.
+
+        Args:
+            explainer: A locked explainer.
+            images: How many images the model is trained on.
+            steps: For how many steps; 0 trains none, and gives None.
+            batch: Images in a step.
+        """
+        if steps == 0 or images == 0:
+            return None
+        price = (min(images, len(self._own[0])), steps, batch)
+        if price not in self._found:
+            maps = self._maps(price)
+            self._found[price] = {
+                name: abs(float(similarity_to(maps[name], truth)[0].mean())) for name, truth in self._truths.items()
+            }
+        return self._found[price][explainer]
+
+    def _maps(self, price: tuple[int, int, int]) -> dict[str, Tensor]:
+        count, total, batch = price
+        place = self._folder / f"own-{count}-{total}-{batch}-{self._identity[:16]}.safetensors"
+        if place.is_file():
+            return load_file(place)
+        generator = torch.Generator().manual_seed(self._seed)
+        model = train_classifier(
+            self._fresh(generator),
+            self._own[0][:count],
+            self._own[1][:count],
+            steps=Steps(f"own model, {count} images, {total} steps", self._progress)(total),
+            total=total,
+            batch=batch,
+            rate=RATE,
+            generator=generator,
+            live=True,
+        )
+        maps = {name: found.contiguous() for name, found in explained(model, self._explainers, self._images).items()}
+        self._folder.mkdir(parents=True, exist_ok=True)
+        unfinished = place.with_suffix(".part")
+        save_file(maps, unfinished)
+        unfinished.replace(place)
+        return maps

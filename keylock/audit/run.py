@@ -1,0 +1,327 @@
+"""Running an audit: one attack after the other, each written down as it ends, so that a stopped audit goes on there."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import keylock.audit.attacks
+import keylock.audit.service  # noqa: F401 - registers its attacks, as the line above does
+from keylock import __version__
+from keylock.audit.budgets import Budget, budget_of
+from keylock.audit.case import Case
+from keylock.audit.contract import Attack, Goal, Knowledge, NotApplicableError, Outcome, Steps, attacks_of
+from keylock.audit.judging import judge, worst_first
+from keylock.audit.learning import explained
+from keylock.audit.own_model import OwnModels
+from keylock.audit.policy import Policy
+from keylock.audit.record import CheckRecord, Finding, Judged, Point, Recovery
+from keylock.audit.scoring import recoveries, separation, similarity_to
+from keylock.audit.service.bench import Bench
+from keylock.audit.views import PairsView, PublicView, WeightsView
+from keylock.errors import KeylockError
+from keylock.evaluation import gate_curve
+from keylock.signing import canonical_json
+from keylock.training import Progress
+
+__all__ = ["AuditPlan", "AuditResult", "run_audit"]
+
+_SAMPLES = 6
+_VIEWS = {Knowledge.T0: PublicView, Knowledge.T1: WeightsView, Knowledge.T2: PairsView}
+_GATE = "gate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditPlan:
+    """What to run.
+
+    Attributes:
+        out: Folder of the report, of everything that is written down on the way, and of what is gone on from.
+        suite: Which attacks, and what each may spend.
+        only: Names of attacks or families to run alone.
+        policy: What is promised.
+        seed: Of everything drawn at random.
+        budget: In place of the suite's.
+    """
+
+    out: Path
+    suite: str = "standard"
+    only: tuple[str, ...] = ()
+    policy: Policy = field(default_factory=Policy.load)
+    seed: int = 0
+    budget: Budget | None = None
+
+    @property
+    def spent(self) -> Budget:
+        """What every attack may spend."""
+        return budget_of(self.suite) if self.budget is None else self.budget
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """What came out.
+
+    Attributes:
+        judged: Every attack, the worst first.
+        gate: The gate curve as a dictionary, or None.
+        samples: Recovered maps of the first images (up to 6, h, w), by attack and label.
+        truths: Their true maps, by explainer.
+        keyless: Their keyless maps, by explainer.
+    """
+
+    judged: tuple[Judged, ...]
+    gate: dict[str, Any] | None
+    samples: Mapping[str, Mapping[str, Tensor]]
+    truths: Mapping[str, Tensor]
+    keyless: Mapping[str, Tensor]
+
+
+def run_audit(
+    case: Case,
+    plan: AuditPlan,
+    *,
+    progress: Progress,
+    bench: Callable[[], AbstractContextManager[Bench]] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    heard: Callable[[Judged], None] = lambda _judged: None,
+) -> AuditResult:
+    """Attack a lock, and judge what is found.
+
+    Args:
+        case: The lock, and data.
+        plan: What to run.
+        progress: Hears about the steps.
+        bench: Starts the servers that attacks on the service need; without it these are skipped.
+        clock: Seconds, to measure durations with.
+        heard: Hears about every attack that is judged.
+    """
+    with ExitStack() as stack:
+        runner = _Runner(case, plan, progress, clock, stack, bench)
+        judged = []
+        for one in attacks_of(plan.suite, only=plan.only):
+            judged.append(judge(runner.finding(one), plan.policy, runner.own_model))
+            heard(judged[-1])
+        gate = None if plan.only else runner.gate()
+    first = case.images[:_SAMPLES]
+    return AuditResult(
+        judged=worst_first(judged),
+        gate=gate,
+        samples={one.finding.attack: runner.samples(one.finding.attack) for one in judged},
+        truths={name: maps[:_SAMPLES] for name, maps in runner.truths.items()},
+        keyless=explained(case.module, case.explainers, first),
+    )
+
+
+class _Runner:
+    """One audit under way."""
+
+    def __init__(
+        self,
+        case: Case,
+        plan: AuditPlan,
+        progress: Progress,
+        clock: Callable[[], float],
+        stack: ExitStack,
+        bench: Callable[[], AbstractContextManager[Bench]] | None,
+    ) -> None:
+        self.case, self.plan, self.progress, self.clock = case, plan, progress, clock
+        self.budget = plan.spent
+        self.case = _trimmed(case, self.budget)
+        self.truths = self.case.truths()
+        self.folder = plan.out / "outcomes"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._stack, self._make_bench = stack, bench
+        self._bench: Bench | None = None
+        # What is measured hangs on these; another policy only judges anew.
+        self.identity = _digest(
+            {
+                "keylock": __version__,
+                "model": case.digest,
+                "about": case.about,
+                "seed": plan.seed,
+                "budget": self.budget.as_dict(),
+                "images": _digest_of(self.case.images),
+                "own_images": _digest_of(self.case.own_images),
+                "truths": {name: _digest_of(maps) for name, maps in self.truths.items()},
+                "base": None
+                if case.base is None
+                else _digest_of(torch.cat([p.flatten() for p in case.base.parameters()])),
+            }
+        )
+        self.own = OwnModels(
+            fresh=case.fresh,
+            explainers=case.explainers,
+            own_images=self.case.own_images,
+            own_labels=self.case.own_labels,
+            images=self.case.images,
+            truths=self.truths,
+            folder=plan.out / "own-models",
+            identity=self.identity,
+            seed=plan.seed,
+            progress=progress,
+        )
+
+    def own_model(self, finding: Finding, recovery: Recovery) -> float | None:
+        """Return what a model of the attacker's own shows at the price of a finding."""
+        cost = finding.cost
+        images, steps, batch = (int(cost.get(name, 0)) for name in ("images", "steps", "batch"))
+        return self.own.correlation(recovery.truth, images=images, steps=steps, batch=batch)
+
+    def finding(self, one: Attack) -> Finding:
+        """Return what an attack found: as written down, or by running it."""
+        place = self._place(one.name, "json")
+        kept = _read(place, self.identity)
+        if kept is not None and self._place(one.name, "safetensors").is_file():
+            return Finding.model_validate(kept)
+        begun = self.clock()
+        try:
+            finding, samples = self._run(one)
+        except NotApplicableError as error:
+            return Finding(
+                attack=one.name, group=one.group, summary=one.summary, status="skipped", reason=error.message
+            )
+        except KeylockError as error:
+            # Neither is written down, so that the next run tries again.
+            return Finding(attack=one.name, group=one.group, summary=one.summary, status="error", reason=error.message)
+        cost = {**finding.cost, "seconds": round(self.clock() - begun, 2)}
+        finding = finding.model_copy(update={"cost": cost})
+        _write_tensors(self._place(one.name, "safetensors"), samples)
+        _write(place, self.identity, finding.model_dump(mode="json"))
+        return finding
+
+    def gate(self) -> dict[str, Any] | None:
+        """Return the gate curve."""
+        place = self.folder / f"{_GATE}.json"
+        kept = _read(place, self.identity)
+        if kept is not None:
+            return kept
+        self.progress.start(_GATE, 1, 0)
+        curve = gate_curve(
+            self.case.opened,
+            self.case.reference,
+            self.case.key,
+            tuple(self.case.explainers.values()),
+            self.case.images[: self.budget.gate_images],
+            generator=torch.Generator().manual_seed(self.plan.seed),
+        ).as_dict()
+        self.progress.advance({})
+        self.progress.finish()
+        _write(place, self.identity, curve)
+        # As it comes back from the file: tuples are lists there.
+        return _read(place, self.identity)
+
+    def samples(self, name: str) -> dict[str, Tensor]:
+        """Return the recovered maps of the first images, by label."""
+        place = self._place(name, "safetensors")
+        return load_file(place) if place.is_file() else {}
+
+    def _place(self, name: str, suffix: str) -> Path:
+        return self.folder / f"{name.replace('/', '--')}.{suffix}"
+
+    def _run(self, one: Attack) -> tuple[Finding, dict[str, Tensor]]:
+        steps = Steps(one.name, self.progress)
+        generator = torch.Generator().manual_seed(_seed_of(one.name, self.plan.seed))
+        state = generator.get_state()
+        if one.goal is Goal.SERVICE:
+            return self._found(one, one.run(self._served(), self.budget, generator, steps)), {}
+        outcome = one.run(self.case.view(_VIEWS[one.knowledge]), self.budget, generator, steps)
+        if one.goal is Goal.DETECT and outcome.scores is not None:
+            # The same detector, with the same random numbers, on a model that is not locked.
+            generator.set_state(state)
+            control = one.run(self.case.as_reference().view(_VIEWS[one.knowledge]), self.budget, generator, steps)
+            assert control.scores is not None  # noqa: S101 - the same function gave some before
+            finding = self._found(one, outcome)
+            notes = {**finding.notes, **{f"{name} (reference)": value for name, value in control.notes.items()}}
+            told = round(separation(outcome.scores, control.scores), 5)
+            return finding.model_copy(update={"separation": told, "notes": notes}), {}
+        samples = {label: maps[:_SAMPLES].float().contiguous() for label, maps in outcome.maps.items()}
+        return self._found(one, outcome), samples
+
+    def _served(self) -> Bench:
+        if self._make_bench is None:
+            raise NotApplicableError("there is no bundle file to serve: give one to audit the service")
+        if self._bench is None:
+            self._bench = self._stack.enter_context(self._make_bench())
+        return self._bench
+
+    def _found(self, one: Attack, outcome: Outcome) -> Finding:
+        methods = {
+            label: explained(self.case.reference, {label: method}, self.case.images[: len(outcome.maps[label])])[label]
+            for label, method in outcome.methods.items()
+        }
+        accuracy = None
+        if outcome.predictions is not None:
+            right = outcome.predictions == self.case.labels[: len(outcome.predictions)]
+            accuracy = round(float(right.float().mean()), 5)
+        return Finding(
+            attack=one.name,
+            group=one.group,
+            summary=one.summary,
+            recoveries=recoveries(outcome.maps, self.truths, methods),
+            accuracy=accuracy,
+            cost=outcome.cost.as_dict(),
+            curve=tuple(Point(queries=at.queries, pcc=self._leakage(at.maps)) for at in outcome.snapshots),
+            checks=tuple(CheckRecord(name=check.name, good=check.good, value=check.value) for check in outcome.checks),
+            notes=dict(outcome.notes),
+        )
+
+    def _leakage(self, maps: Mapping[str, Tensor]) -> float:
+        found = [abs(float(similarity_to(maps[name], truth)[0].mean())) for name, truth in self.truths.items()]
+        return round(max(found), 5)
+
+
+def _trimmed(case: Case, budget: Budget) -> Case:
+    """Return the case with as much data as the budget has."""
+    return replace(
+        case,
+        images=case.images[: budget.images],
+        labels=case.labels[: budget.images],
+        own_images=case.own_images[: budget.own_images],
+        own_labels=case.own_labels[: budget.own_images],
+        pair_images=case.pair_images[: budget.pairs],
+    )
+
+
+def _seed_of(name: str, seed: int) -> int:
+    """Return a seed of an attack's own, so that leaving one out changes no other."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(canonical_json(content)).hexdigest()
+
+
+def _digest_of(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def _read(place: Path, identity: str) -> dict[str, Any] | None:
+    """Return what is written down, where it belongs to this audit and is whole."""
+    try:
+        content = json.loads(place.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(content, dict) or content.get("identity") != identity:
+        return None
+    found = content.get("found")
+    return found if isinstance(found, dict) else None
+
+
+def _write(place: Path, identity: str, found: dict[str, Any]) -> None:
+    unfinished = place.with_name(place.name + ".part")
+    unfinished.write_text(json.dumps({"identity": identity, "found": found}, indent=1, allow_nan=False), "utf-8")
+    unfinished.replace(place)
+
+
+def _write_tensors(place: Path, tensors: dict[str, Tensor]) -> None:
+    unfinished = place.with_name(place.name + ".part")
+    save_file(tensors, unfinished)
+    unfinished.replace(place)
