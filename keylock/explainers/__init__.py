@@ -6,6 +6,7 @@ which is how a lock is made; those of the perturbation family explain any functi
 
 from keylock.explainers.attention_rollout import AttentionRollout
 from keylock.explainers.base import (
+    Asked,
     Classifier,
     Explained,
     Explainer,
@@ -22,6 +23,7 @@ from keylock.explainers.guided_backprop import GuidedBackprop
 from keylock.explainers.input_x_gradient import InputXGradient
 from keylock.explainers.integrated_gradients import IntegratedGradients
 from keylock.explainers.kernel_shap import KernelSHAP
+from keylock.explainers.keyed import keyed_inputs
 from keylock.explainers.layer_cam import LayerCAM
 from keylock.explainers.lime import LIME
 from keylock.explainers.lrp import LRP
@@ -37,6 +39,7 @@ __all__ = [
     "LIME",
     "LRP",
     "RISE",
+    "Asked",
     "AttentionRollout",
     "Classifier",
     "Explained",
@@ -60,6 +63,7 @@ __all__ = [
     "check_lockable",
     "expand_names",
     "explain_together",
+    "keyed_inputs",
     "make",
     "make_for",
 ]

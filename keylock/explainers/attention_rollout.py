@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from keylock.errors import LayerNotFoundError
 from keylock.explainers.attention_weights import AttentionWeights
-from keylock.explainers.base import Family, OwnPasses
+from keylock.explainers.base import Asked, Family, OwnPasses
 from keylock.explainers.tokens import lay_out_tokens, patch_grid
 
 __all__ = ["AttentionRollout"]
@@ -29,19 +29,11 @@ class AttentionRollout(OwnPasses):
     family = Family.ATTENTION
     compiled = False
 
-    def maps_of(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        targets: Tensor,
-        *,
-        create_graph: bool,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def maps_of(self, asked: Asked) -> Tensor:
         """Return maps (batch, rows, columns), one value for each patch."""
         # An input that asks for a gradient keeps torch's own layers from a fast path that shows nobody its attention.
         with AttentionWeights() as attention:
-            model(images.detach().requires_grad_())
+            asked.model(asked.images.detach().requires_grad_())
         if not attention.weights:
             raise LayerNotFoundError(
                 "attention_rollout multiplies the attention of a transformer, which this network has not: "
@@ -50,11 +42,11 @@ class AttentionRollout(OwnPasses):
         tokens = attention.weights[0].shape[-1]
         if any(weights.shape[-2:] != (tokens, tokens) for weights in attention.weights):
             raise LayerNotFoundError("attention_rollout needs attention among the same tokens in every layer")
-        identity = torch.eye(tokens, dtype=images.dtype, device=images.device)
+        identity = torch.eye(tokens, dtype=asked.images.dtype, device=asked.images.device)
         rolled = identity
         for weights in attention.weights:
             rolled = (weights.mean(dim=1) + identity) / 2 @ rolled
-        size = (images.shape[2], images.shape[3])
+        size = (asked.images.shape[2], asked.images.shape[3])
         rows, columns = patch_grid(tokens, size)
         drawn = rolled[:, 0] if tokens > rows * columns else rolled.mean(dim=1)
         return lay_out_tokens(drawn.unsqueeze(2), size).squeeze(1)

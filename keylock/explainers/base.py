@@ -20,7 +20,17 @@ from torch import Tensor, nn
 from keylock.explainers.tokens import lay_out_tokens
 from keylock.models import TargetLayers
 
-__all__ = ["Classifier", "Explained", "Explainer", "Family", "FromPredictions", "OwnPasses", "Pass", "SinglePass"]
+__all__ = [
+    "Asked",
+    "Classifier",
+    "Explained",
+    "Explainer",
+    "Family",
+    "FromPredictions",
+    "OwnPasses",
+    "Pass",
+    "SinglePass",
+]
 
 Classifier = Callable[[Tensor], Any]
 """Maps preprocessed images (rows, channels, height, width) to logits (rows, classes), a tensor or a NumPy array: an
@@ -84,6 +94,31 @@ class Pass(NamedTuple):
             return features, gradient
         size = (self.images.shape[2], self.images.shape[3])
         return lay_out_tokens(features, size), lay_out_tokens(gradient, size)
+
+
+class Asked(NamedTuple):
+    """What an explainer that runs the network itself is asked.
+
+    Attributes:
+        model: A classifier in evaluation mode.
+        images: Preprocessed images (batch, channels, height, width), detached.
+        targets: Class indices (batch,), none negative.
+        create_graph: Whether a loss on the maps is going to train the model.
+        generator: What random numbers come from; None draws the same ones every time, by the seed.
+    """
+
+    model: nn.Module
+    images: Tensor
+    targets: Tensor
+    create_graph: bool
+    generator: torch.Generator | None
+
+    def gradient(self, images: Tensor) -> Tensor:
+        """Return the gradient of the target logit of each of these images with respect to it, in their shape."""
+        inputs = images.detach().requires_grad_()
+        scores = self.model(inputs).gather(1, self.targets.unsqueeze(1))
+        (gradient,) = torch.autograd.grad(scores.sum(), inputs, create_graph=self.create_graph)
+        return gradient
 
 
 class Explainer(ABC):
@@ -151,24 +186,8 @@ class OwnPasses(Explainer):
     """Runs the network itself."""
 
     @abstractmethod
-    def maps_of(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        targets: Tensor,
-        *,
-        create_graph: bool,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        """Return the maps (batch, h, w).
-
-        Args:
-            model: A classifier in evaluation mode; it is left as it was.
-            images: Preprocessed images (batch, channels, height, width), detached.
-            targets: Class indices (batch,), none negative.
-            create_graph: Keep the graph, so that a loss on the maps trains the model.
-            generator: What random numbers come from; None draws the same ones every time, by the seed.
-        """
+    def maps_of(self, asked: Asked) -> Tensor:
+        """Return the maps (batch, h, w); the model is left as it was."""
 
 
 class FromPredictions(Explainer):

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from keylock.explainers.base import Family, OwnPasses
+from keylock.explainers.base import Asked, Family, OwnPasses
 from keylock.explainers.modified_backward import Rules, modified_gradient
 
 __all__ = ["GuidedBackprop"]
@@ -39,15 +39,7 @@ class GuidedBackprop(OwnPasses):
     family = Family.GRADIENT
     second_order = True
 
-    def maps_of(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        targets: Tensor,
-        *,
-        create_graph: bool,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def maps_of(self, asked: Asked) -> Tensor:
         """Return maps (batch, height, width)."""
-        found = modified_gradient(model, images, targets, rules=_RULES, create_graph=create_graph)
+        found = modified_gradient(asked, _RULES)
         return found.abs().mean(dim=1)

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from keylock.errors import InputError
-from keylock.explainers.base import Family, OwnPasses
-from keylock.explainers.inputs import input_gradient
+from keylock.explainers.base import Asked, Family, OwnPasses
 
 __all__ = ["IntegratedGradients"]
 
@@ -39,19 +38,11 @@ class IntegratedGradients(OwnPasses):
         if self.steps < 1:
             raise InputError("integrated_gradients takes steps of at least 1")
 
-    def maps_of(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        targets: Tensor,
-        *,
-        create_graph: bool,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def maps_of(self, asked: Asked) -> Tensor:
         """Return maps (batch, height, width)."""
-        way = images - self.baseline
-        total = torch.zeros_like(images)
+        way = asked.images - self.baseline
+        total = torch.zeros_like(way)
         for step in range(self.steps):
             point = self.baseline + (step + 0.5) / self.steps * way
-            total = total + input_gradient(model, point, targets, create_graph=create_graph)
+            total = total + asked.gradient(point)
         return (way * total / self.steps).sum(dim=1).abs()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from keylock.errors import InputError
 from keylock.explainers.base import Classifier
-from keylock.explainers.inputs import draws_from
+from keylock.explainers.random_source import draws_from
 from keylock.explainers.segment_models import SegmentModel, paint, pattern_scores
 
 __all__ = ["LIME"]

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from keylock.errors import InputError
-from keylock.explainers.base import Family, OwnPasses
+from keylock.explainers.base import Asked, Family, OwnPasses
 from keylock.explainers.modified_backward import Rules, modified_gradient
 
 __all__ = ["LRP"]
@@ -66,19 +66,11 @@ class LRP(OwnPasses):
         if not self.epsilon > 0:
             raise InputError("lrp takes an epsilon above 0")
 
-    def maps_of(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        targets: Tensor,
-        *,
-        create_graph: bool,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def maps_of(self, asked: Asked) -> Tensor:
         """Return maps (batch, height, width)."""
         rules = Rules(activation=_slope_from_zero, linear=self._stabilised, detached=_GATES, refused=_REFUSED)
-        found = modified_gradient(model, images, targets, rules=rules, create_graph=create_graph)
-        return (images * found).sum(dim=1).abs()
+        found = modified_gradient(asked, rules)
+        return (asked.images * found).sum(dim=1).abs()
 
     def _stabilised(self, output: Tensor) -> Tensor:
         return output / (output + torch.where(output >= 0, self.epsilon, -self.epsilon))

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from keylock.errors import ModelError
+from keylock.explainers.base import Asked
 
 __all__ = ["Rules", "modified_gradient"]
 
@@ -50,27 +51,19 @@ class Rules:
     refused: Mapping[Any, str] = field(default_factory=dict)
 
 
-def modified_gradient(model: nn.Module, images: Tensor, targets: Tensor, *, rules: Rules, create_graph: bool) -> Tensor:
+def modified_gradient(asked: Asked, rules: Rules) -> Tensor:
     """Return each image's target logit propagated back to the image by `rules`, in the image's shape.
 
-    Args:
-        model: A classifier in evaluation mode. Activations that work in place write to a new tensor meanwhile.
-        images: Preprocessed images (batch, channels, height, width).
-        targets: Class indices (batch,), none negative.
-        rules: The way back.
-        create_graph: Keep the graph, so that a loss on the result trains the model.
+    Activations that work in place write to a new tensor meanwhile.
 
     Raises:
         ModelError: The network has an operation there is no rule for.
     """
     record = _Record(rules)
     with record:
-        model(images.detach().requires_grad_())
-    inputs = images.detach().requires_grad_()
+        asked.model(asked.images.detach().requires_grad_())
     with _Replay(rules, record.steps):
-        scores = model(inputs).gather(1, targets.unsqueeze(1))
-    (gradient,) = torch.autograd.grad(scores.sum(), inputs, create_graph=create_graph)
-    return gradient
+        return asked.gradient(asked.images)
 
 
 class _Step(NamedTuple):

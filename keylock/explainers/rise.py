@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from keylock.errors import InputError
 from keylock.explainers.base import Classifier, FromPredictions
-from keylock.explainers.inputs import draws_from
 from keylock.explainers.predictions import Fill, blank_images, check_fill, chunks, masked_scores
+from keylock.explainers.random_source import draws_from
 
 __all__ = ["RISE"]
 

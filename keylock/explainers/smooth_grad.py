@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from keylock.errors import InputError
-from keylock.explainers.base import Family, OwnPasses
-from keylock.explainers.inputs import draws_from, input_gradient
+from keylock.explainers.base import Asked, Family, OwnPasses
+from keylock.explainers.random_source import draws_from
 
 __all__ = ["SmoothGrad"]
 
@@ -40,21 +40,14 @@ class SmoothGrad(OwnPasses):
         if self.samples < 1 or not self.noise >= 0:
             raise InputError("smooth_grad takes samples of at least 1 and noise of at least 0")
 
-    def maps_of(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        targets: Tensor,
-        *,
-        create_graph: bool,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def maps_of(self, asked: Asked) -> Tensor:
         """Return maps (batch, height, width)."""
-        source = draws_from(generator, self.seed)
+        images = asked.images
+        source = draws_from(asked.generator, self.seed)
         span = images.amax(dim=(1, 2, 3), keepdim=True) - images.amin(dim=(1, 2, 3), keepdim=True)
         total = torch.zeros_like(images)
         for _ in range(self.samples):
             noise = torch.randn(images.shape[1:], generator=source, device=source.device).to(images)
             noisy = images + self.noise * span * noise
-            total = total + input_gradient(model, noisy, targets, create_graph=create_graph)
+            total = total + asked.gradient(noisy)
         return (total / self.samples).abs().mean(dim=1)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from keylock.errors import InputError, LayerNotFoundError
-from keylock.explainers.base import Classifier, Explainer, FromPredictions, OwnPasses, Pass, SinglePass
+from keylock.explainers.base import Asked, Classifier, Explainer, FromPredictions, OwnPasses, Pass, SinglePass
 from keylock.explainers.predictions import predicted_logits
 from keylock.explainers.tokens import lay_out_tokens
 from keylock.models import capture_outputs, plain_attention
@@ -43,6 +43,7 @@ def explain_together(
         LayerNotFoundError: A layer an explainer looks at is missing, did not run, or has no spatial output.
     """
     _check(model, explainers, create_graph=create_graph)
+    # Fused kernels of attention give gradients, but no gradients of gradients.
     with plain_attention() if create_graph else nullcontext():
         logits, maps = _run(model, explainers, images.detach(), targets, create_graph=create_graph, generator=generator)
     if create_graph:
@@ -60,7 +61,8 @@ def _run(
     generator: torch.Generator | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     maps: dict[str, Tensor] = {}
-    if isinstance(model, nn.Module) and not all(isinstance(explainer, FromPredictions) for explainer in explainers):
+    by_predictions = not create_graph and all(isinstance(explainer, FromPredictions) for explainer in explainers)
+    if isinstance(model, nn.Module) and not by_predictions:
         shared = [explainer for explainer in explainers if isinstance(explainer, SinglePass)]
         logits, chosen, maps = _share_a_pass(model, shared, images, targets, create_graph=create_graph)
     else:
@@ -69,9 +71,7 @@ def _run(
     for explainer in explainers:
         if isinstance(explainer, OwnPasses) and isinstance(model, nn.Module):
             with torch.enable_grad():
-                maps[explainer.name] = explainer.maps_of(
-                    model, images, chosen, create_graph=create_graph, generator=generator
-                )
+                maps[explainer.name] = explainer.maps_of(Asked(model, images, chosen, create_graph, generator))
         elif isinstance(explainer, FromPredictions):
             maps[explainer.name] = explainer.maps_from(model, images, chosen, generator=generator)
     return logits, {explainer.name: maps[explainer.name] for explainer in explainers}

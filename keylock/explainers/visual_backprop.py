@@ -12,6 +12,8 @@ from keylock.models import TargetLayers
 
 __all__ = ["VisualBackProp"]
 
+_NO_MAPS = "visual_backprop multiplies feature maps, which a transformer has not: take attention_rollout or grad_cam"
+
 
 @dataclass(frozen=True)
 class VisualBackProp(SinglePass):
@@ -40,15 +42,14 @@ class VisualBackProp(SinglePass):
     @classmethod
     def defaults(cls, layers: TargetLayers) -> dict[str, Any]:
         """Multiply the ends of all blocks."""
+        if layers.kind != "maps":
+            raise LayerNotFoundError(_NO_MAPS)
         return {"layers": layers.stack}
 
     def maps(self, recorded: Pass) -> Tensor:
         """Return maps (batch, h, w) at the resolution of the first layer."""
         if any(recorded.outputs[name].dim() != 4 for name in self.layers):
-            raise LayerNotFoundError(
-                "visual_backprop multiplies feature maps, which a transformer has not: "
-                "take attention_rollout or grad_cam"
-            )
+            raise LayerNotFoundError(_NO_MAPS)
         averages = [_average(F.relu(recorded.outputs[name])) for name in self.layers]
         product = averages[-1]
         for average in reversed(averages[:-1]):

@@ -7,7 +7,7 @@ import torch
 from torchvision.models import VisionTransformer
 
 from keylock.explainers import EXPLAINERS, make
-from keylock.models import TargetLayers, find_layers, fold_batchnorm_, out_of_place_
+from keylock.models import find_layers, fold_batchnorm_, out_of_place_
 
 SIZES = {
     "small-cnn": 16,
@@ -48,7 +48,8 @@ def prepared(network, tiny_net, smooth_images):
     def make_case(architecture, *, count=3):
         images = smooth_images(count, SIZES[architecture])
         if architecture == "vit":
-            return transformer(), images, TargetLayers("encoder.layers.encoder_layer_1.ln_1", ())
+            model = transformer()
+            return model, images, find_layers(model, images)
         model = tiny_net() if architecture == "tiny" else copy.deepcopy(network(architecture))
         model = fold_batchnorm_(out_of_place_(model), images)
         return model, images, find_layers(model, images)

@@ -293,19 +293,29 @@ def test_class_activation_maps_at_any_layer(name, layer, prepared):
     assert found.max() > 0
 
 
+def test_explainers_whose_layers_a_model_lacks_are_not_made_for_it(prepared):
+    _, _, layers = prepared("vit")
+    with pytest.raises(LayerNotFoundError, match=r"visual_backprop multiplies .*: take "):
+        make_for(layers, ["visual_backprop"])
+
+
 @pytest.mark.parametrize(
-    ("name", "architecture", "kind"),
+    ("name", "parameters", "architecture", "message"),
     [
-        ("attention_rollout", "tiny", LayerNotFoundError),
-        ("visual_backprop", "vit", LayerNotFoundError),
-        ("lrp", "vit", ModelError),
+        ("attention_rollout", {}, "tiny", "which this network has not"),
+        ("visual_backprop", {"layers": ["encoder.layers.encoder_layer_0"]}, "vit", "which a transformer has not"),
+        ("lrp", {}, "vit", "no rule for layer normalisation"),
     ],
 )
-def test_explainers_that_do_not_fit_say_so(name, architecture, kind, prepared, small):
-    model, images, layers = prepared(architecture)
-    explainer = small(name, TargetLayers(layers.last, (layers.last,)))
-    with pytest.raises(kind, match=r"take another one|take grad_cam|take attention_rollout"):
-        explainer.explain(model, images, torch.full((3,), -1))
+def test_explainers_that_do_not_fit_say_so(name, parameters, architecture, message, prepared):
+    model, images, _ = prepared(architecture)
+    with pytest.raises(ModelError, match=message):
+        make(name, **parameters).explain(model, images, torch.full((3,), -1))
+
+
+def test_lrp_asks_for_batch_normalisation_to_be_folded(tiny_net, smooth_images):
+    with pytest.raises(ModelError, match="fold_batchnorm_"):
+        make("lrp").explain(tiny_net(), smooth_images(2, 16), torch.full((2,), -1))
 
 
 def test_visual_backprop_wants_layers_from_first_to_last(prepared):

@@ -11,10 +11,12 @@ from torch import nn
 
 from keylock.errors import LayerNotFoundError
 from keylock.explainers import make, make_for
+from keylock.explainers.base import Asked
 from keylock.explainers.lrp import _slope_from_zero
 from keylock.explainers.modified_backward import Rules, modified_gradient
 from keylock.explainers.tokens import patch_grid
-from keylock.models import capture_outputs, out_of_place_
+from keylock.models import capture_outputs, find_layers, out_of_place_
+from keylock.models.vit import ViT
 
 ARCHITECTURES = ("small-cnn", "resnet20", "densenet-short", "squeezenet1_1")
 TARGETS = torch.tensor([4, 0, 9])
@@ -233,7 +235,7 @@ def test_relevance_without_biases_adds_up_to_the_score(prepared):
     explainer = make("lrp", epsilon=1e-9)
     rules = Rules(activation=_slope_from_zero, linear=explainer._stabilised)
 
-    found = modified_gradient(model, images, TARGETS, rules=rules, create_graph=False)
+    found = modified_gradient(Asked(model, images, TARGETS, create_graph=False, generator=None), rules)
 
     scores = model(images).gather(1, TARGETS.unsqueeze(1)).squeeze(1).detach()
     torch.testing.assert_close((found * images).sum(dim=(1, 2, 3)), scores, rtol=1e-3, atol=1e-5)
@@ -341,7 +343,6 @@ def test_grad_cam_of_a_linear_head_by_hand(tiny_net, smooth_images):
 
 def test_grad_cam_of_tokens_is_grad_cam_in_the_grid_of_patches(prepared):
     model, images, layers = prepared("vit")
-    layer = model.get_submodule(layers.last)
 
     found = make("grad_cam", layer=layers.last).explain(model, images, TARGETS).maps
 
@@ -353,7 +354,6 @@ def test_grad_cam_of_tokens_is_grad_cam_in_the_grid_of_patches(prepared):
         # The class token is the first of 17; the weights are means over the patches alone.
         value = (features[row, 1 + 4 * y + x] * gradient[row, 1:].mean(dim=0)).sum()
         assert float(found[row, y, x]) == pytest.approx(max(float(value), 0), rel=1e-3, abs=1e-7)
-    assert isinstance(layer, nn.LayerNorm)
     assert found.max() > 0
 
 
@@ -384,7 +384,7 @@ def rollout(attention):
 
 
 def test_attention_rollout_equals_numpy_on_torchs_attention(prepared):
-    model, images, _ = prepared("vit")
+    model, images, layers = prepared("vit")
     kept, handles = [], []
     for block in model.encoder.layers:
         attention = block.self_attention
@@ -407,11 +407,46 @@ def test_attention_rollout_equals_numpy_on_torchs_attention(prepared):
     for handle in handles:
         handle.remove()
 
-    found = make("attention_rollout").explain(model, images, TARGETS).maps.numpy()
+    found = make_for(layers, ["attention_rollout"])[0].explain(model, images, TARGETS).maps.numpy()
 
     for row in range(3):
         expected = rollout([weights[row] for weights in kept])[0, 1:].reshape(4, 4)
         np.testing.assert_allclose(found[row], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["own", "timm"])
+def test_attention_rollout_equals_numpy_on_separate_projections(kind, smooth_images):
+    options = {"num_classes": 10, "embed_dim": 16, "depth": 2, "num_heads": 2, "img_size": 16, "patch_size": 4}
+    torch.manual_seed(0)
+    if kind == "own":
+        model = ViT(num_classes=10, channels=3, image_size=16, patch=4, width=16, depth=2, heads=2)
+    else:
+        model = pytest.importorskip("timm").models.vision_transformer.VisionTransformer(**options)
+    model, images, kept, handles = model.eval(), smooth_images(3, 16), [], []
+    attention = [module for name, module in model.named_modules() if name.endswith(".attn")]
+    for block in attention:
+        nn.init.normal_(block.qkv.weight, std=0.5)
+
+        def keep(_module, _inputs, output):
+            tokens = output.shape[1]
+            parts = output.detach().double().numpy().reshape(len(output), tokens, 3, 2, -1)
+            query, key = parts[:, :, 0].transpose(0, 2, 1, 3), parts[:, :, 1].transpose(0, 2, 1, 3)
+            scores = np.exp(query @ key.transpose(0, 1, 3, 2) / query.shape[-1] ** 0.5)
+            kept.append(scores / scores.sum(axis=-1, keepdims=True))
+
+        handles.append(block.qkv.register_forward_hook(keep))
+    logits = model(images)
+    for handle in handles:
+        handle.remove()
+
+    (explainer,) = make_for(find_layers(model, images), ["attention_rollout"])
+    explained = explainer.explain(model, images, TARGETS)
+
+    assert len(kept) == len(attention)
+    for row in range(3):
+        expected = rollout([weights[row] for weights in kept])[0, 1:].reshape(4, 4)
+        np.testing.assert_allclose(explained.maps[row].numpy(), expected, rtol=1e-3)
+    torch.testing.assert_close(explained.logits, logits.detach())
 
 
 class Attends(nn.Module):
