@@ -3,12 +3,15 @@
 import io
 import json
 import stat
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pytest
 
 pytest.importorskip("sqlalchemy")
 
+from keylock.adapters import Adapter, KeyGate, LayerDelta
 from keylock.bundle import (
     Architecture,
     BundleContent,
@@ -37,9 +40,9 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def bundle(tmp_path, home):
+def content():
     preprocessing = Preprocessing(size=(16, 24), channels=1, resize="exact", mean=(0.5,), std=(0.25,))
-    content = BundleContent(
+    return BundleContent(
         name="shapes",
         created=datetime(2026, 11, 22, tzinfo=UTC),
         architecture=Architecture(name="small_cnn", num_classes=12),
@@ -55,8 +58,23 @@ def bundle(tmp_path, home):
         figures=(Figure(name="keyed_pcc/grad_cam", value=0.97, low=0.96, high=0.98, unit="correlation"),),
         files={"weights.safetensors": b"w" * 100, "graphs/g.onnx": b"g", "graphs/p.onnx": b"p"},
     )
-    path = tmp_path / "shapes.klb"
-    sealer = KeyFile.create(tmp_path / "key-file")
+
+
+@pytest.fixture
+def bundle(tmp_path, home, content):
+    return _write(tmp_path, home, content)
+
+
+@pytest.fixture
+def two_factor_bundle(tmp_path, home, content):
+    delta = LayerDelta(np.ones((2, 1, 3, 3), np.float32), None, None)
+    adapter = Adapter({"stem": delta}, KeyGate(np.ones((1, 16, 24), np.float32), 0.0, 0.2))
+    return _write(tmp_path, home, replace(content, adapter=adapter))
+
+
+def _write(folder, home, content):
+    path = folder / "shapes.klb"
+    sealer = KeyFile.create(folder / "key-file")
     write_bundle(path, content, signing_key=home.signing_key(), seed=SEED, sealer=sealer)
     return path
 
@@ -122,6 +140,23 @@ def test_verify_tells_whether_the_issuer_was_checked(run, bundle, home, tmp_path
 def test_verify_with_the_key_of_another_issuer_fails(run, bundle, tmp_path):
     SigningKey.generate().verifying_key.write(tmp_path / "other.pem")
     assert "not among the trusted issuers" in run("verify", bundle, "--issuer", tmp_path / "other.pem", code=4)
+
+
+def test_a_second_factor_is_shown_and_stays_in_a_public_copy(run, two_factor_bundle, tmp_path):
+    assert "sealed adapter of 1 layers, rank 0" in run("inspect", two_factor_bundle)
+    assert "sealed adapter" in run("verify", two_factor_bundle)
+    assert json.loads(run("verify", two_factor_bundle, "--json"))["has_sealed_adapter"]
+    run("export", "--public", two_factor_bundle, "--out", tmp_path / "public")
+    shown = json.loads(run("verify", tmp_path / "public", "--json"))
+    assert (shown["has_sealed_adapter"], shown["has_sealed_key"]) == (True, False)
+    sealed = tmp_path / "public" / "adapter.sealed"
+    sealed.write_bytes(sealed.read_bytes() + b"x")
+    assert "adapter.sealed" in run("verify", tmp_path / "public", code=4)
+
+
+def test_a_lock_by_the_key_alone_says_so(run, bundle):
+    assert "locked by the key alone" in run("inspect", bundle)
+    assert not json.loads(run("verify", bundle, "--json"))["has_sealed_adapter"]
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify", "export"])

@@ -159,6 +159,9 @@ def test_a_seed_in_the_environment_is_used_without_a_warning(monkeypatch, capfd)
     ("options", "code", "says"),
     [
         (["--key-seed", "a" * 64, "--key-seed-file", "f"], 3, "not both"),
+        (["--swapped"], 3, "add --no-sealed-adapter"),
+        (["--adapter-rank", "0"], 3, "at least 1"),
+        (["--adapter-rank", "4", "--no-sealed-adapter"], 3, "not both"),
         (["--key-file", "a", "--key-passphrase-file", "b"], 3, "not both"),
         (["--key-seed-file", "missing"], 6, "cannot read the key seed file missing"),
         (["--key-file", "missing"], 6, "cannot read the key file missing"),
