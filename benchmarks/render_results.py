@@ -177,6 +177,7 @@ def write_quickstart(result: Mapping[str, Any]) -> str:
             (f"{name}, keyed", figures[f"fidelity/{name}"], at_least(0.95)),
             (f"{name}, keyless", figures[f"leakage/keyless/{name}"], near_zero(0.05)),
             (f"{name}, wrong key", figures[f"leakage/wrong_key/{name}"], None),
+            *((f"{name}, {title}", figures[key], None) for key, title in _optional(name) if key in figures),
             (f"{name}, chance", figures[f"chance/{name}"], None),
         ]
     area = figures["object_area"]
@@ -201,6 +202,11 @@ def write_quickstart(result: Mapping[str, Any]) -> str:
         _table(("chapter", "seconds"), chapters),
     ]
     return "\n".join(parts)
+
+
+def _optional(explainer: str) -> tuple[tuple[str, str], ...]:
+    """Return figures that only two-factor locks have, with their titles."""
+    return ((f"leakage/key_alone/{explainer}", "key without the adapter"),)
 
 
 class Aim:
