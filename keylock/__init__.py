@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from keylock.keys import Key, KeySeed
     from keylock.locked import LockedModel, load_bundle
-    from keylock.training import LockSettings, lock
+    from keylock.training import LockSettings, lock, relock
 
 _HOMES = {
     "Key": "keylock.keys",
@@ -20,9 +20,10 @@ _HOMES = {
     "LockedModel": "keylock.locked",
     "load_bundle": "keylock.locked",
     "lock": "keylock.training",
+    "relock": "keylock.training",
 }
 
-__all__ = ["Key", "KeySeed", "LockSettings", "LockedModel", "__version__", "load_bundle", "lock"]
+__all__ = ["Key", "KeySeed", "LockSettings", "LockedModel", "__version__", "load_bundle", "lock", "relock"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute can be anything

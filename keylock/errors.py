@@ -18,6 +18,7 @@
     │   └── LayerNotFoundError  a target layer that is missing or ambiguous
     ├── TrainingError           training that cannot go on
     │   ├── NonFiniteLossError  a loss term became NaN or infinite; carries the term
+    │   ├── OutOfMemoryError    a step does not fit into memory; carries the size of the batch
     │   └── ResumeError         a checkpoint that does not belong to this run
     ├── ExportError             a compiled graph that disagrees with its reference
     └── ServiceError            the server cannot start, or the client cannot reach it
@@ -51,6 +52,7 @@ __all__ = [
     "MeteringError",
     "ModelError",
     "NonFiniteLossError",
+    "OutOfMemoryError",
     "QuotaError",
     "RateError",
     "ReceiptError",
@@ -223,6 +225,23 @@ class NonFiniteLossError(TrainingError):
         super().__init__(
             f"the loss term {term!r} became NaN or infinite at step {step}; the last good checkpoint is kept: "
             "resume with a lower --learning-rate"
+        )
+
+
+class OutOfMemoryError(TrainingError):
+    """A step does not fit into memory.
+
+    Attributes:
+        rows: Images in the batch.
+    """
+
+    def __init__(self, rows: int, parts: int | None = None) -> None:
+        self.rows = rows
+        in_parts = (
+            "" if parts is None else f", or --accumulate {2 * parts}, which keeps the batch and computes it in parts"
+        )
+        super().__init__(
+            f"a batch of {rows} images does not fit into memory: try --batch-size {max(1, rows // 2)}{in_parts}"
         )
 
 

@@ -17,6 +17,7 @@ from keylock.evaluation.explaining import explain_alone
 from keylock.evaluation.similarity import pearson
 from keylock.explainers import Explainer
 from keylock.keys import Key
+from keylock.tiles import random_signs, repeat_tiles
 
 __all__ = ["CORRELATIONS", "SHIFTS", "STRENGTHS", "GateCurve", "GatePoint", "gate_curve", "near_miss"]
 
@@ -94,9 +95,8 @@ def near_miss(key: Key, correlation: float, *, generator: torch.Generator) -> Te
     if not 0 <= correlation <= 1:
         raise InputError(f"the correlation of a near miss lies between 0 and 1, not at {correlation}")
     channels, height, width = key.shape
-    flipped = torch.rand((channels, key.tile, key.tile), generator=generator) < (1 - correlation) / 2
-    signs = (1 - 2 * flipped.float()).repeat(1, -(-height // key.tile), -(-width // key.tile))
-    return torch.from_numpy(key.reveal()) * signs[:, :height, :width]
+    signs = random_signs(1, channels, key.tile, generator=generator, flipped=(1 - correlation) / 2)
+    return torch.from_numpy(key.reveal()) * repeat_tiles(signs, (height, width)).squeeze(0)
 
 
 def gate_curve(

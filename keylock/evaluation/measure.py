@@ -17,6 +17,7 @@ from keylock.evaluation.localisation import energy_inside
 from keylock.evaluation.similarity import pearson, top_overlap
 from keylock.explainers import Explainer, explain_together
 from keylock.keys import Key
+from keylock.tiles import random_signs, repeat_tiles
 
 __all__ = ["Measured", "measure", "run_explainers", "wrong_key_offsets"]
 
@@ -51,9 +52,7 @@ def wrong_key_offsets(key: Key, count: int, *, seed: int = 0) -> Tensor:
     offset = torch.from_numpy(np.array(key.reveal()))
     generator = torch.Generator().manual_seed(seed)
     channels, height, width = key.shape
-    tiles = torch.randint(0, 2, (count, channels, key.tile, key.tile), generator=generator) * 2.0 - 1
-    repeats = (1, 1, -(-height // key.tile), -(-width // key.tile))
-    drawn = tiles.repeat(repeats)[:, :, :height, :width]
+    drawn = repeat_tiles(random_signs(count, channels, key.tile, generator=generator), (height, width))
     drawn[1::2] = torch.rand(drawn[1::2].shape, generator=generator) * 2 - 1
     return drawn * offset.abs()
 

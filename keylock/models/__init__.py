@@ -6,7 +6,7 @@ differentiable while a lock is trained.
 """
 
 from keylock.models.activations import out_of_place_, smooth_activations
-from keylock.models.adapted import adapter_of, attach_adapter
+from keylock.models.adapted import AdapterState, adapter_of, attach_adapter
 from keylock.models.balance import balance_filters_, unbalance_filters_
 from keylock.models.folding import fold_batchnorm_
 from keylock.models.inputs import added_to_inputs
@@ -18,6 +18,7 @@ from keylock.models.weights import load_weights
 
 __all__ = [
     "OWN_ARCHITECTURES",
+    "AdapterState",
     "TargetLayers",
     "adapter_of",
     "added_to_inputs",

@@ -1,13 +1,17 @@
 """Where training runs, and in which precision."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from torch import Tensor, nn
 
 from keylock.errors import InputError
 
-__all__ = ["denormals_flushed", "mixed_precision", "resolve_device"]
+__all__ = ["compiled_where_possible", "denormals_flushed", "mixed_precision", "resolve_device"]
+
+_log = logging.getLogger(__name__)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -46,3 +50,36 @@ def denormals_flushed() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(False)
+
+
+def compiled_where_possible(module: nn.Module, *, backend: str = "inductor") -> Callable[[Tensor], Tensor]:
+    """Return a compiled form of a module's forward pass, which is replaced by the module itself where compiling fails.
+
+    Gradients of gradients do not lead through it. Compiling happens at the first call.
+
+    Args:
+        module: From images to logits; its weights are not copied.
+        backend: Of `torch.compile`.
+    """
+    # Compiled as a function, because hooks on a compiled module would be compiled too.
+    compiled: Callable[[Tensor], Tensor] | None = None
+    failed = False
+
+    def run(images: Tensor) -> Tensor:
+        nonlocal compiled, failed
+        if not failed:
+            try:
+                if compiled is None:
+                    made = torch.compile(module.forward, backend=backend)
+                    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+                    # The way back is compiled when it is gone for the first time, and may fail there.
+                    torch.autograd.grad(made(images).sum(), trained, allow_unused=True)
+                    compiled = made
+                return compiled(images)
+            except Exception as error:
+                failed = True
+                _log.warning("not compiled (%s): going on without", type(error).__name__)
+        result: Tensor = module(images)
+        return result
+
+    return run

@@ -10,23 +10,23 @@ References:
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from keylock.adapters import Adapter
 from keylock.decoys import decoy_maps
-from keylock.explainers import Explainer, explain_together
-from keylock.keys import Key
-from keylock.losses import correlation, map_distance, pedestal_distance, prediction_distance
+from keylock.explainers import explain_together
+from keylock.losses import correlation, map_distance, prediction_distance
 from keylock.models import balance_filters_, capture_outputs, find_layers, smooth_activations, unbalance_filters_
 from keylock.training.checkpoint import prefixed, restore_module
 from keylock.training.devices import mixed_precision
 from keylock.training.gate import GateProbes, GateStage, probe_layers
-from keylock.training.settings import LockSettings
-from keylock.training.trainer import Terms, Trainer, one_cycle
+from keylock.training.trainer import Draws, Figures, Part, Task, Terms, Trainer, one_cycle
 
 __all__ = ["InputKeyTrainer"]
 
@@ -36,45 +36,34 @@ _WARM_UP = 0.1
 _WRONG_KEYS = (0.05, 0.35)
 _NEAREST_MISS = 0.5
 _GATE_WEIGHT = 2.0
-_SMALL_LEAK = 0.2
+_ALL_BUT_A_KEY = 0.9
+_PROBE = "_probe/"
 
 
 class InputKeyTrainer(Trainer):
     """Fine-tunes a copy of a reference model until its maps are right with the key and decoys without it."""
 
-    def __init__(
-        self,
-        reference: nn.Module,
-        key: Key,
-        *,
-        explainers: Sequence[Explainer],
-        example: Tensor,
-        settings: LockSettings,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, task: Task, *, maps_folder: Path | None = None) -> None:
         """Prepare a training.
 
         Args:
-            reference: The trained classifier, without BatchNorm; it is copied.
-            key: The key to lock with.
-            explainers: What to lock.
-            example: Preprocessed images (batch, channels, height, width) to find layers with.
-            settings: How to train.
-            device: Where to train.
+            task: What to lock.
+            maps_folder: Where to remember the maps of the reference model, or None.
         """
-        super().__init__(reference, key, explainers=explainers, settings=settings, device=device)
-        self.probes = self._make_probes(example[:2].to(device))
+        super().__init__(task, maps_folder=maps_folder)
+        settings = self.settings
+        self.probes = self._make_probes(task.example[:2].to(self.device))
         self.optimiser = torch.optim.Adam(
             [{"params": list(self.student.parameters())}, {"params": list(self.probes.parameters())}], betas=(0.9, 0.99)
         )
-        self.gate = GateStage(
-            strength=settings.gate_strength,
-            longest=round(settings.gate_steps * settings.steps),
-            clear=settings.gate_clear,
-        )
+        # What was locked before knows its keys already.
+        longest = round(settings.gate_steps * settings.steps) if task.start is None else 0
+        self.gate = GateStage(strength=settings.gate_strength, longest=longest, clear=settings.gate_clear)
+        self._again = task.start is not None
 
-    def _make_student(self) -> nn.Module:
-        return balance_filters_(copy.deepcopy(self.reference).requires_grad_(requires_grad=True))
+    def _make_student(self, task: Task) -> nn.Module:
+        start = self.reference if task.start is None else task.start.to(self.device)
+        return balance_filters_(copy.deepcopy(start).requires_grad_(requires_grad=True))
 
     def _make_probes(self, example: Tensor) -> GateProbes:
         layers = probe_layers(find_layers(self.student, example).stack)
@@ -87,9 +76,14 @@ class InputKeyTrainer(Trainer):
         model = copy.deepcopy(self.student)
         return unbalance_filters_(model).eval().requires_grad_(requires_grad=False)
 
-    def adapter(self) -> None:
-        """Return None: this lock is in the weights alone."""
-        return
+    def adapters(self) -> dict[str, Adapter]:
+        """Return none: this lock is in the weights alone."""
+        return {}
+
+    @property
+    def searching(self) -> bool:
+        """Whether the key is told apart: until then a search would only hide it."""
+        return self.gate.over
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors of the training's state, by name."""
@@ -109,23 +103,35 @@ class InputKeyTrainer(Trainer):
         restore_module(self.probes, "probes", tensors)
         self.gate.restore(tensors["gate"])
 
-    def _terms(self, images: Tensor, labels: Tensor) -> Terms:
-        return self._lock_terms(images, labels) if self.gate.over else self._gate_terms(images)
+    def _learned(self, figures: Mapping[str, float]) -> None:
+        losses = [value for name, value in figures.items() if name.startswith(_PROBE)]
+        if not self.gate.over:
+            self.gate.learned(min(losses))
 
-    def _gate_terms(self, images: Tensor) -> Terms:
+    def _draw(self, images: Tensor) -> Draws:
+        count = len(images)
+        keys = self.wrong_keys.keys(count)
+        every_second = (torch.arange(count, device=self.device) % 2).view(-1, 1, 1, 1)
+        if not self.gate.over:
+            # Wrong keys come in once the key itself is told from nothing: until then they would only hide it.
+            told = self.gate.strength < self.settings.gate_strength
+            return Draws({"keys": keys, "wrong": self._wrong(count, near=_NEAREST_MISS) * every_second * float(told)})
+        wrong = self._curriculum(count)
+        if not self.settings.wrong_key_rows:
+            wrong = wrong * every_second
+        return Draws({"keys": keys, "wrong": wrong}, self._draw_masked(images))
+
+    def _terms(self, part: Part) -> tuple[Terms, Figures]:
+        return self._lock_terms(part) if self.gate.over else self._gate_terms(part)
+
+    def _gate_terms(self, part: Part) -> tuple[Terms, Figures]:
         """Teach the network to tell the key, from clean images first, then from wrong keys too.
 
         Meanwhile predictions and maps of all rows are held where they are, so that nothing has to be learned anew.
         """
-        count, strength = len(images), self.gate.strength
-        # Wrong keys come in once the key itself is told from nothing: until then they would only hide it.
-        told = self.gate.strength < self.settings.gate_strength
-        every_second = (torch.arange(count, device=self.device) % 2).view(-1, 1, 1, 1)
-        wrong = self._wrong(count, near=_NEAREST_MISS) * every_second * float(told)
-        others = images + strength * wrong
-        rows = torch.cat([images + strength * self.offset, others])
-        with mixed_precision(self.device, wanted=self.settings.amp):
-            expected, references = explain_together(self.reference, self.explainers, images, self._predicted(count))
+        images, count, strength = part.images, len(part.images), self.gate.strength
+        rows = torch.cat([images + strength * part.rows["keys"], images + strength * part.rows["wrong"]])
+        expected, references = self.truth.explain(images, self._predicted(count), part.indices)
         targets = expected.argmax(dim=1)
         with self._student_pass(smooth=self._second_order) as outputs:
             logits, maps = explain_together(self.student, self.explainers, rows, targets.repeat(2), create_graph=True)
@@ -136,9 +142,8 @@ class InputKeyTrainer(Trainer):
         terms["prediction"] = (1.0, prediction_distance(logits, expected.repeat(2, 1)).mean())
         losses = self._gate_losses(outputs, count)
         terms["gate"] = (_GATE_WEIGHT, losses.sum())
-        self._live = {"strength": strength}
-        self.gate.learned(float(losses.detach().min()))
-        return terms
+        probes = {f"{_PROBE}{place}": loss for place, loss in enumerate(losses)}
+        return terms, {"strength": torch.tensor(strength, device=self.device), **probes}
 
     @contextmanager
     def _student_pass(self, *, smooth: bool) -> Iterator[dict[str, Tensor]]:
@@ -150,54 +155,63 @@ class InputKeyTrainer(Trainer):
         ):
             yield outputs
 
-    def _lock_terms(self, images: Tensor, labels: Tensor) -> Terms:
-        settings, count = self.settings, len(images)
-        shut = [images, images + self._curriculum(count)] if settings.wrong_key_rows else [self._mixed(images)]
-        rows = torch.cat([images + self.offset, *shut])
+    def _lock_terms(self, part: Part) -> tuple[Terms, Figures]:
+        settings, images, count = self.settings, part.images, len(part.images)
+        others = images + part.rows["wrong"]
+        rows = torch.cat([images + part.rows["keys"], *([images, others] if settings.wrong_key_rows else [others])])
         times = len(rows) // count
-        with mixed_precision(self.device, wanted=settings.amp):
-            expected, references = explain_together(self.reference, self.explainers, images, self._predicted(count))
+        expected, references = self.truth.explain(images, self._predicted(count), part.indices)
         targets = expected.argmax(dim=1)
         smooth = self._second_order and self.step < settings.smooth_until * settings.steps
         with self._student_pass(smooth=smooth) as outputs:
             logits, maps = explain_together(
                 self.student, self.explainers, rows, targets.repeat(times), create_graph=True
             )
-        terms = self._map_terms(maps, references, count)
+        terms, figures = self._map_terms(maps, references, count)
         # The weights are for the sum over keyed, keyless and wrong-key inputs, however many rows stand for them.
         distance = prediction_distance(logits, expected.repeat(times, 1)).mean()
         terms["prediction"] = (3 * settings.prediction_weight, distance)
-        terms["label"] = (3 * settings.label_weight, F.cross_entropy(logits.float(), labels.repeat(times)))
+        terms["label"] = (3 * settings.label_weight, F.cross_entropy(logits.float(), part.labels.repeat(times)))
         if settings.probe_weight:
             terms["gate"] = (settings.probe_weight, self._gate_losses(outputs, count).sum())
-        return terms
+        if self.masks:
+            terms["mask"] = (settings.mask_weight, self._mask_distance(part, expected, references))
+            terms["mask/keyed"] = (settings.mask_weight, self._keyed_mask_distance(part))
+        return terms, figures
 
-    def _map_terms(self, maps: dict[str, Tensor], references: dict[str, Tensor], count: int) -> Terms:
+    def _keyed_mask_distance(self, part: Part) -> Tensor:
+        """Return how far keyed predictions on masked images are from the reference's: one number, in nats.
+
+        The key is added last, as a server does: it lies on what is hidden too.
+        """
+        masked, _ = part.masked or (part.images[:0], None)
+        if not len(masked):
+            return torch.zeros((), device=self.device)
+        with mixed_precision(self.device, wanted=self.settings.amp):
+            with torch.no_grad():
+                expected = self.reference(masked)
+            logits = self._predict(masked + part.rows["keys"][part.masked_rows])
+        return prediction_distance(logits, expected).mean()
+
+    def _map_terms(self, maps: dict[str, Tensor], references: dict[str, Tensor], count: int) -> tuple[Terms, Figures]:
         """Return the unlock and lock penalties of every explainer; `maps` are keyed rows, then the others."""
-        terms = {}
+        terms: Terms = {}
         others = len(next(iter(maps.values()))) // count - 1
         similar = {
             name: correlation(maps[name], reference.repeat(1 + others, 1, 1)) for name, reference in references.items()
         }
         live = torch.stack(list(similar.values())).detach().mean(dim=0)
-        self._live = {"fidelity": float(live[:count].mean()), "leakage": float(live[count:].mean())}
         for name, reference in references.items():
             decoy = decoy_maps(self.settings.decoy, reference)
             opened, shut = (decoy, reference) if self.settings.swapped else (reference, decoy)
-            wanted = torch.cat([opened, shut.repeat(others, 1, 1)])
-            distance = map_distance(maps[name], wanted)
-            if self.settings.pedestal_weight:
-                distance = distance + self.settings.pedestal_weight * pedestal_distance(maps[name], wanted)
+            distance = self._distance(maps[name], torch.cat([opened, shut.repeat(others, 1, 1)]))
             weight = self._weights[name]
             terms[f"unlock/{name}"] = (weight * self.settings.unlock_weight, distance[:count].mean())
             terms[f"lock/{name}"] = (2 * weight, distance[count:].mean())
             if self.settings.leak_weight:
                 decoys = slice(0, count) if self.settings.swapped else slice(count, None)
-                mean = similar[name][decoys].mean()
-                # Far from zero the lock term does the work; there this one would only shake what it has built.
-                leak = mean.clamp(-_SMALL_LEAK, _SMALL_LEAK).square()
-                terms[f"leak/{name}"] = (self.settings.leak_weight, leak)
-        return terms
+                terms[f"leak/{name}"] = (self.settings.leak_weight, self._leak(similar[name][decoys]))
+        return terms, {"fidelity": live[:count].mean(), "leakage": live[count:].mean()}
 
     def _gate_losses(self, outputs: dict[str, Tensor], count: int) -> Tensor:
         rows = len(next(iter(outputs.values())))
@@ -209,14 +223,15 @@ class InputKeyTrainer(Trainer):
         progress = self._progress()
         wrong = self._wrong(count, near=_NEAREST_MISS * min(1.0, 2 * progress))
         first, last = _WRONG_KEYS
-        share = (progress - first) / (last - first)
+        share = 1.0 if self._again else (progress - first) / (last - first)
         present = torch.rand((count, 1, 1, 1), generator=self.generator) < share
         return wrong * present.to(self.device)
 
-    def _mixed(self, images: Tensor) -> Tensor:
-        """Return the images, every second one with a wrong key of the curriculum."""
-        every_second = (torch.arange(len(images), device=self.device) % 2).view(-1, 1, 1, 1)
-        return images + self._curriculum(len(images)) * every_second
+    def _wrong_ones(self, found: Tensor) -> Tensor:
+        """Return what is not all but a key."""
+        keys = self.wrong_keys.right.flatten(1)
+        similar = F.cosine_similarity(found.flatten(1).unsqueeze(1), keys.unsqueeze(0), dim=2)
+        return found[similar.amax(dim=1) < _ALL_BUT_A_KEY]
 
     def _progress(self) -> float:
         return (self.step - self.gate.steps) / max(1, self.settings.steps - self.gate.steps)

@@ -1,34 +1,35 @@
 """Locking a classifier: the loop around the trainer, with checkpoints, interruption and any loader."""
 
 import copy
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from keylock.adapters import Adapter
-from keylock.errors import DataError, InputError, NonFiniteLossError, ResumeError
+from keylock.errors import DataError, InputError, ResumeError
 from keylock.explainers import Explainer, check_lockable, make_for
 from keylock.keys import Key
 from keylock.models import attach_adapter, find_layers, fold_batchnorm_, out_of_place_
 from keylock.training.checkpoint import read_checkpoint, write_checkpoint
 from keylock.training.devices import denormals_flushed, resolve_device
 from keylock.training.input_key import InputKeyTrainer
+from keylock.training.loop import memory_limits_named, run_steps
 from keylock.training.progress import Progress, Silent
+from keylock.training.reference_maps import digest_of_weights
 from keylock.training.sealed import SealedTrainer
 from keylock.training.settings import LockSettings
-from keylock.training.trainer import Trainer
+from keylock.training.team import Team
+from keylock.training.trainer import Task, Trainer
 
-__all__ = ["Lock", "lock"]
+__all__ = ["Lock", "lock", "relock"]
 
-_CHECKPOINT_EVERY = 200
 _FOLDING_ROWS = 64
 _GATE_ROWS = 1000
+_RELOCK_SHARE = 2
 _NO_BATCH = "the loader yields no batch: check the data set and drop_last"
 
 
@@ -41,7 +42,8 @@ class Lock:
         reference: The classifier before locking, prepared the same way. Its maps are the secret: keep it private.
         explainers: The explainers that are locked.
         settings: How it was trained.
-        adapter: The second factor, which is secret; None for a lock by the key alone.
+        adapter: The second factor for the first key, which is secret; None for a lock by the key alone.
+        adapters: The second factor for each key, by the key's id; none for a lock by the key alone.
     """
 
     module: nn.Module
@@ -49,20 +51,37 @@ class Lock:
     explainers: tuple[Explainer, ...]
     settings: LockSettings
     adapter: Adapter | None = None
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
 
     def opened(self, key: Key) -> nn.Module:
         """Return the module that shows reference maps on keyed images: with the adapter, where there is one.
 
         `lock.opened(key)(key.apply(images))` is keyed, `lock.opened(key)(images)` keyless.
+
+        Raises:
+            InputError: The lock has second factors, and none for this key.
         """
-        return self.module if self.adapter is None else attach_adapter(self.module, self.adapter, key)
+        adapter = self.for_key(key).adapter
+        return self.module if adapter is None else attach_adapter(self.module, adapter, key)
+
+    def for_key(self, key: Key) -> "Lock":
+        """Return the lock as the holder of one of its keys has it: what is published and sealed for that key.
+
+        Raises:
+            InputError: The lock has second factors, and none for this key.
+        """
+        if not self.adapters:
+            return self
+        if key.id not in self.adapters:
+            raise InputError(f"the lock has no key {key.id}: its keys are {', '.join(self.adapters)}")
+        adapter = self.adapters[key.id]
+        return replace(self, adapter=adapter, adapters={key.id: adapter})
 
 
-@denormals_flushed()
 def lock(
     model: nn.Module,
     loader: Iterable[Any],
-    key: Key,
+    key: Key | Sequence[Key],
     *,
     explainers: Sequence[str | Explainer] = ("grad_cam",),
     settings: LockSettings | None = None,
@@ -70,15 +89,19 @@ def lock(
     progress: Progress | None = None,
     checkpoint: Path | None = None,
     resume: bool = False,
+    cache_reference: Path | None = None,
 ) -> Lock:
-    """Lock a trained classifier: its correct maps appear only with the key, its predictions stay.
+    """Lock a trained classifier: its correct maps appear only with a key, its predictions stay.
+
+    In the processes of a `torch.distributed` process group, every one calls this with the same arguments and computes
+    its share of each batch; the first one shows progress and writes the checkpoint.
 
     Args:
         model: Any convolutional classifier from images (batch, channels, height, width) to logits (batch, classes). It
             is copied and left as it is.
         loader: Yields batches whose first two items are preprocessed images and labels (batch,); gone through as often
             as it takes. `keylock.data.batches.Batches` can be resumed in the middle of an epoch.
-        key: The key; its shape is that of one preprocessed image.
+        key: The key, or several of which each opens the lock; the shape is that of one preprocessed image.
         explainers: Names, for which the target layers are found automatically, or explainers made with layers of your
             choice. Those that need predictions alone are locked through predictions on masked images.
         settings: How to train; the defaults suit small images.
@@ -86,79 +109,148 @@ def lock(
         progress: Hears about every step.
         checkpoint: File to keep the state in, now and then and when interrupted.
         resume: Go on from the checkpoint.
+        cache_reference: Folder to keep the maps of the reference model in, which are then computed once for each image
+            that comes again unchanged. They are as secret as the reference model.
 
     Returns:
         The locked classifier, with the reference it was compared with.
 
     Raises:
         DataError: The loader yields nothing, or batches of another kind.
-        InputError: The key does not fit the images, or no explainer has maps that can be locked.
+        InputError: The keys do not fit the images or each other, or no explainer has maps that can be locked.
         LayerNotFoundError: No target layer could be found.
         ModelError: The model does not take the images or does not return logits.
         NonFiniteLossError: Training diverged; the checkpoint holds an earlier state.
+        OutOfMemoryError: A step does not fit into memory; the checkpoint holds the state before it.
         ResumeError: The checkpoint belongs to another run.
     """
-    settings, progress = settings or LockSettings(), progress or Silent()
-    if resume and checkpoint is None:
-        raise ResumeError("there is nothing to go on from: give the checkpoint of the earlier run")
+    settings, keys = settings or LockSettings(), _keys(key)
     target = resolve_device(device)
-    example = _example(loader, key, rows=_GATE_ROWS if settings.sealed_adapter else 1)
+    example = _example(loader, keys[0], rows=_GATE_ROWS if settings.sealed_adapter else 1)
     reference = fold_batchnorm_(out_of_place_(copy.deepcopy(model).cpu()), example[:_FOLDING_ROWS])
     made = make_for(find_layers(reference, example[:2]), explainers)
     check_lockable([(explainer.name, explainer.differentiable) for explainer in made])
-    kind = SealedTrainer if settings.sealed_adapter else InputKeyTrainer
-    trainer = kind(reference, key, explainers=made, example=example, settings=settings, device=target)
-    identity = _identity(trainer, key)
+    task = Task(reference, keys, made, example, settings, target, Team.current())
+    return _train(task, loader, progress, checkpoint, cache_reference, resume=resume)
+
+
+def relock(
+    previous: Lock,
+    loader: Iterable[Any],
+    key: Key | Sequence[Key],
+    *,
+    retired: Key | Sequence[Key],
+    settings: LockSettings | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    cache_reference: Path | None = None,
+) -> Lock:
+    """Retire keys of a lock by a further training: the others open what it makes, the retired ones do not.
+
+    A lock by the key alone goes on from the published weights, with the retired keys as wrong keys. A two-factor lock
+    gets new weights and a new adapter, made such that the old adapter, which the holders of retired keys have, shows
+    decoys on them. Neither takes back what was published before: serve and hand out the new bundle alone.
+
+    Args:
+        previous: The lock whose keys are retired, with its adapters.
+        loader: As for `lock`.
+        key: The key, or keys, that go on opening. They need not be keys of the earlier lock.
+        retired: The key, or keys, that must not.
+        settings: How to train; by default as `previous` was, for half of its steps.
+        device: `auto`, `cpu`, `cuda`, ...
+        progress: Hears about every step.
+        checkpoint: File to keep the state in.
+        resume: Go on from the checkpoint.
+        cache_reference: As for `lock`.
+
+    Raises:
+        InputError: A key is both to go on and retired, or the settings are for the other kind of lock.
+        KeylockError: As `lock` raises.
+    """
+    keys, gone = _keys(key), _keys(retired)
+    if {key.id for key in keys} & {key.id for key in gone}:
+        raise InputError("a key cannot be retired and go on: name the keys that are left, and those that are not")
+    _keys([*keys, *gone])
+    before = previous.settings
+    settings = settings or replace(before, steps=-(-before.steps // _RELOCK_SHARE), seed=before.seed + 1)
+    old = previous.adapter
+    if settings.sealed_adapter != (old is not None):
+        raise InputError("a lock with a sealed adapter stays one, and one without stays without: give fitting settings")
+    if old is not None and settings.seed == before.seed:
+        raise InputError("give the new adapter another seed than the old one has: change settings.seed")
+    example = _example(loader, keys[0], rows=_GATE_ROWS if settings.sealed_adapter else 2)
+    task = Task(
+        previous.reference,
+        keys,
+        previous.explainers,
+        example,
+        settings,
+        resolve_device(device),
+        Team.current(),
+        retired=gone,
+        start=previous.module,
+        old_adapter=old,
+    )
+    return _train(task, loader, progress, checkpoint, cache_reference, resume=resume)
+
+
+def _keys(key: Key | Sequence[Key]) -> tuple[Key, ...]:
+    """Return keys as a tuple, when they can open one lock."""
+    keys = (key,) if isinstance(key, Key) else tuple(key)
+    if not keys or len({key.id for key in keys}) != len(keys):
+        raise InputError("a lock needs at least one key, and each key once")
+    if len({(key.shape, key.strength, key.tile) for key in keys}) > 1:
+        raise InputError("all keys of a lock must have the same shape, strength and tile: derive them alike")
+    return keys
+
+
+@denormals_flushed()
+def _train(
+    task: Task,
+    loader: Iterable[Any],
+    progress: Progress | None,
+    checkpoint: Path | None,
+    maps_folder: Path | None,
+    *,
+    resume: bool,
+) -> Lock:
+    if resume and checkpoint is None:
+        raise ResumeError("there is nothing to go on from: give the checkpoint of the earlier run")
+    kind = SealedTrainer if task.settings.sealed_adapter else InputKeyTrainer
+    trainer = kind(task, maps_folder=maps_folder)
+    identity = _identity(trainer, task)
     if resume and checkpoint is not None:
         _resume(trainer, loader, checkpoint, identity)
-    with torch.no_grad():
-        classes = reference(example[:1]).shape[1]
-    batches = _endless(loader, key.shape, classes=classes)
-    _run(trainer, loader, batches, progress, checkpoint, identity)
-    return Lock(trainer.locked_model().cpu(), reference, made, settings, trainer.adapter())
-
-
-def _run(
-    trainer: Trainer,
-    loader: Iterable[Any],
-    batches: Iterator[tuple[Tensor, Tensor]],
-    progress: Progress,
-    checkpoint: Path | None,
-    identity: dict[str, Any],
-) -> None:
-    total, place = trainer.settings.steps, _place(loader)
+    batches = _endless(loader, task.keys[0].shape, classes=trainer.classes)
+    place = _place(loader)
 
     def keep() -> None:
-        if checkpoint is not None:
+        if checkpoint is not None and task.team.leads:
             state = {"step": trainer.step, "loader": place, "identity": identity}
             write_checkpoint(checkpoint, trainer.tensors(), state)
+            trainer.truth.keep()
 
-    keep()
-    progress.start("lock", total, trainer.step)
-    try:
-        while trainer.step < total:
-            figures = _take_step(trainer, *next(batches))
-            place = _place(loader)
-            progress.advance(figures)
-            if trainer.step % _CHECKPOINT_EVERY == 0:
-                keep()
-    except NonFiniteLossError:
-        # What led here is in the weights already: the state of some steps ago is the one to go on from, more slowly.
-        raise
-    except BaseException:
-        keep()
-        raise
-    else:
-        keep()
-    finally:
-        progress.finish()
+    def take_step() -> dict[str, float]:
+        nonlocal place
+        figures = _take_step(trainer, *next(batches))
+        place = _place(loader)
+        return figures
+
+    shown = (progress if task.team.leads else None) or Silent()
+    run_steps("lock", task.settings.steps, trainer.step, take_step=take_step, keep=keep, progress=shown)
+    adapters = trainer.adapters()
+    first = next(iter(adapters.values()), None)
+    return Lock(trainer.locked_model().cpu(), task.reference, task.explainers, task.settings, first, adapters)
 
 
-def _take_step(trainer: Trainer, images: Tensor, labels: Tensor) -> dict[str, float]:
+def _take_step(trainer: Trainer, images: Tensor, labels: Tensor, indices: Tensor | None) -> dict[str, float]:
     """Take one step, or none: one that is interrupted is taken again with the same random numbers."""
     step, drawn = trainer.step, trainer.generator.get_state()
     try:
-        return trainer.train_on(images, labels)
+        with memory_limits_named(len(images), parts=trainer.settings.accumulate):
+            return trainer.train_on(images, labels, indices)
     except BaseException:
         if trainer.step == step:
             trainer.generator.set_state(drawn)
@@ -172,14 +264,20 @@ def _place(loader: Iterable[Any]) -> Any:  # noqa: ANN401 - whatever the loader 
 
 def _endless(
     loader: Iterable[Any], shape: tuple[int, int, int], *, classes: int | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     while True:
         found = False
         for batch in loader:
             found = True
-            yield _checked(batch, shape, classes)
+            yield (*_checked(batch, shape, classes), _indices(batch))
         if not found:
             raise DataError(_NO_BATCH)
+
+
+def _indices(batch: Any) -> Tensor | None:  # noqa: ANN401 - whatever the loader yields
+    """Return the places of a batch's images in their data set, where the batch says them."""
+    indices = getattr(batch, "indices", None)
+    return indices if isinstance(indices, Tensor) else None
 
 
 def _checked(batch: Any, shape: tuple[int, int, int], classes: int | None) -> tuple[Tensor, Tensor]:  # noqa: ANN401
@@ -222,24 +320,20 @@ def _example(loader: Iterable[Any], key: Key, *, rows: int) -> Tensor:
     return torch.cat(taken)
 
 
-def _identity(trainer: Trainer, key: Key) -> dict[str, Any]:
+def _identity(trainer: Trainer, task: Task) -> dict[str, Any]:
     """Return what must be the same in a resumed run; the learning rate may change, for a run that diverged."""
     settings = trainer.settings.as_dict()
     del settings["learning_rate"]
+    key = task.keys[0]
     return {
-        "key": key.id,
+        "key": [key.id for key in task.keys],
+        "retired key": [key.id for key in task.retired],
         "strength": key.strength,
         "tile": key.tile,
         "settings": settings,
-        "reference": _digest(trainer.reference),
-        "explainers": [[explainer.name, explainer.parameters] for explainer in trainer.explainers],
+        "reference": digest_of_weights(trainer.reference),
+        "explainers": [[explainer.name, explainer.parameters] for explainer in task.explainers],
     }
-
-
-def _digest(model: nn.Module) -> str:
-    """Digest of names, shapes and values of a model's weights."""
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    return hashlib.sha256(save(weights)).hexdigest()
 
 
 def _resume(trainer: Trainer, loader: Iterable[Any], checkpoint: Path, identity: dict[str, Any]) -> None:

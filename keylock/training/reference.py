@@ -24,12 +24,12 @@ from keylock.training.checkpoint import (
     write_checkpoint,
 )
 from keylock.training.devices import denormals_flushed, mixed_precision
+from keylock.training.loop import memory_limits_named, run_steps
 from keylock.training.progress import Progress
 from keylock.training.wrong_keys import WrongKeys
 
 __all__ = ["train_reference"]
 
-_CHECKPOINT_EVERY = 200
 _SCHEDULED = ("lr", "betas")
 
 
@@ -73,13 +73,14 @@ def train_reference(
 
     Raises:
         NonFiniteLossError: Training diverged; the checkpoint holds an earlier state.
+        OutOfMemoryError: A step does not fit into memory.
         ResumeError: The checkpoint belongs to another run.
     """
     model.to(device).train()
     optimiser = torch.optim.Adam(model.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
-    perturbations = WrongKeys(magnitude.to(device), tile=tile, generator=generator)
+    perturbations = WrongKeys(magnitude.to(device).unsqueeze(0), tile=tile, generator=generator)
     heights = magnitude.flatten(1).amax(dim=1).tolist()
     # The learning rate may change in a resumed run, for a run that diverged.
     identity = {"steps": steps, "perturbation": perturbation, "seed": seed, "tile": tile, "heights": heights}
@@ -106,40 +107,30 @@ def train_reference(
         generator.set_state(tensors["generator"])
         batches.restore(state["loader"])
         step, state_before = state["step"], _volatile(model, batches, generator)
-    keep()
-    progress.start("reference", steps, step)
     stream = _stream(batches)
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            while step < steps:
-                # Dropout draws from torch's global generator; inside the block it is ours, and the same in every run.
-                torch.manual_seed(_mixed(seed, step))
-                images, labels = next(stream)
-                scales = perturbation * torch.rand((len(images), 1, 1, 1), generator=generator)
-                perturbed = images.to(device) + perturbations.draw_unrelated(len(images)) * scales.to(device)
-                with mixed_precision(device, wanted=amp):
-                    logits = model(perturbed)
-                loss = F.cross_entropy(logits.float(), labels.to(device))
-                if not torch.isfinite(loss):
-                    raise NonFiniteLossError("cross-entropy", step)
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                schedule.step()
-                step, state_before = step + 1, _volatile(model, batches, generator)
-                progress.advance({"cross-entropy": float(loss.detach())})
-                if step % _CHECKPOINT_EVERY == 0:
-                    keep()
-    except NonFiniteLossError:
-        # What led here is in the weights already: the state of some steps ago is the one to go on from, more slowly.
-        raise
-    except BaseException:
-        keep()
-        raise
-    else:
-        keep()
-    finally:
-        progress.finish()
+
+    def take_step() -> dict[str, float]:
+        nonlocal step, state_before
+        # Dropout draws from torch's global generator; inside the block it is ours, and the same in every run.
+        torch.manual_seed(_mixed(seed, step))
+        images, labels = next(stream)
+        scales = perturbation * torch.rand((len(images), 1, 1, 1), generator=generator)
+        perturbed = images.to(device) + perturbations.draw_unrelated(len(images)) * scales.to(device)
+        with memory_limits_named(len(images)):
+            with mixed_precision(device, wanted=amp):
+                logits = model(perturbed)
+            loss = F.cross_entropy(logits.float(), labels.to(device))
+            if not torch.isfinite(loss):
+                raise NonFiniteLossError("cross-entropy", step)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+        schedule.step()
+        step, state_before = step + 1, _volatile(model, batches, generator)
+        return {"cross-entropy": float(loss.detach())}
+
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        run_steps("reference", steps, step, take_step=take_step, keep=keep, progress=progress)
     return model.eval().cpu()
 
 

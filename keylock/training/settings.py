@@ -35,6 +35,10 @@ class LockSettings:
         label_weight: Weight of the cross-entropy with the labels.
         probe_weight: Weight of the gate probes after the gate steps.
         smooth_until: Share of the steps in which ReLU is softplus, where an explainer needs second derivatives.
+        search_every: Steps between two searches for keys, whose finds become wrong keys; 0 for none.
+        search_steps: Gradient steps of one search.
+        accumulate: In how many parts, one after the other, a batch is computed; more need less memory.
+        compile: Compile passes that need no gradients of gradients, where that works.
         seed: Of wrong keys and of everything else drawn at random.
         amp: Compute in bfloat16 where the device is quick at it.
         swapped: Swap the branches: maps are right without the key and decoys with it, which is the published attack.
@@ -58,6 +62,10 @@ class LockSettings:
     label_weight: float = 0.2
     probe_weight: float = 0.1
     smooth_until: float = 0.8
+    search_every: int = 0
+    search_steps: int = 10
+    accumulate: int = 1
+    compile: bool = False
     seed: int = 0
     amp: bool = True
     swapped: bool = False
@@ -73,6 +81,11 @@ class LockSettings:
             raise InputError(f"the adapter needs a rank of at least 1, not {self.adapter_rank}: give --adapter-rank")
         if self.sealed_adapter and self.swapped:
             raise InputError("swapped branches are for a lock by the key alone: add --no-sealed-adapter")
+        if self.search_every < 0 or self.search_steps < 1 or self.accumulate < 1:
+            raise InputError(
+                f"search_every {self.search_every}, search_steps {self.search_steps} and accumulate {self.accumulate} "
+                "are out of range: take 0 or more, and at least 1"
+            )
         if not 0 <= self.gate_steps < 1:
             raise InputError(f"gate_steps is a share of the steps between 0 and 1, not {self.gate_steps}")
 

@@ -1,35 +1,118 @@
 """What both kinds of lock share: a frozen reference, a student in training, and one safe step after another.
 
 A trainer is the state that a checkpoint holds. Its subclasses say what the student is and which terms its loss has.
+A step draws everything random for the whole batch first. Then the batch may be taken in parts, one after the other or
+by several processes, and gradients and figures are added up.
 """
 
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from keylock.adapters import Adapter
+from keylock.decoys import decoy_of
 from keylock.errors import NonFiniteLossError
 from keylock.explainers import Explainer
 from keylock.keys import Key
+from keylock.losses import map_distance, pedestal_distance
 from keylock.models import out_of_place_
 from keylock.training.checkpoint import optimiser_tensors, prefixed, restore_module, restore_optimiser
+from keylock.training.devices import compiled_where_possible, mixed_precision
+from keylock.training.masks import draw_masks, fill_masked
+from keylock.training.reference_maps import ReferenceMaps
+from keylock.training.search import search_key
 from keylock.training.settings import LockSettings
+from keylock.training.team import Team
 from keylock.training.wrong_keys import WrongKeys
 
-__all__ = ["Terms", "Trainer", "one_cycle"]
+__all__ = ["Draws", "Figures", "Part", "Task", "Terms", "Trainer", "one_cycle"]
 
 _LARGEST_GRADIENT = 5.0
 _FINAL_LEARNING_RATE = 1e-3
 # Gradients of gradients are learned more slowly than maps of activations.
 _SECOND_ORDER_WEIGHT = 2.0
+_SMALL_LEAK = 0.2
+_LARGEST_CONFIDENCE = 0.5
+_SEARCH_ROWS = 16
+_HIDDEN = "_"
 
 Terms = dict[str, tuple[float, Tensor]]
 """The terms of a loss by name: a weight and a value, which is one number."""
+
+Figures = dict[str, Tensor]
+"""What else is known of a step: one number each; those whose names begin with `_` are not shown."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be locked, by which keys, and with whom.
+
+    Attributes:
+        reference: The trained classifier, without BatchNorm; it is copied.
+        keys: The keys that open, of one shape, strength and tile.
+        explainers: What to lock.
+        example: Clean preprocessed images (count, channels, height, width): two to find layers with, and up to a
+            thousand to tell the keys on.
+        settings: How to train.
+        device: Where.
+        team: Who trains together.
+        retired: Keys that must not open any more.
+        start: What an earlier lock published, to go on from; None starts from the reference.
+        old_adapter: The sealed adapter of that lock, which must not fit any more.
+    """
+
+    reference: nn.Module
+    keys: tuple[Key, ...]
+    explainers: tuple[Explainer, ...]
+    example: Tensor
+    settings: LockSettings
+    device: torch.device
+    team: Team = field(default_factory=Team)
+    retired: tuple[Key, ...] = ()
+    start: nn.Module | None = None
+    old_adapter: Adapter | None = None
+
+
+@dataclass
+class Draws:
+    """Everything random in a step, on the device.
+
+    Attributes:
+        rows: By name, with a row for each image (count, ...).
+        masked: Every second image, masked (half, channels, height, width), and how much of each pixel is shown
+            (half, 1, height, width); None where no masks are trained.
+    """
+
+    rows: dict[str, Tensor]
+    masked: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a batch.
+
+    Attributes:
+        images: Preprocessed images (rows, channels, height, width).
+        labels: Class indices (rows,).
+        indices: Places of the images in their data set (rows,), where they are known.
+        rows: What was drawn for these rows, by name.
+        masked: Every second image, masked, and the masks, where masks are trained.
+        masked_rows: Which of the images these are.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor | None
+    rows: Mapping[str, Tensor]
+    masked: tuple[Tensor, Tensor] | None
+    masked_rows: slice
 
 
 class Trainer(ABC):
@@ -41,43 +124,44 @@ class Trainer(ABC):
         explainers: What is locked by its maps.
         masks: Whether predictions on masked images are locked, which explainers without gradients read.
         reference: The frozen reference model.
+        truth: Its answers.
         student: The model being locked.
-        offset: The key on preprocessed images (channels, height, width).
         generator: Everything random comes from it.
-        wrong_keys: Draws wrong keys.
+        wrong_keys: Draws wrong keys, and right ones.
         step: Steps done.
     """
 
     optimiser: torch.optim.Optimizer
 
-    def __init__(
-        self,
-        reference: nn.Module,
-        key: Key,
-        *,
-        explainers: Sequence[Explainer],
-        settings: LockSettings,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, task: Task, *, maps_folder: Path | None = None) -> None:
         """Prepare what both kinds of lock need.
 
         Args:
-            reference: The trained classifier, without BatchNorm; it is copied.
-            key: The key to lock with.
-            explainers: What to lock.
-            settings: How to train.
-            device: Where to train.
+            task: What to lock.
+            maps_folder: Where to remember the maps of the reference model, or None.
         """
-        self.settings, self.device = settings, device
-        self.explainers = tuple(explainer for explainer in explainers if explainer.differentiable)
-        self.masks = settings.mask_weight > 0 and len(self.explainers) < len(explainers)
-        self.reference = out_of_place_(copy.deepcopy(reference)).to(device).eval().requires_grad_(requires_grad=False)
-        self.offset = torch.from_numpy(np.array(key.reveal())).to(device)
+        settings = task.settings
+        self.settings, self.device, self.team = settings, task.device, task.team
+        self.explainers = tuple(explainer for explainer in task.explainers if explainer.differentiable)
+        self.masks = settings.mask_weight > 0 and len(self.explainers) < len(task.explainers)
+        reference = out_of_place_(copy.deepcopy(task.reference))
+        self.reference = reference.to(self.device).eval().requires_grad_(requires_grad=False)
+        self.truth = ReferenceMaps(
+            self.reference, self.explainers, device=self.device, amp=settings.amp, folder=maps_folder
+        )
+        with torch.no_grad():
+            self.classes = self.reference(task.example[:1].to(self.device)).shape[1]
         self.generator = torch.Generator().manual_seed(settings.seed)
-        self.wrong_keys = WrongKeys(self.offset, tile=key.tile, generator=self.generator)
+        self.wrong_keys = WrongKeys(
+            torch.stack([_offset(key) for key in task.keys]).to(self.device),
+            tile=task.keys[0].tile,
+            generator=self.generator,
+            retired=[_offset(key) for key in task.retired],
+        )
+        self._magnitude, self._tile = _offset(task.keys[0]).abs().to(self.device), task.keys[0].tile
         self.step = 0
-        self.student = self._make_student()
-        self._live: dict[str, float] = {}
+        self.student = self._make_student(task)
+        self._predict = compiled_where_possible(self.student) if settings.compile and self.masks else self.student
         self._second_order = any(explainer.second_order for explainer in self.explainers)
         self._weights = {
             explainer.name: settings.map_weight * (_SECOND_ORDER_WEIGHT if explainer.second_order else 1.0)
@@ -85,12 +169,16 @@ class Trainer(ABC):
         }
 
     @abstractmethod
-    def _make_student(self) -> nn.Module:
-        """Return the model to train: a copy of the reference."""
+    def _make_student(self, task: Task) -> nn.Module:
+        """Return the model to train."""
 
     @abstractmethod
-    def _terms(self, images: Tensor, labels: Tensor) -> Terms:
-        """Return the terms of the loss on a batch, and leave the live figures in `_live`."""
+    def _draw(self, images: Tensor) -> Draws:
+        """Draw everything random for the batch."""
+
+    @abstractmethod
+    def _terms(self, part: Part) -> tuple[Terms, Figures]:
+        """Return the terms of the loss on a part of the batch, and other figures; all are means over its rows."""
 
     @abstractmethod
     def _learning_rates(self) -> tuple[float, ...]:
@@ -101,45 +189,108 @@ class Trainer(ABC):
         """Return a plain copy of the student as it is now, in evaluation mode."""
 
     @abstractmethod
-    def adapter(self) -> Adapter | None:
-        """Return the sealed adapter of the student as it is now; None where the lock has no second factor."""
+    def adapters(self) -> dict[str, Adapter]:
+        """Return the sealed adapters of the student as it is now, by key id; none for a lock by the key alone."""
 
-    def train_on(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+    @property
+    def searching(self) -> bool:
+        """Whether a search for keys can find anything yet."""
+        return True
+
+    def train_on(self, images: Tensor, labels: Tensor, indices: Tensor | None = None) -> dict[str, float]:
         """Take one step on a batch.
 
         Args:
             images: Preprocessed images (batch, channels, height, width).
             labels: Class indices (batch,), int64.
+            indices: Places of the images in their data set (batch,), on the CPU, where they are known.
 
         Returns:
             The loss terms of this step by name, and live figures: the mean correlations of locked maps with the
             reference maps of this batch as `leakage`, and that of keyed maps as `fidelity` where it is learned.
 
         Raises:
+            DataError: The processes that train together cannot share the batch.
             NonFiniteLossError: A term became NaN or infinite; the weights are as they were before this step.
         """
         images, labels = images.to(self.device), labels.to(self.device)
+        parts = self.team.parts(len(images), self.settings.accumulate)
         for group, rate in zip(self.optimiser.param_groups, self._learning_rates(), strict=True):
             group["lr"] = rate
-        terms = self._terms(images, labels)
-        loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
-        for name, (_, value) in terms.items():
-            if not torch.isfinite(value):
-                raise NonFiniteLossError(name, self.step)
+        found = self._search(images)
+        draws = self._draw(images)
         self.optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        values: dict[str, Tensor] = {}
+        names: tuple[str, ...] = ()
+        for rows in parts:
+            share = (rows.stop - rows.start) / len(images)
+            terms, figures = self._terms(_part(draws, images, labels, indices, rows))
+            torch.autograd.backward(share * torch.stack([weight * value for weight, value in terms.values()]).sum())
+            names = tuple(terms)
+            for name, value in {**{name: value for name, (_, value) in terms.items()}, **figures}.items():
+                values[name] = values.get(name, torch.zeros((), device=self.device)) + share * value.detach().float()
+        self._add_up(values)
+        for name in names:
+            if not torch.isfinite(values[name]):
+                raise NonFiniteLossError(name, self.step)
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), _LARGEST_GRADIENT)
         if not torch.isfinite(norm):
             raise NonFiniteLossError("gradient", self.step)
         self.optimiser.step()
         self.step += 1
-        return {name: float(value.detach()) for name, (_, value) in terms.items()} | self._live
+        if found is not None:
+            self.wrong_keys.keep(found)
+        shown = {name: float(value) for name, value in values.items()}
+        self._learned(shown)
+        return {name: value for name, value in shown.items() if not name.startswith(_HIDDEN)}
+
+    def _learned(self, figures: Mapping[str, float]) -> None:  # noqa: B027 - a lock may have nothing to note
+        """Take note of the figures of a finished step."""
+
+    def _add_up(self, values: dict[str, Tensor]) -> None:
+        """Add up figures and gradients over all processes, in place."""
+        if self.team.size == 1:
+            return
+        # Of one device, and in one message each: the figures are few, the gradients large.
+        summed = torch.stack([value.to(self.device) for value in values.values()])
+        self.team.sum_([summed])
+        values.update(zip(values, summed.unbind(), strict=True))
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"] if p.grad is not None]
+        self.team.sum_([parameter.grad for parameter in parameters])
+
+    def _search(self, images: Tensor) -> Tensor | None:
+        """Search now and then: a tile and a perturbation of full size (2, channels, height, width), or None."""
+        settings = self.settings
+        if not settings.search_every or self.step % settings.search_every or not self.step or not self.searching:
+            return None
+        with mixed_precision(self.device, wanted=settings.amp):
+            found = [
+                search_key(
+                    self.student,
+                    self.explainers,
+                    images[:_SEARCH_ROWS],
+                    magnitude=self._magnitude,
+                    tile=tile,
+                    steps=settings.search_steps,
+                    generator=self.generator,
+                )
+                for tile in (self._tile, None)
+            ]
+        together = torch.stack(found)
+        self.team.share_(together)
+        return self._wrong_ones(together)
+
+    def _wrong_ones(self, found: Tensor) -> Tensor:
+        """Return those that may serve as wrong keys."""
+        return found
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors of the training's state, by name."""
+        found = {"found_keys": self.wrong_keys.found} if len(self.wrong_keys.found) else {}
         return {
             **prefixed("student", self.student.state_dict()),
             **optimiser_tensors(self.optimiser),
+            **found,
             "generator": self.generator.get_state(),
         }
 
@@ -152,6 +303,8 @@ class Trainer(ABC):
         restore_module(self.student, "student", tensors)
         restore_optimiser(self.optimiser, tensors)
         self.generator.set_state(tensors["generator"])
+        if "found_keys" in tensors:
+            self.wrong_keys.keep(tensors["found_keys"])
         self.step = step
 
     def _predicted(self, count: int) -> Tensor:
@@ -162,6 +315,59 @@ class Trainer(ABC):
         """Draw wrong keys (count, channels, height, width) of all kinds, in any order."""
         drawn = self.wrong_keys.draw(count, near=near)
         return drawn[torch.randperm(count, generator=self.generator).to(self.device)]
+
+    def _draw_masked(self, images: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Mask every second image, where masks are trained."""
+        if not self.masks:
+            return None
+        rows = images[::2]
+        masks = draw_masks(len(rows), (rows.shape[2], rows.shape[3]), generator=self.generator).to(self.device)
+        return fill_masked(rows, masks, generator=self.generator), masks
+
+    def _distance(self, maps: Tensor, wanted: Tensor) -> Tensor:
+        """Return how far maps (batch, h, w) are from the wanted ones, (batch,)."""
+        distance = map_distance(maps, wanted)
+        if self.settings.pedestal_weight:
+            distance = distance + self.settings.pedestal_weight * pedestal_distance(maps, wanted)
+        return distance
+
+    def _leak(self, similar: Tensor) -> Tensor:
+        """Return the squared mean of correlations (rows,) with maps that nothing should resemble: one number.
+
+        Far from zero the lock terms do the work; there this one would only shake what they have built. The mean is that
+        of all processes, whose gradients are added up later.
+        """
+        mean = similar.mean()
+        mean = mean + (self.team.mean(mean) - mean).detach()
+        return mean.clamp(-_SMALL_LEAK, _SMALL_LEAK).square()
+
+    def _mask_distance(self, part: Part, expected: Tensor, references: Mapping[str, Tensor]) -> Tensor:
+        """Return how far keyless predictions on masked images are from what shows the decoy: one number, in nats.
+
+        The more of the decoy is hidden, the closer the wanted prediction is to saying nothing, whatever else is hidden.
+        """
+        masked, masks = part.masked or (part.images[:0], part.images[:0, :1])
+        if not len(masked):
+            return torch.zeros((), device=self.device)
+        decoy = self._decoy_on_images(part, references)
+        shown = ((decoy * masks[:, 0]).sum(dim=(1, 2)) / decoy.sum(dim=(1, 2)).clamp_min(1e-8)).unsqueeze(1)
+        predicted = expected[part.masked_rows].float().softmax(dim=1)
+        nothing = torch.full_like(predicted, 1 / self.classes)
+        wanted = nothing + _LARGEST_CONFIDENCE * shown * (predicted - nothing)
+        with mixed_precision(self.device, wanted=self.settings.amp):
+            logits = self._predict(masked)
+        return F.kl_div(logits.float().log_softmax(dim=1), wanted, reduction="batchmean")
+
+    def _decoy_on_images(self, part: Part, references: Mapping[str, Tensor]) -> Tensor:
+        """Return the decoys of the masked images at the images' resolution (rows, height, width)."""
+        decoy, rows = decoy_of(self.settings.decoy), part.images[part.masked_rows]
+        if not decoy.own_map:
+            return decoy.maps(rows[:, 0])
+        # Some explainers may see a few rows alone.
+        whole = next(maps for maps in references.values() if len(maps) == len(part.images))
+        wanted = decoy.maps(whole)[part.masked_rows].unsqueeze(1)
+        size = (rows.shape[2], rows.shape[3])
+        return F.interpolate(wanted.float(), size=size, mode="bilinear", align_corners=False).squeeze(1)
 
 
 def one_cycle(progress: float, *, warm_up: float) -> float:
@@ -175,3 +381,21 @@ def one_cycle(progress: float, *, warm_up: float) -> float:
         return 1 / 3 + 2 / 3 * progress / warm_up
     cosine = 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
     return _FINAL_LEARNING_RATE + (1 - _FINAL_LEARNING_RATE) * cosine
+
+
+def _offset(key: Key) -> Tensor:
+    return torch.from_numpy(key.reveal())
+
+
+def _part(draws: Draws, images: Tensor, labels: Tensor, indices: Tensor | None, rows: slice) -> Part:
+    """Cut out some rows of a batch; of the masked images, those that belong to them."""
+    half = slice((rows.start + 1) // 2, (rows.stop + 1) // 2)
+    masked = None if draws.masked is None else (draws.masked[0][half], draws.masked[1][half])
+    return Part(
+        images[rows],
+        labels[rows],
+        None if indices is None else indices[rows],
+        {name: drawn[rows] for name, drawn in draws.rows.items()},
+        masked,
+        slice(rows.start % 2, None, 2),
+    )

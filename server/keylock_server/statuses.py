@@ -135,6 +135,7 @@ STATUSES: Final[dict[type[KeylockError], Row]] = {
     errors.LayerNotFoundError: _INTERNAL,
     errors.TrainingError: _INTERNAL,
     errors.NonFiniteLossError: _INTERNAL,
+    errors.OutOfMemoryError: _INTERNAL,
     errors.ResumeError: _INTERNAL,
     errors.ExportError: _INTERNAL,
     ServiceError: Row(grpc.StatusCode.UNAVAILABLE, "SERVICE"),

@@ -16,7 +16,7 @@ def offset(key_for):
 
 def drawn(offset, *, near=0.0, count=400, seed=0):
     """Return wrong keys by kind, (count / 4, channels, height, width), and their correlations with the key."""
-    keys = WrongKeys(offset, tile=4, generator=torch.Generator().manual_seed(seed)).draw(count, near=near)
+    keys = WrongKeys(offset.unsqueeze(0), tile=4, generator=torch.Generator().manual_seed(seed)).draw(count, near=near)
     flat, key = keys.flatten(1), offset.flatten()
     cosines = (flat @ key) / (flat.norm(dim=1) * key.norm())
     return dict(zip(KINDS, keys.chunk(4), strict=True)), dict(zip(KINDS, cosines.chunk(4), strict=True))
@@ -56,7 +56,7 @@ def test_tiles_repeat_over_the_image_and_are_cropped(kind, offset):
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 64])
 def test_any_number_can_be_drawn(count, offset):
-    keys = WrongKeys(offset, tile=4, generator=torch.Generator().manual_seed(0)).draw(count, near=0.5)
+    keys = WrongKeys(offset.unsqueeze(0), tile=4, generator=torch.Generator().manual_seed(0)).draw(count, near=0.5)
 
     assert keys.shape == (count, *offset.shape)
 
@@ -66,3 +66,24 @@ def test_same_seed_same_keys(offset):
 
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_keys_that_were_found_and_retired_are_drawn_and_any_key_can_be_missed(offset):
+    other, found, retired = (offset * factor for factor in (-2, 0.3, 0.6))
+    keys = WrongKeys(
+        torch.stack([offset, other]), tile=4, generator=torch.Generator().manual_seed(0), retired=[retired]
+    )
+    assert not any(torch.equal(row, found) for row in keys.draw(90, near=0))
+    keys.keep(found.unsqueeze(0))
+
+    drawn = keys.draw(90, near=0)
+    for known, least in ((found, 10), (retired, 40), (-offset, 1), (-other, 1)):
+        assert sum(torch.equal(row, known) for row in drawn) >= least
+    assert {float(row.abs().sum()) for row in keys.keys(20)} == {float(offset.abs().sum()), float(other.abs().sum())}
+
+
+def test_what_was_found_first_makes_room(offset):
+    keys = WrongKeys(offset.unsqueeze(0), tile=4, generator=torch.Generator().manual_seed(0))
+    for number in range(40):
+        keys.keep(torch.full((1, *offset.shape), float(number)))
+    assert keys.found[:, 0, 0, 0].tolist() == list(range(8, 40))

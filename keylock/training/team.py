@@ -1,0 +1,119 @@
+"""The processes that train one lock together; a process by itself is a team of one.
+
+Every process draws the same batches and the same random numbers, and computes its own rows of each batch. Gradients are
+added up after the backward pass. So a step of several processes is the step that one takes on the whole batch, up to
+rounding, and a run may be resumed with another number of processes. `DistributedDataParallel` is not used: it hooks
+into one backward pass, and locks take gradients of gradients.
+
+References:
+    Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training", VLDB 2020.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import pairwise
+
+import torch
+from torch import Tensor, distributed
+
+from keylock.errors import DataError
+
+__all__ = ["Team", "joined"]
+
+# The leader trains a reference model and measures while the others wait.
+_PATIENCE = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class Team:
+    """Who trains together.
+
+    Attributes:
+        rank: Which of the processes this is, from 0.
+        size: How many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> "Team":
+        """Return the team of the process group, where there is one."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return cls()
+        return cls(distributed.get_rank(), distributed.get_world_size())
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    def parts(self, count: int, each: int) -> list[slice]:
+        """Return this process's rows of a batch, in so many parts, as equal as can be.
+
+        Args:
+            count: Rows of the batch.
+            each: Parts of every process.
+
+        Raises:
+            DataError: The rows cannot be shared equally.
+        """
+        if count % self.size or count // self.size < each:
+            whole = self.size * each
+            raise DataError(
+                f"a batch of {count} images cannot be shared by {self.size} processes in {each} parts each: take a "
+                f"batch size that {self.size} divides, of at least {whole}, and leave out the last, smaller batch"
+            )
+        rows = count // self.size
+        ends = [self.rank * rows + rows * part // each for part in range(each + 1)]
+        return [slice(first, last) for first, last in pairwise(ends)]
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors by their sums over all processes, in place."""
+        if self.size == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        distributed.all_reduce(flat)
+        first = 0
+        for tensor in tensors:
+            last = first + tensor.numel()
+            tensor.copy_(flat[first:last].view_as(tensor))
+            first = last
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Return the mean of a number over all processes."""
+        summed = value.detach().clone()
+        self.sum_([summed])
+        return summed / self.size
+
+    def share_(self, tensor: Tensor) -> None:
+        """Give every process the leader's tensor, in place."""
+        if self.size > 1:
+            distributed.broadcast(tensor, src=0)
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if self.size > 1:
+            distributed.barrier()
+
+
+@contextmanager
+def joined(environment: Mapping[str, str]) -> Iterator[Team]:
+    """Join the processes that `torchrun` started with this one, inside the block.
+
+    Args:
+        environment: Has WORLD_SIZE, RANK, LOCAL_RANK, MASTER_ADDR and MASTER_PORT where `torchrun` started the process.
+    """
+    if int(environment.get("WORLD_SIZE", "1")) < 2:
+        yield Team()
+        return
+    on_gpus = torch.cuda.is_available()
+    if on_gpus:
+        torch.cuda.set_device(int(environment.get("LOCAL_RANK", "0")))
+    distributed.init_process_group("nccl" if on_gpus else "gloo", timeout=_PATIENCE)
+    try:
+        yield Team.current()
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,159 @@
+"""What makes training fit a machine changes nothing of what comes out: parts, remembered maps, compiling, memory."""
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import keylock
+from keylock.data.batches import Batches
+from keylock.data.sets import Augmentation, ImageSet
+from keylock.errors import InputError, OutOfMemoryError
+from keylock.explainers import GradCAM, Gradient
+from keylock.preprocessing import Preprocessing
+from keylock.training.checkpoint import read_checkpoint
+from keylock.training.devices import compiled_where_possible
+from keylock.training.loop import memory_limits_named
+from keylock.training.reference_maps import ReferenceMaps
+
+SEALED = keylock.LockSettings(steps=4, amp=False, sealed_adapter=True, leak_weight=0.0)
+PLAIN = replace(SEALED, sealed_adapter=False, gate_steps=0.5)
+
+
+@pytest.fixture
+def batches():
+    pixels = np.random.default_rng(0).integers(0, 64, (24, 16, 16, 3), dtype=np.uint8)
+    images = ImageSet(pixels, np.arange(24) % 3)
+    preprocessing = Preprocessing(size=(16, 16), mean=(0.1,) * 3, std=(0.25,) * 3)
+
+    def make(**options):
+        return Batches(images, preprocessing, **{"batch_size": 8, "seed": 3, **options})
+
+    return make
+
+
+@pytest.fixture
+def lock(tiny_net, key_for):
+    def run(loader, **options):
+        model = options.pop("model", None) or tiny_net()
+        return keylock.lock(model, loader, key_for(), **{"settings": SEALED, "device": "cpu", **options})
+
+    return run
+
+
+def assert_close(first, second, tolerance=2e-5):
+    for name, tensor in first.module.state_dict().items():
+        torch.testing.assert_close(second.module.state_dict()[name], tensor, rtol=1e-3, atol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("settings", [SEALED, PLAIN], ids=["sealed", "plain"])
+def test_a_batch_in_parts_takes_the_step_of_the_whole(settings, lock, batches):
+    names = ["grad_cam", "rise"]
+    whole = lock(batches(), settings=settings, explainers=names)
+    parts = lock(batches(), settings=replace(settings, accumulate=2), explainers=names)
+
+    assert_close(whole, parts)
+
+
+@pytest.mark.parametrize("settings", [SEALED, PLAIN], ids=["sealed", "plain"])
+def test_remembered_maps_change_nothing_and_go_on_after_resuming(settings, lock, batches, tmp_path):
+    settings, names = replace(settings, steps=6), ["grad_cam", "gradient"]
+    whole = lock(batches(), settings=settings, explainers=names)
+    options = {"settings": settings, "explainers": names, "cache_reference": tmp_path / "maps"}
+    remembered = lock(batches(), **options, checkpoint=tmp_path / "lock")
+    assert_close(whole, remembered)
+
+    [file] = (tmp_path / "maps").iterdir()
+    fingerprints = read_checkpoint(file)[0]["fingerprint"]
+    assert fingerprints[:24].isfinite().sum() >= 20
+    file.write_bytes(b"damaged")
+    assert_close(whole, lock(batches(), **options))
+
+
+def test_each_unchanged_image_is_computed_once(tiny_net, batches, tmp_path):
+    model, explainers = tiny_net(), (GradCAM("conv3"), Gradient())
+    options = {"device": torch.device("cpu"), "amp": False}
+    maps, plain = (
+        ReferenceMaps(model, explainers, **options, folder=tmp_path),
+        ReferenceMaps(model, explainers, **options),
+    )
+    predicted = torch.full((8,), -1)
+
+    def check(loader):
+        before = maps.computed
+        for images, _, indices in loader:
+            logits, found = maps.explain(images, predicted, indices)
+            expected, wanted = plain.explain(images, predicted)
+            torch.testing.assert_close(logits, expected)
+            for name in wanted:
+                torch.testing.assert_close(found[name], wanted[name])
+        return maps.computed - before
+
+    assert check(batches()) == 24
+    assert check(batches(seed=4)) == 0
+    flipped = check(batches(augmentation=Augmentation(flip=True)))
+    assert 4 < flipped < 20
+    # Another class than the predicted one is computed anew and not remembered in its place.
+    images, _, indices = next(iter(batches()))
+    maps.explain(images, torch.zeros(8, dtype=torch.int64), indices)
+    assert check(batches()) <= flipped
+    maps.keep()
+    again = ReferenceMaps(model, explainers, **options, folder=tmp_path)
+    again.explain(images, predicted, indices)
+    assert again.computed == 0
+
+
+def test_compiling_changes_nothing_and_is_left_out_where_it_fails(tiny_net, caplog):
+    model, images = tiny_net(), torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = model(images)
+    with caplog.at_level(logging.WARNING):
+        run = compiled_where_possible(model, backend="eager")
+        torch.testing.assert_close(run(images), expected)
+        assert not caplog.records
+        run = compiled_where_possible(model, backend="no-such-compiler")
+        torch.testing.assert_close(run(images), expected)
+        torch.testing.assert_close(run(images), expected)
+    assert [record.message for record in caplog.records] == ["not compiled (InvalidBackend): going on without"]
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_out_of_memory_says_what_to_try_and_loses_nothing(error, lock, batches, tiny_net, tmp_path):
+    class Small(type(tiny_net())):
+        fits = 100
+
+        def forward(self, images):
+            if images.requires_grad and len(images) > Small.fits:
+                raise error
+            return super().forward(images)
+
+    def model():
+        made = tiny_net()
+        made.__class__ = Small
+        return made
+
+    path, whole = tmp_path / "lock", lock(batches(), model=model())
+
+    class Shrinking(keylock.training.Silent):
+        def advance(self, figures):
+            Small.fits = 6
+
+    with pytest.raises(OutOfMemoryError, match=r"batch of 8 images .* try --batch-size 4, or --accumulate 2"):
+        lock(batches(), model=model(), checkpoint=path, progress=Shrinking())
+    assert read_checkpoint(path)[1]["step"] == 1
+    Small.fits = 100
+    assert_close(whole, lock(batches(), model=model(), checkpoint=path, resume=True), tolerance=0)
+
+
+@pytest.mark.parametrize("change", [{"accumulate": 0}, {"search_every": -1}, {"search_steps": 0}])
+def test_settings_out_of_range_are_refused(change):
+    with pytest.raises(InputError, match=next(iter(change))):
+        keylock.LockSettings(**change)
+
+
+def test_other_errors_pass_as_they_are():
+    with pytest.raises(RuntimeError, match="mine"), memory_limits_named(8, parts=1):
+        raise RuntimeError("mine")

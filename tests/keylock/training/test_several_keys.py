@@ -1,0 +1,90 @@
+"""Locks that several keys open, and keys that are retired."""
+
+from dataclasses import replace
+
+import pytest
+
+import keylock
+from keylock.errors import InputError
+from keylock.evaluation import run_explainers
+from keylock.losses import correlation
+from keylock.models import attach_adapter
+
+TWO_FACTORS = keylock.LockSettings(steps=120, learning_rate=6e-3, amp=False, sealed_adapter=True)
+KEY_ALONE = keylock.LockSettings(steps=120, learning_rate=1e-2, gate_steps=0.2, amp=False, sealed_adapter=False)
+
+
+@pytest.fixture
+def keys(key_for):
+    return [key_for(number, strength=48 / 255) for number in (1, 2, 3)]
+
+
+@pytest.fixture
+def images(blobs):
+    return blobs(1, rows=64, seed=9)[0][0]
+
+
+def maps(model, locked, images):
+    return run_explainers(model, locked.explainers, images).maps["grad_cam"]
+
+
+def keyed(model, locked, key, images):
+    """Return the mean correlation of what a model shows, with a key on the images or none, with the truth."""
+    shown = maps(model, locked, images if key is None else key.apply(images))
+    return float(correlation(shown, maps(locked.reference, locked, images)).mean())
+
+
+def test_each_key_opens_a_two_factor_lock_and_a_retired_one_no_longer(keys, images, tiny_net, blobs):
+    first, second, stranger = keys
+    locked = keylock.lock(tiny_net(), blobs(6), [first, second], settings=TWO_FACTORS, device="cpu")
+
+    assert list(locked.adapters) == [first.id, second.id]
+    for key, other in ((first, second), (second, first)):
+        opened = locked.for_key(key).opened(key)
+        assert keyed(opened, locked, key, images) > 0.999
+        for wrong in (None, other, stranger):
+            assert keyed(opened, locked, wrong, images) < 0.3
+    with pytest.raises(InputError, match=f"has no key {stranger.id}"):
+        locked.opened(stranger)
+
+    settings = replace(TWO_FACTORS, seed=1)
+    again = keylock.relock(locked, blobs(6), second, retired=first, settings=settings, device="cpu")
+
+    assert list(again.adapters) == [second.id]
+    assert keyed(again.opened(second), again, second, images) > 0.999
+    # Who was served with the first key has its adapter, and may drop the gate or keep it.
+    stolen = attach_adapter(again.module, locked.adapters[first.id], first)
+    chance = float(correlation(*(maps(again.reference, again, rows) for rows in (images, images.roll(1, 0)))).mean())
+    for model, key in ((stolen, first), (again.opened(second), first), (again.module, first), (again.module, None)):
+        assert keyed(model, again, key, images) < chance
+
+
+def test_each_key_opens_a_lock_by_the_key_alone_and_a_retired_one_no_longer(keys, images, tiny_net, blobs):
+    first, second, stranger = keys
+    locked = keylock.lock(tiny_net(), blobs(6), [first, second], settings=KEY_ALONE, device="cpu")
+    assert locked.adapters == {}
+    assert min(keyed(locked.opened(key), locked, key, images) for key in (first, second)) > 0.5
+    assert max(keyed(locked.module, locked, key, images) for key in (None, stranger)) < 0.2
+
+    again = keylock.relock(locked, blobs(6), second, retired=first, device="cpu")
+
+    assert again.settings.steps == 60
+    assert keyed(again.module, again, second, images) > 0.4
+    assert max(keyed(again.module, again, key, images) for key in (None, first, stranger)) < 0.2
+
+
+def test_keys_that_do_not_go_together_are_refused(keys, key_for, tiny_net, blobs):
+    first, second, third = keys
+    quick = replace(TWO_FACTORS, steps=1)
+    lock = keylock.lock(tiny_net(), blobs(1), [first, second], settings=quick, device="cpu")
+    for wrong in ([], [first, first]):
+        with pytest.raises(InputError, match="each key once"):
+            keylock.lock(tiny_net(), blobs(1), wrong, settings=quick)
+    with pytest.raises(InputError, match="same shape, strength and tile"):
+        keylock.lock(tiny_net(), blobs(1), [first, key_for(2, strength=8 / 255)], settings=quick)
+    with pytest.raises(InputError, match="cannot be retired and go on"):
+        keylock.relock(lock, blobs(1), [first, third], retired=first)
+    with pytest.raises(InputError, match="stays one"):
+        keylock.relock(lock, blobs(1), second, retired=first, settings=replace(KEY_ALONE, seed=1))
+    with pytest.raises(InputError, match="another seed"):
+        keylock.relock(lock, blobs(1), second, retired=first, settings=quick)
