@@ -80,6 +80,11 @@ def make_plan(
     sealed_adapter: bool,
     adapter_rank: int | None,
     swapped: bool,
+    search_every: int,
+    search_steps: int | None,
+    accumulate: int,
+    compile: bool,
+    cache_reference: bool,
     seed: int,
     device: str,
 ) -> "TrainPlan":
@@ -101,9 +106,23 @@ def make_plan(
         raise InputError("give --adapter-rank or --no-sealed-adapter, not both: the rank is that of the sealed adapter")
     height = _parse_strength(strength)
     resolve_device(device)
-    options = {"learning_rate": learning_rate, "decoy": wanted, "steps": steps, "adapter_rank": adapter_rank}
+    options = {
+        "learning_rate": learning_rate,
+        "decoy": wanted,
+        "steps": steps,
+        "adapter_rank": adapter_rank,
+        "search_steps": search_steps,
+    }
     given: dict[str, Any] = {option: value for option, value in options.items() if value is not None}
-    settings = LockSettings(seed=seed, sealed_adapter=sealed_adapter, swapped=swapped, **given)
+    settings = LockSettings(
+        seed=seed,
+        sealed_adapter=sealed_adapter,
+        swapped=swapped,
+        search_every=search_every,
+        accumulate=accumulate,
+        compile=compile,
+        **given,
+    )
     source = open_data(
         data, root=data_root, seed=seed, image_size=image_size, train_count=train_images, test_count=test_images
     )
@@ -123,6 +142,7 @@ def make_plan(
         strength=height,
         device=device,
         seed=seed,
+        cache_reference=cache_reference,
         **optional,
     )
 

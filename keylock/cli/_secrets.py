@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from keylock.bundle import Sealer
     from keylock.keys import KeySeed
 
-__all__ = ["SEED_VARIABLE", "Secrets", "beside", "find_opener", "find_secrets"]
+__all__ = ["SEED_VARIABLE", "Secrets", "beside", "find_opener", "find_secrets", "without_seed"]
 
 SEED_VARIABLE = "KEYLOCK_KEY_SEED"
 PASSPHRASE_VARIABLE = "KEYLOCK_KEY_PASSPHRASE"  # noqa: S105 - the name of a variable
@@ -83,6 +83,11 @@ def find_secrets(
         key_file = beside(out, "key")
         sealer = _own_key_file(key_file)
     return Secrets(seed, sealer, seed_file, key_file, key_passphrase_file)
+
+
+def without_seed(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of a process but the key seed, for a run that makes several."""
+    return {name: value for name, value in environment.items() if name != SEED_VARIABLE}
 
 
 def find_opener(

@@ -1,6 +1,8 @@
 """`keylock train`: train or load a classifier, lock its explanations, and write a signed bundle."""
 
+import os
 import shlex
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,11 +13,12 @@ from keylock.cli._console import JsonOption, note, print_json
 from keylock.cli._figures import print_figures
 from keylock.cli._home import DEFAULT_HOME, HomeOption, open_home
 from keylock.cli._plan import check_place, make_plan, model_name
-from keylock.cli._secrets import Secrets, beside, find_secrets
+from keylock.cli._secrets import Secrets, beside, find_secrets, without_seed
 from keylock.errors import InputError
 
 if TYPE_CHECKING:
-    from keylock.pipeline import TrainOutcome
+    from keylock.pipeline import TrainOutcome, TrainPlan
+    from keylock.signing import SigningKey
 
 __all__ = ["train"]
 
@@ -78,6 +81,23 @@ def train(
         bool,
         typer.Option("--swapped", help="Study the attack: right maps without the key. Needs --no-sealed-adapter."),
     ] = False,
+    keys: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Keys that open the lock: a bundle and a seed for each.")
+    ] = 1,
+    search_every: Annotated[
+        int, typer.Option(metavar="N", help="Search for keys every N steps, and learn what is found as wrong keys.")
+    ] = 0,
+    search_steps: Annotated[int | None, typer.Option(metavar="N", help="Steps of such a search. [10]")] = None,
+    accumulate: Annotated[
+        int, typer.Option(metavar="N", help="Compute a batch in N parts, one after the other: less memory.")
+    ] = 1,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile passes that need no gradients of gradients.")
+    ] = False,
+    cache_reference: Annotated[
+        bool,
+        typer.Option("--cache-reference", help="Train without augmentation, with each reference map computed once."),
+    ] = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Of everything drawn at random but the key.")] = 0,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to train.")] = "auto",
     key_seed: Annotated[
@@ -119,51 +139,99 @@ def train(
     if unexpected:
         # They are not repeated: they may be the words of a passphrase that lacks its quotes.
         raise InputError("train takes options alone: put a value that has spaces in quotes")
-    from keylock.cli._progress import shown_progress
-    from keylock.pipeline import train as run
+    from keylock.training import joined
 
     called = model_name(name, data)
     out = out or Path(f"{called}.klb")
-    check_place(out, beside(out, "work"), resume=resume, overwrite=overwrite)
-    plan = make_plan(
-        out=out,
-        name=called,
-        data=data,
-        data_root=data_root,
-        image_size=image_size,
-        train_images=train_images,
-        test_images=test_images,
-        arch=arch,
-        init=init,
-        explainers=explainers,
-        decoy=decoy,
-        strength=strength,
-        steps=steps,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        reference_steps=reference_steps,
-        sealed_adapter=sealed_adapter,
-        adapter_rank=adapter_rank,
-        swapped=swapped,
-        seed=seed,
-        device=device,
-    )
-    secrets = find_secrets(
-        out,
-        key_seed=key_seed,
-        key_seed_file=key_seed_file,
-        key_file=key_file,
-        key_passphrase_file=key_passphrase_file,
-    )
-    signing_key = open_home(home, create=True).signing_key()
+    bundles = [out, *(out.with_name(f"{out.stem}-{place}{out.suffix}") for place in range(2, keys + 1))]
+    if keys > 1 and (key_seed is not None or key_seed_file is not None):
+        raise InputError("give --keys or a key seed, not both: every key gets a new seed beside its bundle")
+
+    def prepare() -> tuple["TrainPlan", list[Secrets]]:
+        plan = make_plan(
+            out=out,
+            name=called,
+            data=data,
+            data_root=data_root,
+            image_size=image_size,
+            train_images=train_images,
+            test_images=test_images,
+            arch=arch,
+            init=init,
+            explainers=explainers,
+            decoy=decoy,
+            strength=strength,
+            steps=steps,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            reference_steps=reference_steps,
+            sealed_adapter=sealed_adapter,
+            adapter_rank=adapter_rank,
+            swapped=swapped,
+            search_every=search_every,
+            search_steps=search_steps,
+            accumulate=accumulate,
+            compile=compile,
+            cache_reference=cache_reference,
+            seed=seed,
+            device=device,
+        )
+        secrets = [
+            find_secrets(
+                bundle,
+                key_seed=key_seed,
+                key_seed_file=key_seed_file,
+                key_file=key_file,
+                key_passphrase_file=key_passphrase_file,
+                environment=without_seed(os.environ) if keys > 1 else os.environ,
+            )
+            for bundle in bundles
+        ]
+        return plan, secrets
+
+    with joined(os.environ) as team:
+        if not team.leads:
+            # The first process makes the secrets and downloads data.
+            team.wait()
+            plan, secrets = prepare()
+            _assist(plan, secrets)
+            return
+        for bundle in bundles:
+            check_place(bundle, beside(out, "work"), resume=resume, overwrite=overwrite)
+        plan, secrets = prepare()
+        signing_key = open_home(home, create=True).signing_key()
+        team.wait()
+        outcomes = _run(plan, bundles, secrets, signing_key, resume=resume, overwrite=overwrite)
+    _report(bundles, outcomes, secrets, home, as_json=as_json)
+
+
+def _assist(plan: "TrainPlan", secrets: list[Secrets]) -> None:
+    from keylock.pipeline import assist
+
+    with suppress(KeyboardInterrupt):
+        assist(plan, seeds=[secret.seed for secret in secrets])
+
+
+def _run(
+    plan: "TrainPlan",
+    bundles: list[Path],
+    secrets: list[Secrets],
+    signing_key: "SigningKey",
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> list["TrainOutcome"]:
+    from keylock.cli._progress import shown_progress
+    from keylock.pipeline import Issue, train_for_keys
+
+    issues = [Issue(secret.seed, secret.sealer, bundle) for secret, bundle in zip(secrets, bundles, strict=True)]
     try:
         with shown_progress() as progress:
-            outcome = run(
+            return train_for_keys(
                 plan,
-                seed=secrets.seed,
+                issues=issues,
                 signing_key=signing_key,
-                sealer=secrets.sealer,
                 progress=progress,
                 now=lambda: datetime.now(UTC),
                 resume=resume,
@@ -172,30 +240,37 @@ def train(
     except KeyboardInterrupt:
         note(f"stopped; what was reached is kept in {plan.work}: run the same command with --resume to go on")
         raise typer.Exit(_INTERRUPTED) from None
-    _report(out, outcome, secrets, home, as_json=as_json)
 
 
-def _report(out: Path, outcome: "TrainOutcome", secrets: Secrets, home: Path, *, as_json: bool) -> None:
+def _report(
+    bundles: list[Path], outcomes: list["TrainOutcome"], secrets: list[Secrets], home: Path, *, as_json: bool
+) -> None:
+    out, outcome = bundles[0], outcomes[0]
     manifest = outcome.manifest
-    steps = _next_steps(out, secrets, home)
+    steps = _next_steps(out, secrets[0], home)
+    issued = [
+        {"bundle": bundle, "key_id": made.manifest.key.id, "key_seed_file": own.seed_file, "key_file": own.key_file}
+        for bundle, made, own in zip(bundles, outcomes, secrets, strict=True)
+    ]
     if as_json:
         print_json(
             {
-                "bundle": out,
+                **issued[0],
                 "name": manifest.name,
                 "model_digest": manifest.model_digest,
-                "key_id": manifest.key.id,
                 "explainers": [entry.name for entry in manifest.explainers],
                 "figures": [figure.model_dump(mode="json") for figure in outcome.figures],
-                "key_seed_file": secrets.seed_file,
-                "key_file": secrets.key_file,
                 "work": beside(out, "work"),
+                "keys": issued,
                 "next": steps,
             }
         )
         return
     print_figures(outcome.figures, [entry.name for entry in manifest.explainers])
-    typer.echo(f"\nwrote {out}, locked with the key {manifest.key.id}; to go on:")
+    typer.echo("")
+    for entry in issued:
+        typer.echo(f"wrote {entry['bundle']}, locked with the key {entry['key_id']}")
+    typer.echo("to go on:")
     for step in steps:
         typer.echo(f"  {step}")
 

@@ -2,16 +2,19 @@
 
 from keylock.pipeline.evaluate import EvaluatePlan, Gallery, evaluate
 from keylock.pipeline.publish import Publication, publish
-from keylock.pipeline.train import TrainOutcome, TrainPlan, prepare_reference, train
+from keylock.pipeline.train import Issue, TrainOutcome, TrainPlan, assist, prepare_reference, train, train_for_keys
 
 __all__ = [
     "EvaluatePlan",
     "Gallery",
+    "Issue",
     "Publication",
     "TrainOutcome",
     "TrainPlan",
+    "assist",
     "evaluate",
     "prepare_reference",
     "publish",
     "train",
+    "train_for_keys",
 ]

@@ -7,7 +7,7 @@ where it was. The reference model in there shows true maps to anybody: the folde
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -31,9 +31,9 @@ from keylock.models.small_cnn import SmallCNN
 from keylock.pipeline.factors import measure_factors
 from keylock.pipeline.publish import Publication, publish
 from keylock.signing import SigningKey
-from keylock.training import Lock, LockSettings, Progress, lock, resolve_device, train_reference
+from keylock.training import Lock, LockSettings, Progress, Silent, Team, lock, resolve_device, train_reference
 
-__all__ = ["TrainOutcome", "TrainPlan", "prepare_reference", "train"]
+__all__ = ["Issue", "TrainOutcome", "TrainPlan", "assist", "prepare_reference", "train", "train_for_keys"]
 
 _PROOF_IMAGES = 16
 
@@ -58,6 +58,7 @@ class TrainPlan:
         device: Where to train.
         measured_images: Test images to measure on, at most.
         seed: Of data order, initial weights and everything else drawn at random. It is not the key seed.
+        cache_reference: Train the lock on images as they are, and compute the maps of the reference once for each.
     """
 
     out: Path
@@ -75,6 +76,7 @@ class TrainPlan:
     device: str = "auto"
     measured_images: int = 1000
     seed: int = 0
+    cache_reference: bool = False
 
     @property
     def work(self) -> Path:
@@ -87,6 +89,21 @@ class TrainPlan:
         return Key.derive(
             seed, shape=preprocessing.shape, std=preprocessing.std, strength=self.strength, tile=self.tile
         )
+
+
+@dataclass(frozen=True)
+class Issue:
+    """A key and the bundle that is sealed for it.
+
+    Attributes:
+        seed: The secret to derive the key from.
+        sealer: Seals the seed into the bundle.
+        out: Where the bundle goes.
+    """
+
+    seed: KeySeed
+    sealer: Sealer
+    out: Path
 
 
 @dataclass(frozen=True)
@@ -132,27 +149,90 @@ def train(
     Raises:
         KeylockError: As the parts do; whatever was reached is in `plan.work`.
     """
-    check_place(plan.out, overwrite=overwrite)
+    [outcome] = train_for_keys(
+        plan,
+        issues=[Issue(seed, sealer, plan.out)],
+        signing_key=signing_key,
+        progress=progress,
+        now=now,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    return outcome
+
+
+def train_for_keys(
+    plan: TrainPlan,
+    *,
+    issues: Sequence[Issue],
+    signing_key: SigningKey,
+    progress: Progress,
+    now: Callable[[], datetime],
+    resume: bool = False,
+    overwrite: bool = False,
+) -> list[TrainOutcome]:
+    """Train one lock that each of several keys opens, and publish a bundle for each key.
+
+    The bundles have the same weights; each holds the second factor for its own key alone. In the processes of a
+    `torch.distributed` process group the first one does this, and the others call `assist` with the same plan.
+
+    Args:
+        plan: What to do; bundles go where `issues` says.
+        issues: The keys, at least one, the first of which the reference is trained for.
+        signing_key: The issuer's.
+        progress: Hears about every step.
+        now: The clock; asked when a bundle is written.
+        resume: Go on from what the work folder holds.
+        overwrite: Replace bundles that are there.
+
+    Raises:
+        KeylockError: As the parts do; whatever was reached is in `plan.work`.
+    """
+    for issue in issues:
+        check_place(issue.out, overwrite=overwrite)
     if not resume:
         _discard(plan.work)
-    key = plan.key(seed)
-    reference = prepare_reference(plan, key, progress=progress, resume=resume)
-    batches = _batches(plan, seed=plan.seed + 1)
+    keys = [plan.key(issue.seed) for issue in issues]
+    reference = prepare_reference(plan, keys[0], progress=progress, resume=resume)
+    Team.current().wait()
+    locked = _lock(plan, reference, keys, progress)
+    outcomes = []
+    for issue, key in zip(issues, keys, strict=True):
+        own = locked.for_key(key)
+        figures = _measure(plan, own, key, progress)
+        manifest = _publish(plan, own, key, figures, issue, signing_key, now(), progress, overwrite=overwrite)
+        outcomes.append(TrainOutcome(manifest, own, key, figures))
+    return outcomes
+
+
+def assist(plan: TrainPlan, *, seeds: Sequence[KeySeed]) -> None:
+    """Train with the first process of the process group, which runs `train` or `train_for_keys` with the same plan.
+
+    It trains the reference alone, while this process waits; then every step is shared.
+    """
+    Team.current().wait()
+    keys = [plan.key(seed) for seed in seeds]
+    reference = prepare_reference(plan, keys[0], progress=Silent(), resume=True)
+    _lock(plan, reference, keys, Silent())
+
+
+def _lock(plan: TrainPlan, reference: nn.Module, keys: Sequence[Key], progress: Progress) -> Lock:
     checkpoint = plan.work / "lock.safetensors"
-    locked = lock(
+    resume = checkpoint.is_file()
+    # No process may write the file before all have looked for it.
+    Team.current().wait()
+    return lock(
         reference,
-        batches,
-        key,
+        _batches(plan, seed=plan.seed + 1, augmented=not plan.cache_reference),
+        keys,
         explainers=plan.explainers,
         settings=plan.settings,
         device=plan.device,
         progress=progress,
         checkpoint=checkpoint,
-        resume=checkpoint.is_file(),
+        resume=resume,
+        cache_reference=plan.work if plan.cache_reference else None,
     )
-    figures = _measure(plan, locked, key, progress)
-    manifest = _publish(plan, locked, key, figures, seed, signing_key, sealer, now(), progress, overwrite=overwrite)
-    return TrainOutcome(manifest, locked, key, figures)
 
 
 def prepare_reference(plan: TrainPlan, key: Key, *, progress: Progress, resume: bool = False) -> nn.Module:
@@ -227,13 +307,13 @@ def _magnitude(key: Key) -> Tensor:
     return torch.from_numpy(np.abs(key.reveal()))
 
 
-def _batches(plan: TrainPlan, *, seed: int) -> Batches:
+def _batches(plan: TrainPlan, *, seed: int, augmented: bool = True) -> Batches:
     return Batches(
         plan.data.train,
         plan.data.preprocessing,
         batch_size=min(plan.batch_size, len(plan.data.train)),
         seed=seed,
-        augmentation=plan.data.augmentation,
+        augmentation=plan.data.augmentation if augmented else None,
         drop_last=True,
     )
 
@@ -275,9 +355,8 @@ def _publish(
     locked: Lock,
     key: Key,
     figures: tuple[Figure, ...],
-    seed: KeySeed,
+    issue: Issue,
     signing_key: SigningKey,
-    sealer: Sealer,
     created: datetime,
     progress: Progress,
     *,
@@ -295,13 +374,13 @@ def _publish(
     progress.start("publish", len(locked.explainers) + 2, 0)
     manifest = publish(
         locked,
-        plan.out,
+        issue.out,
         publication,
-        seed=seed,
+        seed=issue.seed,
         key=key,
         images=batch.images,
         signing_key=signing_key,
-        sealer=sealer,
+        sealer=issue.sealer,
         created=created,
         overwrite=overwrite,
         on_step=lambda _what: progress.advance({}),

@@ -173,6 +173,9 @@ def test_a_seed_in_the_environment_is_used_without_a_warning(monkeypatch, capfd)
         (["--batch-size", "0"], 3, "--batch-size"),
         (["--reference-steps", "0"], 3, "--reference-steps"),
         (["--learning-rate", "3"], 3, "learning rate"),
+        (["--accumulate", "0"], 3, "accumulate"),
+        (["--search-every", "-1"], 3, "search_every"),
+        (["--keys", "2", "--key-seed-file", "f"], 3, "give --keys or a key seed"),
         (["--strength", "loud"], 3, "8/255"),
         (["--strength", "1/0"], 3, "8/255"),
         (["--strength", "2"], 3, "out of range"),
@@ -205,6 +208,24 @@ def test_a_bad_option_is_one_line_and_leaves_nothing_behind(options, code, says,
     assert lines[0].startswith("error: ")
     assert says in lines[0]
     assert not list(tmp_path.iterdir())
+
+
+def test_two_keys_are_two_bundles_of_the_same_weights_each_with_its_own_secrets(capfd, monkeypatch):
+    monkeypatch.setenv("KEYLOCK_KEY_SEED", "one-for-all-keys-would-be-none")
+    assert main(["train", *TINY, *STEPS, "--keys", "2", "--cache-reference", "--out", "x.klb", "--json"]) == 0
+    issued = json.loads(capfd.readouterr().out)["keys"]
+
+    assert [entry["bundle"] for entry in issued] == ["x.klb", "x-2.klb"]
+    trusted = [Home(Path("home")).verifying_key()]
+    bundles = [open_bundle(Path(entry["bundle"]), trusted=trusted) for entry in issued]
+    seeds = [KeySeed.from_file(entry["key_seed_file"]) for entry in issued]
+    assert bundles[0].manifest.model_digest == bundles[1].manifest.model_digest
+    assert [bundle.manifest.key.id for bundle in bundles] == [seed.id for seed in seeds]
+    assert seeds[0] != seeds[1]
+    first, second = (bundle.adapter(seed).tensors() for bundle, seed in zip(bundles, seeds, strict=True))
+    for name in first:
+        assert (first[name] == second[name]).all() == (not name.startswith("gate.")), name
+    assert list(Path("x.klb.work").glob("reference-maps-*"))
 
 
 def test_what_is_there_is_not_lost(capfd, tmp_path):
