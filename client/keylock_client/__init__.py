@@ -13,6 +13,7 @@ from keylock_client._sources import ImageLike
 from keylock_client._sync import Client
 from keylock_client.errors import (
     BadAnswerError,
+    BadReceiptError,
     ClientError,
     ClosedError,
     DeadlineError,
@@ -24,13 +25,23 @@ from keylock_client.errors import (
     UnsupportedError,
     Violation,
 )
-from keylock_client.results import ClassScore, Explainer, Explanation, LicenseInfo, Model, ModelInfo, Prediction
+from keylock_client.results import (
+    ClassScore,
+    Explainer,
+    Explanation,
+    LicenseInfo,
+    Model,
+    ModelInfo,
+    Prediction,
+    Receipt,
+)
 
 __all__ = [
     "DEFAULT_PORT",
     "DEFAULT_TARGET",
     "AsyncClient",
     "BadAnswerError",
+    "BadReceiptError",
     "ClassScore",
     "Client",
     "ClientError",
@@ -45,6 +56,7 @@ __all__ = [
     "ModelInfo",
     "OverloadedError",
     "Prediction",
+    "Receipt",
     "RequestRefusedError",
     "ServerFaultError",
     "Tls",

@@ -14,7 +14,16 @@ from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import license_pb2
 from keylock_client._sources import Source
 from keylock_client.errors import BadAnswerError
-from keylock_client.results import ClassScore, Explainer, Explanation, LicenseInfo, Model, ModelInfo, Prediction
+from keylock_client.results import (
+    ClassScore,
+    Explainer,
+    Explanation,
+    LicenseInfo,
+    Model,
+    ModelInfo,
+    Prediction,
+    Receipt,
+)
 
 __all__ = ["explanations", "license_info", "model_info", "predictions"]
 
@@ -60,7 +69,7 @@ def license_info(answer: license_pb2.GetLicenseResponse) -> LicenseInfo:
 
 
 def explanations(
-    answer: pb.ExplainResponse, *, sources: list[Source], preprocessing: Preprocessing
+    answer: pb.ExplainResponse, *, sources: list[Source], preprocessing: Preprocessing, receipt: Receipt | None
 ) -> list[Explanation]:
     """Read explanations.
 
@@ -68,6 +77,7 @@ def explanations(
         answer: The answer to a call.
         sources: The images of the call, in order; each explanation keeps its own, to draw on.
         preprocessing: That of the model.
+        receipt: The verified receipt of the call.
 
     Returns:
         One explanation for each image.
@@ -91,6 +101,7 @@ def explanations(
             request_id=answer.request_id,
             _preprocessing=preprocessing,
             _source=source,
+            receipt=receipt,
         )
         for told, source in zip(answer.results, sources, strict=True)
     ]

@@ -7,10 +7,13 @@ from typing import Any, NoReturn, Self
 import grpc
 from google.protobuf.message import DecodeError, Message
 
+from keylock.signing import VerifyingKey
 from keylock_client._exchanges import Call, Memory, Method
 from keylock_client._failures import translate
+from keylock_client._receipts import Trust, verify_receipt
 from keylock_client._settings import DEFAULT_TARGET, Settings, Tls, check_timeout, read_environment
 from keylock_client.errors import BadAnswerError, ClientError, ClosedError
+from keylock_client.results import Receipt
 
 __all__ = ["BaseClient"]
 
@@ -26,6 +29,7 @@ class BaseClient:
         timeout_s: float = 30.0,
         tls: Tls | bool | None = None,
         model: str | None = None,
+        issuer: str | os.PathLike[str] | None = None,
     ) -> None:
         """Make a client. Nothing is sent before the first call, and no environment variable is read.
 
@@ -36,15 +40,21 @@ class BaseClient:
             timeout_s: Seconds each request to the server may take, with its retries.
             tls: How to encrypt the connection. If left out, it is encrypted unless the server is on this machine.
             model: Name of the model to ask for; the one that is served if left out.
+            issuer: File with the public key (PEM) of the vendor whose receipts are trusted; the issuer of the license
+                if left out.
 
         Raises:
             InputError: The target, the timeout or the TLS options are unusable.
             LicenseError: The license is neither a token nor a file that holds one.
+            SignatureError: The issuer's public key cannot be read.
         """
         self._settings = Settings.make(target=target, license=license, timeout_s=timeout_s, tls=tls, model=model)
         # Made here, so that a missing file is reported where it is named.
         self._credentials = self._settings.channel_credentials()
-        self._memory = Memory(model_name=self._settings.model)
+        issuers = () if issuer is None else (VerifyingKey.load(issuer),)
+        token = self._settings.token
+        trust = Trust.make(issuers, None if token is None else token.reveal())
+        self._memory = Memory(model_name=self._settings.model, trust=trust)
         self._methods: dict[Method, Callable[..., Any]] = {}
         self._closed = False
 
@@ -66,6 +76,24 @@ class BaseClient:
             LicenseError: The license is neither a token nor a file that holds one.
         """
         return cls(**{**read_environment(os.environ, ignored=overrides.keys()), **overrides})
+
+    def verify_receipt(self, receipt: Receipt | str, *, proof: str | None = None) -> Receipt:
+        """Verify a receipt that was kept, without asking the server.
+
+        Receipts of this client's answers were verified when they came; this is for those of yesterday.
+
+        Args:
+            receipt: The receipt, or its token.
+            proof: The text of a proof that it is in the vendor's log (`keylock audit-log prove`).
+
+        Returns:
+            What it says.
+
+        Raises:
+            ReceiptError: It does not hold, or neither a license nor `issuer` says whom to trust.
+            AuditLogError: It is not shown to be in the log.
+        """
+        return verify_receipt(receipt, self._memory.trust, proof=proof)
 
     def __repr__(self) -> str:
         licensed = "no license" if self._settings.token is None else "licensed"

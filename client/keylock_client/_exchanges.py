@@ -6,7 +6,7 @@ and `AsyncClient` differ only in how they make the calls of one and the same exc
 
 import re
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
@@ -16,6 +16,7 @@ from keylock.inference import inference_pb2 as oip
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import license_pb2
 from keylock_client import _answers as answers
+from keylock_client._receipts import Trust, read_receipt
 from keylock_client._requests import chunks, explain_request, infer_request
 from keylock_client._sources import ImageLike, Source, read_sources
 from keylock_client.errors import RequestRefusedError, Violation
@@ -76,10 +77,12 @@ class Memory:
     Attributes:
         model_name: The model to ask for; empty for the one that is served.
         info: The description of the model, once it was asked for.
+        trust: Whose receipts to trust.
     """
 
     model_name: str = ""
     info: ModelInfo | None = None
+    trust: Trust = field(default_factory=Trust)
 
 
 def describe(memory: Memory, *, refresh: bool = False) -> Exchange[ModelInfo]:
@@ -140,7 +143,8 @@ def explain(
             _refuse(error, memory=memory, first=first, sources=sources)
         if answer.model.digest != info.model.digest:
             info = yield from describe(memory, refresh=True)
-        found += answers.explanations(answer, sources=chunk, preprocessing=info.preprocessing)
+        receipt = read_receipt(answer, request.images, memory.trust)
+        found += answers.explanations(answer, sources=chunk, preprocessing=info.preprocessing, receipt=receipt)
     return found[0] if single else found
 
 

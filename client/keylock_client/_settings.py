@@ -80,7 +80,7 @@ class Token(Opaque):
         self._text = text
 
     def reveal(self) -> str:
-        """Return the token. The only callers are the one that sends it and the one that removes it from messages."""
+        """Return the token, to those who send it, remove it from messages, or read who issued it."""
         return self._text
 
     def __repr__(self) -> str:

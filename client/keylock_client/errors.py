@@ -9,6 +9,7 @@
     ├── ServerFaultError            (ServiceError)  the server failed; carries the id to tell the vendor
     ├── UnsupportedError            (ServiceError)  the server does not offer what was called
     ├── BadAnswerError              (ServiceError)  the answer makes no sense
+    ├── BadReceiptError             (ReceiptError)  the receipt of an answer does not hold, or is for another answer
     └── ClosedError                 (ServiceError)  this client was closed
 
 What is wrong with an image or an option before anything is sent is an `ImageError`, a `TensorError` or an `InputError`
@@ -17,10 +18,11 @@ of `keylock.errors`, so `except KeylockError` covers everything. No message ever
 
 from dataclasses import dataclass
 
-from keylock.errors import InputError, KeylockError, LicenseError, LicenseReason, ServiceError
+from keylock.errors import InputError, KeylockError, LicenseError, LicenseReason, ReceiptError, ServiceError
 
 __all__ = [
     "BadAnswerError",
+    "BadReceiptError",
     "ClientError",
     "ClosedError",
     "DeadlineError",
@@ -127,6 +129,10 @@ class UnsupportedError(ClientError, ServiceError):
 
 class BadAnswerError(ClientError, ServiceError):
     """The answer of the server makes no sense."""
+
+
+class BadReceiptError(ClientError, ReceiptError):
+    """The receipt of an answer does not hold, or is for another answer: do not rely on it, and ask the vendor."""
 
 
 class ClosedError(ClientError, ServiceError):

@@ -24,7 +24,7 @@ from keylock.heatmaps import overlay
 from keylock.preprocessing import Preprocessing
 from keylock_client._sources import ImageLike, Source, read_sources
 
-__all__ = ["ClassScore", "Explainer", "Explanation", "LicenseInfo", "Model", "ModelInfo", "Prediction"]
+__all__ = ["ClassScore", "Explainer", "Explanation", "LicenseInfo", "Model", "ModelInfo", "Prediction", "Receipt"]
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -147,6 +147,55 @@ class LicenseInfo:
     expires: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The vendor's signed word of what was charged and answered; it was verified when the answer came.
+
+    Attributes:
+        token: The receipt itself. Keep it: it is what an auditor checks.
+        license_id: The license that paid.
+        request_id: The call.
+        model_digest: The model that answered.
+        explainer: Name of the saliency method.
+        parameters: Those really used.
+        keyed: Whether the maps are true ones.
+        units: What the call cost, all images together.
+        time: When it was charged (UTC).
+        image_digests: Digests of the images as they were sent, in order.
+        map_digests: Digests of the maps as they were answered, in order.
+        issuer: Id of the key of the vendor who certified the key that signed.
+        trusted: Whether that vendor is the one who issued the license, or was named; False where the client knew
+            nobody to compare with.
+    """
+
+    token: str = field(repr=False)
+    license_id: str
+    request_id: str
+    model_digest: str
+    explainer: str
+    parameters: Mapping[str, Any]
+    keyed: bool
+    units: int
+    time: datetime
+    image_digests: tuple[str, ...] = field(repr=False)
+    map_digests: tuple[str, ...] = field(repr=False)
+    issuer: str
+    trusted: bool
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the token to a file, over one that is there.
+
+        Raises:
+            InputError: If the file cannot be written.
+        """
+        out = Path(path)
+        try:
+            out.write_text(self.token + "\n", encoding="ascii")
+        except OSError as error:
+            raise InputError(f"cannot write {str(out)!r}: {error.strerror or error}") from None
+        return out
+
+
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Explanation:
     """Why the model takes an image for what it does.
@@ -159,6 +208,8 @@ class Explanation:
         keyed: Whether the map was computed with the key. If not, it is a decoy and explains nothing.
         model: The model that answered.
         request_id: The id under which the server knows the call.
+        receipt: The receipt of the call, which covers all its images; None where nothing was charged, or the server
+            signs none.
     """
 
     map: NDArray[np.float32]
@@ -170,6 +221,7 @@ class Explanation:
     request_id: str
     _preprocessing: Preprocessing
     _source: Source
+    receipt: Receipt | None = None
 
     def __repr__(self) -> str:
         height, width = self.map.shape
@@ -243,4 +295,5 @@ class Explanation:
             "map": {"shape": list(self.map.shape), "dtype": "float32", "base64": data},
             "model": {"name": self.model.name, "digest": self.model.digest},
             "request_id": self.request_id,
+            "receipt": None if self.receipt is None else self.receipt.token,
         }

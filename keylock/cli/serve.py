@@ -1,16 +1,20 @@
 """`keylock serve`: a server for one bundle, until SIGTERM or Ctrl-C."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from keylock.cli._console import JsonOption, print_json
 
 if TYPE_CHECKING:
+    from keylock.signing import Home
     from keylock_server import RunningServer, ServerSettings
 
 __all__ = ["serve"]
+
+_RECEIPT_KEY_LIFE: Final = timedelta(days=366)
 
 
 def serve(
@@ -59,6 +63,10 @@ def serve(
     license_store: Annotated[
         str | None, typer.Option(metavar="URL", help="Database of the licenses issued. [that of --home]")
     ] = None,
+    receipt_key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Key that signs receipts, with its certificate. [receipts.pem in --home]"),
+    ] = None,
     unlicensed: Annotated[
         str | None, typer.Option(metavar="decoy|refuse", help="What callers without a license get. [decoy]")
     ] = None,
@@ -99,6 +107,7 @@ def serve(
         keyless=keyless or None,
         issuers=tuple(issuer) if issuer else None,
         license_store=license_store,
+        receipt_key=receipt_key,
         unlicensed_explanations=unlicensed,
         device=device,
         workers=workers,
@@ -128,8 +137,21 @@ def _complete(settings: "ServerSettings", path: Path | None) -> "ServerSettings"
         update={
             "issuers": settings.issuers or (home.verifying_key_path,),
             "license_store": settings.license_store or home.licenses_url,
+            "receipt_key": settings.receipt_key or _own_receipt_key(home),
         }
     )
+
+
+def _own_receipt_key(home: "Home") -> Path | None:
+    """Returns the receipt key of the vendor's directory; where the issuer's key is at hand, one is made."""
+    from keylock.licensing.receipt_keys import ReceiptKey
+
+    if not home.receipt_key_path.is_file():
+        if not home.signing_key_path.is_file():
+            return None
+        now = datetime.now(UTC)
+        ReceiptKey.create(home.receipt_key_path, home.signing_key(), not_before=now, expires=now + _RECEIPT_KEY_LIFE)
+    return home.receipt_key_path
 
 
 def _set_up_log(level: str) -> None:

@@ -23,6 +23,7 @@ from grpc_reflection.v1alpha import reflection
 from keylock.errors import ServiceError
 from keylock.images import ImageLimits
 from keylock.inference import inference_pb2, inference_pb2_grpc
+from keylock.licensing.receipts import ReceiptSigner
 from keylock.signing import SigningKey, VerifyingKey
 from keylock.v1 import explanation_pb2, explanation_pb2_grpc, license_pb2, license_pb2_grpc
 from keylock_server.authentication import Authenticator
@@ -32,6 +33,7 @@ from keylock_server.licenses import LicenseService
 from keylock_server.metering import Meter
 from keylock_server.opening import open_model, worker_count
 from keylock_server.predictions import PredictionService
+from keylock_server.proof import CheckpointSigner, load_receipt_key
 from keylock_server.runtime import ServedModel
 from keylock_server.settings import ServerSettings
 from keylock_server.tls import load_credentials
@@ -76,6 +78,7 @@ class RunningServer:
         workers: Workers,
         store: "LicenseStore | None",
         meter: Meter,
+        checkpoints: CheckpointSigner | None,
         calls: CallInterceptor,
     ) -> None:
         """Takes what `start` has made; call that instead."""
@@ -90,6 +93,7 @@ class RunningServer:
         self._workers = workers
         self._store = store
         self._meter = meter
+        self._checkpoints = checkpoints
         self.host, self.port, self.model = settings.host, port, model
 
     @property
@@ -134,6 +138,8 @@ class RunningServer:
         await server.stop(None)
         self._workers.close()
         await self._meter.close()
+        if self._checkpoints is not None:
+            await self._checkpoints.close()
         if self._store is not None:
             self._store.close()
         if self._settings.ready_file is not None:
@@ -155,8 +161,9 @@ async def start(settings: ServerSettings, *, now: Callable[[], datetime] | None 
         BundleError: If the bundle cannot be used.
         UnsealError: If the key does not open.
         KeySeedError: If the key seed cannot be read.
-        SignatureError: If the public key of an issuer cannot be read.
-        ServiceError: If the address cannot be listened on, or TLS, the device or the license store cannot be had.
+        SignatureError: If the public key of an issuer, or the receipt key, cannot be read.
+        ServiceError: If the receipt key is not certified by a trusted issuer, the address cannot be listened on, or
+            TLS, the device or the license store cannot be had.
     """
     _check_address(settings)
     credentials = None
@@ -165,6 +172,9 @@ async def start(settings: ServerSettings, *, now: Callable[[], datetime] | None 
     model, keys = await asyncio.to_thread(open_model, settings)
     access_keys = _access_keys(settings)
     clock = now or (lambda: datetime.now(UTC))
+    receipt_key = None
+    if settings.receipt_key is not None:
+        receipt_key = load_receipt_key(settings.receipt_key, issuers=keys, now=clock())
     store, meter = _open_store(settings, clock)
     authenticator = Authenticator(
         model.manifest,
@@ -179,7 +189,12 @@ async def start(settings: ServerSettings, *, now: Callable[[], datetime] | None 
     calls = CallInterceptor(deadline_s=settings.deadline_s)
     server = _make_server(settings, calls)
     license_pb2_grpc.add_LicenseServiceServicer_to_server(licenses, server)
-    predictions, health_service = _add_services(server, settings, model, authenticator, workers, meter)
+    receipts = None if receipt_key is None else ReceiptSigner(receipt_key)
+    predictions, health_service = _add_services(server, settings, model, authenticator, workers, meter, receipts)
+    checkpoints = None
+    if store is not None and receipt_key is not None:
+        every_s = settings.checkpoint_every_s
+        checkpoints = CheckpointSigner(store.database, receipt_key, every_s=every_s, now=clock)
     try:
         port = _listen(server, settings, credentials)
         running = RunningServer(
@@ -192,9 +207,12 @@ async def start(settings: ServerSettings, *, now: Callable[[], datetime] | None 
             workers=workers,
             store=store,
             meter=meter,
+            checkpoints=checkpoints,
             calls=calls,
         )
         meter.start()
+        if checkpoints is not None:
+            checkpoints.start()
         await server.start()
         for name in ("", *_SERVICES):
             await health_service.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -267,6 +285,7 @@ def _add_services(
     authenticator: Authenticator,
     workers: Workers,
     meter: Meter,
+    receipts: ReceiptSigner | None,
 ) -> tuple[PredictionService, Any]:
     limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
     predictions = PredictionService(model, workers=workers, limits=limits, max_images=settings.max_images)
@@ -278,6 +297,7 @@ def _add_services(
         limits=limits,
         max_images=settings.max_images,
         refuse_unlicensed=settings.unlicensed_explanations == "refuse",
+        receipts=receipts,
     )
     health_service = health.aio.HealthServicer()
     inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(predictions, server)
@@ -329,9 +349,11 @@ def _open_store(settings: ServerSettings, now: Callable[[], datetime]) -> "tuple
     if settings.license_store is None:
         return None, Meter(None, prices=settings.prices, lifetime_s=lifetime_s, now=now)
     from keylock.store import Ledger, LicenseStore
+    from keylock.store.audit import record_charge
 
     store = LicenseStore(settings.license_store)
-    return store, Meter(Ledger(store.database), prices=settings.prices, lifetime_s=lifetime_s, now=now)
+    ledger = Ledger(store.database, record=record_charge)
+    return store, Meter(ledger, prices=settings.prices, lifetime_s=lifetime_s, now=now)
 
 
 def _access_keys(settings: ServerSettings) -> tuple[SigningKey, ...]:

@@ -46,6 +46,8 @@ class ServerSettings(BaseSettings):
         prices: Units of one image by explainer; `*` is for those that are not named, 1 where that is not either.
         token_keys: Keys (PEM) for access tokens, shared by servers that stand in for each other: the first signs, all
             verify. Empty: one that this process makes for itself.
+        receipt_key: Key (PEM) that signs receipts and checkpoints, with its certificate beside it; none: no receipts.
+        checkpoint_every_s: How often the state of the audit log is signed, in seconds.
         leeway_s: How far a clock may be off when the dates of a license are checked, in seconds.
         max_message_bytes: Largest request and largest answer.
         max_images: Most images in one request.
@@ -91,6 +93,8 @@ class ServerSettings(BaseSettings):
     unlicensed_explanations: Literal["decoy", "refuse"] = "decoy"
     prices: dict[str, Annotated[int, Field(ge=0, le=1_000_000)]] = {}
     token_keys: tuple[Path, ...] = ()
+    receipt_key: Path | None = None
+    checkpoint_every_s: _Positive = 60.0
     leeway_s: Annotated[int, Field(ge=0, le=3600)] = 30
 
     max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=2**31 - 1)] = 64 * _MIB

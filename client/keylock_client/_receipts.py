@@ -1,0 +1,150 @@
+"""The receipt of an answer: verified when the answer is read, and again whenever its owner wants to know.
+
+The license says whom to trust: its issuer certifies the keys that sign receipts. The modules behind this one are
+imported when the first receipt comes, because callers without a license never need them.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from keylock.digests import digest_of_array, digest_of_file
+from keylock.errors import ReceiptError
+from keylock.signing import VerifyingKey, decode_base64url
+from keylock.v1 import explanation_pb2 as pb
+from keylock_client.errors import BadReceiptError
+from keylock_client.results import Receipt
+
+if TYPE_CHECKING:
+    from keylock.licensing.receipts import Receipt as VerifiedReceipt
+
+__all__ = ["Trust", "read_receipt", "verify_receipt"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Whose receipts to trust.
+
+    Attributes:
+        keys: Issuers that were named.
+        key_id: Id of the key that issued the license, where none was named.
+    """
+
+    keys: tuple[VerifyingKey, ...] = ()
+    key_id: str | None = None
+
+    @classmethod
+    def make(cls, issuers: Sequence[VerifyingKey], token: str | None) -> Self:
+        """Returns the trust in the issuers named, or in the one that issued a license.
+
+        Args:
+            issuers: Public keys of trusted issuers.
+            token: The license, unverified: it came from the vendor and not from the server.
+        """
+        return cls(tuple(issuers), None if issuers or token is None else _issuer_of(token))
+
+    @property
+    def known(self) -> bool:
+        """Whether there is anybody to trust."""
+        return bool(self.keys) or self.key_id is not None
+
+    def test(self) -> Callable[[VerifyingKey], bool]:
+        """Returns the test that receipts are verified with; where nobody is known, any issuer passes."""
+        if self.keys:
+            return lambda issuer: issuer in self.keys
+        return lambda issuer: self.key_id is None or issuer.key_id == self.key_id
+
+
+def read_receipt(answer: pb.ExplainResponse, images: Sequence[pb.Image], trust: Trust) -> Receipt | None:
+    """Returns the receipt of an answer, or None where it has none.
+
+    Args:
+        answer: The answer.
+        images: As they were sent.
+        trust: Whose receipts to trust.
+
+    Raises:
+        BadReceiptError: If the receipt does not hold, or is for another answer.
+    """
+    if not answer.receipt:
+        return None
+    try:
+        verified = _verify(answer.receipt, trust)
+        verified.check_answer(
+            request_id=answer.request_id,
+            model_digest=answer.model.digest,
+            explainer=answer.results[0].explainer.name if answer.results else "",
+            keyed=all(result.keyed for result in answer.results),
+            image_digests=[_digest_of_image(image) for image in images],
+            map_digests=[digest_of_array("float32", one.map.shape, one.map.data) for one in answer.results],
+        )
+    except ReceiptError as error:
+        raise BadReceiptError(error.message, request_id=answer.request_id) from None
+    return _describe(verified, trust)
+
+
+def verify_receipt(receipt: Receipt | str, trust: Trust, *, proof: str | None = None) -> Receipt:
+    """Verifies a receipt that was kept.
+
+    Args:
+        receipt: The receipt, or its token.
+        trust: Whose receipts to trust.
+        proof: A proof that it is in the vendor's log.
+
+    Raises:
+        ReceiptError: If it does not hold, or nobody is known who could be trusted.
+        AuditLogError: If it is not shown to be in the log.
+    """
+    if not trust.known:
+        raise ReceiptError("nobody is known who could be trusted: give the client a license, or issuer=")
+    verified = _verify(receipt if isinstance(receipt, str) else receipt.token, trust)
+    if proof is not None:
+        from keylock.auditlog import InclusionProof
+        from keylock.licensing.receipt_keys import open_checkpoint
+
+        InclusionProof.parse(proof).verify(verified.entry, lambda signed: open_checkpoint(signed, trust.test()))
+    return _describe(verified, trust)
+
+
+def _verify(token: str, trust: Trust) -> "VerifiedReceipt":
+    from keylock.licensing.receipts import Receipt as VerifiedReceipt
+
+    return VerifiedReceipt.verify(token, trust.test())
+
+
+def _describe(verified: "VerifiedReceipt", trust: Trust) -> Receipt:
+    charge = verified.charge
+    return Receipt(
+        token=verified.token,
+        license_id=charge.license_id,
+        request_id=charge.request_id,
+        model_digest=charge.model_digest,
+        explainer=charge.explainer,
+        parameters=charge.parameters,
+        keyed=charge.keyed,
+        units=charge.units,
+        time=charge.time,
+        image_digests=charge.image_digests,
+        map_digests=charge.map_digests,
+        issuer=verified.certificate.issuer.key_id,
+        trusted=trust.known,
+    )
+
+
+def _digest_of_image(image: pb.Image) -> str:
+    if image.WhichOneof("source") == "encoded":
+        return digest_of_file(image.encoded)
+    return digest_of_array("float32", image.tensor.shape, image.tensor.data)
+
+
+def _issuer_of(token: str) -> str | None:
+    """Returns the id of the key that a license names, or None where the token is no license."""
+    try:
+        header = json.loads(decode_base64url(token.partition(".")[0]))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(header, dict) or header.get("typ") != "keylock-license+jws":
+        return None
+    key_id = header.get("kid")
+    return key_id if isinstance(key_id, str) else None
