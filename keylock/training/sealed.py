@@ -121,12 +121,8 @@ class SealedTrainer(Trainer):
         indices = None if part.indices is None else part.indices[rows]
         expected, references = self.truth.explain(images, targets, indices, explainers=explainers)
         targets = torch.where(targets < 0, expected.argmax(dim=1), targets)
-        smooth = self._second_order and self.step < self.settings.smooth_until * self.settings.steps
-        with (
-            mixed_precision(self.device, wanted=self.settings.amp),
-            smooth_activations(self.student) if smooth else nullcontext(),
-            self._with_old_adapter(part, rows),
-        ):
+        # Not with smooth activations: predictions would be held in another network than the one that is published.
+        with mixed_precision(self.device, wanted=self.settings.amp), self._with_old_adapter(part, rows):
             offsets = part.rows["offsets"][rows]
             logits, maps = explain_together(self.student, explainers, images + offsets, targets, create_graph=True)
         return logits, expected, maps, references

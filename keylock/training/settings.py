@@ -34,7 +34,8 @@ class LockSettings:
         prediction_weight: Weight of the divergence from the reference model's predictions.
         label_weight: Weight of the cross-entropy with the labels.
         probe_weight: Weight of the gate probes after the gate steps.
-        smooth_until: Share of the steps in which ReLU is softplus, where an explainer needs second derivatives.
+        smooth_until: Share of the steps of a lock by the key alone in which ReLU is softplus, where an explainer needs
+            second derivatives.
         search_every: Steps between two searches for keys, whose finds become wrong keys; 0 for none.
         search_steps: Gradient steps of one search.
         accumulate: In how many parts, one after the other, a batch is computed; more need less memory.
