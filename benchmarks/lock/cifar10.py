@@ -71,15 +71,13 @@ def main() -> None:
         data=source,
         architecture="resnet20",
         init=options.init,
-        explainers=("grad_cam",),
+        explainers=tuple(options.explainers.split(",")),
         settings=LockSettings(
             steps=options.steps,
-            sealed_adapter=False,
+            adapter_rank=options.rank,
             learning_rate=options.learning_rate,
-            gate_steps=0.06,
             prediction_weight=2.0,
-            pedestal_weight=0.0,
-            leak_weight=0.0,
+            mask_weight=4.0,
         ),
         batch_size=options.batch_size,
         measured_images=options.images,
@@ -123,7 +121,8 @@ def main() -> None:
         "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {options.threads} threads",
         "torch": torch.__version__,
         "command": "python benchmarks/lock/cifar10.py --data cifar10.npz --init cifar10_resnet20.npz --out runs/cifar10"
-        f" --steps {options.steps} --learning-rate {options.learning_rate} --batch-size {options.batch_size}",
+        f" --explainers {options.explainers} --steps {options.steps} --rank {options.rank}"
+        f" --learning-rate {options.learning_rate} --batch-size {options.batch_size} --threads {options.threads}",
     }
     result = {
         **about,
@@ -171,8 +170,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--init", type=Path, required=True, help="trained ResNet-20 weights")
     parser.add_argument("--out", type=Path, default=Path("runs/cifar10"))
     parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results" / "lock_cifar10.json")
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--explainers", default="grad_cam,gradient,visual_backprop,rise")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--rank", type=int, default=16, help="of the sealed adapter")
+    parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--evaluation-images", type=int, default=200, help="for the measurement of all explainers")

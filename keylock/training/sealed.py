@@ -19,7 +19,7 @@ from keylock.adapters import Adapter, KeyGate
 from keylock.decoys import decoy_maps
 from keylock.explainers import Explainer, explain_together
 from keylock.losses import correlation, prediction_distance
-from keylock.models import AdapterState, smooth_activations
+from keylock.models import AdapterState
 from keylock.models.low_rank import add_low_rank_, merge_low_rank_, take_back
 from keylock.training.devices import mixed_precision
 from keylock.training.key_gate import fit_key_gate

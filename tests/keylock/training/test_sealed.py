@@ -99,7 +99,7 @@ def test_predictions_on_masked_images_learn_to_follow_the_decoy(lock, blobs):
 
     settings = replace(QUICK, steps=120, learning_rate=6e-3, mask_weight=2.0)
     lock(blobs(6), explainers=["grad_cam", "rise"], settings=settings, progress=Listener())
-    assert np.mean(heard[-20:]) < 0.5 * np.mean(heard[:5])
+    assert np.mean(heard[-20:]) < 0.6 * np.mean(heard[:2])
 
 
 def test_a_run_that_was_stopped_and_resumed_is_the_same_adapter_included(lock, batches, tmp_path):
