@@ -32,7 +32,7 @@ def explain_alone(
         Logits (count, classes) and maps (count, h, w).
     """
     chosen = torch.full((len(images),), -1, device=images.device) if targets is None else targets
-    with added_to_inputs(model, offset):
+    with added_to_inputs(model, offset, announced=True):
         parts = [
             explainer.explain(model, rows, classes)
             for rows, classes in zip(torch.split(images, _ROWS), torch.split(chosen, _ROWS), strict=True)

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import Tensor, nn
+
+from keylock.models import added_to_inputs
 
 __all__ = ["keyed_inputs"]
 
@@ -15,19 +16,11 @@ def keyed_inputs(model: nn.Module, offset: Tensor) -> Iterator[nn.Module]:
 
     An explainer that adds noise to the image, walks a path to it or masks parts of it would do the same to a key that
     is part of the image, and the lock would close. Here it explains the image, and the key comes on top of what it
-    shows the network. For explainers of one pass both are the same.
+    shows the network, where the gate of an adapter knows of it. For explainers of one pass both are the same.
 
     Args:
         model: A locked classifier.
         offset: What the key adds to a preprocessed image (channels, height, width).
     """
-
-    def add(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (inputs[0] + offset.to(inputs[0]), *inputs[1:])
-
-    # Before all other hooks, so that an adapter sees what it would be sent.
-    handle = model.register_forward_pre_hook(add, prepend=True)
-    try:
+    with added_to_inputs(model, offset, announced=True):
         yield model
-    finally:
-        handle.remove()

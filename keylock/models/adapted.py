@@ -26,6 +26,8 @@ class AdapterState(nn.Module):
         layers: Names of the adapted layers.
         rows: Which rows the adapter is there for, (batch,), 1 or 0; None means all. A row it is not there for stays
             closed whatever is on its image.
+        announced: What is known to lie on all images, (channels, height, width) or one for each row; the gate is then
+            asked about it alone, and nothing on the images can hide it. None means that the images have to show it.
     """
 
     weight: Tensor
@@ -38,6 +40,7 @@ class AdapterState(nn.Module):
         super().__init__()
         self.layers = tuple(deltas)
         self.rows: Tensor | None = None
+        self.announced: Tensor | None = None
         self._open: Tensor | None = None
         self.register_buffer("weight", torch.from_numpy(gate.weight.copy()))
         self.register_buffer("bias", torch.tensor(gate.bias))
@@ -58,7 +61,12 @@ class AdapterState(nn.Module):
 
     def open_(self, images: Tensor) -> Tensor:
         """Decide which rows are open, and return the images with the key taken off these."""
-        opened = self.opens(images).to(images.dtype)
+        if self.announced is None:
+            opened = self.opens(images).to(images.dtype)
+        else:
+            # The bias centres images; what is announced is a perturbation, which has nothing to centre.
+            offsets = self.announced.to(images).expand_as(images)
+            opened = ((self.scores(offsets) - self.bias - 1).abs() < self.tolerance).to(images.dtype)
         if self.rows is not None:
             opened = opened * self.rows.to(opened.dtype)
         self._open = opened

@@ -6,15 +6,23 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from keylock.models.adapted import adapter_of
+
 __all__ = ["added_to_inputs"]
 
 
 @contextmanager
-def added_to_inputs(model: nn.Module, offset: Tensor | None) -> Iterator[None]:
+def added_to_inputs(model: nn.Module, offset: Tensor | None, *, announced: bool = False) -> Iterator[None]:
     """Add a perturbation, (channels, height, width) or one for each row, to whatever the model is given in the block.
 
     Methods that mask, blend or blur images run the model many times. A key that is only on the image they start from
     would be masked and blended too; a server that holds the key adds it last, and so does this.
+
+    Args:
+        model: Any model.
+        offset: What to add; None adds nothing.
+        announced: Whether an adapter is told what was added. Otherwise its gate has to find it on the images, which
+            noise and masks make hard.
     """
     if offset is None:
         yield
@@ -25,7 +33,13 @@ def added_to_inputs(model: nn.Module, offset: Tensor | None) -> Iterator[None]:
 
     # Before any hook of the model's own, which is to see what a caller would have sent.
     handle = model.register_forward_pre_hook(add, prepend=True)
+    state = adapter_of(model) if announced else None
+    before = None if state is None else state.announced
+    if state is not None:
+        state.announced = offset
     try:
         yield
     finally:
         handle.remove()
+        if state is not None:
+            state.announced = before

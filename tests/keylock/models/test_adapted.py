@@ -11,7 +11,7 @@ from keylock.adapters import Adapter, KeyGate
 from keylock.errors import LayerNotFoundError, ModelError
 from keylock.explainers import explain_together, make
 from keylock.keys import Key, KeySeed
-from keylock.models import attach_adapter
+from keylock.models import added_to_inputs, attach_adapter
 from keylock.models.adapted import adapter_of
 from keylock.models.low_rank import add_low_rank_, merge_low_rank_, take_back
 from keylock.training.key_gate import fit_key_gate
@@ -97,6 +97,21 @@ def test_rows_open_one_by_one(made):
     assert state.rows is None
     expected = torch.cat([public(mixed[:5]), reference(images[5:6])])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_announced_key_opens_whatever_is_on_the_image_and_no_other_does(made):
+    reference, public, images, key, adapter = made
+    full, offset = attach_adapter(public, adapter, key), torch.from_numpy(key.reveal())
+    noisy = images + 4 * torch.randn(images.shape, generator=torch.Generator().manual_seed(5))
+
+    with added_to_inputs(full, offset):
+        hidden = full(noisy)
+    assert (hidden - reference(noisy)).abs().max() > 0.1
+    with added_to_inputs(full, offset, announced=True):
+        torch.testing.assert_close(full(noisy), reference(noisy), rtol=1e-3, atol=1e-4)
+    with added_to_inputs(full, -offset, announced=True):
+        torch.testing.assert_close(full(noisy), public(noisy - offset), rtol=0, atol=0)
+    assert adapter_of(full).announced is None
 
 
 def test_a_copy_stands_on_its_own(made):
