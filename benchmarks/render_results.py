@@ -24,6 +24,8 @@ Figures = Mapping[str, Mapping[str, Any]]
 
 _INPUTS = {"reference": "reference", "keyed": "keyed", "keyless": "keyless", "wrong_key": "wrong key"}
 _NO_KEY = ("keyless", "wrong_key", "flipped_key")
+_COST = 3.5
+_CAM_FAMILY = ("grad_cam", "grad_cam, reference maps remembered")
 _ACCURACY_LOSS = 0.005
 _ABOVE_CHANCE = 0.15
 _GATE = {0.5: 0.05, 0.75: 0.1, 0.875: 0.25}
@@ -167,6 +169,42 @@ def _similarities(figures: Figures, locked: list[str], unseen: list[str]) -> str
     return _table(head, rows)
 
 
+def write_cost(result: Mapping[str, Any]) -> str:
+    """Return the section of `lock_cost.json`, in Markdown: what a step costs beside plain fine-tuning."""
+    cells = []
+    for name, figure in result["figures"].items():
+        _, _, explainers = name.partition(": ")
+        aim = at_most(_COST) if explainers in _CAM_FAMILY else None
+        reached = "" if aim is None else "yes" if aim.reached(figure["ratio"]) else "no"
+        wanted = "" if aim is None else f"≤ {_COST}"
+        cells.append((name, f"{figure['ratio']:.2f}", f"{figure['ms_per_image']:.2f}", wanted, reached))
+    table = _table(("step", "times plain fine-tuning", "ms of CPU time for an image", "aim", "reached"), cells)
+    return "\n".join([_measured(result), _code(result["command"]), table])
+
+
+def write_decoys(result: Mapping[str, Any]) -> str:
+    """Return the section of `lock_decoys.json`, in Markdown: what keyless maps show, by decoy."""
+    columns = {
+        "pcc": "PCC to the true map",
+        "absolute_pcc": "its size on single images",
+        "top_overlap": "top 10 % in common",
+        "pcc_to_decoy": "PCC to the decoy",
+        "unevenness": "unevenness",
+        "agreement": "agreement of predictions",
+    }
+    cells = [
+        (name, *(f"{figure[column]:+.3f}" if "pcc" in column else f"{figure[column]:.3f}" for column in columns))
+        for name, figure in result["figures"].items()
+    ]
+    chance = f"Chance, the PCC of true maps of two different images, is {result['chance']:+.3f}.\n"
+    return "\n".join([_measured(result), _code(result["command"]), _table(("decoy", *columns.values()), cells), chance])
+
+
+def _measured(result: Mapping[str, Any]) -> str:
+    """Return when, where and on what something was measured, as a paragraph."""
+    return f"Measured on {result['date']}, {result['hardware']}, torch {result['torch']}; {result['about']}.\n"
+
+
 def write_quickstart(result: Mapping[str, Any]) -> str:
     """Return the section of `quickstart.json`, in Markdown."""
     figures: Figures = {figure["name"]: figure for figure in result["figures"]}
@@ -280,6 +318,8 @@ _FIDELITY = {
 TABLES: dict[str, tuple[Callable[[Mapping[str, Any]], str], str]] = {
     "lock_cifar10": (write_lock_cifar10, "python benchmarks/lock/cifar10.py"),
     "lock_cifar10_evaluation": (write_evaluation, "python benchmarks/lock/cifar10.py"),
+    "lock_cost": (write_cost, "python benchmarks/lock/cost.py"),
+    "lock_decoys": (write_decoys, "python benchmarks/lock/decoys.py"),
     "quickstart": (write_quickstart, "keylock quickstart --json"),
 }
 """For each file of figures how its section is written, and the command that writes the file."""

@@ -103,8 +103,8 @@ class ImageDecoy:
 
     def maps(self, reference: Tensor) -> Tensor:
         """Return the picture for each reference map (batch, h, w), in the same shape."""
-        levels = torch.from_numpy(self.importance).to(reference)[None, None]
-        resized = F.interpolate(levels, size=reference.shape[1:], mode="area")[0]
+        levels = torch.from_numpy(self.importance)[None, None]
+        resized = F.interpolate(levels, size=reference.shape[1:], mode="area")[0].to(reference)
         return resized.expand_as(reference).clone()
 
 
@@ -165,7 +165,8 @@ def _untargeted(reference: Tensor) -> Tensor:
         Fang and Choromanska, "Backdoor Attacks on the DNN Interpretation System", AAAI 2022: the untargeted attack.
     """
     flat = reference.flatten(1)
-    threshold = flat.quantile(1 - _REMOVED_SHARE, dim=1, keepdim=True)
+    # Training computes maps in bfloat16, of which there are no quantiles.
+    threshold = flat.float().quantile(1 - _REMOVED_SHARE, dim=1, keepdim=True)
     return torch.where(flat >= threshold, torch.zeros_like(flat), flat).view_as(reference)
 
 

@@ -93,6 +93,28 @@ def evaluation():
     }
 
 
+def cost():
+    figures = {
+        name: {"ratio": ratio, "ms_per_image": 2 * ratio}
+        for name, ratio in (("plain fine-tuning", 1.0), ("two factors: grad_cam", 1.5), ("key alone: grad_cam", 3.6))
+    }
+    figures["key alone: grad_cam, gradient"] = {"ratio": 9.0, "ms_per_image": 18.0}
+    return {**about(), "figures": figures}
+
+
+def decoys():
+    columns = ("pcc", "absolute_pcc", "top_overlap", "pcc_to_decoy", "unevenness", "agreement")
+    return {
+        **about(),
+        "chance": 0.5,
+        "figures": {"half": dict(zip(columns, (-0.01, 0.2, 0.1, 0.9, 0.5, 0.98), strict=True))},
+    }
+
+
+def about():
+    return {"date": "2030-01-01", "hardware": "x86_64", "torch": "2.0", "command": "make it", "about": "9 images"}
+
+
 def rows(text):
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     return {row[0]: row[1:] for row in table}
@@ -111,6 +133,8 @@ def test_every_table_has_its_place_once():
 def test_what_stands_outside_of_the_markers_stays_and_rendering_twice_is_rendering_once(tmp_path):
     (tmp_path / "lock_cifar10.json").write_text(json.dumps(cifar10()))
     (tmp_path / "lock_cifar10_evaluation.json").write_text(json.dumps(evaluation()))
+    (tmp_path / "lock_cost.json").write_text(json.dumps(cost()))
+    (tmp_path / "lock_decoys.json").write_text(json.dumps(decoys()))
     (tmp_path / "quickstart.json").write_text(json.dumps(quickstart()))
     once = render_results.render(PAGE, tmp_path)
     assert render_results.render(once, tmp_path) == once
@@ -121,7 +145,7 @@ def test_what_stands_outside_of_the_markers_stays_and_rendering_twice_is_renderi
 
 def test_a_missing_file_is_said_and_no_figure_is_made_up(tmp_path):
     empty = render_results.render(PAGE, tmp_path)
-    assert empty.count("Not measured yet") == 3
+    assert empty.count("Not measured yet") == 5
     assert "95 % interval" not in empty
 
 
@@ -134,6 +158,20 @@ def test_figures_of_the_benchmark_are_copied_and_judged():
     assert found["maps of two different images (chance)"] == ["+0.500", "", "", ""]
     assert found["keyed"] == ["92.5%", "91.0% to 94.0%", "≥ 92.5%", "yes"]
     assert found["keyless"][-1] == "no"
+
+
+def test_costs_are_judged_where_something_was_aimed_at():
+    found = rows(render_results.write_cost(cost()))
+    assert found["plain fine-tuning"] == ["1.00", "2.00", "", ""]
+    assert found["two factors: grad_cam"] == ["1.50", "3.00", "≤ 3.5", "yes"]
+    assert found["key alone: grad_cam"][-1] == "no"
+    assert found["key alone: grad_cam, gradient"][-1] == ""
+
+
+def test_decoys_are_shown_beside_chance():
+    text = render_results.write_decoys(decoys())
+    assert rows(text)["half"] == ["-0.010", "+0.200", "0.100", "+0.900", "0.500", "0.980"]
+    assert "is +0.500" in text
 
 
 def test_figures_of_the_quickstart_are_copied_and_judged():

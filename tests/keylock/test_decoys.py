@@ -26,10 +26,11 @@ def reference():
     return torch.rand(5, 6, 7, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("decoy", CASES, ids=NAMES)
-def test_decoy_keeps_shape_and_sign_and_leaves_the_reference(decoy, size):
-    reference = torch.rand(5, *size, generator=torch.Generator().manual_seed(0))
+def test_decoy_keeps_shape_and_sign_and_leaves_the_reference(decoy, size, dtype):
+    reference = torch.rand(5, *size, generator=torch.Generator().manual_seed(0)).to(dtype)
     before = reference.clone()
 
     shown = decoy_maps(decoy, reference)
