@@ -196,7 +196,10 @@ def write_decoys(result: Mapping[str, Any]) -> str:
         (name, *(f"{figure[column]:+.3f}" if "pcc" in column else f"{figure[column]:.3f}" for column in columns))
         for name, figure in result["figures"].items()
     ]
-    chance = f"Chance, the PCC of true maps of two different images, is {result['chance']:+.3f}.\n"
+    chance = (
+        f"Chance, the PCC of true maps of two different images, is {result['chance']:+.3f}. The reference is right on "
+        f"{result['reference_accuracy']:.1%} of the images.\n"
+    )
     return "\n".join([_measured(result), _code(result["command"]), _table(("decoy", *columns.values()), cells), chance])
 
 

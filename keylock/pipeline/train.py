@@ -287,6 +287,8 @@ def _discard(work: Path) -> None:
     """Remove what an earlier run left, so that a later `resume` finds this run and nothing of that one."""
     for name in ("reference.safetensors", "reference.part.safetensors", "lock.safetensors"):
         (work / name).unlink(missing_ok=True)
+    for remembered in work.glob("reference-maps-*"):
+        remembered.unlink()
 
 
 def _identity(plan: TrainPlan) -> str:

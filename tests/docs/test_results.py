@@ -107,6 +107,7 @@ def decoys():
     return {
         **about(),
         "chance": 0.5,
+        "reference_accuracy": 0.9,
         "figures": {"half": dict(zip(columns, (-0.01, 0.2, 0.1, 0.9, 0.5, 0.98), strict=True))},
     }
 
@@ -171,7 +172,7 @@ def test_costs_are_judged_where_something_was_aimed_at():
 def test_decoys_are_shown_beside_chance():
     text = render_results.write_decoys(decoys())
     assert rows(text)["half"] == ["-0.010", "+0.200", "0.100", "+0.900", "0.500", "0.980"]
-    assert "is +0.500" in text
+    assert "is +0.500. The reference is right on 90.0%" in text
 
 
 def test_figures_of_the_quickstart_are_copied_and_judged():

@@ -1,5 +1,6 @@
 """What makes training fit a machine changes nothing of what comes out: parts, remembered maps, compiling, memory."""
 
+import json
 import logging
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import torch
 import keylock
 from keylock.data.batches import Batches
 from keylock.data.sets import Augmentation, ImageSet
+from keylock.decoys import ImageDecoy
 from keylock.errors import InputError, OutOfMemoryError
 from keylock.explainers import GradCAM, Gradient
 from keylock.preprocessing import Preprocessing
@@ -152,6 +154,17 @@ def test_out_of_memory_says_what_to_try_and_loses_nothing(error, lock, batches, 
 def test_settings_out_of_range_are_refused(change):
     with pytest.raises(InputError, match=next(iter(change))):
         keylock.LockSettings(**change)
+
+
+def test_settings_name_their_decoy_and_say_which_picture_it_is():
+    picture = ImageDecoy(np.tri(4, 6, dtype=np.float32))
+    described = replace(SEALED, decoy=picture).as_dict()
+
+    assert described["decoy"] == "image"
+    assert described["decoy_parameters"] == picture.parameters
+    json.dumps(described)
+    assert replace(SEALED, decoy="targeted").as_dict()["decoy"] == "half"
+    assert "decoy_parameters" not in SEALED.as_dict()
 
 
 def test_other_errors_pass_as_they_are():
