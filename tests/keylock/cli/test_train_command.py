@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
@@ -21,7 +20,6 @@ pytest.importorskip("onnxscript")
 from keylock.bundle import KeyFile, open_bundle
 from keylock.cli import main
 from keylock.cli._progress import Display
-from keylock.decoys import ImageDecoy
 from keylock.keys import KeySeed
 from keylock.pipeline import TrainPlan
 from keylock.signing import Home
@@ -239,16 +237,6 @@ def test_what_is_there_is_not_lost(capfd, tmp_path):
     assert main(["train", "--out", "folder", "--overwrite", *TINY]) == 4
     assert "no bundle" in capfd.readouterr().err
     assert Path("x.klb").read_text() == Path("folder/mine").read_text() == "mine"
-
-
-def test_a_picture_is_a_decoy_and_the_manifest_says_which(capfd):
-    Image.linear_gradient("L").save("ramp.png")
-    options = ["--decoy", "ramp.png", "--no-sealed-adapter", "--out", "ramp.klb", "--json"]
-    assert main(["train", *TINY, *STEPS, *options]) == 0
-    capfd.readouterr()
-    manifest = open_bundle("ramp.klb", trusted=[Home(Path("home")).verifying_key()]).manifest
-    assert manifest.decoy.name == "image"
-    assert manifest.decoy.parameters == ImageDecoy.read(Path("ramp.png")).parameters
 
 
 def test_the_help_states_the_defaults_that_hold(capsys):
