@@ -78,6 +78,9 @@ COMMANDS = (
     CommandRow("issuer", "keylock.cli.keys:issuer_app", "Make and show the issuer key that signs.", "Vendor"),
     CommandRow("key", "keylock.cli.key:app", "Make key seeds, and seal the key of a bundle.", "Vendor"),
     CommandRow(
+        "offline-license", "keylock.cli.offline:offline_license", "Seal a license and the key for a customer.", "Vendor"
+    ),
+    CommandRow(
         "audit-log", "keylock.cli.audit_log:app", "Verify, prove and sign the log of everything charged.", "Vendor"
     ),
     CommandRow("predict", "keylock.cli.predict:predict", "Ask a server to classify images.", "Customer"),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from keylock.bundle import Bundle, HpkeIdentity, Sealer
     from keylock.keys import KeySeed
 
-__all__ = ["app"]
+__all__ = ["KeyFileOption", "ProviderOption", "SeedFileOption", "app", "open_seed"]
 
 app = new_app("Make key seeds, and seal the key of a bundle.")
 
@@ -94,7 +94,7 @@ def key_seal(
     from keylock.errors import InputError
 
     opened = open_bundle(bundle, trusted=None)
-    seed = _open_seed(opened, key_provider, key_file, key_seed_file)
+    seed = open_seed(opened, key_provider, key_file, key_seed_file)
     with make_provider(to, environment=os.environ) as sealer:
         sealed = seal_for(opened, seed, sealer)
         how = sealer.name
@@ -129,7 +129,7 @@ def key_reseal(
     from keylock.bundle import open_bundle
 
     opened = open_bundle(bundle, trusted=None)
-    seed = _open_seed(opened, key_provider, key_file, key_seed_file)
+    seed = open_seed(opened, key_provider, key_file, key_seed_file)
     with make_provider(to, environment=os.environ) as sealer:
         _reseal(opened, seed, sealer, home=home, as_json=as_json)
 
@@ -191,7 +191,20 @@ def _reseal(bundle: "Bundle", seed: "KeySeed", sealer: "Sealer", *, home: Path, 
     typer.echo(f"{sealer.name} opens {bundle.path} now")
 
 
-def _open_seed(bundle: "Bundle", provider: str | None, key_file: Path | None, key_seed_file: Path | None) -> "KeySeed":
+def open_seed(bundle: "Bundle", provider: str | None, key_file: Path | None, key_seed_file: Path | None) -> "KeySeed":
+    """Returns the seed of a bundle by the one way that was given.
+
+    Args:
+        bundle: The bundle.
+        provider: `--key-provider`.
+        key_file: `--key-file`.
+        key_seed_file: `--key-seed-file`.
+
+    Raises:
+        InputError: No way or several were given.
+        KeySeedError: The file holds no usable seed.
+        UnsealError: The key does not open.
+    """
     from keylock.errors import InputError
     from keylock.keys import KeySeed
 

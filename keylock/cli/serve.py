@@ -45,6 +45,10 @@ def serve(
     sealed_key: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A sealed key of its own, for a public copy of the bundle.")
     ] = None,
+    offline_license: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="An offline license, for a public copy on a customer's own machine."),
+    ] = None,
     keyless: Annotated[
         bool, typer.Option("--keyless", help="Serve without the key: predictions and decoys alone.")
     ] = False,
@@ -104,6 +108,7 @@ def serve(
         key_seed_file=key_seed_file,
         key_provider=key_provider,
         sealed_key=sealed_key,
+        offline_license=offline_license,
         keyless=keyless or None,
         issuers=tuple(issuer) if issuer else None,
         license_store=license_store,

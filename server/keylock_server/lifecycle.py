@@ -31,6 +31,7 @@ from keylock_server.explanations import ExplanationService
 from keylock_server.interceptor import CallInterceptor
 from keylock_server.licenses import LicenseService
 from keylock_server.metering import Meter
+from keylock_server.offline import admit_offline_license
 from keylock_server.opening import open_model, worker_count
 from keylock_server.predictions import PredictionService
 from keylock_server.proof import CheckpointSigner, load_receipt_key
@@ -176,6 +177,15 @@ async def start(settings: ServerSettings, *, now: Callable[[], datetime] | None 
     if settings.receipt_key is not None:
         receipt_key = load_receipt_key(settings.receipt_key, issuers=keys, now=clock())
     store, meter = _open_store(settings, clock)
+    if settings.offline_license is not None and store is not None:
+        admit_offline_license(
+            settings.offline_license,
+            store,
+            manifest=model.manifest,
+            issuers=keys,
+            now=clock(),
+            leeway_s=settings.leeway_s,
+        )
     authenticator = Authenticator(
         model.manifest,
         keys=keys,

@@ -7,6 +7,7 @@ from typing import Final
 from keylock.bundle import Bundle, KeyFile, Passphrase, Sealer, key_provider, open_bundle, read_sealed_key
 from keylock.errors import UnsealError
 from keylock.keys import KeySeed
+from keylock.licensing.offline import OfflineLicense
 from keylock.signing import VerifyingKey
 from keylock_server.devices import warn_about_two_runtimes
 from keylock_server.runtime import ServedModel
@@ -68,9 +69,8 @@ def _find_seed(bundle: Bundle, settings: ServerSettings) -> KeySeed | None:
         return KeySeed.from_file(settings.key_seed_file)
     opener = _find_opener(settings)
     if opener is not None:
-        sealed = None if settings.sealed_key is None else read_sealed_key(settings.sealed_key)
         with opener:
-            return bundle.unseal(opener, sealed=sealed)
+            return bundle.unseal(opener, sealed=_read_sealed(settings))
     if bundle.has_key:
         raise UnsealError(
             f"the key in {bundle.path} is sealed: give --key-file, --key-passphrase-file, --key-provider or "
@@ -80,6 +80,12 @@ def _find_seed(bundle: Bundle, settings: ServerSettings) -> KeySeed | None:
         f"{bundle.path} is a public copy without a key: give --sealed-key with what opens it, --key-seed-file, or "
         "serve predictions and decoys alone with --keyless"
     )
+
+
+def _read_sealed(settings: ServerSettings) -> bytes | None:
+    if settings.offline_license is not None:
+        return OfflineLicense.read(settings.offline_license).sealed_key
+    return None if settings.sealed_key is None else read_sealed_key(settings.sealed_key)
 
 
 def _find_opener(settings: ServerSettings) -> Sealer | None:

@@ -40,6 +40,7 @@ class ServerSettings(BaseSettings):
         key_seed_file: File with the key seed, instead of the sealed key.
         key_provider: `KIND:ARGUMENT` of any key provider that opens the sealed key, for example `hpke:server.pem`.
         sealed_key: File with a sealed key, in place of the one in the bundle.
+        offline_license: File with an offline license: the key for a public copy, and a license for the store.
         issuers: Public keys (PEM) trusted to sign the bundle and licenses; empty: whoever signed the bundle.
         license_store: Database URL of the licenses issued; without it neither revoked nor unknown ones are noticed.
         unlicensed_explanations: `decoy` or `refuse`.
@@ -87,6 +88,7 @@ class ServerSettings(BaseSettings):
     key_seed_file: Path | None = None
     key_provider: str | None = None
     sealed_key: Path | None = None
+    offline_license: Path | None = None
 
     issuers: tuple[Path, ...] = ()
     license_store: Annotated[str | None, Field(repr=False)] = None
@@ -140,6 +142,11 @@ class ServerSettings(BaseSettings):
         ways = [name for name in names if getattr(self, name)]
         if len(ways) > 1:
             raise ValueError(f"{' and '.join(ways)} were given: one way to the key is enough")
+        if self.offline_license is not None:
+            if self.key_provider is None or self.sealed_key is not None:
+                raise ValueError("offline_license needs key_provider, which opens its key, and no sealed_key")
+            if self.license_store is None or not self.issuers:
+                raise ValueError("offline_license needs license_store, where units are counted, and issuers")
         if self.keyless and ways:
             raise ValueError(f"keyless and {ways[0]} exclude each other")
         return self
