@@ -4,6 +4,7 @@
 the key. The format is described in docs/bundle-format.md.
 """
 
+from keylock.bundle.canary import CANARY_FILE, Canary, seal_canary
 from keylock.bundle.manifest import (
     WEIGHTS_FILE,
     AdapterEntry,
@@ -32,11 +33,13 @@ from keylock.bundle.sealing import seal, unseal
 from keylock.bundle.write import BundleContent, write_bundle
 
 __all__ = [
+    "CANARY_FILE",
     "WEIGHTS_FILE",
     "AdapterEntry",
     "Architecture",
     "Bundle",
     "BundleContent",
+    "Canary",
     "Decoy",
     "EnvironmentKey",
     "ExplainerEntry",
@@ -56,6 +59,7 @@ __all__ = [
     "read_sealed_key",
     "reseal",
     "seal",
+    "seal_canary",
     "seal_for",
     "unseal",
     "write_bundle",

@@ -11,6 +11,7 @@ from pydantic_core import from_json
 
 from keylock.adapters import Adapter
 from keylock.bundle.adapter_sealing import MAX_SEALED_ADAPTER_BYTES, unseal_adapter
+from keylock.bundle.canary import CANARY_FILE, Canary, open_canary
 from keylock.bundle.container import Files, open_files
 from keylock.bundle.manifest import (
     ADAPTER_FILE,
@@ -150,6 +151,15 @@ class Bundle:
         if digest_of(content) != entry.digest:
             raise BundleTamperedError(ADAPTER_FILE, "changed since the bundle was opened")
         return content
+
+    def canary(self, seed: KeySeed) -> Canary | None:
+        """Returns images with the maps that were proved at export; None where the bundle has none.
+
+        Raises:
+            UnsealError: If it does not open with the seed.
+            BundleTamperedError: If it changed since the bundle was opened.
+        """
+        return open_canary(self.read(CANARY_FILE), seed) if CANARY_FILE in self.manifest.files else None
 
     def adapter(self, seed: KeySeed) -> Adapter | None:
         """Returns the adapter, which is secret; None where the model is locked by the key alone.

@@ -92,7 +92,16 @@ COMMANDS = (
 _EXTRAS = {
     **dict.fromkeys(("captum", "matplotlib", "onnx", "onnxscript", "safetensors", "torch", "torchvision"), "train"),
     **dict.fromkeys(
-        ("alembic", "grpc_health", "grpc_reflection", "onnxruntime", "pydantic_settings", "sqlalchemy"), "server"
+        (
+            "alembic",
+            "grpc_health",
+            "grpc_reflection",
+            "onnxruntime",
+            "prometheus_client",
+            "pydantic_settings",
+            "sqlalchemy",
+        ),
+        "server",
     ),
     "psycopg": "postgres",
 }

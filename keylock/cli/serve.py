@@ -89,6 +89,12 @@ def serve(
     log_level: Annotated[
         str, typer.Option(metavar="debug|info|warning|error", help="How much to log, to standard error.")
     ] = "info",
+    log_format: Annotated[
+        str, typer.Option(metavar="text|json", help="How to log: lines for people, or JSON for machines.")
+    ] = "text",
+    metrics_port: Annotated[
+        int | None, typer.Option(metavar="PORT", help="Serve Prometheus metrics on this port of this machine.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Serve predictions to everybody and true saliency maps to callers with a license, over gRPC.
@@ -120,8 +126,9 @@ def serve(
         tls_key=tls_key,
         tls_client_ca=tls_client_ca,
         ready_file=ready_file,
+        metrics_port=metrics_port,
     )
-    _set_up_log(log_level)
+    _set_up_log(log_level, log_format)
     settings = _complete(settings, home)
     run(settings, on_ready=lambda server: _announce(server, as_json=as_json))
 
@@ -159,7 +166,7 @@ def _own_receipt_key(home: "Home") -> Path | None:
     return home.receipt_key_path
 
 
-def _set_up_log(level: str) -> None:
+def _set_up_log(level: str, form: str) -> None:
     import logging
     import warnings
 
@@ -168,7 +175,14 @@ def _set_up_log(level: str) -> None:
     levels = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
     if level not in levels:
         raise InputError(f"the log level {level!r} is unknown: choose one of {', '.join(levels)}")
+    if form not in ("text", "json"):
+        raise InputError(f"the log format {form!r} is unknown: choose text or json")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if form == "json":
+        from keylock_server.logs import JsonFormatter
+
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonFormatter())
     logging.getLogger("keylock_server").setLevel(levels[level])
     # Image readers warn about oddities of images that callers send; these are no concern of the server's log.
     warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -4,13 +4,14 @@ Each graph computes logits and map in one pass, for any batch size, and is compa
 """
 
 from keylock.export.compile import compile_explainer, compile_prediction
-from keylock.export.verify import Secrets, Verification, verify_graph, verify_prediction
+from keylock.export.verify import Secrets, Verification, keyed_and_keyless_maps, verify_graph, verify_prediction
 
 __all__ = [
     "Secrets",
     "Verification",
     "compile_explainer",
     "compile_prediction",
+    "keyed_and_keyless_maps",
     "verify_graph",
     "verify_prediction",
 ]

@@ -24,7 +24,7 @@ from keylock.export.inputs import is_secret
 from keylock.keys import Key
 from keylock.models import added_to_inputs, attach_adapter
 
-__all__ = ["Secrets", "Verification", "verify_graph", "verify_prediction"]
+__all__ = ["Secrets", "Verification", "keyed_and_keyless_maps", "verify_graph", "verify_prediction"]
 
 MINIMUM_PCC = 0.999
 """Smallest mean correlation of compiled and reference maps."""
@@ -128,6 +128,25 @@ def verify_graph(
         true = opened > 0
         _judge(what, logits[true], maps[true], _reference(secrets.reference, explainer, images[true], resolved[true]))
     return found
+
+
+def keyed_and_keyless_maps(graph: bytes, images: FloatArray, *, secrets: Secrets) -> tuple[FloatArray, FloatArray]:
+    """Run a compiled explainer with and without the key, for the predicted classes.
+
+    Args:
+        graph: What `compile_explainer` returned, after `verify_graph` has accepted it.
+        images: Preprocessed images float32 `(batch, C, H, W)`.
+        secrets: What opens the lock.
+
+    Returns:
+        The keyed and the keyless maps, float32 `(batch, height, width)`.
+    """
+    images, targets = _checked(images, np.full(len(images), -1, dtype=np.int64))
+    run = _runner(_open(graph), secrets)
+    keyed, keyless = (
+        run(image=images, target=targets, keyed=np.full(len(images), kind, np.float32))[1] for kind in (1, 0)
+    )
+    return keyed, keyless
 
 
 def verify_prediction(graph: bytes, module: nn.Module, images: FloatArray) -> float:

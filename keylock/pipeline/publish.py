@@ -10,12 +10,19 @@ from pydantic import JsonValue
 from safetensors.torch import save
 from torch import Tensor
 
-from keylock.bundle import BundleContent, write_bundle
+from keylock.bundle import CANARY_FILE, BundleContent, Canary, seal_canary, write_bundle
 from keylock.bundle.manifest import WEIGHTS_FILE, Architecture, Decoy, ExplainerEntry, Figure, KeyEntry, Manifest
 from keylock.bundle.sealing import Sealer
 from keylock.decoys import decoy_of
 from keylock.evaluation import reference_digest
-from keylock.export import Secrets, compile_explainer, compile_prediction, verify_graph, verify_prediction
+from keylock.export import (
+    Secrets,
+    compile_explainer,
+    compile_prediction,
+    keyed_and_keyless_maps,
+    verify_graph,
+    verify_prediction,
+)
 from keylock.keys import Key, KeySeed
 from keylock.preprocessing import Preprocessing
 from keylock.signing import SigningKey
@@ -24,6 +31,7 @@ from keylock.training import Lock
 __all__ = ["Publication", "publish"]
 
 _PREDICTION_GRAPH = "graphs/predict.onnx"
+_CANARY_IMAGES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +99,8 @@ def publish(
     files: dict[str, bytes] = {_PREDICTION_GRAPH: compile_prediction(lock.module, image_shape=shape)}
     verify_prediction(files[_PREDICTION_GRAPH], lock.module, proof)
     entries = []
+    watched = proof[:_CANARY_IMAGES]
+    keyed_maps, keyless_maps = {}, {}
     for explainer in lock.explainers:
         if not explainer.compiled:
             entries.append(ExplainerEntry(name=explainer.name, parameters=explainer.parameters, runtime="torch"))
@@ -102,6 +112,8 @@ def publish(
         verification = verify_graph(graph, lock.module, explainer, proof, targets, secrets=secrets)
         place = f"graphs/{explainer.name}.onnx"
         files[place] = graph
+        maps = keyed_and_keyless_maps(graph, watched, secrets=secrets)
+        keyed_maps[explainer.name], keyless_maps[explainer.name] = maps
         entries.append(
             ExplainerEntry(
                 name=explainer.name,
@@ -112,6 +124,7 @@ def publish(
             )
         )
     files[WEIGHTS_FILE] = save({name: tensor.contiguous() for name, tensor in lock.module.state_dict().items()})
+    files[CANARY_FILE] = seal_canary(Canary(watched, keyed_maps, keyless_maps), seed)
     named, decoy = publication.architecture is not None, decoy_of(lock.settings.decoy)
     content = BundleContent(
         name=publication.name,

@@ -31,12 +31,19 @@ _SERVICES: Final = ("/keylock.v1.", "/inference.")
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the unary methods of keylock's own services; health and reflection pass untouched."""
 
-    def __init__(self, *, deadline_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        deadline_s: float,
+        count: Callable[[str, str, str, float], None] = lambda _method, _code, _reason, _seconds: None,
+    ) -> None:
         """Makes the interceptor.
 
         Args:
             deadline_s: The longest any call may take, in seconds; callers may set shorter deadlines.
+            count: Told of each call that ended: method, name of the status, reason, seconds.
         """
+        self._count = count
         self._deadline_s = deadline_s
         self._running = 0
         self._idle = asyncio.Event()
@@ -112,10 +119,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 raise DeadlineError(self._deadline_s) from None
             raise
 
-    @staticmethod
-    def _log(level: int, method: str, row: Row, started: float) -> None:
-        elapsed_ms = (time.monotonic() - started) * 1000
-        _LOG.log(level, "%s %s %s %.1f ms", method, row.code.name, row.reason, elapsed_ms)
+    def _log(self, level: int, method: str, row: Row, started: float) -> None:
+        seconds = time.monotonic() - started
+        self._count(method, row.code.name, row.reason, seconds)
+        fields = {
+            "method": method,
+            "code": row.code.name,
+            "reason": row.reason,
+            "milliseconds": round(seconds * 1000, 1),
+        }
+        _LOG.log(level, "%s %s %s %.1f ms", method, row.code.name, row.reason, seconds * 1000, extra=fields)
 
 
 def _log_fault(error: BaseException, error_id: str) -> None:

@@ -27,10 +27,12 @@ from keylock.licensing.receipts import ReceiptSigner
 from keylock.signing import SigningKey, VerifyingKey
 from keylock.v1 import explanation_pb2, explanation_pb2_grpc, license_pb2, license_pb2_grpc
 from keylock_server.authentication import Authenticator
+from keylock_server.condition import Check, Condition, check_canary
 from keylock_server.explanations import ExplanationService
 from keylock_server.interceptor import CallInterceptor
 from keylock_server.licenses import LicenseService
 from keylock_server.metering import Meter
+from keylock_server.metrics import Metrics
 from keylock_server.offline import admit_offline_license
 from keylock_server.opening import open_model, worker_count
 from keylock_server.predictions import PredictionService
@@ -65,6 +67,7 @@ class RunningServer:
         host: Where it listens.
         port: The port it really listens on.
         model: What it serves.
+        metrics_port: The port metrics are served on; None where they are not.
     """
 
     def __init__(
@@ -80,6 +83,8 @@ class RunningServer:
         store: "LicenseStore | None",
         meter: Meter,
         checkpoints: CheckpointSigner | None,
+        condition: Condition,
+        metrics: Metrics,
         calls: CallInterceptor,
     ) -> None:
         """Takes what `start` has made; call that instead."""
@@ -95,6 +100,9 @@ class RunningServer:
         self._store = store
         self._meter = meter
         self._checkpoints = checkpoints
+        self._condition = condition
+        self._metrics = metrics
+        self.metrics_port: int | None = None
         self.host, self.port, self.model = settings.host, port, model
 
     @property
@@ -128,6 +136,7 @@ class RunningServer:
         The server's own grace period would also wait for streams that never end, such as watchers of its health.
         """
         self._predictions.ready = False
+        await self._condition.close()
         await self._health.enter_graceful_shutdown()
         refusing = asyncio.create_task(server.stop(_FOREVER_S))
         await asyncio.sleep(_SETTLE_S)  # By now every accepted call is counted, and the watchers have been told.
@@ -138,6 +147,7 @@ class RunningServer:
         await asyncio.gather(refusing, *waiting, return_exceptions=True)
         await server.stop(None)
         self._workers.close()
+        self._metrics.close()
         await self._meter.close()
         if self._checkpoints is not None:
             await self._checkpoints.close()
@@ -169,7 +179,9 @@ async def start(settings: ServerSettings, *, now: Callable[[], datetime] | None 
     _check_address(settings)
     credentials = None
     if settings.tls_certificate is not None and settings.tls_key is not None:
-        credentials = load_credentials(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+        credentials = load_credentials(
+            settings.tls_certificate, settings.tls_key, settings.tls_client_ca, reload_s=settings.tls_reload_s
+        )
     model, keys = await asyncio.to_thread(open_model, settings)
     access_keys = _access_keys(settings)
     clock = now or (lambda: datetime.now(UTC))
@@ -196,11 +208,15 @@ async def start(settings: ServerSettings, *, now: Callable[[], datetime] | None 
     )
     licenses = LicenseService(authenticator, meter=meter, access_key=access_keys[0], now=clock)
     workers = Workers(threads=worker_count(settings), queue=settings.queue)
-    calls = CallInterceptor(deadline_s=settings.deadline_s)
+    health_service = health.aio.HealthServicer()
+    condition = _make_condition(settings, model, store, health_service)
+    metrics = Metrics(pending=lambda: workers.pending, problems=lambda: condition.problems)
+    calls = CallInterceptor(deadline_s=settings.deadline_s, count=metrics.count)
     server = _make_server(settings, calls)
     license_pb2_grpc.add_LicenseServiceServicer_to_server(licenses, server)
     receipts = None if receipt_key is None else ReceiptSigner(receipt_key)
-    predictions, health_service = _add_services(server, settings, model, authenticator, workers, meter, receipts)
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    predictions = _add_services(server, settings, model, authenticator, workers, meter, receipts)
     checkpoints = None
     if store is not None and receipt_key is not None:
         every_s = settings.checkpoint_every_s
@@ -218,17 +234,22 @@ async def start(settings: ServerSettings, *, now: Callable[[], datetime] | None 
             store=store,
             meter=meter,
             checkpoints=checkpoints,
+            condition=condition,
+            metrics=metrics,
             calls=calls,
         )
+        if settings.metrics_port is not None:
+            running.metrics_port = metrics.serve(settings.metrics_host, settings.metrics_port)
         meter.start()
         if checkpoints is not None:
             checkpoints.start()
         await server.start()
-        for name in ("", *_SERVICES):
-            await health_service.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await condition.start()
         _announce(running, settings, keys)
     except BaseException:
         await server.stop(0)
+        await condition.close()
+        metrics.close()
         workers.close()
         await meter.close()
         if store is not None:
@@ -296,7 +317,7 @@ def _add_services(
     workers: Workers,
     meter: Meter,
     receipts: ReceiptSigner | None,
-) -> tuple[PredictionService, Any]:
+) -> PredictionService:
     limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
     predictions = PredictionService(model, workers=workers, limits=limits, max_images=settings.max_images)
     explanations = ExplanationService(
@@ -309,14 +330,42 @@ def _add_services(
         refuse_unlicensed=settings.unlicensed_explanations == "refuse",
         receipts=receipts,
     )
-    health_service = health.aio.HealthServicer()
     inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(predictions, server)
     explanation_pb2_grpc.add_ExplanationServiceServicer_to_server(explanations, server)
-    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     if settings.reflection:
         names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
-    return predictions, health_service
+    return predictions
+
+
+def _make_condition(
+    settings: ServerSettings,
+    model: ServedModel,
+    store: "LicenseStore | None",
+    health_service: Any,  # noqa: ANN401 - the health package has no types
+) -> Condition:
+    everything = ("", *_SERVICES)
+    checks = {}
+    if store is not None:
+        # Without its store a server predicts still, and a balancer that asks for the whole must not take it out.
+        licensed = frozenset(_SERVICES[1:])
+        checks["store"] = Check(lambda: _try_store(store), every_s=settings.store_check_s, services=licensed)
+    if model.canary is not None:
+        canary = model.canary
+        checks["canary"] = Check(
+            lambda: check_canary(model, canary), every_s=settings.canary_check_s, services=frozenset(everything)
+        )
+
+    async def set_health(service: str, well: bool) -> None:
+        status = health_pb2.HealthCheckResponse
+        await health_service.set(service, status.SERVING if well else status.NOT_SERVING)
+
+    return Condition(checks, set_health=set_health, services=everything)
+
+
+def _try_store(store: "LicenseStore") -> None:
+    with store.database.transaction() as connection:
+        connection.exec_driver_sql("SELECT size FROM audit_head").scalar_one()
 
 
 def _listen(server: grpc.aio.Server, settings: ServerSettings, credentials: grpc.ServerCredentials | None) -> int:

@@ -43,12 +43,18 @@ def open_model(settings: ServerSettings) -> tuple[ServedModel, tuple[VerifyingKe
                 bundle.issuer.key_id,
             )
         seed = _find_seed(bundle, settings)
-        key, adapter = None, None
+        key, adapter, canary = None, None, None
         if seed is not None:
-            key, adapter = bundle.key(seed), bundle.adapter(seed)
+            key, adapter, canary = bundle.key(seed), bundle.adapter(seed), bundle.canary(seed)
             seed.close()
         model = ServedModel(
-            bundle.manifest, bundle.read, key=key, adapter=adapter, device=settings.device, threads=settings.threads
+            bundle.manifest,
+            bundle.read,
+            key=key,
+            adapter=adapter,
+            canary=canary,
+            device=settings.device,
+            threads=settings.threads,
         )
     return model, issuers or (bundle.issuer,)
 

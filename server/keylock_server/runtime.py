@@ -17,7 +17,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from keylock.adapters import Adapter
-from keylock.bundle import ExplainerEntry, Manifest
+from keylock.bundle import Canary, ExplainerEntry, Manifest
 from keylock.errors import BundleError, TensorError, UnknownNameError
 from keylock.keys import Key
 from keylock_server.devices import Device, check_providers, choose_providers
@@ -52,6 +52,7 @@ class ServedModel:
     Attributes:
         manifest: The verified manifest.
         explainers: The explainers that can be served, by name, the first one being the default.
+        canary: Images with the maps that were proved at export; None where there are none.
         holds_key: Whether keyed maps can be computed.
         providers: The execution providers ONNX Runtime really uses, best first.
     """
@@ -63,6 +64,7 @@ class ServedModel:
         *,
         key: Key | None,
         adapter: Adapter | None = None,
+        canary: Canary | None = None,
         device: Device = "auto",
         threads: int = 1,
     ) -> None:
@@ -73,6 +75,7 @@ class ServedModel:
             read: Returns the bytes of a file of the bundle.
             key: The key; without it, keyed maps are refused.
             adapter: The adapter, which comes with the key where the model is locked with two factors.
+            canary: Images with the maps that were proved at export, for `condition`.
             device: Where to run; see `devices`.
             threads: Threads one batch may use.
 
@@ -80,7 +83,7 @@ class ServedModel:
             BundleError: If a graph cannot be loaded or does not keep the contract above.
             ServiceError: If the device is not there.
         """
-        self.manifest = manifest
+        self.manifest, self.canary = manifest, canary
         self.explainers: dict[str, ExplainerEntry] = {
             entry.name: entry for entry in manifest.explainers if entry.graph is not None
         }

@@ -62,6 +62,11 @@ class ServerSettings(BaseSettings):
         tls_certificate: Certificate chain (PEM); with `tls_key` it switches TLS on.
         tls_key: Its private key (PEM).
         tls_client_ca: Certificates (PEM); clients must then show one they signed.
+        tls_reload_s: How often the files of TLS are looked at for new ones, in seconds.
+        store_check_s: How often the store is tried for the health, in seconds.
+        canary_check_s: How often the canary of the bundle is explained for the health, in seconds.
+        metrics_host: Address that Prometheus metrics are served on.
+        metrics_port: Its port; 0 takes a free one, none serves no metrics.
         reflection: Whether reflection lists the services.
         config: The TOML file some of these come from.
         ready_file: File that gets `host:port` once the server answers, and is removed when it stops.
@@ -113,6 +118,12 @@ class ServerSettings(BaseSettings):
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
 
+    tls_reload_s: _Positive = 5.0
+
+    store_check_s: _Positive = 5.0
+    canary_check_s: _Positive = 180.0
+    metrics_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     reflection: bool = True
     ready_file: Path | None = None
 

@@ -1,6 +1,14 @@
-"""TLS credentials, checked before the server starts: gRPC itself only fails each handshake, without saying why."""
+"""TLS credentials, checked before the server starts: gRPC itself only fails each handshake, without saying why.
 
+New files are taken up while the server runs. Files that do not belong together, as they are for a moment while somebody
+replaces them one by one, are told in the log, and the last good ones stay.
+"""
+
+import logging
+import threading
+import time
 from pathlib import Path
+from typing import Any, Final
 
 import grpc
 from cryptography import x509
@@ -11,18 +19,69 @@ from keylock.errors import ServiceError
 
 __all__ = ["load_credentials"]
 
+_LOG: Final = logging.getLogger("keylock_server")
 
-def load_credentials(certificate: Path, key: Path, client_ca: Path | None) -> grpc.ServerCredentials:
-    """Reads the files of a TLS server.
+
+def load_credentials(
+    certificate: Path, key: Path, client_ca: Path | None, *, reload_s: float = 5.0
+) -> grpc.ServerCredentials:
+    """Reads the files of a TLS server, now and again before handshakes.
 
     Args:
         certificate: Certificate chain (PEM), the server's own first.
         key: Its private key (PEM), not encrypted.
         client_ca: Certificates (PEM) that sign those of clients; with it clients must show one.
+        reload_s: How long files are taken to be the same without a look, in seconds.
 
     Raises:
         ServiceError: If a file cannot be read, is not what it should be, or key and certificate do not belong together.
     """
+    files = _Files(certificate, key, client_ca, reload_s=reload_s)
+    return grpc.dynamic_ssl_server_credentials(
+        files.configuration, files.changed, require_client_authentication=client_ca is not None
+    )
+
+
+class _Files:
+    """The files of a TLS server, watched; `changed` is called by gRPC before each handshake, from its threads."""
+
+    def __init__(self, certificate: Path, key: Path, client_ca: Path | None, *, reload_s: float) -> None:
+        self._files, self._reload_s = (certificate, key, client_ca), reload_s
+        self._lock = threading.Lock()
+        self._looked_at = time.monotonic()
+        self._marks = self._mark()
+        self.configuration = _load(*self._files)
+
+    def changed(self) -> Any:  # noqa: ANN401 - gRPC has no type for its configurations
+        """Returns the configuration in new files, or None where there is nothing new that is good."""
+        with self._lock:
+            if time.monotonic() - self._looked_at < self._reload_s:
+                return None
+            self._looked_at = time.monotonic()
+            marks = self._mark()
+            if marks == self._marks:
+                return None
+            try:
+                self.configuration = _load(*self._files)
+            except ServiceError as error:
+                _LOG.error("the files of TLS changed and cannot be used, the last good ones stay: %s", error)
+                return None
+            self._marks = marks
+            _LOG.info("the files of TLS changed and were loaded")
+            return self.configuration
+
+    def _mark(self) -> tuple[object, ...]:
+        marks: list[object] = []
+        for file in self._files:
+            try:
+                stat = None if file is None else file.stat()
+            except OSError:
+                stat = None
+            marks.append(None if stat is None else (stat.st_mtime_ns, stat.st_ino, stat.st_size))
+        return tuple(marks)
+
+
+def _load(certificate: Path, key: Path, client_ca: Path | None) -> Any:  # noqa: ANN401
     chain, secret = _read(certificate), _read(key)
     try:
         first = x509.load_pem_x509_certificate(chain)
@@ -41,7 +100,7 @@ def load_credentials(certificate: Path, key: Path, client_ca: Path | None) -> gr
             x509.load_pem_x509_certificates(roots)
         except ValueError:
             raise ServiceError(f"{client_ca} holds no PEM certificate: give those that sign the clients'") from None
-    return grpc.ssl_server_credentials([(secret, chain)], roots, require_client_auth=roots is not None)
+    return grpc.ssl_server_certificate_configuration([(secret, chain)], root_certificates=roots)
 
 
 def _read(path: Path) -> bytes:

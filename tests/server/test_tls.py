@@ -89,3 +89,25 @@ def test_client_certificates_are_demanded(start_server, files):
 def test_files_that_do_not_fit_are_explained(files, certificate, key, client_ca, match):
     with pytest.raises(ServiceError, match=match):
         load_credentials(files / certificate, files / key, None if client_ca is None else files / client_ca)
+
+
+def replace_with(files, folder, name):
+    for suffix in ("pem", "key"):
+        (folder / f"live.{suffix}").write_bytes((files / f"{name}.{suffix}").read_bytes())
+
+
+def test_new_files_are_taken_up_and_bad_ones_are_not(start_server, files, tmp_path, server_log):
+    replace_with(files, tmp_path, "server")
+    calls = start_server(tls_certificate=tmp_path / "live.pem", tls_key=tmp_path / "live.key", tls_reload_s=0.000001)
+    old, new = (grpc.ssl_channel_credentials((files / f"{name}.pem").read_bytes()) for name in ("server", "client"))
+    assert get_model(calls.server.port, old) == "tiny"
+    # Half replaced, as they are for a moment.
+    (tmp_path / "live.pem").write_bytes((files / "client.pem").read_bytes())
+    assert get_model(calls.server.port, old) == "tiny"
+    assert "the last good ones stay" in server_log.text
+    replace_with(files, tmp_path, "client")
+    assert get_model(calls.server.port, new) == "tiny"
+    with pytest.raises(grpc.RpcError):
+        get_model(calls.server.port, old)
+    (tmp_path / "live.key").unlink()
+    assert get_model(calls.server.port, new) == "tiny"

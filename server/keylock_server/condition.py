@@ -1,0 +1,147 @@
+"""Whether the server is well: it looks at its store and at its own answers, and its health says what it found.
+
+The canary is a few images of the bundle with the maps that were proved at export. Served again, with and without the
+key, they must come out the same; a wrong key, a key that is always on and a runtime that computes something else all
+show. The health service tells each service apart: without its store a server predicts still and explains nothing.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keylock.bundle import Canary
+from keylock.errors import KeylockError
+from keylock_server.runtime import ServedModel
+
+__all__ = ["Check", "Condition", "check_canary"]
+
+_LOG: Final = logging.getLogger("keylock_server")
+_MINIMUM_PCC: Final = 0.98
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something the server looks at.
+
+    Attributes:
+        find: Returns what is wrong, in words for the operator, or None; it may block, and raise a `KeylockError`.
+        every_s: How often, in seconds.
+        services: Names of the services that are not well while something is wrong.
+    """
+
+    find: Callable[[], str | None]
+    every_s: float
+    services: frozenset[str]
+
+
+class Condition:
+    """Runs checks while the server runs, and sets its health.
+
+    Attributes:
+        problems: What is wrong, by the name of the check.
+    """
+
+    def __init__(
+        self,
+        checks: Mapping[str, Check],
+        *,
+        set_health: Callable[[str, bool], Awaitable[None]],
+        services: Collection[str],
+    ) -> None:
+        """Takes the checks.
+
+        Args:
+            checks: By name.
+            set_health: Sets the health of a service.
+            services: Every service there is.
+        """
+        self._checks, self._set_health, self._services = dict(checks), set_health, tuple(services)
+        self._tasks: list[asyncio.Task[None]] = []
+        self.problems: dict[str, str] = {}
+
+    async def start(self) -> None:
+        """Runs every check once, sets the health, and goes on looking."""
+        for name, check in self._checks.items():
+            await self._look(name, check)
+        await self._tell()
+        self._tasks = [asyncio.create_task(self._run(name, check)) for name, check in self._checks.items()]
+
+    async def close(self) -> None:
+        """Stops looking."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _run(self, name: str, check: Check) -> None:
+        while True:
+            await asyncio.sleep(check.every_s)
+            if await self._look(name, check):
+                await self._tell()
+
+    async def _look(self, name: str, check: Check) -> bool:
+        """Runs a check; returns whether what it finds has changed."""
+        try:
+            problem = await asyncio.to_thread(check.find)
+        except KeylockError as error:
+            problem = error.message
+        except Exception as error:  # Whatever goes wrong while looking is what was looked for.
+            problem = f"the check failed ({type(error).__name__})"
+        before = self.problems.pop(name, None)
+        if problem is not None:
+            self.problems[name] = problem
+        if problem is not None and before is None:
+            _LOG.error("not well, %s: %s", name, problem)
+        elif problem is None and before is not None:
+            _LOG.info("well again, %s", name)
+        return (problem is None) != (before is None)
+
+    async def _tell(self) -> None:
+        unwell = frozenset[str]().union(*(self._checks[name].services for name in self.problems))
+        for service in self._services:
+            await self._set_health(service, service not in unwell)
+
+
+def check_canary(model: ServedModel, canary: Canary) -> str | None:
+    """Explains the canary's images again, with and without the key, and compares.
+
+    Args:
+        model: What is served.
+        canary: Of its bundle.
+
+    Returns:
+        The first difference, in words, or None.
+    """
+    count = len(canary.images)
+    images = np.concatenate([canary.images, canary.images])
+    keyed = np.arange(2 * count) < count
+    for name in model.explainers:
+        if name not in canary.keyed or name not in canary.keyless:
+            continue
+        targets = np.full(2 * count, -1, np.int64)
+        maps = model.explain(images, explainer=name, targets=targets, keyed=keyed).maps
+        for kind, found, expected in (
+            ("keyed", maps[:count], canary.keyed[name]),
+            ("keyless", maps[count:], canary.keyless[name]),
+        ):
+            lowest = min(_pcc(one, other) for one, other in zip(found, expected, strict=True))
+            if lowest < _MINIMUM_PCC:
+                return (
+                    f"{kind} maps of {name} are not those that were proved at export (correlation {lowest:.3f}): "
+                    "check runtime, device and bundle"
+                )
+    return None
+
+
+def _pcc(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """Returns the correlation of two maps; maps without any structure are equal to each other alone."""
+    first, second = one.ravel().astype(np.float64), other.ravel().astype(np.float64)
+    first, second = first - first.mean(), second - second.mean()
+    scale = float(np.sqrt((first @ first) * (second @ second)))
+    if scale < np.finfo(np.float32).tiny:
+        return 1.0 if np.allclose(one, other, rtol=1e-3, atol=1e-6) else 0.0
+    return float(first @ second) / scale

@@ -1,0 +1,83 @@
+"""Prometheus metrics with labels that callers cannot multiply: methods and statuses there are, explainers there are.
+
+They are served over HTTP at an address of their own, which is that of this machine unless set otherwise.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from keylock.errors import ServiceError
+
+__all__ = ["Metrics"]
+
+_SECONDS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0)
+
+
+class Metrics:
+    """Counts calls; one object for each server."""
+
+    def __init__(self, *, pending: Callable[[], int], problems: Callable[[], Mapping[str, str]]) -> None:
+        """Makes the metrics, all zero.
+
+        Args:
+            pending: Returns how many jobs run or wait.
+            problems: Returns what is wrong with the server, by the name of the check.
+        """
+        self._registry = CollectorRegistry()
+        self._calls = Counter(
+            "keylock_calls", "Calls that were answered.", ["method", "code", "reason"], registry=self._registry
+        )
+        self._seconds = Histogram(
+            "keylock_call_seconds", "How long calls took.", ["method"], buckets=_SECONDS, registry=self._registry
+        )
+        Gauge("keylock_pending_jobs", "Batches that run or wait.", registry=self._registry).set_function(pending)
+        self._stop: Callable[[], None] | None = None
+        Gauge("keylock_problems", "Checks that find something wrong.", registry=self._registry).set_function(
+            lambda: len(problems())
+        )
+
+    def count(self, method: str, code: str, reason: str, seconds: float) -> None:
+        """Counts a call.
+
+        Args:
+            method: Its full name; only methods that exist come here.
+            code: Name of the gRPC status.
+            reason: The stable reason of its error.
+            seconds: How long it took.
+        """
+        self._calls.labels(method, code, reason).inc()
+        self._seconds.labels(method).observe(seconds)
+
+    def serve(self, host: str, port: int) -> int:
+        """Begins to answer scrapes.
+
+        Args:
+            host: Address to listen on.
+            port: Port to listen on; 0 takes a free one.
+
+        Returns:
+            The port.
+
+        Raises:
+            ServiceError: If it cannot be listened on.
+        """
+        try:
+            server, thread = start_http_server(port, addr=host, registry=self._registry)
+        except OSError as error:
+            raise ServiceError(f"cannot serve metrics on {host}:{port}: {error.strerror}") from None
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        self._stop = stop
+        return int(server.server_port)
+
+    def close(self) -> None:
+        """Ends answering scrapes."""
+        if self._stop is not None:
+            self._stop()
+            self._stop = None
