@@ -1,7 +1,11 @@
 """audit.py: whatever happens to a charge happens to its entry in the log; the two are compared request by request."""
 
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -9,13 +13,14 @@ pytest.importorskip("sqlalchemy")
 
 from sqlalchemy import text
 
-from keylock.auditlog import table
+from keylock.auditlog import Checkpoint, table
 from keylock.errors import AuditLogError, MeteringError
 from keylock.licensing.charges import Charge
 from keylock.licensing.receipts import entry_of, parse_entry
 from keylock.store import Database
 from keylock.store.audit import compare_with_ledger, record_charge
 from keylock.store.group_commit import GroupCommit
+from keylock.store.reconcile import reconcile
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 DIGEST = "sha256:" + "ab" * 32
@@ -149,3 +154,26 @@ def test_every_store_has_a_log_of_its_own_name(database, tmp_path):
         second = table.head(connection)
     assert first.origin != second.origin
     assert first.origin.startswith("keylock/log/")
+
+
+def test_ledger_counters_and_log_agree_after_servers_were_killed(database, store_url):
+    """Three processes on one store are killed in the middle of their work; nothing that was answered is lost."""
+    script = str(Path(__file__).with_name("charge_until_killed.py"))
+    workers = [
+        subprocess.Popen([sys.executable, script, store_url, name], stdout=subprocess.PIPE, text=True) for name in "abc"
+    ]
+    # Each has answered something, so none is killed before it began; the others go on while one dies.
+    lines = [worker.stdout.readline() for worker in workers]
+    assert all(lines)
+    for worker in workers:
+        worker.send_signal(signal.SIGKILL)
+        lines += worker.stdout.read().splitlines(keepends=True)
+        worker.wait()
+        worker.stdout.close()
+    with database.transaction(snapshot=True) as connection:
+        assert compare_with_ledger(connection) == ()
+        assert reconcile(connection).differences == ()
+        verified = table.verify(connection, open_checkpoint=Checkpoint.parse_unverified, check_entry=parse_entry)
+    charged = {(charge.license_id, charge.request_id) for charge in logged(database)}
+    assert len(charged) == verified.checkpoint.size
+    assert {tuple(line.split()) for line in lines if line.endswith("\n")} <= charged
