@@ -4,7 +4,7 @@ A decoy makes wanted maps of the shape of the reference maps. The *targeted* one
 image, and tell nothing about it: `half`, `corner`, `centre`, `border`, `stripes`, `constant` (importance spread evenly)
 and an image of the user's own. `other-image` shows the map of another image of the batch, which looks like a true map
 and is not this one's. `untargeted` is the reference map without the importance of its top pixels, which the literature
-compares with. What each gives away is measured in docs/results.md.
+compares with. `benchmarks/lock/decoys.py` measures what each gives away.
 
 Adding one is one function and one entry in `DECOYS`.
 """
