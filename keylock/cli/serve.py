@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from keylock.cli._console import JsonOption, print_json
+from keylock.cli._console import JsonOption, note, print_json
 
 if TYPE_CHECKING:
     from keylock.signing import Home
@@ -149,20 +149,30 @@ def _complete(settings: "ServerSettings", path: Path | None) -> "ServerSettings"
         update={
             "issuers": settings.issuers or (home.verifying_key_path,),
             "license_store": settings.license_store or home.licenses_url,
-            "receipt_key": settings.receipt_key or _own_receipt_key(home),
+            # Where other issuers were named, nobody would believe receipts that this one certifies.
+            "receipt_key": settings.receipt_key or (None if settings.issuers else _own_receipt_key(home)),
         }
     )
 
 
 def _own_receipt_key(home: "Home") -> Path | None:
-    """Returns the receipt key of the vendor's directory; where the issuer's key is at hand, one is made."""
+    """Returns the receipt key of the vendor's directory; where the issuer's key is at hand, one is made.
+
+    A directory that cannot be written is no reason not to serve: then there are no receipts.
+    """
+    from keylock.errors import SignatureError
     from keylock.licensing.receipt_keys import ReceiptKey
 
     if not home.receipt_key_path.is_file():
         if not home.signing_key_path.is_file():
             return None
         now = datetime.now(UTC)
-        ReceiptKey.create(home.receipt_key_path, home.signing_key(), not_before=now, expires=now + _RECEIPT_KEY_LIFE)
+        expires = now + _RECEIPT_KEY_LIFE
+        try:
+            ReceiptKey.create(home.receipt_key_path, home.signing_key(), not_before=now, expires=expires)
+        except SignatureError as error:
+            note(f"no receipts are signed: {error}")
+            return None
     return home.receipt_key_path
 
 

@@ -7,6 +7,7 @@ import pytest
 from keylock.cli import main
 from keylock.cli.serve import _complete
 from keylock.errors import SignatureError
+from keylock.licensing.receipt_keys import ReceiptKey
 from keylock.signing import Home
 from keylock_server import ServerSettings
 
@@ -73,3 +74,19 @@ def test_usual_directory_counts_unless_an_issuer_is_named(tmp_path):
     assert _complete(plain, None).license_store == home.licenses_url
     named = ServerSettings.load(bundle="x", issuers=("own.pem",))
     assert _complete(named, None) == named
+
+
+def test_receipts_are_signed_with_a_key_that_the_directory_certifies(tmp_path, capsys):
+    home = Home.open(tmp_path / "home")
+    settings = _complete(ServerSettings.load(bundle="x"), home.path)
+    assert settings.receipt_key == home.receipt_key_path
+    key = ReceiptKey.load(home.receipt_key_path)
+    assert key.certificate.issuer == home.verifying_key()
+    # Made once, and used again; not where another issuer is trusted, whose customers would not believe it.
+    _complete(ServerSettings.load(bundle="x"), home.path)
+    assert ReceiptKey.load(home.receipt_key_path).certificate == key.certificate
+    assert _complete(ServerSettings.load(bundle="x", issuers=("own.pem",)), home.path).receipt_key is None
+    # A server that has the public key alone makes none.
+    (home.path / "issuer.pem").unlink()
+    home.receipt_key_path.unlink()
+    assert _complete(ServerSettings.load(bundle="x"), home.path).receipt_key is None
