@@ -11,15 +11,17 @@ from datetime import UTC, datetime  # noqa: E402
 from types import SimpleNamespace  # noqa: E402
 
 from google.rpc import error_details_pb2  # noqa: E402
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: E402
 from grpc_status import rpc_status  # noqa: E402
 from two_factor_lock import STD  # noqa: E402
 
-from keylock.bundle import KeyFile, open_bundle  # noqa: E402
+from keylock.bundle import Canary, KeyFile, open_bundle  # noqa: E402
 from keylock.errors import BundleError  # noqa: E402
 from keylock.licensing import Quota  # noqa: E402
 from keylock.pipeline import Publication, publish  # noqa: E402
 from keylock.preprocessing import Preprocessing  # noqa: E402
 from keylock.training import Lock  # noqa: E402
+from keylock_server.condition import check_canary  # noqa: E402
 from keylock_server.runtime import ServedModel  # noqa: E402
 
 
@@ -143,3 +145,15 @@ def test_no_secret_is_in_the_log_or_the_bundle(two, two_factors, published, vend
         if array.size >= 8:
             assert array.ravel()[:8].tobytes() not in content
             assert f"{array.ravel()[0]:.6f}" not in text
+
+
+def test_the_canary_of_a_published_lock_is_well_and_notices_swapped_maps(two, published, two_factors):
+    with open_bundle(published.path, trusted=None) as bundle:
+        canary = bundle.canary(two_factors.seed)
+    assert set(canary.keyed) == set(canary.keyless) == {published.explainer.name}
+    assert len(canary.images) == 4
+    assert check_canary(two.server.model, canary) is None
+    swapped = Canary(canary.images, canary.keyless, canary.keyed)
+    assert "keyed maps" in check_canary(two.server.model, swapped)
+    status = health_pb2_grpc.HealthStub(two.channel).Check(health_pb2.HealthCheckRequest(), timeout=5).status
+    assert status == health_pb2.HealthCheckResponse.SERVING
