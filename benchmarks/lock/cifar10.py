@@ -24,7 +24,7 @@ from rich.table import Table
 
 from keylock import KeySeed
 from keylock.bundle import KeyFile
-from keylock.data import open_data
+from keylock.data import DataSource, open_data
 from keylock.data.batches import load_batch
 from keylock.data.sets import Augmentation
 from keylock.evaluation import estimate_mean, pearson, run_explainers, wrong_key_offsets
@@ -72,13 +72,7 @@ def main() -> None:
         architecture="resnet20",
         init=options.init,
         explainers=tuple(options.explainers.split(",")),
-        settings=LockSettings(
-            steps=options.steps,
-            adapter_rank=options.rank,
-            learning_rate=options.learning_rate,
-            prediction_weight=2.0,
-            mask_weight=4.0,
-        ),
+        settings=_settings(options),
         batch_size=options.batch_size,
         measured_images=options.images,
     )
@@ -102,26 +96,15 @@ def main() -> None:
 
     rows = np.random.default_rng(7).permutation(len(source.test))[: options.images]
     batch = load_batch(source.test, source.preprocessing, indices=rows)
-    truth = run_explainers(outcome.lock.reference, outcome.lock.explainers, batch.images).maps["grad_cam"]
     figures = {figure.name: figure.model_dump(mode="json") for figure in outcome.figures}
-    clean = load_batch(source.train, source.preprocessing, indices=np.arange(min(5000, len(source.train)))).images
-    attacks = {}
-    estimated = f"BatchNorm re-estimated on {len(clean):,} clean images"
-    for name, batch_statistics in ((estimated, False), ("batch statistics", True)):
-        attacked = renormalised(outcome.lock.module, clean, batch_statistics=batch_statistics)
-        found = run_explainers(attacked, outcome.lock.explainers, batch.images).maps["grad_cam"]
-        attacks[name] = estimate_mean(pearson(found, truth))._asdict()
-    offsets = wrong_key_offsets(outcome.key, len(rows), seed=1)
-    flipped = -torch.from_numpy(np.array(outcome.key.reveal()))
-    for name, images in (("another key or noise", batch.images + offsets), ("flipped key", batch.images + flipped)):
-        found = run_explainers(outcome.lock.module, outcome.lock.explainers, images).maps["grad_cam"]
-        attacks[name] = estimate_mean(pearson(found, truth))._asdict()
+    attacks = _attacks(outcome, source, batch.images)
     about = {
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {options.threads} threads",
         "torch": torch.__version__,
         "command": "python benchmarks/lock/cifar10.py --data cifar10.npz --init cifar10_resnet20.npz --out runs/cifar10"
-        f" --explainers {options.explainers} --steps {options.steps} --rank {options.rank}"
+        f" --explainers {options.explainers}{' --key-alone' if options.key_alone else ''} --steps {options.steps}"
+        f" --rank {options.rank}"
         f" --learning-rate {options.learning_rate} --batch-size {options.batch_size} --threads {options.threads}",
     }
     result = {
@@ -153,6 +136,52 @@ def main() -> None:
     print(f"wrote {options.results} and {place}")
 
 
+def _attacks(outcome: TrainOutcome, source: DataSource, images: torch.Tensor) -> dict[str, dict]:
+    """Explain test images with the published network, attacked or given wrong keys; similarity to the truth by name."""
+    lock = outcome.lock
+    truth = run_explainers(lock.reference, lock.explainers, images).maps
+    clean = load_batch(source.train, source.preprocessing, indices=np.arange(min(5000, len(source.train)))).images
+    offset = torch.from_numpy(np.array(outcome.key.reveal()))
+    shown = {
+        f"BatchNorm re-estimated on {len(clean):,} clean images": (
+            renormalised(lock.module, clean, batch_statistics=False),
+            images,
+        ),
+        "batch statistics": (renormalised(lock.module, clean, batch_statistics=True), images),
+        "another key or noise": (lock.module, images + wrong_key_offsets(outcome.key, len(images), seed=1)),
+        "flipped key": (lock.module, images - offset),
+        "the key without the adapter": (lock.module, images + offset),
+    }
+    found = {}
+    for name, (module, rows) in shown.items():
+        if name.startswith("the key") and lock.adapter is None:
+            continue
+        maps = run_explainers(module, lock.explainers, rows).maps
+        for explainer, true in truth.items():
+            found[f"{explainer}, {name}"] = estimate_mean(pearson(maps[explainer], true))._asdict()
+    return found
+
+
+def _settings(options: argparse.Namespace) -> LockSettings:
+    if options.key_alone:
+        return LockSettings(
+            steps=options.steps,
+            sealed_adapter=False,
+            learning_rate=options.learning_rate,
+            gate_steps=0.06,
+            prediction_weight=2.0,
+            pedestal_weight=0.0,
+            leak_weight=0.0,
+        )
+    return LockSettings(
+        steps=options.steps,
+        adapter_rank=options.rank,
+        learning_rate=options.learning_rate,
+        prediction_weight=2.0,
+        mask_weight=4.0,
+    )
+
+
 def _print(result: dict) -> None:
     table = Table("figure", "value", "95 %", title=f"CIFAR-10, ResNet-20: {result['seconds'] / 60:.1f} minutes")
     for name, figure in result["figures"].items():
@@ -172,6 +201,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results" / "lock_cifar10.json")
     parser.add_argument("--explainers", default="grad_cam,gradient,visual_backprop,rise")
     parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--key-alone", action="store_true", help="lock without the sealed adapter")
     parser.add_argument("--rank", type=int, default=16, help="of the sealed adapter")
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--batch-size", type=int, default=64)
