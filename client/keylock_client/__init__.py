@@ -19,6 +19,9 @@ from keylock_client.errors import (
     DeadlineError,
     LicenseRefusedError,
     OverloadedError,
+    QuotaSpentError,
+    RateLimitedError,
+    RequestIdReusedError,
     RequestRefusedError,
     ServerFaultError,
     UnreachableError,
@@ -27,13 +30,16 @@ from keylock_client.errors import (
 )
 from keylock_client.results import (
     ClassScore,
+    Estimate,
     Explainer,
     Explanation,
     LicenseInfo,
     Model,
     ModelInfo,
     Prediction,
+    Quota,
     Receipt,
+    Usage,
 )
 
 __all__ = [
@@ -47,6 +53,7 @@ __all__ = [
     "ClientError",
     "ClosedError",
     "DeadlineError",
+    "Estimate",
     "Explainer",
     "Explanation",
     "ImageLike",
@@ -56,11 +63,16 @@ __all__ = [
     "ModelInfo",
     "OverloadedError",
     "Prediction",
+    "Quota",
+    "QuotaSpentError",
+    "RateLimitedError",
     "Receipt",
+    "RequestIdReusedError",
     "RequestRefusedError",
     "ServerFaultError",
     "Tls",
     "UnreachableError",
     "UnsupportedError",
+    "Usage",
     "Violation",
 ]

@@ -1,5 +1,6 @@
 """The messages a server answers with, read with suspicion: what makes no sense is a `BadAnswerError`."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
@@ -16,16 +17,19 @@ from keylock_client._sources import Source
 from keylock_client.errors import BadAnswerError
 from keylock_client.results import (
     ClassScore,
+    Estimate,
     Explainer,
     Explanation,
     LicenseInfo,
     Model,
     ModelInfo,
     Prediction,
+    Quota,
     Receipt,
+    Usage,
 )
 
-__all__ = ["explanations", "license_info", "model_info", "predictions"]
+__all__ = ["estimate", "explanations", "license_info", "model_info", "predictions", "quotas"]
 
 TOP = 5
 
@@ -65,6 +69,33 @@ def license_info(answer: license_pb2.GetLicenseResponse) -> LicenseInfo:
         issued_at=_time(told.issued_at),
         not_before=_time(told.not_before),
         expires=_time(told.expires),
+        max_images=told.max_images or None,
+        max_pixels=told.max_pixels or None,
+        rate=(told.rate.per_second, told.rate.burst) if told.HasField("rate") else None,
+    )
+
+
+def quotas(told: Iterable[pb.QuotaWindow]) -> tuple[Quota, ...]:
+    """Read what a license may use and has used."""
+    return tuple(
+        Quota(
+            period=one.period,
+            limit=one.limit if one.HasField("limit") else None,
+            used=one.used,
+            resets_at=_time(one.resets_at) if one.HasField("resets_at") else None,
+        )
+        for one in told
+    )
+
+
+def estimate(answer: pb.EstimateExplainResponse) -> Estimate:
+    """Read what a call would cost."""
+    return Estimate(
+        explainer=answer.explainer,
+        units=answer.units,
+        units_per_image=answer.units_per_image,
+        fits=answer.fits,
+        quotas=quotas(answer.quotas),
     )
 
 
@@ -99,6 +130,7 @@ def explanations(
             keyed=told.keyed,
             model=_model(answer.model),
             request_id=answer.request_id,
+            usage=_usage(answer.usage),
             _preprocessing=preprocessing,
             _source=source,
             receipt=receipt,
@@ -134,6 +166,18 @@ def _prediction(logits: NDArray[np.float32], classes: tuple[str, ...]) -> Predic
     top = tuple(ClassScore(classes[index], int(index), float(probabilities[index])) for index in order)
     best = top[0]
     return Prediction(best.label, best.index, best.probability, top, tuple(float(value) for value in logits))
+
+
+def _usage(told: pb.Usage) -> Usage:
+    return Usage(
+        units=told.units,
+        license_id=told.license_id,
+        replayed=told.replayed,
+        overage_units=told.overage_units,
+        remaining=told.remaining if told.HasField("remaining") else None,
+        resets_at=_time(told.resets_at) if told.HasField("resets_at") else None,
+        charged_at=_time(told.charged_at) if told.HasField("charged_at") else None,
+    )
 
 
 def _model(told: pb.Model) -> Model:
@@ -182,7 +226,7 @@ def _time(told: Timestamp) -> datetime:
     try:
         return told.ToDatetime(tzinfo=UTC)
     except (ValueError, OverflowError):
-        _senseless("a time of the license is none")
+        _senseless("a time in it is none")
 
 
 def _senseless(what: str) -> NoReturn:

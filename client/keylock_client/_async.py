@@ -13,7 +13,7 @@ from keylock_client._base import BaseClient
 from keylock_client._exchanges import Call, Exchange
 from keylock_client._sources import ImageLike
 from keylock_client.errors import ClientError
-from keylock_client.results import Explanation, LicenseInfo, ModelInfo, Prediction
+from keylock_client.results import Estimate, Explanation, LicenseInfo, ModelInfo, Prediction, Quota
 
 __all__ = ["AsyncClient"]
 
@@ -87,7 +87,15 @@ class AsyncClient(BaseClient):
 
     async def license(self, *, timeout_s: float | None = None) -> LicenseInfo:
         """Ask what this client's license grants, as `Client.license` does."""
-        return await self._run(exchanges.license_info(), timeout_s)
+        return await self._run(exchanges.license_info(self._memory), timeout_s)
+
+    async def usage(self, *, timeout_s: float | None = None) -> tuple[Quota, ...]:
+        """Ask what this client's license has used, as `Client.usage` does."""
+        return await self._run(exchanges.usage(self._memory), timeout_s)
+
+    async def estimate(self, images: int, *, explainer: str | None = None, timeout_s: float | None = None) -> Estimate:
+        """Ask what a call would cost, as `Client.estimate` does."""
+        return await self._run(exchanges.estimate(self._memory, images, explainer=explainer), timeout_s)
 
     async def close(self) -> None:
         """Close the connection. Calls under way fail with `ClosedError`; closing twice is fine."""

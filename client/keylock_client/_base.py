@@ -30,6 +30,7 @@ class BaseClient:
         tls: Tls | bool | None = None,
         model: str | None = None,
         issuer: str | os.PathLike[str] | None = None,
+        exchange_tokens: bool = False,
     ) -> None:
         """Make a client. Nothing is sent before the first call, and no environment variable is read.
 
@@ -42,19 +43,35 @@ class BaseClient:
             model: Name of the model to ask for; the one that is served if left out.
             issuer: File with the public key (PEM) of the vendor whose receipts are trusted; the issuer of the license
                 if left out.
+            exchange_tokens: Exchange the license for access tokens that hold for minutes and are sent in its place, so
+                that it travels once in a while instead of with every call. With a client certificate they are bound to
+                it.
 
         Raises:
             InputError: The target, the timeout or the TLS options are unusable.
             LicenseError: The license is neither a token nor a file that holds one.
             SignatureError: The issuer's public key cannot be read.
         """
-        self._settings = Settings.make(target=target, license=license, timeout_s=timeout_s, tls=tls, model=model)
+        self._settings = Settings.make(
+            target=target,
+            license=license,
+            timeout_s=timeout_s,
+            tls=tls,
+            model=model,
+            exchange_tokens=exchange_tokens,
+        )
         # Made here, so that a missing file is reported where it is named.
         self._credentials = self._settings.channel_credentials()
         issuers = () if issuer is None else (VerifyingKey.load(issuer),)
         token = self._settings.token
         trust = Trust.make(issuers, None if token is None else token.reveal())
-        self._memory = Memory(model_name=self._settings.model, trust=trust)
+        certified = self._settings.tls is not None and self._settings.tls.certificate is not None
+        self._memory = Memory(
+            model_name=self._settings.model,
+            trust=trust,
+            exchanges=exchange_tokens and token is not None,
+            binds=certified,
+        )
         self._methods: dict[Method, Callable[..., Any]] = {}
         self._closed = False
 
@@ -115,7 +132,7 @@ class BaseClient:
         """Return what goes along with a call: the license, where one is of use."""
         if self._closed:
             raise _closed()
-        return self._settings.metadata if call.licensed else ()
+        return self._settings.metadata(call.access) if call.licensed else ()
 
     def _read(self, call: Call, data: bytes) -> tuple[Message | None, ClientError | None]:
         """Parse an answer, into a message or into the error to raise in its place."""
@@ -135,7 +152,9 @@ class BaseClient:
             return _closed()
         if not isinstance(error, grpc.RpcError):
             raise error
-        return translate(error, settings=self._settings, timeout_s=limit, request_id=call.request_id)
+        return translate(
+            error, settings=self._settings, timeout_s=limit, request_id=call.request_id, access=call.access
+        )
 
 
 def _closed() -> ClosedError:

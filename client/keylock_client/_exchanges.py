@@ -5,8 +5,9 @@ and `AsyncClient` differ only in how they make the calls of one and the same exc
 """
 
 import re
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
@@ -18,11 +19,27 @@ from keylock.v1 import license_pb2
 from keylock_client import _answers as answers
 from keylock_client._receipts import Trust, read_receipt
 from keylock_client._requests import chunks, explain_request, infer_request
+from keylock_client._settings import Token
 from keylock_client._sources import ImageLike, Source, read_sources
-from keylock_client.errors import RequestRefusedError, Violation
-from keylock_client.results import Explanation, LicenseInfo, ModelInfo, Prediction
+from keylock_client.errors import LicenseRefusedError, RequestIdReusedError, RequestRefusedError, Violation
+from keylock_client.results import Estimate, Explanation, LicenseInfo, ModelInfo, Prediction, Quota
 
-__all__ = ["Call", "Exchange", "Memory", "Method", "describe", "explain", "license_info", "predict"]
+__all__ = [
+    "Call",
+    "Exchange",
+    "Memory",
+    "Method",
+    "describe",
+    "estimate",
+    "explain",
+    "license_info",
+    "predict",
+    "usage",
+]
+
+# For how long access tokens are asked for, and which share of that time they are used.
+_LIFETIME_S = 600
+_USED_SHARE = 0.8
 
 T = TypeVar("T")
 
@@ -32,7 +49,10 @@ class Method(StrEnum):
 
     EXPLAIN = "/keylock.v1.ExplanationService/Explain"
     GET_MODEL = "/keylock.v1.ExplanationService/GetModel"
+    ESTIMATE = "/keylock.v1.ExplanationService/EstimateExplain"
     GET_LICENSE = "/keylock.v1.LicenseService/GetLicense"
+    GET_USAGE = "/keylock.v1.LicenseService/GetUsage"
+    EXCHANGE_TOKEN = "/keylock.v1.LicenseService/ExchangeToken"  # noqa: S105 - the name of a method
     MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 
     @property
@@ -44,7 +64,10 @@ class Method(StrEnum):
 _ANSWERS: dict[Method, type[Message]] = {
     Method.EXPLAIN: pb.ExplainResponse,
     Method.GET_MODEL: pb.GetModelResponse,
+    Method.ESTIMATE: pb.EstimateExplainResponse,
     Method.GET_LICENSE: license_pb2.GetLicenseResponse,
+    Method.GET_USAGE: license_pb2.GetUsageResponse,
+    Method.EXCHANGE_TOKEN: license_pb2.ExchangeTokenResponse,
     Method.MODEL_INFER: oip.ModelInferResponse,
 }
 
@@ -58,12 +81,14 @@ class Call:
         request: The message to send.
         request_id: The id in the message, if it has one.
         licensed: Whether the license goes along. Predictions need none, so they are shown none.
+        access: The access token that goes in its place, if there is one.
     """
 
     method: Method
     request: Message
     request_id: str = ""
     licensed: bool = False
+    access: Token | None = None
 
 
 Exchange: TypeAlias = Generator[Call, Any, T]
@@ -78,11 +103,19 @@ class Memory:
         model_name: The model to ask for; empty for the one that is served.
         info: The description of the model, once it was asked for.
         trust: Whose receipts to trust.
+        exchanges: Whether the license is exchanged for access tokens.
+        binds: Whether they are bound to the client's certificate.
+        access: The access token, and until when it is used.
+        clock: Seconds, for how long an access token is used.
     """
 
     model_name: str = ""
     info: ModelInfo | None = None
     trust: Trust = field(default_factory=Trust)
+    exchanges: bool = False
+    binds: bool = False
+    access: tuple[Token, float] | None = None
+    clock: Callable[[], float] = time.monotonic
 
 
 def describe(memory: Memory, *, refresh: bool = False) -> Exchange[ModelInfo]:
@@ -95,11 +128,52 @@ def describe(memory: Memory, *, refresh: bool = False) -> Exchange[ModelInfo]:
     return found
 
 
-def license_info() -> Exchange[LicenseInfo]:
+def licensed(memory: Memory, call: Call) -> Exchange[Any]:
+    """Make a call that needs a license: with an access token, where the license is exchanged for such.
+
+    A server that was started again does not know the token of its predecessor: it is exchanged anew, once.
+    """
+    if not memory.exchanges:
+        return (yield call)
+    token = yield from _access(memory)
+    try:
+        return (yield replace(call, access=token))
+    except LicenseRefusedError:
+        memory.access = None
+    token = yield from _access(memory)
+    return (yield replace(call, access=token))
+
+
+def license_info(memory: Memory) -> Exchange[LicenseInfo]:
     """Ask what the caller's license grants."""
     call = Call(Method.GET_LICENSE, license_pb2.GetLicenseRequest(), licensed=True)
-    answer: license_pb2.GetLicenseResponse = yield call
+    answer: license_pb2.GetLicenseResponse = yield from licensed(memory, call)
     return answers.license_info(answer)
+
+
+def usage(memory: Memory) -> Exchange[tuple[Quota, ...]]:
+    """Ask what the caller's license has used."""
+    call = Call(Method.GET_USAGE, license_pb2.GetUsageRequest(), licensed=True)
+    answer: license_pb2.GetUsageResponse = yield from licensed(memory, call)
+    return answers.quotas(answer.quotas)
+
+
+def estimate(memory: Memory, images: int, *, explainer: str | None) -> Exchange[Estimate]:
+    """Ask what a call would cost."""
+    request = pb.EstimateExplainRequest(model_name=memory.model_name, explainer=explainer or "", images=images)
+    answer: pb.EstimateExplainResponse = yield from licensed(memory, Call(Method.ESTIMATE, request, licensed=True))
+    return answers.estimate(answer)
+
+
+def _access(memory: Memory) -> Exchange[Token]:
+    known = memory.access
+    if known is not None and memory.clock() < known[1]:
+        return known[0]
+    request = license_pb2.ExchangeTokenRequest(lifetime_s=_LIFETIME_S, bind_certificate=memory.binds)
+    answer: license_pb2.ExchangeTokenResponse = yield Call(Method.EXCHANGE_TOKEN, request, licensed=True)
+    token = Token(answer.access_token)
+    memory.access = token, memory.clock() + _LIFETIME_S * _USED_SHARE
+    return token
 
 
 def predict(memory: Memory, images: ImageLike | Sequence[ImageLike]) -> Exchange[Prediction | list[Prediction]]:
@@ -138,7 +212,9 @@ def explain(
         request = pb.ExplainRequest(request_id=call_id, images=[source.message() for source in chunk])
         request.MergeFrom(options)
         try:
-            answer: pb.ExplainResponse = yield Call(Method.EXPLAIN, request, request_id=call_id, licensed=True)
+            answer: pb.ExplainResponse = yield from licensed(
+                memory, Call(Method.EXPLAIN, request, request_id=call_id, licensed=True)
+            )
         except RequestRefusedError as error:
             _refuse(error, memory=memory, first=first, sources=sources)
         if answer.model.digest != info.model.digest:
@@ -150,6 +226,8 @@ def explain(
 
 def _refuse(error: RequestRefusedError, *, memory: Memory, first: int, sources: list[Source]) -> NoReturn:
     """Raise a refusal with images called by their names instead of by their places in one of several calls."""
+    if isinstance(error, RequestIdReusedError):
+        raise error from None
     # The model may have been replaced by one that takes other images: ask again next time.
     memory.info = None
 

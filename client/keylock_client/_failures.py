@@ -7,6 +7,7 @@ is never trusted to be well formed.
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import datetime
 
 import grpc
 from google.protobuf.any_pb2 import Any as PackedMessage
@@ -14,12 +15,15 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 from keylock.errors import LicenseReason
-from keylock_client._settings import Settings
+from keylock_client._settings import Settings, Token
 from keylock_client.errors import (
     ClientError,
     DeadlineError,
     LicenseRefusedError,
     OverloadedError,
+    QuotaSpentError,
+    RateLimitedError,
+    RequestIdReusedError,
     RequestRefusedError,
     ServerFaultError,
     UnreachableError,
@@ -49,7 +53,9 @@ class _Failure:
     request_id: str
 
 
-def translate(error: grpc.RpcError, *, settings: Settings, timeout_s: float, request_id: str) -> ClientError:
+def translate(
+    error: grpc.RpcError, *, settings: Settings, timeout_s: float, request_id: str, access: Token | None = None
+) -> ClientError:
     """Turn an exception of gRPC, from either stack, into one of ours.
 
     Args:
@@ -57,16 +63,18 @@ def translate(error: grpc.RpcError, *, settings: Settings, timeout_s: float, req
         settings: Those of the client.
         timeout_s: Seconds the call was allowed to take.
         request_id: The id of the request, if it had one.
+        access: The access token that was sent in place of the license, if one was.
 
     Returns:
         The error to raise.
     """
-    failure = _read(error, settings=settings, timeout_s=timeout_s, request_id=request_id)
+    secrets = tuple(token.reveal() for token in (settings.token, access) if token is not None)
+    failure = _read(error, secrets, target=settings.target, timeout_s=timeout_s, request_id=request_id)
     if failure.reason in {reason.value for reason in LicenseReason}:
         return LicenseRefusedError(
             failure.text, reason=LicenseReason(failure.reason), code=failure.code, request_id=failure.request_id
         )
-    return _ROWS.get(failure.code, _fault)(failure)
+    return (_REASONS.get(failure.reason) or _ROWS.get(failure.code, _fault))(failure)
 
 
 def _refused(failure: _Failure) -> ClientError:
@@ -94,6 +102,40 @@ def _exhausted(failure: _Failure) -> ClientError:
         text = f"an image is larger than the server at {failure.target} accepts ({failure.text}): send a smaller one"
         return RequestRefusedError(text, code=failure.code, request_id=failure.request_id)
     return _overloaded(failure)
+
+
+def _spent(failure: _Failure) -> ClientError:
+    return QuotaSpentError(
+        failure.text,
+        period=failure.facts.get("period", ""),
+        limit=_number(failure.facts.get("limit", "")),
+        used=_number(failure.facts.get("used", "")),
+        resets_at=_moment(failure.facts.get("resets_at", "")),
+        code=failure.code,
+        request_id=failure.request_id,
+    )
+
+
+def _too_fast(failure: _Failure) -> ClientError:
+    return RateLimitedError(
+        failure.text, retry_after_s=failure.retry_after_s or 0.0, code=failure.code, request_id=failure.request_id
+    )
+
+
+def _reused(failure: _Failure) -> ClientError:
+    return RequestIdReusedError(failure.text, code=failure.code, request_id=failure.request_id)
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo is not None else None
 
 
 def _overloaded(failure: _Failure) -> ClientError:
@@ -124,6 +166,13 @@ def _fault(failure: _Failure) -> ClientError:
     return ServerFaultError(text, error_id=error_id, code=failure.code, request_id=failure.request_id)
 
 
+# What one status means in several ways is told by the reason.
+_REASONS: dict[str, Callable[[_Failure], ClientError]] = {
+    "QUOTA_SPENT": _spent,
+    "RATE_LIMITED": _too_fast,
+    "REQUEST_ID_REUSED": _reused,
+}
+
 _ROWS: dict[str, Callable[[_Failure], ClientError]] = {
     "OK": _fault,
     "CANCELLED": _fault,
@@ -145,7 +194,9 @@ _ROWS: dict[str, Callable[[_Failure], ClientError]] = {
 }
 
 
-def _read(error: grpc.RpcError, *, settings: Settings, timeout_s: float, request_id: str) -> _Failure:
+def _read(
+    error: grpc.RpcError, secrets: tuple[str, ...], *, target: str, timeout_s: float, request_id: str
+) -> _Failure:
     # Both stacks raise errors that are also calls; the type stubs know that of one of them only.
     code = error.code().name if isinstance(error, (grpc.Call, grpc.aio.AioRpcError)) else "UNKNOWN"
     text = error.details() if isinstance(error, (grpc.Call, grpc.aio.AioRpcError)) else type(error).__name__
@@ -155,22 +206,22 @@ def _read(error: grpc.RpcError, *, settings: Settings, timeout_s: float, request
     for detail in _details(trailers or ()):
         if _unpack(detail, info) and info.domain == _DOMAIN:
             reason = info.reason
-            facts = {key: _clean(value, settings) for key, value in info.metadata.items()}
+            facts = {key: _clean(value, secrets) for key, value in info.metadata.items()}
         elif _unpack(detail, request):
             violations = tuple(
-                Violation(_clean(one.field, settings), _clean(one.description, settings))
+                Violation(_clean(one.field, secrets), _clean(one.description, secrets))
                 for one in request.field_violations
             )
         elif _unpack(detail, retry):
             retry_after_s = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
     return _Failure(
         code=code,
-        text=_clean(text or "", settings),
+        text=_clean(text or "", secrets),
         reason=reason,
         facts=facts,
         violations=violations,
         retry_after_s=retry_after_s,
-        target=settings.target,
+        target=target,
         timeout_s=timeout_s,
         request_id=request_id,
     )
@@ -193,8 +244,8 @@ def _unpack(packed: PackedMessage, into: Message) -> bool:
         return False
 
 
-def _clean(text: str, settings: Settings) -> str:
-    if settings.token is not None:
-        text = text.replace(settings.token.reveal(), "***")
+def _clean(text: str, secrets: tuple[str, ...]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, "***")
     one_line = " ".join(re.sub(r"[^\x20-\x7e\xa0-\uffff]", " ", text).split())
     return one_line if len(one_line) <= _MAX_TEXT else one_line[: _MAX_TEXT - 3] + "..."

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import grpc
 
+from keylock.armour import MAX_FILE_BYTES, unarmour
 from keylock.errors import InputError, LicenseError, LicenseReason
 from keylock.secrecy import Opaque
 
@@ -20,7 +21,7 @@ __all__ = ["DEFAULT_PORT", "DEFAULT_TARGET", "Settings", "Tls", "Token", "read_e
 DEFAULT_PORT = 8470
 DEFAULT_TARGET = f"localhost:{DEFAULT_PORT}"
 
-# The largest token a server accepts; a file that is larger is no license.
+# The largest token a server accepts.
 _MAX_TOKEN_BYTES = 8 * 1024
 _MAX_ANSWER_BYTES = 256 * 1024 * 1024
 _RETRIES = """{
@@ -97,6 +98,7 @@ class Settings:
         timeout_s: Seconds each request may take, with its retries.
         tls: How the connection is encrypted; None if it is not.
         model: Name of the model to ask for; empty for the one that is served.
+        exchange_tokens: Whether the license is exchanged for access tokens, which are sent in its place.
     """
 
     target: str
@@ -104,6 +106,7 @@ class Settings:
     timeout_s: float
     tls: Tls | None
     model: str
+    exchange_tokens: bool = False
 
     @classmethod
     def make(
@@ -114,6 +117,7 @@ class Settings:
         timeout_s: float,
         tls: Tls | bool | None,
         model: str | None,
+        exchange_tokens: bool = False,
     ) -> "Settings":
         """Check what a user gave. The arguments are those of `Client`.
 
@@ -130,12 +134,13 @@ class Settings:
             timeout_s=check_timeout(timeout_s),
             tls=Tls() if tls is True else tls or None,
             model=model or "",
+            exchange_tokens=exchange_tokens,
         )
 
-    @property
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What is sent with every call: the license, or nothing."""
-        return () if self.token is None else (("authorization", f"Bearer {self.token.reveal()}"),)
+    def metadata(self, access: Token | None = None) -> tuple[tuple[str, str], ...]:
+        """Returns what is sent with a call that needs a license: an access token, the license, or nothing."""
+        token = access or self.token
+        return () if token is None else (("authorization", f"Bearer {token.reveal()}"),)
 
     @property
     def channel_options(self) -> list[tuple[str, str | int]]:
@@ -241,11 +246,11 @@ def _parse_target(target: str) -> str:
 
 def _read_token(license: str | os.PathLike[str]) -> Token:
     if isinstance(license, str) and _looks_like_token(license):
-        return Token(license.strip())
+        return Token(unarmour(license))
     try:
         path = Path(license)
         with path.open("rb") as file:
-            data = file.read(_MAX_TOKEN_BYTES + 2)
+            data = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "it is no path"
         # A string that is no path might be a mistyped token: it is not repeated.
@@ -257,12 +262,12 @@ def _read_token(license: str | os.PathLike[str]) -> Token:
     if not _looks_like_token(text):
         message = f"the license file {os.fspath(license)!r} holds no license token: ask the vendor for the file again"
         raise LicenseError(LicenseReason.MALFORMED, message)
-    return Token(text.strip())
+    return Token(unarmour(text))
 
 
 def _looks_like_token(text: str) -> bool:
-    """Whether a text has the form of a compact JWS: three parts of base64url, the first a JSON object."""
-    stripped = text.strip()
+    """Whether a text has the form of a license file, or of the compact JWS in it."""
+    stripped = unarmour(text)
     return len(stripped) <= _MAX_TOKEN_BYTES and bool(re.fullmatch(r"ey[\w-]+\.[\w-]+\.[\w-]+", stripped, re.ASCII))
 
 

@@ -12,7 +12,7 @@ from keylock_client._base import BaseClient
 from keylock_client._exchanges import Call, Exchange
 from keylock_client._sources import ImageLike
 from keylock_client.errors import ClientError
-from keylock_client.results import Explanation, LicenseInfo, ModelInfo, Prediction
+from keylock_client.results import Estimate, Explanation, LicenseInfo, ModelInfo, Prediction, Quota
 
 __all__ = ["Client"]
 
@@ -109,7 +109,8 @@ class Client(BaseClient):
             target: Label or index of the class to explain, for all images; the predicted class of each if left out.
             parameters: Parameters of the explainer to insist on. They are fixed by the vendor: others than those in
                 use are refused.
-            request_id: The id under which the server is to know the call, 120 bytes at most; random if left out.
+            request_id: The id under which the server is to know the call, 120 bytes at most; random if left out. A call
+                that is made again with the same id and the same content is answered again and costs nothing.
             timeout_s: Seconds each request may take, in place of the client's.
 
         Returns:
@@ -118,6 +119,8 @@ class Client(BaseClient):
         Raises:
             InputError: An image or an option cannot be used; the message names it.
             LicenseRefusedError: The license is not good for this, or one is needed.
+            QuotaSpentError: The license has not enough left.
+            RateLimitedError: The license is used too fast.
             ClientError: A call failed.
         """
         exchange = exchanges.explain(
@@ -152,7 +155,39 @@ class Client(BaseClient):
             LicenseRefusedError: The license is not good, or there is none.
             ClientError: The call failed.
         """
-        return self._run(exchanges.license_info(), timeout_s)
+        return self._run(exchanges.license_info(self._memory), timeout_s)
+
+    def usage(self, *, timeout_s: float | None = None) -> tuple[Quota, ...]:
+        """Ask what this client's license has used.
+
+        Args:
+            timeout_s: Seconds the request may take, in place of the client's.
+
+        Returns:
+            One quota for each period: day, month, total.
+
+        Raises:
+            LicenseRefusedError: The license is not good, or there is none.
+            ClientError: The call failed.
+        """
+        return self._run(exchanges.usage(self._memory), timeout_s)
+
+    def estimate(self, images: int, *, explainer: str | None = None, timeout_s: float | None = None) -> Estimate:
+        """Ask what a call would cost, before it is made. Nothing is charged and nothing is set aside.
+
+        Args:
+            images: How many images it would have.
+            explainer: Name of the saliency method; the server's first if left out.
+            timeout_s: Seconds the request may take, in place of the client's.
+
+        Returns:
+            The price, and whether the license has enough left.
+
+        Raises:
+            LicenseRefusedError: The license is not good for this.
+            ClientError: The call failed.
+        """
+        return self._run(exchanges.estimate(self._memory, images, explainer=explainer), timeout_s)
 
     def close(self) -> None:
         """Close the connection. Calls under way in other threads fail with `ClosedError`; closing twice is fine."""

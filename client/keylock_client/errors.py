@@ -2,7 +2,10 @@
 
     ClientError                     a call failed; carries the gRPC status and the request id
     ├── LicenseRefusedError         (LicenseError)  the server refuses the license, or wants one; carries the reason
+    ├── QuotaSpentError             (MeteringError) the quota of the license is spent; carries when it is filled again
+    ├── RateLimitedError            (MeteringError) the license is used too fast; carries when to come again
     ├── RequestRefusedError         (InputError)    the server refuses what was asked; carries what is wrong with it
+    │   └── RequestIdReusedError    the request id stands for another request already
     ├── UnreachableError            (ServiceError)  no server answers at the target
     ├── DeadlineError               (ServiceError)  no answer in time
     ├── OverloadedError             (ServiceError)  the server has too much to do right now
@@ -17,8 +20,17 @@ of `keylock.errors`, so `except KeylockError` covers everything. No message ever
 """
 
 from dataclasses import dataclass
+from datetime import datetime
 
-from keylock.errors import InputError, KeylockError, LicenseError, LicenseReason, ReceiptError, ServiceError
+from keylock.errors import (
+    InputError,
+    KeylockError,
+    LicenseError,
+    LicenseReason,
+    MeteringError,
+    ReceiptError,
+    ServiceError,
+)
 
 __all__ = [
     "BadAnswerError",
@@ -28,6 +40,9 @@ __all__ = [
     "DeadlineError",
     "LicenseRefusedError",
     "OverloadedError",
+    "QuotaSpentError",
+    "RateLimitedError",
+    "RequestIdReusedError",
     "RequestRefusedError",
     "ServerFaultError",
     "UnreachableError",
@@ -75,6 +90,43 @@ class LicenseRefusedError(ClientError, LicenseError):
         self.reason = reason
 
 
+class QuotaSpentError(ClientError, MeteringError):
+    """The quota of the license is spent.
+
+    Attributes:
+        period: `day`, `month` or `total`; empty if the server does not say.
+        limit: Units the license has in that period.
+        used: Units of it that are used.
+        resets_at: When it is filled again (UTC); None for the total.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        period: str,
+        limit: int,
+        used: int,
+        resets_at: datetime | None,
+        code: str = "",
+        request_id: str = "",
+    ) -> None:
+        ClientError.__init__(self, message, code=code, request_id=request_id)
+        self.period, self.limit, self.used, self.resets_at = period, limit, used, resets_at
+
+
+class RateLimitedError(ClientError, MeteringError):
+    """The license is used faster than it allows.
+
+    Attributes:
+        retry_after_s: When to come again, in seconds.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float, code: str = "", request_id: str = "") -> None:
+        ClientError.__init__(self, message, code=code, request_id=request_id)
+        self.retry_after_s = retry_after_s
+
+
 class RequestRefusedError(ClientError, InputError):
     """The server refuses what was asked.
 
@@ -87,6 +139,10 @@ class RequestRefusedError(ClientError, InputError):
     ) -> None:
         ClientError.__init__(self, message, code=code, request_id=request_id)
         self.violations = violations
+
+
+class RequestIdReusedError(RequestRefusedError):
+    """The request id stands for another request already: every new request needs a new one."""
 
 
 class UnreachableError(ClientError, ServiceError):

@@ -24,7 +24,19 @@ from keylock.heatmaps import overlay
 from keylock.preprocessing import Preprocessing
 from keylock_client._sources import ImageLike, Source, read_sources
 
-__all__ = ["ClassScore", "Explainer", "Explanation", "LicenseInfo", "Model", "ModelInfo", "Prediction", "Receipt"]
+__all__ = [
+    "ClassScore",
+    "Estimate",
+    "Explainer",
+    "Explanation",
+    "LicenseInfo",
+    "Model",
+    "ModelInfo",
+    "Prediction",
+    "Quota",
+    "Receipt",
+    "Usage",
+]
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -125,6 +137,70 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """What a license may use in a period, and has used.
+
+    Attributes:
+        period: `day`, `month` (both in UTC) or `total`.
+        limit: Units; None where there is no limit.
+        used: Units that are charged, or reserved for calls that run.
+        resets_at: When it is filled again (UTC); None for the total.
+    """
+
+    period: str
+    limit: int | None
+    used: int
+    resets_at: datetime | None
+
+    @property
+    def remaining(self) -> int | None:
+        """Units that are left; None where there is no limit."""
+        return None if self.limit is None else max(0, self.limit - self.used)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a call cost. A long list of images is sent in several calls, and each explanation has that of its own.
+
+    Attributes:
+        units: Units charged for the call, all its images together; 0 without a license.
+        license_id: The license that paid; empty without one.
+        replayed: Whether an earlier call with the same request id was charged, so that this one cost nothing.
+        overage_units: Units that were beyond the quota.
+        remaining: Units that are left in the period with the fewest left; None where nothing is limited.
+        resets_at: When that period is filled again (UTC); None for the total.
+        charged_at: When it was charged (UTC); None where nothing was.
+    """
+
+    units: int
+    license_id: str
+    replayed: bool
+    overage_units: int
+    remaining: int | None
+    resets_at: datetime | None
+    charged_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a call would cost.
+
+    Attributes:
+        explainer: The explainer it is for.
+        units: What it would cost with a license.
+        units_per_image: What one image costs.
+        fits: Whether it fits what the license has left now; nothing is set aside.
+        quotas: Those of the license, one for each period; empty without one.
+    """
+
+    explainer: str
+    units: int
+    units_per_image: int
+    fits: bool
+    quotas: tuple[Quota, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LicenseInfo:
     """What the caller's license grants. The token itself is not in here.
 
@@ -136,6 +212,9 @@ class LicenseInfo:
         issued_at: When it was issued (UTC).
         not_before: When it begins to hold (UTC).
         expires: When it ends (UTC).
+        max_images: Most images in a call; None where the server's limit is the only one.
+        max_pixels: Most pixels of an image; None where the server's limit is the only one.
+        rate: Images a second, on average, and at once; None where there is no limit.
     """
 
     id: str
@@ -145,6 +224,9 @@ class LicenseInfo:
     issued_at: datetime
     not_before: datetime
     expires: datetime
+    max_images: int | None = None
+    max_pixels: int | None = None
+    rate: tuple[float, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +292,7 @@ class Explanation:
         request_id: The id under which the server knows the call.
         receipt: The receipt of the call, which covers all its images; None where nothing was charged, or the server
             signs none.
+        usage: What the call cost.
     """
 
     map: NDArray[np.float32]
@@ -219,6 +302,7 @@ class Explanation:
     keyed: bool
     model: Model
     request_id: str
+    usage: Usage
     _preprocessing: Preprocessing
     _source: Source
     receipt: Receipt | None = None
@@ -296,4 +380,13 @@ class Explanation:
             "model": {"name": self.model.name, "digest": self.model.digest},
             "request_id": self.request_id,
             "receipt": None if self.receipt is None else self.receipt.token,
+            "usage": {
+                "units": self.usage.units,
+                "license_id": self.usage.license_id,
+                "replayed": self.usage.replayed,
+                "overage_units": self.usage.overage_units,
+                "remaining": self.usage.remaining,
+                "resets_at": None if self.usage.resets_at is None else self.usage.resets_at.isoformat(),
+                "charged_at": None if self.usage.charged_at is None else self.usage.charged_at.isoformat(),
+            },
         }

@@ -73,9 +73,10 @@ COMMANDS = (
     CommandRow("verify", "keylock.cli.inspect:verify", "Check the signature and every file of a bundle.", "Vendor"),
     CommandRow("export", "keylock.cli.inspect:export", "Copy a bundle without its key.", "Vendor"),
     CommandRow("serve", "keylock.cli.serve:serve", "Serve predictions and explanations over gRPC.", "Vendor"),
-    CommandRow("license", "keylock.cli.license:app", "Issue, show, list and revoke licenses.", "Vendor"),
+    CommandRow("license", "keylock.cli.license:app", "Issue, show, renew, suspend and revoke licenses.", "Vendor"),
+    CommandRow("usage", "keylock.cli.usage:app", "Show and export what licenses used, and check the books.", "Vendor"),
     CommandRow("store", "keylock.cli.store:app", "Migrate, check and back up licenses and usage.", "Vendor"),
-    CommandRow("issuer", "keylock.cli.keys:issuer_app", "Make and show the issuer key that signs.", "Vendor"),
+    CommandRow("issuer", "keylock.cli.keys:issuer_app", "Make, show and change the issuer key that signs.", "Vendor"),
     CommandRow("key", "keylock.cli.key:app", "Make key seeds, and seal the key of a bundle.", "Vendor"),
     CommandRow(
         "offline-license", "keylock.cli.offline:offline_license", "Seal a license and the key for a customer.", "Vendor"

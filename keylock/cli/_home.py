@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     from keylock.signing import Home, VerifyingKey
 
-__all__ = ["DEFAULT_HOME", "HomeOption", "IssuerOption", "open_home", "own_issuer", "read_issuers"]
+__all__ = ["DEFAULT_HOME", "HomeOption", "IssuerOption", "open_home", "own_issuers", "read_issuers"]
 
 DEFAULT_HOME = Path("~/.keylock")
 
@@ -21,7 +21,7 @@ HomeOption = Annotated[
 
 IssuerOption = Annotated[
     list[Path] | None,
-    typer.Option(metavar="FILE", help="Public key of a trusted issuer (PEM); may be repeated."),
+    typer.Option(metavar="FILE", help="Public key of a trusted issuer (PEM or JWKS); may be repeated."),
 ]
 """`issuer: IssuerOption = None`."""
 
@@ -43,18 +43,18 @@ def read_issuers(paths: Sequence[Path] | None) -> "list[VerifyingKey] | None":
     Raises:
         SignatureError: If a file holds no public key.
     """
-    from keylock.signing import VerifyingKey
+    from keylock.issuers import load_keys
 
-    return [VerifyingKey.load(path) for path in paths] if paths else None
+    return [key for path in paths for key in load_keys(path)] if paths else None
 
 
-def own_issuer(path: Path) -> "VerifyingKey | None":
-    """Returns the public key of the vendor's directory, or None where there is none.
+def own_issuers(path: Path) -> "list[VerifyingKey]":
+    """Returns the public keys of the vendor's directory, that of today first; none where there is none.
 
     Raises:
-        SignatureError: If it is there and unreadable.
+        SignatureError: If one is there and unreadable.
     """
+    from keylock.issuers import home_keys
     from keylock.signing import Home
 
-    home = Home(path.expanduser())
-    return home.verifying_key() if home.verifying_key_path.is_file() else None
+    return list(home_keys(Home(path.expanduser())))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from keylock.cli._console import JsonOption, note, print_json, print_pairs, print_table
-from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption, own_issuer, read_issuers
+from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption, own_issuers, read_issuers
 
 if TYPE_CHECKING:
     from keylock.bundle import Bundle, ExplainerEntry, Figure
@@ -125,7 +125,7 @@ def _open(path: Path, issuer: list[Path] | None, home: Path) -> "tuple[Bundle, b
 
     trusted = read_issuers(issuer)
     opened = open_bundle(path, trusted=trusted)
-    return opened, opened.trusted or opened.issuer == own_issuer(home)
+    return opened, opened.trusted or opened.issuer in own_issuers(home)
 
 
 def _describe_issuer(bundle: "Bundle", *, trusted: bool) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["issuer_app"]
 
-issuer_app = new_app("Make and show the issuer key that signs bundles and licenses.")
+issuer_app = new_app("Make, show and change the issuer key that signs bundles and licenses.")
 
 
 @issuer_app.command("init")
@@ -31,7 +31,7 @@ def issuer_init(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) ->
 
 @issuer_app.command("show")
 def issuer_show(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
-    """Show the id and the public key of the issuer."""
+    """Show the id and the public key of the issuer, and the ids of its old keys."""
     _show_issuer(open_home(home), as_json=as_json)
 
 
@@ -73,10 +73,62 @@ def issuer_receipt_key(
     print_pairs([("receipt key", made.key.key_id), ("file", path), ("certificate", certificate_path(path))])
 
 
+@issuer_app.command("rotate")
+def issuer_rotate(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Make a new issuer key. The old ones go on to verify what they signed, until they are retired.
+
+    Servers that trust the directory, or its issuers.jwks, know the new key within seconds.
+    """
+    from keylock.issuers import rotate
+
+    opened = open_home(home)
+    rotate(opened)
+    if not as_json:
+        note("made a new issuer key; back it up. The old one verifies until: keylock issuer retire")
+    _show_issuer(opened, as_json=as_json)
+
+
+@issuer_app.command("retire")
+def issuer_retire(
+    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="Id of an old key.")],
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """End the time of an old key: what it signed is refused from now on, and the key is removed."""
+    from keylock.issuers import retire
+
+    opened = open_home(home)
+    retire(opened, key_id)
+    _show_issuer(opened, as_json=as_json)
+
+
+@issuer_app.command("jwks")
+def issuer_jwks(
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write to a file, not to the screen.")] = None,
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Print the public keys of the issuer, that of today first, as a JWKS."""
+    import json
+
+    from keylock.issuers import home_keys, to_jwks
+
+    document = to_jwks(home_keys(open_home(home)))
+    if out is None:
+        print_json(document)
+    else:
+        out.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
+        typer.echo(str(out))
+
+
 def _show_issuer(home: "Home", *, as_json: bool) -> None:
+    from keylock.issuers import home_keys
+
     key = home.verifying_key()
+    old = [one.key_id for one in home_keys(home) if one != key]
     if as_json:
-        print_json({"key_id": key.key_id, "public_key": key.to_jwk(), "public_key_file": home.verifying_key_path})
+        shown = {"key_id": key.key_id, "public_key": key.to_jwk(), "public_key_file": home.verifying_key_path}
+        print_json({**shown, "old_key_ids": old})
         return
-    print_pairs([("issuer", key.key_id), ("public key", home.verifying_key_path)])
+    pairs: list[tuple[str, object]] = [("issuer", key.key_id), ("public key", home.verifying_key_path)]
+    print_pairs([*pairs, ("old keys", ", ".join(old))] if old else pairs)
     typer.echo(key.to_pem().decode("ascii"), nl=False)

@@ -1,22 +1,46 @@
-"""`keylock license`: issue, show, list and revoke licenses."""
+"""`keylock license`: issue, show and list licenses, and what is done to them: renew, suspend, revoke."""
 
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from keylock.cli._console import JsonOption, new_app, note, print_json, print_pairs, print_table
-from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption, open_home, own_issuer, read_issuers
+from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption, open_home, own_issuers, read_issuers
+from keylock.cli._store import StoreOption, open_store
+from keylock.cli._terms import (
+    BurstOption,
+    DaysOption,
+    ExpiresOption,
+    FeatureOption,
+    MaxImagesOption,
+    MaxPixelsOption,
+    OverageOption,
+    PerDayOption,
+    PerMonthOption,
+    RateOption,
+    TotalOption,
+    end_of,
+    make_license,
+    parse_date,
+    terms,
+)
 
 if TYPE_CHECKING:
     from keylock.licensing import License, StoredLicense
-    from keylock.store import LicenseStore
+    from keylock.signing import VerifyingKey
 
 __all__ = ["app"]
 
-app = new_app("Issue, show, list and revoke licenses.")
+app = new_app("Issue, show, list, renew, suspend and revoke licenses.")
+
+OutOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write a license file of mode 0600, not to the screen.")
+]
+LicenseArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the license.")]
+WhyOption = Annotated[str, typer.Option(metavar="TEXT", help="A note for yourself; the customer never sees it.")]
 
 
 @app.command("issue")
@@ -33,14 +57,20 @@ def license_issue(
         list[str] | None,
         typer.Option(metavar="NAME", help="Explainer it covers; may be repeated. Without it: all."),
     ] = None,
-    days: Annotated[float | None, typer.Option(min=0, metavar="N", help="For how many days. [365]")] = None,
-    expires: Annotated[
-        str | None, typer.Option(metavar="DATE", help="When it ends instead: 2027-06-30 or 2027-06-30T12:00:00Z.")
-    ] = None,
+    days: DaysOption = None,
+    expires: ExpiresOption = None,
     not_before: Annotated[str | None, typer.Option(metavar="DATE", help="When it starts. [now]")] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the token to a new file of mode 0600, not to the screen.")
-    ] = None,
+    per_day: PerDayOption = None,
+    per_month: PerMonthOption = None,
+    total: TotalOption = None,
+    overage: OverageOption = None,
+    rate: RateOption = None,
+    burst: BurstOption = None,
+    max_images: MaxImagesOption = None,
+    max_pixels: MaxPixelsOption = None,
+    feature: FeatureOption = None,
+    out: OutOption = None,
+    store: StoreOption = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
@@ -48,32 +78,94 @@ def license_issue(
 
     The token is all that the customer needs. Whoever has it can use it, so send it as you would send a password.
     """
-    from keylock.licensing import issue
+    from keylock.licensing import issue, new_license_id
 
     opened = open_home(home)
     now = datetime.now(UTC)
-    start = now if not_before is None else _parse_date(not_before, "--not-before")
-    license = _make_license(
-        customer=customer,
-        models=_models(model, bundle, explainer),
-        explainers=tuple(explainer or ("*",)),
-        issued_at=now,
-        not_before=start,
-        expires=_end(start, days, expires),
+    start = now if not_before is None else parse_date(not_before, "--not-before")
+    license = make_license(
+        {
+            "id": new_license_id(),
+            "customer": customer,
+            "models": _models(model, bundle, explainer),
+            "explainers": tuple(explainer or ("*",)),
+            "issued_at": now,
+            "not_before": start,
+            "expires": end_of(start, days, expires),
+            **terms(
+                per_day=per_day,
+                per_month=per_month,
+                total=total,
+                overage=overage,
+                rate=rate,
+                burst=burst,
+                max_images=max_images,
+                max_pixels=max_pixels,
+                feature=feature,
+            ),
+        }
     )
     signing_key = opened.signing_key()
     token = issue(license, signing_key)
     # The file is made first: a license that is in the store and was never handed out would only confuse.
-    with _open_store(home) as store:
+    with open_store(store, home, create=True) as licenses:
         if out is not None:
             _write_token(out, token)
-        store.add(license, issuer=signing_key.key_id)
-    if as_json:
-        written: dict[str, object] = {"token": token} if out is None else {"token_file": out}
-        print_json({"license": license, **written})
-        return
-    note(f"license {license.id} for {customer}, until {_show_time(license.expires)}")
-    typer.echo(token if out is None else str(out))
+        licenses.add(license, issuer=signing_key.key_id)
+    _hand_out(license, token, out, as_json=as_json)
+
+
+@app.command("renew")
+def license_renew(
+    license_id: LicenseArgument,
+    days: DaysOption = None,
+    expires: ExpiresOption = None,
+    per_day: PerDayOption = None,
+    per_month: PerMonthOption = None,
+    total: TotalOption = None,
+    overage: OverageOption = None,
+    rate: RateOption = None,
+    burst: BurstOption = None,
+    max_images: MaxImagesOption = None,
+    max_pixels: MaxPixelsOption = None,
+    feature: FeatureOption = None,
+    out: OutOption = None,
+    store: StoreOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Grant a license anew, from now on, under the id it has; terms that are not named stay.
+
+    Its use goes on to count, and limits that are changed hold at once, for the old file too. The old file ends when it
+    says; to end it now: keylock license revoke ID --issued-before DATE.
+    """
+    from keylock.licensing import issue
+
+    opened = open_home(home)
+    now = datetime.now(UTC)
+    changes = terms(
+        per_day=per_day,
+        per_month=per_month,
+        total=total,
+        overage=overage,
+        rate=rate,
+        burst=burst,
+        max_images=max_images,
+        max_pixels=max_pixels,
+        feature=feature,
+    )
+    with open_store(store, home) as licenses:
+        old = licenses.get(license_id).license
+        if "quota" in changes:
+            changes["quota"] = {**old.quota.model_dump(), **changes["quota"]}
+        fresh = {"issued_at": now, "not_before": min(now, old.not_before), "expires": end_of(now, days, expires)}
+        license = make_license({**old.model_dump(), **changes, **fresh})
+        signing_key = opened.signing_key()
+        token = issue(license, signing_key)
+        licenses.renew(license, issuer=signing_key.key_id)
+        if out is not None:
+            _write_token(out, token)
+    _hand_out(license, token, out, as_json=as_json)
 
 
 @app.command("show")
@@ -82,6 +174,7 @@ def license_show(
         str, typer.Argument(metavar="LICENSE", help="Id of a license, a file with a token, or - for a token on stdin.")
     ],
     issuer: IssuerOption = None,
+    store: StoreOption = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
@@ -92,10 +185,10 @@ def license_show(
     now = datetime.now(UTC)
     token = _read_token(license)
     if token is None:
-        with _open_store(home, create=False) as store:
-            shown = _describe(store.get(license), now)
+        with open_store(store, home) as licenses:
+            shown = _describe(licenses.get(license), now)
     else:
-        shown = _describe_token(token, issuer, home, now)
+        shown = _describe_token(token, issuer, store, home, now)
     if as_json:
         print_json(shown)
     else:
@@ -105,13 +198,14 @@ def license_show(
 @app.command("list")
 def license_list(
     customer: Annotated[str | None, typer.Option(metavar="NAME", help="Only the licenses of this customer.")] = None,
+    store: StoreOption = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
     """List the licenses issued, the oldest first."""
     now = datetime.now(UTC)
-    with _open_store(home, create=False) as store:
-        stored = store.list(customer=customer)
+    with open_store(store, home) as licenses:
+        stored = licenses.list(customer=customer)
     if as_json:
         print_json([_describe(one, now) for one in stored])
         return
@@ -132,66 +226,91 @@ def license_list(
     print_table(("id", "customer", "status", "expires", "models", "explainers"), rows)
 
 
-@app.command("revoke")
-def license_revoke(
-    license_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the license.")],
-    why: Annotated[str, typer.Option(metavar="TEXT", help="A note for yourself; the customer never sees it.")] = "",
+@app.command("verify")
+def license_verify(
+    license: Annotated[str, typer.Argument(metavar="FILE", help="A license file, or - for one on stdin.")],
+    issuer: IssuerOption = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
-    """Revoke a license for good.
+    """Check the signature and the dates of a license offline, with the vendor's public key alone.
+
+    Whether it was revoked or suspended since is known to the vendor's store, which is not asked.
+    """
+    from keylock.errors import InputError
+    from keylock.licensing import verify
+
+    token = _read_token(license)
+    if token is None:
+        raise InputError(f"{license!r} is no license file: give its path, or - to read it from stdin")
+    verified = verify(token, _trusted(issuer, home), now=datetime.now(UTC), leeway_s=0)
+    if as_json:
+        print_json({"valid": True, "license": verified})
+    else:
+        typer.echo(f"good: license {verified.id} of {verified.customer}, until {_show_time(verified.expires)}")
+
+
+@app.command("suspend")
+def license_suspend(
+    license_id: LicenseArgument,
+    why: WhyOption = "",
+    store: StoreOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Suspend a license until it is reinstated. Servers that use this store refuse it from now on."""
+    now = datetime.now(UTC)
+    with open_store(store, home) as licenses:
+        _show_fate(licenses.suspend(license_id, at=now, why=why), now, as_json=as_json)
+
+
+@app.command("reinstate")
+def license_reinstate(
+    license_id: LicenseArgument,
+    store: StoreOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """End a suspension. A revoked license stays revoked."""
+    with open_store(store, home) as licenses:
+        _show_fate(licenses.reinstate(license_id), datetime.now(UTC), as_json=as_json)
+
+
+@app.command("revoke")
+def license_revoke(
+    license_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Id of the license.")] = None,
+    token: Annotated[
+        str | None, typer.Option(metavar="TOKEN_ID", help="Revoke one access token instead, by the id in it.")
+    ] = None,
+    issued_before: Annotated[
+        str | None,
+        typer.Option(metavar="DATE", help="Revoke what was issued before, of one license or, without ID, of all."),
+    ] = None,
+    why: WhyOption = "",
+    store: StoreOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Revoke a license for good, or some of its tokens.
 
     Servers that use this store refuse it from now on.
     """
-    now = datetime.now(UTC)
-    with _open_store(home, create=False) as store:
-        stored = store.revoke(license_id, at=now, why=why)
-    if as_json:
-        print_json(_describe(stored, now))
-        return
-    revoked_at = "" if stored.revoked_at is None else _show_time(stored.revoked_at)
-    typer.echo(f"{license_id} of {stored.license.customer} is revoked since {revoked_at}")
-
-
-def _open_store(home: Path, *, create: bool = True) -> "LicenseStore":
-    from keylock.errors import ServiceError
-    from keylock.signing import Home
-    from keylock.store import LicenseStore
-
-    opened = Home(home.expanduser())
-    if not create and not opened.licenses_path.is_file():
-        raise ServiceError(f"no license was issued from {opened.path} yet: keylock license issue, or another --home")
-    return LicenseStore(opened.licenses_url)
-
-
-def _make_license(
-    *,
-    customer: str,
-    models: tuple[str, ...],
-    explainers: tuple[str, ...],
-    issued_at: datetime,
-    not_before: datetime,
-    expires: datetime,
-) -> "License":
-    from pydantic import ValidationError
-
     from keylock.errors import InputError
-    from keylock.licensing import License, new_license_id
 
-    try:
-        return License(
-            id=new_license_id(),
-            customer=customer,
-            models=models,
-            explainers=explainers,
-            issued_at=issued_at,
-            not_before=not_before,
-            expires=expires,
-        )
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = f"{first['loc'][0]}: " if first["loc"] else ""
-        raise InputError(f"cannot issue this license: {where}{first['msg'].removeprefix('Value error, ')}") from None
+    if (license_id is None and issued_before is None) == (token is None):
+        raise InputError("say what to revoke: the ID of a license, --token TOKEN_ID, or --issued-before DATE")
+    now = datetime.now(UTC)
+    with open_store(store, home) as licenses:
+        if token is not None:
+            licenses.revoke_token(token, at=now)
+            print_json({"token": token}) if as_json else typer.echo(f"{token} is revoked")
+        elif issued_before is not None:
+            cutoff = parse_date(issued_before, "--issued-before")
+            count = licenses.refuse_before(cutoff, license_id=license_id)
+            text = f"what was issued before {_show_time(cutoff)} is revoked, for {count} licenses"
+            print_json({"issued_before": cutoff, "licenses": count}) if as_json else typer.echo(text)
+        elif license_id is not None:
+            _show_fate(licenses.revoke(license_id, at=now, why=why), now, as_json=as_json)
 
 
 def _models(models: list[str] | None, bundle: Path | None, explainers: list[str] | None) -> tuple[str, ...]:
@@ -211,35 +330,40 @@ def _models(models: list[str] | None, bundle: Path | None, explainers: list[str]
     return (*(models or ()), manifest.model_digest)
 
 
-def _end(start: datetime, days: float | None, expires: str | None) -> datetime:
-    from keylock.errors import InputError
-
-    if expires is not None:
-        if days is not None:
-            raise InputError("give --days or --expires, not both")
-        return _parse_date(expires, "--expires")
-    try:
-        return start + timedelta(days=365 if days is None else days)
-    except OverflowError:
-        raise InputError("--days is too large: no calendar reaches that far") from None
+def _hand_out(license: "License", token: str, out: Path | None, *, as_json: bool) -> None:
+    if as_json:
+        written: dict[str, object] = {"token": token} if out is None else {"token_file": out}
+        print_json({"license": license, **written})
+        return
+    note(f"license {license.id} for {license.customer}, until {_show_time(license.expires)}")
+    typer.echo(token if out is None else str(out))
 
 
-def _parse_date(text: str, option: str) -> datetime:
-    from keylock.errors import InputError
+def _show_fate(stored: "StoredLicense", now: datetime, *, as_json: bool) -> None:
+    if as_json:
+        print_json(_describe(stored, now))
+        return
+    since = stored.revoked_at or stored.suspended_at
+    suffix = "" if since is None else f" since {_show_time(since)}"
+    typer.echo(f"{stored.license.id} of {stored.license.customer} is {stored.status(now).value}{suffix}")
 
-    try:
-        moment = datetime.fromisoformat(text)
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise InputError(f"{option} must be a date such as 2027-06-30 or 2027-06-30T12:00:00Z") from None
+
+def _trusted(issuer: list[Path] | None, home: Path) -> "list[VerifyingKey]":
+    from keylock.errors import SignatureError
+
+    keys = read_issuers(issuer) or own_issuers(home)
+    if not keys:
+        raise SignatureError("a token can only be shown after checking it: give --issuer with the vendor's public key")
+    return keys
 
 
 def _write_token(path: Path, token: str) -> None:
+    from keylock.armour import armour
     from keylock.errors import InputError
     from keylock.secrecy import write_secret_file
 
     try:
-        write_secret_file(path, token.encode("ascii") + b"\n")
+        write_secret_file(path, armour(token).encode("ascii"))
     except FileExistsError:
         raise InputError(f"{path} exists and is not overwritten: choose another path") from None
     except OSError as error:
@@ -248,11 +372,11 @@ def _write_token(path: Path, token: str) -> None:
 
 def _read_token(argument: str) -> str | None:
     """Returns the token in a file or on stdin, or None where the argument is the id of a license."""
+    from keylock.armour import MAX_FILE_BYTES, unarmour
     from keylock.errors import InputError
-    from keylock.licensing import MAX_TOKEN_BYTES
 
     if argument == "-":
-        return sys.stdin.read(MAX_TOKEN_BYTES + 2).strip()
+        return unarmour(sys.stdin.read(MAX_FILE_BYTES))
     if argument.count(".") == 2 and argument.startswith("ey"):
         return argument
     path = Path(argument)
@@ -260,41 +384,45 @@ def _read_token(argument: str) -> str | None:
         return None
     try:
         with path.open(encoding="ascii") as file:
-            return file.read(MAX_TOKEN_BYTES + 2).strip()
+            return unarmour(file.read(MAX_FILE_BYTES))
     except (OSError, ValueError):
         raise InputError(f"{path} holds no license token") from None
 
 
-def _describe_token(token: str, issuer: list[Path] | None, home: Path, now: datetime) -> dict[str, object]:
-    from keylock.errors import LicenseError, SignatureError
+def _describe_token(
+    token: str, issuer: list[Path] | None, store: str | None, home: Path, now: datetime
+) -> dict[str, object]:
+    from keylock.errors import LicenseError
     from keylock.licensing import StoredLicense, verify_ignoring_time
     from keylock.signing import Home
 
-    own = own_issuer(home)
-    keys = read_issuers(issuer) or ([own] if own is not None else [])
-    if not keys:
-        raise SignatureError("a token can only be shown after checking it: give --issuer with the vendor's public key")
-    license = verify_ignoring_time(token, keys)
-    if Home(home.expanduser()).licenses_path.is_file():
+    license = verify_ignoring_time(token, _trusted(issuer, home))
+    if store is not None or Home(home.expanduser()).licenses_path.is_file():
         try:
-            with _open_store(home, create=False) as store:
-                return _describe(store.get(license.id), now)
+            with open_store(store, home) as licenses:
+                return _describe(licenses.get(license.id), now)
         except LicenseError:
             note("this license is not in the store: whether it was revoked is unknown")
-    return _describe(StoredLicense(license=license, issuer="", revoked_at=None, revoked_why=""), now)
+    return _describe(StoredLicense(license=license, issuer=""), now)
 
 
 def _describe(stored: "StoredLicense", now: datetime) -> dict[str, object]:
     shown: dict[str, object] = {"status": stored.status(now).value, **stored.license.model_dump(mode="json")}
     if stored.revoked_at is not None:
         shown |= {"revoked_at": stored.revoked_at.isoformat(), "revoked_why": stored.revoked_why}
+    if stored.suspended_at is not None:
+        shown |= {"suspended_at": stored.suspended_at.isoformat(), "suspended_why": stored.suspended_why}
+    if stored.refuse_before is not None:
+        shown["refuse_before"] = stored.refuse_before.isoformat()
     return shown
 
 
 def _show(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
-    return "-" if value in ("", {}) else str(value)
+    if isinstance(value, dict):
+        value = ", ".join(f"{name} {one}" for name, one in value.items() if one not in (None, False))
+    return "-" if value in ("", None) else str(value)
 
 
 def _show_time(moment: datetime) -> str:

@@ -138,6 +138,7 @@ def _complete(settings: "ServerSettings", path: Path | None) -> "ServerSettings"
 
     A directory that nobody named does not count where an issuer was named: the two may not belong together.
     """
+    from keylock.issuers import trusted_file
     from keylock.signing import Home
 
     home = Home((path or Path("~/.keylock")).expanduser())
@@ -147,7 +148,7 @@ def _complete(settings: "ServerSettings", path: Path | None) -> "ServerSettings"
         return settings
     return settings.model_copy(
         update={
-            "issuers": settings.issuers or (home.verifying_key_path,),
+            "issuers": settings.issuers or (trusted_file(home),),
             "license_store": settings.license_store or home.licenses_url,
             # Where other issuers were named, nobody would believe receipts that this one certifies.
             "receipt_key": settings.receipt_key or (None if settings.issuers else _own_receipt_key(home)),

@@ -22,7 +22,7 @@ from keylock.store.group_commit import GroupCommit
 from keylock.store.periods import PERIODS, day_of, month_of, resets_at
 from keylock.store.rates import take
 
-__all__ = ["Ledger", "Order", "Recorder", "Reservation", "Standing", "Window"]
+__all__ = ["Ledger", "Order", "Recorder", "Reservation", "Standing", "Window", "look_up"]
 
 Recorder: TypeAlias = Callable[[Connection, Charge], None]
 """Records a charge elsewhere in the store, inside the transaction that makes it."""
@@ -203,7 +203,7 @@ class Ledger:
             StoreError: If the store cannot be used.
         """
         with self._database.transaction() as connection:
-            return self._windows(connection, license, now)
+            return look_up(connection, license, now)
 
     def close(self) -> None:
         """Finishes what was handed over."""
@@ -236,7 +236,7 @@ class Ledger:
             if row.charged_at is None and not self._take_over(connection, order, expires_at):
                 continue
             charged_at = None if row.charged_at is None else _moment(row.charged_at)
-            return Reservation(order, expires_at, self._windows(connection, order.license, now), charged_at)
+            return Reservation(order, expires_at, look_up(connection, order.license, now), charged_at)
         raise RateError(license_id=order.license.id, retry_after_s=_CONTENDED_S)
 
     @staticmethod
@@ -266,7 +266,7 @@ class Ledger:
         return windows
 
     def _quota_error(self, connection: Connection, order: Order, now: datetime) -> QuotaError:
-        windows = self._windows(connection, order.license, now)
+        windows = look_up(connection, order.license, now)
         # Of those that are spent the one that lasts longest: when it is filled again the others are as well.
         last = [w for w in windows if w.limit is not None and w.used + order.units > w.limit][-1]
         return QuotaError(
@@ -315,7 +315,7 @@ class Ledger:
             # A commit that is run again, because nobody knows whether it went through, is no repeat.
             repeated=row.attempt != order.attempt,
             same_answer=row.answer_digest == answer_digest,
-            windows=self._windows(connection, order.license, now),
+            windows=look_up(connection, order.license, now),
         )
 
     def _release(self, connection: Connection, order: Order) -> bool:
@@ -341,12 +341,19 @@ class Ledger:
             values = {"license": license_id, "period": period, "start": start, "units": units}
             connection.execute(_SUBTRACT, values)
 
-    @staticmethod
-    def _windows(connection: Connection, license: License, now: datetime) -> tuple[Window, ...]:
-        starts = _starts(day_of(now), month_of(now))
-        values = {"license": license.id, "day_start": starts["day"], "month_start": starts["month"]}
-        used = {row.period: row.used for row in connection.execute(_USED, values)}
-        return _make_windows(license.quota, used, now)
+
+def look_up(connection: Connection, license: License, now: datetime) -> tuple[Window, ...]:
+    """Returns what a license has used, one window for each period.
+
+    Args:
+        connection: A connection inside a transaction.
+        license: The license, as the store has it.
+        now: The time, with its zone.
+    """
+    starts = _starts(day_of(now), month_of(now))
+    values = {"license": license.id, "day_start": starts["day"], "month_start": starts["month"]}
+    used = {row.period: row.used for row in connection.execute(_USED, values)}
+    return _make_windows(license.quota, used, now)
 
 
 def _key(order: Order) -> dict[str, object]:

@@ -57,12 +57,12 @@ def reconcile(connection: Connection) -> Reconciliation:
         query = f"SELECT license_id, {start} AS start, sum(units) AS units FROM ledger GROUP BY 1, 2"  # noqa: S608
         for row in connection.execute(text(query)):
             sums[row.license_id, period, row.start] = int(row.units)
-    counters = {
+    counters: dict[tuple[str, str, int], int] = {
         (row.license_id, row.period, row.start): row.used
         for row in connection.execute(text("SELECT license_id, period, start, used FROM counters"))
     }
     differences = [
-        Difference(*key, ledger=sums.get(key, 0), counter=counters.get(key, 0))
+        Difference(key[0], key[1], key[2], sums.get(key, 0), counters.get(key, 0))
         for key in sorted(sums.keys() | counters.keys())
         if sums.get(key, 0) != counters.get(key, 0)
     ]

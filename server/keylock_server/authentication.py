@@ -105,7 +105,7 @@ class Authenticator:
         self,
         manifest: Manifest,
         *,
-        keys: Collection[VerifyingKey],
+        keys: Callable[[], Collection[VerifyingKey]],
         access_keys: Collection[VerifyingKey] = (),
         store: "LicenseStore | None",
         leeway_s: int,
@@ -115,14 +115,15 @@ class Authenticator:
 
         Args:
             manifest: The model's manifest.
-            keys: Whose licenses are accepted.
+            keys: Returns those whose licenses are accepted; another object when they have changed.
             access_keys: Whose access tokens are accepted.
             store: The licenses issued; without it neither revoked nor unknown ones are noticed.
             leeway_s: How far a clock may be off, in seconds.
             now: The clock, in UTC.
         """
         self._manifest = manifest
-        self._keys = tuple(keys)
+        self._keys = keys
+        self._trusted = keys()
         self._access_keys = tuple(access_keys)
         self._store = store
         self._leeway_s = leeway_s
@@ -184,10 +185,14 @@ class Authenticator:
         )
 
     def _verify(self, token: str) -> License:
+        trusted = self._keys()
+        if trusted is not self._trusted:
+            self._verified.clear()
+            self._trusted = trusted
         digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
         known = self._verified.get(digest)
         if known is None:
-            known = verify_ignoring_time(token, self._keys)
+            known = verify_ignoring_time(token, trusted)
             if len(self._verified) >= _REMEMBERED:
                 self._verified.clear()
             self._verified[digest] = known

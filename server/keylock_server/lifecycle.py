@@ -245,7 +245,7 @@ async def start(settings: ServerSettings, *, now: Callable[[], datetime] | None 
             checkpoints.start()
         await server.start()
         await condition.start()
-        _announce(running, settings, keys)
+        _announce(running, settings, tuple(keys()))
     except BaseException:
         await server.stop(0)
         await condition.close()

@@ -2,10 +2,12 @@
 
 import logging
 import os
+from collections.abc import Callable, Collection
 from typing import Final
 
 from keylock.bundle import Bundle, KeyFile, Passphrase, Sealer, key_provider, open_bundle, read_sealed_key
 from keylock.errors import UnsealError
+from keylock.issuers import IssuerKeys
 from keylock.keys import KeySeed
 from keylock.licensing.offline import OfflineLicense
 from keylock.signing import VerifyingKey
@@ -18,14 +20,14 @@ __all__ = ["open_model", "worker_count"]
 _LOG: Final = logging.getLogger("keylock_server")
 
 
-def open_model(settings: ServerSettings) -> tuple[ServedModel, tuple[VerifyingKey, ...]]:
+def open_model(settings: ServerSettings) -> tuple[ServedModel, Callable[[], Collection[VerifyingKey]]]:
     """Opens the bundle.
 
     Args:
         settings: Those of the server.
 
     Returns:
-        The model, and the keys whose licenses are accepted.
+        The model, and what returns the keys whose licenses are accepted: their files are read again when they change.
 
     Raises:
         BundleError: If the bundle cannot be used.
@@ -35,8 +37,8 @@ def open_model(settings: ServerSettings) -> tuple[ServedModel, tuple[VerifyingKe
         ServiceError: If the device is not there.
     """
     warn_about_two_runtimes()
-    issuers = tuple(VerifyingKey.load(path) for path in settings.issuers)
-    with open_bundle(settings.bundle, trusted=issuers or None) as bundle:
+    issuers = IssuerKeys(settings.issuers) if settings.issuers else None
+    with open_bundle(settings.bundle, trusted=None if issuers is None else tuple(issuers())) as bundle:
         if not bundle.trusted:
             _LOG.warning(
                 "the bundle was signed by %s, which nobody vouches for: name the public key you trust with --issuer",
@@ -56,7 +58,8 @@ def open_model(settings: ServerSettings) -> tuple[ServedModel, tuple[VerifyingKe
             device=settings.device,
             threads=settings.threads,
         )
-    return model, issuers or (bundle.issuer,)
+    signers = (bundle.issuer,)
+    return model, issuers or (lambda: signers)
 
 
 def worker_count(settings: ServerSettings) -> int:

@@ -61,8 +61,8 @@ def test_a_license_is_a_path_or_the_token(tmp_path, token, form):
     file = tmp_path / "acme.license"
     file.write_text(f"{token}\n")
     settings = make(license=form(file))
-    assert settings.metadata == (("authorization", f"Bearer {token}"),)
-    assert make().metadata == ()
+    assert settings.metadata() == (("authorization", f"Bearer {token}"),)
+    assert make().metadata() == ()
 
 
 def test_a_license_file_that_is_none_is_refused(tmp_path, token):

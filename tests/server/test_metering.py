@@ -1,4 +1,4 @@
-"""What answers cost: every call is charged once or not at all, says so, and is refused where the license has no more."""
+"""What answers cost: a call is charged once or not at all, says so, and is refused where the license has no more."""
 
 import threading
 import time

@@ -58,7 +58,7 @@ def test_mistakes_end_in_one_line(vendor, capsys, arguments, code, words):
 def test_directory_that_was_named_fills_what_is_open(tmp_path):
     home = Home.open(tmp_path / "home")
     settings = _complete(ServerSettings.load(bundle="x"), home.path)
-    assert settings.issuers == (home.verifying_key_path,)
+    assert [path.name for path in settings.issuers] == ["issuers.jwks"]
     assert settings.license_store == home.licenses_url
     kept = _complete(ServerSettings.load(bundle="x", issuers=("own.pem",), license_store="sqlite:///own"), home.path)
     assert [str(path) for path in kept.issuers] == ["own.pem"]

@@ -1,0 +1,150 @@
+"""The options that say what a license grants, shared by `license issue` and `license renew`."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from keylock.licensing import License
+
+__all__ = [
+    "BurstOption",
+    "DaysOption",
+    "ExpiresOption",
+    "FeatureOption",
+    "MaxImagesOption",
+    "MaxPixelsOption",
+    "OverageOption",
+    "PerDayOption",
+    "PerMonthOption",
+    "RateOption",
+    "TotalOption",
+    "end_of",
+    "make_license",
+    "parse_date",
+    "terms",
+]
+
+DaysOption = Annotated[float | None, typer.Option(min=0, metavar="N", help="For how many days. [365]")]
+ExpiresOption = Annotated[
+    str | None, typer.Option(metavar="DATE", help="When it ends instead: 2027-06-30 or 2027-06-30T12:00:00Z.")
+]
+PerDayOption = Annotated[int | None, typer.Option("--per-day", min=0, metavar="UNITS", help="Units in a day (UTC).")]
+PerMonthOption = Annotated[
+    int | None, typer.Option("--per-month", min=0, metavar="UNITS", help="Units in a calendar month (UTC).")
+]
+TotalOption = Annotated[int | None, typer.Option("--total", min=0, metavar="UNITS", help="Units altogether.")]
+OverageOption = Annotated[
+    bool | None,
+    typer.Option("--overage/--no-overage", help="Answer beyond the quota and note it, or refuse. [refuse]"),
+]
+RateOption = Annotated[float | None, typer.Option("--rate", min=0, metavar="N", help="Images a second, on average.")]
+BurstOption = Annotated[
+    int | None, typer.Option("--burst", min=1, metavar="N", help="Images at once. [one second of --rate]")
+]
+MaxImagesOption = Annotated[
+    int | None, typer.Option("--max-images", min=1, metavar="N", help="Most images in a request.")
+]
+MaxPixelsOption = Annotated[
+    int | None, typer.Option("--max-pixels", min=1, metavar="N", help="Most pixels of an image, width times height.")
+]
+FeatureOption = Annotated[
+    list[str] | None,
+    typer.Option("--feature", metavar="NAME=VALUE", help="Whatever else was agreed; JSON or text; may be repeated."),
+]
+
+
+def terms(
+    *,
+    per_day: int | None,
+    per_month: int | None,
+    total: int | None,
+    overage: bool | None,
+    rate: float | None,
+    burst: int | None,
+    max_images: int | None,
+    max_pixels: int | None,
+    feature: list[str] | None,
+) -> dict[str, Any]:
+    """Turns options into fields of a license; what was not given is left out.
+
+    Raises:
+        InputError: If options contradict each other, or a feature is none.
+    """
+    from keylock.errors import InputError
+
+    found: dict[str, Any] = {"max_images": max_images, "max_pixels": max_pixels}
+    quota = {"day": per_day, "month": per_month, "total": total, "overage": overage}
+    found["quota"] = {name: value for name, value in quota.items() if value is not None} or None
+    if burst is not None and rate is None:
+        raise InputError("--burst needs --rate: say how many images a second fill the bucket")
+    if rate is not None:
+        found["rate"] = {"per_second": rate, "burst": burst or max(1, round(rate))}
+    found["features"] = dict(map(_feature, feature)) if feature else None
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def make_license(fields: dict[str, Any]) -> "License":
+    """Makes a license of its fields.
+
+    Raises:
+        InputError: If they do not make one.
+    """
+    from pydantic import ValidationError
+
+    from keylock.errors import InputError
+    from keylock.licensing import License
+
+    try:
+        return License.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = f"{first['loc'][0]}: " if first["loc"] else ""
+        raise InputError(f"cannot issue this license: {where}{first['msg'].removeprefix('Value error, ')}") from None
+
+
+def end_of(start: datetime, days: float | None, expires: str | None) -> datetime:
+    """Returns when a license ends.
+
+    Raises:
+        InputError: If both options were given, or one makes no sense.
+    """
+    from keylock.errors import InputError
+
+    if expires is not None:
+        if days is not None:
+            raise InputError("give --days or --expires, not both")
+        return parse_date(expires, "--expires")
+    try:
+        return start + timedelta(days=365 if days is None else days)
+    except OverflowError:
+        raise InputError("--days is too large: no calendar reaches that far") from None
+
+
+def parse_date(text: str, option: str) -> datetime:
+    """Returns the moment a text names, in UTC where it names no zone.
+
+    Raises:
+        InputError: If it names none.
+    """
+    from keylock.errors import InputError
+
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise InputError(f"{option} must be a date such as 2027-06-30 or 2027-06-30T12:00:00Z") from None
+
+
+def _feature(text: str) -> tuple[str, object]:
+    from keylock.errors import InputError
+
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise InputError(f"--feature {text!r} is no NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

@@ -1,0 +1,114 @@
+"""`keylock usage`: what licenses used, for the vendor and for billing systems, and whether the books agree."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from keylock.cli._console import JsonOption, new_app, note, print_json, print_pairs, print_table
+from keylock.cli._home import DEFAULT_HOME, HomeOption
+from keylock.cli._store import StoreOption, open_store
+from keylock.cli._terms import parse_date
+
+__all__ = ["app"]
+
+app = new_app("Show and export what licenses used, and check the books.")
+
+EXIT_DIFFERENT: Final = 5
+
+SinceOption = Annotated[str | None, typer.Option(metavar="DATE", help="From this moment on.")]
+UntilOption = Annotated[str | None, typer.Option(metavar="DATE", help="Until this moment, excluded.")]
+LicenseOption = Annotated[str | None, typer.Option("--license", metavar="ID", help="Only this license.")]
+CustomerOption = Annotated[str | None, typer.Option(metavar="NAME", help="Only this customer.")]
+
+
+@app.command("show")
+def usage_show(
+    license_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="One license; all without it.")] = None,
+    store: StoreOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what licenses have used today, this month (UTC) and altogether, and what they may."""
+    from keylock.store.ledger import look_up
+
+    now = datetime.now(UTC)
+    with open_store(store, home) as licenses:
+        wanted = licenses.list() if license_id is None else (licenses.get(license_id),)
+        with licenses.database.transaction(snapshot=True) as connection:
+            found = [(one, look_up(connection, one.license, now)) for one in wanted]
+    if as_json:
+        print_json(
+            [
+                {"license": one.license.id, "customer": one.license.customer, "quotas": list(windows)}
+                for one, windows in found
+            ]
+        )
+        return
+    rows = [
+        (
+            one.license.id,
+            one.license.customer,
+            *(f"{w.used}" if w.limit is None else f"{w.used} of {w.limit}" for w in windows),
+        )
+        for one, windows in found
+    ]
+    print_table(("id", "customer", "today", "this month", "total"), rows)
+
+
+@app.command("export")
+def usage_export(
+    form: Annotated[
+        str, typer.Option("--format", metavar="csv|jsonl|cloudevents|lago|stripe", help="What to write.")
+    ] = "csv",
+    since: SinceOption = None,
+    until: UntilOption = None,
+    license_id: LicenseOption = None,
+    customer: CustomerOption = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write to a new file, not to the screen.")] = None,
+    store: StoreOption = None,
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Export every request that was charged, one line each: CSV, JSON lines, or events for a billing system.
+
+    cloudevents is what OpenMeter takes; lago and stripe are the bodies of their event calls. Every event has an id of
+    its own, so that one which is sent twice is billed once.
+    """
+    from keylock.errors import InputError, UnknownNameError
+    from keylock.store.usage import FORMATS, charged, render
+
+    if form not in FORMATS:
+        raise UnknownNameError("format", form, FORMATS)
+    start = None if since is None else parse_date(since, "--since")
+    end = None if until is None else parse_date(until, "--until")
+    with open_store(store, home) as licenses, licenses.database.transaction(snapshot=True) as connection:
+        lines = render(charged(connection, since=start, until=end, license_id=license_id, customer=customer), form)
+        if out is None:
+            for line in lines:
+                typer.echo(line)
+            return
+        try:
+            with out.open("x", encoding="utf-8", newline="\n") as file:
+                file.writelines(f"{line}\n" for line in lines)
+        except FileExistsError:
+            raise InputError(f"{out} exists and is not overwritten: choose another path") from None
+    typer.echo(str(out))
+
+
+@app.command("reconcile")
+def usage_reconcile(store: StoreOption = None, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Check that the books agree: the ledger, request by request, and the counters. Exits with 5 where they do not."""
+    from keylock.store.reconcile import reconcile
+
+    with open_store(store, home) as licenses, licenses.database.transaction(snapshot=True) as connection:
+        found = reconcile(connection)
+    if as_json:
+        print_json(found)
+    else:
+        pairs = [("requests", found.requests), ("units", found.units), ("reserved", found.reserved)]
+        print_pairs([*pairs, ("differences", len(found.differences))])
+        for one in found.differences:
+            note(f"{one.license_id}, {one.period} {one.start}: ledger {one.ledger}, counter {one.counter}")
+    if found.differences:
+        raise typer.Exit(EXIT_DIFFERENT)
