@@ -7,7 +7,7 @@ from typing import Any, NoReturn, Self
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from keylock.signing import VerifyingKey
+from keylock.issuers import load_keys
 from keylock_client._exchanges import Call, Memory, Method
 from keylock_client._failures import translate
 from keylock_client._receipts import Trust, verify_receipt
@@ -41,8 +41,8 @@ class BaseClient:
             timeout_s: Seconds each request to the server may take, with its retries.
             tls: How to encrypt the connection. If left out, it is encrypted unless the server is on this machine.
             model: Name of the model to ask for; the one that is served if left out.
-            issuer: File with the public key (PEM) of the vendor whose receipts are trusted; the issuer of the license
-                if left out.
+            issuer: File with the public key (PEM), or keys (JWKS), of the vendor whose receipts are trusted; the issuer
+                of the license if left out.
             exchange_tokens: Exchange the license for access tokens that hold for minutes and are sent in its place, so
                 that it travels once in a while instead of with every call. With a client certificate they are bound to
                 it.
@@ -62,7 +62,7 @@ class BaseClient:
         )
         # Made here, so that a missing file is reported where it is named.
         self._credentials = self._settings.channel_credentials()
-        issuers = () if issuer is None else (VerifyingKey.load(issuer),)
+        issuers = () if issuer is None else load_keys(issuer)
         token = self._settings.token
         trust = Trust.make(issuers, None if token is None else token.reveal())
         certified = self._settings.tls is not None and self._settings.tls.certificate is not None

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from keylock.cli._home import own_issuer, read_issuers
+from keylock.cli._home import own_issuers, read_issuers
 from keylock.errors import InputError, SignatureError
 
 if TYPE_CHECKING:
@@ -16,15 +16,14 @@ _MAX_BYTES: Final = 4 * 1024 * 1024
 
 
 def find_trust(issuer: list[Path] | None, home: Path) -> "Callable[[VerifyingKey], bool]":
-    """Returns a test for trusted issuers: those of `--issuer`, or the one of the vendor's directory.
+    """Returns a test for trusted issuers: those of `--issuer`, or those of the vendor's directory.
 
     Raises:
         SignatureError: If there is neither, or a key cannot be read.
     """
     from keylock.licensing.receipts import trusts_any
 
-    own = own_issuer(home)
-    keys = read_issuers(issuer) or ([own] if own is not None else [])
+    keys = read_issuers(issuer) or own_issuers(home)
     if not keys:
         raise SignatureError("say whom you trust: give --issuer with the vendor's public key")
     return trusts_any(keys)

@@ -17,6 +17,10 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from keylock.bundle import (
@@ -313,6 +317,36 @@ def tiny() -> SimpleNamespace:
         images=lambda n, seed=0: np.random.default_rng(seed).normal(size=(n, 3, 8, 8)).astype(np.float32),
         pixels=lambda h, w, seed=0: np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8),
     )
+
+
+@pytest.fixture(scope="session")
+def tls_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Self-signed certificates for localhost with their keys: of the server, a client and somebody else."""
+    folder = tmp_path_factory.mktemp("tls")
+    for name in ("server", "client", "thief"):
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(datetime(2020, 1, 1, tzinfo=UTC))
+            .not_valid_after(datetime(2100, 1, 1, tzinfo=UTC))
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .sign(key, hashes.SHA256())
+        )
+        (folder / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        (folder / f"{name}.key").write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+    both = [(folder / f"{name}.pem").read_bytes() for name in ("client", "thief")]
+    (folder / "clients.pem").write_bytes(b"".join(both))
+    return folder
 
 
 @pytest.fixture
