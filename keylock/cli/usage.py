@@ -98,17 +98,23 @@ def usage_export(
 
 @app.command("reconcile")
 def usage_reconcile(store: StoreOption = None, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
-    """Check that the books agree: the ledger, request by request, and the counters. Exits with 5 where they do not."""
+    """Check that the books agree: ledger, counters and audit log. Exits with 5 where they do not."""
+    from dataclasses import asdict
+
+    from keylock.store.audit import compare_with_ledger
     from keylock.store.reconcile import reconcile
 
     with open_store(store, home) as licenses, licenses.database.transaction(snapshot=True) as connection:
         found = reconcile(connection)
+        unlogged = compare_with_ledger(connection)
     if as_json:
-        print_json(found)
+        print_json({**asdict(found), "audit_log": list(unlogged)})
     else:
         pairs = [("requests", found.requests), ("units", found.units), ("reserved", found.reserved)]
-        print_pairs([*pairs, ("differences", len(found.differences))])
+        print_pairs([*pairs, ("differences", len(found.differences) + len(unlogged))])
         for one in found.differences:
             note(f"{one.license_id}, {one.period} {one.start}: ledger {one.ledger}, counter {one.counter}")
-    if found.differences:
+        for entry in unlogged:
+            note(f"{entry.license_id}, request {entry.request_id!r}: {entry.what}")
+    if found.differences or unlogged:
         raise typer.Exit(EXIT_DIFFERENT)

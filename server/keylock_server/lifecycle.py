@@ -187,7 +187,7 @@ async def start(settings: ServerSettings, *, now: Callable[[], datetime] | None 
     clock = now or (lambda: datetime.now(UTC))
     receipt_key = None
     if settings.receipt_key is not None:
-        receipt_key = load_receipt_key(settings.receipt_key, issuers=keys, now=clock())
+        receipt_key = load_receipt_key(settings.receipt_key, issuers=tuple(keys()), now=clock())
     store, meter = _open_store(settings, clock)
     if settings.offline_license is not None and store is not None:
         admit_offline_license(

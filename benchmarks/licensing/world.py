@@ -1,0 +1,169 @@
+"""What the benchmarks of licensing share: a vendor with a tiny bundle, servers as processes, and the books."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# The tiny bundle, which costs next to nothing to explain, is that of the server's tests.
+sys.path[:0] = [str(ROOT / "tests" / "server"), str(ROOT / "tests")]
+
+import conftest as tiny
+import numpy as np
+
+from keylock.bundle import KeyFile, write_bundle
+from keylock.keys import Key, KeySeed
+from keylock.licensing import License, issue, new_license_id
+from keylock.licensing.receipt_keys import ReceiptKey
+from keylock.signing import SigningKey
+from keylock.store import LicenseStore
+from keylock.store.audit import compare_with_ledger
+from keylock.store.reconcile import Reconciliation, reconcile
+from keylock.v1 import explanation_pb2 as pb
+
+RESULTS = ROOT / "benchmarks" / "results" / "licensing"
+_START_S = 120.0
+
+
+@dataclass(frozen=True)
+class World:
+    """A vendor, its bundle and its store."""
+
+    folder: Path
+    store_url: str
+    signing_key: SigningKey
+    store: LicenseStore
+
+    @classmethod
+    def make(cls, folder: Path, store_url: str) -> "World":
+        """Makes everything anew in a folder."""
+        seed, signing_key = KeySeed.generate(), SigningKey.generate()
+        key = Key.derive(seed, shape=tiny.PREPROCESSING.shape, std=tiny.PREPROCESSING.std)
+        signing_key.verifying_key.write(folder / "issuer.pub.pem")
+        now = datetime.now(UTC)
+        ReceiptKey.create(folder / "receipts.pem", signing_key, not_before=now, expires=now + timedelta(days=1))
+        vendor = tiny.Vendor(
+            folder=folder,
+            bundle=folder / "tiny.klb",
+            key_file=folder / "key-file",
+            seed_file=folder / "seed",
+            issuer_file=folder / "issuer.pub.pem",
+            store_url=store_url,
+            seed=seed,
+            key=key,
+            signing_key=signing_key,
+            store=None,
+            manifest=None,
+        )
+        sealer = KeyFile.create(vendor.key_file)
+        write_bundle(vendor.bundle, vendor.content(), signing_key=signing_key, seed=seed, sealer=sealer)
+        return cls(folder, store_url, signing_key, LicenseStore(store_url))
+
+    def grant(self, **terms: object) -> tuple[License, str]:
+        """Issues a license for a day."""
+        now = datetime.now(UTC)
+        license = License(
+            id=new_license_id(),
+            customer="Acme",
+            models=("*",),
+            explainers=("*",),
+            issued_at=now,
+            not_before=now - timedelta(minutes=1),
+            expires=now + timedelta(days=1),
+            **terms,
+        )
+        self.store.add(license, issuer=self.signing_key.key_id)
+        return license, issue(license, self.signing_key)
+
+    def books(self) -> tuple[Reconciliation, int, dict[str, int]]:
+        """Returns the reconciliation, the differences to the audit log, and the units of each request charged."""
+        from sqlalchemy import text
+
+        with self.store.database.transaction(snapshot=True) as connection:
+            found = reconcile(connection)
+            unlogged = len(compare_with_ledger(connection))
+            rows = connection.execute(text("SELECT request_id, units FROM ledger WHERE charged_at IS NOT NULL"))
+            return found, unlogged, {row.request_id: row.units for row in rows}
+
+
+class Server:
+    """A `keylock serve` in a process of its own."""
+
+    def __init__(self, world: World, name: str, *, port: int = 0, store: bool = True) -> None:
+        self._ready = world.folder / f"ready-{name}"
+        self._ready.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "keylock", "serve", str(world.folder / "tiny.klb"), "--port", str(port)]
+        command += ["--key-file", str(world.folder / "key-file"), "--issuer", str(world.folder / "issuer.pub.pem")]
+        command += ["--ready-file", str(self._ready), "--log-level", "error"]
+        environment = {**os.environ, "KEYLOCK_SERVER_QUEUE": "1024", "KEYLOCK_SERVER_DEADLINE_S": "20"}
+        environment["KEYLOCK_SERVER_RECEIPT_KEY"] = str(world.folder / "receipts.pem")
+        if store:
+            environment["KEYLOCK_SERVER_LICENSE_STORE"] = world.store_url
+        environment["OMP_NUM_THREADS"] = "1"
+        with (world.folder / f"log-{name}").open("ab") as log:
+            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        limit = time.monotonic() + _START_S
+        while not self._ready.exists():
+            if self.process.poll() is not None or time.monotonic() > limit:
+                raise RuntimeError((world.folder / f"log-{name}").read_text()[-2000:])
+            time.sleep(0.02)
+        self.target = self._ready.read_text().strip()
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        return int(self.target.rpartition(":")[2])
+
+    def kill(self) -> None:
+        """Ends it without warning, as `kill -9` does."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> None:
+        """Ends it in order, also when it stands still."""
+        self.process.send_signal(signal.SIGCONT)
+        self.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=30)
+        if self.process.poll() is None:
+            self.kill()
+
+
+def image(seed: int) -> pb.Image:
+    """A preprocessed image, different for every seed."""
+    array = np.random.default_rng(seed).normal(size=(3, 8, 8)).astype(np.float32)
+    return pb.Image(tensor=pb.Tensor(dtype=pb.DATA_TYPE_FLOAT32, shape=array.shape, data=array.tobytes()))
+
+
+@contextlib.contextmanager
+def postgresql() -> Iterator[str]:
+    """A PostgreSQL of its own, as the tests start one; yields the URL of an empty database."""
+    from postgresql_cluster import Cluster
+
+    cluster = Cluster()
+    try:
+        yield cluster.new_url()
+    finally:
+        cluster.close()
+
+
+def record(name: str, result: dict[str, object]) -> None:
+    """Prints a result and writes it into `benchmarks/results/licensing`."""
+    shared = {"cpu_count": os.cpu_count(), "load_average_at_end": os.getloadavg()[0], "finished": _now()}
+    document = {**result, "machine": {**shared, "note": "other programs ran on the machine at the same time"}}
+    text = json.dumps(document, indent=2)
+    print(text, flush=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(text + "\n", "utf-8")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
