@@ -89,7 +89,7 @@ class Cluster:
         """Ends it and breaks all sessions; with SIGQUIT at once, so that the journal is replayed at the next start."""
         if self.process is not None:
             self.process.send_signal(how)
-            self.process.wait(timeout=30)
+            self.process.wait(timeout=120)
             self.process = None
 
     def new_url(self) -> str:
@@ -105,5 +105,5 @@ class Cluster:
             connection.execute(statement)  # type: ignore[call-overload]
 
     def close(self) -> None:
-        self.stop()
+        self.stop(signal.SIGQUIT)
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -16,9 +16,10 @@ import signal
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from world import Server, World, image, record
@@ -27,7 +28,8 @@ from keylock.licensing import Quota
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import explanation_pb2_grpc
 
-EXPLAIN = "/keylock.v1.ExplanationService/Explain"
+Run: TypeAlias = Callable[[Coroutine[Any, Any, Any]], Any]
+"""Runs a coroutine: `asyncio.run`, or the loop of a program that has one for gRPC already."""
 
 
 @dataclass
@@ -147,14 +149,14 @@ FAULTS = (
 )
 
 
-def callers(world: World, *, calls: int, count: int, seed: int) -> dict[str, object]:
+def callers(world: World, *, calls: int, count: int, seed: int, run: Run = asyncio.run) -> dict[str, object]:
     """Callers against one server, with a quota that does not suffice for all of them."""
     quota = round(calls * 0.6)
     _, token = world.grant(quota=Quota(total=quota))
     server = Server(world, "callers")
     started = time.monotonic()
     try:
-        clients = asyncio.run(Load([server.target], token, seed=seed, callers=count, most=calls).run())
+        clients = run(Load([server.target], token, seed=seed, callers=count, most=calls).run())
     finally:
         server.stop()
     return {
@@ -169,7 +171,9 @@ def callers(world: World, *, calls: int, count: int, seed: int) -> dict[str, obj
     }
 
 
-def kills(world: World, *, times: int, count: int, seed: int, between_s: float = 0.7) -> dict[str, object]:
+def kills(
+    world: World, *, times: int, count: int, seed: int, between_s: float = 0.7, run: Run = asyncio.run
+) -> dict[str, object]:
     """The same with a server that is killed under load and started again; the books are compared after every kill."""
     _, token = world.grant(quota=Quota(total=10**9))
     generator = random.Random(seed)
@@ -197,7 +201,7 @@ def kills(world: World, *, times: int, count: int, seed: int, between_s: float =
 
     try:
         for number in range(times):
-            asyncio.run(one(number))
+            run(one(number))
     finally:
         server.stop()
     return {
@@ -212,12 +216,21 @@ def kills(world: World, *, times: int, count: int, seed: int, between_s: float =
     }
 
 
-def three(world: World, *, seconds: float, count: int, seed: int, restart: object, pause_s: float) -> dict[str, object]:
+def three(
+    world: World,
+    *,
+    seconds: float,
+    count: int,
+    seed: int,
+    restart: Callable[[], None],
+    pause_s: float,
+    run: Run = asyncio.run,
+) -> dict[str, object]:
     """Three servers on one PostgreSQL: one is stopped for a while, and the database is started again."""
     _, token = world.grant(quota=Quota(total=10**9))
     servers = [Server(world, f"three-{n}") for n in range(3)]
 
-    async def run() -> Clients:
+    async def all_of_it() -> Clients:
         load = Load([server.target for server in servers], token, seed=seed, callers=count)
         running = asyncio.create_task(load.run())
         await asyncio.sleep(seconds * 0.2)
@@ -231,7 +244,7 @@ def three(world: World, *, seconds: float, count: int, seed: int, restart: objec
         return await running
 
     try:
-        clients = asyncio.run(run())
+        clients = run(all_of_it())
     finally:
         for server in servers:
             server.stop()

@@ -184,13 +184,18 @@ class Meter:
             _LOG.error("%s", error)
 
     async def _reap(self, ledger: "Ledger") -> None:
+        failing = False
         while True:
             await asyncio.sleep(_REAP_EVERY_S)
             try:
                 count = await asyncio.wrap_future(ledger.reap(now=self.now()))
             except StoreError as error:
-                _LOG.error("%s", error)
+                # Said once, and again when it happens again.
+                if not failing:
+                    _LOG.error("%s", error)
+                failing = True
                 continue
+            failing = False
             if count:
                 _LOG.warning("took back %d reservations that had expired", count)
 

@@ -17,7 +17,10 @@ from keylock.issuers import IssuerKeys, home_keys, load_keys, retire, rotate, tr
 from keylock.licensing import Charge, verify
 from keylock.signing import Home
 from keylock.store import Ledger, LicenseStore
+from keylock.store.audit import record_charge
 from keylock.store.ledger import Order
+
+DIGEST = "sha256:" + "ab" * 32
 
 
 @pytest.fixture
@@ -159,14 +162,14 @@ def charged(home, run):
     acme = issue(run, "--feature", "billing_id=cus_1", "--per-day", 100)["license"]["id"]
     other = run("license", "issue", "--customer", "O, Ltd", "--model", "*", "--json", read=True)["license"]["id"]
     with LicenseStore(home.licenses_url) as store:
-        ledger = Ledger(store.database)
+        ledger = Ledger(store.database, record=record_charge)
         moment = datetime(2026, 11, 1, 12, tzinfo=UTC)
         for n, (license_id, request_id) in enumerate([(acme, "r1"), (acme, "=1+1"), (other, "r1")]):
             order = Order(
                 license=store.get(license_id).license,
                 request_id=request_id,
-                request_digest="d",
-                model_digest="sha256:m",
+                request_digest=DIGEST,
+                model_digest=DIGEST,
                 explainer="grad_cam",
                 images=n + 1,
                 units=(n + 1) * 2,
@@ -177,16 +180,16 @@ def charged(home, run):
             charge = Charge(
                 license_id=license_id,
                 request_id=request_id,
-                request_digest="d",
-                model_digest="sha256:m",
+                request_digest=DIGEST,
+                model_digest=DIGEST,
                 explainer="grad_cam",
                 parameters={},
                 target=-1,
                 units=order.units,
                 keyed=True,
                 time=now,
-                image_digests=(),
-                map_digests=(),
+                image_digests=(DIGEST,),
+                map_digests=(DIGEST,),
             )
             ledger.commit(reservation, charge, answer_digest="x").result(timeout=30)
         ledger.close()
@@ -212,6 +215,7 @@ def test_usage_is_shown_exported_and_reconciled(run, home, charged, tmp_path):
     assert len(run("usage", "export", "--format", "jsonl", *within).splitlines()) == 1
     found = run("usage", "reconcile", "--json", read=True)
     assert (found["requests"], found["units"], found["reserved"], found["differences"]) == (3, 12, 0, [])
+    assert found["audit_log"] == []
     out = tmp_path / "usage.csv"
     run("usage", "export", "--out", out)
     assert len(out.read_text().splitlines()) == 4
