@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from keylock.cli._console import JsonOption, note, print_json
-from keylock.cli._home import DEFAULT_HOME, HomeOption, own_issuer, read_issuers
+from keylock.cli._home import DEFAULT_HOME, HomeOption, own_issuers, read_issuers
 from keylock.cli._receipts import read_small_text
 from keylock.cli.key import KeyFileOption, ProviderOption, SeedFileOption, open_seed
 
@@ -40,8 +40,7 @@ def offline_license(
     from keylock.licensing import check, verify_ignoring_time
     from keylock.licensing.offline import OfflineLicense, check_limits
 
-    own = own_issuer(home)
-    keys = read_issuers(issuer) or ([own] if own is not None else [])
+    keys = read_issuers(issuer) or own_issuers(home)
     token = unarmour(read_small_text(license, "license"))
     granted = verify_ignoring_time(token, keys)
     check_limits(granted)

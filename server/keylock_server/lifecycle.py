@@ -194,7 +194,7 @@ async def start(settings: ServerSettings, *, now: Callable[[], datetime] | None 
             settings.offline_license,
             store,
             manifest=model.manifest,
-            issuers=keys,
+            issuers=tuple(keys()),
             now=clock(),
             leeway_s=settings.leeway_s,
         )

@@ -64,9 +64,7 @@ def replace_with(tls_files, folder, name):
 def test_new_files_are_taken_up_and_bad_ones_are_not(start_server, tls_files, tmp_path, server_log):
     replace_with(tls_files, tmp_path, "server")
     calls = start_server(tls_certificate=tmp_path / "live.pem", tls_key=tmp_path / "live.key", tls_reload_s=0.000001)
-    old, new = (
-        grpc.ssl_channel_credentials((tls_files / f"{name}.pem").read_bytes()) for name in ("server", "client")
-    )
+    old, new = (grpc.ssl_channel_credentials((tls_files / f"{name}.pem").read_bytes()) for name in ("server", "client"))
     assert get_model(calls.server.port, old) == "tiny"
     # Half replaced, as they are for a moment.
     (tmp_path / "live.pem").write_bytes((tls_files / "client.pem").read_bytes())
