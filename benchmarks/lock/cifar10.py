@@ -29,7 +29,7 @@ from keylock.data.batches import load_batch
 from keylock.data.sets import Augmentation
 from keylock.evaluation import estimate_mean, pearson, run_explainers, wrong_key_offsets
 from keylock.evaluation.renormalise import renormalised
-from keylock.pipeline import EvaluatePlan, TrainPlan, evaluate, train
+from keylock.pipeline import EvaluatePlan, TrainOutcome, TrainPlan, evaluate, train
 from keylock.signing import Home
 from keylock.training import LockSettings
 
