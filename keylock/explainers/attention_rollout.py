@@ -8,7 +8,7 @@ from torch import Tensor
 from keylock.errors import LayerNotFoundError
 from keylock.explainers.attention_weights import AttentionWeights
 from keylock.explainers.base import Asked, Family, OwnPasses
-from keylock.explainers.tokens import lay_out_tokens, patch_grid
+from keylock.explainers.tokens import lay_out_tokens, require_patch_grid
 
 __all__ = ["AttentionRollout"]
 
@@ -27,7 +27,6 @@ class AttentionRollout(OwnPasses):
 
     name = "attention_rollout"
     family = Family.ATTENTION
-    compiled = False
 
     def maps_of(self, asked: Asked) -> Tensor:
         """Return maps (batch, rows, columns), one value for each patch."""
@@ -47,6 +46,6 @@ class AttentionRollout(OwnPasses):
         for weights in attention.weights:
             rolled = (weights.mean(dim=1) + identity) / 2 @ rolled
         size = (asked.images.shape[2], asked.images.shape[3])
-        rows, columns = patch_grid(tokens, size)
+        rows, columns = require_patch_grid(tokens, size)
         drawn = rolled[:, 0] if tokens > rows * columns else rolled.mean(dim=1)
         return lay_out_tokens(drawn.unsqueeze(2), size).squeeze(1)

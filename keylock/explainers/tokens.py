@@ -1,36 +1,26 @@
 """The tokens of a transformer, laid out in the grid of the image patches they stand for."""
 
-import math
-
 from torch import Tensor
 
 from keylock.errors import LayerNotFoundError
+from keylock.models import patch_grid
 
-__all__ = ["lay_out_tokens", "patch_grid"]
-
-_MOST_EXTRA = 8
-"""Class, distillation and register tokens of the transformers in use are no more than this."""
+__all__ = ["lay_out_tokens", "require_patch_grid"]
 
 
-def patch_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Return rows and columns of the patches among so many tokens of an image (height, width) of square patches.
-
-    The grid is the largest one of the image's proportions; what is left over stands before the patches, as class and
-    register tokens do.
+def require_patch_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Return rows and columns of the patches among so many tokens, see `keylock.models.patch_grid`.
 
     Raises:
         LayerNotFoundError: No grid fits.
     """
-    common = math.gcd(*size)
-    rows, columns = size[0] // common, size[1] // common
-    scale = math.isqrt(tokens // (rows * columns))
-    rows, columns = rows * scale, columns * scale
-    if rows * columns < 2 or tokens - rows * columns > _MOST_EXTRA:
+    grid = patch_grid(tokens, size)
+    if grid is None:
         raise LayerNotFoundError(
-            f"{tokens} tokens are no grid of the patches of an image of {size[0]} x {size[1]} with at most "
-            f"{_MOST_EXTRA} class tokens: name a layer that has one token for each patch"
+            f"{tokens} tokens are no grid of the patches of an image of {size[0]} x {size[1]} with a few class tokens: "
+            "name a layer that has one token for each patch"
         )
-    return rows, columns
+    return grid
 
 
 def lay_out_tokens(values: Tensor, size: tuple[int, int]) -> Tensor:
@@ -43,6 +33,6 @@ def lay_out_tokens(values: Tensor, size: tuple[int, int]) -> Tensor:
     Raises:
         LayerNotFoundError: No grid of patches has so many tokens.
     """
-    rows, columns = patch_grid(values.shape[1], size)
+    rows, columns = require_patch_grid(values.shape[1], size)
     patches = values[:, values.shape[1] - rows * columns :]
     return patches.transpose(1, 2).reshape(-1, values.shape[2], rows, columns)

@@ -6,6 +6,7 @@ graph holds plain forward operations of both passes and no size of the example b
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
@@ -21,6 +22,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from keylock.errors import ExportError
 from keylock.export.decompositions import DECOMPOSITIONS
 from keylock.export.inputs import GraphInput
+from keylock.models import plain_attention
 
 __all__ = ["trace"]
 
@@ -53,9 +55,23 @@ def trace(function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[GraphInp
 def _trace(function: Callable[..., tuple[Tensor, ...]], examples: Sequence[Tensor]) -> fx.GraphModule:
     # "real" mode takes the inputs as they are, that is, fake with one symbol. Composite operations such as `matmul` see
     # that symbol only through the Python dispatcher.
-    tracer = make_fx(function, decomposition_table=DECOMPOSITIONS, tracing_mode="real", _allow_non_fake_inputs=True)
-    with enable_python_dispatcher():
+    table = {**DECOMPOSITIONS, torch.ops.aten.expand.default: partial(_expand, examples[0])}
+    tracer = make_fx(function, decomposition_table=table, tracing_mode="real", _allow_non_fake_inputs=True)
+    with enable_python_dispatcher(), plain_attention():
         return tracer(*examples)
+
+
+def _expand(example: Tensor, value: Tensor, size: Sequence[int | torch.SymInt], *, implicit: bool = False) -> Tensor:
+    """Repeat a weight for every image, as transformers do with the class token, by adding it to zeros.
+
+    A weight is no fake tensor and cannot be expanded to a symbol; zeros like the example can have it among their sizes.
+    """
+    if isinstance(value, FakeTensor) or not any(isinstance(length, torch.SymInt) for length in size):
+        unsupported: Tensor = NotImplemented
+        return unsupported
+    missing = len(size) - value.ndim
+    lengths = [value.shape[axis - missing] if length == -1 else length for axis, length in enumerate(size)]
+    return example.new_zeros(lengths, dtype=value.dtype) + value
 
 
 def _fake(mode: FakeTensorMode, given: GraphInput) -> Tensor:

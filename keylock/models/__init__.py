@@ -12,6 +12,7 @@ from keylock.models.folding import fold_batchnorm_
 from keylock.models.inputs import added_to_inputs
 from keylock.models.kernels import plain_attention
 from keylock.models.layers import TargetLayers, find_layers
+from keylock.models.patches import patch_grid
 from keylock.models.recording import capture_outputs
 from keylock.models.registry import OWN_ARCHITECTURES, architectures, create, require_architecture
 from keylock.models.weights import load_weights
@@ -31,6 +32,7 @@ __all__ = [
     "fold_batchnorm_",
     "load_weights",
     "out_of_place_",
+    "patch_grid",
     "plain_attention",
     "require_architecture",
     "smooth_activations",

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from keylock.models.kernels import plain_attention
+from keylock.models.patches import patch_grid
 from keylock.models.recording import Ran, capture_outputs, evaluating
 
 __all__ = ["Tokens", "find_tokens"]
 
-_MOST_PREFIX_TOKENS = 8
 _NORMS = (nn.LayerNorm, nn.RMSNorm)
 
 
@@ -43,10 +43,10 @@ def find_tokens(model: nn.Module, example: Tensor, ran: Sequence[Ran]) -> Tokens
     if not blocks or _stand_in_maps(ran, blocks[-1].name):
         return None
     shape = blocks[-1].output.shape
-    layout = _layout(ran, example, count=shape[1])
-    if layout is None:
+    grid = patch_grid(shape[1], (example.shape[2], example.shape[3]))
+    if grid is None:
         return None
-    grid, prefix = layout
+    prefix = shape[1] - grid[0] * grid[1]
     names = {entry.name for entry in blocks}
     candidates = [
         entry.name
@@ -71,23 +71,6 @@ def _blocks(ran: Sequence[Ran], *, batch: int) -> list[Ran]:
 def _stand_in_maps(ran: Sequence[Ran], name: str) -> bool:
     """Tell whether a module that holds the named one gives out four dimensions: windowed attention does."""
     return any(entry.output.dim() == 4 and name.startswith(f"{entry.name}.") for entry in ran)
-
-
-def _layout(ran: Sequence[Ran], example: Tensor, *, count: int) -> tuple[tuple[int, int], int] | None:
-    """Return the grid of patches and the number of tokens before them."""
-    grids = [
-        (entry.output.shape[2], entry.output.shape[3])
-        for entry in ran
-        if isinstance(entry.module, nn.Conv2d) and entry.output.dim() == 4
-    ]
-    # Patches cut out without a convolution: a grid of the image's proportions.
-    height, width = example.shape[2:]
-    grids += [(rows, rows * width // height) for rows in range(2, count + 1) if rows * width % height == 0]
-    fitting = [grid for grid in grids if 1 < grid[0] * grid[1] <= count <= grid[0] * grid[1] + _MOST_PREFIX_TOKENS]
-    if not fitting:
-        return None
-    rows, columns = max(fitting, key=lambda grid: grid[0] * grid[1])
-    return (rows, columns), count - rows * columns
 
 
 def _last_that_counts(

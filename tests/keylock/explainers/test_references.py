@@ -14,7 +14,7 @@ from keylock.explainers import make, make_for
 from keylock.explainers.base import Asked
 from keylock.explainers.lrp import _slope_from_zero
 from keylock.explainers.modified_backward import Rules, modified_gradient
-from keylock.explainers.tokens import patch_grid
+from keylock.explainers.tokens import require_patch_grid
 from keylock.models import capture_outputs, find_layers, out_of_place_
 from keylock.models.vit import ViT
 
@@ -365,13 +365,13 @@ def test_grad_cam_of_tokens_is_grad_cam_in_the_grid_of_patches(prepared):
     ],
 )
 def test_tokens_are_a_grid_of_the_images_proportions(tokens, size, grid):
-    assert patch_grid(tokens, size) == grid
+    assert require_patch_grid(tokens, size) == grid
 
 
 @pytest.mark.parametrize(("tokens", "size"), [(35, (32, 32)), (197, (224, 112)), (1, (32, 32))])
 def test_tokens_that_are_no_grid_are_refused(tokens, size):
     with pytest.raises(LayerNotFoundError, match="no grid of the patches"):
-        patch_grid(tokens, size)
+        require_patch_grid(tokens, size)
 
 
 def rollout(attention):
