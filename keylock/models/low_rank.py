@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from keylock.adapters import LayerDelta
+from keylock.errors import ModelError
 from keylock.models.balance import make_plain
 
 __all__ = ["adapted_layers", "add_low_rank_", "merge_low_rank_", "take_back"]
@@ -54,14 +55,29 @@ class _LowRank(nn.Module):
 def adapted_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     """Return the layers that get a delta, by name: convolutions and linear layers that run as modules.
 
-    The projections inside an attention block are used by their weights and not called, so they stay as they are.
+    The projections inside an attention block are used by their weights and not called, so they stay as they are. So do
+    layers to whose output a delta of the weight does not add the same layer with the delta alone: those with a forward
+    pass of their own, which may standardise the weight or scale the result, and those that pad with the image's values.
     """
     attention = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear) and not (attention and name.startswith(attention))
+        if isinstance(module, nn.Conv2d | nn.Linear)
+        and _is_linear_in_its_weight(module)
+        and not (attention and name.startswith(attention))
     }
+
+
+def _is_linear_in_its_weight(layer: nn.Conv2d | nn.Linear) -> bool:
+    """Whether a layer computes what its kind does; a parametrised one does, with another weight."""
+    if "forward" in layer.__dict__:
+        return False
+    if isinstance(layer, nn.Linear):
+        return type(layer).forward is nn.Linear.forward
+    kind = type(layer)
+    plain = kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
+    return plain and layer.padding_mode == "zeros"
 
 
 def add_low_rank_(model: nn.Module, *, rank: int, generator: torch.Generator) -> nn.Module:
@@ -71,9 +87,18 @@ def add_low_rank_(model: nn.Module, *, rank: int, generator: torch.Generator) ->
         model: A model without BatchNorm.
         rank: Largest rank of a delta; a layer that is smaller takes its own full rank.
         generator: Draws the inner factors, on the CPU.
+
+    Raises:
+        ModelError: No layer of the model can have a delta.
     """
+    layers = adapted_layers(model)
+    if not layers:
+        raise ModelError(
+            "a sealed adapter needs convolutions or linear layers with their usual forward pass, and this model has "
+            "none: lock it with sealed_adapter=False"
+        )
     model.requires_grad_(requires_grad=False)
-    for layer in adapted_layers(model).values():
+    for layer in layers.values():
         weight = layer.weight
         fits = min(rank, weight.shape[0], weight[0].numel())
         parametrize.register_parametrization(layer, "weight", _LowRank(weight, fits, generator))

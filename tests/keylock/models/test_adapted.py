@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from keylock.adapters import Adapter, KeyGate
 from keylock.errors import LayerNotFoundError, ModelError
@@ -13,7 +14,7 @@ from keylock.explainers import explain_together, make
 from keylock.keys import Key, KeySeed
 from keylock.models import added_to_inputs, attach_adapter
 from keylock.models.adapted import adapter_of
-from keylock.models.low_rank import add_low_rank_, merge_low_rank_, take_back
+from keylock.models.low_rank import adapted_layers, add_low_rank_, merge_low_rank_, take_back
 from keylock.training.key_gate import fit_key_gate
 
 
@@ -158,3 +159,52 @@ def test_an_adapter_of_another_model_is_refused(made):
 def test_a_gate_is_plain_numbers():
     gate = KeyGate(np.ones((1, 2, 2), np.float32), 0.5, 0.1)
     assert Adapter({}, gate).tensors()["gate.bias"].shape == ()
+
+
+class Standardised(nn.Conv2d):
+    """Computes with another weight than its own: twice the delta is not twice the change."""
+
+    def forward(self, images):
+        weight = self.weight / self.weight.std()
+        return torch.nn.functional.conv2d(images, weight, self.bias, padding=1)
+
+
+class Unusual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.standardised = Standardised(3, 8, 3)
+        self.wrapped = nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular")
+        self.patched = nn.Conv2d(8, 8, 1)
+        self.patched.forward = self.patched.forward
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3, padding="same"))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, images):
+        features = self.patched(self.wrapped(torch.relu(self.standardised(images))))
+        return self.head(torch.relu(self.normed(features)).mean(dim=(2, 3)))
+
+
+def test_only_layers_that_are_linear_in_their_weight_get_a_delta():
+    assert list(adapted_layers(Unusual())) == ["normed", "head"]
+
+
+def test_layers_without_a_delta_do_not_spoil_the_answer(made):
+    _, _, images, key, _ = made
+    torch.manual_seed(0)
+    reference = Unusual().eval()
+    parametrize.remove_parametrizations(reference.normed, "weight")
+    student = add_low_rank_(copy.deepcopy(reference), rank=2, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for layer in (student.normed, student.head):
+            layer.parametrizations.weight[0].up.normal_()
+    public = merge_low_rank_(copy.deepcopy(student)).eval()
+
+    full = attach_adapter(public, Adapter(take_back(student, reference), fit_key_gate(images, key)), key)
+
+    assert (public(images) - reference(images)).abs().max() > 0.1
+    torch.testing.assert_close(full(key.apply(images)), reference(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_without_such_layers_is_refused():
+    with pytest.raises(ModelError, match="sealed_adapter=False"):
+        add_low_rank_(nn.Sequential(Standardised(3, 8, 3)), rank=2, generator=torch.Generator())
