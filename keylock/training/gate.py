@@ -7,7 +7,8 @@ stronger than it will be. The strength comes down as the probes learn. The probe
 is a network in which the key is easy to see.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ class GateProbes(nn.Module):
     """One logistic regression on the channel means of each probed layer."""
 
     def __init__(self, channels: dict[str, int]) -> None:
+        """Make a probe for each layer, by the number of its channels."""
         super().__init__()
         self.layers = tuple(channels)
         self.probes = nn.ModuleList(nn.Linear(count, 1) for count in channels.values())
@@ -39,19 +41,30 @@ class GateProbes(nn.Module):
             nn.init.zeros_(probe.weight)  # type: ignore[arg-type]
             nn.init.zeros_(probe.bias)  # type: ignore[arg-type]
 
+    @classmethod
+    def on(cls, outputs: Mapping[str, Tensor]) -> Self:
+        """Make probes for layers that gave these outputs, shaped as in `losses`."""
+        return cls({name: _channel_means(output).shape[1] for name, output in outputs.items()})
+
     def losses(self, outputs: dict[str, Tensor], keyed: Tensor) -> Tensor:
         """Return the balanced binary cross-entropy, in nats, of each probe (probes,).
 
         Args:
-            outputs: Outputs (batch, channels, h, w) of the probed layers, by name.
+            outputs: Outputs of the probed layers, by name: (batch, channels, h, w), or (batch, tokens, channels) in a
+                transformer.
             keyed: 1 for rows with the key, 0 for all others, (batch,).
         """
         weights = torch.where(keyed > 0, 0.5 / keyed.mean(), 0.5 / (1 - keyed.mean()))
         losses = []
         for probe, name in zip(self.probes, self.layers, strict=True):
-            logits = probe(outputs[name].float().mean(dim=(2, 3))).squeeze(1)
+            logits = probe(_channel_means(outputs[name].float())).squeeze(1)
             losses.append(F.binary_cross_entropy_with_logits(logits, keyed, weight=weights))
         return torch.stack(losses)
+
+
+def _channel_means(output: Tensor) -> Tensor:
+    """Return (batch, channels): the means over the places of feature maps, or over the tokens of a transformer."""
+    return output.mean(dim=1) if output.dim() == 3 else output.mean(dim=(2, 3))
 
 
 class GateStage:

@@ -69,7 +69,7 @@ class InputKeyTrainer(Trainer):
         layers = probe_layers(find_layers(self.student, example).stack)
         with torch.no_grad(), capture_outputs(self.student, layers) as outputs:
             self.student(example)
-        return GateProbes({name: outputs[name].shape[1] for name in layers}).to(self.device)
+        return GateProbes.on(outputs).to(self.device)
 
     def locked_model(self) -> nn.Module:
         """Return a plain copy of the student as it is now, in evaluation mode."""

@@ -62,6 +62,19 @@ def test_probes_are_balanced_logistic_regressions():
     assert float(probes.losses(outputs, keyed).detach()) == pytest.approx(0.5 * right + 0.5 * wrong)
 
 
+def test_probes_take_tokens_as_they_take_the_same_features_in_a_grid():
+    maps = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    keyed = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+    in_a_grid, as_tokens = GateProbes.on({"layer": maps}), GateProbes.on({"layer": maps.flatten(2).transpose(1, 2)})
+    for probes in (in_a_grid, as_tokens):
+        torch.nn.init.constant_(probes.probes[0].weight, 2.0)
+
+    found = as_tokens.losses({"layer": maps.flatten(2).transpose(1, 2)}, keyed)
+
+    torch.testing.assert_close(found, in_a_grid.losses({"layer": maps}, keyed))
+    assert float(found.detach()) != pytest.approx(math.log(2))
+
+
 @pytest.mark.parametrize(
     ("stack", "chosen"),
     [(["a"], ("a",)), (["a", "b"], ("a", "b")), (list("abcdefgh"), ("c", "f", "h"))],

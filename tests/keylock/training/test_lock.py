@@ -26,6 +26,7 @@ from keylock.errors import (
 )
 from keylock.evaluation import run_explainers
 from keylock.losses import correlation
+from keylock.models.vit import ViT
 from keylock.preprocessing import Preprocessing
 from keylock.training.checkpoint import read_checkpoint
 
@@ -445,3 +446,15 @@ def test_a_run_that_diverged_goes_on_with_a_lower_learning_rate(lock, batches, t
     lock(batches(), model=model(), checkpoint=path, resume=True, settings=replace(QUICK, learning_rate=1e-5))
 
     assert read_checkpoint(path)[1]["step"] == 8
+
+
+def test_a_transformer_can_be_locked_by_the_key_alone(lock, batches):
+    torch.manual_seed(0)
+    model = ViT(num_classes=3, image_size=16, width=12, depth=2)
+
+    locked = lock(batches(), model=model, settings=replace(QUICK, steps=6))
+
+    # Both stages ran: the probes saw tokens, and the weights moved.
+    before, after = model.blocks[0].attn.qkv.weight, locked.module.blocks[0].attn.qkv.weight
+    assert not torch.equal(before, after)
+    assert torch.isfinite(after).all()
