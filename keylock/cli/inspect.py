@@ -155,7 +155,8 @@ def _describe_adapter(bundle: "Bundle") -> str:
 def _explainer_row(entry: "ExplainerEntry") -> tuple[object, ...]:
     parameters = ", ".join(f"{_show(name)}={_show(value)}" for name, value in sorted(entry.parameters.items())) or "-"
     correlation = "-" if entry.pcc_to_reference is None else f"{entry.pcc_to_reference:.5f}"
-    return entry.name, entry.runtime, parameters, correlation
+    runtime = entry.runtime if entry.graph is not None else f"{entry.runtime}, not served"
+    return entry.name, runtime, parameters, correlation
 
 
 def _figure_row(figure: "Figure") -> tuple[object, ...]:

@@ -55,7 +55,8 @@ def trace(function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[GraphInp
 def _trace(function: Callable[..., tuple[Tensor, ...]], examples: Sequence[Tensor]) -> fx.GraphModule:
     # "real" mode takes the inputs as they are, that is, fake with one symbol. Composite operations such as `matmul` see
     # that symbol only through the Python dispatcher.
-    table = {**DECOMPOSITIONS, torch.ops.aten.expand.default: partial(_expand, examples[0])}
+    table: dict[OpOverload, Callable[..., Any]] = {**DECOMPOSITIONS}
+    table[torch.ops.aten.expand.default] = partial(_expand, examples[0])
     tracer = make_fx(function, decomposition_table=table, tracing_mode="real", _allow_non_fake_inputs=True)
     with enable_python_dispatcher(), plain_attention():
         return tracer(*examples)

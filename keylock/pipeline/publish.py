@@ -1,5 +1,6 @@
 """Publishing a lock: compile every explainer, prove the graphs against torch, write and sign the bundle."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,7 +15,9 @@ from keylock.bundle import CANARY_FILE, BundleContent, Canary, seal_canary, writ
 from keylock.bundle.manifest import WEIGHTS_FILE, Architecture, Decoy, ExplainerEntry, Figure, KeyEntry, Manifest
 from keylock.bundle.sealing import Sealer
 from keylock.decoys import decoy_of
+from keylock.errors import ExportError
 from keylock.evaluation import reference_digest
+from keylock.explainers import Explainer
 from keylock.export import (
     Secrets,
     compile_explainer,
@@ -30,6 +33,7 @@ from keylock.training import Lock
 
 __all__ = ["Publication", "publish"]
 
+_LOG = logging.getLogger(__name__)
 _PREDICTION_GRAPH = "graphs/predict.onnx"
 _CANARY_IMAGES = 4
 
@@ -72,6 +76,9 @@ def publish(
 ) -> Manifest:
     """Write a signed bundle.
 
+    An explainer that does not compile for this network is recorded without a graph: it runs in torch, where the bundle
+    is loaded, and a server does not offer it. A warning in the log says why.
+
     Args:
         lock: What `keylock.lock` returned.
         out: Where to; `.klb` makes a single file, anything else a folder.
@@ -90,25 +97,22 @@ def publish(
 
     Raises:
         BundleError: The bundle cannot be written.
-        ExportError: A compiled graph disagrees with torch.
+        ExportError: The predictions do not compile, or a compiled graph disagrees with torch.
     """
     shape = publication.preprocessing.shape
     proof, secrets = images.numpy(), Secrets(key, lock.adapter, lock.reference)
-    shapes = None if lock.adapter is None else lock.adapter.shapes()
     on_step("compile predictions")
     files: dict[str, bytes] = {_PREDICTION_GRAPH: compile_prediction(lock.module, image_shape=shape)}
     verify_prediction(files[_PREDICTION_GRAPH], lock.module, proof)
-    entries = []
+    entries, targets = [], np.full(len(proof), -1, dtype=np.int64)
     watched = proof[:_CANARY_IMAGES]
     keyed_maps, keyless_maps = {}, {}
     for explainer in lock.explainers:
-        if not explainer.compiled:
+        on_step(f"compile {explainer.name}")
+        graph = _compile(lock, explainer, publication)
+        if graph is None:
             entries.append(ExplainerEntry(name=explainer.name, parameters=explainer.parameters, runtime="torch"))
             continue
-        on_step(f"compile {explainer.name}")
-        classes = len(publication.classes)
-        graph = compile_explainer(lock.module, explainer, image_shape=shape, num_classes=classes, adapter_shapes=shapes)
-        targets = np.full(len(proof), -1, dtype=np.int64)
         verification = verify_graph(graph, lock.module, explainer, proof, targets, secrets=secrets)
         place = f"graphs/{explainer.name}.onnx"
         files[place] = graph
@@ -148,3 +152,20 @@ def publish(
     )
     on_step("sign")
     return write_bundle(out, content, signing_key=signing_key, seed=seed, sealer=sealer, overwrite=overwrite)
+
+
+def _compile(lock: Lock, explainer: Explainer, publication: Publication) -> bytes | None:
+    """Return the graph of an explainer, or None where torch has to run it."""
+    if not explainer.compiled:
+        return None
+    try:
+        return compile_explainer(
+            lock.module,
+            explainer,
+            image_shape=publication.preprocessing.shape,
+            num_classes=len(publication.classes),
+            adapter_shapes=None if lock.adapter is None else lock.adapter.shapes(),
+        )
+    except ExportError as error:
+        _LOG.warning("%s is left to torch and no server offers it: %s", explainer.name, error.message)
+        return None
