@@ -70,16 +70,16 @@ class World:
     def grant(self, **terms: object) -> tuple[License, str]:
         """Issues a license for a day."""
         now = datetime.now(UTC)
-        license = License(
-            id=new_license_id(),
-            customer="Acme",
-            models=("*",),
-            explainers=("*",),
-            issued_at=now,
-            not_before=now - timedelta(minutes=1),
-            expires=now + timedelta(days=1),
-            **terms,
-        )
+        fields: dict[str, object] = {
+            "id": new_license_id(),
+            "customer": "Acme",
+            "models": ("*",),
+            "explainers": ("*",),
+            "issued_at": now,
+            "not_before": now - timedelta(minutes=1),
+            "expires": now + timedelta(days=1),
+        }
+        license = License.model_validate(fields | terms)
         self.store.add(license, issuer=self.signing_key.key_id)
         return license, issue(license, self.signing_key)
 
