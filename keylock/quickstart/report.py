@@ -1,15 +1,10 @@
 """The report: one HTML page that needs nothing beside itself, with story, figures, maps and commands."""
 
-import base64
-import io
-from collections.abc import Iterable
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 
-from PIL import Image
-
 from keylock.bundle import Figure
+from keylock.pages import cell, definitions, page, picture, table
 from keylock.quickstart.commands import next_commands
 from keylock.quickstart.picture import COLUMNS, draw_image, tiles_of
 from keylock.quickstart.story import Story
@@ -32,16 +27,8 @@ def write_report(story: Story) -> Path:
     Returns:
         The path of the file.
     """
-    css = files("keylock.quickstart").joinpath("report.css").read_text("utf-8")
     sections = (_header(story), _chapters(story), _figures(story), _maps(story), _commands(story), _made_of(story))
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>keylock quickstart</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(sections)
-        + "\n</main>\n</body>\n</html>\n"
-    )
-    story.folder.report.write_text(page, encoding="utf-8")
+    story.folder.report.write_text(page("keylock quickstart", sections), encoding="utf-8")
     return story.folder.report
 
 
@@ -82,15 +69,15 @@ def _chapters(story: Story) -> str:
 
 def _figures(story: Story) -> str:
     count = len(story.images)
-    accuracy = _table(
+    accuracy = table(
         ("input", "accuracy"),
         ((title, _cell(story.figure(f"accuracy/{kind}"), percent=True)) for kind, title in _KINDS),
     )
-    similarity = _table(
+    similarity = table(
         ("correlation with the reference map", *(title for _, title in _SIMILARITIES)),
         ((name, *(_cell(story.figure(f"{kind}/{name}")) for kind, _ in _SIMILARITIES)) for name in story.explainers),
     )
-    energy = _table(
+    energy = table(
         ("energy inside the object", *(title for _, title in _KINDS), "area of the object"),
         (
             (
@@ -135,14 +122,13 @@ def _panel(story: Story, explainer: str) -> str:
     for index in story.samples():
         label = story.manifest.classes[int(story.evidence.labels[index])]
         cells.append(f'<span class="name">{escape(label)}</span>')
-        cells.append(
-            f"<figure>{_img(draw_image(story, index), f'a {label}', 'pixels')}<figcaption>&nbsp;</figcaption></figure>"
-        )
+        drawn = picture(draw_image(story, index), f"a {label}", "pixels")
+        cells.append(f"<figure>{drawn}<figcaption>&nbsp;</figcaption></figure>")
         for tile in tiles_of(story, explainer, index):
             caption = "&nbsp;" if tile.correlation is None else f"r = {tile.correlation:+.2f}"
             kind = ' class="good"' if tile.column == "keyed" else ""
-            picture = _img(tile.picture, f"{tile.column} map of the {label} by {explainer}")
-            cells.append(f"<figure>{picture}<figcaption{kind}>{caption}</figcaption></figure>")
+            shown = picture(tile.picture, f"{tile.column} map of the {label} by {explainer}")
+            cells.append(f"<figure>{shown}<figcaption{kind}>{caption}</figcaption></figure>")
     return f'<div class="maps">{"".join(cells)}</div>'
 
 
@@ -173,36 +159,18 @@ def _made_of(story: Story) -> str:
         ("lock", ", ".join(f"{k} {v}" for k, v in settings.items()) if isinstance(settings, dict) else ""),
         ("versions", ", ".join(f"{name} {found}" for name, found in story.versions.items())),
     ]
-    listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows if text)
     return (
-        f"<section><h2>What this was made of</h2><dl>{listed}</dl>"
+        f"<section><h2>What this was made of</h2>{definitions(rows)}"
         '<p class="note">A lock is obfuscation for whoever has the weights, not cryptography: it can be attacked, and '
         "training a model of one's own on the same data always works. Who has the service alone gets decoys.</p>"
         "</section>"
     )
 
 
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head = "".join(f"<th>{escape(text)}</th>" for text in header)
-    body = "".join(
-        "<tr>" + "".join(cell if cell.startswith("<td") else f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
 def _cell(figure: Figure, *, percent: bool = False) -> str:
     form = "{:.1%}" if percent else "{:+.3f}"
     interval = ""
     if figure.low is not None and figure.high is not None:
-        interval = f"<small>{form.format(figure.low)} to {form.format(figure.high)}</small>"
-    kind = ' class="good"' if figure.name.startswith("fidelity/") else ""
-    return f"<td{kind}>{form.format(figure.value)}{interval}</td>"
-
-
-def _img(picture: Image.Image, text: str, kind: str = "") -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    shown = f' class="{kind}"' if kind else ""
-    return f'<img{shown} alt="{escape(text)}" src="data:image/png;base64,{data}">'
+        interval = f"{form.format(figure.low)} to {form.format(figure.high)}"
+    kind = "good" if figure.name.startswith("fidelity/") else ""
+    return cell(form.format(figure.value), below=interval, kind=kind)

@@ -1,11 +1,9 @@
 """The story, chapter by chapter. Each does for real what a vendor or a customer does, and none knows what comes out."""
 
-import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol
 
 import numpy as np
@@ -27,12 +25,12 @@ from keylock.secrecy import write_secret_file
 from keylock.signing import Home, SigningKey
 from keylock.store import LicenseStore
 from keylock.training import Progress
+from keylock.versions import installed_versions
 from keylock_client import Client, LicenseRefusedError
 from keylock_server import ServerSettings, serving
 
 __all__ = ["Chapter", "Story", "Teller", "tell"]
 
-_PACKAGES = ("keylock", "torch", "onnxruntime-gpu", "onnxruntime", "grpcio", "numpy", "cryptography")
 _LICENSE_DAYS = 365
 
 
@@ -179,7 +177,7 @@ def tell(
         images=images,
         license=license,
         finished=now(),
-        versions=_versions(),
+        versions=installed_versions(),
     )
 
 
@@ -351,13 +349,3 @@ def _write_samples(folder: Folder, data: DataSource, images: NDArray[np.uint8]) 
     for label, name in enumerate(data.classes):
         if label in labels:
             Image.fromarray(images[labels.index(label)]).save(folder.images / f"{name}.png")
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
