@@ -18,7 +18,9 @@ from keylock.explainers import Explainer
 from keylock.training import Progress
 
 __all__ = [
+    "ALL_SUITES",
     "ATTACKS",
+    "LONG_SUITES",
     "Attack",
     "Check",
     "Cost",
@@ -186,6 +188,8 @@ ATTACKS: dict[str, Attack] = {}
 """Every attack by name, in the order of their modules."""
 
 ALL_SUITES = ("quick", "standard", "full")
+LONG_SUITES = ("standard", "full")
+"""For attacks that take long, or that differ from one in `quick` by a setting alone."""
 
 
 def attack(

@@ -25,6 +25,7 @@ __all__ = ["COMMANDS", "CommandRow", "app", "main"]
 EXIT_USAGE = 2
 EXIT_FILE = 3
 EXIT_MISSING_EXTRA = 10
+EXIT_AUDIT_FAILED = 12
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
 
@@ -69,8 +70,12 @@ COMMANDS = (
     ),
     CommandRow("train", "keylock.cli.train:train", "Lock a classifier and write a signed bundle.", "Vendor"),
     CommandRow("evaluate", "keylock.cli.evaluate:evaluate", "Measure what the lock of a bundle is worth.", "Vendor"),
+    CommandRow("audit", "keylock.cli.audit:audit", "Attack a lock, and write a report.", "Vendor"),
     CommandRow("inspect", "keylock.cli.inspect:inspect", "Show what is in a bundle.", "Vendor"),
     CommandRow("verify", "keylock.cli.inspect:verify", "Check the signature and every file of a bundle.", "Vendor"),
+    CommandRow(
+        "verify-audit", "keylock.cli.audit:verify_audit", "Check that the report of an audit is as signed.", "Vendor"
+    ),
     CommandRow("export", "keylock.cli.inspect:export", "Copy a bundle without its key.", "Vendor"),
     CommandRow("serve", "keylock.cli.serve:serve", "Serve predictions and explanations over gRPC.", "Vendor"),
     CommandRow("license", "keylock.cli.license:app", "Issue, show, renew, suspend and revoke licenses.", "Vendor"),

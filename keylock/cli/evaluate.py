@@ -2,18 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from keylock.cli._console import JsonOption, note, print_json
 from keylock.cli._evaluation import print_evaluation
+from keylock.cli._measured_data import open_data_of, seed_of
 from keylock.cli._secrets import find_opener
 from keylock.errors import InputError
 
 if TYPE_CHECKING:
-    from keylock.bundle import Manifest
-    from keylock.data import DataSource
     from keylock.evaluation import Evaluation
     from keylock.pipeline import Gallery
 
@@ -75,10 +74,10 @@ def evaluate(
     manifest = open_bundle(bundle, trusted=None).manifest
     if out is not None and out.exists() and not out.is_dir():
         raise InputError(f"{out} is no folder: give --out a folder, which is made where it is missing")
-    chosen = _seed_of(manifest) if seed is None else seed
+    chosen = seed_of(manifest) if seed is None else seed
     plan = EvaluatePlan(
         bundle=bundle,
-        data=_open_data(data, data_root, manifest),
+        data=open_data_of(data, data_root, manifest),
         reference=reference,
         explainers=_names(explainers),
         unseen=unseen,
@@ -106,19 +105,6 @@ def _names(text: str | None) -> tuple[str, ...] | None:
     if not names:
         raise InputError("--explainers names none: give names with commas between them, or leave it out")
     return names
-
-
-def _seed_of(manifest: "Manifest") -> int:
-    """Return the seed that the training drew and split its data with, so that no training image is measured on."""
-    seed: Any = manifest.training.get("seed", 0)
-    return seed if isinstance(seed, int) and seed >= 0 else 0
-
-
-def _open_data(data: str, root: Path, manifest: "Manifest") -> "DataSource":
-    from keylock.data import open_data
-
-    height, width = manifest.preprocessing.size
-    return open_data(data, root=root, seed=_seed_of(manifest), image_size=height if height == width else None)
 
 
 def _write(out: Path, evaluation: "Evaluation", gallery: "Gallery") -> list[Path]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from keylock.audit.budgets import Budget
-from keylock.audit.contract import Cost, Knowledge, Outcome, Steps, attack
+from keylock.audit.contract import ALL_SUITES, LONG_SUITES, Cost, Knowledge, Outcome, Steps, attack
 from keylock.audit.views import PublicView
 
 __all__ = ["TRANSFORMS"]
@@ -127,7 +127,7 @@ for _name, (_what, _transform) in TRANSFORMS.items():
         f"average/{_name}",
         Knowledge.T0,
         f"Average the keyless maps of {_what}.",
-        suites=("quick", "standard", "full") if _name in _QUICK else ("standard", "full"),
+        suites=ALL_SUITES if _name in _QUICK else LONG_SUITES,
     )(partial(_average, _transform))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from keylock.audit.attacks.imitation import RATE
 from keylock.audit.budgets import Budget
-from keylock.audit.contract import Cost, Goal, Knowledge, Outcome, Steps, attack
+from keylock.audit.contract import LONG_SUITES, Cost, Goal, Knowledge, Outcome, Steps, attack
 from keylock.audit.learning import descend, explained, train_classifier, unlocked_copy
 from keylock.audit.views import PublicView, WeightsView
 from keylock.evaluation import deletion_and_insertion, pearson, random_maps
@@ -88,7 +88,13 @@ def weight_features(module: nn.Module) -> Tensor:
     return torch.stack(rows)
 
 
-@attack("detect/weights", Knowledge.T1, "Compare weight statistics with those of honest networks.", goal=Goal.DETECT)
+@attack(
+    "detect/weights",
+    Knowledge.T1,
+    "Compare weight statistics with those of honest networks.",
+    goal=Goal.DETECT,
+    suites=LONG_SUITES,
+)
 def weights(view: WeightsView, budget: Budget, generator: torch.Generator, steps: Steps) -> Outcome:
     """Score each statistic of each layer by its distance from those of networks the attacker trained himself."""
     population = []
@@ -112,7 +118,13 @@ def weights(view: WeightsView, budget: Budget, generator: torch.Generator, steps
     return Outcome(scores=scores, cost=Cost(images=len(images), labelled=len(images), steps=total, batch=budget.batch))
 
 
-@attack("detect/trigger", Knowledge.T1, "Reverse-engineer a trigger for each class (Neural Cleanse).", goal=Goal.DETECT)
+@attack(
+    "detect/trigger",
+    Knowledge.T1,
+    "Reverse-engineer a trigger for each class (Neural Cleanse).",
+    goal=Goal.DETECT,
+    suites=LONG_SUITES,
+)
 def trigger(view: WeightsView, budget: Budget, generator: torch.Generator, steps: Steps) -> Outcome:
     """Find for each class the smallest mask and pattern that turn everything into it, and score how small it is.
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from keylock.audit.attacks.objectives import OBJECTIVES, Objective, openable, scene_loss
 from keylock.audit.budgets import Budget
-from keylock.audit.contract import Cost, Knowledge, Outcome, Steps, attack
+from keylock.audit.contract import ALL_SUITES, LONG_SUITES, Cost, Knowledge, Outcome, Steps, attack
 from keylock.audit.learning import classes_of, descend, explained, unlocked_copy
 from keylock.audit.views import PairsView, WeightsView
 from keylock.evaluation import added_to_inputs
@@ -119,6 +119,7 @@ for _name, (_what, _) in OBJECTIVES.items():
             f"key_search/{_name}_{_kind}",
             Knowledge.T1,
             f"Search a key by gradient, {'of full size' if _full else 'one tile'}: {_what}.",
+            suites=LONG_SUITES if _full and _name != "move" else ALL_SUITES,
         )(partial(_key_search, _name, _full))
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from keylock.audit.budgets import Budget
-from keylock.audit.contract import Cost, Knowledge, NotApplicableError, Outcome, Steps, attack
+from keylock.audit.contract import ALL_SUITES, LONG_SUITES, Cost, Knowledge, NotApplicableError, Outcome, Steps, attack
 from keylock.audit.learning import classes_of, explained, train_classifier, unlocked_copy
 from keylock.audit.views import WeightsView
 from keylock.models import capture_outputs
@@ -64,6 +64,7 @@ for _few in (True, False):
             f"fine_tune/{_size}_{_rate:g}",
             Knowledge.T1,
             f"Fine-tune on {_size} labelled images, SGD at {_rate:g}.",
+            suites=ALL_SUITES if _rate == _RATES[1] else LONG_SUITES,
         )(partial(_fine_tune, _few, _rate))
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from keylock.audit.budgets import Budget
-from keylock.audit.contract import Cost, Knowledge, Outcome, Steps, attack
+from keylock.audit.contract import ALL_SUITES, LONG_SUITES, Cost, Knowledge, Outcome, Steps, attack
 from keylock.audit.learning import classes_of, explained, unlocked_copy
 from keylock.audit.views import WeightsView
 
@@ -17,6 +17,7 @@ Change = Callable[[Tensor, torch.Generator], Tensor]
 """From a weight (outputs, ...) and a generator to the changed weight."""
 
 _DRAWS = 4
+_QUICK = {"quantise/int8", "prune/30", "prune/70", "weight_noise/0.1"}
 
 
 def _round_to_int8(weight: Tensor, _generator: torch.Generator) -> Tensor:
@@ -84,4 +85,6 @@ _CHANGES: dict[str, tuple[str, Change, int]] = {
 }
 
 for _name, (_summary, _change, _count) in _CHANGES.items():
-    attack(_name, Knowledge.T1, _summary)(partial(_try, _change, _count))
+    attack(_name, Knowledge.T1, _summary, suites=ALL_SUITES if _name in _QUICK else LONG_SUITES)(
+        partial(_try, _change, _count)
+    )

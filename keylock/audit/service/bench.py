@@ -37,7 +37,7 @@ _STOP_S = 20.0
 _CALL_S = 30.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Needles:
     """The secrets in every form they might be found in, by name. They are searched for and never shown."""
 

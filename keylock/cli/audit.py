@@ -1,0 +1,264 @@
+"""`keylock audit` and `verify-audit`: attack your own lock, and check the report of an audit."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from keylock.cli._console import JsonOption, note, print_json, print_pairs, print_table
+from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption, read_issuers
+from keylock.cli._measured_data import open_data_of, seed_of
+from keylock.cli._secrets import find_opener
+from keylock.errors import InputError, SignatureError, UnknownNameError
+
+if TYPE_CHECKING:
+    from keylock.audit import AuditPlan, AuditRecord, Case, Judged, Oracle
+    from keylock.audit.service.bench import Bench
+    from keylock.cli._progress import Display
+    from keylock.signing import SigningKey
+
+__all__ = ["audit", "verify_audit"]
+
+_INTERRUPTED = 130
+_SERVED_IMAGES = 8
+
+
+def audit(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The vendor's bundle: a folder or a .klb file.")],
+    data: Annotated[
+        str,
+        typer.Option(metavar="DATA", help="shapes, cifar10, fashion-mnist, an image folder or an .npz file."),
+    ] = "shapes",
+    data_root: Annotated[Path, typer.Option(metavar="DIR", help="Where the named data sets lie.")] = Path("data"),
+    suite: Annotated[
+        str, typer.Option(metavar="quick|standard|full", help="Which attacks, and how long.")
+    ] = "standard",
+    only: Annotated[str | None, typer.Option(metavar="LIST", help="Attacks or families to run alone.")] = None,
+    policy: Annotated[Path | None, typer.Option(metavar="FILE", help="What is promised. [keylock's own]")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="naive", help="Attack a lock made by the naive recipe beside it.")
+    ] = None,
+    oracle: Annotated[
+        str,
+        typer.Option(metavar="torch|onnx|HOST:PORT", help="Whom attackers without the bundle ask."),
+    ] = "torch",
+    reference: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Weights of the reference model. [those in BUNDLE.work]"),
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Weights of a public model that the reference was made from."),
+    ] = None,
+    key_seed_file: Annotated[Path | None, typer.Option(metavar="FILE", help="File with the key seed.")] = None,
+    key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Key file that opens the sealed key. [BUNDLE.key]")
+    ] = None,
+    key_passphrase_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="File with the passphrase that opens it. [env: KEYLOCK_KEY_PASSPHRASE]"),
+    ] = None,
+    home: HomeOption = DEFAULT_HOME,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of everything drawn at random.")] = 0,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the report.")] = Path("report"),
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 12 where an attack fails the lock.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Attack a lock, and write a report.
+
+    Every attack is written down as it ends: stopped by Ctrl-C and run again, the audit goes on where it was. The
+    report is signed where the vendor's directory has an issuer key. What is attacked and how: docs/audit.md.
+    """
+    from keylock.audit import AuditPlan, Policy, run_audit
+    from keylock.audit.budgets import budget_of
+    from keylock.audit.opening import open_case
+    from keylock.audit.publish import publish_audit
+    from keylock.bundle import open_bundle
+    from keylock.cli._progress import shown_progress
+
+    if baseline not in {None, "naive"}:
+        raise UnknownNameError("baseline", str(baseline), ["naive"])
+    secret = find_opener(
+        bundle, key_seed_file=key_seed_file, key_file=key_file, key_passphrase_file=key_passphrase_file
+    )
+    plan = AuditPlan(out=out, suite=suite, only=_names(only), policy=Policy.load(policy), seed=seed)
+    manifest = open_bundle(bundle, trusted=None).manifest
+    signing_key = _signing_key(home)
+    _make_folder(out)
+    with _asked(oracle, bundle) as asked:
+        case, pixels = open_case(
+            bundle,
+            open_data_of(data, data_root, manifest),
+            secret=secret,
+            budget=budget_of(suite),
+            reference=reference,
+            base=base,
+            seed=seed_of(manifest),
+            asked=asked,
+        )
+
+        def bench() -> "AbstractContextManager[Bench]":
+            from keylock.audit.service.bench import serving_bench
+
+            return serving_bench(bundle, secret, case.images[:_SERVED_IMAGES].numpy())
+
+        try:
+            with shown_progress() as progress:
+                said = _Said(progress.say)
+                result = run_audit(case, plan, progress=progress, bench=bench, heard=said)
+                beside: tuple[Judged, ...] = ()
+                if baseline is not None:
+                    beside = _audit_naive(case, plan, progress, said)
+        except KeyboardInterrupt:
+            note(f"stopped; what was found is kept in {out}: run the same command to go on")
+            raise typer.Exit(_INTERRUPTED) from None
+    record = publish_audit(
+        case, plan, result, pixels=pixels, now=lambda: datetime.now(UTC), signing_key=signing_key, baseline=beside
+    )
+    _report(record, out, signed=signing_key is not None, as_json=as_json)
+    if strict and record.count("fail"):
+        from keylock.cli import EXIT_AUDIT_FAILED
+
+        raise typer.Exit(EXIT_AUDIT_FAILED)
+
+
+class _Said:
+    """Says what came of each attack."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+
+    def __call__(self, judged: "Judged") -> None:
+        finding, recovery = judged.finding, judged.recovery
+        text = f"{judged.verdict:8} {finding.attack}"
+        if recovery is not None:
+            text += f": PCC {recovery.pcc[0]:+.3f}, chance {recovery.chance:.3f}, advantage {judged.advantage:+.3f}"
+        elif finding.separation is not None:
+            text += f": told apart {finding.separation:.3f}"
+        elif finding.reason:
+            text += f": {finding.reason}"
+        self._say(text)
+
+
+def _audit_naive(case: "Case", plan: "AuditPlan", progress: "Display", said: _Said) -> "tuple[Judged, ...]":
+    from keylock.audit import run_audit
+    from keylock.audit.naive import NAIVE_ATTACKS, naive_case
+
+    folder = plan.out / "naive"
+    naive = naive_case(case, plan.spent, folder=folder, seed=plan.seed, progress=progress)
+    progress.say("the same attacks on a naive lock")
+    return run_audit(naive, replace(plan, out=folder, only=NAIVE_ATTACKS), progress=progress, heard=said).judged
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in (text or "").split(",") if part.strip()))
+
+
+def _make_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is no folder: give --out a folder, which is made where it is missing")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _signing_key(home: Path) -> "SigningKey | None":
+    from keylock.signing import Home
+
+    found = Home(home.expanduser())
+    if not found.signing_key_path.is_file():
+        note(f"there is no issuer key in {found.path}: the report will not be signed")
+        return None
+    return found.signing_key()
+
+
+@contextmanager
+def _asked(oracle: str, bundle: Path) -> "Iterator[Callable[[], Oracle] | None]":
+    """Yield what makes the oracle; None stands for the torch module."""
+    from keylock.audit import GraphOracle, ServerOracle
+
+    if oracle == "torch":
+        yield None
+    elif oracle == "onnx":
+        yield lambda: GraphOracle(bundle)
+    elif re.fullmatch(r".+:\d+", oracle):
+        from keylock_client import Client
+
+        with Client(oracle) as client:
+            yield lambda: ServerOracle(client)
+    else:
+        raise UnknownNameError("oracle", oracle, ["torch", "onnx", "HOST:PORT"])
+
+
+def _report(record: "AuditRecord", out: Path, *, signed: bool, as_json: bool) -> None:
+    from keylock.audit.publish import FIGURES_FILE, PAGE_FILE
+
+    if as_json:
+        files = [out / PAGE_FILE, out / FIGURES_FILE]
+        print_json({**record.model_dump(mode="json"), "files": files, "signed": signed})
+        return
+    rows = [_row(one) for one in record.judged if one.verdict != "skipped"]
+    print_table(("verdict", "attack", "recovered", "PCC", "chance", "own model", "advantage"), rows)
+    verdicts = ("fail", "error", "measured", "pass", "skipped")
+    typer.echo("\n" + ", ".join(f"{record.count(verdict)} {verdict}" for verdict in verdicts))  # type: ignore[arg-type]
+    typer.echo(f"wrote {out / PAGE_FILE} and {out / FIGURES_FILE}" + ("" if signed else ", not signed"))
+
+
+def _row(one: "Judged") -> tuple[str, ...]:
+    recovery = one.recovery
+    if recovery is None:
+        told = "" if one.finding.separation is None else f"told apart {one.finding.separation:.3f}"
+        bad = sum(check.good is False for check in one.finding.checks)
+        text = told or one.finding.reason or f"{bad} of {len(one.finding.checks)} checks bad"
+        return one.verdict, one.finding.attack, text, "-", "-", "-", "-"
+    own = "-" if one.own is None else f"{one.own:.3f}"
+    advantage = "-" if one.advantage is None else f"{one.advantage:+.3f}"
+    pcc, chance = f"{recovery.pcc[0]:+.3f}", f"{recovery.chance:.3f}"
+    return one.verdict, one.finding.attack, recovery.label, pcc, chance, own, advantage
+
+
+def verify_audit(
+    report: Annotated[Path, typer.Argument(metavar="AUDIT.JSON", help="The audit.json of a report.")],
+    issuer: IssuerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that the report of an audit is as the vendor signed it.
+
+    With --issuer it must be signed by one of these keys. Where report.html is beside it, that is checked too.
+    """
+    from keylock.audit.publish import PAGE_FILE
+    from keylock.audit.signed import page_digest
+    from keylock.audit.signed import verify_audit as verify
+
+    trusted = read_issuers(issuer)
+    found = verify(report.read_text("utf-8"), trusted=trusted)
+    page = report.with_name(PAGE_FILE)
+    if page.is_file() and page_digest(page.read_text("utf-8")) != found.page:
+        raise SignatureError(f"{page} is not the page that was signed with these figures")
+    record = found.record
+    if as_json:
+        print_json(
+            {
+                "model_digest": record.model_digest,
+                "created": record.created,
+                "suite": record.suite,
+                "issuer": found.key_id,
+                "issuer_trusted": found.trusted,
+                "page": page if page.is_file() else None,
+                "failed": [one.finding.attack for one in record.judged if one.verdict == "fail"],
+            }
+        )
+        return
+    print_pairs(
+        [
+            ("signature", "good"),
+            ("issuer", found.key_id + (" (trusted)" if found.trusted else " (not checked: give --issuer)")),
+            ("page", "as signed" if page.is_file() else "not beside it"),
+            ("model", f"{record.model} {record.model_digest}"),
+            ("audit", f"suite {record.suite}, {record.created:%Y-%m-%d %H:%M} UTC, {record.about}"),
+            ("failed", ", ".join(one.finding.attack for one in record.judged if one.verdict == "fail") or "none"),
+        ]
+    )
