@@ -104,7 +104,7 @@ def main() -> None:
         "torch": torch.__version__,
         "command": "python benchmarks/lock/cifar10.py --data cifar10.npz --init cifar10_resnet20.npz --out runs/cifar10"
         f" --explainers {options.explainers}{' --key-alone' if options.key_alone else ''} --steps {options.steps}"
-        f" --rank {options.rank}"
+        f" --rank {options.rank} --prediction-weight {options.prediction_weight:g}"
         f" --learning-rate {options.learning_rate} --batch-size {options.batch_size} --threads {options.threads}",
     }
     result = {
@@ -118,6 +118,8 @@ def main() -> None:
     options.results.parent.mkdir(parents=True, exist_ok=True)
     options.results.write_text(json.dumps(result, indent=2) + "\n")
     _print(result)
+    if not options.evaluation_images:
+        return
     evaluation, _ = evaluate(
         EvaluatePlan(
             bundle=options.out,
@@ -177,7 +179,7 @@ def _settings(options: argparse.Namespace) -> LockSettings:
         steps=options.steps,
         adapter_rank=options.rank,
         learning_rate=options.learning_rate,
-        prediction_weight=2.0,
+        prediction_weight=options.prediction_weight,
         mask_weight=4.0,
     )
 
@@ -204,9 +206,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--key-alone", action="store_true", help="lock without the sealed adapter")
     parser.add_argument("--rank", type=int, default=16, help="of the sealed adapter")
     parser.add_argument("--learning-rate", type=float, default=5e-3)
+    parser.add_argument("--prediction-weight", type=float, default=2.0)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--evaluation-images", type=int, default=200, help="for the measurement of all explainers")
+    parser.add_argument(
+        "--evaluation-images", type=int, default=200, help="for the measurement of all explainers; 0 leaves it out"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--resume", action="store_true")
     return parser.parse_args()
