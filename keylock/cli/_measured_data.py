@@ -1,13 +1,47 @@
-"""The data a lock is measured on: split as it was for training, so that no training image is measured on."""
+"""What `evaluate` and `audit` take alike: the vendor's bundle and its secrets, and the data to measure on.
+
+The data is split as it was for training, so that no training image is measured on.
+"""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 if TYPE_CHECKING:
     from keylock.bundle import Manifest
     from keylock.data import DataSource
 
-__all__ = ["open_data_of", "seed_of"]
+__all__ = [
+    "DataOption",
+    "DataRootOption",
+    "KeyFileOption",
+    "KeySeedFileOption",
+    "PassphraseFileOption",
+    "ReferenceOption",
+    "VendorBundleArgument",
+    "open_data_of",
+    "seed_of",
+]
+
+VendorBundleArgument = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="The vendor's bundle: a folder or a .klb file.")
+]
+DataOption = Annotated[
+    str, typer.Option(metavar="DATA", help="shapes, cifar10, fashion-mnist, an image folder or an .npz file.")
+]
+DataRootOption = Annotated[Path, typer.Option(metavar="DIR", help="Where the named data sets lie.")]
+ReferenceOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Weights of the reference model. [those in BUNDLE.work]")
+]
+KeySeedFileOption = Annotated[Path | None, typer.Option(metavar="FILE", help="File with the key seed.")]
+KeyFileOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Key file that opens the sealed key. [BUNDLE.key]")
+]
+PassphraseFileOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="File with the passphrase that opens it. [env: KEYLOCK_KEY_PASSPHRASE]"),
+]
 
 
 def seed_of(manifest: "Manifest") -> int:

@@ -12,7 +12,17 @@ import typer
 
 from keylock.cli._console import JsonOption, note, print_json, print_pairs, print_table
 from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption, read_issuers
-from keylock.cli._measured_data import open_data_of, seed_of
+from keylock.cli._measured_data import (
+    DataOption,
+    DataRootOption,
+    KeyFileOption,
+    KeySeedFileOption,
+    PassphraseFileOption,
+    ReferenceOption,
+    VendorBundleArgument,
+    open_data_of,
+    seed_of,
+)
 from keylock.cli._secrets import find_opener
 from keylock.errors import InputError, SignatureError, UnknownNameError
 
@@ -29,12 +39,9 @@ _SERVED_IMAGES = 8
 
 
 def audit(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The vendor's bundle: a folder or a .klb file.")],
-    data: Annotated[
-        str,
-        typer.Option(metavar="DATA", help="shapes, cifar10, fashion-mnist, an image folder or an .npz file."),
-    ] = "shapes",
-    data_root: Annotated[Path, typer.Option(metavar="DIR", help="Where the named data sets lie.")] = Path("data"),
+    bundle: VendorBundleArgument,
+    data: DataOption = "shapes",
+    data_root: DataRootOption = Path("data"),
     suite: Annotated[
         str, typer.Option(metavar="quick|standard|full", help="Which attacks, and how long.")
     ] = "standard",
@@ -47,22 +54,14 @@ def audit(
         str,
         typer.Option(metavar="torch|onnx|HOST:PORT", help="Whom attackers without the bundle ask."),
     ] = "torch",
-    reference: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Weights of the reference model. [those in BUNDLE.work]"),
-    ] = None,
+    reference: ReferenceOption = None,
     base: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Weights of a public model that the reference was made from."),
     ] = None,
-    key_seed_file: Annotated[Path | None, typer.Option(metavar="FILE", help="File with the key seed.")] = None,
-    key_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Key file that opens the sealed key. [BUNDLE.key]")
-    ] = None,
-    key_passphrase_file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="File with the passphrase that opens it. [env: KEYLOCK_KEY_PASSPHRASE]"),
-    ] = None,
+    key_seed_file: KeySeedFileOption = None,
+    key_file: KeyFileOption = None,
+    key_passphrase_file: PassphraseFileOption = None,
     home: HomeOption = DEFAULT_HOME,
     seed: Annotated[int, typer.Option(metavar="N", help="Of everything drawn at random.")] = 0,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the report.")] = Path("report"),

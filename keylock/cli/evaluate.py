@@ -8,7 +8,17 @@ import typer
 
 from keylock.cli._console import JsonOption, note, print_json
 from keylock.cli._evaluation import print_evaluation
-from keylock.cli._measured_data import open_data_of, seed_of
+from keylock.cli._measured_data import (
+    DataOption,
+    DataRootOption,
+    KeyFileOption,
+    KeySeedFileOption,
+    PassphraseFileOption,
+    ReferenceOption,
+    VendorBundleArgument,
+    open_data_of,
+    seed_of,
+)
 from keylock.cli._secrets import find_opener
 from keylock.errors import InputError
 
@@ -20,12 +30,9 @@ __all__ = ["evaluate"]
 
 
 def evaluate(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The vendor's bundle: a folder or a .klb file.")],
-    data: Annotated[
-        str,
-        typer.Option(metavar="DATA", help="shapes, cifar10, fashion-mnist, an image folder or an .npz file."),
-    ] = "shapes",
-    data_root: Annotated[Path, typer.Option(metavar="DIR", help="Where the named data sets lie.")] = Path("data"),
+    bundle: VendorBundleArgument,
+    data: DataOption = "shapes",
+    data_root: DataRootOption = Path("data"),
     images: Annotated[int, typer.Option(metavar="N", help="Test images to measure on, at most.")] = 500,
     explainers: Annotated[
         str | None, typer.Option(metavar="LIST", help="Measure these alone. [those that are locked]")
@@ -33,18 +40,10 @@ def evaluate(
     unseen: Annotated[
         bool, typer.Option("--unseen", help="Measure every other explainer that fits the architecture too.")
     ] = False,
-    reference: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Weights of the reference model. [those in BUNDLE.work]"),
-    ] = None,
-    key_seed_file: Annotated[Path | None, typer.Option(metavar="FILE", help="File with the key seed.")] = None,
-    key_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Key file that opens the sealed key. [BUNDLE.key]")
-    ] = None,
-    key_passphrase_file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="File with the passphrase that opens it. [env: KEYLOCK_KEY_PASSPHRASE]"),
-    ] = None,
+    reference: ReferenceOption = None,
+    key_seed_file: KeySeedFileOption = None,
+    key_file: KeyFileOption = None,
+    key_passphrase_file: PassphraseFileOption = None,
     faithfulness_images: Annotated[
         int, typer.Option(metavar="N", help="Of these, for deletion and insertion; 0 leaves both out.")
     ] = 64,
