@@ -4,11 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from keylock.explainers import Explained, Explainer
-from keylock.models import added_to_inputs
+from keylock.models import added_to_inputs, split_rows
 
 __all__ = ["added_to_inputs", "explain_alone"]
-
-_ROWS = 250
 
 
 def explain_alone(
@@ -33,8 +31,5 @@ def explain_alone(
     """
     chosen = torch.full((len(images),), -1, device=images.device) if targets is None else targets
     with added_to_inputs(model, offset, announced=True):
-        parts = [
-            explainer.explain(model, rows, classes)
-            for rows, classes in zip(torch.split(images, _ROWS), torch.split(chosen, _ROWS), strict=True)
-        ]
+        parts = [explainer.explain(model, rows, classes) for rows, classes in split_rows(images, chosen)]
     return Explained(torch.cat([part.logits for part in parts]), torch.cat([part.maps for part in parts]))

@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 from keylock.errors import InputError
 from keylock.evaluation.similarity import enlarge
+from keylock.models import split_rows
 
 __all__ = ["Faithfulness", "deletion_and_insertion"]
 
-_ROWS = 250
 _BLUR_WINDOW, _BLUR_SIGMA = 11, 5.0
 
 
@@ -93,5 +93,5 @@ def _blurred(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _probabilities(model: Callable[[Tensor], Tensor], images: Tensor, targets: Tensor) -> Tensor:
-    parts = [model(rows).float().softmax(dim=1) for rows in torch.split(images, _ROWS)]
+    parts = [model(rows).float().softmax(dim=1) for (rows,) in split_rows(images)]
     return torch.cat(parts).gather(1, targets.unsqueeze(1)).squeeze(1)

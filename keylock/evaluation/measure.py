@@ -17,11 +17,10 @@ from keylock.evaluation.localisation import energy_inside
 from keylock.evaluation.similarity import pearson, top_overlap
 from keylock.explainers import Explainer, explain_together
 from keylock.keys import Key
+from keylock.models import split_rows
 from keylock.tiles import random_signs, repeat_tiles
 
 __all__ = ["Measured", "measure", "run_explainers", "wrong_key_offsets"]
-
-_ROWS = 250
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def run_explainers(model: nn.Module, explainers: Sequence[Explainer], images: Te
     """Explain the predicted class of images (count, channels, height, width), in batches of bounded size."""
     parts = [
         explain_together(model, explainers, rows, torch.full((len(rows),), -1, device=rows.device))
-        for rows in torch.split(images, _ROWS)
+        for (rows,) in split_rows(images)
     ]
     maps = {explainer.name: torch.cat([found[explainer.name] for _, found in parts]) for explainer in explainers}
     return Measured(torch.cat([logits for logits, _ in parts]), maps)

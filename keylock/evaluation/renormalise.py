@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from keylock.errors import LayerNotFoundError, TensorError
-from keylock.models import capture_outputs
+from keylock.models import capture_outputs, split_rows
 from keylock.models.folding import ChannelAffine
 
 __all__ = ["affine_statistics", "renormalised"]
 
-_ROWS = 250
 _EPSILON = 1e-5
 
 
@@ -166,7 +165,7 @@ def _collect(
     for normalisation in inserted.values():
         setattr(normalisation, how, True)
     with torch.no_grad():
-        for rows in torch.split(images, _ROWS):
+        for (rows,) in split_rows(images):
             model(rows)
     for normalisation in inserted.values():
         setattr(normalisation, how, False)

@@ -15,6 +15,7 @@ from keylock.models.layers import TargetLayers, find_layers
 from keylock.models.patches import patch_grid
 from keylock.models.recording import capture_outputs
 from keylock.models.registry import OWN_ARCHITECTURES, architectures, create, require_architecture
+from keylock.models.splitting import split_rows
 from keylock.models.weights import load_weights
 
 __all__ = [
@@ -36,5 +37,6 @@ __all__ = [
     "plain_attention",
     "require_architecture",
     "smooth_activations",
+    "split_rows",
     "unbalance_filters_",
 ]
