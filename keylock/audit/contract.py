@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from keylock.audit.budgets import Budget
-from keylock.errors import InputError, KeylockError, UnknownNameError
+from keylock.errors import InputError, UnknownNameError
 from keylock.explainers import Explainer
 from keylock.training import Progress
 
@@ -51,8 +51,16 @@ class Goal(StrEnum):
     SERVICE = "service"
 
 
-class NotApplicableError(KeylockError):
-    """An attack does not apply to this lock, or needs what was not given; the message says which."""
+class NotApplicableError(Exception):
+    """An attack does not apply to this lock, or needs what was not given. It ends the attack and never leaves an audit.
+
+    Attributes:
+        message: Which of the two, in a sentence.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
 
 
 @dataclass(frozen=True, kw_only=True)
