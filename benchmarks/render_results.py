@@ -323,6 +323,7 @@ _FIDELITY = {
 
 TABLES: dict[str, tuple[Callable[[Mapping[str, Any]], str], str]] = {
     "lock_cifar10": (write_lock_cifar10, "python benchmarks/lock/cifar10.py"),
+    "lock_cifar10_grad_cam": (write_lock_cifar10, "python benchmarks/lock/cifar10.py --explainers grad_cam"),
     "lock_cifar10_key_alone": (write_lock_cifar10, "python benchmarks/lock/cifar10.py --key-alone"),
     "lock_pets_evaluation": (write_evaluation, "keylock evaluate pets.klb --json"),
     "lock_cifar10_evaluation": (write_evaluation, "python benchmarks/lock/cifar10.py"),

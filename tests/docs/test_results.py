@@ -135,6 +135,7 @@ def test_what_stands_outside_of_the_markers_stays_and_rendering_twice_is_renderi
     (tmp_path / "lock_cifar10.json").write_text(json.dumps(cifar10()))
     (tmp_path / "lock_cifar10_evaluation.json").write_text(json.dumps(evaluation()))
     (tmp_path / "lock_cifar10_key_alone.json").write_text(json.dumps(cifar10()))
+    (tmp_path / "lock_cifar10_grad_cam.json").write_text(json.dumps(cifar10()))
     (tmp_path / "lock_pets_evaluation.json").write_text(json.dumps(evaluation()))
     (tmp_path / "lock_cost.json").write_text(json.dumps(cost()))
     (tmp_path / "lock_decoys.json").write_text(json.dumps(decoys()))
