@@ -201,8 +201,9 @@ def _read(
     code = error.code().name if isinstance(error, (grpc.Call, grpc.aio.AioRpcError)) else "UNKNOWN"
     text = error.details() if isinstance(error, (grpc.Call, grpc.aio.AioRpcError)) else type(error).__name__
     trailers = error.trailing_metadata() if isinstance(error, (grpc.Call, grpc.aio.AioRpcError)) else ()
-    reason, facts, violations, retry_after_s = "", dict[str, str](), tuple[Violation, ...](), None
+    reason, facts, violations, retry_after_s, named = "", dict[str, str](), tuple[Violation, ...](), None, ""
     info, request, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+    call = error_details_pb2.RequestInfo()
     for detail in _details(trailers or ()):
         if _unpack(detail, info) and info.domain == _DOMAIN:
             reason = info.reason
@@ -214,6 +215,8 @@ def _read(
             )
         elif _unpack(detail, retry):
             retry_after_s = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
+        elif _unpack(detail, call):
+            named = _clean(call.request_id, secrets)
     return _Failure(
         code=code,
         text=_clean(text or "", secrets),
@@ -223,7 +226,7 @@ def _read(
         retry_after_s=retry_after_s,
         target=target,
         timeout_s=timeout_s,
-        request_id=request_id,
+        request_id=request_id or named,
     )
 
 

@@ -16,8 +16,8 @@ __all__ = ["MAX_BYTES", "MAX_IMAGES", "chunks", "explain_request", "infer_reques
 # A server takes at most 32 images a call unless it is set otherwise; gRPC servers take 4 MiB unless they are.
 MAX_IMAGES = 16
 MAX_BYTES = 3 * 1024 * 1024
-# A server takes 128 bytes; the rest is for the number of the call.
-MAX_REQUEST_ID_BYTES = 120
+# A server takes 128 characters; the rest is for the number of the call.
+MAX_REQUEST_ID = 120
 
 
 def chunks(sources: list[Source], request_id: str | None) -> Iterator[tuple[str, int, list[Source]]]:
@@ -33,11 +33,11 @@ def chunks(sources: list[Source], request_id: str | None) -> Iterator[tuple[str,
         The request id of the call, the place of its first image, and its images.
 
     Raises:
-        InputError: The request id is empty or too long.
+        InputError: The request id is empty or too long, or has other characters than visible ones of ASCII.
     """
     base = uuid.uuid4().hex if request_id is None else request_id
-    if not 0 < len(base.encode()) <= MAX_REQUEST_ID_BYTES:
-        raise InputError(f"a request id has 1 to {MAX_REQUEST_ID_BYTES} bytes, not {len(base.encode())}")
+    if not (0 < len(base) <= MAX_REQUEST_ID and all("!" <= character <= "~" for character in base)):
+        raise InputError(f"a request id has 1 to {MAX_REQUEST_ID} visible ASCII characters and no spaces")
     first, number = 0, 0
     while first < len(sources):
         end, size = first + 1, sources[first].size

@@ -109,8 +109,9 @@ class Client(BaseClient):
             target: Label or index of the class to explain, for all images; the predicted class of each if left out.
             parameters: Parameters of the explainer to insist on. They are fixed by the vendor: others than those in
                 use are refused.
-            request_id: The id under which the server is to know the call, 120 bytes at most; random if left out. A call
-                that is made again with the same id and the same content is answered again and costs nothing.
+            request_id: The id under which the server is to know the call, at most 120 visible ASCII characters without
+                spaces; random if left out. A call that is made again with the same id and the same content is answered
+                again and costs nothing.
             timeout_s: Seconds each request may take, in place of the client's.
 
         Returns:

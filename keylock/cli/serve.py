@@ -182,18 +182,16 @@ def _set_up_log(level: str, form: str) -> None:
     import warnings
 
     from keylock.errors import InputError
+    from keylock_server.logs import JsonFormatter, TextFormatter
 
     levels = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
     if level not in levels:
         raise InputError(f"the log level {level!r} is unknown: choose one of {', '.join(levels)}")
     if form not in ("text", "json"):
         raise InputError(f"the log format {form!r} is unknown: choose text or json")
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    if form == "json":
-        from keylock_server.logs import JsonFormatter
-
-        for handler in logging.getLogger().handlers:
-            handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.getLogger("keylock_server").setLevel(levels[level])
     # Image readers warn about oddities of images that callers send; these are no concern of the server's log.
     warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -116,7 +116,8 @@ class ExplainRequest(_message.Message):
     TARGET_LABEL_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Any text of at most 128 bytes; returned with the answer. The server makes one up when it is empty.
+    """At most 128 visible ASCII characters without spaces; returned with the answer. The server makes one up when it is
+    empty.
     With a license it stands for this request for ever: sent again with the same content it is answered again and costs
     nothing, with other content it is refused with ALREADY_EXISTS.
     """

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import uuid
 from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -14,12 +13,13 @@ from numpy.typing import NDArray
 
 from keylock.bundle import ExplainerEntry
 from keylock.digests import digest_of_array
-from keylock.errors import InputError, LicenseError, LicenseReason
+from keylock.errors import LicenseError, LicenseReason
 from keylock.images import ImageLimits
 from keylock.licensing import Charge, License, ReceiptIssuer, check_size
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import explanation_pb2_grpc as pb_grpc
 from keylock_server.authentication import Authenticator, Caller
+from keylock_server.calls import check_request_id, describe_call, new_request_id
 from keylock_server.metering import Meter, content_digest, describe_windows
 from keylock_server.requests import (
     at_field,
@@ -36,7 +36,6 @@ from keylock_server.workers import Workers
 __all__ = ["ExplanationService", "softmax"]
 
 _TOP: Final = 5
-_MAX_REQUEST_ID: Final = 128
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -81,7 +80,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         """Explains the images of one request, all of them or none."""
         identity = await asyncio.to_thread(self._authenticator.authenticate, Caller.of(context))
         with at_field("request_id"):
-            request_id = _check_request_id(request.request_id)
+            request_id = _request_id(request.request_id)
         with at_field("model_name"):
             self._model.check_name(request.model_name)
         with at_field("explainer"):
@@ -92,6 +91,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         granted = None if identity is None else identity.license
         keyed = self._decide(granted, explainer, images=len(request.images))
         manifest = self._model.manifest
+        describe_call(model=manifest.name, explainer=explainer.name, keyed=keyed, images=len(request.images))
         answer = pb.ExplainResponse(
             request_id=request_id, model=pb.Model(name=manifest.name, digest=manifest.model_digest)
         )
@@ -227,10 +227,12 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return powers / powers.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
 
 
-def _check_request_id(text: str) -> str:
-    if len(text.encode()) > _MAX_REQUEST_ID:
-        raise InputError(f"the request id has more than {_MAX_REQUEST_ID} bytes: send a shorter one, or none")
-    return text or uuid.uuid4().hex
+def _request_id(text: str) -> str:
+    if not text:
+        # Never the one in the metadata: what is charged under an id is not charged again.
+        return new_request_id()
+    check_request_id(text)
+    return text
 
 
 def _encode(

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -29,8 +29,9 @@ from keylock.v1 import explanation_pb2, explanation_pb2_grpc, license_pb2, licen
 from keylock_server.authentication import Authenticator
 from keylock_server.condition import Check, Condition, check_canary
 from keylock_server.explanations import ExplanationService
-from keylock_server.interceptor import CallInterceptor
+from keylock_server.interceptors import Errors, Interceptor, Logs, RequestIds, Requests, Running
 from keylock_server.licenses import LicenseService
+from keylock_server.logs import name_calls
 from keylock_server.metering import Meter
 from keylock_server.metrics import Metrics
 from keylock_server.offline import admit_offline_license
@@ -85,11 +86,11 @@ class RunningServer:
         checkpoints: CheckpointSigner | None,
         condition: Condition,
         metrics: Metrics,
-        calls: CallInterceptor,
+        running: Running,
     ) -> None:
         """Takes what `start` has made; call that instead."""
         self._server: grpc.aio.Server | None = server
-        self._calls = calls
+        self._running = running
         self._stopping: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
         self._stopped = asyncio.Event()
@@ -140,7 +141,7 @@ class RunningServer:
         await self._health.enter_graceful_shutdown()
         refusing = asyncio.create_task(server.stop(_FOREVER_S))
         await asyncio.sleep(_SETTLE_S)  # By now every accepted call is counted, and the watchers have been told.
-        waiting = [asyncio.create_task(self._calls.idle()), asyncio.create_task(self._hurry.wait())]
+        waiting = [asyncio.create_task(self._running.idle()), asyncio.create_task(self._hurry.wait())]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for task in (refusing, *waiting):
             task.cancel()
@@ -176,6 +177,7 @@ async def start(settings: ServerSettings, *, now: Callable[[], datetime] | None 
         ServiceError: If the receipt key is not certified by a trusted issuer, the address cannot be listened on, or
             TLS, the device or the license store cannot be had.
     """
+    name_calls()
     _check_address(settings)
     credentials = None
     if settings.tls_certificate is not None and settings.tls_key is not None:
@@ -211,8 +213,9 @@ async def start(settings: ServerSettings, *, now: Callable[[], datetime] | None 
     health_service = health.aio.HealthServicer()
     condition = _make_condition(settings, model, store, health_service)
     metrics = Metrics(pending=lambda: workers.pending, problems=lambda: condition.problems)
-    calls = CallInterceptor(deadline_s=settings.deadline_s, count=metrics.count)
-    server = _make_server(settings, calls)
+    running_calls = Running()
+    layers = (RequestIds(), Errors(), Logs(metrics.count), Requests(deadline_s=settings.deadline_s))
+    server = _make_server(settings, (running_calls, *layers))
     license_pb2_grpc.add_LicenseServiceServicer_to_server(licenses, server)
     receipts = None if receipt_key is None else ReceiptSigner(receipt_key)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
@@ -236,7 +239,7 @@ async def start(settings: ServerSettings, *, now: Callable[[], datetime] | None 
             checkpoints=checkpoints,
             condition=condition,
             metrics=metrics,
-            calls=calls,
+            running=running_calls,
         )
         if settings.metrics_port is not None:
             running.metrics_port = metrics.serve(settings.metrics_host, settings.metrics_port)
@@ -296,9 +299,9 @@ async def _serve(settings: ServerSettings, on_ready: Callable[[RunningServer], N
     _LOG.info("stopped")
 
 
-def _make_server(settings: ServerSettings, calls: CallInterceptor) -> grpc.aio.Server:
+def _make_server(settings: ServerSettings, interceptors: Sequence[Interceptor]) -> grpc.aio.Server:
     return grpc.aio.server(
-        interceptors=[calls],
+        interceptors=interceptors,
         maximum_concurrent_rpcs=_BACKSTOP_CALLS + settings.queue,
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),

@@ -1,13 +1,39 @@
-"""Structured logs: one JSON object a line, for machines that collect them."""
+"""The log: which call each line belongs to, and its two forms, for people and for machines that collect it."""
 
 import json
 import logging
 from datetime import UTC, datetime
 from typing import Final
 
-__all__ = ["JsonFormatter"]
+from keylock_server.calls import current_call
 
-_FIELDS: Final = ("method", "code", "reason", "milliseconds")
+__all__ = ["JsonFormatter", "TextFormatter", "name_calls"]
+
+_LOGGERS: Final = ("keylock_server", "keylock_server.calls")
+_FIELDS: Final = ("request_id", "method", "code", "reason", "milliseconds")
+
+
+def name_calls() -> None:
+    """Gives each line that the server logs for a call the attribute `request_id`, however the log is formatted."""
+    for name in _LOGGERS:
+        # A filter is added once, however often it is given.
+        logging.getLogger(name).addFilter(_name_call)
+
+
+def _name_call(record: logging.LogRecord) -> bool:
+    call = current_call()
+    if call is not None:
+        record.request_id = call.request_id
+    return True
+
+
+class TextFormatter(logging.Formatter):
+    """Writes time, level, logger, id of the call, or `-` outside of calls, and message."""
+
+    def __init__(self) -> None:
+        """Makes the formatter."""
+        form = "%(asctime)s %(levelname)s %(name)s %(request_id)s: %(message)s"
+        super().__init__(form, defaults={"request_id": "-"})
 
 
 class JsonFormatter(logging.Formatter):

@@ -5,6 +5,7 @@ callers without a license, never come here.
 """
 
 import asyncio
+import contextvars
 import hashlib
 import logging
 import secrets
@@ -12,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -179,7 +181,9 @@ class Meter:
         if self._ledger is None:
             return
         try:
-            self._ledger.release(order).add_done_callback(_log_failure)
+            # With the context of the call, so that what is logged then has its id.
+            log = partial(contextvars.copy_context().run, _log_failure)
+            self._ledger.release(order).add_done_callback(log)
         except StoreError as error:
             _LOG.error("%s", error)
 

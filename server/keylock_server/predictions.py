@@ -18,6 +18,7 @@ from keylock.errors import InputError, TensorError, UnknownNameError
 from keylock.images import ImageLimits, decode
 from keylock.inference import inference_pb2 as pb
 from keylock.inference import inference_pb2_grpc as pb_grpc
+from keylock_server.calls import describe_call
 from keylock_server.explanations import softmax
 from keylock_server.requests import at_field, check_count, shaped, stop_if
 from keylock_server.runtime import ServedModel
@@ -97,6 +98,7 @@ class PredictionService(pb_grpc.GRPCInferenceServiceServicer):
         )
         wanted = _wanted_outputs(request)
         logits = await self._workers.run(lambda abandoned: self._model.predict(self._images(request, abandoned)))
+        describe_call(model=self._model.manifest.name, images=len(logits))
         probabilities = softmax(logits)
         labels = [self._model.manifest.classes[index].encode() for index in logits.argmax(axis=1)]
         answers: dict[str, NDArray[np.float32] | list[bytes]] = {

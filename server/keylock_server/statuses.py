@@ -180,16 +180,17 @@ def row_of(error: BaseException) -> Row:
     return _INTERNAL
 
 
-def status_of(error: BaseException, *, error_id: str) -> status_pb2.Status:
+def status_of(error: BaseException, *, error_id: str, request_id: str = "") -> status_pb2.Status:
     """Describes an error to the caller.
 
     Args:
         error: What a handler raised.
         error_id: Names the entry in the server's log, for errors whose text stays in the server.
+        request_id: Id of the call; empty where it has none.
 
     Returns:
-        The status with its details: always an `ErrorInfo`, and a `BadRequest`, `QuotaFailure` or `RetryInfo` where it
-        helps.
+        The status with its details: always an `ErrorInfo`, a `RequestInfo` where the call has an id, and a
+        `BadRequest`, `QuotaFailure` or `RetryInfo` where it helps.
     """
     row = row_of(error)
     message = str(error) if row.public else f"the server failed; quote the id {error_id} to its operator"
@@ -201,6 +202,8 @@ def status_of(error: BaseException, *, error_id: str) -> status_pb2.Status:
         info.metadata["kind"] = error.kind
         info.metadata["name"] = _cut(error.name, _MAX_VALUE)
     details: list[Message] = [info]
+    if request_id:
+        details.append(error_details_pb2.RequestInfo(request_id=request_id))
     if row.public and isinstance(error, InputError) and error.field:
         bad_request = error_details_pb2.BadRequest()
         bad_request.field_violations.add(field=error.field, description=message)

@@ -5,6 +5,7 @@ counting it as free would let abandoned calls pile up.
 """
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -54,7 +55,8 @@ class Workers:
             if self.pending >= self._limit:
                 raise OverloadedError(retry_after_s=self._retry_after_s)
             abandoned = threading.Event()
-            future = self._executor.submit(job, abandoned)
+            # With the context of the call, so that what the job logs has its id.
+            future = self._executor.submit(contextvars.copy_context().run, job, abandoned)
             self.pending += 1
         future.add_done_callback(self._release)
         try:

@@ -349,7 +349,7 @@ def test_a_context_manager_closes(server, png):
         client.predict(png())
 
 
-@pytest.mark.parametrize("request_id", ["", "x" * 121, "é" * 61])
-def test_a_request_id_is_neither_empty_nor_long(server, connect, png, request_id):
-    with pytest.raises(InputError, match="120 bytes"):
+@pytest.mark.parametrize("request_id", ["", "x" * 121, "é", "two words", "line\n"])
+def test_a_request_id_is_neither_empty_nor_long_nor_invisible(server, connect, png, request_id):
+    with pytest.raises(InputError, match="120 visible ASCII"):
         connect(server.target).explain(png(), request_id=request_id)

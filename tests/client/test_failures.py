@@ -4,7 +4,7 @@ import traceback
 
 import grpc
 import pytest
-from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from google.rpc.error_details_pb2 import BadRequest, RequestInfo, RetryInfo
 
 from keylock.errors import InputError, LicenseError, LicenseReason, ServiceError
 from keylock_client import (
@@ -84,6 +84,14 @@ def test_details_are_kept(server, connect, png, toolbox):
     error = fail(server, connect, png, refusal)
     assert error.violations == (errors.Violation("explainer", "unknown"),)
     assert error.exit_code == InputError.exit_code
+
+
+def test_a_call_without_an_id_is_named_by_the_server(server, connect, toolbox):
+    refusal = toolbox.refuse(grpc.StatusCode.NOT_FOUND, "no", toolbox.reason("X"), RequestInfo(request_id="made"))
+    server.answers["GetModel"] = refusal
+    with pytest.raises(ClientError) as caught:
+        connect(server.target).model()
+    assert caught.value.request_id == "made"
 
 
 def test_a_fault_carries_the_id_to_quote(server, connect, png, toolbox):
