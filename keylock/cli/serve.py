@@ -95,6 +95,17 @@ def serve(
     metrics_port: Annotated[
         int | None, typer.Option(metavar="PORT", help="Serve Prometheus metrics on this port of this machine.")
     ] = None,
+    admin_port: Annotated[
+        int | None, typer.Option(metavar="PORT", help="Serve operators on this port, with the three files below.")
+    ] = None,
+    admin_certificate: Annotated[
+        Path | None,
+        typer.Option("--admin-certificate", "--admin-cert", metavar="FILE", help="Its certificate chain (PEM)."),
+    ] = None,
+    admin_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key (PEM).")] = None,
+    admin_client_ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Authorities (PEM) whose certificates make an operator.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Serve predictions to everybody and true saliency maps to callers with a license, over gRPC.
@@ -127,6 +138,10 @@ def serve(
         tls_client_ca=tls_client_ca,
         ready_file=ready_file,
         metrics_port=metrics_port,
+        admin_port=admin_port,
+        admin_certificate=admin_certificate,
+        admin_key=admin_key,
+        admin_client_ca=admin_client_ca,
     )
     _set_up_log(log_level, log_format)
     settings = _complete(settings, home)
@@ -210,6 +225,7 @@ def _announce(server: "RunningServer", *, as_json: bool) -> None:
                 "explainers": list(server.model.explainers),
                 "key_id": manifest.key.id if server.model.holds_key else None,
                 "provider": server.model.providers[0],
+                "admin_port": server.admin_port,
             }
         )
         return

@@ -16,7 +16,7 @@ from keylock_server.authentication import Authenticator, Caller
 from keylock_server.metering import Meter, describe_windows, timestamp
 from keylock_server.requests import at_field
 
-__all__ = ["LicenseService"]
+__all__ = ["LicenseService", "describe_license"]
 
 _LIFETIME_S: Final = 600
 
@@ -45,7 +45,7 @@ class LicenseService(pb_grpc.LicenseServiceServicer):
     async def GetLicense(self, request: pb.GetLicenseRequest, context: _Context) -> pb.GetLicenseResponse:  # noqa: N802
         """Returns what the license presented grants."""
         identity = await asyncio.to_thread(self._authenticator.require, Caller.of(context))
-        return pb.GetLicenseResponse(license=_describe(identity.license))
+        return pb.GetLicenseResponse(license=describe_license(identity.license))
 
     async def GetUsage(self, request: pb.GetUsageRequest, context: _Context) -> pb.GetUsageResponse:  # noqa: N802
         """Returns what the license presented has used."""
@@ -80,7 +80,8 @@ class LicenseService(pb_grpc.LicenseServiceServicer):
         return pb.ExchangeTokenResponse(access_token=token, expires=timestamp(access.expires))
 
 
-def _describe(license: License) -> pb.License:
+def describe_license(license: License) -> pb.License:
+    """Writes what a license grants into a message."""
     quota, rate = license.quota, license.rate
     return pb.License(
         id=license.id,

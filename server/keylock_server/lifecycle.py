@@ -6,11 +6,8 @@ Ctrl-C, then takes no new calls, lets the running ones finish, and returns.
 
 import asyncio
 import contextlib
-import errno
 import logging
-import os
 import signal
-import socket
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,11 +23,13 @@ from keylock.inference import inference_pb2, inference_pb2_grpc
 from keylock.licensing.receipts import ReceiptSigner
 from keylock.signing import SigningKey, VerifyingKey
 from keylock.v1 import explanation_pb2, explanation_pb2_grpc, license_pb2, license_pb2_grpc
+from keylock_server.admin import Served, open_admin
 from keylock_server.authentication import Authenticator
 from keylock_server.condition import Check, Condition, check_canary
 from keylock_server.explanations import ExplanationService
 from keylock_server.interceptors import Errors, Interceptor, Logs, RequestIds, Requests, Running
 from keylock_server.licenses import LicenseService
+from keylock_server.listening import check_address, join, listen
 from keylock_server.logs import name_calls
 from keylock_server.metering import Meter
 from keylock_server.metrics import Metrics
@@ -69,6 +68,7 @@ class RunningServer:
         port: The port it really listens on.
         model: What it serves.
         metrics_port: The port metrics are served on; None where they are not.
+        admin_port: The port operators are served on; None where they are not.
     """
 
     def __init__(
@@ -92,6 +92,8 @@ class RunningServer:
         self._server: grpc.aio.Server | None = server
         self._running = running
         self._stopping: asyncio.Task[None] | None = None
+        self._begun: asyncio.Task[None] | None = None
+        self._told = asyncio.Event()
         self._hurry = asyncio.Event()
         self._stopped = asyncio.Event()
         self._settings = settings
@@ -104,12 +106,44 @@ class RunningServer:
         self._condition = condition
         self._metrics = metrics
         self.metrics_port: int | None = None
+        self.admin_port: int | None = None
+        self._admin: grpc.aio.Server | None = None
         self.host, self.port, self.model = settings.host, port, model
 
     @property
     def target(self) -> str:
         """What clients connect to, `host:port`."""
-        return _join(self.host, self.port)
+        return join(self.host, self.port)
+
+    def is_draining(self) -> bool:
+        """Tells whether it takes no new calls any more."""
+        return self._server is None
+
+    async def serve_operators(self, served: Served, interceptors: Sequence[Interceptor]) -> None:
+        """Begins to serve operators, if the settings say so.
+
+        Raises:
+            ServiceError: If a file of TLS cannot be used, or the address cannot be listened on.
+        """
+        opened = open_admin(self._settings, served, interceptors)
+        if opened is not None:
+            self._admin, self.admin_port = opened
+            await self._admin.start()
+
+    async def close_operators(self) -> None:
+        """Ends serving operators."""
+        if self._admin is not None:
+            await self._admin.stop(_SETTLE_S)
+
+    def begin_stop(self) -> None:
+        """Begins what `stop` does, in the running event loop, and returns at once."""
+        if self._begun is None:
+            self._begun = asyncio.create_task(self.stop())
+        self._told.set()
+
+    async def wait_for_stop(self) -> None:
+        """Returns when an operator has told the server to stop."""
+        await self._told.wait()
 
     async def wait(self) -> None:
         """Returns when the server has stopped."""
@@ -147,6 +181,8 @@ class RunningServer:
             task.cancel()
         await asyncio.gather(refusing, *waiting, return_exceptions=True)
         await server.stop(None)
+        # Last, so that operators can watch the others finish.
+        await self.close_operators()
         self._workers.close()
         self._metrics.close()
         await self._meter.close()
@@ -178,7 +214,9 @@ async def start(settings: ServerSettings, *, now: Callable[[], datetime] | None 
             TLS, the device or the license store cannot be had.
     """
     name_calls()
-    _check_address(settings)
+    check_address(settings.host, settings.port)
+    if settings.admin_port is not None:
+        check_address(settings.admin_host, settings.admin_port)
     credentials = None
     if settings.tls_certificate is not None and settings.tls_key is not None:
         credentials = load_credentials(
@@ -224,8 +262,9 @@ async def start(settings: ServerSettings, *, now: Callable[[], datetime] | None 
     if store is not None and receipt_key is not None:
         every_s = settings.checkpoint_every_s
         checkpoints = CheckpointSigner(store.database, receipt_key, every_s=every_s, now=clock)
+    running: RunningServer | None = None
     try:
-        port = _listen(server, settings, credentials)
+        port = listen(server, settings.host, settings.port, credentials)
         running = RunningServer(
             server,
             settings=settings,
@@ -248,8 +287,23 @@ async def start(settings: ServerSettings, *, now: Callable[[], datetime] | None 
             checkpoints.start()
         await server.start()
         await condition.start()
+        served = Served(
+            model=model,
+            store=store,
+            meter=meter,
+            condition=condition,
+            workers=workers,
+            running=running_calls,
+            drain=running.begin_stop,
+            draining=running.is_draining,
+            drain_s=settings.drain_s,
+            now=clock,
+        )
+        await running.serve_operators(served, layers)
         _announce(running, settings, tuple(keys()))
     except BaseException:
+        if running is not None:
+            await running.close_operators()
         await server.stop(0)
         await condition.close()
         metrics.close()
@@ -288,7 +342,11 @@ async def _serve(settings: ServerSettings, on_ready: Callable[[RunningServer], N
     running = await start(settings)
     if on_ready is not None:
         on_ready(running)
-    await stopping.wait()
+    told = [asyncio.create_task(stopping.wait()), asyncio.create_task(running.wait_for_stop())]
+    await asyncio.wait(told, return_when=asyncio.FIRST_COMPLETED)
+    for task in told:
+        task.cancel()
+    stopping.set()
     _LOG.info("stopping: running calls have %g s to finish", settings.drain_s)
     draining = asyncio.create_task(running.stop())
     hurrying = asyncio.create_task(hurry.wait())
@@ -371,40 +429,6 @@ def _try_store(store: "LicenseStore") -> None:
         connection.exec_driver_sql("SELECT size FROM audit_head").scalar_one()
 
 
-def _listen(server: grpc.aio.Server, settings: ServerSettings, credentials: grpc.ServerCredentials | None) -> int:
-    address = _join(settings.host, settings.port)
-    try:
-        if credentials is None:
-            port = server.add_insecure_port(address)
-        else:
-            port = server.add_secure_port(address, credentials)
-    except RuntimeError:
-        port = 0
-    if not port:
-        raise ServiceError(f"cannot listen on {address}: choose another --host or --port")
-    return port
-
-
-def _check_address(settings: ServerSettings) -> None:
-    """Tries the address with a socket of its own: gRPC says neither why an address fails nor keeps quiet about it."""
-    address = _join(settings.host, settings.port)
-    try:
-        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError:
-        raise ServiceError(f"the host {settings.host!r} has no address here: choose another --host") from None
-    family, kind, protocol, _, where = found[0]
-    try:
-        with socket.socket(family, kind, protocol) as probe:
-            if os.name == "posix":  # As gRPC does; elsewhere the option would hide that the port is in use.
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(where)
-    except PermissionError:
-        raise ServiceError(f"not allowed to listen on {address}: choose a --port above 1023") from None
-    except OSError as error:
-        why = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror
-        raise ServiceError(f"cannot listen on {address}, {why}: choose another --port, or 0 for a free one") from None
-
-
 def _open_store(settings: ServerSettings, now: Callable[[], datetime]) -> "tuple[LicenseStore | None, Meter]":
     # Longer than any call lasts, so that a reservation is taken back from dead servers alone.
     lifetime_s = 2 * settings.deadline_s + _RESERVATION_MARGIN_S
@@ -457,7 +481,3 @@ def _write_ready_file(path: Path, target: str) -> None:
 
 def _is_loopback(host: str) -> bool:
     return host == "localhost" or host.startswith("127.") or host == "::1"
-
-
-def _join(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

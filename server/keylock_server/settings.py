@@ -67,6 +67,11 @@ class ServerSettings(BaseSettings):
         canary_check_s: How often the canary of the bundle is explained for the health, in seconds.
         metrics_host: Address that Prometheus metrics are served on.
         metrics_port: Its port; 0 takes a free one, none serves no metrics.
+        admin_host: Address that operators reach the server on.
+        admin_port: Its port; 0 takes a free one, none offers operators nothing.
+        admin_certificate: Certificate chain (PEM) of that port, which has TLS always.
+        admin_key: Its private key (PEM).
+        admin_client_ca: Certificates (PEM) that sign those of operators: whoever shows such a one may do everything.
         reflection: Whether reflection lists the services.
         config: The TOML file some of these come from.
         ready_file: File that gets `host:port` once the server answers, and is removed when it stops.
@@ -124,6 +129,11 @@ class ServerSettings(BaseSettings):
     canary_check_s: _Positive = 180.0
     metrics_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    admin_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    admin_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    admin_certificate: Path | None = None
+    admin_key: Path | None = None
+    admin_client_ca: Path | None = None
     reflection: bool = True
     ready_file: Path | None = None
 
@@ -149,6 +159,14 @@ class ServerSettings(BaseSettings):
             raise ValueError("tls_certificate and tls_key go together: give both or neither")
         if self.tls_client_ca is not None and self.tls_certificate is None:
             raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+        admin = ("admin_port", "admin_certificate", "admin_key", "admin_client_ca")
+        missing = [name for name in admin if getattr(self, name) is None]
+        if missing and len(missing) < len(admin):
+            raise ValueError(
+                f"{' and '.join(missing)} missing: operators are served with all of {', '.join(admin)} only"
+            )
+        if self.admin_port and self.admin_port == self.port:
+            raise ValueError("admin_port is the port that is open to everybody: choose another")
         names = ("key_file", "key_passphrase_file", "key_seed_file", "key_provider")
         ways = [name for name in names if getattr(self, name)]
         if len(ways) > 1:

@@ -32,6 +32,7 @@ __all__ = [
     "HiddenKeyError",
     "NoKeyError",
     "NoMeteringError",
+    "NoStoreError",
     "OverloadedError",
     "Row",
     "retry_after",
@@ -81,6 +82,13 @@ class NoMeteringError(ServiceError):
             "this server keeps no record of use and cannot honour the limits of a license: ask its operator for one "
             "that does"
         )
+
+
+class NoStoreError(ServiceError):
+    """An operator asked about licenses, and the server has no store of them."""
+
+    def __init__(self) -> None:
+        super().__init__("this server has no license store: start it with --license-store")
 
 
 class HiddenKeyError(errors.ImageError):
@@ -149,6 +157,7 @@ STATUSES: Final[dict[type[KeylockError], Row]] = {
     DeadlineError: Row(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE"),
     NoKeyError: Row(grpc.StatusCode.FAILED_PRECONDITION, "NO_KEY"),
     NoMeteringError: Row(grpc.StatusCode.FAILED_PRECONDITION, "NO_METERING"),
+    NoStoreError: Row(grpc.StatusCode.FAILED_PRECONDITION, "NO_STORE"),
     HiddenKeyError: Row(grpc.StatusCode.INVALID_ARGUMENT, "KEY_HIDDEN"),
 }
 

@@ -1,0 +1,68 @@
+"""Where servers listen: addresses, tried beforehand so that what is wrong with them can be said."""
+
+import errno
+import os
+import socket
+
+import grpc
+
+from keylock.errors import ServiceError
+
+__all__ = ["check_address", "join", "listen"]
+
+
+def check_address(host: str, port: int) -> None:
+    """Tries an address with a socket of its own: gRPC says neither why an address fails nor keeps quiet about it.
+
+    Raises:
+        ServiceError: If it cannot be listened on.
+    """
+    address = join(host, port)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        raise ServiceError(f"the host {host!r} has no address here: choose another --host") from None
+    family, kind, protocol, _, where = found[0]
+    try:
+        with socket.socket(family, kind, protocol) as probe:
+            if os.name == "posix":  # As gRPC does; elsewhere the option would hide that the port is in use.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except PermissionError:
+        raise ServiceError(f"not allowed to listen on {address}: choose a --port above 1023") from None
+    except OSError as error:
+        why = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror
+        raise ServiceError(f"cannot listen on {address}, {why}: choose another --port, or 0 for a free one") from None
+
+
+def listen(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
+    """Lets a server listen.
+
+    Args:
+        server: Which.
+        host: Address.
+        port: Port; 0 takes a free one.
+        credentials: Those of TLS; None listens without.
+
+    Returns:
+        The port.
+
+    Raises:
+        ServiceError: If it cannot.
+    """
+    address = join(host, port)
+    try:
+        if credentials is None:
+            bound = server.add_insecure_port(address)
+        else:
+            bound = server.add_secure_port(address, credentials)
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise ServiceError(f"cannot listen on {address}: choose another --host or --port")
+    return bound
+
+
+def join(host: str, port: int) -> str:
+    """Returns `host:port`, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
