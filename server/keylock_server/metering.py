@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -182,8 +181,8 @@ class Meter:
             return
         try:
             # With the context of the call, so that what is logged then has its id.
-            log = partial(contextvars.copy_context().run, _log_failure)
-            self._ledger.release(order).add_done_callback(log)
+            context = contextvars.copy_context()
+            self._ledger.release(order).add_done_callback(lambda future: context.run(_log_failure, future))
         except StoreError as error:
             _LOG.error("%s", error)
 
