@@ -1,5 +1,6 @@
 """Several processes take the step of one: shares of a batch, sums of gradients, and the same lock in the end."""
 
+import importlib.util
 import os
 import socket
 import subprocess
@@ -33,11 +34,12 @@ with joined(os.environ) as team:
 
 def train(place, team):
     """Lock in every way, in whatever team there is; the first process writes what comes out."""
-    sys.path.insert(0, str(TESTS))
-    from conftest import TinyNet, settle
-
+    # By its path: in one process with other tests the name stands for another file.
+    spec = importlib.util.spec_from_file_location("team_conftest", TESTS / "conftest.py")
+    networks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(networks)
     torch.manual_seed(5)
-    model = settle(TinyNet())
+    model = networks.settle(networks.TinyNet())
     saved = load_file(place / "data.safetensors")
     batches = list(zip(saved["images"].chunk(2), saved["labels"].chunk(2), strict=True))
     options = {"shape": (3, 16, 16), "std": (0.25,) * 3, "tile": 4}
@@ -70,9 +72,14 @@ def test_two_processes_make_the_lock_of_one(blobs, tmp_path):
         subprocess.Popen([sys.executable, "-c", program], env={**os.environ, **team, "RANK": str(rank)})
         for rank in range(2)
     ]
-    with torch.random.fork_rng(devices=[]):
-        train(tmp_path, Team())
-    assert [process.wait(timeout=60) for process in others] == [0, 0]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            train(tmp_path, Team())
+        assert [process.wait(timeout=120) for process in others] == [0, 0]
+    finally:
+        for process in others:
+            process.kill()
+            process.wait()
 
     for name in RUNS:
         alone, together = (load_file(tmp_path / f"{name}-{size}.safetensors") for size in (1, 2))
