@@ -114,6 +114,7 @@ def serve(
     """
     from keylock_server import ServerSettings
     from keylock_server import serve as run
+    from keylock_server.tracing import set_up_tracing
 
     settings = ServerSettings.load(
         config=config,
@@ -144,6 +145,7 @@ def serve(
         admin_client_ca=admin_client_ca,
     )
     _set_up_log(log_level, log_format)
+    set_up_tracing()
     settings = _complete(settings, home)
     run(settings, on_ready=lambda server: _announce(server, as_json=as_json))
 

@@ -3,8 +3,9 @@
 1. `Running` counts calls, so that a server that drains knows when the last one has ended.
 2. `RequestIds` gives each call an id.
 3. `Errors` makes a status of whatever is raised below.
-4. `Logs` writes one line and counts, before the caller has its answer.
-5. `Requests` parses the message and limits the time.
+4. `tracing.Tracing` makes a span, where OpenTelemetry is installed.
+5. `Logs` writes one line and counts, before the caller has its answer.
+6. `Requests` parses the message and limits the time.
 
 Authentication, authorisation and admission are not among them: what a license allows depends on the message, and some
 methods are open to everybody, so each servicer asks the `Authenticator`, the `Meter` and the `Workers` by itself, in

@@ -40,9 +40,12 @@ from keylock_server.proof import CheckpointSigner, load_receipt_key
 from keylock_server.runtime import ServedModel
 from keylock_server.settings import ServerSettings
 from keylock_server.tls import load_credentials
+from keylock_server.tracing import open_tracing
 from keylock_server.workers import Workers
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
     from keylock.store import LicenseStore
 
 __all__ = ["RunningServer", "serve", "start"]
@@ -195,12 +198,18 @@ class RunningServer:
         self._stopped.set()
 
 
-async def start(settings: ServerSettings, *, now: Callable[[], datetime] | None = None) -> RunningServer:
+async def start(
+    settings: ServerSettings,
+    *,
+    now: Callable[[], datetime] | None = None,
+    tracer_provider: "TracerProvider | None" = None,
+) -> RunningServer:
     """Starts a server in the running event loop.
 
     Args:
         settings: What it does. Port 0 takes a free one; `RunningServer.port` says which.
         now: The clock that licenses are checked by; the system's when None.
+        tracer_provider: Where spans go, of OpenTelemetry; that of the process when None.
 
     Returns:
         The server, which answers already.
@@ -252,7 +261,13 @@ async def start(settings: ServerSettings, *, now: Callable[[], datetime] | None 
     condition = _make_condition(settings, model, store, health_service)
     metrics = Metrics(pending=lambda: workers.pending, problems=lambda: condition.problems)
     running_calls = Running()
-    layers = (RequestIds(), Errors(), Logs(metrics.count), Requests(deadline_s=settings.deadline_s))
+    layers = (
+        RequestIds(),
+        Errors(),
+        *open_tracing(tracer_provider),
+        Logs(metrics.count),
+        Requests(deadline_s=settings.deadline_s),
+    )
     server = _make_server(settings, (running_calls, *layers))
     license_pb2_grpc.add_LicenseServiceServicer_to_server(licenses, server)
     receipts = None if receipt_key is None else ReceiptSigner(receipt_key)

@@ -263,7 +263,7 @@ def start_server(vendor: Vendor, loop_thread: Any) -> Iterator[Callable[..., Cal
     """Starts servers; each argument is a setting, `now` is the clock."""
     running: list[Calls] = []
 
-    def begin(*, now: Callable[[], datetime] = lambda: NOW, **changes: Any) -> Calls:
+    def begin(*, now: Callable[[], datetime] = lambda: NOW, tracer_provider: Any = None, **changes: Any) -> Calls:
         values: dict[str, Any] = {
             "bundle": vendor.bundle,
             "port": 0,
@@ -273,7 +273,7 @@ def start_server(vendor: Vendor, loop_thread: Any) -> Iterator[Callable[..., Cal
             "workers": 2,
         }
         settings = ServerSettings.load(**(values | changes))
-        server = loop_thread.run(start(settings, now=now))
+        server = loop_thread.run(start(settings, now=now, tracer_provider=tracer_provider))
         channel = grpc.insecure_channel(server.target, options=[("grpc.max_receive_message_length", -1)])
         running.append(Calls(server, channel, loop_thread))
         return running[-1]

@@ -3,6 +3,7 @@
 import base64
 import io
 import struct
+import urllib.request
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ import numpy as np
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from PIL import Image
 
 from keylock.inference import inference_pb2
@@ -328,7 +332,7 @@ def test_bad_call_gets_its_status_and_the_server_goes_on(calls, vendor, case):
     assert calls.explain(GOOD).results
 
 
-def test_no_secret_is_in_any_log(start_server, vendor, server_log, capfd):
+def test_no_secret_is_in_any_log_metric_or_span(start_server, vendor, server_log, capfd):
     tokens: list[str] = []
 
     class Recorder:
@@ -342,17 +346,26 @@ def test_no_secret_is_in_any_log(start_server, vendor, server_log, capfd):
             tokens.append(granted.token)
             return granted
 
-    calls = start_server()
+    spans = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    calls = start_server(metrics_port=0, tracer_provider=provider)
     for case in CASES:
         fails(case, calls, Recorder())
     calls.explain(GOOD, token=Recorder().grant().token)
     with pytest.raises(grpc.RpcError):
         calls.channel.unary_unary("/keylock.v1.ExplanationService/Nothing")(b"")
+    with urllib.request.urlopen(f"http://127.0.0.1:{calls.server.metrics_port}/metrics") as answer:
+        scraped = answer.read().decode()
     calls.stop().result(timeout=30)
 
+    traced = "\n".join(span.to_json() for span in spans.get_finished_spans())
+    assert scraped.count("keylock_calls_total") > 10
+    assert traced.count('"keylock.v1.ExplanationService/Explain"') > 40
     captured = capfd.readouterr()
     text = "\n".join(
-        [server_log.text, captured.out, captured.err] + [str(record.__dict__) for record in server_log.records]
+        [scraped, traced, server_log.text, captured.out, captured.err]
+        + [str(record.__dict__) for record in server_log.records]
     )
     assert text.count("/keylock.v1.ExplanationService/Explain") > 40
     seed = vendor.seed.reveal()
@@ -360,6 +373,7 @@ def test_no_secret_is_in_any_log(start_server, vendor, server_log, capfd):
     secrets += [repr(seed)[2:-1], vendor.key_file.read_text().strip()]
     secrets += [part for token in tokens for part in (token, *token.split(".")[1:])]
     offset = vendor.key.reveal()
+    secrets += [offset.tobytes().hex(), base64.b64encode(offset.tobytes()).decode()]
     secrets += [np.array2string(offset[0, 0], separator=sep)[1:-1] for sep in (" ", ", ")]
     assert len(tokens) > 10
     assert [secret for secret in secrets if secret in text] == []
