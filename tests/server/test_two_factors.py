@@ -1,5 +1,8 @@
 """A two-factor lock, exported, sealed and served: true maps for licenses, decoys for others, and never one for both."""
 
+import base64
+import urllib.request
+
 import grpc
 import numpy as np
 import pytest
@@ -13,6 +16,9 @@ from types import SimpleNamespace  # noqa: E402
 from google.rpc import error_details_pb2  # noqa: E402
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: E402
 from grpc_status import rpc_status  # noqa: E402
+from opentelemetry.sdk.trace import TracerProvider  # noqa: E402
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor  # noqa: E402
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter  # noqa: E402
 from two_factor_lock import STD  # noqa: E402
 
 from keylock.bundle import Canary, KeyFile, open_bundle  # noqa: E402
@@ -48,8 +54,15 @@ def published(two_factors, vendor, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two(published, start_server):
-    return start_server(bundle=published.path, key_file=published.key_file)
+def spans():
+    return InMemorySpanExporter()
+
+
+@pytest.fixture(scope="module")
+def two(published, start_server, spans):
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    return start_server(bundle=published.path, key_file=published.key_file, metrics_port=0, tracer_provider=provider)
 
 
 @pytest.fixture(scope="module")
@@ -135,16 +148,27 @@ def test_a_key_without_its_adapter_is_refused_at_start(published, two_factors):
         ServedModel(bundle.manifest, bundle.read, key=two_factors.key)
 
 
-def test_no_secret_is_in_the_log_or_the_bundle(two, two_factors, published, vendor, tiny, hiding, server_log):
+def test_no_secret_is_in_the_log_the_bundle_metrics_or_spans(
+    two, two_factors, published, vendor, tiny, hiding, server_log, spans
+):
+    good = tiny.tensor_image(two_factors.images[0].numpy())
+    two.explain(good, token=vendor.grant().token)
     with pytest.raises(grpc.RpcError) as caught:
         two.explain(tiny.tensor_image(hiding), token=vendor.grant().token)
-    text = server_log.text + str(caught.value)
+    traced = "".join(span.to_json() for span in spans.get_finished_spans())
+    assert "KEY_HIDDEN" in traced
+    with urllib.request.urlopen(f"http://127.0.0.1:{two.server.metrics_port}/metrics") as answer:
+        text = server_log.text + str(caught.value) + traced + answer.read().decode()
+    assert two_factors.seed.reveal().hex() not in text
     content = published.path.read_bytes()
     for name, array in {"key": two_factors.key.reveal(), **two_factors.lock.adapter.tensors()}.items():
         assert name == "key" or name not in text
         if array.size >= 8:
             assert array.ravel()[:8].tobytes() not in content
             assert f"{array.ravel()[0]:.6f}" not in text
+            assert array.ravel()[:8].tobytes().hex() not in text
+            # Nine bytes are twelve characters of base64, wherever else the text goes on.
+            assert base64.b64encode(array.tobytes()[:9]).decode() not in text
 
 
 def test_the_canary_of_a_published_lock_is_well_and_notices_swapped_maps(two, published, two_factors):
