@@ -1,6 +1,11 @@
 """Operators: mutual TLS and nothing else, on a port of their own; what they see, and what they do to licenses."""
 
+import json
+import os
+import subprocess
+import sys
 from datetime import timedelta
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -180,3 +185,31 @@ def test_draining_stops_the_server(start_server, admin_files, tls_files):
     told.result(timeout=10)
     stopped.result(timeout=10)
     assert calls.server.is_draining()
+
+
+def test_draining_ends_the_process_and_its_spans_are_exported(vendor, admin_files, tls_files, tmp_path):
+    flags = [word for name, value in admin_files.items() for word in ("--" + name.replace("_", "-"), str(value))]
+    keys = ["--key-file", str(vendor.key_file), "--issuer", str(vendor.issuer_file), "--port", "0", "--json"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "keylock", "serve", str(vendor.bundle), *keys, *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"HOME": str(tmp_path), "OTEL_TRACES_EXPORTER": "console"},
+    )
+    try:
+        announced = ""
+        while not announced.endswith("}\n") and process.poll() is None:
+            announced += process.stdout.readline()
+        server = SimpleNamespace(admin_port=json.loads(announced)["admin_port"])
+        with operator(SimpleNamespace(server=server), tls_files) as channel:
+            stub = admin_pb2_grpc.AdminServiceStub(channel)
+            stub.Drain(pb.DrainRequest(), timeout=10, metadata=[("x-request-id", "going-down")])
+        output, log = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, log
+    assert "the operator 'client' drains" in log
+    assert "keylock_server going-down: the operator" in log
+    assert '"name": "keylock.v1.AdminService/Drain"' in output
+    assert '"service.name": "keylock"' in output
