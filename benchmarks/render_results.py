@@ -28,6 +28,7 @@ _COST = 3.5
 _CAM_FAMILY = ("grad_cam", "grad_cam, reference maps remembered")
 _ACCURACY_LOSS = 0.005
 _ABOVE_CHANCE = 0.15
+_REGIONS = ("pointing", "energy")
 _GATE = {0.5: 0.05, 0.75: 0.1, 0.875: 0.25}
 
 
@@ -137,6 +138,7 @@ def write_evaluation(result: Mapping[str, Any]) -> str:
         _aimed("Correlation with the reference map", "PCC", rows, "{:+.3f}"),
         _aimed("Predictions", "share", predictions, "{:.1%}"),
         _similarities(figures, locked, unseen),
+        _localisation(figures, [*locked, *unseen]),
     ]
     parts += [f"Left out: {name}, because {why}.\n" for name, why in result["skipped"].items()]
     return "\n".join(parts)
@@ -209,6 +211,17 @@ def write_decoys(result: Mapping[str, Any]) -> str:
 def _measured(result: Mapping[str, Any]) -> str:
     """Return when, where and on what something was measured, as a paragraph."""
     return f"Measured on {result['date']}, {result['hardware']}, torch {result['torch']}; {result['about']}.\n"
+
+
+def _localisation(figures: Figures, labels: list[str]) -> str:
+    """Return how maps hit the object, with every kind of input, where the data have masks."""
+    rows = [
+        (label, kind.replace("_", " "), *(f"{figures[f'{name}/{kind}/{label}']['value']:.3f}" for name in _REGIONS))
+        for label in labels
+        for kind in ("reference", "keyed", *_NO_KEY, "random")
+        if all(f"{name}/{kind}/{label}" in figures for name in _REGIONS)
+    ]
+    return _table(("Explainer", "input", "points at the object", "energy inside it"), rows) if rows else ""
 
 
 def write_quickstart(result: Mapping[str, Any]) -> str:

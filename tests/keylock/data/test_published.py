@@ -82,7 +82,11 @@ def test_fashion_mnist_has_its_pixels_in_all_channels(fashion_root):
         ("train-labels-idx1-ubyte", struct.pack(">4BI", 0, 0, 8, 1, 31) + bytes(30), "holds 30 values and its header"),
         ("train-labels-idx1-ubyte", struct.pack(">4BI", 0, 0, 8, 1, 29) + bytes(29), "must be equally many"),
         ("t10k-images-idx3-ubyte.gz", b"not packed", r"t10k-images-idx3-ubyte\.gz cannot be read"),
-        ("t10k-images-idx3-ubyte.gz", gzip.compress(bytes(99), mtime=0)[:-9], r"t10k-images-idx3-ubyte\.gz cannot be read"),
+        (
+            "t10k-images-idx3-ubyte.gz",
+            gzip.compress(bytes(99), mtime=0)[:-9],
+            r"t10k-images-idx3-ubyte\.gz cannot be read",
+        ),
     ],
 )
 def test_a_damaged_fashion_mnist_file_is_named(fashion_root, name, content, message):
