@@ -355,7 +355,9 @@ def test_no_secret_is_in_any_log_metric_or_span(start_server, vendor, server_log
     calls.explain(GOOD, token=Recorder().grant().token)
     with pytest.raises(grpc.RpcError):
         calls.channel.unary_unary("/keylock.v1.ExplanationService/Nothing")(b"")
-    with urllib.request.urlopen(f"http://127.0.0.1:{calls.server.metrics_port}/metrics") as answer:
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+        f"http://localhost:{calls.server.metrics_port}/metrics"
+    ) as answer:
         scraped = answer.read().decode()
     calls.stop().result(timeout=30)
 

@@ -159,7 +159,7 @@ SWAP = (
         ("DELETE FROM audit_head", False, "no audit log"),
         ("INSERT INTO audit_log VALUES (37, zeroblob(32), x'00')", False, "entry 37 is not"),
         ("INSERT INTO audit_log SELECT 37, leaf_hash, entry FROM audit_log WHERE seq = 1", False, "head is not that"),
-        ("UPDATE audit_checkpoints SET note = replace(note, '37', '36')", False, "changed"),
+        ("UPDATE audit_checkpoints SET note = replace(note, '37', '36')", False, "changed|not signed by a key"),
         ("UPDATE audit_checkpoints SET note = ''", False, "malformed"),
     ],
 )
