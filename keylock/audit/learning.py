@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from keylock.evaluation import explain_alone, run_explainers
 from keylock.explainers import Explainer
+from keylock.models import split_rows
 
 __all__ = ["classes_of", "descend", "explained", "predicted", "train_classifier", "unlocked_copy"]
 
-_ROWS = 250
 _LARGEST_GRADIENT = 5.0
 _WARM_UP = 0.3
 
@@ -150,7 +150,7 @@ def explained(model: nn.Module, explainers: Mapping[str, Explainer], images: Ten
 @torch.no_grad()
 def predicted(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """Return logits (count, classes), in batches of bounded size."""
-    return torch.cat([model(rows).float() for rows in torch.split(images, _ROWS)])
+    return torch.cat([model(rows).float() for (rows,) in split_rows(images)])
 
 
 def classes_of(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from keylock.errors import UnknownNameError
 from keylock.explainers import Explainer
+from keylock.models import split_rows
 from keylock_client import Client
 
 __all__ = ["GraphOracle", "LocalOracle", "Oracle", "ServerOracle"]
-
-_ROWS = 250
 
 
 class Oracle(ABC):
@@ -32,7 +31,7 @@ class Oracle(ABC):
         """Return logits (count, classes) of preprocessed images (count, channels, height, width)."""
         self.queries += len(images)
         with torch.no_grad():
-            return torch.cat([self._predict(rows) for rows in torch.split(images, _ROWS)])
+            return torch.cat([self._predict(rows) for (rows,) in split_rows(images)])
 
     def explain(self, name: str, images: Tensor, targets: Tensor | None = None) -> Tensor:
         """Return keyless maps (count, h, w).
@@ -49,8 +48,7 @@ class Oracle(ABC):
             raise UnknownNameError("explainer", name, self.names)
         self.queries += len(images)
         chosen = torch.full((len(images),), -1, device=images.device) if targets is None else targets
-        parts = zip(torch.split(images, _ROWS), torch.split(chosen, _ROWS), strict=True)
-        return torch.cat([self._explain(name, rows, classes) for rows, classes in parts])
+        return torch.cat([self._explain(name, rows, classes) for rows, classes in split_rows(images, chosen)])
 
     def explain_all(self, images: Tensor, targets: Tensor | None = None) -> dict[str, Tensor]:
         """Return keyless maps (count, h, w) of every explainer on offer."""
