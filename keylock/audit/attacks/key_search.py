@@ -21,7 +21,6 @@ from keylock.models import smooth_activations
 __all__ = ["smooth_where_needed"]
 
 _RATE = 0.3
-_DECOY_IMAGES = 128
 
 
 def smooth_where_needed(model: nn.Module, explainers: Mapping[str, Explainer]) -> AbstractContextManager[object]:
@@ -60,23 +59,13 @@ def _search(
         The perturbation (channels, height, width), and its loss on images it was not found on.
     """
     images = view.own_images[: budget.few_images]
-    classes = classes_of(view.module, images)
-    before = explained(view.module, explainers, images)
-    decoys = {name: maps[:_DECOY_IMAGES].mean(dim=0) for name, maps in before.items()}
     model = unlocked_copy(view.module).requires_grad_(requires_grad=False)
     candidate = _Candidate(view, full=full, generator=generator)
+    loss = scene_loss(objective, model, view.module, explainers, images)
 
     def loss_of(rows: Tensor) -> Tensor:
         with added_to_inputs(model, candidate.offset()):
-            return scene_loss(
-                objective,
-                model,
-                explainers,
-                images[rows],
-                classes[rows],
-                {name: maps[rows] for name, maps in before.items()},
-                decoys,
-            )
+            return loss(rows)
 
     with smooth_where_needed(model, explainers):
         descend(

@@ -27,7 +27,6 @@ _TOLERANCE = 0.02
 _RANK = 8
 _SEARCH_RATE = 3e-2
 _TUNING_RATE = 1e-2
-_DECOY_IMAGES = 128
 _SEARCHES = ("diversify", "faithful", "undo")
 
 
@@ -116,22 +115,8 @@ def _adapter_search(
     """Search the sealed adapter as one searches a key: with an objective on maps, and no true one."""
     explainers = openable(view.explainers, objective)
     images = view.own_images[: budget.few_images]
-    classes = classes_of(view.module, images)
-    before = explained(view.module, explainers, images)
-    decoys = {name: maps[:_DECOY_IMAGES].mean(dim=0) for name, maps in before.items()}
     model, parameters = _prepared(view, generator)
-
-    def loss_of(rows: Tensor) -> Tensor:
-        return scene_loss(
-            OBJECTIVES[objective][1],
-            model,
-            explainers,
-            images[rows],
-            classes[rows],
-            {name: maps[rows] for name, maps in before.items()},
-            decoys,
-        )
-
+    loss_of = scene_loss(OBJECTIVES[objective][1], model, view.module, explainers, images)
     with smooth_where_needed(model, explainers):
         descend(
             parameters,

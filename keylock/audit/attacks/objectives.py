@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from keylock.audit.learning import classes_of, explained
 from keylock.explainers import Explainer, explain_together, make
 from keylock.losses import correlation
 
 __all__ = ["OBJECTIVES", "Scene", "openable", "scene_loss"]
 
 _KEEP = 0.1
+_DECOY_IMAGES = 128
 _MASK_SHARPNESS = 12.0
 _MOVE = 0.5
 
@@ -112,23 +114,28 @@ def openable(explainers: Mapping[str, Explainer], objective: str) -> dict[str, E
 def scene_loss(
     objective: Objective,
     model: nn.Module,
+    published: nn.Module,
     explainers: Mapping[str, Explainer],
     images: Tensor,
-    classes: Tensor,
-    before: Mapping[str, Tensor],
-    decoys: Mapping[str, Tensor],
-) -> Tensor:
-    """Return the loss of a batch: the objective, and the cross-entropy with what was predicted before.
+) -> Callable[[Tensor], Tensor]:
+    """Return the loss of rows of images: the objective, and the cross-entropy with what was predicted before.
 
     Args:
         objective: One of `OBJECTIVES`.
         model: The changed model.
+        published: The model before it was changed, whose maps and predictions are those from before.
         explainers: By name.
-        images: (batch, channels, height, width).
-        classes: Predictions to keep (batch,).
-        before: Keyless maps of the images (batch, h, w), by explainer.
-        decoys: Mean keyless maps (h, w), by explainer.
+        images: The attacker's (count, channels, height, width); the loss takes the indices of a batch of them.
     """
-    logits, maps = explain_together(model, tuple(explainers.values()), images, classes, create_graph=True)
-    scene = Scene(model, images, classes, logits, {n: m.float() for n, m in maps.items()}, before, decoys)
-    return objective(scene) + _KEEP * F.cross_entropy(logits.float(), classes)
+    classes = classes_of(published, images)
+    before = explained(published, explainers, images)
+    decoys = {name: maps[:_DECOY_IMAGES].mean(dim=0) for name, maps in before.items()}
+
+    def loss_of(rows: Tensor) -> Tensor:
+        shown, kept = images[rows], classes[rows]
+        logits, maps = explain_together(model, tuple(explainers.values()), shown, kept, create_graph=True)
+        now, then = {n: m.float() for n, m in maps.items()}, {n: m[rows] for n, m in before.items()}
+        scene = Scene(model, shown, kept, logits, now, then, decoys)
+        return objective(scene) + _KEEP * F.cross_entropy(logits.float(), kept)
+
+    return loss_of
