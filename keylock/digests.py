@@ -1,16 +1,16 @@
-"""Digests that name what a receipt is about: an image as it was sent, a map as it was answered.
+"""Digests that name content: a file of a bundle, an image as it was sent, a map as it was answered.
 
-Both sides compute them of the bytes they have, so a receipt fits an answer exactly when nothing was changed on the way.
+Whoever has the bytes can compute them, so a receipt fits an answer exactly when nothing was changed on the way.
 """
 
 import hashlib
 from collections.abc import Sequence
 
-__all__ = ["digest_of_array", "digest_of_file"]
+__all__ = ["digest_of", "digest_of_array"]
 
 
-def digest_of_file(content: bytes) -> str:
-    """Returns `sha256:` and the hexadecimal digest of a file: what `sha256sum` prints for it."""
+def digest_of(content: bytes) -> str:
+    """Returns `sha256:` and the hexadecimal digest of bytes: what `sha256sum` prints for a file of them."""
     return "sha256:" + hashlib.sha256(content).hexdigest()
 
 
@@ -26,4 +26,4 @@ def digest_of_array(dtype: str, shape: Sequence[int], data: bytes) -> str:
         `sha256:` and 64 hexadecimal digits. Arrays of equal bytes and different shapes have different digests.
     """
     header = f"{dtype} {','.join(str(side) for side in shape)}\n"
-    return "sha256:" + hashlib.sha256(header.encode("ascii") + data).hexdigest()
+    return digest_of(header.encode("ascii") + data)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from keylock.digests import digest_of_array, digest_of_file
+from keylock.digests import digest_of, digest_of_array
 from keylock.errors import ReceiptError
 from keylock.signing import VerifyingKey, decode_base64url
 from keylock.v1 import explanation_pb2 as pb
@@ -134,7 +134,7 @@ def _describe(verified: "VerifiedReceipt", trust: Trust) -> Receipt:
 
 def _digest_of_image(image: pb.Image) -> str:
     if image.WhichOneof("source") == "encoded":
-        return digest_of_file(image.encoded)
+        return digest_of(image.encoded)
     return digest_of_array("float32", image.tensor.shape, image.tensor.data)
 
 

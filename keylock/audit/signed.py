@@ -1,6 +1,5 @@
 """The audit as a signed JSON document, so that whoever gets the report can tell that the vendor stands by it."""
 
-import hashlib
 import json
 from collections.abc import Collection
 from typing import Any, Final
@@ -8,6 +7,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from keylock.audit.record import AuditRecord
+from keylock.digests import digest_of
 from keylock.errors import SignatureError
 from keylock.signing import SigningKey, VerifyingKey, canonical_json, decode_base64url, encode_base64url
 
@@ -47,7 +47,7 @@ class VerifiedAudit(BaseModel):
 
 def page_digest(page: str) -> str:
     """Return the digest by which a document names its HTML page."""
-    return f"sha256:{hashlib.sha256(page.encode('utf-8')).hexdigest()}"
+    return digest_of(page.encode("utf-8"))
 
 
 def _signed_bytes(audit: dict[str, Any], page: str) -> bytes:

@@ -4,7 +4,6 @@ What is signed is `Manifest.canonical()`, byte for byte the file `manifest.json`
 believe all of it. Field by field: docs/bundle-format.md.
 """
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from keylock.digests import digest_of
 from keylock.errors import BundleError
 from keylock.keys import DERIVATION, Key
 from keylock.preprocessing import Preprocessing
@@ -33,7 +33,6 @@ __all__ = [
     "KeyEntry",
     "Manifest",
     "check_file_name",
-    "digest_of",
     "model_digest_of",
 ]
 
@@ -282,11 +281,6 @@ class Manifest(_Entry):
     def explainer(self, name: str) -> ExplainerEntry | None:
         """Returns the entry of an explainer, or None where the bundle does not offer it."""
         return next((entry for entry in self.explainers if entry.name == name), None)
-
-
-def digest_of(content: bytes) -> str:
-    """Returns `sha256:` and the hexadecimal digest."""
-    return "sha256:" + hashlib.sha256(content).hexdigest()
 
 
 def model_digest_of(files: Mapping[str, str]) -> str:

@@ -20,10 +20,10 @@ from keylock.bundle.manifest import (
     SEALED_KEY_FILE,
     SIGNATURE_FILE,
     Manifest,
-    digest_of,
 )
 from keylock.bundle.sealing import MAX_SEALED_BYTES, Sealer, unseal
 from keylock.bundle.signature import MAX_SIGNATURE_BYTES, verify_manifest
+from keylock.digests import digest_of
 from keylock.errors import BundleError, BundleTamperedError, UnsealError
 from keylock.keys import Key, KeySeed
 from keylock.signing import VerifyingKey

@@ -7,12 +7,13 @@ another key, which the model was not locked with: only training again gives it.
 import os
 from pathlib import Path
 
-from keylock.bundle.manifest import MANIFEST_FILE, SEALED_KEY_FILE, SIGNATURE_FILE, digest_of
+from keylock.bundle.manifest import MANIFEST_FILE, SEALED_KEY_FILE, SIGNATURE_FILE
 from keylock.bundle.providers import Sealer
 from keylock.bundle.read import Bundle, open_bundle
 from keylock.bundle.sealing import MAX_SEALED_BYTES, seal
 from keylock.bundle.signature import sign_manifest
 from keylock.bundle.write import place
+from keylock.digests import digest_of
 from keylock.errors import BundleError, UnsealError
 from keylock.keys import KeySeed
 from keylock.signing import SigningKey

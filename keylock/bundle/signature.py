@@ -8,7 +8,8 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from keylock.bundle.manifest import MANIFEST_FILE, SIGNATURE_FILE, digest_of
+from keylock.bundle.manifest import MANIFEST_FILE, SIGNATURE_FILE
+from keylock.digests import digest_of
 from keylock.errors import BundleTamperedError, SignatureError
 from keylock.signing import SigningKey, VerifyingKey, canonical_json, decode_base64url, encode_base64url
 

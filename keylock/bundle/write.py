@@ -29,12 +29,12 @@ from keylock.bundle.manifest import (
     KeyEntry,
     Manifest,
     check_file_name,
-    digest_of,
     model_digest_of,
 )
 from keylock.bundle.read import describe, open_bundle
 from keylock.bundle.sealing import Sealer, seal
 from keylock.bundle.signature import sign_manifest
+from keylock.digests import digest_of
 from keylock.errors import BundleError, KeySeedError
 from keylock.keys import KeySeed
 from keylock.preprocessing import Preprocessing

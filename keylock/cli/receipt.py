@@ -95,11 +95,11 @@ def _check(what: str, certified: tuple[str, ...], given: list[str] | None) -> No
 
 
 def _digest_of_image(path: Path) -> str:
-    from keylock.digests import digest_of_file
+    from keylock.digests import digest_of
     from keylock.errors import InputError
 
     try:
-        return digest_of_file(path.read_bytes())
+        return digest_of(path.read_bytes())
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
 

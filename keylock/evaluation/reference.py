@@ -1,23 +1,20 @@
 """The reference model of a bundle: loaded from the vendor's weights, and proved to be the one that was locked."""
 
-import hashlib
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import nn
 
 from keylock.bundle.manifest import Manifest
 from keylock.errors import BundleError, ModelError
-from keylock.models import create, fold_batchnorm_, load_weights, out_of_place_
+from keylock.models import create, digest_of_weights, fold_batchnorm_, load_weights, out_of_place_
 
 __all__ = ["find_reference", "load_reference", "reference_digest"]
 
 
 def reference_digest(reference: nn.Module) -> str:
     """Return the digest by which a manifest names its reference model: that of its folded weights."""
-    content = save({name: tensor.contiguous() for name, tensor in reference.state_dict().items()})
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+    return f"sha256:{digest_of_weights(reference)}"
 
 
 def find_reference(bundle: Path) -> Path:

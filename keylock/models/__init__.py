@@ -16,7 +16,7 @@ from keylock.models.patches import patch_grid
 from keylock.models.recording import capture_outputs
 from keylock.models.registry import OWN_ARCHITECTURES, architectures, create, require_architecture
 from keylock.models.splitting import split_rows
-from keylock.models.weights import load_weights
+from keylock.models.weights import digest_of_weights, load_weights
 
 __all__ = [
     "OWN_ARCHITECTURES",
@@ -29,6 +29,7 @@ __all__ = [
     "balance_filters_",
     "capture_outputs",
     "create",
+    "digest_of_weights",
     "find_layers",
     "fold_batchnorm_",
     "load_weights",

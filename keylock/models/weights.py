@@ -1,18 +1,26 @@
-"""A user's trained weights, read without running anything that stands in the file."""
+"""Trained weights: a user's, read without running anything that stands in the file, and the digest that names them."""
 
+import hashlib
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from keylock.errors import ModelError
 
-__all__ = ["load_weights"]
+__all__ = ["digest_of_weights", "load_weights"]
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
+
+
+def digest_of_weights(model: nn.Module) -> str:
+    """Return the digest of names, shapes and values of a model's weights, 64 hexadecimal digits."""
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    return hashlib.sha256(save(weights)).hexdigest()
 
 
 def load_weights(model: nn.Module, path: Path) -> nn.Module:

@@ -13,13 +13,12 @@ from keylock.adapters import Adapter
 from keylock.errors import DataError, InputError, ResumeError
 from keylock.explainers import Explainer, check_lockable, make_for
 from keylock.keys import Key
-from keylock.models import attach_adapter, find_layers, fold_batchnorm_, out_of_place_
+from keylock.models import attach_adapter, digest_of_weights, find_layers, fold_batchnorm_, out_of_place_
 from keylock.training.checkpoint import read_checkpoint, write_checkpoint
 from keylock.training.devices import denormals_flushed, resolve_device
 from keylock.training.input_key import InputKeyTrainer
 from keylock.training.loop import memory_limits_named, run_steps
 from keylock.training.progress import Progress, Silent
-from keylock.training.reference_maps import digest_of_weights
 from keylock.training.sealed import SealedTrainer
 from keylock.training.settings import LockSettings
 from keylock.training.team import Team

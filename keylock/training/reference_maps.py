@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from keylock.errors import ResumeError
 from keylock.explainers import Explainer, explain_together
+from keylock.models import digest_of_weights
 from keylock.training.checkpoint import read_checkpoint, write_checkpoint
 from keylock.training.devices import mixed_precision
 
-__all__ = ["ReferenceMaps", "digest_of_weights"]
+__all__ = ["ReferenceMaps"]
 
 _FINGERPRINT, _LOGITS, _MAPS = "fingerprint", "logits", "maps."
 
@@ -138,12 +138,6 @@ class ReferenceMaps:
             self._tensors[name][indices[rows]] = part.detach().float().cpu()[rows]
         self._tensors[_FINGERPRINT][indices[rows]] = prints[rows]
         self._news = True
-
-
-def digest_of_weights(model: nn.Module) -> str:
-    """Return the digest of names, shapes and values of a model's weights."""
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    return hashlib.sha256(save(weights)).hexdigest()
 
 
 def _fingerprints(images: Tensor) -> Tensor:

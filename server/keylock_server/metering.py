@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from keylock.digests import digest_of
 from keylock.errors import KeylockError, ServiceError, StoreError
 from keylock.licensing import Charge, License, Quota
 from keylock.signing import canonical_json
@@ -215,7 +216,7 @@ def content_digest(request: Charge) -> str:
         "target": request.target,
         "images": list(request.image_digests),
     }
-    return "sha256:" + hashlib.sha256(canonical_json(content)).hexdigest()
+    return digest_of(canonical_json(content))
 
 
 def describe_windows(windows: "Sequence[Window]") -> list[pb.QuotaWindow]:

@@ -11,7 +11,7 @@ import numpy as np
 from google.protobuf import json_format, struct_pb2
 from numpy.typing import NDArray
 
-from keylock.digests import digest_of_array, digest_of_file
+from keylock.digests import digest_of, digest_of_array
 from keylock.errors import InputError, TensorError, UnknownNameError
 from keylock.images import ImageLimits, decode
 from keylock.preprocessing import Preprocessing
@@ -133,7 +133,7 @@ def _to_array(tensor: pb.Tensor) -> NDArray[Any]:
 def digest_of_image(image: pb.Image) -> str:
     """Returns the digest of an image as it was sent, which its sender can compute as well."""
     if image.WhichOneof("source") == "encoded":
-        return digest_of_file(image.encoded)
+        return digest_of(image.encoded)
     # An array of no known type is refused before anything is charged; its digest is never used.
     dtype = _DTYPES.get(image.tensor.dtype, np.dtype(np.void)).name
     return digest_of_array(dtype, tuple(image.tensor.shape), image.tensor.data)

@@ -4,12 +4,12 @@ import hashlib
 
 import numpy as np
 
-from keylock.digests import digest_of_array, digest_of_file
+from keylock.digests import digest_of, digest_of_array
 
 
 def test_the_digest_of_a_file_is_that_of_sha256sum():
     # The example of FIPS 180-2, appendix B.1.
-    assert digest_of_file(b"abc") == "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert digest_of(b"abc") == "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def test_the_digest_of_an_array_covers_type_shape_and_elements():

@@ -12,8 +12,9 @@ import pytest
 
 from keylock.bundle import KeyFile, container, open_bundle, seal, write_bundle
 from keylock.bundle.container import ArchiveFiles, write_archive
-from keylock.bundle.manifest import Manifest, digest_of, model_digest_of
+from keylock.bundle.manifest import Manifest, model_digest_of
 from keylock.bundle.signature import sign_manifest
+from keylock.digests import digest_of
 from keylock.errors import BundleError, BundleTamperedError, UnsealError
 from keylock.keys import KeySeed
 from keylock.signing import SigningKey, canonical_json, encode_base64url

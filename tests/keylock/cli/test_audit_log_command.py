@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from keylock.auditlog import table
 from keylock.cli import main
-from keylock.digests import digest_of_array, digest_of_file
+from keylock.digests import digest_of, digest_of_array
 from keylock.licensing.charges import Charge
 from keylock.licensing.receipt_keys import ReceiptKey
 from keylock.licensing.receipts import ReceiptSigner, entry_of
@@ -28,15 +28,15 @@ def charge(number):
     return Charge(
         license_id="lic_1",
         request_id=f"r-{number}",
-        request_digest=digest_of_file(b"request"),
-        model_digest=digest_of_file(b"model"),
+        request_digest=digest_of(b"request"),
+        model_digest=digest_of(b"model"),
         explainer="gradient",
         parameters={"beta": 8.0},
         target=-1,
         units=1,
         keyed=True,
         time=datetime.now(UTC),
-        image_digests=(digest_of_file(IMAGE),),
+        image_digests=(digest_of(IMAGE),),
         map_digests=(digest_of_array("float32", MAP.shape, MAP.tobytes()),),
     )
 
