@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from keylock.errors import SignatureError
+from keylock.replacing import replacing
 from keylock.signing import Home, SigningKey, VerifyingKey
 
 __all__ = ["IssuerKeys", "home_keys", "load_keys", "retire", "rotate", "to_jwks", "trusted_file"]
@@ -185,11 +186,9 @@ def _jwks(home: Home) -> Path:
 
 
 def _write_jwks(home: Home, keys: Sequence[VerifyingKey]) -> None:
-    # Written beside its place and moved, so that a server never reads half of it.
-    path = _jwks(home)
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(json.dumps(to_jwks(keys), indent=2) + "\n", "utf-8")
-    temporary.replace(path)
+    # A server may read it at any moment.
+    with replacing(_jwks(home)) as unfinished:
+        unfinished.write_text(json.dumps(to_jwks(keys), indent=2) + "\n", "utf-8")
 
 
 def _from_entry(entry: dict[str, object]) -> VerifyingKey:

@@ -12,6 +12,7 @@ from keylock.audit.contract import Steps
 from keylock.audit.learning import explained, train_classifier
 from keylock.audit.scoring import similarity_to
 from keylock.explainers import Explainer
+from keylock.replacing import replacing
 from keylock.training import Progress
 
 __all__ = ["OwnModels"]
@@ -92,7 +93,6 @@ class OwnModels:
         )
         maps = {name: found.contiguous() for name, found in explained(model, self._explainers, self._images).items()}
         self._folder.mkdir(parents=True, exist_ok=True)
-        unfinished = place.with_suffix(".part")
-        save_file(maps, unfinished)
-        unfinished.replace(place)
+        with replacing(place) as unfinished:
+            save_file(maps, unfinished)
         return maps

@@ -29,6 +29,7 @@ from keylock.audit.service.bench import Bench
 from keylock.audit.views import PairsView, PublicView, WeightsView
 from keylock.errors import KeylockError
 from keylock.evaluation import gate_curve
+from keylock.replacing import replacing
 from keylock.signing import canonical_json
 from keylock.training import Progress
 
@@ -193,7 +194,8 @@ class _Runner:
             return Finding(attack=one.name, group=one.group, summary=one.summary, status="error", reason=error.message)
         cost = {**finding.cost, "seconds": round(self.clock() - begun, 2)}
         finding = finding.model_copy(update={"cost": cost})
-        _write_tensors(self._place(one.name, "safetensors"), samples)
+        with replacing(self._place(one.name, "safetensors")) as unfinished:
+            save_file(samples, unfinished)
         _write(place, self.identity, finding.model_dump(mode="json"))
         return finding
 
@@ -316,12 +318,5 @@ def _read(place: Path, identity: str) -> dict[str, Any] | None:
 
 
 def _write(place: Path, identity: str, found: dict[str, Any]) -> None:
-    unfinished = place.with_name(place.name + ".part")
-    unfinished.write_text(json.dumps({"identity": identity, "found": found}, indent=1, allow_nan=False), "utf-8")
-    unfinished.replace(place)
-
-
-def _write_tensors(place: Path, tensors: dict[str, Tensor]) -> None:
-    unfinished = place.with_name(place.name + ".part")
-    save_file(tensors, unfinished)
-    unfinished.replace(place)
+    with replacing(place) as unfinished:
+        unfinished.write_text(json.dumps({"identity": identity, "found": found}, indent=1, allow_nan=False), "utf-8")

@@ -6,7 +6,6 @@ where it was. The reference model in there shows true maps to anybody: the folde
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,6 +29,7 @@ from keylock.models import create, load_weights
 from keylock.models.small_cnn import SmallCNN
 from keylock.pipeline.factors import measure_factors
 from keylock.pipeline.publish import Publication, publish
+from keylock.replacing import replacing
 from keylock.signing import SigningKey
 from keylock.training import Lock, LockSettings, Progress, Silent, Team, lock, resolve_device, train_reference
 
@@ -277,9 +277,8 @@ def prepare_reference(plan: TrainPlan, key: Key, *, progress: Progress, resume: 
     )
     if isinstance(model, SmallCNN) and isinstance(core, SmallCNN):
         model.take_core_(core, generator=torch.Generator().manual_seed(plan.seed)).eval()
-    unfinished = finished.with_suffix(".writing")
-    save_file(model.state_dict(), unfinished, metadata={"identity": identity})
-    os.replace(unfinished, finished)
+    with replacing(finished) as unfinished:
+        save_file(model.state_dict(), unfinished, metadata={"identity": identity})
     return model
 
 

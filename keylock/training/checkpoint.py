@@ -5,7 +5,6 @@ holds no key: a run is resumed with the key it was started with, and the key's p
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn, optim
 
 from keylock.errors import ResumeError
+from keylock.replacing import replacing
 
 __all__ = [
     "optimiser_tensors",
@@ -34,13 +34,12 @@ def write_checkpoint(path: Path, tensors: dict[str, Tensor], state: dict[str, An
         state: JSON values.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    save_file(
-        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
-        unfinished,
-        metadata={"state": json.dumps(state)},
-    )
-    os.replace(unfinished, path)
+    with replacing(path) as unfinished:
+        save_file(
+            {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
+            unfinished,
+            metadata={"state": json.dumps(state)},
+        )
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

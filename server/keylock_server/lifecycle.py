@@ -21,6 +21,7 @@ from keylock.errors import ServiceError
 from keylock.images import ImageLimits
 from keylock.inference import inference_pb2, inference_pb2_grpc
 from keylock.licensing.receipts import ReceiptSigner
+from keylock.replacing import replacing
 from keylock.signing import SigningKey, VerifyingKey
 from keylock.v1 import explanation_pb2, explanation_pb2_grpc, license_pb2, license_pb2_grpc
 from keylock_server.admin import Served, open_admin
@@ -485,11 +486,9 @@ def _announce(running: RunningServer, settings: ServerSettings, keys: tuple[Veri
 
 
 def _write_ready_file(path: Path, target: str) -> None:
-    # Written beside its place and moved, so that whoever waits for the file never reads half of it.
-    temporary = path.with_name(f".{path.name}.new")
     try:
-        temporary.write_text(f"{target}\n", "utf-8")
-        temporary.replace(path)
+        with replacing(path) as unfinished:
+            unfinished.write_text(f"{target}\n", "utf-8")
     except OSError as error:
         raise ServiceError(f"cannot write the ready file {path}: {error.strerror}") from None
 
