@@ -187,13 +187,7 @@ class RunningServer:
         await server.stop(None)
         # Last, so that operators can watch the others finish.
         await self.close_operators()
-        self._workers.close()
-        self._metrics.close()
-        await self._meter.close()
-        if self._checkpoints is not None:
-            await self._checkpoints.close()
-        if self._store is not None:
-            self._store.close()
+        await _release(self._workers, self._metrics, self._meter, self._checkpoints, self._store)
         if self._settings.ready_file is not None:
             self._settings.ready_file.unlink(missing_ok=True)
         self._stopped.set()
@@ -322,11 +316,7 @@ async def start(
             await running.close_operators()
         await server.stop(0)
         await condition.close()
-        metrics.close()
-        workers.close()
-        await meter.close()
-        if store is not None:
-            store.close()
+        await _release(workers, metrics, meter, checkpoints, store)
         raise
     return running
 
@@ -371,6 +361,23 @@ async def _serve(settings: ServerSettings, on_ready: Callable[[RunningServer], N
     await running.stop(drain_s=0)
     await draining
     _LOG.info("stopped")
+
+
+async def _release(
+    workers: Workers,
+    metrics: Metrics,
+    meter: Meter,
+    checkpoints: CheckpointSigner | None,
+    store: "LicenseStore | None",
+) -> None:
+    """Closes what a server works with, the store last, because the others still write to it."""
+    workers.close()
+    metrics.close()
+    await meter.close()
+    if checkpoints is not None:
+        await checkpoints.close()
+    if store is not None:
+        store.close()
 
 
 def _make_server(settings: ServerSettings, interceptors: Sequence[Interceptor]) -> grpc.aio.Server:
