@@ -170,7 +170,9 @@ def untrained_bundle(tmp_path_factory: pytest.TempPathFactory) -> UntrainedBundl
     arrays |= {f"test_{name}": array for name, array in zip(names, test, strict=True)}
     np.savez(place / "shapes.npz", class_names=np.array(SHAPE_CLASSES), **arrays)
 
-    model = settle(models.create("resnet20", num_classes=len(SHAPE_CLASSES)))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = settle(models.create("resnet20", num_classes=len(SHAPE_CLASSES)))
     (place / "small.klb.work").mkdir()
     save_file(model.state_dict(), place / "small.klb.work" / "reference.safetensors")
     preprocessing = Preprocessing(size=(16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)

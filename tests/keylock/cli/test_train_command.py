@@ -89,6 +89,15 @@ def test_a_run_shows_no_secret_and_writes_it_to_no_other_file(trained):
             assert form.decode("latin-1") not in out + err
 
 
+@pytest.fixture
+def _interruptible():
+    """Ctrl-C as a program in the foreground has it; in the background of a shell it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interrupted_run_goes_on_to_the_same_weights(trained, monkeypatch, capfd):
     place, _, _ = trained
     whole = open_bundle(place / "made/shapes.klb", trusted=None).manifest
