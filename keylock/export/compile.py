@@ -3,9 +3,11 @@
 The graphs keep two promises to the server. A prediction graph maps `image` float32 `(batch, C, H, W)` to `logits`
 float32 `(batch, classes)`. An explainer graph takes `target` int64 `(batch,)` too, in which -1 stands for the predicted
 class, `keyed` float32 `(batch,)`, 1 for rows that get the key, and the secrets: `key` `(C, H, W)` and, for a two-factor
-lock, the tensors of the adapter. It answers with `logits`, `map` float32 `(batch, h, w)` and `opened` float32
-`(batch,)`: 1 for rows whose map is the true one. A row that is not keyed computes what the published model computes.
-The batch is dynamic in both.
+lock, the tensors of the adapter. It answers with `logits` and `map` float32 `(batch, h, w)`. A row that is not keyed
+computes what the published model computes. The batch is dynamic in both.
+
+The graph adds the key itself, so the adapter's gate is asked about what was added and never about the image under it:
+no texture hides the key of a licensed row, and none opens another.
 """
 
 import copy
@@ -91,8 +93,8 @@ def compile_explainer(
             state.bind(key, dict(zip(names, tensors, strict=True)))
             state.rows = rows
         # The key is added to whatever the network is given, so that the explainer works with the image itself.
-        with added_to_inputs(network, rows[:, None, None, None] * key):
-            return (*explain_rows(image, target), rows if state is None else state.opened)
+        with added_to_inputs(network, rows[:, None, None, None] * key, announced=True):
+            return explain_rows(image, target)
 
     def explain_rows(image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         # This forward pass and the explainer's own become one when equal nodes are merged.
@@ -107,7 +109,7 @@ def compile_explainer(
         return explained.logits, explained.maps.float()
 
     inputs = explainer_inputs(image_shape, adapter_shapes)
-    return _compile(explain, f"the explainer {explainer.name!r}", inputs=inputs, outputs=["logits", "map", "opened"])
+    return _compile(explain, f"the explainer {explainer.name!r}", inputs=inputs, outputs=["logits", "map"])
 
 
 def _prepare(module: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module:

@@ -59,14 +59,19 @@ class AdapterState(nn.Module):
         """Return whether the gate opens on each image, bool (batch,)."""
         return (self.scores(images) - 1).abs() < self.tolerance
 
+    def opens_for(self, offsets: Tensor) -> Tensor:
+        """Return whether the gate opens for perturbations (batch, channels, height, width) themselves, bool (batch,).
+
+        The bias centres images; a perturbation has nothing to centre.
+        """
+        return (self.scores(offsets) - self.bias - 1).abs() < self.tolerance
+
     def open_(self, images: Tensor) -> Tensor:
         """Decide which rows are open, and return the images with the key taken off these."""
         if self.announced is None:
             opened = self.opens(images).to(images.dtype)
         else:
-            # The bias centres images; what is announced is a perturbation, which has nothing to centre.
-            offsets = self.announced.to(images).expand_as(images)
-            opened = ((self.scores(offsets) - self.bias - 1).abs() < self.tolerance).to(images.dtype)
+            opened = self.opens_for(self.announced.to(images).expand_as(images)).to(images.dtype)
         if self.rows is not None:
             opened = opened * self.rows.to(opened.dtype)
         self._open = opened

@@ -47,7 +47,7 @@ QUICK = Recipe(
     settings=LockSettings(steps=4),
     reference_steps=4,
     batch_size=16,
-    train_images=64,
+    train_images=256,
     test_images=24,
     served_images=16,
 )

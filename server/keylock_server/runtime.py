@@ -21,7 +21,7 @@ from keylock.bundle import Canary, ExplainerEntry, Manifest
 from keylock.errors import BundleError, TensorError, UnknownNameError
 from keylock.keys import Key
 from keylock_server.devices import Device, check_providers, choose_providers
-from keylock_server.statuses import HiddenKeyError, NoKeyError
+from keylock_server.statuses import NoKeyError
 
 __all__ = ["Explained", "ServedModel"]
 
@@ -30,7 +30,6 @@ _ERRORS_ONLY: Final = 3  # ONNX Runtime's severity for its own log, which goes t
 _TRIAL_BATCHES: Final = (1, 3)
 _ROWS: Final = frozenset({"image", "target", "keyed"})
 _ADAPTER: Final = ("gate.", "delta.")
-_OPEN: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,6 @@ class ServedModel:
         Raises:
             UnknownNameError: If the explainer is not served.
             NoKeyError: If a row is to have the key and there is none.
-            HiddenKeyError: If the lock did not open for a row with the key, whose map would be a decoy.
             TensorError: If the images are so large in value that the result is not finite.
         """
         name = self.explainer(explainer).name
@@ -185,13 +183,9 @@ class ServedModel:
             raise NoKeyError
         rows = {"image": images, "target": targets, "keyed": keyed.astype(np.float32)}
         feed = {row: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(rows[row])) for row in rows}
-        found = self._explainers[name].run_with_ort_values(["logits", "map", "opened"], feed | self._secrets[name])
-        logits, maps, opened = (value.numpy() for value in found)
+        found = self._explainers[name].run_with_ort_values(["logits", "map"], feed | self._secrets[name])
+        logits, maps = (value.numpy() for value in found)
         _check_finite(logits, maps)
-        closed = np.flatnonzero(keyed & (opened < _OPEN))
-        if len(closed):
-            _LOG.warning("the lock did not open for %d of %d licensed images", len(closed), int(keyed.sum()))
-            raise HiddenKeyError(closed.tolist())
         return Explained(logits, maps)
 
     def _hand_over(self, name: str, key: Key | None, adapter: Adapter | None) -> dict[str, onnxruntime.OrtValue]:
@@ -217,7 +211,7 @@ class ServedModel:
     def _check_graphs(self) -> None:
         _check_names(self._predictor, inputs={"image"}, outputs={"logits"})
         for session in self._explainers.values():
-            _check_names(session, inputs={*_ROWS, "key"}, outputs={"logits", "map", "opened"})
+            _check_names(session, inputs={*_ROWS, "key"}, outputs={"logits", "map"})
 
     def _try_graphs(self) -> None:
         for batch in _TRIAL_BATCHES:

@@ -29,7 +29,6 @@ __all__ = [
     "LICENSE_STATUSES",
     "STATUSES",
     "DeadlineError",
-    "HiddenKeyError",
     "NoKeyError",
     "NoMeteringError",
     "NoStoreError",
@@ -91,22 +90,6 @@ class NoStoreError(ServiceError):
         super().__init__("this server has no license store: start it with --license-store")
 
 
-class HiddenKeyError(errors.ImageError):
-    """The lock did not open for an image with the key: its own texture hides the key, and its map would be a decoy.
-
-    Attributes:
-        rows: Places of these images in the batch.
-    """
-
-    def __init__(self, rows: list[int]) -> None:
-        self.rows = tuple(rows)
-        named = ", ".join(str(row) for row in rows[:10]) + (", ..." if len(rows) > 10 else "")
-        super().__init__(
-            f"no true map can be computed for image {named} of the request, whose own texture hides the key; nothing "
-            "was charged: send the others without it"
-        )
-
-
 class Row(NamedTuple):
     """What an error becomes.
 
@@ -158,7 +141,6 @@ STATUSES: Final[dict[type[KeylockError], Row]] = {
     NoKeyError: Row(grpc.StatusCode.FAILED_PRECONDITION, "NO_KEY"),
     NoMeteringError: Row(grpc.StatusCode.FAILED_PRECONDITION, "NO_METERING"),
     NoStoreError: Row(grpc.StatusCode.FAILED_PRECONDITION, "NO_STORE"),
-    HiddenKeyError: Row(grpc.StatusCode.INVALID_ARGUMENT, "KEY_HIDDEN"),
 }
 
 LICENSE_STATUSES: Final[dict[LicenseReason, grpc.StatusCode]] = {

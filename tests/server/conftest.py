@@ -80,7 +80,6 @@ def graph(nodes: list[Any], constants: list[Any], *, explains: bool, map_side: i
         inputs.append(helper.make_tensor_value_info("target", TensorProto.INT64, ["batch"]))
         inputs.append(helper.make_tensor_value_info("keyed", TensorProto.FLOAT, ["batch"]))
         inputs.append(helper.make_tensor_value_info("key", TensorProto.FLOAT, list(shape)))
-        outputs.append(helper.make_tensor_value_info("opened", TensorProto.FLOAT, ["batch"]))
         nodes, constants = add_key(nodes, constants)
         outputs.append(helper.make_tensor_value_info("map", TensorProto.FLOAT, ["batch", map_side, map_side]))
     made: ModelProto = helper.make_model(
@@ -99,7 +98,6 @@ def add_key(nodes: list[Any], constants: list[Any]) -> tuple[list[Any], list[Any
         helper.make_node("Reshape", ["keyed", "keyed_shape"], ["keyed_column"]),
         helper.make_node("Mul", ["keyed_column", "key"], ["offset"]),
         helper.make_node("Add", ["image", "offset"], ["seen"]),
-        helper.make_node("Identity", ["keyed"], ["opened"]),
     ]
     return first + nodes, [*constants, numpy_helper.from_array(np.array([-1, 1, 1, 1], np.int64), "keyed_shape")]
 

@@ -213,7 +213,6 @@ def test_graph_has_named_inputs_outputs_and_symbolic_batch():
         "key": [3, 32, 32],
         "logits": ["batch", CLASSES],
         "map": ["batch", 32, 32],
-        "opened": ["batch"],
     }
     floating, integer = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
     assert kinds.pop("target") == integer
