@@ -1,8 +1,9 @@
-"""`keylock serve`: a server for one bundle, until SIGTERM or Ctrl-C."""
+"""`keylock serve`: a server for one bundle or several, until SIGTERM or Ctrl-C."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
@@ -14,36 +15,43 @@ if TYPE_CHECKING:
 
 __all__ = ["serve"]
 
+T = TypeVar("T")
+
 _RECEIPT_KEY_LIFE: Final = timedelta(days=366)
 
 
 def serve(
     bundle: Annotated[
-        Path | None, typer.Argument(help="Bundle to serve, a folder or a .klb file. [env: KEYLOCK_SERVER_BUNDLE]")
+        list[Path] | None,
+        typer.Argument(help="Bundles to serve, folders or .klb files. [env: KEYLOCK_SERVER_BUNDLE]"),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Settings (TOML); flags and KEYLOCK_SERVER_* win over them.")
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one. [8470]")] = None,
-    key_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Key file that opens the sealed key.")] = None,
+    key_file: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Key file that opens the sealed key; once for all bundles, or for each."),
+    ] = None,
     key_passphrase_file: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             metavar="FILE", help="File with the passphrase that opens the sealed key. [env: KEYLOCK_KEY_PASSPHRASE]"
         ),
     ] = None,
     key_seed_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File with the key seed, instead of the sealed key.")
+        list[Path] | None, typer.Option(metavar="FILE", help="File with the key seed, instead of the sealed key.")
     ] = None,
     key_provider: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="KIND:ARGUMENT", help="Anything else that opens it: hpke:FILE, vault:MOUNT/KEY, aws-kms:KEY, ..."
         ),
     ] = None,
     sealed_key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A sealed key of its own, for a public copy of the bundle.")
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A sealed key of its own, for a public copy of the bundle."),
     ] = None,
     offline_license: Annotated[
         Path | None,
@@ -118,14 +126,14 @@ def serve(
 
     settings = ServerSettings.load(
         config=config,
-        bundle=bundle,
+        bundle=_one_or_several(bundle),
         host=host,
         port=port,
-        key_file=key_file,
-        key_passphrase_file=key_passphrase_file,
-        key_seed_file=key_seed_file,
-        key_provider=key_provider,
-        sealed_key=sealed_key,
+        key_file=_one_or_several(key_file),
+        key_passphrase_file=_one_or_several(key_passphrase_file),
+        key_seed_file=_one_or_several(key_seed_file),
+        key_provider=_one_or_several(key_provider),
+        sealed_key=_one_or_several(sealed_key),
         offline_license=offline_license,
         keyless=keyless or None,
         issuers=tuple(issuer) if issuer else None,
@@ -148,6 +156,12 @@ def serve(
     set_up_tracing()
     settings = _complete(settings, home)
     run(settings, on_ready=lambda server: _announce(server, as_json=as_json))
+
+
+def _one_or_several(given: Sequence[T] | None) -> T | tuple[T, ...] | None:
+    if not given:
+        return None
+    return given[0] if len(given) == 1 else tuple(given)
 
 
 def _complete(settings: "ServerSettings", path: Path | None) -> "ServerSettings":
@@ -215,21 +229,23 @@ def _set_up_log(level: str, form: str) -> None:
 
 
 def _announce(server: "RunningServer", *, as_json: bool) -> None:
-    manifest = server.model.manifest
+    models = server.models.served
     if as_json:
-        print_json(
+        described = [
             {
-                "target": server.target,
-                "host": server.host,
-                "port": server.port,
-                "model": manifest.name,
-                "model_digest": manifest.model_digest,
-                "explainers": list(server.model.explainers),
-                "key_id": manifest.key.id if server.model.holds_key else None,
-                "provider": server.model.providers[0],
-                "admin_port": server.admin_port,
+                "model": model.manifest.name,
+                "model_version": model.version,
+                "model_digest": model.manifest.model_digest,
+                "explainers": list(model.explainers),
+                "key_id": model.manifest.key.id if model.holds_key else None,
+                "provider": model.providers[0],
             }
-        )
+            for model in models
+        ]
+        where = {"target": server.target, "host": server.host, "port": server.port}
+        # The first model stands at the top, where that of a server with one model is looked for.
+        print_json({**where, **described[0], "admin_port": server.admin_port, "models": described})
         return
-    with_key = f"with the key {manifest.key.id}" if server.model.holds_key else "without the key"
-    typer.echo(f"serving {manifest.name} on {server.target} {with_key}; Ctrl-C stops", color=False)
+    for model in models:
+        with_key = f"with the key {model.manifest.key.id}" if model.holds_key else "without the key"
+        typer.echo(f"serving {model.manifest.name} on {server.target} {with_key}; Ctrl-C stops", color=False)

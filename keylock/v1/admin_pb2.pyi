@@ -75,13 +75,14 @@ class GetStatusResponse(_message.Message):
     PENDING_FIELD_NUMBER: _builtins.int
     RUNNING_CALLS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Of keylock."""
     uptime_s: _builtins.float
     key_id: _builtins.str
-    """Id of the key; empty where the server holds none."""
+    """Id of its key; empty where the server holds none."""
     canary: _builtins.bool
-    """Whether the bundle has a canary that the server can check."""
+    """Whether its bundle has a canary that the server can check."""
     store: _builtins.str
     """"sqlite", "postgresql", or empty where there is no store."""
     pending: _builtins.int
@@ -92,9 +93,13 @@ class GetStatusResponse(_message.Message):
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
-    def model(self) -> _explanation_pb2.Model: ...
+    def model(self) -> _explanation_pb2.Model:
+        """The first model that is loaded; unset where none is."""
+
     @_builtins.property
-    def explainers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def explainers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its explainers."""
+
     @_builtins.property
     def providers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Execution providers of ONNX Runtime that are in use, best first."""
@@ -102,6 +107,10 @@ class GetStatusResponse(_message.Message):
     @_builtins.property
     def problems(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """What the server's checks find wrong with it, in words, by the name of the check: "store", "canary"."""
+
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServedModel]:
+        """Every model that is loaded."""
 
     def __init__(
         self,
@@ -119,14 +128,49 @@ class GetStatusResponse(_message.Message):
         pending: _builtins.int = ...,
         running_calls: _builtins.int = ...,
         draining: _builtins.bool = ...,
+        models: _abc.Iterable[Global___ServedModel] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "draining", b"draining", "explainers", b"explainers", "key_id", b"key_id", "model", b"model", "pending", b"pending", "problems", b"problems", "providers", b"providers", "running_calls", b"running_calls", "started_at", b"started_at", "store", b"store", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "draining", b"draining", "explainers", b"explainers", "key_id", b"key_id", "model", b"model", "models", b"models", "pending", b"pending", "problems", b"problems", "providers", b"providers", "running_calls", b"running_calls", "started_at", b"started_at", "store", b"store", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class ServedModel(_message.Message):
+    """A model that is loaded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    EXPLAINERS_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    CANARY_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    """Empty where the server holds no key."""
+    canary: _builtins.bool
+    """Whether its bundle has a canary that the server can check."""
+    @_builtins.property
+    def model(self) -> _explanation_pb2.Model: ...
+    @_builtins.property
+    def explainers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        model: _explanation_pb2.Model | None = ...,
+        explainers: _abc.Iterable[_builtins.str] | None = ...,
+        key_id: _builtins.str = ...,
+        canary: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "explainers", b"explainers", "key_id", b"key_id", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServedModel: _TypeAlias = ServedModel  # noqa: Y015
 
 @_typing.final
 class RevokeLicenseRequest(_message.Message):

@@ -26,47 +26,47 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ckeylock/v1/explanation.proto\x12\nkeylock.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"J\n\x06Tensor\x12#\n\x05\x64type\x18\x01 \x01(\x0e\x32\x14.keylock.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"J\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12$\n\x06tensor\x18\x02 \x01(\x0b\x32\x12.keylock.v1.TensorH\x00\x42\x08\n\x06source\"\xd5\x01\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12!\n\x06images\x18\x03 \x03(\x0b\x32\x11.keylock.v1.Image\x12\x11\n\texplainer\x18\x04 \x01(\t\x12\x16\n\x0ctarget_index\x18\x05 \x01(\x03H\x00\x12\x16\n\x0ctarget_label\x18\x06 \x01(\tH\x00\x12+\n\nparameters\x18\x07 \x01(\x0b\x32\x17.google.protobuf.StructB\x08\n\x06target\"?\n\nClassScore\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"t\n\nPrediction\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\x12\x0e\n\x06logits\x18\x04 \x03(\x02\x12#\n\x03top\x18\x05 \x03(\x0b\x32\x16.keylock.v1.ClassScore\"F\n\tExplainer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\nparameters\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"\xbb\x01\n\x0b\x45xplanation\x12*\n\nprediction\x18\x01 \x01(\x0b\x32\x16.keylock.v1.Prediction\x12\x1f\n\x03map\x18\x02 \x01(\x0b\x32\x12.keylock.v1.Tensor\x12(\n\texplainer\x18\x03 \x01(\x0b\x32\x15.keylock.v1.Explainer\x12\r\n\x05keyed\x18\x04 \x01(\x08\x12&\n\x06target\x18\x05 \x01(\x0b\x32\x16.keylock.v1.ClassScore\"%\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"x\n\x0bQuotaWindow\x12\x0e\n\x06period\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04used\x18\x03 \x01(\x04\x12-\n\tresets_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x08\n\x06_limit\"\xd8\x01\n\x05Usage\x12\r\n\x05units\x18\x01 \x01(\r\x12\x12\n\nlicense_id\x18\x02 \x01(\t\x12\x10\n\x08replayed\x18\x03 \x01(\x08\x12\x15\n\roverage_units\x18\x04 \x01(\r\x12\x16\n\tremaining\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12-\n\tresets_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ncharged_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0c\n\n_remaining\"\xa4\x01\n\x0f\x45xplainResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12 \n\x05model\x18\x02 \x01(\x0b\x32\x11.keylock.v1.Model\x12(\n\x07results\x18\x03 \x03(\x0b\x32\x17.keylock.v1.Explanation\x12 \n\x05usage\x18\x04 \x01(\x0b\x32\x11.keylock.v1.Usage\x12\x0f\n\x07receipt\x18\x05 \x01(\t\"O\n\x16\x45stimateExplainRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x11\n\texplainer\x18\x02 \x01(\t\x12\x0e\n\x06images\x18\x03 \x01(\r\"\x8b\x01\n\x17\x45stimateExplainResponse\x12\x11\n\texplainer\x18\x01 \x01(\t\x12\r\n\x05units\x18\x02 \x01(\r\x12\x17\n\x0funits_per_image\x18\x03 \x01(\r\x12\x0c\n\x04\x66its\x18\x04 \x01(\x08\x12\'\n\x06quotas\x18\x05 \x03(\x0b\x32\x17.keylock.v1.QuotaWindow\"%\n\x0fGetModelRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\"k\n\rPreprocessing\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x10\n\x08\x63hannels\x18\x03 \x01(\r\x12\x0e\n\x06resize\x18\x04 \x01(\t\x12\x0c\n\x04mean\x18\x05 \x03(\x01\x12\x0b\n\x03std\x18\x06 \x03(\x01\"\xb9\x01\n\x10GetModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.keylock.v1.Model\x12\x0f\n\x07\x63lasses\x18\x02 \x03(\t\x12\x30\n\rpreprocessing\x18\x03 \x01(\x0b\x32\x19.keylock.v1.Preprocessing\x12)\n\nexplainers\x18\x04 \x03(\x0b\x32\x15.keylock.v1.Explainer\x12\x15\n\rkey_available\x18\x05 \x01(\x08*Q\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x02\x32\xfb\x01\n\x12\x45xplanationService\x12\x42\n\x07\x45xplain\x12\x1a.keylock.v1.ExplainRequest\x1a\x1b.keylock.v1.ExplainResponse\x12Z\n\x0f\x45stimateExplain\x12\".keylock.v1.EstimateExplainRequest\x1a#.keylock.v1.EstimateExplainResponse\x12\x45\n\x08GetModel\x12\x1b.keylock.v1.GetModelRequest\x1a\x1c.keylock.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ckeylock/v1/explanation.proto\x12\nkeylock.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"J\n\x06Tensor\x12#\n\x05\x64type\x18\x01 \x01(\x0e\x32\x14.keylock.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"J\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12$\n\x06tensor\x18\x02 \x01(\x0b\x32\x12.keylock.v1.TensorH\x00\x42\x08\n\x06source\"\xec\x01\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12!\n\x06images\x18\x03 \x03(\x0b\x32\x11.keylock.v1.Image\x12\x11\n\texplainer\x18\x04 \x01(\t\x12\x16\n\x0ctarget_index\x18\x05 \x01(\x03H\x00\x12\x16\n\x0ctarget_label\x18\x06 \x01(\tH\x00\x12+\n\nparameters\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x15\n\rmodel_version\x18\x08 \x01(\tB\x08\n\x06target\"?\n\nClassScore\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"t\n\nPrediction\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\x12\x0e\n\x06logits\x18\x04 \x03(\x02\x12#\n\x03top\x18\x05 \x03(\x0b\x32\x16.keylock.v1.ClassScore\"F\n\tExplainer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\nparameters\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"\xbb\x01\n\x0b\x45xplanation\x12*\n\nprediction\x18\x01 \x01(\x0b\x32\x16.keylock.v1.Prediction\x12\x1f\n\x03map\x18\x02 \x01(\x0b\x32\x12.keylock.v1.Tensor\x12(\n\texplainer\x18\x03 \x01(\x0b\x32\x15.keylock.v1.Explainer\x12\r\n\x05keyed\x18\x04 \x01(\x08\x12&\n\x06target\x18\x05 \x01(\x0b\x32\x16.keylock.v1.ClassScore\"6\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\"x\n\x0bQuotaWindow\x12\x0e\n\x06period\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04used\x18\x03 \x01(\x04\x12-\n\tresets_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x08\n\x06_limit\"\xd8\x01\n\x05Usage\x12\r\n\x05units\x18\x01 \x01(\r\x12\x12\n\nlicense_id\x18\x02 \x01(\t\x12\x10\n\x08replayed\x18\x03 \x01(\x08\x12\x15\n\roverage_units\x18\x04 \x01(\r\x12\x16\n\tremaining\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12-\n\tresets_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ncharged_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0c\n\n_remaining\"\xa4\x01\n\x0f\x45xplainResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12 \n\x05model\x18\x02 \x01(\x0b\x32\x11.keylock.v1.Model\x12(\n\x07results\x18\x03 \x03(\x0b\x32\x17.keylock.v1.Explanation\x12 \n\x05usage\x18\x04 \x01(\x0b\x32\x11.keylock.v1.Usage\x12\x0f\n\x07receipt\x18\x05 \x01(\t\"f\n\x16\x45stimateExplainRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x11\n\texplainer\x18\x02 \x01(\t\x12\x0e\n\x06images\x18\x03 \x01(\r\x12\x15\n\rmodel_version\x18\x04 \x01(\t\"\x8b\x01\n\x17\x45stimateExplainResponse\x12\x11\n\texplainer\x18\x01 \x01(\t\x12\r\n\x05units\x18\x02 \x01(\r\x12\x17\n\x0funits_per_image\x18\x03 \x01(\r\x12\x0c\n\x04\x66its\x18\x04 \x01(\x08\x12\'\n\x06quotas\x18\x05 \x03(\x0b\x32\x17.keylock.v1.QuotaWindow\"<\n\x0fGetModelRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"k\n\rPreprocessing\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x10\n\x08\x63hannels\x18\x03 \x01(\r\x12\x0e\n\x06resize\x18\x04 \x01(\t\x12\x0c\n\x04mean\x18\x05 \x03(\x01\x12\x0b\n\x03std\x18\x06 \x03(\x01\"\xb9\x01\n\x10GetModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.keylock.v1.Model\x12\x0f\n\x07\x63lasses\x18\x02 \x03(\t\x12\x30\n\rpreprocessing\x18\x03 \x01(\x0b\x32\x19.keylock.v1.Preprocessing\x12)\n\nexplainers\x18\x04 \x03(\x0b\x32\x15.keylock.v1.Explainer\x12\x15\n\rkey_available\x18\x05 \x01(\x08*Q\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x02\x32\xfb\x01\n\x12\x45xplanationService\x12\x42\n\x07\x45xplain\x12\x1a.keylock.v1.ExplainRequest\x1a\x1b.keylock.v1.ExplainResponse\x12Z\n\x0f\x45stimateExplain\x12\".keylock.v1.EstimateExplainRequest\x1a#.keylock.v1.EstimateExplainResponse\x12\x45\n\x08GetModel\x12\x1b.keylock.v1.GetModelRequest\x1a\x1c.keylock.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'keylock.v1.explanation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DATATYPE']._serialized_start=2026
-  _globals['_DATATYPE']._serialized_end=2107
+  _globals['_DATATYPE']._serialized_start=2112
+  _globals['_DATATYPE']._serialized_end=2193
   _globals['_TENSOR']._serialized_start=107
   _globals['_TENSOR']._serialized_end=181
   _globals['_IMAGE']._serialized_start=183
   _globals['_IMAGE']._serialized_end=257
   _globals['_EXPLAINREQUEST']._serialized_start=260
-  _globals['_EXPLAINREQUEST']._serialized_end=473
-  _globals['_CLASSSCORE']._serialized_start=475
-  _globals['_CLASSSCORE']._serialized_end=538
-  _globals['_PREDICTION']._serialized_start=540
-  _globals['_PREDICTION']._serialized_end=656
-  _globals['_EXPLAINER']._serialized_start=658
-  _globals['_EXPLAINER']._serialized_end=728
-  _globals['_EXPLANATION']._serialized_start=731
-  _globals['_EXPLANATION']._serialized_end=918
-  _globals['_MODEL']._serialized_start=920
-  _globals['_MODEL']._serialized_end=957
-  _globals['_QUOTAWINDOW']._serialized_start=959
-  _globals['_QUOTAWINDOW']._serialized_end=1079
-  _globals['_USAGE']._serialized_start=1082
-  _globals['_USAGE']._serialized_end=1298
-  _globals['_EXPLAINRESPONSE']._serialized_start=1301
-  _globals['_EXPLAINRESPONSE']._serialized_end=1465
-  _globals['_ESTIMATEEXPLAINREQUEST']._serialized_start=1467
-  _globals['_ESTIMATEEXPLAINREQUEST']._serialized_end=1546
-  _globals['_ESTIMATEEXPLAINRESPONSE']._serialized_start=1549
-  _globals['_ESTIMATEEXPLAINRESPONSE']._serialized_end=1688
-  _globals['_GETMODELREQUEST']._serialized_start=1690
-  _globals['_GETMODELREQUEST']._serialized_end=1727
-  _globals['_PREPROCESSING']._serialized_start=1729
-  _globals['_PREPROCESSING']._serialized_end=1836
-  _globals['_GETMODELRESPONSE']._serialized_start=1839
-  _globals['_GETMODELRESPONSE']._serialized_end=2024
-  _globals['_EXPLANATIONSERVICE']._serialized_start=2110
-  _globals['_EXPLANATIONSERVICE']._serialized_end=2361
+  _globals['_EXPLAINREQUEST']._serialized_end=496
+  _globals['_CLASSSCORE']._serialized_start=498
+  _globals['_CLASSSCORE']._serialized_end=561
+  _globals['_PREDICTION']._serialized_start=563
+  _globals['_PREDICTION']._serialized_end=679
+  _globals['_EXPLAINER']._serialized_start=681
+  _globals['_EXPLAINER']._serialized_end=751
+  _globals['_EXPLANATION']._serialized_start=754
+  _globals['_EXPLANATION']._serialized_end=941
+  _globals['_MODEL']._serialized_start=943
+  _globals['_MODEL']._serialized_end=997
+  _globals['_QUOTAWINDOW']._serialized_start=999
+  _globals['_QUOTAWINDOW']._serialized_end=1119
+  _globals['_USAGE']._serialized_start=1122
+  _globals['_USAGE']._serialized_end=1338
+  _globals['_EXPLAINRESPONSE']._serialized_start=1341
+  _globals['_EXPLAINRESPONSE']._serialized_end=1505
+  _globals['_ESTIMATEEXPLAINREQUEST']._serialized_start=1507
+  _globals['_ESTIMATEEXPLAINREQUEST']._serialized_end=1609
+  _globals['_ESTIMATEEXPLAINRESPONSE']._serialized_start=1612
+  _globals['_ESTIMATEEXPLAINRESPONSE']._serialized_end=1751
+  _globals['_GETMODELREQUEST']._serialized_start=1753
+  _globals['_GETMODELREQUEST']._serialized_end=1813
+  _globals['_PREPROCESSING']._serialized_start=1815
+  _globals['_PREPROCESSING']._serialized_end=1922
+  _globals['_GETMODELRESPONSE']._serialized_start=1925
+  _globals['_GETMODELRESPONSE']._serialized_end=2110
+  _globals['_EXPLANATIONSERVICE']._serialized_start=2196
+  _globals['_EXPLANATIONSERVICE']._serialized_end=2447
 # @@protoc_insertion_point(module_scope)

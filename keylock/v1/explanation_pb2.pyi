@@ -115,6 +115,7 @@ class ExplainRequest(_message.Message):
     TARGET_INDEX_FIELD_NUMBER: _builtins.int
     TARGET_LABEL_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """At most 128 visible ASCII characters without spaces; returned with the answer. The server makes one up when it is
     empty.
@@ -122,11 +123,13 @@ class ExplainRequest(_message.Message):
     nothing, with other content it is refused with ALREADY_EXISTS.
     """
     model_name: _builtins.str
-    """Empty: the model that is served."""
+    """Empty: the model that is served, if it is the only one."""
     explainer: _builtins.str
     """Empty: the first explainer of the model."""
     target_index: _builtins.int
     target_label: _builtins.str
+    model_version: _builtins.str
+    """Empty: the newest version of the model."""
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___Image]: ...
     @_builtins.property
@@ -145,10 +148,11 @@ class ExplainRequest(_message.Message):
         target_index: _builtins.int = ...,
         target_label: _builtins.str = ...,
         parameters: _struct_pb2.Struct | None = ...,
+        model_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters", "target", b"target", "target_index", b"target_index", "target_label", b"target_label"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["explainer", b"explainer", "images", b"images", "model_name", b"model_name", "parameters", b"parameters", "request_id", b"request_id", "target", b"target", "target_index", b"target_index", "target_label", b"target_label"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explainer", b"explainer", "images", b"images", "model_name", b"model_name", "model_version", b"model_version", "parameters", b"parameters", "request_id", b"request_id", "target", b"target", "target_index", b"target_index", "target_label", b"target_label"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["target_index", "target_label"]  # noqa: Y015
     _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
@@ -292,18 +296,22 @@ class Model(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     digest: _builtins.str
     """"sha256:" and the hexadecimal digest of the weights and graphs."""
+    version: _builtins.str
+    """The first twelve digits of the digest."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         digest: _builtins.str = ...,
+        version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "name", b"name", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -445,22 +453,26 @@ class EstimateExplainRequest(_message.Message):
     MODEL_NAME_FIELD_NUMBER: _builtins.int
     EXPLAINER_FIELD_NUMBER: _builtins.int
     IMAGES_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
     model_name: _builtins.str
-    """Empty: the model that is served."""
+    """Empty: the model that is served, if it is the only one."""
     explainer: _builtins.str
     """Empty: the first explainer of the model."""
     images: _builtins.int
     """How many images."""
+    model_version: _builtins.str
+    """Empty: the newest version of the model."""
     def __init__(
         self,
         *,
         model_name: _builtins.str = ...,
         explainer: _builtins.str = ...,
         images: _builtins.int = ...,
+        model_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["explainer", b"explainer", "images", b"images", "model_name", b"model_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explainer", b"explainer", "images", b"images", "model_name", b"model_name", "model_version", b"model_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -507,16 +519,20 @@ class GetModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_NAME_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
     model_name: _builtins.str
-    """Empty: the model that is served."""
+    """Empty: the model that is served, if it is the only one."""
+    model_version: _builtins.str
+    """Empty: the newest version of the model."""
     def __init__(
         self,
         *,
         model_name: _builtins.str = ...,
+        model_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_name", b"model_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_name", b"model_name", "model_version", b"model_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -18,11 +18,12 @@ from keylock.errors import InputError, LicenseError, LicenseReason, UnknownNameE
 from keylock.licensing import StoredLicense
 from keylock.v1 import admin_pb2 as pb
 from keylock.v1 import admin_pb2_grpc as pb_grpc
-from keylock.v1 import explanation_pb2
+from keylock_server.explanations import describe_model
 from keylock_server.interceptors import Interceptor, Running
 from keylock_server.licenses import describe_license
 from keylock_server.listening import listen
 from keylock_server.metering import Meter, describe_windows, timestamp
+from keylock_server.models import Models
 from keylock_server.requests import at_field
 from keylock_server.runtime import ServedModel
 from keylock_server.settings import ServerSettings
@@ -48,7 +49,7 @@ class Served:
     """The running server, as its operators see it.
 
     Attributes:
-        model: What it serves.
+        models: What it serves.
         store: Licenses; None where there are none.
         meter: Knows what they used.
         condition: Knows what is wrong.
@@ -60,7 +61,7 @@ class Served:
         now: The clock, in UTC.
     """
 
-    model: ServedModel
+    models: Models
     store: "LicenseStore | None"
     meter: Meter
     condition: "Condition"
@@ -82,16 +83,20 @@ class AdminService(pb_grpc.AdminServiceServicer):
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: _Context) -> pb.GetStatusResponse:  # noqa: N802
         """Describes the server and how it is."""
-        served, manifest = self._served, self._served.model.manifest
+        served = self._served
+        loaded = served.models.served
+        models = [_describe_model(model) for model in loaded]
+        first = models[0] if models else pb.ServedModel()
         return pb.GetStatusResponse(
             version=__version__,
             started_at=timestamp(self._started),
             uptime_s=(datetime.now(UTC) - self._started).total_seconds(),
-            model=explanation_pb2.Model(name=manifest.name, digest=manifest.model_digest),
-            explainers=list(served.model.explainers),
-            providers=served.model.providers,
-            key_id=manifest.key.id if served.model.holds_key else "",
-            canary=served.model.canary is not None,
+            model=first.model if models else None,
+            explainers=first.explainers,
+            providers=loaded[0].providers if loaded else (),
+            key_id=first.key_id,
+            canary=first.canary,
+            models=models,
             store=_kind_of(served.store),
             problems=served.condition.problems,
             pending=served.workers.pending,
@@ -231,6 +236,15 @@ def _tell(context: _Context, what: str, which: str) -> None:
     names = list(context.auth_context().get("x509_common_name", ()))
     who = names[0].decode("utf-8", "replace") if names else "without a name"
     _LOG.warning("the operator %r %s %r", who[:_MAX_TEXT], what, which[:_MAX_TEXT])
+
+
+def _describe_model(model: ServedModel) -> pb.ServedModel:
+    return pb.ServedModel(
+        model=describe_model(model),
+        explainers=list(model.explainers),
+        key_id=model.manifest.key.id if model.holds_key else "",
+        canary=model.canary is not None,
+    )
 
 
 def _kind_of(store: "LicenseStore | None") -> str:

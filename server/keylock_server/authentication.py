@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
-from keylock.bundle import Manifest
 from keylock.errors import LicenseError, LicenseReason, ServiceError, StoreError
 from keylock.licensing import (
     ACCESS_TYPE,
     License,
     certificate_thumbprint,
-    check,
     check_time,
     kind_of,
     verify_access,
@@ -99,11 +97,10 @@ def bearer_token(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
 
 
 class Authenticator:
-    """Verifies licenses for one model. Its methods block; call them in a thread."""
+    """Verifies licenses. Its methods block; call them in a thread."""
 
     def __init__(
         self,
-        manifest: Manifest,
         *,
         keys: Callable[[], Collection[VerifyingKey]],
         access_keys: Collection[VerifyingKey] = (),
@@ -114,14 +111,12 @@ class Authenticator:
         """Makes the authenticator.
 
         Args:
-            manifest: The model's manifest.
             keys: Returns those whose licenses are accepted; another object when they have changed.
             access_keys: Whose access tokens are accepted.
             store: The licenses issued; without it neither revoked nor unknown ones are noticed.
             leeway_s: How far a clock may be off, in seconds.
             now: The clock, in UTC.
         """
-        self._manifest = manifest
         self._keys = keys
         self._trusted = keys()
         self._access_keys = tuple(access_keys)
@@ -170,19 +165,6 @@ class Authenticator:
                 LicenseReason.MISSING, "no license was presented: send one as 'authorization: Bearer ...'"
             )
         return identity
-
-    def authorise(self, granted: License, *, explainer: str) -> None:
-        """Checks that a license covers this model and an explainer.
-
-        Raises:
-            LicenseError: If it does not.
-        """
-        check(
-            granted,
-            model_name=self._manifest.name,
-            model_digest=self._manifest.model_digest,
-            explainer=explainer,
-        )
 
     def _verify(self, token: str) -> License:
         trusted = self._keys()

@@ -7,7 +7,7 @@ show. The health service tells each service apart: without its store a server pr
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +18,7 @@ from keylock.bundle import Canary
 from keylock.errors import KeylockError
 from keylock_server.runtime import ServedModel
 
-__all__ = ["Check", "Condition", "check_canary"]
+__all__ = ["Check", "Condition", "check_canaries", "check_canary"]
 
 _LOG: Final = logging.getLogger("keylock_server")
 _MINIMUM_PCC: Final = 0.98
@@ -104,6 +104,22 @@ class Condition:
         unwell = frozenset[str]().union(*(self._checks[name].services for name in self.problems))
         for service in self._services:
             await self._set_health(service, service not in unwell)
+
+
+def check_canaries(models: Iterable[ServedModel]) -> str | None:
+    """Does what `check_canary` does for every model that has a canary.
+
+    Args:
+        models: What is served.
+
+    Returns:
+        The first difference, in words, or None.
+    """
+    for model in models:
+        problem = None if model.canary is None else check_canary(model, model.canary)
+        if problem is not None:
+            return f"{model.manifest.name}: {problem}"
+    return None
 
 
 def check_canary(model: ServedModel, canary: Canary) -> str | None:

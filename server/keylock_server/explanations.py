@@ -11,16 +11,17 @@ import numpy as np
 from google.protobuf import json_format
 from numpy.typing import NDArray
 
-from keylock.bundle import ExplainerEntry
+from keylock.bundle import ExplainerEntry, Manifest
 from keylock.digests import digest_of_array
 from keylock.errors import LicenseError, LicenseReason
 from keylock.images import ImageLimits
-from keylock.licensing import Charge, License, ReceiptIssuer, check_size
+from keylock.licensing import Charge, License, ReceiptIssuer, check, check_size
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import explanation_pb2_grpc as pb_grpc
 from keylock_server.authentication import Authenticator, Caller
 from keylock_server.calls import check_request_id, describe_call, new_request_id
 from keylock_server.metering import Meter, content_digest, describe_windows
+from keylock_server.models import Models
 from keylock_server.requests import (
     at_field,
     check_count,
@@ -33,7 +34,7 @@ from keylock_server.runtime import Explained, ServedModel
 from keylock_server.statuses import NoKeyError
 from keylock_server.workers import Workers
 
-__all__ = ["ExplanationService", "softmax"]
+__all__ = ["ExplanationService", "describe_model", "softmax"]
 
 _TOP: Final = 5
 
@@ -45,7 +46,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
 
     def __init__(
         self,
-        model: ServedModel,
+        models: Models,
         *,
         authenticator: Authenticator,
         workers: Workers,
@@ -58,7 +59,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         """Makes the service.
 
         Args:
-            model: What is served.
+            models: What is served.
             authenticator: Verifies licenses.
             workers: Where batches run.
             meter: Charges licenses.
@@ -69,7 +70,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         """
         self._meter = meter
         self._receipts = receipts
-        self._model = model
+        self._models = models
         self._authenticator = authenticator
         self._workers = workers
         self._limits = limits
@@ -78,58 +79,60 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
 
     async def Explain(self, request: pb.ExplainRequest, context: _Context) -> pb.ExplainResponse:  # noqa: N802
         """Explains the images of one request, all of them or none."""
-        identity = await asyncio.to_thread(self._authenticator.authenticate, Caller.of(context))
+        return await self._answer(request, Caller.of(context))
+
+    async def _answer(self, request: pb.ExplainRequest, caller: Caller) -> pb.ExplainResponse:
+        identity = await asyncio.to_thread(self._authenticator.authenticate, caller)
         with at_field("request_id"):
             request_id = _request_id(request.request_id)
-        with at_field("model_name"):
-            self._model.check_name(request.model_name)
-        with at_field("explainer"):
-            explainer = self._model.explainer(request.explainer)
-        check_parameters(request.parameters, explainer.parameters, explainer=explainer.name)
-        check_count(len(request.images), limit=self._max_images, field="images")
-        target = choose_target(request, self._model.manifest.classes)
-        granted = None if identity is None else identity.license
-        keyed = self._decide(granted, explainer, images=len(request.images))
-        manifest = self._model.manifest
-        describe_call(model=manifest.name, explainer=explainer.name, keyed=keyed, images=len(request.images))
-        answer = pb.ExplainResponse(
-            request_id=request_id, model=pb.Model(name=manifest.name, digest=manifest.model_digest)
-        )
+        with self._models.use(request.model_name, request.model_version) as model:
+            with at_field("explainer"):
+                explainer = model.explainer(request.explainer)
+            check_parameters(request.parameters, explainer.parameters, explainer=explainer.name)
+            check_count(len(request.images), limit=self._max_images, field="images")
+            target = choose_target(request, model.manifest.classes)
+            granted = None if identity is None else identity.license
+            keyed = self._decide(model, granted, explainer, images=len(request.images))
+            manifest = model.manifest
+            describe_call(model=manifest.name, explainer=explainer.name, keyed=keyed, images=len(request.images))
+            answer = pb.ExplainResponse(request_id=request_id, model=describe_model(model))
 
-        def work() -> Awaitable[tuple[list[pb.Explanation], Sequence[str]]]:
-            return self._workers.run(
-                lambda abandoned: self._explain(
-                    request, explainer, target=target, keyed=keyed, granted=granted, abandoned=abandoned
+            def work() -> Awaitable[tuple[list[pb.Explanation], Sequence[str]]]:
+                return self._workers.run(
+                    lambda abandoned: self._explain(
+                        model, request, explainer, target=target, keyed=keyed, granted=granted, abandoned=abandoned
+                    )
                 )
-            )
 
-        if granted is None:
-            results, _ = await work()
-            answer.results.extend(results)
+            if granted is None:
+                results, _ = await work()
+                answer.results.extend(results)
+                return answer
+            asked = await asyncio.to_thread(
+                self._asked, manifest, request, request_id, explainer, target=target, license=granted
+            )
+            metered = await self._meter.charge(granted, request=asked, work=work)
+            answer.results.extend(metered.answer)
+            answer.usage.CopyFrom(metered.usage)
+            if self._receipts is not None and metered.proven:
+                answer.receipt = self._receipts.issue(metered.charge)
             return answer
-        asked = await asyncio.to_thread(self._asked, request, request_id, explainer, target=target, license=granted)
-        metered = await self._meter.charge(granted, request=asked, work=work)
-        answer.results.extend(metered.answer)
-        answer.usage.CopyFrom(metered.usage)
-        if self._receipts is not None and metered.proven:
-            answer.receipt = self._receipts.issue(metered.charge)
-        return answer
 
     async def EstimateExplain(  # noqa: N802
         self, request: pb.EstimateExplainRequest, context: _Context
     ) -> pb.EstimateExplainResponse:
         """Says what a request would cost; sets nothing aside."""
         identity = await asyncio.to_thread(self._authenticator.authenticate, Caller.of(context))
-        with at_field("model_name"):
-            self._model.check_name(request.model_name)
-        with at_field("explainer"):
-            explainer = self._model.explainer(request.explainer)
+        with self._models.use(request.model_name, request.model_version) as model:
+            manifest = model.manifest
+            with at_field("explainer"):
+                explainer = model.explainer(request.explainer)
         check_count(request.images, limit=self._max_images, field="images")
         each = self._meter.units_per_image(explainer.name)
         units = each * request.images
         answer = pb.EstimateExplainResponse(explainer=explainer.name, units=units, units_per_image=each, fits=True)
         if identity is not None:
-            self._authenticator.authorise(identity.license, explainer=explainer.name)
+            _authorise(identity.license, manifest, explainer)
             check_size(identity.license, images=request.images)
             windows = await self._meter.windows(identity.license)
             answer.quotas.extend(describe_windows(windows))
@@ -139,27 +142,11 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         return answer
 
     async def GetModel(self, request: pb.GetModelRequest, context: _Context) -> pb.GetModelResponse:  # noqa: N802
-        """Describes the served model."""
-        with at_field("model_name"):
-            self._model.check_name(request.model_name)
-        manifest = self._model.manifest
-        height, width = manifest.preprocessing.size
-        return pb.GetModelResponse(
-            model=pb.Model(name=manifest.name, digest=manifest.model_digest),
-            classes=manifest.classes,
-            preprocessing=pb.Preprocessing(
-                height=height,
-                width=width,
-                channels=manifest.preprocessing.channels,
-                resize=manifest.preprocessing.resize,
-                mean=manifest.preprocessing.mean,
-                std=manifest.preprocessing.std,
-            ),
-            explainers=[_describe(entry) for entry in self._model.explainers.values()],
-            key_available=self._model.holds_key,
-        )
+        """Describes a served model."""
+        with self._models.use(request.model_name, request.model_version) as model:
+            return _describe_everything(model)
 
-    def _decide(self, granted: License | None, explainer: ExplainerEntry, *, images: int) -> bool:
+    def _decide(self, model: ServedModel, granted: License | None, explainer: ExplainerEntry, *, images: int) -> bool:
         """Decides whether the key is added: for a good license that covers the explainer, and never otherwise."""
         if granted is None:
             if self._refuse_unlicensed:
@@ -167,21 +154,28 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
                     LicenseReason.MISSING, "explanations need a license here: send one as 'authorization: Bearer ...'"
                 )
             return False
-        self._authenticator.authorise(granted, explainer=explainer.name)
+        _authorise(granted, model.manifest, explainer)
         check_size(granted, images=images)
-        if not self._model.holds_key:
+        if not model.holds_key:
             raise NoKeyError
         return True
 
     def _asked(
-        self, request: pb.ExplainRequest, request_id: str, explainer: ExplainerEntry, *, target: int, license: License
+        self,
+        manifest: Manifest,
+        request: pb.ExplainRequest,
+        request_id: str,
+        explainer: ExplainerEntry,
+        *,
+        target: int,
+        license: License,
     ) -> Charge:
         """Writes down what is asked for, as it will be charged."""
         asked = Charge(
             license_id=license.id,
             request_id=request_id,
             request_digest="",
-            model_digest=self._model.manifest.model_digest,
+            model_digest=manifest.model_digest,
             explainer=explainer.name,
             parameters=explainer.parameters,
             target=target,
@@ -195,6 +189,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
 
     def _explain(
         self,
+        model: ServedModel,
         request: pb.ExplainRequest,
         explainer: ExplainerEntry,
         *,
@@ -205,18 +200,18 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
     ) -> tuple[list[pb.Explanation], Sequence[str]]:
         images = prepare_images(
             request.images,
-            preprocessing=self._model.manifest.preprocessing,
+            preprocessing=model.manifest.preprocessing,
             limits=self._limits,
             abandoned=abandoned,
             check_pixels=None if granted is None else lambda pixels: check_size(granted, pixels=pixels),
         )
-        explained = self._model.explain(
+        explained = model.explain(
             images,
             explainer=explainer.name,
             targets=np.full(len(images), target, np.int64),
             keyed=np.full(len(images), keyed, np.bool_),
         )
-        results = _encode(explained, explainer, self._model.manifest.classes, target=target, keyed=keyed)
+        results = _encode(explained, explainer, model.manifest.classes, target=target, keyed=keyed)
         digests = [] if granted is None else [digest_of_array("float32", r.map.shape, r.map.data) for r in results]
         return results, digests
 
@@ -225,6 +220,34 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Turns logits `(batch, classes)` into probabilities of the same shape, without overflow."""
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def describe_model(model: ServedModel) -> pb.Model:
+    """Writes which model it is into a message."""
+    return pb.Model(name=model.manifest.name, digest=model.manifest.model_digest, version=model.version)
+
+
+def _authorise(granted: License, manifest: Manifest, explainer: ExplainerEntry) -> None:
+    check(granted, model_name=manifest.name, model_digest=manifest.model_digest, explainer=explainer.name)
+
+
+def _describe_everything(model: ServedModel) -> pb.GetModelResponse:
+    preprocessing = model.manifest.preprocessing
+    height, width = preprocessing.size
+    return pb.GetModelResponse(
+        model=describe_model(model),
+        classes=model.manifest.classes,
+        preprocessing=pb.Preprocessing(
+            height=height,
+            width=width,
+            channels=preprocessing.channels,
+            resize=preprocessing.resize,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
+        ),
+        explainers=[_describe(entry) for entry in model.explainers.values()],
+        key_available=model.holds_key,
+    )
 
 
 def _request_id(text: str) -> str:

@@ -26,7 +26,7 @@ from keylock.signing import SigningKey, VerifyingKey
 from keylock.v1 import explanation_pb2, explanation_pb2_grpc, license_pb2, license_pb2_grpc
 from keylock_server.admin import Served, open_admin
 from keylock_server.authentication import Authenticator
-from keylock_server.condition import Check, Condition, check_canary
+from keylock_server.condition import Check, Condition, check_canaries
 from keylock_server.explanations import ExplanationService
 from keylock_server.interceptors import Errors, Interceptor, Logs, RequestIds, Requests, Running
 from keylock_server.licenses import LicenseService
@@ -34,12 +34,13 @@ from keylock_server.listening import check_address, join, listen
 from keylock_server.logs import name_calls
 from keylock_server.metering import Meter
 from keylock_server.metrics import Metrics
+from keylock_server.models import Models
 from keylock_server.offline import admit_offline_license
-from keylock_server.opening import open_model, worker_count
+from keylock_server.opening import Opener, worker_count
 from keylock_server.predictions import PredictionService
 from keylock_server.proof import CheckpointSigner, load_receipt_key
 from keylock_server.runtime import ServedModel
-from keylock_server.settings import ServerSettings
+from keylock_server.settings import ServerSettings, Source
 from keylock_server.tls import load_credentials
 from keylock_server.tracing import open_tracing
 from keylock_server.workers import Workers
@@ -70,7 +71,7 @@ class RunningServer:
     Attributes:
         host: Where it listens.
         port: The port it really listens on.
-        model: What it serves.
+        models: What it serves.
         metrics_port: The port metrics are served on; None where they are not.
         admin_port: The port operators are served on; None where they are not.
     """
@@ -81,7 +82,7 @@ class RunningServer:
         *,
         settings: ServerSettings,
         port: int,
-        model: ServedModel,
+        models: Models,
         predictions: PredictionService,
         health_service: Any,  # noqa: ANN401 - the health package has no types
         workers: Workers,
@@ -112,7 +113,12 @@ class RunningServer:
         self.metrics_port: int | None = None
         self.admin_port: int | None = None
         self._admin: grpc.aio.Server | None = None
-        self.host, self.port, self.model = settings.host, port, model
+        self.host, self.port, self.models = settings.host, port, models
+
+    @property
+    def model(self) -> ServedModel:
+        """The first model that is loaded."""
+        return self.models.served[0]
 
     @property
     def target(self) -> str:
@@ -185,6 +191,7 @@ class RunningServer:
             task.cancel()
         await asyncio.gather(refusing, *waiting, return_exceptions=True)
         await server.stop(None)
+        await self.models.close()
         # Last, so that operators can watch the others finish.
         await self.close_operators()
         await _release(self._workers, self._metrics, self._meter, self._checkpoints, self._store)
@@ -226,7 +233,9 @@ async def start(
         credentials = load_credentials(
             settings.tls_certificate, settings.tls_key, settings.tls_client_ca, reload_s=settings.tls_reload_s
         )
-    model, keys = await asyncio.to_thread(open_model, settings)
+    opener = Opener(settings)
+    models = Models(await asyncio.to_thread(_open_all, opener, settings), reopen=opener.open)
+    keys = opener.keys
     access_keys = _access_keys(settings)
     clock = now or (lambda: datetime.now(UTC))
     receipt_key = None
@@ -237,13 +246,12 @@ async def start(
         admit_offline_license(
             settings.offline_license,
             store,
-            manifest=model.manifest,
+            manifest=models.served[0].manifest,
             issuers=tuple(keys()),
             now=clock(),
             leeway_s=settings.leeway_s,
         )
     authenticator = Authenticator(
-        model.manifest,
         keys=keys,
         access_keys=[key.verifying_key for key in access_keys],
         store=store,
@@ -253,7 +261,7 @@ async def start(
     licenses = LicenseService(authenticator, meter=meter, access_key=access_keys[0], now=clock)
     workers = Workers(threads=worker_count(settings), queue=settings.queue)
     health_service = health.aio.HealthServicer()
-    condition = _make_condition(settings, model, store, health_service)
+    condition = _make_condition(settings, models, store, health_service)
     metrics = Metrics(pending=lambda: workers.pending, problems=lambda: condition.problems)
     running_calls = Running()
     layers = (
@@ -267,7 +275,7 @@ async def start(
     license_pb2_grpc.add_LicenseServiceServicer_to_server(licenses, server)
     receipts = None if receipt_key is None else ReceiptSigner(receipt_key)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
-    predictions = _add_services(server, settings, model, authenticator, workers, meter, receipts)
+    predictions = _add_services(server, settings, models, authenticator, workers, meter, receipts)
     checkpoints = None
     if store is not None and receipt_key is not None:
         every_s = settings.checkpoint_every_s
@@ -279,7 +287,7 @@ async def start(
             server,
             settings=settings,
             port=port,
-            model=model,
+            models=models,
             predictions=predictions,
             health_service=health_service,
             workers=workers,
@@ -298,7 +306,7 @@ async def start(
         await server.start()
         await condition.start()
         served = Served(
-            model=model,
+            models=models,
             store=store,
             meter=meter,
             condition=condition,
@@ -363,6 +371,10 @@ async def _serve(settings: ServerSettings, on_ready: Callable[[RunningServer], N
     _LOG.info("stopped")
 
 
+def _open_all(opener: Opener, settings: ServerSettings) -> list[tuple[Source, ServedModel]]:
+    return [(source, opener.open(source)) for source in settings.sources]
+
+
 async def _release(
     workers: Workers,
     metrics: Metrics,
@@ -396,16 +408,16 @@ def _make_server(settings: ServerSettings, interceptors: Sequence[Interceptor]) 
 def _add_services(
     server: grpc.aio.Server,
     settings: ServerSettings,
-    model: ServedModel,
+    models: Models,
     authenticator: Authenticator,
     workers: Workers,
     meter: Meter,
     receipts: ReceiptSigner | None,
 ) -> PredictionService:
     limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
-    predictions = PredictionService(model, workers=workers, limits=limits, max_images=settings.max_images)
+    predictions = PredictionService(models, workers=workers, limits=limits, max_images=settings.max_images)
     explanations = ExplanationService(
-        model,
+        models,
         authenticator=authenticator,
         workers=workers,
         meter=meter,
@@ -424,7 +436,7 @@ def _add_services(
 
 def _make_condition(
     settings: ServerSettings,
-    model: ServedModel,
+    models: Models,
     store: "LicenseStore | None",
     health_service: Any,  # noqa: ANN401 - the health package has no types
 ) -> Condition:
@@ -434,11 +446,9 @@ def _make_condition(
         # Without its store a server predicts still, and a balancer that asks for the whole must not take it out.
         licensed = frozenset(_SERVICES[1:])
         checks["store"] = Check(lambda: _try_store(store), every_s=settings.store_check_s, services=licensed)
-    if model.canary is not None:
-        canary = model.canary
-        checks["canary"] = Check(
-            lambda: check_canary(model, canary), every_s=settings.canary_check_s, services=frozenset(everything)
-        )
+    checks["canary"] = Check(
+        lambda: check_canaries(models.served), every_s=settings.canary_check_s, services=frozenset(everything)
+    )
 
     async def set_health(service: str, well: bool) -> None:
         status = health_pb2.HealthCheckResponse
@@ -470,18 +480,18 @@ def _access_keys(settings: ServerSettings) -> tuple[SigningKey, ...]:
 
 
 def _announce(running: RunningServer, settings: ServerSettings, keys: tuple[VerifyingKey, ...]) -> None:
-    manifest = running.model.manifest
-    _LOG.info(
-        "serving %s (%s) on %s with %s: %s, explainers %s, licenses of %s",
-        manifest.name,
-        manifest.model_digest,
-        running.target,
-        running.model.providers[0],
-        f"key {manifest.key.id}" if running.model.holds_key else "no key",
-        ", ".join(running.model.explainers) or "none",
-        ", ".join(key.key_id for key in keys),
-    )
-    if settings.license_store is None and running.model.holds_key:
+    for model in running.models.served:
+        _LOG.info(
+            "serving %s (%s) on %s with %s: %s, explainers %s, licenses of %s",
+            model.manifest.name,
+            model.manifest.model_digest,
+            running.target,
+            model.providers[0],
+            f"key {model.manifest.key.id}" if model.holds_key else "no key",
+            ", ".join(model.explainers) or "none",
+            ", ".join(key.key_id for key in keys),
+        )
+    if settings.license_store is None and not settings.keyless:
         _LOG.warning(
             "there is no license store: revoked licenses are not noticed and use is not recorded; name one with "
             "--license-store"

@@ -18,8 +18,10 @@ from keylock.errors import InputError, TensorError, UnknownNameError
 from keylock.images import ImageLimits, decode
 from keylock.inference import inference_pb2 as pb
 from keylock.inference import inference_pb2_grpc as pb_grpc
+from keylock.preprocessing import Preprocessing
 from keylock_server.calls import describe_call
 from keylock_server.explanations import softmax
+from keylock_server.models import Models
 from keylock_server.requests import at_field, check_count, shaped, stop_if
 from keylock_server.runtime import ServedModel
 from keylock_server.workers import Workers
@@ -38,16 +40,16 @@ _OUTPUTS: Final = ("logits", "probabilities", "label")
 class PredictionService(pb_grpc.GRPCInferenceServiceServicer):
     """Answers everybody with keyless predictions."""
 
-    def __init__(self, model: ServedModel, *, workers: Workers, limits: ImageLimits, max_images: int) -> None:
+    def __init__(self, models: Models, *, workers: Workers, limits: ImageLimits, max_images: int) -> None:
         """Makes the service.
 
         Args:
-            model: What is served.
+            models: What is served.
             workers: Where batches run.
             limits: What one image may cost.
             max_images: Most images in one request.
         """
-        self._model = model
+        self._models = models
         self._workers = workers
         self._limits = limits
         self._max_images = max_images
@@ -63,8 +65,10 @@ class PredictionService(pb_grpc.GRPCInferenceServiceServicer):
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: _Context) -> pb.ModelReadyResponse:  # noqa: N802
         """Says whether the model of a name is served; of another name it is not."""
-        known = request.name == self._model.manifest.name and request.version in ("", self._model.version)
-        return pb.ModelReadyResponse(ready=self.ready and known)
+        known = {
+            name for one in self._models.served for name in ((one.manifest.name, ""), (one.manifest.name, one.version))
+        }
+        return pb.ModelReadyResponse(ready=self.ready and (request.name, request.version) in known)
 
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: _Context) -> pb.ServerMetadataResponse:  # noqa: N802
         """Names the server."""
@@ -72,12 +76,15 @@ class PredictionService(pb_grpc.GRPCInferenceServiceServicer):
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: _Context) -> pb.ModelMetadataResponse:  # noqa: N802
         """Lists inputs and outputs."""
-        self._check_model(request.name, request.version, name_field="name", version_field="version")
-        manifest = self._model.manifest
+        with self._models.use(request.name, request.version, name_field="name", version_field="version") as model:
+            return self._describe(model)
+
+    def _describe(self, model: ServedModel) -> pb.ModelMetadataResponse:
+        manifest = model.manifest
         classes = len(manifest.classes)
         return pb.ModelMetadataResponse(
             name=manifest.name,
-            versions=[self._model.version],
+            versions=[one.version for one in self._models.served if one.manifest.name == manifest.name],
             platform=_PLATFORM,
             inputs=[
                 _Metadata(name="image", datatype="FP32", shape=[-1, *manifest.preprocessing.shape]),
@@ -93,33 +100,30 @@ class PredictionService(pb_grpc.GRPCInferenceServiceServicer):
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: _Context) -> pb.ModelInferResponse:  # noqa: N802
         """Predicts one batch."""
-        self._check_model(
-            request.model_name, request.model_version, name_field="model_name", version_field="model_version"
-        )
+        with self._models.use(request.model_name, request.model_version) as model:
+            return await self._predict(model, request)
+
+    async def _predict(self, model: ServedModel, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
         wanted = _wanted_outputs(request)
-        logits = await self._workers.run(lambda abandoned: self._model.predict(self._images(request, abandoned)))
-        describe_call(model=self._model.manifest.name, images=len(logits))
+        preprocessing = model.manifest.preprocessing
+        logits = await self._workers.run(
+            lambda abandoned: model.predict(self._images(request, preprocessing, abandoned))
+        )
+        describe_call(model=model.manifest.name, images=len(logits))
         probabilities = softmax(logits)
-        labels = [self._model.manifest.classes[index].encode() for index in logits.argmax(axis=1)]
+        labels = [model.manifest.classes[index].encode() for index in logits.argmax(axis=1)]
         answers: dict[str, NDArray[np.float32] | list[bytes]] = {
             "logits": logits,
             "probabilities": probabilities,
             "label": labels,
         }
-        response = pb.ModelInferResponse(
-            model_name=self._model.manifest.name, model_version=self._model.version, id=request.id
-        )
+        response = pb.ModelInferResponse(model_name=model.manifest.name, model_version=model.version, id=request.id)
         _encode(response, {name: answers[name] for name in wanted}, raw=bool(request.raw_input_contents))
         return response
 
-    def _check_model(self, name: str, version: str, *, name_field: str, version_field: str) -> None:
-        with at_field(name_field):
-            self._model.check_name(name)
-        with at_field(version_field):
-            if version not in ("", self._model.version):
-                raise UnknownNameError("model version", version, [self._model.version])
-
-    def _images(self, request: pb.ModelInferRequest, abandoned: threading.Event) -> NDArray[np.float32]:
+    def _images(
+        self, request: pb.ModelInferRequest, preprocessing: Preprocessing, abandoned: threading.Event
+    ) -> NDArray[np.float32]:
         """Decodes the one input of a request into preprocessed images `(batch, channels, height, width)`."""
         with at_field("inputs"):
             if len(request.inputs) != 1:
@@ -136,14 +140,13 @@ class PredictionService(pb_grpc.GRPCInferenceServiceServicer):
                 )
             raw = request.raw_input_contents[0] if request.raw_input_contents else None
             if tensor.name == "image":
-                return self._preprocessed(tensor, raw)
+                return self._preprocessed(tensor, raw, preprocessing)
             if tensor.name == "pixels":
-                return self._from_pixels(tensor, raw)
-            return self._from_files(tensor, raw, abandoned)
+                return self._from_pixels(tensor, raw, preprocessing)
+            return self._from_files(tensor, raw, preprocessing, abandoned)
 
-    def _preprocessed(self, tensor: _Input, raw: bytes | None) -> NDArray[np.float32]:
+    def _preprocessed(self, tensor: _Input, raw: bytes | None, preprocessing: Preprocessing) -> NDArray[np.float32]:
         data = np.array(tensor.contents.fp32_contents, "<f4").tobytes() if raw is None else raw
-        preprocessing = self._model.manifest.preprocessing
         if len(tensor.shape) != 4 or tuple(tensor.shape[1:]) != preprocessing.shape:
             wanted = ", ".join(map(str, preprocessing.shape))
             raise TensorError(f"the input image has the shape [N, {wanted}], not {list(tensor.shape)[:8]}")
@@ -153,7 +156,7 @@ class PredictionService(pb_grpc.GRPCInferenceServiceServicer):
             preprocessing.check(image)
         return images
 
-    def _from_pixels(self, tensor: _Input, raw: bytes | None) -> NDArray[np.float32]:
+    def _from_pixels(self, tensor: _Input, raw: bytes | None, preprocessing: Preprocessing) -> NDArray[np.float32]:
         try:
             data = bytes(tensor.contents.uint_contents) if raw is None else raw
         except ValueError:
@@ -162,9 +165,11 @@ class PredictionService(pb_grpc.GRPCInferenceServiceServicer):
             raise TensorError(f"the input pixels has the shape [N, height, width, 3], not {list(tensor.shape)[:8]}")
         images = shaped(data, shape=tensor.shape, dtype=np.dtype("u1")).view(np.uint8)
         check_count(len(images), limit=self._max_images, field="inputs[0].shape")
-        return np.stack([self._model.manifest.preprocessing(image) for image in images])
+        return np.stack([preprocessing(image) for image in images])
 
-    def _from_files(self, tensor: _Input, raw: bytes | None, abandoned: threading.Event) -> NDArray[np.float32]:
+    def _from_files(
+        self, tensor: _Input, raw: bytes | None, preprocessing: Preprocessing, abandoned: threading.Event
+    ) -> NDArray[np.float32]:
         files = tensor.contents.bytes_contents if raw is None else split_bytes(raw)
         if list(tensor.shape) not in ([len(files)], [len(files), 1]):
             raise TensorError(f"the input encoded has {len(files)} files and the shape {list(tensor.shape)[:8]}")
@@ -173,7 +178,7 @@ class PredictionService(pb_grpc.GRPCInferenceServiceServicer):
         for i, file in enumerate(files):
             stop_if(abandoned)
             with at_field(f"inputs[0][{i}]"):
-                batch.append(self._model.manifest.preprocessing(decode(file, limits=self._limits)))
+                batch.append(preprocessing(decode(file, limits=self._limits)))
         return np.stack(batch)
 
 

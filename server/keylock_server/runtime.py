@@ -111,7 +111,7 @@ class ServedModel:
 
     @property
     def version(self) -> str:
-        """The model's only version: the first twelve hexadecimal digits of its digest."""
+        """The model's version: the first twelve hexadecimal digits of its digest."""
         return self.manifest.model_digest.removeprefix("sha256:")[:12]
 
     def explainer(self, name: str) -> ExplainerEntry:
@@ -128,15 +128,6 @@ class ServedModel:
         if name not in self.explainers:
             raise UnknownNameError("explainer", name, self.explainers)
         return self.explainers[name]
-
-    def check_name(self, name: str) -> None:
-        """Checks the model name of a request, of which the empty one means whatever is served.
-
-        Raises:
-            UnknownNameError: If it is another one.
-        """
-        if name and name != self.manifest.name:
-            raise UnknownNameError("model", name, [self.manifest.name])
 
     def predict(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Predicts without the key, for everybody.

@@ -5,8 +5,9 @@ Secrets are not settings that print: the passphrase is a `SecretStr`, everything
 """
 
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
@@ -19,22 +20,38 @@ from pydantic_settings import (
 
 from keylock.errors import InputError
 
-__all__ = ["ServerSettings"]
+__all__ = ["ServerSettings", "Source"]
+
+T = TypeVar("T")
 
 _MIB: Final = 2**20
+_KEY_SETTINGS: Final = ("key_file", "key_passphrase_file", "key_seed_file", "key_provider", "sealed_key")
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One bundle to serve, and the way to its key. The attributes are the settings of the same names."""
+
+    bundle: Path
+    key_file: Path | None
+    key_passphrase_file: Path | None
+    key_seed_file: Path | None
+    key_provider: str | None
+    sealed_key: Path | None
 
 
 class ServerSettings(BaseSettings):
     """What a server does.
 
     Attributes:
-        bundle: The bundle to serve, a directory or a `.klb` file.
+        bundle: The bundle to serve, a directory or a `.klb` file; or several.
         host: Address to listen on; `0.0.0.0` or `::` for all.
         port: Port to listen on; 0 takes a free one.
         device: `auto`, `cpu` or `cuda`.
         keyless: Serve without the key: predictions and decoys only.
-        key_file: Key file that opens the sealed key.
+        key_file: Key file that opens the sealed key. This and the four settings like it have one value for all bundles,
+            or one for each, in their order.
         key_passphrase_file: File with the passphrase that opens the sealed key.
         key_passphrase: That passphrase itself, from `KEYLOCK_KEY_PASSPHRASE`.
         key_seed_file: File with the key seed, instead of the sealed key.
@@ -86,18 +103,18 @@ class ServerSettings(BaseSettings):
         validate_default=True,
     )
 
-    bundle: Path
+    bundle: Path | Annotated[tuple[Path, ...], Field(min_length=1)]
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8470
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     keyless: bool = False
-    key_file: Path | None = None
-    key_passphrase_file: Path | None = None
+    key_file: Path | tuple[Path, ...] | None = None
+    key_passphrase_file: Path | tuple[Path, ...] | None = None
     key_passphrase: Annotated[SecretStr | None, Field(validation_alias="KEYLOCK_KEY_PASSPHRASE")] = None
-    key_seed_file: Path | None = None
-    key_provider: str | None = None
-    sealed_key: Path | None = None
+    key_seed_file: Path | tuple[Path, ...] | None = None
+    key_provider: str | tuple[str, ...] | None = None
+    sealed_key: Path | tuple[Path, ...] | None = None
     offline_license: Path | None = None
 
     issuers: tuple[Path, ...] = ()
@@ -178,7 +195,30 @@ class ServerSettings(BaseSettings):
                 raise ValueError("offline_license needs license_store, where units are counted, and issuers")
         if self.keyless and ways:
             raise ValueError(f"keyless and {ways[0]} exclude each other")
+        if self.offline_license is not None and len(self.bundles) > 1:
+            raise ValueError("offline_license is for one bundle: serve the others by a server of their own")
+        for name in _KEY_SETTINGS:
+            given = getattr(self, name)
+            if isinstance(given, tuple) and len(given) not in (1, len(self.bundles)):
+                raise ValueError(
+                    f"{name} was given {len(given)} times for {len(self.bundles)} bundles: give it once for all of "
+                    "them, or once for each"
+                )
         return self
+
+    @property
+    def bundles(self) -> tuple[Path, ...]:
+        """The bundles to serve, in their order."""
+        return _as_tuple(self.bundle)
+
+    @property
+    def sources(self) -> "tuple[Source, ...]":
+        """The bundles to serve, each with the way to its key."""
+        ways = [_as_tuple(getattr(self, name)) for name in _KEY_SETTINGS]
+        return tuple(
+            Source(bundle, *(way[number if len(way) > 1 else 0] for way in ways))
+            for number, bundle in enumerate(self.bundles)
+        )
 
     @classmethod
     def load(cls, *, config: Path | None = None, **flags: Any) -> Self:  # noqa: ANN401 - the values are checked
@@ -199,6 +239,10 @@ class ServerSettings(BaseSettings):
             return cls(**values)
         except (ValidationError, SettingsError) as error:
             raise InputError(_explain(error)) from None
+
+
+def _as_tuple(value: T | tuple[T, ...]) -> tuple[T, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _check_toml(path: Path) -> None:

@@ -29,9 +29,12 @@ __all__ = [
     "LICENSE_STATUSES",
     "STATUSES",
     "DeadlineError",
+    "LoadError",
     "NoKeyError",
     "NoMeteringError",
     "NoStoreError",
+    "NotLoadedError",
+    "OperatorsOnlyError",
     "OverloadedError",
     "Row",
     "retry_after",
@@ -90,6 +93,31 @@ class NoStoreError(ServiceError):
         super().__init__("this server has no license store: start it with --license-store")
 
 
+class NotLoadedError(ServiceError):
+    """A model was asked that the server knows and has not loaded."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"the model {name!r} is not loaded at the moment: try again later, or ask the server's operator"
+        )
+
+
+class LoadError(ServiceError):
+    """An operator asked for a model that cannot be loaded."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"the model {name!r} cannot be loaded: {why}")
+
+
+class OperatorsOnlyError(ServiceError):
+    """Somebody else than an operator asked for what only operators may do."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "only operators load and unload models: ask on the admin port, with a certificate of theirs (--admin-port)"
+        )
+
+
 class Row(NamedTuple):
     """What an error becomes.
 
@@ -141,6 +169,9 @@ STATUSES: Final[dict[type[KeylockError], Row]] = {
     NoKeyError: Row(grpc.StatusCode.FAILED_PRECONDITION, "NO_KEY"),
     NoMeteringError: Row(grpc.StatusCode.FAILED_PRECONDITION, "NO_METERING"),
     NoStoreError: Row(grpc.StatusCode.FAILED_PRECONDITION, "NO_STORE"),
+    NotLoadedError: Row(grpc.StatusCode.UNAVAILABLE, "MODEL_NOT_LOADED"),
+    LoadError: Row(grpc.StatusCode.FAILED_PRECONDITION, "MODEL_NOT_LOADABLE"),
+    OperatorsOnlyError: Row(grpc.StatusCode.PERMISSION_DENIED, "OPERATORS_ONLY"),
 }
 
 LICENSE_STATUSES: Final[dict[LicenseReason, grpc.StatusCode]] = {

@@ -53,7 +53,7 @@ def test_commands_in_the_text_exist(block):
 
 
 @pytest.mark.parametrize(
-    "wrong", ["tarin", "train --sped 3", "license grant", "explain", "serve a b", "train --steps x"]
+    "wrong", ["tarin", "train --sped 3", "license grant", "explain", "inspect a b", "train --steps x"]
 )
 def test_a_wrong_command_would_be_noticed(wrong):
     with pytest.raises(typer.TyperException):

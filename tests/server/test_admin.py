@@ -199,7 +199,7 @@ def test_draining_ends_the_process_and_its_spans_are_exported(vendor, admin_file
     )
     try:
         announced = ""
-        while not announced.endswith("}\n") and process.poll() is None:
+        while not announced.endswith("\n}\n") and process.poll() is None:
             announced += process.stdout.readline()
         server = SimpleNamespace(admin_port=json.loads(announced)["admin_port"])
         with operator(SimpleNamespace(server=server), tls_files) as channel:
