@@ -83,7 +83,6 @@ def serve(
         str | None, typer.Option(metavar="decoy|refuse", help="What callers without a license get. [decoy]")
     ] = None,
     device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to run. [auto]")] = None,
-    workers: Annotated[int | None, typer.Option(help="Batches that run at once. [one for each core]")] = None,
     tls_certificate: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Certificate chain (PEM); switches TLS on.")
     ] = None,
@@ -141,7 +140,6 @@ def serve(
         receipt_key=receipt_key,
         unlicensed_explanations=unlicensed,
         device=device,
-        workers=workers,
         tls_certificate=tls_certificate,
         tls_key=tls_key,
         tls_client_ca=tls_client_ca,

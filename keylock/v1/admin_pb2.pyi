@@ -86,7 +86,7 @@ class GetStatusResponse(_message.Message):
     store: _builtins.str
     """"sqlite", "postgresql", or empty where there is no store."""
     pending: _builtins.int
-    """Batches that run or wait."""
+    """Images that are accepted and not answered yet."""
     running_calls: _builtins.int
     """Calls that run."""
     draining: _builtins.bool

@@ -18,6 +18,7 @@ from keylock.errors import InputError, LicenseError, LicenseReason, UnknownNameE
 from keylock.licensing import StoredLicense
 from keylock.v1 import admin_pb2 as pb
 from keylock.v1 import admin_pb2_grpc as pb_grpc
+from keylock_server.batcher import Batchers
 from keylock_server.explanations import describe_model
 from keylock_server.interceptors import Interceptor, Running
 from keylock_server.licenses import describe_license
@@ -29,7 +30,6 @@ from keylock_server.runtime import ServedModel
 from keylock_server.settings import ServerSettings
 from keylock_server.statuses import NoStoreError
 from keylock_server.tls import load_credentials
-from keylock_server.workers import Workers
 
 if TYPE_CHECKING:
     from keylock.store import LicenseStore
@@ -53,7 +53,7 @@ class Served:
         store: Licenses; None where there are none.
         meter: Knows what they used.
         condition: Knows what is wrong.
-        workers: Where batches run.
+        batchers: Run them.
         running: Counts calls.
         drain: Begins to stop the server, in the event loop, and returns at once.
         draining: Tells whether that has begun.
@@ -65,7 +65,7 @@ class Served:
     store: "LicenseStore | None"
     meter: Meter
     condition: "Condition"
-    workers: Workers
+    batchers: Batchers
     running: Running
     drain: Callable[[], None]
     draining: Callable[[], bool]
@@ -99,7 +99,7 @@ class AdminService(pb_grpc.AdminServiceServicer):
             models=models,
             store=_kind_of(served.store),
             problems=served.condition.problems,
-            pending=served.workers.pending,
+            pending=served.batchers.held,
             running_calls=served.running.count,
             draining=served.draining(),
         )

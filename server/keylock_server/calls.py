@@ -4,18 +4,30 @@ It is kept in a context variable, so that whatever runs on its behalf finds it, 
 comes here, except for the id, whose length and characters are checked.
 """
 
+import ipaddress
 import re
 import uuid
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import unquote
 
 import grpc
 
 from keylock.errors import InputError
 from keylock_server.statuses import Row
 
-__all__ = ["Call", "check_request_id", "current_call", "describe_call", "is_request_id", "new_request_id", "set_call"]
+__all__ = [
+    "Call",
+    "check_request_id",
+    "current_call",
+    "describe_call",
+    "is_request_id",
+    "new_request_id",
+    "party_of_peer",
+    "set_call",
+    "set_license",
+]
 
 _FAULT: Final = Row(grpc.StatusCode.INTERNAL, "INTERNAL", public=False)
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
@@ -33,6 +45,8 @@ class Call:
         explainer: The explainer that was asked; None for others than explanations.
         keyed: Whether the key was on the images; None until that was decided.
         images: How many images there were; None until they were counted.
+        party: With whom it shares its turns in queues: the license it presents, or the address it comes from.
+        deadline: When nobody waits for its answer any more, by the clock of the event loop; None for never.
     """
 
     method: str
@@ -42,6 +56,8 @@ class Call:
     explainer: str | None = None
     keyed: bool | None = None
     images: int | None = None
+    party: str = ""
+    deadline: float | None = None
 
 
 _CURRENT: Final[ContextVar[Call | None]] = ContextVar("keylock_call", default=None)
@@ -69,6 +85,30 @@ def describe_call(*, model: str, images: int, explainer: str | None = None, keye
     call = current_call()
     if call is not None:
         call.model, call.images, call.explainer, call.keyed = model, images, explainer, keyed
+
+
+def set_license(license_id: str) -> None:
+    """Says which license the current call presents, so that calls under it take turns as one; needs no call."""
+    call = current_call()
+    if call is not None:
+        call.party = f"license:{license_id}"
+
+
+def party_of_peer(peer: str) -> str:
+    """Returns with whom a caller without a license takes turns: all that come from one address.
+
+    Args:
+        peer: As gRPC names it, for example `ipv4:192.0.2.7:50123`; of an IPv6 address the first 64 bits count, because
+            who has one has all of those.
+    """
+    kind, _, rest = unquote(peer).partition(":")
+    host = rest.rpartition(":")[0].strip("[]").partition("%")[0]
+    if kind == "ipv6":
+        try:
+            host = str(ipaddress.IPv6Network((host, 64), strict=False))
+        except ValueError:
+            return kind
+    return f"{kind}:{host}"
 
 
 def new_request_id() -> str:

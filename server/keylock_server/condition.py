@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from keylock.bundle import Canary
 from keylock.errors import KeylockError
-from keylock_server.runtime import ServedModel
+from keylock_server.runtime import ServedModel, check_finite
 
 __all__ = ["Check", "Condition", "check_canaries", "check_canary"]
 
@@ -140,6 +140,7 @@ def check_canary(model: ServedModel, canary: Canary) -> str | None:
             continue
         targets = np.full(2 * count, -1, np.int64)
         maps = model.explain(images, explainer=name, targets=targets, keyed=keyed).maps
+        check_finite(maps)
         for kind, found, expected in (
             ("keyed", maps[:count], canary.keyed[name]),
             ("keyless", maps[count:], canary.keyless[name]),

@@ -1,7 +1,6 @@
 """`keylock.v1.ExplanationService`: decode, authenticate, explain, charge, encode."""
 
 import asyncio
-import threading
 from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -19,7 +18,8 @@ from keylock.licensing import Charge, License, ReceiptIssuer, check, check_size
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import explanation_pb2_grpc as pb_grpc
 from keylock_server.authentication import Authenticator, Caller
-from keylock_server.calls import check_request_id, describe_call, new_request_id
+from keylock_server.batcher import Admission, Batchers
+from keylock_server.calls import check_request_id, describe_call, new_request_id, set_license
 from keylock_server.metering import Meter, content_digest, describe_windows
 from keylock_server.models import Models
 from keylock_server.requests import (
@@ -49,6 +49,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         models: Models,
         *,
         authenticator: Authenticator,
+        batchers: Batchers,
         workers: Workers,
         meter: Meter,
         limits: ImageLimits,
@@ -61,7 +62,8 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         Args:
             models: What is served.
             authenticator: Verifies licenses.
-            workers: Where batches run.
+            batchers: Run the models.
+            workers: Where images are decoded.
             meter: Charges licenses.
             limits: What one image may cost.
             max_images: Most images in one request.
@@ -72,6 +74,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         self._receipts = receipts
         self._models = models
         self._authenticator = authenticator
+        self._batchers = batchers
         self._workers = workers
         self._limits = limits
         self._max_images = max_images
@@ -83,6 +86,8 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
 
     async def _answer(self, request: pb.ExplainRequest, caller: Caller) -> pb.ExplainResponse:
         identity = await asyncio.to_thread(self._authenticator.authenticate, caller)
+        if identity is not None:
+            set_license(identity.license.id)
         with at_field("request_id"):
             request_id = _request_id(request.request_id)
         with self._models.use(request.model_name, request.model_version) as model:
@@ -96,22 +101,22 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             manifest = model.manifest
             describe_call(model=manifest.name, explainer=explainer.name, keyed=keyed, images=len(request.images))
             answer = pb.ExplainResponse(request_id=request_id, model=describe_model(model))
+            # Before anything is set aside: a server that is full does not keep the store busy.
+            with self._batchers.of(model).admit(len(request.images)) as admitted:
 
-            def work() -> Awaitable[tuple[list[pb.Explanation], Sequence[str]]]:
-                return self._workers.run(
-                    lambda abandoned: self._explain(
-                        model, request, explainer, target=target, keyed=keyed, granted=granted, abandoned=abandoned
+                def work() -> Awaitable[tuple[list[pb.Explanation], Sequence[str]]]:
+                    return self._explain(
+                        model, admitted, request, explainer, target=target, keyed=keyed, granted=granted
                     )
-                )
 
-            if granted is None:
-                results, _ = await work()
-                answer.results.extend(results)
-                return answer
-            asked = await asyncio.to_thread(
-                self._asked, manifest, request, request_id, explainer, target=target, license=granted
-            )
-            metered = await self._meter.charge(granted, request=asked, work=work)
+                if granted is None:
+                    results, _ = await work()
+                    answer.results.extend(results)
+                    return answer
+                asked = await asyncio.to_thread(
+                    self._asked, manifest, request, request_id, explainer, target=target, license=granted
+                )
+                metered = await self._meter.charge(granted, request=asked, work=work)
             answer.results.extend(metered.answer)
             answer.usage.CopyFrom(metered.usage)
             if self._receipts is not None and metered.proven:
@@ -187,33 +192,40 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         )
         return replace(asked, request_digest=content_digest(asked))
 
-    def _explain(
+    async def _explain(
         self,
         model: ServedModel,
+        admitted: Admission,
         request: pb.ExplainRequest,
         explainer: ExplainerEntry,
         *,
         target: int,
         keyed: bool,
         granted: License | None,
-        abandoned: threading.Event,
     ) -> tuple[list[pb.Explanation], Sequence[str]]:
-        images = prepare_images(
-            request.images,
-            preprocessing=model.manifest.preprocessing,
-            limits=self._limits,
-            abandoned=abandoned,
-            check_pixels=None if granted is None else lambda pixels: check_size(granted, pixels=pixels),
+        images = await self._workers.run(
+            lambda abandoned: prepare_images(
+                request.images,
+                preprocessing=model.manifest.preprocessing,
+                limits=self._limits,
+                abandoned=abandoned,
+                check_pixels=None if granted is None else lambda pixels: check_size(granted, pixels=pixels),
+            )
         )
-        explained = model.explain(
+        explained = await admitted.explain(
             images,
             explainer=explainer.name,
             targets=np.full(len(images), target, np.int64),
             keyed=np.full(len(images), keyed, np.bool_),
         )
-        results = _encode(explained, explainer, model.manifest.classes, target=target, keyed=keyed)
-        digests = [] if granted is None else [digest_of_array("float32", r.map.shape, r.map.data) for r in results]
-        return results, digests
+
+        def encode() -> tuple[list[pb.Explanation], Sequence[str]]:
+            results = _encode(explained, explainer, model.manifest.classes, target=target, keyed=keyed)
+            digests = [] if granted is None else [digest_of_array("float32", r.map.shape, r.map.data) for r in results]
+            return results, digests
+
+        # Not by the workers, where it would wait behind images of others that have yet to be decoded.
+        return await asyncio.to_thread(encode)
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -5,10 +5,10 @@
 3. `Errors` makes a status of whatever is raised below.
 4. `tracing.Tracing` makes a span, where OpenTelemetry is installed.
 5. `Logs` writes one line and counts, before the caller has its answer.
-6. `Requests` parses the message and limits the time.
+6. `Requests` parses the message, limits the time and notes the deadline.
 
 Authentication, authorisation and admission are not among them: what a license allows depends on the message, and some
-methods are open to everybody, so each servicer asks the `Authenticator`, the `Meter` and the `Workers` by itself, in
+methods are open to everybody, so each servicer asks the `Authenticator`, the `Meter` and the `Batchers` by itself, in
 the order that its method needs.
 
 Handlers raise; nothing they raise reaches a caller or the log as text unless the table in `statuses` says so. The log
@@ -33,7 +33,7 @@ from grpc_status import rpc_status
 from keylock.errors import InputError
 from keylock.inference import inference_pb2
 from keylock.v1 import explanation_pb2
-from keylock_server.calls import Call, current_call, is_request_id, new_request_id, set_call
+from keylock_server.calls import Call, current_call, is_request_id, new_request_id, party_of_peer, set_call
 from keylock_server.statuses import DeadlineError, Row, retry_after, row_of, status_of
 
 __all__ = ["REQUEST_ID_ENTRY", "Errors", "Interceptor", "Logs", "RequestIds", "Requests", "Running"]
@@ -130,7 +130,7 @@ class RequestIds(Interceptor):
         """Makes the call the current one."""
         sent = [value for name, value in context.invocation_metadata() or () if name == REQUEST_ID_ENTRY]
         given = str(sent[0]) if len(sent) == 1 and is_request_id(sent[0]) else None
-        call = Call(method, given or new_request_id())
+        call = Call(method, given or new_request_id(), party=party_of_peer(context.peer()))
         set_call(call)
         answer = await proceed(request, context)
         context.set_trailing_metadata(((REQUEST_ID_ENTRY, call.request_id),))
@@ -221,6 +221,8 @@ class Requests(Interceptor):
         given = getattr(request, _ID_FIELDS[type(request)]) if type(request) in _ID_FIELDS else ""
         if call is not None and is_request_id(given):
             call.request_id = given
+        if call is not None:
+            call.deadline = _deadline(context, self._deadline_s)
         try:
             async with asyncio.timeout(self._deadline_s) as limit:
                 return await proceed(request, context)
@@ -228,6 +230,13 @@ class Requests(Interceptor):
             if limit.expired():
                 raise DeadlineError(self._deadline_s) from None
             raise
+
+
+def _deadline(context: Context, longest_s: float) -> float:
+    """Returns when nobody waits any more, by the clock of the event loop: the caller's deadline or the server's."""
+    remaining_s = context.time_remaining()
+    allowed_s = longest_s if remaining_s is None else min(longest_s, remaining_s)
+    return asyncio.get_running_loop().time() + allowed_s
 
 
 def _log_fault(error: BaseException, error_id: str) -> None:

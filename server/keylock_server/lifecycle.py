@@ -26,7 +26,9 @@ from keylock.signing import SigningKey, VerifyingKey
 from keylock.v1 import explanation_pb2, explanation_pb2_grpc, license_pb2, license_pb2_grpc
 from keylock_server.admin import Served, open_admin
 from keylock_server.authentication import Authenticator
+from keylock_server.batcher import Batchers, Limits
 from keylock_server.condition import Check, Condition, check_canaries
+from keylock_server.cores import available_cores
 from keylock_server.explanations import ExplanationService
 from keylock_server.interceptors import Errors, Interceptor, Logs, RequestIds, Requests, Running
 from keylock_server.licenses import LicenseService
@@ -36,7 +38,7 @@ from keylock_server.metering import Meter
 from keylock_server.metrics import Metrics
 from keylock_server.models import Models
 from keylock_server.offline import admit_offline_license
-from keylock_server.opening import Opener, worker_count
+from keylock_server.opening import Opener
 from keylock_server.predictions import PredictionService
 from keylock_server.proof import CheckpointSigner, load_receipt_key
 from keylock_server.runtime import ServedModel
@@ -58,7 +60,7 @@ _SERVICES: Final = (
     explanation_pb2.DESCRIPTOR.services_by_name["ExplanationService"].full_name,
     license_pb2.DESCRIPTOR.services_by_name["LicenseService"].full_name,
 )
-# gRPC's own limit answers without details, so it lies well above the one in `workers` and is a backstop.
+# gRPC's own limit answers without details, so it lies well above the one of the `Batchers` and is a backstop.
 _BACKSTOP_CALLS: Final = 1024
 _FOREVER_S: Final = 1e6
 _SETTLE_S: Final = 0.1
@@ -85,6 +87,7 @@ class RunningServer:
         models: Models,
         predictions: PredictionService,
         health_service: Any,  # noqa: ANN401 - the health package has no types
+        batchers: Batchers,
         workers: Workers,
         store: "LicenseStore | None",
         meter: Meter,
@@ -104,6 +107,7 @@ class RunningServer:
         self._settings = settings
         self._predictions = predictions
         self._health = health_service
+        self._batchers = batchers
         self._workers = workers
         self._store = store
         self._meter = meter
@@ -194,7 +198,7 @@ class RunningServer:
         await self.models.close()
         # Last, so that operators can watch the others finish.
         await self.close_operators()
-        await _release(self._workers, self._metrics, self._meter, self._checkpoints, self._store)
+        await _release(self._batchers, self._workers, self._metrics, self._meter, self._checkpoints, self._store)
         if self._settings.ready_file is not None:
             self._settings.ready_file.unlink(missing_ok=True)
         self._stopped.set()
@@ -259,10 +263,19 @@ async def start(
         now=clock,
     )
     licenses = LicenseService(authenticator, meter=meter, access_key=access_keys[0], now=clock)
-    workers = Workers(threads=worker_count(settings), queue=settings.queue)
+    limits = Limits(
+        queue=settings.queue,
+        max_batch=settings.max_batch,
+        batches=settings.batches,
+        batch_delay_s=settings.batch_delay_ms / 1000,
+        run_s=settings.run_s,
+    )
+    batchers = Batchers(limits, observe=lambda graph, rows: metrics.observe_run(graph, rows))
+    models.on_unload(batchers.drop)
+    workers = Workers(threads=available_cores())
     health_service = health.aio.HealthServicer()
     condition = _make_condition(settings, models, store, health_service)
-    metrics = Metrics(pending=lambda: workers.pending, problems=lambda: condition.problems)
+    metrics = Metrics(pending=lambda: batchers.held, problems=lambda: condition.problems)
     running_calls = Running()
     layers = (
         RequestIds(),
@@ -275,7 +288,7 @@ async def start(
     license_pb2_grpc.add_LicenseServiceServicer_to_server(licenses, server)
     receipts = None if receipt_key is None else ReceiptSigner(receipt_key)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
-    predictions = _add_services(server, settings, models, authenticator, workers, meter, receipts)
+    predictions = _add_services(server, settings, models, authenticator, batchers, workers, meter, receipts)
     checkpoints = None
     if store is not None and receipt_key is not None:
         every_s = settings.checkpoint_every_s
@@ -290,6 +303,7 @@ async def start(
             models=models,
             predictions=predictions,
             health_service=health_service,
+            batchers=batchers,
             workers=workers,
             store=store,
             meter=meter,
@@ -310,7 +324,7 @@ async def start(
             store=store,
             meter=meter,
             condition=condition,
-            workers=workers,
+            batchers=batchers,
             running=running_calls,
             drain=running.begin_stop,
             draining=running.is_draining,
@@ -324,7 +338,7 @@ async def start(
             await running.close_operators()
         await server.stop(0)
         await condition.close()
-        await _release(workers, metrics, meter, checkpoints, store)
+        await _release(batchers, workers, metrics, meter, checkpoints, store)
         raise
     return running
 
@@ -376,6 +390,7 @@ def _open_all(opener: Opener, settings: ServerSettings) -> list[tuple[Source, Se
 
 
 async def _release(
+    batchers: Batchers,
     workers: Workers,
     metrics: Metrics,
     meter: Meter,
@@ -384,6 +399,7 @@ async def _release(
 ) -> None:
     """Closes what a server works with, the store last, because the others still write to it."""
     workers.close()
+    batchers.close()
     metrics.close()
     await meter.close()
     if checkpoints is not None:
@@ -410,15 +426,19 @@ def _add_services(
     settings: ServerSettings,
     models: Models,
     authenticator: Authenticator,
+    batchers: Batchers,
     workers: Workers,
     meter: Meter,
     receipts: ReceiptSigner | None,
 ) -> PredictionService:
     limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
-    predictions = PredictionService(models, workers=workers, limits=limits, max_images=settings.max_images)
+    predictions = PredictionService(
+        models, batchers=batchers, workers=workers, limits=limits, max_images=settings.max_images
+    )
     explanations = ExplanationService(
         models,
         authenticator=authenticator,
+        batchers=batchers,
         workers=workers,
         meter=meter,
         limits=limits,

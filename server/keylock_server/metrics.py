@@ -13,6 +13,7 @@ from keylock.errors import ServiceError
 __all__ = ["Metrics"]
 
 _SECONDS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0)
+_IMAGES: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
@@ -22,7 +23,7 @@ class Metrics:
         """Makes the metrics, all zero.
 
         Args:
-            pending: Returns how many jobs run or wait.
+            pending: Returns how many images are accepted and not answered yet.
             problems: Returns what is wrong with the server, by the name of the check.
         """
         self._registry = CollectorRegistry()
@@ -32,7 +33,12 @@ class Metrics:
         self._seconds = Histogram(
             "keylock_call_seconds", "How long calls took.", ["method"], buckets=_SECONDS, registry=self._registry
         )
-        Gauge("keylock_pending_jobs", "Batches that run or wait.", registry=self._registry).set_function(pending)
+        Gauge("keylock_pending_images", "Images accepted and not answered yet.", registry=self._registry).set_function(
+            pending
+        )
+        self._run_images = Histogram(
+            "keylock_run_images", "Images that shared a run.", ["graph"], buckets=_IMAGES, registry=self._registry
+        )
         self._stop: Callable[[], None] | None = None
         Gauge("keylock_problems", "Checks that find something wrong.", registry=self._registry).set_function(
             lambda: len(problems())
@@ -49,6 +55,15 @@ class Metrics:
         """
         self._calls.labels(method, code, reason).inc()
         self._seconds.labels(method).observe(seconds)
+
+    def observe_run(self, graph: str, images: int) -> None:
+        """Counts a run of a graph.
+
+        Args:
+            graph: The explainer, or `prediction`; only explainers that exist come here.
+            images: How many images shared it.
+        """
+        self._run_images.labels(graph).observe(images)
 
     def serve(self, host: str, port: int) -> int:
         """Begins to answer scrapes.

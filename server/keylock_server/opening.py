@@ -11,11 +11,12 @@ from keylock.issuers import IssuerKeys
 from keylock.keys import KeySeed
 from keylock.licensing.offline import OfflineLicense
 from keylock.signing import VerifyingKey
+from keylock_server.cores import available_cores, threads_per_batch
 from keylock_server.devices import warn_about_two_runtimes
 from keylock_server.runtime import ServedModel
 from keylock_server.settings import ServerSettings, Source
 
-__all__ = ["Opener", "open_model", "worker_count"]
+__all__ = ["Opener", "open_model"]
 
 _LOG: Final = logging.getLogger("keylock_server")
 
@@ -71,7 +72,9 @@ class Opener:
                 adapter=adapter,
                 canary=canary,
                 device=settings.device,
-                threads=settings.threads,
+                threads=threads_per_batch(
+                    threads=settings.threads, workers=1, batches=settings.batches, cores=available_cores()
+                ),
             )
 
     def _admit(self, bundle: Bundle) -> None:
@@ -102,15 +105,6 @@ def open_model(settings: ServerSettings) -> tuple[ServedModel, Callable[[], Coll
     """
     opener = Opener(settings)
     return opener.open(settings.sources[0]), opener.keys
-
-
-def worker_count(settings: ServerSettings) -> int:
-    """Returns how many batches run at once: as set, or one for each CPU core this process may use."""
-    if settings.workers:
-        return settings.workers
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _find_seed(bundle: Bundle, source: Source, settings: ServerSettings) -> KeySeed | None:

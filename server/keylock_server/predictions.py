@@ -1,7 +1,7 @@
 """`inference.GRPCInferenceService`: the Open Inference Protocol, version 2, for predictions and nothing else.
 
-The service is given no key and calls `ServedModel.predict`, which uses none: no parameter and no metadata of a
-request can change that. `docs/protocol.md` lists the inputs and outputs.
+The service is given no key and calls `Admission.predict`, which uses none: no parameter and no metadata of a request
+can change that. `docs/protocol.md` lists the inputs and outputs.
 """
 
 import struct
@@ -19,6 +19,7 @@ from keylock.images import ImageLimits, decode
 from keylock.inference import inference_pb2 as pb
 from keylock.inference import inference_pb2_grpc as pb_grpc
 from keylock.preprocessing import Preprocessing
+from keylock_server.batcher import Batchers
 from keylock_server.calls import describe_call
 from keylock_server.explanations import softmax
 from keylock_server.models import Models
@@ -40,16 +41,20 @@ _OUTPUTS: Final = ("logits", "probabilities", "label")
 class PredictionService(pb_grpc.GRPCInferenceServiceServicer):
     """Answers everybody with keyless predictions."""
 
-    def __init__(self, models: Models, *, workers: Workers, limits: ImageLimits, max_images: int) -> None:
+    def __init__(
+        self, models: Models, *, batchers: Batchers, workers: Workers, limits: ImageLimits, max_images: int
+    ) -> None:
         """Makes the service.
 
         Args:
             models: What is served.
-            workers: Where batches run.
+            batchers: Run it.
+            workers: Where images are decoded.
             limits: What one image may cost.
             max_images: Most images in one request.
         """
         self._models = models
+        self._batchers = batchers
         self._workers = workers
         self._limits = limits
         self._max_images = max_images
@@ -106,9 +111,9 @@ class PredictionService(pb_grpc.GRPCInferenceServiceServicer):
     async def _predict(self, model: ServedModel, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
         wanted = _wanted_outputs(request)
         preprocessing = model.manifest.preprocessing
-        logits = await self._workers.run(
-            lambda abandoned: model.predict(self._images(request, preprocessing, abandoned))
-        )
+        with self._batchers.of(model).admit(_row_count(request, most=self._max_images)) as admitted:
+            images = await self._workers.run(lambda abandoned: self._images(request, preprocessing, abandoned))
+            logits = await admitted.predict(images)
         describe_call(model=model.manifest.name, images=len(logits))
         probabilities = softmax(logits)
         labels = [model.manifest.classes[index].encode() for index in logits.argmax(axis=1)]
@@ -199,6 +204,12 @@ def split_bytes(raw: bytes) -> list[bytes]:
         elements.append(raw[position : position + length])
         position += length
     return elements
+
+
+def _row_count(request: pb.ModelInferRequest, *, most: int) -> int:
+    """Returns how many images a request says it has; what it says is checked when they are decoded."""
+    said = [tensor.shape[0] for tensor in request.inputs if tensor.shape]
+    return min(max([1, *said]), most)
 
 
 def _wanted_outputs(request: pb.ModelInferRequest) -> list[str]:

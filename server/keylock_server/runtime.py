@@ -23,7 +23,7 @@ from keylock.keys import Key
 from keylock_server.devices import Device, check_providers, choose_providers
 from keylock_server.statuses import NoKeyError
 
-__all__ = ["Explained", "ServedModel"]
+__all__ = ["Explained", "ServedModel", "check_finite"]
 
 _LOG: Final = logging.getLogger("keylock_server")
 _ERRORS_ONLY: Final = 3  # ONNX Runtime's severity for its own log, which goes to standard error.
@@ -136,13 +136,9 @@ class ServedModel:
             images: Preprocessed, float32 `(batch, channels, height, width)`.
 
         Returns:
-            Logits, float32 `(batch, classes)`.
-
-        Raises:
-            TensorError: If the images are so large in value that the logits are not finite.
+            Logits, float32 `(batch, classes)`; of images that are very large in value not finite, see `check_finite`.
         """
         (logits,) = self._predictor.run(["logits"], {"image": images})
-        _check_finite(logits)
         return logits  # type: ignore[no-any-return]
 
     def explain(
@@ -162,12 +158,12 @@ class ServedModel:
             keyed: Which rows get the key, `(batch,)`.
 
         Returns:
-            Logits and maps of the rows, as the model sees them: keyed where the key was added.
+            Logits and maps of the rows, as the model sees them: keyed where the key was added. Those of images that
+            are very large in value are not finite, see `check_finite`.
 
         Raises:
             UnknownNameError: If the explainer is not served.
             NoKeyError: If a row is to have the key and there is none.
-            TensorError: If the images are so large in value that the result is not finite.
         """
         name = self.explainer(explainer).name
         if keyed.any() and not self.holds_key:
@@ -176,7 +172,6 @@ class ServedModel:
         feed = {row: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(rows[row])) for row in rows}
         found = self._explainers[name].run_with_ort_values(["logits", "map"], feed | self._secrets[name])
         logits, maps = (value.numpy() for value in found)
-        _check_finite(logits, maps)
         return Explained(logits, maps)
 
     def _hand_over(self, name: str, key: Key | None, adapter: Adapter | None) -> dict[str, onnxruntime.OrtValue]:
@@ -214,6 +209,8 @@ class ServedModel:
                     explained = self.explain(images, explainer=name, targets=targets, keyed=keyed)
                     all_logits.append(explained.logits)
                     _check_maps(name, explained.maps, batch=batch)
+                    check_finite(explained.maps)
+                check_finite(*all_logits)
             except BundleError:
                 raise
             except Exception as error:  # See `load`.
@@ -244,6 +241,14 @@ def _check_maps(name: str, maps: NDArray[np.float32], *, batch: int) -> None:
         )
 
 
-def _check_finite(*arrays: NDArray[np.float32]) -> None:
+def check_finite(*arrays: NDArray[np.float32]) -> None:
+    """Checks logits or maps of one caller; several callers share a run, and only one of them may be at fault.
+
+    Args:
+        *arrays: Of any shape.
+
+    Raises:
+        TensorError: If a value is not finite, because the images were so large in value.
+    """
     if not all(np.isfinite(array).all() for array in arrays):
         raise TensorError("the model gives NaN or infinite values: are the tensors preprocessed as GetModel describes?")

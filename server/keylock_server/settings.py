@@ -71,9 +71,12 @@ class ServerSettings(BaseSettings):
         max_images: Most images in one request.
         max_image_bytes: Largest image file.
         max_image_pixels: Most pixels of one image.
-        workers: Batches that run at once; 0: one for each CPU core.
-        threads: CPU threads for one batch.
-        queue: Calls that may wait for a worker; beyond it callers are told to come again.
+        batches: Batches that run at once.
+        threads: CPU threads for one batch; 0 shares out the cores there are.
+        max_batch: Most images in one run of a graph.
+        batch_delay_ms: How long images wait beside an idle runner for others to share a run with, in milliseconds.
+        run_s: How long one run should take at most, in seconds: where images are slow, fewer share one.
+        queue: Images that may be accepted and not answered yet; beyond it callers are told to come again.
         deadline_s: The longest any call may take, in seconds.
         drain_s: How long running calls may go on after SIGTERM, in seconds.
         tls_certificate: Certificate chain (PEM); with `tls_key` it switches TLS on.
@@ -130,9 +133,12 @@ class ServerSettings(BaseSettings):
     max_images: Annotated[int, Field(ge=1, le=4096)] = 32
     max_image_bytes: Annotated[int, Field(ge=1024)] = 32 * _MIB
     max_image_pixels: Annotated[int, Field(ge=1)] = 50_000_000
-    workers: Annotated[int, Field(ge=0, le=1024)] = 0
-    threads: Annotated[int, Field(ge=1, le=1024)] = 1
-    queue: Annotated[int, Field(ge=0, le=100_000)] = 64
+    batches: Annotated[int, Field(ge=1, le=64)] = 1
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    max_batch: Annotated[int, Field(ge=1, le=4096)] = 32
+    batch_delay_ms: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 0.0
+    run_s: _Positive = 0.5
+    queue: Annotated[int, Field(ge=1, le=100_000)] = 256
     deadline_s: _Positive = 60.0
     drain_s: _Positive = 20.0
 
@@ -176,6 +182,8 @@ class ServerSettings(BaseSettings):
             raise ValueError("tls_certificate and tls_key go together: give both or neither")
         if self.tls_client_ca is not None and self.tls_certificate is None:
             raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+        if self.queue < self.max_images:
+            raise ValueError(f"queue {self.queue} has no room for a request of max_images {self.max_images}: raise it")
         admin = ("admin_port", "admin_certificate", "admin_key", "admin_client_ca")
         missing = [name for name in admin if getattr(self, name) is None]
         if missing and len(missing) < len(admin):

@@ -29,6 +29,7 @@ __all__ = [
     "LICENSE_STATUSES",
     "STATUSES",
     "DeadlineError",
+    "ExpiredError",
     "LoadError",
     "NoKeyError",
     "NoMeteringError",
@@ -65,6 +66,13 @@ class DeadlineError(ServiceError):
 
     def __init__(self, deadline_s: float) -> None:
         super().__init__(f"the call took longer than the server's limit of {deadline_s:g} s: send fewer images at once")
+
+
+class ExpiredError(ServiceError):
+    """The deadline of a call came before its turn."""
+
+    def __init__(self) -> None:
+        super().__init__("the deadline of the call came before its turn: allow more time, or try again later")
 
 
 class NoKeyError(ServiceError):
@@ -166,6 +174,7 @@ STATUSES: Final[dict[type[KeylockError], Row]] = {
     errors.RequestReusedError: Row(grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED"),
     OverloadedError: Row(grpc.StatusCode.UNAVAILABLE, "OVERLOADED"),
     DeadlineError: Row(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE"),
+    ExpiredError: Row(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE"),
     NoKeyError: Row(grpc.StatusCode.FAILED_PRECONDITION, "NO_KEY"),
     NoMeteringError: Row(grpc.StatusCode.FAILED_PRECONDITION, "NO_METERING"),
     NoStoreError: Row(grpc.StatusCode.FAILED_PRECONDITION, "NO_STORE"),

@@ -1,43 +1,34 @@
-"""A bounded pool of threads for what takes time, so that the event loop stays free and a full server says so at once.
+"""Threads for work on one request that takes time, such as decoding its images, so that the event loop stays free."""
 
-A job keeps its place until its thread is done with it, even when the caller has gone: a thread cannot be stopped, and
-counting it as free would let abandoned calls pile up.
-"""
-
-import asyncio
 import contextvars
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
-from keylock_server.statuses import OverloadedError
+from keylock_server.batching import Part
+from keylock_server.dispatching import Dispatcher
 
 __all__ = ["Workers"]
 
 T = TypeVar("T")
+_Task = Callable[[], Any]
 
 
 class Workers:
-    """Runs jobs in threads, at most `threads` at once and `queue` waiting.
+    """Runs jobs in threads, in turns of the parties that ask. Made and used in one event loop."""
 
-    Attributes:
-        pending: Jobs that run or wait.
-    """
-
-    def __init__(self, *, threads: int, queue: int, retry_after_s: float = 0.5) -> None:
-        """Makes the pool.
+    def __init__(self, *, threads: int) -> None:
+        """Makes the threads.
 
         Args:
-            threads: Jobs that run at once; at least 1.
-            queue: Jobs that may wait beyond those.
-            retry_after_s: What callers are told when the queue is full, in seconds.
+            threads: Jobs that run at once; at least 1. How many wait is bounded by whoever admits calls.
         """
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="keylock-worker")
-        self._limit = threads + queue
-        self._retry_after_s = retry_after_s
-        self._lock = threading.Lock()
-        self.pending = 0
+        self._dispatcher: Dispatcher[_Task, Any] = Dispatcher(_run, threads=threads, room=lambda _family: 1)
+
+    @property
+    def pending(self) -> int:
+        """Jobs that run or wait."""
+        return self._dispatcher.running + self._dispatcher.waiting
 
     async def run(self, job: Callable[[threading.Event], T]) -> T:
         """Runs one job.
@@ -49,25 +40,25 @@ class Workers:
             What it returns.
 
         Raises:
-            OverloadedError: If the queue is full; the job was not started.
+            ExpiredError: If the deadline of the call came before the job began.
         """
-        with self._lock:
-            if self.pending >= self._limit:
-                raise OverloadedError(retry_after_s=self._retry_after_s)
-            abandoned = threading.Event()
-            # With the context of the call, so that what the job logs has its id.
-            future = self._executor.submit(contextvars.copy_context().run, job, abandoned)
-            self.pending += 1
-        future.add_done_callback(self._release)
+        abandoned = threading.Event()
+        # With the context of the call, so that what the job logs has its id.
+        context = contextvars.copy_context()
         try:
-            return await asyncio.wrap_future(future)
+            (result,) = await self._dispatcher.submit(lambda: context.run(job, abandoned))
         finally:
             abandoned.set()
+        return cast(T, result)
 
     def close(self) -> None:
         """Drops the jobs that wait and returns without waiting for those that run."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._dispatcher.close()
 
-    def _release(self, _: Future[T]) -> None:
-        with self._lock:
-            self.pending -= 1
+
+def _run(parts: Sequence[Part[_Task]]) -> Sequence[Any]:
+    """Runs the only job of a batch."""
+    try:
+        return [parts[0].job.payload()]
+    except Exception as error:  # Whatever it is, it belongs to whoever waits.
+        return [error]

@@ -268,7 +268,7 @@ def start_server(vendor: Vendor, loop_thread: Any) -> Iterator[Callable[..., Cal
             "key_file": vendor.key_file,
             "issuers": (vendor.issuer_file,),
             "license_store": vendor.store_url,
-            "workers": 2,
+            "threads": 1,
         }
         settings = ServerSettings.load(**(values | changes))
         server = loop_thread.run(start(settings, now=now, tracer_provider=tracer_provider))

@@ -168,7 +168,8 @@ def test_metrics_count_calls_with_bounded_labels(start_server, vendor, tiny):
     assert f'keylock_calls_total{{code="NOT_FOUND",{method},reason="UNKNOWN_NAME"}} 3.0' in page
     assert f"keylock_call_seconds_count{{{method}}} 4.0" in page
     assert "keylock_problems 0.0" in page
-    assert "keylock_pending_jobs 0.0" in page
+    assert "keylock_pending_images 0.0" in page
+    assert 'keylock_run_images_sum{graph="brightness"} 1.0' in page
     assert "made-up" not in page
     assert token not in page
 

@@ -84,12 +84,12 @@ def test_deadline_of_the_client_ends_the_call_and_the_server_goes_on(calls, tiny
 
 
 def test_full_queue_says_when_to_come_again(start_server, tiny, slow_images):
-    calls = start_server(workers=1, queue=0)
+    calls = start_server(max_images=4, queue=4)
     image = tiny.tensor_image(tiny.images(1)[0])
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(calls.explain, *slow_images)
         until = time.monotonic() + 10
-        while calls.server._workers.pending == 0 and time.monotonic() < until:
+        while calls.server._batchers.held == 0 and time.monotonic() < until:
             time.sleep(0.01)
         with pytest.raises(grpc.RpcError) as caught:
             calls.explain(image)

@@ -68,6 +68,7 @@ def test_settings_are_frozen_and_default_to_the_local_machine():
         ({"bundle": "x", "key_file": "a", "key_seed_file": "b"}, "one way to the key"),
         ({"bundle": "x", "key_file": "a", "keyless": True}, "exclude each other"),
         ({"bundle": "x", "deadline_s": 0}, "deadline_s"),
+        ({"bundle": "x", "queue": 16, "max_images": 17}, "has no room"),
     ],
 )
 def test_wrong_settings_are_named(values, match):
