@@ -1,5 +1,7 @@
 """`keylock.v1.AdminService`: what operators do to a running server, on a port of its own, with TLS certificates alone.
 
+Beside it that port has the repository of the Open Inference Protocol, to load and unload models.
+
 Whoever shows a certificate that the authority for operators signed may do all of it. What changes a license is logged
 with the name in that certificate.
 """
@@ -15,6 +17,7 @@ import grpc
 
 from keylock import __version__
 from keylock.errors import InputError, LicenseError, LicenseReason, UnknownNameError
+from keylock.inference import inference_pb2_grpc
 from keylock.licensing import StoredLicense
 from keylock.v1 import admin_pb2 as pb
 from keylock.v1 import admin_pb2_grpc as pb_grpc
@@ -25,6 +28,7 @@ from keylock_server.licenses import describe_license
 from keylock_server.listening import listen
 from keylock_server.metering import Meter, describe_windows, timestamp
 from keylock_server.models import Models
+from keylock_server.repository import RepositoryService
 from keylock_server.requests import at_field
 from keylock_server.runtime import ServedModel
 from keylock_server.settings import ServerSettings
@@ -186,6 +190,8 @@ def open_admin(
         options=[("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)],
     )
     pb_grpc.add_AdminServiceServicer_to_server(AdminService(served), server)
+    repository = RepositoryService(served.models, ready=lambda: not served.draining(), patience_s=served.drain_s)
+    inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(repository, server)
     return server, listen(server, settings.admin_host, settings.admin_port, credentials)
 
 

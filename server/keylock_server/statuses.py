@@ -62,10 +62,10 @@ class OverloadedError(ServiceError):
 
 
 class DeadlineError(ServiceError):
-    """A call took longer than the server allows."""
+    """A call took longer than the server, or the request itself, allows."""
 
-    def __init__(self, deadline_s: float) -> None:
-        super().__init__(f"the call took longer than the server's limit of {deadline_s:g} s: send fewer images at once")
+    def __init__(self, deadline_s: float, *, limit: str = "the server's limit") -> None:
+        super().__init__(f"the call took longer than {limit} of {deadline_s:g} s: send fewer images at once")
 
 
 class ExpiredError(ServiceError):

@@ -1,5 +1,11 @@
 """Several models and versions in one server: each is found by its name, and licensed by itself."""
 
+import gc
+import shutil
+import threading
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import grpc
@@ -10,7 +16,7 @@ from grpc_status import rpc_status
 
 from keylock.bundle import ExplainerEntry, KeyFile, open_bundle, write_bundle
 from keylock.errors import BundleError, InputError, ServiceError
-from keylock.inference import inference_pb2
+from keylock.inference import inference_pb2, inference_pb2_grpc
 from keylock.signing import SigningKey
 from keylock.v1 import explanation_pb2 as pb
 from keylock_server import ServerSettings
@@ -62,6 +68,13 @@ def refused(call):
                 packed.Unpack(found[kind.__name__])
     field = found["BadRequest"].field_violations[0].field if "BadRequest" in found else ""
     return caught.value.code().name, found["ErrorInfo"].reason, field
+
+
+def wait_for(condition, timeout_s=20.0):
+    limit = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
 
 
 def test_each_model_and_version_is_found_by_its_name(several, vendor, more_bundles, tiny):
@@ -155,3 +168,171 @@ def test_ways_to_keys_are_for_all_bundles_or_one_for_each(vendor):
             license_store="sqlite:///x",
             issuers=("i",),
         )
+
+
+@pytest.fixture
+def operated(start_server, vendor, more_bundles, tls_files, tmp_path):
+    """A server of two models whose bundles can be replaced, and what its operators call."""
+    paths = {"tiny": tmp_path / "tiny.klb", "other": tmp_path / "other.klb"}
+    shutil.copy(vendor.bundle, paths["tiny"])
+    shutil.copy(more_bundles["other"], paths["other"])
+    calls = start_server(
+        bundle=tuple(paths.values()),
+        key_file=None,
+        key_seed_file=vendor.seed_file,
+        admin_port=0,
+        admin_certificate=tls_files / "server.pem",
+        admin_key=tls_files / "server.key",
+        admin_client_ca=tls_files / "client.pem",
+    )
+    roots, *shown = ((tls_files / name).read_bytes() for name in ("server.pem", "client.key", "client.pem"))
+    credentials = grpc.ssl_channel_credentials(roots, *shown)
+    with grpc.secure_channel(f"localhost:{calls.server.admin_port}", credentials) as channel:
+        yield calls, inference_pb2_grpc.GRPCInferenceServiceStub(channel), paths
+    calls.stop(drain_s=0).result(timeout=30)
+
+
+def load(stub, name):
+    return stub.RepositoryModelLoad(inference_pb2.RepositoryModelLoadRequest(model_name=name), timeout=20)
+
+
+def unload(stub, name):
+    return stub.RepositoryModelUnload(inference_pb2.RepositoryModelUnloadRequest(model_name=name), timeout=20)
+
+
+def states(stub, **fields):
+    answer = stub.RepositoryIndex(inference_pb2.RepositoryIndexRequest(**fields), timeout=20)
+    return {one.name: one.state for one in answer.models}
+
+
+def test_an_unloaded_model_is_refused_until_it_is_loaded_again(operated, tiny):
+    calls, operators, _ = operated
+    image = tiny.tensor_image(tiny.images(1)[0])
+    before = calls.explain(image, model_name="tiny")
+    assert states(calls.inference) == {"tiny": "READY", "other": "READY"}
+    assert unload(operators, "tiny").is_unloaded
+    assert states(calls.inference) == {"tiny": "UNAVAILABLE", "other": "READY"}
+    assert states(calls.inference, ready=True) == {"other": "READY"}
+    assert not calls.inference.ModelReady(inference_pb2.ModelReadyRequest(name="tiny")).ready
+    assert refused(lambda: calls.explain(image, model_name="tiny"))[:2] == ("UNAVAILABLE", "MODEL_NOT_LOADED")
+    assert refused(lambda: calls.inference.ModelMetadata(inference_pb2.ModelMetadataRequest(name="tiny")))[0] == (
+        "UNAVAILABLE"
+    )
+    assert calls.explain(image, model_name="other").results
+    unload(operators, "tiny")
+    load(operators, "tiny")
+    assert calls.explain(image, model_name="tiny").results == before.results
+
+
+def test_a_new_version_takes_over_without_an_interruption(operated, more_bundles, tiny):
+    calls, operators, paths = operated
+    image = tiny.tensor_image(tiny.images(1)[0])
+    before = calls.explain(image, model_name="tiny").model.version
+    failures, versions = [], set()
+    stop = threading.Event()
+
+    def ask():
+        while not stop.is_set():
+            try:
+                versions.add(calls.explain(image, model_name="tiny").model.version)
+            except grpc.RpcError as error:
+                failures.append(error)
+
+    with ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(ask) for _ in range(4)]
+        shutil.copy(more_bundles["newer"], paths["tiny"])
+        load(operators, "tiny")
+        answer = calls.explain(image, model_name="tiny")
+        stop.set()
+        for one in running:
+            one.result(timeout=20)
+    assert failures == []
+    assert answer.model.version == version_of(more_bundles["newer"])
+    assert versions <= {before, answer.model.version}
+    assert list(answer.results[0].map.shape) == [4, 4]
+
+
+def test_unloading_waits_for_running_calls_and_refuses_new_ones(operated, monkeypatch, tiny):
+    calls, operators, _ = operated
+    image = tiny.tensor_image(tiny.images(1)[0])
+    model = calls.server.model
+    entered, go = threading.Event(), threading.Event()
+    real = type(model).explain
+
+    def wait(self, *arguments, **options):
+        entered.set()
+        go.wait(20)
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(type(model), "explain", wait)
+    gone = weakref.ref(model)
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(calls.explain, image, model_name="tiny")
+        assert entered.wait(20)
+        unloading = pool.submit(unload, operators, "tiny")
+        wait_for(lambda: states(calls.inference)["tiny"] == "UNLOADING")
+        assert refused(lambda: calls.explain(image, model_name="tiny"))[1] == "MODEL_NOT_LOADED"
+        assert not unloading.done()
+        go.set()
+        assert running.result(timeout=20).results
+        unloading.result(timeout=20)
+    assert states(calls.inference)["tiny"] == "UNAVAILABLE"
+    del model
+    monkeypatch.undo()
+    wait_for(lambda: gc.collect() is not None and gone() is None)
+
+
+def test_a_bundle_that_cannot_be_used_leaves_what_was_loaded(operated, more_bundles, tiny):
+    calls, operators, paths = operated
+    image = tiny.tensor_image(tiny.images(1)[0])
+    before = calls.explain(image, model_name="tiny")
+    for make in (
+        lambda: paths["tiny"].write_bytes(b"no bundle"),
+        lambda: shutil.copy(more_bundles["other"], paths["tiny"]),
+        lambda: paths["tiny"].unlink(),
+    ):
+        make()
+        code, reason, _ = refused(lambda: load(operators, "tiny"))
+        assert (code, reason) == ("FAILED_PRECONDITION", "MODEL_NOT_LOADABLE")
+        assert calls.explain(image, model_name="tiny").results == before.results
+    unload(operators, "tiny")
+    assert refused(lambda: load(operators, "tiny"))[1] == "MODEL_NOT_LOADABLE"
+    index = {
+        kind: stub.RepositoryIndex(inference_pb2.RepositoryIndexRequest()).models[0]
+        for kind, stub in (("public", calls.inference), ("operators", operators))
+    }
+    assert str(paths["tiny"]) in index["operators"].reason
+    assert index["public"].reason == "not loaded at the moment"
+
+
+def test_only_operators_load_and_unload(operated):
+    calls, operators, _ = operated
+    for method, request in (
+        ("RepositoryModelLoad", inference_pb2.RepositoryModelLoadRequest(model_name="tiny")),
+        ("RepositoryModelUnload", inference_pb2.RepositoryModelUnloadRequest(model_name="tiny")),
+    ):
+        assert refused(lambda m=method, r=request: getattr(calls.inference, m)(r)) == (
+            "PERMISSION_DENIED",
+            "OPERATORS_ONLY",
+            "",
+        )
+    assert states(calls.inference) == {"tiny": "READY", "other": "READY"}
+    assert operators.ServerReady(inference_pb2.ServerReadyRequest()).ready
+    assert refused(lambda: operators.ModelInfer(inference_pb2.ModelInferRequest(model_name="tiny")))[0] == (
+        "INVALID_ARGUMENT"
+    )
+
+
+def test_wrong_requests_of_operators_are_refused(operated):
+    _, operators, _ = operated
+    assert refused(lambda: load(operators, "third")) == ("NOT_FOUND", "UNKNOWN_NAME", "")
+    assert refused(lambda: load(operators, "")) == ("INVALID_ARGUMENT", "INVALID_INPUT", "model_name")
+    # As KServe has it: the name of the model in the first field.
+    request = inference_pb2.RepositoryModelLoadRequest(repository_name="tiny")
+    assert operators.RepositoryModelLoad(request).model_name == "tiny"
+    request = inference_pb2.RepositoryModelLoadRequest(repository_name="elsewhere", model_name="tiny")
+    assert refused(lambda: operators.RepositoryModelLoad(request))[2] == "repository_name"
+    request = inference_pb2.RepositoryModelLoadRequest(model_name="tiny")
+    request.parameters["config"].string_param = "{}"
+    assert refused(lambda: operators.RepositoryModelLoad(request))[2] == "parameters"
+    assert refused(lambda: states(operators, repository_name="elsewhere"))[2] == "repository_name"

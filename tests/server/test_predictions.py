@@ -1,13 +1,14 @@
 """Predictions over the Open Inference Protocol: right in every form, open to all, and never keyed."""
 
 import io
-import json
 import struct
-import subprocess
-import sys
-import textwrap
+import time
 
+import grpc
 import numpy as np
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 from PIL import Image
 
 from keylock.inference import inference_pb2 as pb
@@ -137,50 +138,83 @@ def test_no_parameter_and_no_metadata_switches_the_key_on(calls, vendor, tiny):
             np.testing.assert_allclose(logits_of(response), keyless, rtol=1e-5)
 
 
-def test_tritonclient_gets_right_predictions(calls, tiny, tmp_path):
-    # In a process of its own, because its protos and ours describe the same package.
-    program = textwrap.dedent(
-        """
-        import json, sys
-        import numpy as np
-        import tritonclient.grpc as triton
+def refused(call):
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    request = error_details_pb2.BadRequest()
+    for packed in rpc_status.from_call(caught.value).details:
+        packed.Unpack(request)
+    fields = [violation.field for violation in request.field_violations]
+    return caught.value.code().name, fields[0] if fields else "", caught.value.details()
 
-        client = triton.InferenceServerClient(sys.argv[1])
-        assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("tiny")
-        metadata = client.get_model_metadata("tiny")
-        assert [i.name for i in metadata.inputs] == ["image", "pixels", "encoded"], metadata
-        images = np.random.default_rng(0).normal(size=(5, 3, 8, 8)).astype(np.float32)
-        tensor = triton.InferInput("image", list(images.shape), "FP32")
-        tensor.set_data_from_numpy(images)
-        result = client.infer("tiny", [tensor])
-        answer = {"logits": result.as_numpy("logits").tolist()}
-        answer["label"] = [label.decode() for label in result.as_numpy("label")]
-        file = open(sys.argv[2], "rb").read()
-        tensor = triton.InferInput("encoded", [1], "BYTES")
-        tensor.set_data_from_numpy(np.array([file], dtype=object))
-        answer["file"] = client.infer("tiny", [tensor], outputs=[triton.InferRequestedOutput("logits")]).as_numpy(
-            "logits"
-        ).tolist()
-        try:
-            client.infer("other", [tensor])
-        except triton.InferenceServerException as error:
-            answer["error"] = error.status()
-        print(json.dumps(answer))
-        """
-    )
-    pixels = tiny.pixels(8, 8)
-    (tmp_path / "image.png").write_bytes(png(pixels))
-    done = subprocess.run(
-        [sys.executable, "-c", program, calls.server.target, str(tmp_path / "image.png")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
-    images = tiny.images(5)
-    np.testing.assert_allclose(answer["logits"], tiny.logits(images), rtol=1e-4, atol=1e-6)
-    assert answer["label"] == [tiny.classes[i] for i in tiny.logits(images).argmax(1)]
-    np.testing.assert_allclose(answer["file"], tiny.logits(tiny.preprocessing(pixels)[None]), rtol=1e-4, atol=1e-6)
-    assert answer["error"] == "StatusCode.NOT_FOUND"
+
+def test_a_tensor_in_both_forms_in_neither_or_in_the_wrong_one_is_refused(calls, tiny):
+    images = tiny.images(1)
+    shape, values = images.shape, images.ravel().tolist()
+    for request, field, words in (
+        (
+            infer_request("image", "FP32", shape, raw=images.tobytes(), contents={"fp32_contents": values}),
+            "inputs",
+            "raw_input_contents and in contents",
+        ),
+        (infer_request("image", "FP32", shape), "inputs[0].contents", "neither there nor in raw_input_contents"),
+        (
+            infer_request("image", "FP32", shape, contents={"fp64_contents": values}),
+            "inputs[0].contents",
+            "fp32_contents, and this is fp64_contents",
+        ),
+        (
+            infer_request("image", "FP32", shape, contents={"fp32_contents": values, "int_contents": [1]}),
+            "inputs[0].contents",
+            "int_contents and fp32_contents",
+        ),
+        (infer_request("image", "FP32", shape, contents={"fp32_contents": values[1:]}), "inputs[0]", "768 bytes"),
+        (infer_request("pixels", "UINT8", (1, 1, 1, 3), contents={"uint_contents": [1, 2, 256]}), "inputs[0]", "255"),
+        (infer_request("encoded", "BYTES", [1], contents={"int64_contents": [1]}), "inputs[0].contents", "bytes_cont"),
+    ):
+        code, found, message = refused(lambda request=request: calls.inference.ModelInfer(request))
+        assert (code, found) == ("INVALID_ARGUMENT", field)
+        assert words in message
+
+
+def test_parameters_that_would_change_the_meaning_are_refused(calls, tiny):
+    images = tiny.images(1)
+    for place, name, value in (
+        ("request", "sequence_id", {"int64_param": 7}),
+        ("request", "sequence_start", {"bool_param": True}),
+        ("input", "shared_memory_region", {"string_param": "region"}),
+        ("output", "shared_memory_region", {"string_param": "region"}),
+        ("output", "classification", {"int64_param": 3}),
+        ("request", "timeout", {"string_param": "soon"}),
+        ("request", "timeout", {"int64_param": 0}),
+        ("request", "timeout", {"bool_param": True}),
+    ):
+        request = infer_request("image", "FP32", images.shape, raw=images.tobytes())
+        request.outputs.add(name="logits")
+        of = {"request": request, "input": request.inputs[0], "output": request.outputs[0]}[place]
+        of.parameters[name].CopyFrom(pb.InferParameter(**value))
+        code, field, message = refused(lambda request=request: calls.inference.ModelInfer(request))
+        assert code == "INVALID_ARGUMENT"
+        assert field.startswith({"request": "parameters", "input": "inputs[0]", "output": "outputs[0]"}[place])
+        assert "not offered" in message or "microseconds" in message
+
+
+def test_a_request_may_limit_its_own_time(calls, tiny, monkeypatch):
+    images = tiny.images(1)
+    request = infer_request("image", "FP32", images.shape, raw=images.tobytes())
+    request.parameters["timeout"].int64_param = 20_000_000
+    assert calls.inference.ModelInfer(request).outputs
+    model = calls.server.model
+    monkeypatch.setattr(type(model), "predict", lambda self, images: time.sleep(1))
+    request.parameters["timeout"].int64_param = 50_000
+    code, _, message = refused(lambda: calls.inference.ModelInfer(request))
+    assert code == "DEADLINE_EXCEEDED"
+    assert "its parameter timeout of 0.05 s" in message
+
+
+def test_an_output_that_is_asked_for_twice_is_returned_once(calls, tiny):
+    images = tiny.images(1)
+    request = infer_request("image", "FP32", images.shape, raw=images.tobytes())
+    request.outputs.add(name="label")
+    request.outputs.add(name="label")
+    assert [output.name for output in calls.inference.ModelInfer(request).outputs] == ["label"]
