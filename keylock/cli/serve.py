@@ -1,9 +1,9 @@
 """`keylock serve`: a server for one bundle or several, until SIGTERM or Ctrl-C."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
@@ -11,7 +11,7 @@ from keylock.cli._console import JsonOption, note, print_json
 
 if TYPE_CHECKING:
     from keylock.signing import Home
-    from keylock_server import RunningServer, ServerSettings
+    from keylock_server import ServerSettings
 
 __all__ = ["serve"]
 
@@ -83,6 +83,9 @@ def serve(
         str | None, typer.Option(metavar="decoy|refuse", help="What callers without a license get. [decoy]")
     ] = None,
     device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to run. [auto]")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that serve on the one address; 0: one for each core. [1]")
+    ] = None,
     tls_certificate: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Certificate chain (PEM); switches TLS on.")
     ] = None,
@@ -121,7 +124,6 @@ def serve(
     """
     from keylock_server import ServerSettings
     from keylock_server import serve as run
-    from keylock_server.tracing import set_up_tracing
 
     settings = ServerSettings.load(
         config=config,
@@ -140,6 +142,7 @@ def serve(
         receipt_key=receipt_key,
         unlicensed_explanations=unlicensed,
         device=device,
+        workers=workers,
         tls_certificate=tls_certificate,
         tls_key=tls_key,
         tls_client_ca=tls_client_ca,
@@ -151,9 +154,15 @@ def serve(
         admin_client_ca=admin_client_ca,
     )
     _set_up_log(log_level, log_format)
-    set_up_tracing()
     settings = _complete(settings, home)
-    run(settings, on_ready=lambda server: _announce(server, as_json=as_json))
+    run(settings, on_ready=lambda described: _announce(described, as_json=as_json), prepare=_set_up_tracing)
+
+
+def _set_up_tracing() -> None:
+    # In each process that serves: exporting spans begins a thread.
+    from keylock_server.tracing import set_up_tracing
+
+    set_up_tracing()
 
 
 def _one_or_several(given: Sequence[T] | None) -> T | tuple[T, ...] | None:
@@ -226,24 +235,11 @@ def _set_up_log(level: str, form: str) -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def _announce(server: "RunningServer", *, as_json: bool) -> None:
-    models = server.models.served
+def _announce(described: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
-        described = [
-            {
-                "model": model.manifest.name,
-                "model_version": model.version,
-                "model_digest": model.manifest.model_digest,
-                "explainers": list(model.explainers),
-                "key_id": model.manifest.key.id if model.holds_key else None,
-                "provider": model.providers[0],
-            }
-            for model in models
-        ]
-        where = {"target": server.target, "host": server.host, "port": server.port}
-        # The first model stands at the top, where that of a server with one model is looked for.
-        print_json({**where, **described[0], "admin_port": server.admin_port, "models": described})
+        print_json(described)
         return
-    for model in models:
-        with_key = f"with the key {model.manifest.key.id}" if model.holds_key else "without the key"
-        typer.echo(f"serving {model.manifest.name} on {server.target} {with_key}; Ctrl-C stops", color=False)
+    workers = f" by {len(described['workers'])} workers" if "workers" in described else ""
+    for model in described["models"]:
+        with_key = "without the key" if model["key_id"] is None else f"with the key {model['key_id']}"
+        typer.echo(f"serving {model['model']} on {described['target']} {with_key}{workers}; Ctrl-C stops", color=False)

@@ -1,11 +1,33 @@
 """The keylock server: predictions for everybody, true saliency maps for callers with a license.
 
-`serve` runs a server until it is told to stop, `start` runs one inside an event loop, `serving` in a thread of its
-own; `ServerSettings` says what it does. It needs ONNX Runtime and no torch.
+`serve` runs a server until it is told to stop, in one process or in several, `start` runs one inside an event loop,
+`serving` in a thread of its own; `ServerSettings` says what it does. It needs ONNX Runtime and no torch.
+
+The names are imported when they are used: the process that watches over several others runs no model, and neither gRPC
+nor ONNX Runtime may have begun anything in it when it forks them.
 """
 
-from keylock_server.background import serving
-from keylock_server.lifecycle import RunningServer, serve, start
-from keylock_server.settings import ServerSettings
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from keylock_server.background import serving
+    from keylock_server.lifecycle import RunningServer, start
+    from keylock_server.processes import serve
+    from keylock_server.settings import ServerSettings
 
 __all__ = ["RunningServer", "ServerSettings", "serve", "serving", "start"]
+
+_HOMES: Final = {
+    "RunningServer": "lifecycle",
+    "ServerSettings": "settings",
+    "serve": "processes",
+    "serving": "background",
+    "start": "lifecycle",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands for
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

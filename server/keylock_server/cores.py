@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 from typing import Final
 
-__all__ = ["available_cores", "threads_per_batch"]
+from keylock_server.settings import ServerSettings
+
+__all__ = ["available_cores", "threads_per_batch", "worker_count"]
 
 _QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 
@@ -23,13 +25,11 @@ def available_cores(quota: Path = _QUOTA) -> int:
         return cores
 
 
-def threads_per_batch(*, threads: int, workers: int, batches: int, cores: int) -> int:
-    """Returns how many threads one batch gets.
+def worker_count(settings: ServerSettings) -> int:
+    """Returns how many processes serve: as set, or one for each core."""
+    return settings.workers or available_cores()
 
-    Args:
-        threads: As set; 0 shares out the cores.
-        workers: Processes.
-        batches: Batches that run at once in each.
-        cores: How many there are.
-    """
-    return threads or max(1, cores // (workers * batches))
+
+def threads_per_batch(settings: ServerSettings) -> int:
+    """Returns how many threads one batch gets: as set, or its share of the cores."""
+    return settings.threads or max(1, available_cores() // (worker_count(settings) * settings.batches))

@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import traceback
 import uuid
 from collections.abc import Awaitable, Callable
 from math import ceil
@@ -34,6 +33,7 @@ from keylock.errors import InputError
 from keylock.inference import inference_pb2
 from keylock.v1 import explanation_pb2
 from keylock_server.calls import Call, current_call, is_request_id, new_request_id, party_of_peer, set_call
+from keylock_server.logs import log_fault
 from keylock_server.statuses import DeadlineError, Row, retry_after, row_of, status_of
 
 __all__ = ["REQUEST_ID_ENTRY", "Errors", "Interceptor", "Logs", "RequestIds", "Requests", "Running"]
@@ -186,7 +186,7 @@ class Errors(Interceptor):
         except Exception as error:  # Whatever a handler raises becomes a status here.
             error_id = uuid.uuid4().hex[:12]
             if not row_of(error).public:
-                _log_fault(error, error_id)
+                log_fault(error, f"error {error_id}")
             status = rpc_status.to_status(status_of(error, error_id=error_id, request_id=call.request_id))
             trailers = _trailers(error, call.request_id, status.trailing_metadata)
             await context.abort(status.code, status.details, trailers)
@@ -237,13 +237,6 @@ def _deadline(context: Context, longest_s: float) -> float:
     remaining_s = context.time_remaining()
     allowed_s = longest_s if remaining_s is None else min(longest_s, remaining_s)
     return asyncio.get_running_loop().time() + allowed_s
-
-
-def _log_fault(error: BaseException, error_id: str) -> None:
-    """Logs where a fault happened and of what type it is; its text could quote a secret and is left out."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = " < ".join(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in reversed(frames))
-    _LOG.error("error %s: %s at %s", error_id, type(error).__qualname__, where)
 
 
 def _trailers(error: Exception, request_id: str, trailers: Any) -> tuple[tuple[str, str | bytes], ...]:  # noqa: ANN401

@@ -1,16 +1,9 @@
-"""Starting, running and stopping the server.
-
-`start` is for programs that have an event loop, `serve` is the whole life of a process: it answers until SIGTERM or
-Ctrl-C, then takes no new calls, lets the running ones finish, and returns.
-"""
+"""Starting a server in an event loop, and stopping it: it takes no new calls and lets the running ones finish."""
 
 import asyncio
-import contextlib
 import logging
-import signal
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -21,18 +14,17 @@ from keylock.errors import ServiceError
 from keylock.images import ImageLimits
 from keylock.inference import inference_pb2, inference_pb2_grpc
 from keylock.licensing.receipts import ReceiptSigner
-from keylock.replacing import replacing
-from keylock.signing import SigningKey, VerifyingKey
+from keylock.signing import VerifyingKey
 from keylock.v1 import explanation_pb2, explanation_pb2_grpc, license_pb2, license_pb2_grpc
 from keylock_server.admin import Served, open_admin
 from keylock_server.authentication import Authenticator
 from keylock_server.batcher import Batchers, Limits
 from keylock_server.condition import Check, Condition, check_canaries
-from keylock_server.cores import available_cores
+from keylock_server.cores import available_cores, threads_per_batch
 from keylock_server.explanations import ExplanationService
 from keylock_server.interceptors import Errors, Interceptor, Logs, RequestIds, Requests, Running
 from keylock_server.licenses import LicenseService
-from keylock_server.listening import check_address, join, listen
+from keylock_server.listening import check_address, join, listen, write_ready_file
 from keylock_server.logs import name_calls
 from keylock_server.metering import Meter
 from keylock_server.metrics import Metrics
@@ -43,6 +35,7 @@ from keylock_server.predictions import PredictionService
 from keylock_server.proof import CheckpointSigner, load_receipt_key
 from keylock_server.runtime import ServedModel
 from keylock_server.settings import ServerSettings, Source
+from keylock_server.shared import Shared, access_keys
 from keylock_server.tls import load_credentials
 from keylock_server.tracing import open_tracing
 from keylock_server.workers import Workers
@@ -52,7 +45,7 @@ if TYPE_CHECKING:
 
     from keylock.store import LicenseStore
 
-__all__ = ["RunningServer", "serve", "start"]
+__all__ = ["RunningServer", "start"]
 
 _LOG: Final = logging.getLogger("keylock_server")
 _SERVICES: Final = (
@@ -128,6 +121,23 @@ class RunningServer:
     def target(self) -> str:
         """What clients connect to, `host:port`."""
         return join(self.host, self.port)
+
+    def describe(self) -> dict[str, Any]:
+        """Says what it serves and where, in values that JSON has; the first model stands at the top as well."""
+        models = [
+            {
+                "model": model.manifest.name,
+                "model_version": model.version,
+                "model_digest": model.manifest.model_digest,
+                "explainers": list(model.explainers),
+                "key_id": model.manifest.key.id if model.holds_key else None,
+                "provider": model.providers[0],
+            }
+            for model in self.models.served
+        ]
+        where = {"target": self.target, "host": self.host, "port": self.port}
+        ports = {"admin_port": self.admin_port, "metrics_port": self.metrics_port}
+        return {**where, **models[0], **ports, "models": models}
 
     def is_draining(self) -> bool:
         """Tells whether it takes no new calls any more."""
@@ -209,6 +219,7 @@ async def start(
     *,
     now: Callable[[], datetime] | None = None,
     tracer_provider: "TracerProvider | None" = None,
+    shared: Shared | None = None,
 ) -> RunningServer:
     """Starts a server in the running event loop.
 
@@ -216,6 +227,7 @@ async def start(
         settings: What it does. Port 0 takes a free one; `RunningServer.port` says which.
         now: The clock that licenses are checked by; the system's when None.
         tracer_provider: Where spans go, of OpenTelemetry; that of the process when None.
+        shared: What this process shares with others that listen on the same address; None where it is the only one.
 
     Returns:
         The server, which answers already.
@@ -229,18 +241,21 @@ async def start(
             TLS, the device or the license store cannot be had.
     """
     name_calls()
-    check_address(settings.host, settings.port)
-    if settings.admin_port is not None:
-        check_address(settings.admin_host, settings.admin_port)
+    if shared is None and settings.workers != 1:
+        raise ServiceError("several workers are processes of their own: start them with keylock serve --workers")
+    if shared is None:
+        check_address(settings.host, settings.port)
+        if settings.admin_port is not None:
+            check_address(settings.admin_host, settings.admin_port)
     credentials = None
     if settings.tls_certificate is not None and settings.tls_key is not None:
         credentials = load_credentials(
             settings.tls_certificate, settings.tls_key, settings.tls_client_ca, reload_s=settings.tls_reload_s
         )
-    opener = Opener(settings)
+    opener = Opener(settings, seeds=None if shared is None else shared.seeds)
     models = Models(await asyncio.to_thread(_open_all, opener, settings), reopen=opener.open)
     keys = opener.keys
-    access_keys = _access_keys(settings)
+    token_keys = access_keys(settings) if shared is None else shared.access_keys
     clock = now or (lambda: datetime.now(UTC))
     receipt_key = None
     if settings.receipt_key is not None:
@@ -257,12 +272,12 @@ async def start(
         )
     authenticator = Authenticator(
         keys=keys,
-        access_keys=[key.verifying_key for key in access_keys],
+        access_keys=[key.verifying_key for key in token_keys],
         store=store,
         leeway_s=settings.leeway_s,
         now=clock,
     )
-    licenses = LicenseService(authenticator, meter=meter, access_key=access_keys[0], now=clock)
+    licenses = LicenseService(authenticator, meter=meter, access_key=token_keys[0], now=clock)
     limits = Limits(
         queue=settings.queue,
         max_batch=settings.max_batch,
@@ -272,7 +287,7 @@ async def start(
     )
     batchers = Batchers(limits, observe=lambda graph, rows: metrics.observe_run(graph, rows))
     models.on_unload(batchers.drop)
-    workers = Workers(threads=available_cores())
+    workers = Workers(threads=max(1, available_cores() // settings.workers))
     health_service = health.aio.HealthServicer()
     condition = _make_condition(settings, models, store, health_service)
     metrics = Metrics(pending=lambda: batchers.held, problems=lambda: condition.problems)
@@ -284,7 +299,7 @@ async def start(
         Logs(metrics.count),
         Requests(deadline_s=settings.deadline_s),
     )
-    server = _make_server(settings, (running_calls, *layers))
+    server = _make_server(settings, (running_calls, *layers), reuse_port=shared is not None)
     license_pb2_grpc.add_LicenseServiceServicer_to_server(licenses, server)
     receipts = None if receipt_key is None else ReceiptSigner(receipt_key)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
@@ -343,48 +358,6 @@ async def start(
     return running
 
 
-def serve(settings: ServerSettings, *, on_ready: Callable[[RunningServer], None] | None = None) -> None:
-    """Serves until SIGTERM or SIGINT, drains, and returns. A second signal ends the draining.
-
-    Args:
-        settings: What the server does.
-        on_ready: Called once the server answers.
-
-    Raises:
-        KeylockError: As `start`.
-    """
-    asyncio.run(_serve(settings, on_ready))
-
-
-async def _serve(settings: ServerSettings, on_ready: Callable[[RunningServer], None] | None) -> None:
-    stopping = asyncio.Event()
-    hurry = asyncio.Event()
-
-    def on_signal() -> None:
-        (hurry if stopping.is_set() else stopping).set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        with contextlib.suppress(NotImplementedError):  # Windows has no signal handlers in event loops.
-            loop.add_signal_handler(number, on_signal)
-    running = await start(settings)
-    if on_ready is not None:
-        on_ready(running)
-    told = [asyncio.create_task(stopping.wait()), asyncio.create_task(running.wait_for_stop())]
-    await asyncio.wait(told, return_when=asyncio.FIRST_COMPLETED)
-    for task in told:
-        task.cancel()
-    stopping.set()
-    _LOG.info("stopping: running calls have %g s to finish", settings.drain_s)
-    draining = asyncio.create_task(running.stop())
-    hurrying = asyncio.create_task(hurry.wait())
-    await asyncio.wait({draining, hurrying}, return_when=asyncio.FIRST_COMPLETED)
-    hurrying.cancel()
-    await running.stop(drain_s=0)
-    await draining
-    _LOG.info("stopped")
-
-
 def _open_all(opener: Opener, settings: ServerSettings) -> list[tuple[Source, ServedModel]]:
     return [(source, opener.open(source)) for source in settings.sources]
 
@@ -408,7 +381,7 @@ async def _release(
         store.close()
 
 
-def _make_server(settings: ServerSettings, interceptors: Sequence[Interceptor]) -> grpc.aio.Server:
+def _make_server(settings: ServerSettings, interceptors: Sequence[Interceptor], *, reuse_port: bool) -> grpc.aio.Server:
     return grpc.aio.server(
         interceptors=interceptors,
         maximum_concurrent_rpcs=_BACKSTOP_CALLS + settings.queue,
@@ -416,7 +389,7 @@ def _make_server(settings: ServerSettings, interceptors: Sequence[Interceptor]) 
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
             # By default a second server on the same port would start and take half of the calls.
-            ("grpc.so_reuseport", 0),
+            ("grpc.so_reuseport", int(reuse_port)),
         ],
     )
 
@@ -495,10 +468,6 @@ def _open_store(settings: ServerSettings, now: Callable[[], datetime]) -> "tuple
     return store, Meter(ledger, prices=settings.prices, lifetime_s=lifetime_s, now=now)
 
 
-def _access_keys(settings: ServerSettings) -> tuple[SigningKey, ...]:
-    return tuple(SigningKey.load(path) for path in settings.token_keys) or (SigningKey.generate(),)
-
-
 def _announce(running: RunningServer, settings: ServerSettings, keys: tuple[VerifyingKey, ...]) -> None:
     for model in running.models.served:
         _LOG.info(
@@ -511,6 +480,14 @@ def _announce(running: RunningServer, settings: ServerSettings, keys: tuple[Veri
             ", ".join(model.explainers) or "none",
             ", ".join(key.key_id for key in keys),
         )
+    _LOG.info(
+        "%d of %d cores for each of %d runs at once in each of %d processes; up to %d images in a run",
+        threads_per_batch(settings),
+        available_cores(),
+        settings.batches,
+        settings.workers,
+        settings.max_batch,
+    )
     if settings.license_store is None and not settings.keyless:
         _LOG.warning(
             "there is no license store: revoked licenses are not noticed and use is not recorded; name one with "
@@ -519,15 +496,7 @@ def _announce(running: RunningServer, settings: ServerSettings, keys: tuple[Veri
     if settings.tls_certificate is None and not _is_loopback(settings.host):
         _LOG.warning("listening on %s without TLS: licenses travel in the clear; give --tls-certificate", settings.host)
     if settings.ready_file is not None:
-        _write_ready_file(settings.ready_file, running.target)
-
-
-def _write_ready_file(path: Path, target: str) -> None:
-    try:
-        with replacing(path) as unfinished:
-            unfinished.write_text(f"{target}\n", "utf-8")
-    except OSError as error:
-        raise ServiceError(f"cannot write the ready file {path}: {error.strerror}") from None
+        write_ready_file(settings.ready_file, running.target)
 
 
 def _is_loopback(host: str) -> bool:

@@ -3,12 +3,14 @@
 import errno
 import os
 import socket
+from pathlib import Path
 
 import grpc
 
 from keylock.errors import ServiceError
+from keylock.replacing import replacing
 
-__all__ = ["check_address", "join", "listen"]
+__all__ = ["check_address", "join", "listen", "reserve", "write_ready_file"]
 
 
 def check_address(host: str, port: int) -> None:
@@ -33,6 +35,34 @@ def check_address(host: str, port: int) -> None:
     except OSError as error:
         why = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror
         raise ServiceError(f"cannot listen on {address}, {why}: choose another --port, or 0 for a free one") from None
+
+
+def reserve(host: str, port: int) -> socket.socket:
+    """Takes an address for several processes of this program, each of which listens on it by itself.
+
+    Args:
+        host: Address.
+        port: Port; 0 takes a free one.
+
+    Returns:
+        A socket that holds the address until it is closed; no connection comes to it, because it does not listen.
+
+    Raises:
+        ServiceError: If the address cannot be had.
+    """
+    check_address(host, port)
+    family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+        0
+    ]
+    holder = socket.socket(family, kind, protocol)
+    try:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind(where)
+    except OSError as error:
+        holder.close()
+        raise ServiceError(f"cannot listen on {join(host, port)}, {error.strerror}: choose another --port") from None
+    return holder
 
 
 def listen(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
@@ -66,3 +96,16 @@ def listen(server: grpc.aio.Server, host: str, port: int, credentials: grpc.Serv
 def join(host: str, port: int) -> str:
     """Returns `host:port`, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def write_ready_file(path: Path, target: str) -> None:
+    """Writes where a server answers into a file, all of it at once.
+
+    Raises:
+        ServiceError: If it cannot be written.
+    """
+    try:
+        with replacing(path) as unfinished:
+            unfinished.write_text(f"{target}\n", "utf-8")
+    except OSError as error:
+        raise ServiceError(f"cannot write the ready file {path}: {error.strerror}") from None

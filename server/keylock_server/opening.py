@@ -1,20 +1,19 @@
 """From settings to models that can be served: verify each bundle, unseal key and adapter, load the graphs."""
 
 import logging
-import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, MutableMapping
 from typing import Final
 
-from keylock.bundle import Bundle, KeyFile, Passphrase, Sealer, key_provider, open_bundle, read_sealed_key
-from keylock.errors import BundleError, UnsealError
+from keylock.bundle import Bundle, open_bundle
+from keylock.errors import BundleError
 from keylock.issuers import IssuerKeys
 from keylock.keys import KeySeed
-from keylock.licensing.offline import OfflineLicense
 from keylock.signing import VerifyingKey
-from keylock_server.cores import available_cores, threads_per_batch
+from keylock_server.cores import threads_per_batch
 from keylock_server.devices import warn_about_two_runtimes
 from keylock_server.runtime import ServedModel
 from keylock_server.settings import ServerSettings, Source
+from keylock_server.shared import find_seed
 
 __all__ = ["Opener", "open_model"]
 
@@ -24,14 +23,19 @@ _LOG: Final = logging.getLogger("keylock_server")
 class Opener:
     """Opens the bundles that a server is to serve, at its start and while it runs."""
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, *, seeds: MutableMapping[Source, KeySeed] | None = None) -> None:
         """Takes the settings.
+
+        Args:
+            settings: Those of the server.
+            seeds: Key seeds that were found already, each of which is used once, taken out and closed.
 
         Raises:
             SignatureError: If the public key of an issuer cannot be read.
         """
         warn_about_two_runtimes()
         self._settings = settings
+        self._seeds = {} if seeds is None else seeds
         self._issuers = IssuerKeys(settings.issuers) if settings.issuers else None
         self._signers: tuple[VerifyingKey, ...] = ()
 
@@ -60,7 +64,7 @@ class Opener:
         with open_bundle(source.bundle, trusted=None if self._issuers is None else tuple(self._issuers())) as bundle:
             if not bundle.trusted:
                 self._admit(bundle)
-            seed = _find_seed(bundle, source, settings)
+            seed = self._find_seed(bundle, source)
             key, adapter, canary = None, None, None
             if seed is not None:
                 key, adapter, canary = bundle.key(seed), bundle.adapter(seed), bundle.canary(seed)
@@ -72,10 +76,15 @@ class Opener:
                 adapter=adapter,
                 canary=canary,
                 device=settings.device,
-                threads=threads_per_batch(
-                    threads=settings.threads, workers=1, batches=settings.batches, cores=available_cores()
-                ),
+                threads=threads_per_batch(settings),
             )
+
+    def _find_seed(self, bundle: Bundle, source: Source) -> KeySeed | None:
+        found = self._seeds.pop(source, None)
+        # What is in the place of the bundle by now may have been locked with another.
+        if found is not None and found.id == bundle.manifest.key.id:
+            return found
+        return find_seed(bundle, source, self._settings)
 
     def _admit(self, bundle: Bundle) -> None:
         if self._signers and bundle.issuer not in self._signers:
@@ -105,41 +114,3 @@ def open_model(settings: ServerSettings) -> tuple[ServedModel, Callable[[], Coll
     """
     opener = Opener(settings)
     return opener.open(settings.sources[0]), opener.keys
-
-
-def _find_seed(bundle: Bundle, source: Source, settings: ServerSettings) -> KeySeed | None:
-    if settings.keyless:
-        return None
-    if source.key_seed_file is not None:
-        return KeySeed.from_file(source.key_seed_file)
-    sealer = _find_sealer(source, settings)
-    if sealer is not None:
-        with sealer:
-            return bundle.unseal(sealer, sealed=_read_sealed(source, settings))
-    if bundle.has_key:
-        raise UnsealError(
-            f"the key in {bundle.path} is sealed: give --key-file, --key-passphrase-file, --key-provider or "
-            "KEYLOCK_KEY_PASSPHRASE, or serve predictions and decoys alone with --keyless"
-        )
-    raise UnsealError(
-        f"{bundle.path} is a public copy without a key: give --sealed-key with what opens it, --key-seed-file, or "
-        "serve predictions and decoys alone with --keyless"
-    )
-
-
-def _read_sealed(source: Source, settings: ServerSettings) -> bytes | None:
-    if settings.offline_license is not None:
-        return OfflineLicense.read(settings.offline_license).sealed_key
-    return None if source.sealed_key is None else read_sealed_key(source.sealed_key)
-
-
-def _find_sealer(source: Source, settings: ServerSettings) -> Sealer | None:
-    if source.key_provider is not None:
-        return key_provider(source.key_provider, environment=os.environ)
-    if source.key_file is not None:
-        return KeyFile(source.key_file)
-    if source.key_passphrase_file is not None:
-        return Passphrase.from_file(source.key_passphrase_file)
-    if settings.key_passphrase is not None:
-        return Passphrase(settings.key_passphrase.get_secret_value())
-    return None

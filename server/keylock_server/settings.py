@@ -71,7 +71,8 @@ class ServerSettings(BaseSettings):
         max_images: Most images in one request.
         max_image_bytes: Largest image file.
         max_image_pixels: Most pixels of one image.
-        batches: Batches that run at once.
+        workers: Processes that serve, on one address; 0: one for each core.
+        batches: Batches that run at once in each of them.
         threads: CPU threads for one batch; 0 shares out the cores there are.
         max_batch: Most images in one run of a graph.
         batch_delay_ms: How long images wait beside an idle runner for others to share a run with, in milliseconds.
@@ -133,6 +134,7 @@ class ServerSettings(BaseSettings):
     max_images: Annotated[int, Field(ge=1, le=4096)] = 32
     max_image_bytes: Annotated[int, Field(ge=1024)] = 32 * _MIB
     max_image_pixels: Annotated[int, Field(ge=1)] = 50_000_000
+    workers: Annotated[int, Field(ge=0, le=256)] = 1
     batches: Annotated[int, Field(ge=1, le=64)] = 1
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     max_batch: Annotated[int, Field(ge=1, le=4096)] = 32

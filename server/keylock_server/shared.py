@@ -1,0 +1,112 @@
+"""What the workers of a server share: secrets that are found once, in the process that forks them.
+
+A passphrase may come from a pipe that can be read once, and a key service need not be asked by each worker. Nothing of
+it is written anywhere or stands in the arguments of a process: a worker has it because it is a copy of its parent.
+"""
+
+import os
+from dataclasses import dataclass, field
+from typing import Final, Self
+
+from keylock.bundle import Bundle, KeyFile, Passphrase, Sealer, key_provider, open_bundle, read_sealed_key
+from keylock.errors import UnsealError
+from keylock.issuers import IssuerKeys
+from keylock.keys import KeySeed
+from keylock.licensing.offline import OfflineLicense
+from keylock.signing import SigningKey
+from keylock_server.settings import ServerSettings, Source
+
+__all__ = ["STOP", "Shared", "access_keys", "find_seed"]
+
+STOP: Final = b"s"
+"""Tells a worker to stop, and a second one to hurry; so does the end of the channel."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """Found once for all workers.
+
+    Attributes:
+        seeds: The key seed of each bundle that has one; a worker takes them out and closes them.
+        access_keys: Keys for access tokens: one worker verifies what another has signed.
+    """
+
+    seeds: dict[Source, KeySeed] = field(repr=False)
+    access_keys: tuple[SigningKey, ...] = field(repr=False)
+
+    @classmethod
+    def find(cls, settings: ServerSettings) -> Self:
+        """Verifies every bundle and unseals its key.
+
+        Raises:
+            KeylockError: As `opening.Opener`, and `SignatureError` where a key for access tokens cannot be read.
+        """
+        seeds = {}
+        issuers = IssuerKeys(settings.issuers) if settings.issuers else None
+        for source in settings.sources:
+            with open_bundle(source.bundle, trusted=None if issuers is None else tuple(issuers())) as bundle:
+                seed = find_seed(bundle, source, settings)
+            if seed is not None:
+                seeds[source] = seed
+        return cls(seeds, access_keys(settings))
+
+
+def access_keys(settings: ServerSettings) -> tuple[SigningKey, ...]:
+    """Returns the keys for access tokens, of which the first signs: as set, or a new one.
+
+    Raises:
+        SignatureError: If one cannot be read.
+    """
+    return tuple(SigningKey.load(path) for path in settings.token_keys) or (SigningKey.generate(),)
+
+
+def find_seed(bundle: Bundle, source: Source, settings: ServerSettings) -> KeySeed | None:
+    """Finds the key seed of a bundle.
+
+    Args:
+        bundle: Which.
+        source: Where it came from, and the way to its key.
+        settings: Those of the server.
+
+    Returns:
+        The seed; None where the server works without the key.
+
+    Raises:
+        UnsealError: If the key does not open, or no way to it was given and `keyless` was not set.
+        KeySeedError: If the key seed cannot be read.
+    """
+    if settings.keyless:
+        return None
+    if source.key_seed_file is not None:
+        return KeySeed.from_file(source.key_seed_file)
+    sealer = _find_sealer(source, settings)
+    if sealer is not None:
+        with sealer:
+            return bundle.unseal(sealer, sealed=_read_sealed(source, settings))
+    if bundle.has_key:
+        raise UnsealError(
+            f"the key in {bundle.path} is sealed: give --key-file, --key-passphrase-file, --key-provider or "
+            "KEYLOCK_KEY_PASSPHRASE, or serve predictions and decoys alone with --keyless"
+        )
+    raise UnsealError(
+        f"{bundle.path} is a public copy without a key: give --sealed-key with what opens it, --key-seed-file, or "
+        "serve predictions and decoys alone with --keyless"
+    )
+
+
+def _read_sealed(source: Source, settings: ServerSettings) -> bytes | None:
+    if settings.offline_license is not None:
+        return OfflineLicense.read(settings.offline_license).sealed_key
+    return None if source.sealed_key is None else read_sealed_key(source.sealed_key)
+
+
+def _find_sealer(source: Source, settings: ServerSettings) -> Sealer | None:
+    if source.key_provider is not None:
+        return key_provider(source.key_provider, environment=os.environ)
+    if source.key_file is not None:
+        return KeyFile(source.key_file)
+    if source.key_passphrase_file is not None:
+        return Passphrase.from_file(source.key_passphrase_file)
+    if settings.key_passphrase is not None:
+        return Passphrase(settings.key_passphrase.get_secret_value())
+    return None
