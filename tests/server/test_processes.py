@@ -91,12 +91,17 @@ def explain(channel, images, *, token=None):
     return stub.Explain(pb.ExplainRequest(images=images), metadata=metadata, timeout=30)
 
 
-def answered(port):
-    """Reads from the metrics of a worker how many explanations it gave."""
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"http://127.0.0.1:{port}/metrics") as page:
-        lines = page.read().decode().splitlines()
-    wanted = 'keylock_calls_total{code="OK",method="/keylock.v1.ExplanationService/Explain"'
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(wanted))
+EXPLAINED = 'keylock_calls_total{code="OK",method="/keylock.v1.ExplanationService/Explain"'
+
+
+def metrics(program, name):
+    """Reads a metric of each worker."""
+    opener, found = urllib.request.build_opener(urllib.request.ProxyHandler({})), []
+    for worker in program.printed["workers"]:
+        with opener.open(f"http://127.0.0.1:{worker['metrics_port']}/metrics") as page:
+            lines = page.read().decode().splitlines()
+        found.append(sum(float(line.split()[-1]) for line in lines if line.startswith(name)))
+    return found
 
 
 def alive(pid):
@@ -134,7 +139,7 @@ def test_workers_share_address_secrets_and_ledger_and_a_dead_one_is_replaced(ven
         assert sum(error is None for error in errors) == 24
         assert {error.code() for error in errors if error} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
         assert all(task.result().results[0].keyed for task in tasks if not task.exception())
-        counts = [answered(worker["metrics_port"]) for worker in program.printed["workers"]]
+        counts = metrics(program, EXPLAINED)
         assert sum(counts) == 24
         assert min(counts) > 0
 
@@ -157,11 +162,11 @@ def test_workers_drain_when_told_and_when_their_parent_dies(vendor, tiny, tmp_pa
     slow = io.BytesIO()
     Image.new("RGB", (4000, 4000)).save(slow, "PNG")
     images = [pb.Image(encoded=slow.getvalue())] * 2
-    program = Program(vendor, tmp_path, "--key-file", str(vendor.key_file))
+    program = Program(vendor, tmp_path, "--key-file", str(vendor.key_file), "--metrics-port", "0")
     try:
         with program.channels(2) as channels, ThreadPoolExecutor(2) as pool:
             running = [pool.submit(explain, channel, images) for channel in channels]
-            time.sleep(0.3)
+            program.until(lambda: sum(metrics(program, "keylock_pending_images")) == 4)
             # To the parent and to each worker, as a terminal and some init systems do it: it counts once.
             for pid in program.pids:
                 os.kill(pid, signal.SIGINT)
