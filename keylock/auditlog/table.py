@@ -23,13 +23,13 @@ from sqlalchemy import (
     func,
     insert,
     select,
-    update,
 )
 
 from keylock.auditlog.checkpoints import Checkpoint
 from keylock.auditlog.merkle import Frontier, consistency_proof, inclusion_proof, leaf_hash
 from keylock.auditlog.proofs import ConsistencyProof, InclusionProof
 from keylock.errors import AuditLogError
+from keylock.statements import Statement
 
 __all__ = [
     "MAX_ENTRY_BYTES",
@@ -92,6 +92,14 @@ def define(metadata: MetaData) -> tuple[Table, Table, Table]:
 
 _log, _head, _checkpoints = define(_metadata)
 
+# What every charge runs.
+_HEAD: Final = Statement(f"SELECT origin, size, frontier FROM audit_head WHERE id = {_ONE}")  # noqa: S608 - a constant
+_LOCKED_HEAD: Final = Statement(
+    f"SELECT origin, size, frontier FROM audit_head WHERE id = {_ONE} FOR UPDATE"  # noqa: S608 - a constant
+)
+_APPEND: Final = Statement("INSERT INTO audit_log (seq, leaf_hash, entry) VALUES (:seq, :leaf_hash, :entry)")
+_MOVE: Final = Statement(f"UPDATE audit_head SET size = :size, frontier = :frontier WHERE id = {_ONE}")  # noqa: S608
+
 
 @dataclass(frozen=True)
 class Verified:
@@ -133,8 +141,8 @@ def append(connection: Connection, new: Sequence[bytes]) -> range:
         leaf = leaf_hash(entry)
         rows.append({"seq": frontier.size, "leaf_hash": leaf, "entry": entry})
         frontier.append(leaf)
-    connection.execute(insert(_log), rows)
-    connection.execute(update(_head).where(_head.c.id == _ONE).values(size=frontier.size, frontier=frontier.state))
+    _APPEND.change_all(connection, rows)
+    _MOVE.change(connection, {"size": frontier.size, "frontier": frontier.state})
     return range(first, frontier.size)
 
 
@@ -302,11 +310,13 @@ def _compare(signed: Collection[Checkpoint], frontier: Frontier) -> None:
 
 
 def _frontier(connection: Connection, *, lock: bool) -> tuple[str, Frontier]:
-    query = select(_head).where(_head.c.id == _ONE)
-    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    # SQLite has no locks of rows: a transaction that writes is the only one.
+    statement = _LOCKED_HEAD if lock and connection.dialect.name != "sqlite" else _HEAD
+    row = statement.row(connection, {})
     if row is None:
         raise AuditLogError("there is no audit log in this store: migrate it with keylock store migrate")
-    return row.origin, Frontier(row.size, row.frontier)
+    origin, size, state = row
+    return origin, Frontier(size, state)
 
 
 def _rows(connection: Connection, *, start: int = 0) -> Iterator[tuple[int, bytes, bytes]]:

@@ -111,6 +111,24 @@ class Database:
         except SQLAlchemyError as error:
             raise self._failure(error) from None
 
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Opens a connection for the statements of `keylock.statements` that read, each of them by itself.
+
+        They need not be of one moment, which spares a transaction; each sees all that was committed before it began.
+
+        Yields:
+            The connection.
+
+        Raises:
+            StoreError: If the store cannot be used.
+        """
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise self._failure(error) from None
+
     def migrate(self) -> tuple[str | None, str]:
         """Brings the store to the schema of this keylock.
 

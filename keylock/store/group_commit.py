@@ -1,7 +1,9 @@
 """Many small changes in one transaction: what makes durable metering cheap.
 
 A commit that survives a power cut waits for the disk. One thread takes all operations that wait, runs them in one
-transaction and commits once; each caller is answered after that commit, and not before.
+transaction and commits once; each caller is answered after that commit, and not before. While several callers are at
+work it waits a little before it begins, so that more of them share a transaction: half as long as the last one took,
+as PostgreSQL advises for its `commit_delay`.
 """
 
 import queue
@@ -24,6 +26,7 @@ T = TypeVar("T")
 _MAX_BATCH: Final = 256
 _ATTEMPTS: Final = 3
 _PAUSE_S: Final = 0.05
+_LONGEST_WAIT_S: Final = 0.005
 _DEFERRED: Final = "keylock_deferred"
 
 
@@ -102,9 +105,10 @@ class GroupCommit:
         self._thread.join()
 
     def _run(self) -> None:
-        open_ = True
+        open_, wait_s = True, 0.0
         while open_:
             jobs = [self._jobs.get()]
+            time.sleep(wait_s)
             while len(jobs) < _MAX_BATCH:
                 try:
                     jobs.append(self._jobs.get_nowait())
@@ -112,7 +116,10 @@ class GroupCommit:
                     break
             open_ = None not in jobs
             wanted = [job for job in jobs if job is not None and job.future.set_running_or_notify_cancel()]
+            began = time.perf_counter()
             self._answer(sorted(wanted, key=lambda job: job.order))
+            # Whoever is alone is not kept waiting.
+            wait_s = min(_LONGEST_WAIT_S, (time.perf_counter() - began) / 2) if len(wanted) > 1 else 0.0
 
     def _answer(self, jobs: list[_Job]) -> None:
         if not jobs:

@@ -11,9 +11,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from math import ceil
-from typing import Any, Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection
 
 from keylock.errors import QuotaError, RateError, RequestReusedError
 from keylock.licensing import Charge, License, Quota
@@ -21,6 +21,7 @@ from keylock.store.database import Database
 from keylock.store.group_commit import GroupCommit
 from keylock.store.periods import PERIODS, day_of, month_of, resets_at
 from keylock.store.rates import take
+from keylock.statements import Statement
 
 __all__ = ["Ledger", "Order", "Recorder", "Reservation", "Standing", "Window", "look_up"]
 
@@ -225,10 +226,10 @@ class Ledger:
         }
         # Again, because another server may change the row that is in the way between two statements.
         for _ in range(_ATTEMPTS):
-            if connection.execute(_RESERVE, values).first() is not None:
+            if _RESERVE.row(connection, values) is not None:
                 windows = self._add(connection, order, now)
                 return Reservation(order, expires_at, windows, None)
-            row = connection.execute(_FIND, _key(order)).one_or_none()
+            row = _find(connection, order)
             if row is None:
                 continue
             if row.request_digest != order.request_digest:
@@ -242,7 +243,7 @@ class Ledger:
     @staticmethod
     def _take_over(connection: Connection, order: Order, expires_at: datetime) -> bool:
         values = {**_key(order), "attempt": order.attempt, "expires_at": ceil(expires_at.timestamp())}
-        return connection.execute(_TAKE_OVER, values).rowcount == 1
+        return _TAKE_OVER.change(connection, values) == 1
 
     def _add(self, connection: Connection, order: Order, now: datetime) -> tuple[Window, ...]:
         """Adds the units of a new row to the counters of all periods, or undoes everything and refuses."""
@@ -253,16 +254,16 @@ class Ledger:
         if order.units <= min(ceilings.values()):
             values: dict[str, object] = {"license": order.license.id, "units": order.units}
             for period in PERIODS:
-                values |= {f"{period}_start": starts[period], f"{period}_ceiling": ceilings[period]}
-            added = {row.period: row.used for row in connection.execute(_ADD, values)}
+                values[f"{period}_start"], values[f"{period}_ceiling"] = starts[period], ceilings[period]
+            added = dict(_ADD.rows(connection, values))
         if len(added) < len(PERIODS):
             self._subtract(connection, order.license.id, order.units, {period: starts[period] for period in added})
-            connection.execute(_FORGET, _key(order))
+            _FORGET.change(connection, _key(order))
             raise self._quota_error(connection, order, now)
         windows = _make_windows(quota, added, now)
         overage = max(_beyond(window, order.units) for window in windows)
         if overage:
-            connection.execute(_NOTE_OVERAGE, {**_key(order), "overage": overage})
+            _NOTE_OVERAGE.change(connection, {**_key(order), "overage": overage})
         return windows
 
     def _quota_error(self, connection: Connection, order: Order, now: datetime) -> QuotaError:
@@ -287,30 +288,31 @@ class Ledger:
             "now": int(charge.time.timestamp()),
             "answer_digest": answer_digest,
         }
-        row = connection.execute(_CHARGE, values).one_or_none()
-        if row is None:
-            found = connection.execute(_FIND, _key(order)).one_or_none()
+        charged = _CHARGE.row(connection, values)
+        if charged is None:
+            found = _find(connection, order)
             if found is not None:
                 return self._repeat(connection, order, found, charge.time, answer_digest)
             # The reservation was taken back, because it had expired or a twin of the request gave up.
             self._reserve_again(connection, order, charge.time)
-            row = connection.execute(_CHARGE, values).one()
+            (charged,) = _CHARGE.rows(connection, values)
         if self._record is not None:
             self._record(connection, charge)
-        return Standing(charge.time, row.overage, False, True, reservation.windows)
+        return Standing(charge.time, charged[0], False, True, reservation.windows)
 
     def _reserve_again(self, connection: Connection, order: Order, now: datetime) -> None:
         unlimited = order.license.model_copy(update={"rate": None})
         self._reserve(connection, replace(order, license=unlimited), now, now + _MOMENT)
 
     def _repeat(
-        self, connection: Connection, order: Order, row: Row[Any], now: datetime, answer_digest: str
+        self, connection: Connection, order: Order, row: "_Found", now: datetime, answer_digest: str
     ) -> Standing:
         if row.request_digest != order.request_digest:
             # The id was released and then used for another request while this one was computed.
             raise RequestReusedError(order.request_id)
         return Standing(
-            charged_at=_moment(row.charged_at),
+            # A row that cannot be charged and is for the same request was charged before.
+            charged_at=_moment(row.charged_at or 0),
             overage=row.overage,
             # A commit that is run again, because nobody knows whether it went through, is no repeat.
             repeated=row.attempt != order.attempt,
@@ -319,19 +321,20 @@ class Ledger:
         )
 
     def _release(self, connection: Connection, order: Order) -> bool:
-        row = connection.execute(_RELEASE, {**_key(order), "attempt": order.attempt}).one_or_none()
-        if row is not None:
-            self._subtract(connection, order.license.id, row.units, _starts(row.day, row.month))
-        return row is not None
+        released = _RELEASE.row(connection, {**_key(order), "attempt": order.attempt})
+        if released is not None:
+            units, day, month = released
+            self._subtract(connection, order.license.id, units, _starts(day, month))
+        return released is not None
 
     def _reap(self, connection: Connection, now: datetime) -> int:
         count = 0
         seconds = int(now.timestamp())
-        for expired in connection.execute(_EXPIRED, {"now": seconds}).all():
-            key = {"license": expired.license_id, "request": expired.request_id}
-            row = connection.execute(_REAP, {**key, "now": seconds}).one_or_none()
-            if row is not None:
-                self._subtract(connection, expired.license_id, row.units, _starts(row.day, row.month))
+        for license_id, request_id in _EXPIRED.rows(connection, {"now": seconds}):
+            reaped = _REAP.row(connection, {"license": license_id, "request": request_id, "now": seconds})
+            if reaped is not None:
+                units, day, month = reaped
+                self._subtract(connection, license_id, units, _starts(day, month))
                 count += 1
         return count
 
@@ -339,7 +342,7 @@ class Ledger:
     def _subtract(connection: Connection, license_id: str, units: int, starts: Mapping[str, int]) -> None:
         for period, start in starts.items():
             values = {"license": license_id, "period": period, "start": start, "units": units}
-            connection.execute(_SUBTRACT, values)
+            _SUBTRACT.change(connection, values)
 
 
 def look_up(connection: Connection, license: License, now: datetime) -> tuple[Window, ...]:
@@ -352,8 +355,21 @@ def look_up(connection: Connection, license: License, now: datetime) -> tuple[Wi
     """
     starts = _starts(day_of(now), month_of(now))
     values = {"license": license.id, "day_start": starts["day"], "month_start": starts["month"]}
-    used = {row.period: row.used for row in connection.execute(_USED, values)}
+    used = dict(_USED.rows(connection, values))
     return _make_windows(license.quota, used, now)
+
+
+class _Found(NamedTuple):
+    request_digest: str
+    overage: int
+    attempt: str
+    charged_at: int | None
+    answer_digest: str
+
+
+def _find(connection: Connection, order: Order) -> _Found | None:
+    found = _FIND.row(connection, _key(order))
+    return None if found is None else _Found(*found)
 
 
 def _key(order: Order) -> dict[str, object]:
@@ -384,10 +400,10 @@ def _moment(seconds: int) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-# The statements are written out, because they are the same on both databases and each of them carries a promise.
+# They are written out, because they are the same on both databases and each of them carries a promise.
 _OWN: Final = "license_id = :license AND request_id = :request"
 
-_RESERVE: Final = text(
+_RESERVE: Final = Statement(
     """
     INSERT INTO ledger (license_id, request_id, request_digest, model_digest, explainer, images, units, overage,
                         day, month, attempt, expires_at, answer_digest)
@@ -398,7 +414,7 @@ _RESERVE: Final = text(
     """
 )
 # Adds to the counters that stay within their ceilings, and returns those alone: compared and added in one.
-_ADD: Final = text(
+_ADD: Final = Statement(
     """
     INSERT INTO counters (license_id, period, start, used, ceiling)
     VALUES (:license, 'day', :day_start, :units, :day_ceiling),
@@ -410,39 +426,39 @@ _ADD: Final = text(
     RETURNING period, used
     """
 )
-_SUBTRACT: Final = text(
+_SUBTRACT: Final = Statement(
     "UPDATE counters SET used = used - :units WHERE license_id = :license AND period = :period AND start = :start"
 )
-_USED: Final = text(
+_USED: Final = Statement(
     """
     SELECT period, used FROM counters WHERE license_id = :license
     AND (period = 'day' AND start = :day_start OR period = 'month' AND start = :month_start OR period = 'total')
     """
 )
-_FIND: Final = text(f"SELECT * FROM ledger WHERE {_OWN}")  # noqa: S608 - constants, as below
-_TAKE_OVER: Final = text(
+_FIND: Final = Statement(f"SELECT {', '.join(_Found._fields)} FROM ledger WHERE {_OWN}")  # noqa: S608 - constants
+_TAKE_OVER: Final = Statement(
     f"UPDATE ledger SET attempt = :attempt, expires_at = :expires_at WHERE {_OWN} AND charged_at IS NULL"  # noqa: S608
 )
-_FORGET: Final = text(f"DELETE FROM ledger WHERE {_OWN} AND charged_at IS NULL")  # noqa: S608
-_NOTE_OVERAGE: Final = text(f"UPDATE ledger SET overage = :overage WHERE {_OWN}")  # noqa: S608
+_FORGET: Final = Statement(f"DELETE FROM ledger WHERE {_OWN} AND charged_at IS NULL")  # noqa: S608
+_NOTE_OVERAGE: Final = Statement(f"UPDATE ledger SET overage = :overage WHERE {_OWN}")  # noqa: S608
 # The one change that is a charge: a row passes from reserved to charged once.
-_CHARGE: Final = text(
+_CHARGE: Final = Statement(
     f"""
     UPDATE ledger SET charged_at = :now, expires_at = NULL, attempt = :attempt, answer_digest = :answer_digest
     WHERE {_OWN} AND charged_at IS NULL AND request_digest = :request_digest RETURNING overage
     """  # noqa: S608
 )
-_RELEASE: Final = text(
+_RELEASE: Final = Statement(
     f"""
     DELETE FROM ledger WHERE {_OWN} AND charged_at IS NULL AND attempt = :attempt RETURNING units, day, month
     """  # noqa: S608
 )
-_EXPIRED: Final = text(
+_EXPIRED: Final = Statement(
     """
     SELECT license_id, request_id FROM ledger WHERE expires_at < :now ORDER BY license_id, request_id LIMIT 200
     """
 )
-_REAP: Final = text(
+_REAP: Final = Statement(
     f"""
     DELETE FROM ledger WHERE {_OWN} AND charged_at IS NULL AND expires_at < :now RETURNING units, day, month
     """  # noqa: S608

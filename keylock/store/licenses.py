@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from functools import lru_cache
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from pydantic import ValidationError
 from sqlalchemy import Row, bindparam, insert, select, update
@@ -15,11 +15,29 @@ from keylock.errors import LicenseError, LicenseReason, StoreError
 from keylock.licensing import License, StoredLicense
 from keylock.store.database import Database
 from keylock.store.schema import LICENSES, REVOKED_TOKENS
+from keylock.statements import Statement
 
 __all__ = ["LicenseStore"]
 
 _BY_ID: Final = select(LICENSES).where(LICENSES.c.id == bindparam("license_id"))
-_TOKEN: Final = select(REVOKED_TOKENS.c.token_id).where(REVOKED_TOKENS.c.token_id == bindparam("token_id"))
+
+
+class _License(NamedTuple):
+    id: str
+    customer: str
+    issuer: str
+    issued_at: int
+    claims: str
+    revoked_at: int | None
+    revoked_why: str
+    suspended_at: int | None
+    suspended_why: str
+    refuse_before: int | None
+
+
+# What every call asks.
+_CHECK: Final = Statement(f"SELECT {', '.join(_License._fields)} FROM licenses WHERE id = :id")  # noqa: S608 - constants
+_TOKEN: Final = Statement("SELECT token_id FROM revoked_tokens WHERE token_id = :id")
 
 
 class LicenseStore:
@@ -223,11 +241,12 @@ class LicenseStore:
             LicenseError: If it is not good, with the reason `UNKNOWN`, `REVOKED` or `SUSPENDED`.
             StoreError: If the store cannot be used.
         """
-        with self.database.transaction() as connection:
-            row = connection.execute(_BY_ID, {"license_id": license_id}).one_or_none()
-            gone = token_id is not None and connection.execute(_TOKEN, {"token_id": token_id}).one_or_none() is not None
-        if row is None:
+        with self.database.reading() as connection:
+            found = _CHECK.row(connection, {"id": license_id})
+            gone = token_id is not None and _TOKEN.row(connection, {"id": token_id}) is not None
+        if found is None:
             raise _unknown(license_id)
+        row = _License(*found)
         if row.revoked_at is not None:
             raise LicenseError(LicenseReason.REVOKED, f"the license {license_id} was revoked: ask the vendor")
         too_old = issued_at is not None and row.refuse_before is not None and issued_at.timestamp() < row.refuse_before
@@ -282,7 +301,7 @@ def _parse(claims: str) -> License:
     return License.model_validate_json(claims)
 
 
-def _from_row(row: Row[Any]) -> StoredLicense:
+def _from_row(row: _License | Row[Any]) -> StoredLicense:
     try:
         license = _parse(row.claims)
     except ValidationError:

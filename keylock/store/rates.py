@@ -8,10 +8,11 @@ debt, so that the average rate holds for batches of any size.
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from keylock.errors import RateError
 from keylock.licensing import License
+from keylock.statements import Statement
 
 __all__ = ["take"]
 
@@ -23,7 +24,7 @@ _SHIFTED: Final = (
     " THEN rates.touched_at_us - :now ELSE 0 END"
 )
 _BASE: Final = f"CASE WHEN {_SHIFTED} > :now THEN {_SHIFTED} ELSE :now END"
-_TAKE: Final = text(
+_TAKE: Final = Statement(
     f"""
     INSERT INTO rates (license_id, full_at_us, touched_at_us) VALUES (:license, :full, :now)
     ON CONFLICT (license_id) DO UPDATE SET full_at_us = {_BASE} + :cost, touched_at_us = :now
@@ -32,13 +33,13 @@ _TAKE: Final = text(
     """  # noqa: S608 - constants
 )
 # Time goes on from the clock that was set back; the debt stays what it was.
-_REBASE: Final = text(
+_REBASE: Final = Statement(
     f"""
     UPDATE rates SET full_at_us = {_SHIFTED}, touched_at_us = :now
     WHERE license_id = :license AND touched_at_us > :now + {_SET_BACK_US}
     """  # noqa: S608 - constants
 )
-_WAIT: Final = text(f"SELECT {_BASE} - :now AS debt FROM rates WHERE license_id = :license")  # noqa: S608 - constants
+_WAIT: Final = Statement(f"SELECT {_BASE} - :now AS debt FROM rates WHERE license_id = :license")  # noqa: S608 - constants
 
 
 def take(connection: Connection, license: License, *, images: int, now: datetime) -> None:
@@ -60,8 +61,9 @@ def take(connection: Connection, license: License, *, images: int, now: datetime
     now_us = int(now.timestamp() * 1_000_000)
     cost, room = round(images * each_us), round((rate.burst - min(images, rate.burst)) * each_us)
     values = {"license": license.id, "now": now_us, "cost": cost, "room": room, "full": now_us + cost}
-    if connection.execute(_TAKE, values).first() is None:
-        connection.execute(_REBASE, {"license": license.id, "now": now_us})
-        debt_us = connection.execute(_WAIT, {"license": license.id, "now": now_us}).scalar_one()
+    if _TAKE.row(connection, values) is None:
+        own = {"license": license.id, "now": now_us}
+        _REBASE.change(connection, own)
+        ((debt_us,),) = _WAIT.rows(connection, own)
         # At least a millisecond, so that nobody comes again at once.
         raise RateError(license_id=license.id, retry_after_s=max(0.001, (debt_us - room) / 1_000_000))
