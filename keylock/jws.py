@@ -14,9 +14,9 @@ from pydantic_core import from_json
 from keylock.errors import SignatureError
 from keylock.signing import SigningKey, VerifyingKey, canonical_json, decode_base64url, encode_base64url
 
-__all__ = ["Jws", "sign"]
+__all__ = ["ALGORITHM", "Jws", "sign", "unverified_header"]
 
-_ALGORITHM: Final = "Ed25519"
+ALGORITHM: Final = "Ed25519"
 _SIGNATURE_BYTES: Final = 64
 
 
@@ -29,9 +29,22 @@ def sign(payload: bytes, key: SigningKey, *, typ: str, **members: object) -> str
         typ: The kind of token.
         **members: Further members of the header.
     """
-    header = canonical_json({"alg": _ALGORITHM, "kid": key.key_id, "typ": typ, **members})
+    header = canonical_json({"alg": ALGORITHM, "kid": key.key_id, "typ": typ, **members})
     signed = f"{encode_base64url(header)}.{encode_base64url(payload)}"
     return f"{signed}.{encode_base64url(key.sign(signed.encode('ascii')))}"
+
+
+def unverified_header(token: str) -> Mapping[str, object]:
+    """Returns the members of the header that a token states, to choose how to verify it; none where it has no header.
+
+    Args:
+        token: What was presented.
+    """
+    try:
+        header = from_json(decode_base64url(token.partition(".")[0]))
+    except ValueError:
+        return {}
+    return header if isinstance(header, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -68,7 +81,7 @@ class Jws:
         header = from_json(raw)
         if not isinstance(header, dict) or canonical_json(header) != raw or len(signature) != _SIGNATURE_BYTES:
             raise ValueError("not spelled as it was signed")
-        expected = {"alg": _ALGORITHM, "kid": header.get("kid"), "typ": typ}
+        expected = {"alg": ALGORITHM, "kid": header.get("kid"), "typ": typ}
         if {name: header.get(name) for name in expected} != expected or not isinstance(expected["kid"], str):
             raise ValueError("not a token of this kind")
         if set(header) != {*expected, *members}:

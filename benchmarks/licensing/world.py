@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[2]
 # The tiny bundle, which costs next to nothing to explain, is that of the server's tests.
@@ -43,10 +45,17 @@ class World:
     store: LicenseStore
 
     @classmethod
-    def make(cls, folder: Path, store_url: str) -> "World":
-        """Makes everything anew in a folder."""
+    def make(cls, folder: Path, store_url: str, **content: object) -> "World":
+        """Makes everything anew in a folder.
+
+        Args:
+            folder: The folder.
+            store_url: The store.
+            **content: What the bundle has in place of what the tiny one has.
+        """
         seed, signing_key = KeySeed.generate(), SigningKey.generate()
-        key = Key.derive(seed, shape=tiny.PREPROCESSING.shape, std=tiny.PREPROCESSING.std)
+        preprocessing: Any = content.get("preprocessing", tiny.PREPROCESSING)
+        key = Key.derive(seed, shape=preprocessing.shape, std=preprocessing.std)
         signing_key.verifying_key.write(folder / "issuer.pub.pem")
         now = datetime.now(UTC)
         ReceiptKey.create(folder / "receipts.pem", signing_key, not_before=now, expires=now + timedelta(days=1))
@@ -64,8 +73,16 @@ class World:
             manifest=None,
         )
         sealer = KeyFile.create(vendor.key_file)
-        write_bundle(vendor.bundle, vendor.content(), signing_key=signing_key, seed=seed, sealer=sealer)
+        write_bundle(vendor.bundle, vendor.content(**content), signing_key=signing_key, seed=seed, sealer=sealer)
         return cls(folder, store_url, signing_key, LicenseStore(store_url))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.store.close()
 
     def grant(self, **terms: object) -> tuple[License, str]:
         """Issues a license for a day."""
@@ -121,6 +138,12 @@ class Server:
     def port(self) -> int:
         """The port it listens on."""
         return int(self.target.rpartition(":")[2])
+
+    @property
+    def cpu_s(self) -> float:
+        """Seconds of processor time it has used (Linux)."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def kill(self) -> None:
         """Ends it without warning, as `kill -9` does."""

@@ -4,14 +4,14 @@ The license says whom to trust: its issuer certifies the keys that sign receipts
 imported when the first receipt comes, because callers without a license never need them.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from keylock.digests import digest_of, digest_of_array
 from keylock.errors import ReceiptError
-from keylock.signing import VerifyingKey, decode_base64url
+from keylock.jws import unverified_header
+from keylock.signing import VerifyingKey
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client.errors import BadReceiptError
 from keylock_client.results import Receipt
@@ -140,11 +140,6 @@ def _digest_of_image(image: pb.Image) -> str:
 
 def _issuer_of(token: str) -> str | None:
     """Returns the id of the key that a license names, or None where the token is no license."""
-    try:
-        header = json.loads(decode_base64url(token.partition(".")[0]))
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(header, dict) or header.get("typ") != "keylock-license+jws":
-        return None
+    header = unverified_header(token)
     key_id = header.get("kid")
-    return key_id if isinstance(key_id, str) else None
+    return key_id if header.get("typ") == "keylock-license+jws" and isinstance(key_id, str) else None

@@ -108,7 +108,8 @@ class GroupCommit:
         open_, wait_s = True, 0.0
         while open_:
             jobs = [self._jobs.get()]
-            time.sleep(wait_s)
+            if wait_s:
+                time.sleep(wait_s)
             while len(jobs) < _MAX_BATCH:
                 try:
                     jobs.append(self._jobs.get_nowait())

@@ -13,9 +13,9 @@ from sqlalchemy.exc import IntegrityError
 
 from keylock.errors import LicenseError, LicenseReason, StoreError
 from keylock.licensing import License, StoredLicense
+from keylock.statements import Statement
 from keylock.store.database import Database
 from keylock.store.schema import LICENSES, REVOKED_TOKENS
-from keylock.statements import Statement
 
 __all__ = ["LicenseStore"]
 

@@ -49,7 +49,8 @@ def make_license(**changes):
 
 def b64(data):
     if not isinstance(data, bytes):
-        data = json.dumps(data).encode()
+        # As canonical JSON, and more: not all of it need be finite numbers.
+        data = json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
@@ -191,6 +192,20 @@ def test_older_name_of_the_algorithm_is_refused():
 )
 def test_other_header_is_malformed_even_when_signed(change):
     assert reason_of(sign_raw(HEADER | change, CLAIMS)) == LicenseReason.MALFORMED
+
+
+def test_header_has_one_spelling():
+    for header in (json.dumps(HEADER), json.dumps(HEADER, indent=1), json.dumps(dict(reversed(HEADER.items())))):
+        assert reason_of(sign_raw(header.encode(), CLAIMS)) == LicenseReason.MALFORMED
+
+
+def test_token_of_another_implementation_is_the_same():
+    header = dict(sorted(HEADER.items()))
+    key = OKPKey.import_key(ISSUER.reveal())
+    made = jws.serialize_compact(header, canonical_json(CLAIMS), key, algorithms=["Ed25519"])
+    assert made == TOKEN
+    public = OKPKey.import_key(dict(ISSUER.verifying_key.to_jwk()))
+    assert json.loads(jws.deserialize_compact(TOKEN, public, algorithms=["Ed25519"]).payload) == CLAIMS
 
 
 @pytest.mark.parametrize(
