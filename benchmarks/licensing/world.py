@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import platform
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -180,12 +182,29 @@ def postgresql() -> Iterator[str]:
 
 def record(name: str, result: dict[str, object]) -> None:
     """Prints a result and writes it into `benchmarks/results/licensing`."""
-    shared = {"cpu_count": os.cpu_count(), "load_average_at_end": os.getloadavg()[0], "finished": _now()}
-    document = {**result, "machine": {**shared, "note": "other programs ran on the machine at the same time"}}
+    machine = {
+        "processor": _processor(),
+        "cpu_count": os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "sqlite": sqlite3.sqlite_version,
+        "load_average_at_end": round(os.getloadavg()[0], 1),
+        "finished": _now(),
+    }
+    document = {**result, "machine": {**machine, "note": "other programs ran on the machine at the same time"}}
     text = json.dumps(document, indent=2)
     print(text, flush=True)
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.json").write_text(text + "\n", "utf-8")
+
+
+def _processor() -> str:
+    """Names the processor (Linux), as far as the machine tells."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 def _now() -> str:
