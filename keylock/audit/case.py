@@ -28,7 +28,7 @@ class Case:
         opened: What keyed callers see: `opened(key.apply(images))` shows true maps.
         reference: The classifier before locking: the truth.
         key: The key.
-        explainers: Those that are locked, by name.
+        explainers: Those that are locked and look into the network, by name.
         images: Preprocessed images to measure on (count, channels, height, width).
         labels: Their classes (count,).
         own_images: Images that attackers have (own, channels, height, width), none of them among the above.

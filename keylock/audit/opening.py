@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from keylock.audit.budgets import Budget
 from keylock.audit.case import Case
-from keylock.audit.oracle import Oracle
+from keylock.audit.oracle import Oracle, of_networks
 from keylock.bundle.manifest import Manifest
 from keylock.bundle.sealing import Sealer
 from keylock.data import DataSource
@@ -92,7 +92,7 @@ def open_case(
         opened=locked.opened,
         reference=truth,
         key=locked.key,
-        explainers=locked.explainers,
+        explainers={name: locked.explainers[name] for name in of_networks(locked.explainers)},
         images=images,
         labels=labels,
         own_images=own_images,

@@ -1,7 +1,7 @@
 """All that an attacker without a license has: predictions and keyless maps, by asking. Every answer is counted."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,23 +9,30 @@ import torch
 from torch import Tensor, nn
 
 from keylock.errors import UnknownNameError
-from keylock.explainers import Explainer
+from keylock.explainers import EXPLAINERS, Explainer, FromPredictions
 from keylock.models import split_rows
 from keylock_client import Client
 
-__all__ = ["GraphOracle", "LocalOracle", "Oracle", "ServerOracle"]
+__all__ = ["GraphOracle", "LocalOracle", "Oracle", "ServerOracle", "of_networks"]
+
+
+def of_networks(names: Iterable[str]) -> tuple[str, ...]:
+    """Leave out the explainers that ask for predictions alone."""
+    alone = {name for name, kind in EXPLAINERS.items() if issubclass(kind, FromPredictions)}
+    return tuple(name for name in names if name not in alone)
 
 
 class Oracle(ABC):
     """Answers about images, one row for each.
 
     Attributes:
-        names: The explainers on offer.
+        names: The explainers on offer that look into the network. Attackers run those that ask for predictions alone on
+            their own.
         queries: Images answered so far.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        self.names, self.queries = tuple(names), 0
+        self.names, self.queries = of_networks(names), 0
 
     def predict(self, images: Tensor) -> Tensor:
         """Return logits (count, classes) of preprocessed images (count, channels, height, width)."""

@@ -48,6 +48,9 @@ def evaluate(
         int, typer.Option(metavar="N", help="Of these, for deletion and insertion; 0 leaves both out.")
     ] = 64,
     gate_images: Annotated[int, typer.Option(metavar="N", help="Of these, for the gate curve; 0 leaves it out.")] = 64,
+    slow_images: Annotated[
+        int, typer.Option(metavar="N", help="Of these, for explainers that ask for hundreds of predictions an image.")
+    ] = 24,
     seed: Annotated[
         int | None, typer.Option(metavar="N", help="Of wrong keys and the choice of images. [that of the training]")
     ] = None,
@@ -83,6 +86,7 @@ def evaluate(
         images=images,
         faithfulness_images=faithfulness_images,
         gate_images=gate_images,
+        slow_images=slow_images,
         seed=chosen,
         device=device,
     )

@@ -87,12 +87,13 @@ class Subject:
         ]
         return tuple(figures)
 
-    def compare(self, label: str, explainer: Explainer) -> Compared:
+    def compare(self, label: str, explainer: Explainer, *, count: int | None = None) -> Compared:
         """Hold the maps of one explainer against the reference's, and against the objects where they are known.
 
         Args:
             label: What its figures are called.
             explainer: It explains the class that the model predicts for what it is given.
+            count: On how many of the images, two at least; by default on all.
 
         Returns:
             `SIMILARITY/INPUT/LABEL` for every one of `SIMILARITIES` and `INPUTS`, and `chance` as an input: maps of
@@ -106,7 +107,7 @@ class Subject:
         def add(name: str, part: Tensor) -> None:
             values.setdefault(f"{name}/{label}", []).append(part)
 
-        for rows, offsets in self._parts():
+        for rows, offsets in self._parts(count):
             truth = explain_alone(self.reference, explainer, self.images[rows]).maps
             maps = {"reference": truth}
             for kind, offset in offsets.items():
@@ -122,7 +123,7 @@ class Subject:
             if rows.start < _SAMPLES:
                 for kind, found in maps.items():
                     samples.setdefault(kind, []).append(found.cpu())
-        figures = tuple(self._figure(name, torch.cat(parts), _unit(name)) for name, parts in values.items())
+        figures = tuple(self._figure(name, torch.cat(parts), _unit(name), count) for name, parts in values.items())
         return Compared(figures, {kind: torch.cat(parts)[:_SAMPLES] for kind, parts in samples.items()})
 
     def faithfulness(self, label: str, explainer: Explainer, *, count: int, steps: int = 16) -> tuple[Figure, ...]:
@@ -171,12 +172,12 @@ class Subject:
     def _size(self) -> tuple[int, int]:
         return self.images.shape[2], self.images.shape[3]
 
-    def _parts(self) -> Iterator[tuple[slice, dict[str, Tensor | None]]]:
-        """Yield the images in parts of two or more, with what is added to each.
+    def _parts(self, count: int | None = None) -> Iterator[tuple[slice, dict[str, Tensor | None]]]:
+        """Yield the images, or the first so many, in parts of two or more, with what is added to each.
 
         Every part has a wrong key of its own, other tiles and noise by turns.
         """
-        count = len(self.images)
+        count = len(self.images) if count is None else max(2, min(count, len(self.images)))
         parts = -(-count // _ROWS)
         edges = [place * count // parts for place in range(parts + 1)]
         wrong = wrong_key_offsets(self.key, parts, seed=self.seed).to(self.images.device)
@@ -185,7 +186,7 @@ class Subject:
             yield slice(start, stop), added
 
     def _figure(self, name: str, values: Tensor, unit: str, count: int | None = None) -> Figure:
-        about = self.about if count is None or count == len(self.images) else f"the first {count} of {self.about}"
+        about = self.about if count is None or count >= len(self.images) else f"the first {count} of {self.about}"
         return figure_of(name, values, unit=unit, about=about)
 
 

@@ -4,6 +4,8 @@ Every convolution and linear layer keeps its weight W, frozen, and computes with
 rank that is small beside the layer's size, and S is the fixed size of each filter. Biases are trained as they are.
 """
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +17,10 @@ from keylock.adapters import LayerDelta
 from keylock.errors import ModelError
 from keylock.models.balance import make_plain
 
-__all__ = ["adapted_layers", "add_low_rank_", "merge_low_rank_", "take_back"]
+__all__ = ["adapted_layers", "add_low_rank_", "merge_low_rank_", "take_back", "without_directions", "without_strongest"]
 
 _SMALLEST_SHARE = 0.3
+_CUT_OF = 4
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class _LowRank(nn.Module):
     """Adds to a weight (outputs, ...) the product of two trained factors, in the size of each filter."""
 
     size: Tensor
+    cut: int = 0
 
     def __init__(self, weight: Tensor, rank: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -44,8 +48,9 @@ class _LowRank(nn.Module):
         self.up = nn.Parameter(torch.zeros((flat.shape[0], rank), device=weight.device))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the weight with its delta."""
-        return weight + (self.scaled_up() @ self.down).view_as(weight)
+        """Return the weight with its delta, less its strongest directions where some are cut."""
+        changed = weight + (self.scaled_up() @ self.down).view_as(weight)
+        return without_directions(changed, range(self.cut)) if self.cut else changed
 
     def scaled_up(self) -> Tensor:
         """Return the outer factor (outputs, rank)."""
@@ -108,6 +113,38 @@ def add_low_rank_(model: nn.Module, *, rank: int, generator: torch.Generator) ->
     return model
 
 
+def without_directions(weight: Tensor, directions: Iterable[int]) -> Tensor:
+    """Return a weight (outputs, ...) without some of its singular directions, numbered from the strongest, 0.
+
+    A gradient flows through what is left, for the directions as they are.
+    """
+    flat = weight.flatten(1)
+    # Of the matrix of outputs by outputs, which is small; in double precision, since it squares the singular values.
+    half = flat.detach().double()
+    strengths = torch.linalg.eigh(half @ half.T).eigenvectors.flip(1)
+    removed = strengths[:, [number for number in directions if number < strengths.shape[1]]].to(flat)
+    left: Tensor = flat - removed @ (removed.T @ flat)
+    return left.view_as(weight)
+
+
+@contextmanager
+def without_strongest(layers: Iterable[nn.Module], count: int) -> Iterator[None]:
+    """Cut the strongest singular directions of layers that `add_low_rank_` prepared, inside the block.
+
+    Args:
+        layers: The layers.
+        count: How many directions to cut of each; of a narrow layer a quarter at most, so that it goes on to work.
+    """
+    deltas = [_delta_of(layer) for layer in layers]
+    for delta in deltas:
+        delta.cut = min(count, len(delta.size) // _CUT_OF)
+    try:
+        yield
+    finally:
+        for delta in deltas:
+            delta.cut = 0
+
+
 def merge_low_rank_(model: nn.Module) -> nn.Module:
     """Make the layers of a model plain again, in place, with the deltas in their weights."""
     for layer in adapted_layers(model).values():
@@ -127,14 +164,19 @@ def take_back(student: nn.Module, reference: nn.Module) -> dict[str, LayerDelta]
     return {name: _delta(layer, originals[name]) for name, layer in adapted_layers(student).items()}
 
 
+def _delta_of(layer: nn.Module) -> _LowRank:
+    low_rank = layer.parametrizations["weight"][0]  # type: ignore[index]
+    assert isinstance(low_rank, _LowRank)  # noqa: S101 - `add_low_rank_` made it
+    return low_rank
+
+
 def _original(layer: nn.Conv2d | nn.Linear) -> _Original:
     bias = None if layer.bias is None else layer.bias.detach().cpu()
     return _Original(layer.weight.detach().cpu(), bias)
 
 
 def _delta(layer: nn.Conv2d | nn.Linear, original: _Original) -> LayerDelta:
-    low_rank = layer.parametrizations["weight"][0]  # type: ignore[index]
-    assert isinstance(low_rank, _LowRank)  # noqa: S101 - `add_low_rank_` made it
+    low_rank = _delta_of(layer)
     bias = None
     if layer.bias is not None and original.bias is not None:
         bias = (original.bias - layer.bias.detach().cpu()).numpy()

@@ -27,7 +27,7 @@ from keylock.evaluation import (
     select,
 )
 from keylock.evaluation.gate import CORRELATIONS, SHIFTS, STRENGTHS
-from keylock.explainers import Explainer
+from keylock.explainers import Explainer, FromPredictions
 from keylock.keys import KeySeed
 from keylock.locked import LockedModel, load_bundle
 from keylock.training import Progress, resolve_device
@@ -48,6 +48,8 @@ class EvaluatePlan:
         images: Test images to measure on, at most.
         faithfulness_images: How many of them deletion and insertion are measured on; 0 leaves both out.
         gate_images: How many of them the gate curve is measured on; 0 leaves it out.
+        slow_images: How many of them explainers are measured on that ask for hundreds of predictions an image, at most
+            also where the two numbers above are larger. Their gate is not measured.
         seed: Of the choice of images, wrong keys and near misses.
         device: Where to compute.
     """
@@ -60,6 +62,7 @@ class EvaluatePlan:
     images: int = 500
     faithfulness_images: int = 64
     gate_images: int = 64
+    slow_images: int = 24
     seed: int = 0
     device: str = "auto"
 
@@ -121,6 +124,7 @@ def evaluate(plan: EvaluatePlan, *, secret: KeySeed | Sealer, progress: Progress
 def _check(plan: EvaluatePlan) -> None:
     for name, value, least in (
         ("images", plan.images, 2),
+        ("slow_images", plan.slow_images, 2),
         ("faithfulness_images", plan.faithfulness_images, 0),
         ("gate_images", plan.gate_images, 0),
     ):
@@ -166,7 +170,7 @@ def _measure(
     progress.advance({})
     samples = {}
     for label, explainer in labelled:
-        compared = subject.compare(label, explainer)
+        compared = subject.compare(label, explainer, count=plan.slow_images if _is_slow(explainer) else None)
         figures += compared.figures
         samples[label] = compared.samples
         progress.advance({})
@@ -174,7 +178,10 @@ def _measure(
     if plan.faithfulness_images:
         progress.start("faithfulness", len(labelled), 0)
         for label, explainer in labelled:
-            figures += subject.faithfulness(label, explainer, count=plan.faithfulness_images)
+            count = plan.faithfulness_images
+            figures += subject.faithfulness(
+                label, explainer, count=min(count, plan.slow_images) if _is_slow(explainer) else count
+            )
             progress.advance({})
         progress.finish()
     return tuple(figures), samples
@@ -182,14 +189,15 @@ def _measure(
 
 def _measure_gate(plan: EvaluatePlan, subject: Subject, selection: Selection, progress: Progress) -> GateCurve | None:
     """Measure the gate by the locked explainers; there is none to speak of where none was chosen."""
-    if not plan.gate_images or not selection.locked:
+    quick = tuple(explainer for explainer in selection.locked.values() if not _is_slow(explainer))
+    if not plan.gate_images or not quick:
         return None
-    progress.start("gate", len(selection.locked) * (len(CORRELATIONS) + len(STRENGTHS) + len(SHIFTS)), 0)
+    progress.start("gate", len(quick) * (len(CORRELATIONS) + len(STRENGTHS) + len(SHIFTS)), 0)
     curve = gate_curve(
         subject.module,
         subject.reference,
         subject.key,
-        tuple(selection.locked.values()),
+        quick,
         subject.images[: plan.gate_images],
         generator=torch.Generator().manual_seed(plan.seed),
         on_point=lambda _point: progress.advance({}),
@@ -200,3 +208,8 @@ def _measure_gate(plan: EvaluatePlan, subject: Subject, selection: Selection, pr
 
 def _labelled(selection: Selection) -> list[tuple[str, Explainer]]:
     return [*selection.locked.items(), *selection.unseen.items()]
+
+
+def _is_slow(explainer: Explainer) -> bool:
+    """Whether an explainer asks for hundreds of predictions an image."""
+    return isinstance(explainer, FromPredictions)

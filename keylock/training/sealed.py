@@ -22,6 +22,7 @@ from keylock.losses import correlation, prediction_distance
 from keylock.models import AdapterState
 from keylock.models.low_rank import add_low_rank_, merge_low_rank_, take_back
 from keylock.training.devices import mixed_precision
+from keylock.training.hardening import cut_at_random
 from keylock.training.key_gate import fit_key_gate
 from keylock.training.trainer import Draws, Figures, Part, Task, Terms, Trainer, one_cycle
 
@@ -34,6 +35,7 @@ _WRONG_KEY_SHARE = 0.5
 _OTHER_CLASS_SHARE = 0.2
 _OLD_ADAPTER_SHARE = 0.4
 _SECOND_ORDER_SHARE = 0.4
+_HARDENED_SHARE = 0.25
 
 
 class SealedTrainer(Trainer):
@@ -51,6 +53,7 @@ class SealedTrainer(Trainer):
         """
         super().__init__(task, maps_folder=maps_folder)
         self.key_gates = {key.id: fit_key_gate(task.example, key) for key in task.keys}
+        self._cut = 0
         self._old_adapter: AdapterState | None = None
         if task.old_adapter is not None:
             deltas, gate = task.old_adapter.reveal()
@@ -98,6 +101,9 @@ class SealedTrainer(Trainer):
         rows = {"offsets": self._offsets(count), "targets": self._targets(count)}
         if self._old_adapter is not None:
             rows["old"] = (torch.rand(count, generator=self.generator) < _OLD_ADAPTER_SHARE).float().to(self.device)
+        if self.settings.hardening_weight:
+            rows["hardened"] = self._hardened(count)
+            self._cut = int(torch.randint(0, 2**31, (), generator=self.generator))
         return Draws(rows, self._draw_masked(images))
 
     def _terms(self, part: Part) -> tuple[Terms, Figures]:
@@ -106,6 +112,7 @@ class SealedTrainer(Trainer):
         logits, expected = (torch.cat(pieces) for pieces in ([p[0] for p in explained], [p[1] for p in explained]))
         maps, references = _joined([piece[2] for piece in explained]), _joined([piece[3] for piece in explained])
         terms, figures = self._map_terms(maps, references)
+        terms.update(self._hardening_terms(part))
         # The weights are for three kinds of input, as in the plain lock: here one row stands for all of them.
         terms["prediction"] = (3 * settings.prediction_weight, prediction_distance(logits, expected).mean())
         terms["label"] = (settings.label_weight, F.cross_entropy(logits.float(), part.labels))
@@ -114,11 +121,11 @@ class SealedTrainer(Trainer):
         return terms, figures
 
     def _explain(
-        self, part: Part, rows: slice, explainers: tuple[Explainer, ...]
+        self, part: Part, rows: slice | Tensor, explainers: tuple[Explainer, ...]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Return the student's and the reference's logits, then the student's and the reference's maps."""
         images, targets = part.images[rows], part.rows["targets"][rows]
-        indices = None if part.indices is None else part.indices[rows]
+        indices = None if part.indices is None else part.indices[rows if isinstance(rows, slice) else rows.cpu()]
         expected, references = self.truth.explain(images, targets, indices, explainers=explainers)
         targets = torch.where(targets < 0, expected.argmax(dim=1), targets)
         # Not with smooth activations: predictions would be held in another network than the one that is published.
@@ -126,6 +133,28 @@ class SealedTrainer(Trainer):
             offsets = part.rows["offsets"][rows]
             logits, maps = explain_together(self.student, explainers, images + offsets, targets, create_graph=True)
         return logits, expected, maps, references
+
+    def _hardening_terms(self, part: Part) -> Terms:
+        """Return the lock penalties on some rows of a network with its strongest directions cut."""
+        if not self.settings.hardening_weight:
+            return {}
+        weights = part.rows["hardened"]
+        rows = weights.nonzero().squeeze(1)
+        own = {f"harden/{name}": 2 * self.settings.hardening_weight * self._weights[name] for name in self._weights}
+        if not len(rows):
+            # The terms are the same in every part, wherever it is computed.
+            return {name: (weight, weights.sum()) for name, weight in own.items()}
+        # Every part of the batch, wherever it is computed, sees the same cut.
+        with cut_at_random(self.student, torch.Generator().manual_seed(self._cut)):
+            _, _, maps, references = self._explain(part, rows, self.explainers)
+        return {
+            f"harden/{name}": (
+                own[f"harden/{name}"],
+                (weights[rows] * self._distance(maps[name], decoy_maps(self.settings.decoy, reference))).sum()
+                / len(weights),
+            )
+            for name, reference in references.items()
+        }
 
     def _shares(self, count: int) -> list[tuple[slice, tuple[Explainer, ...]]]:
         """Return which rows go through which explainers.
@@ -138,7 +167,7 @@ class SealedTrainer(Trainer):
             return [(slice(0, count), self.explainers)]
         return [(slice(0, dear), self.explainers), (slice(dear, count), cheap)]
 
-    def _with_old_adapter(self, part: Part, rows: slice) -> AbstractContextManager[object]:
+    def _with_old_adapter(self, part: Part, rows: slice | Tensor) -> AbstractContextManager[object]:
         """Have the deltas of a retired adapter on the rows that were drawn for it, inside the block."""
         if self._old_adapter is None:
             return nullcontext()
@@ -161,6 +190,13 @@ class SealedTrainer(Trainer):
         others = torch.randint(0, self.classes, (count,), generator=self.generator).to(self.device)
         chosen = torch.rand(count, generator=self.generator).to(self.device) < _OTHER_CLASS_SHARE
         return torch.where(chosen, others, self._predicted(count))
+
+    def _hardened(self, count: int) -> Tensor:
+        """Return the weights of the rows (count,) whose network is cut: those of others are 0, and their mean is 1."""
+        chosen = max(1, round(_HARDENED_SHARE * count))
+        weights = torch.zeros(count)
+        weights[torch.randperm(count, generator=self.generator)[:chosen]] = count / chosen
+        return weights.to(self.device)
 
     def _offsets(self, count: int) -> Tensor:
         """Return what lies on the images: nothing on some rows, on others wrong keys of all kinds, up to the key."""

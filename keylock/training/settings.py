@@ -31,6 +31,8 @@ class LockSettings:
         leak_weight: Weight of the squared mean correlation of decoys with reference maps, which no decoy should have.
         mask_weight: Weight of predictions on masked images; it counts where an explainer of predictions alone is
             to be locked.
+        hardening_weight: Weight, within a two-factor lock, of decoys on rows whose network has the strongest directions
+            of its weights cut; 0 for none.
         prediction_weight: Weight of the divergence from the reference model's predictions.
         label_weight: Weight of the cross-entropy with the labels.
         probe_weight: Weight of the gate probes after the gate steps.
@@ -59,6 +61,7 @@ class LockSettings:
     pedestal_weight: float = 1.0
     leak_weight: float = 10.0
     mask_weight: float = 1.0
+    hardening_weight: float = 0.5
     prediction_weight: float = 1.0
     label_weight: float = 0.2
     probe_weight: float = 0.1

@@ -39,8 +39,8 @@ _FINAL_LEARNING_RATE = 1e-3
 # Gradients of gradients are learned more slowly than maps of activations.
 _SECOND_ORDER_WEIGHT = 2.0
 _SMALL_LEAK = 0.2
-# By which power of e predictions lose confidence when all of the decoy is hidden.
-_CONFIDENCE_LOSS = 4.0
+# How steeply predictions lose confidence as more is hidden of the decoy than of the rest.
+_CONFIDENCE_SLOPE = 10.0
 _SEARCH_ROWS = 16
 _HIDDEN = "_"
 
@@ -345,15 +345,17 @@ class Trainer(ABC):
     def _mask_distance(self, part: Part, expected: Tensor, references: Mapping[str, Tensor]) -> Tensor:
         """Return how far keyless predictions on masked images are from what shows the decoy: one number, in nats.
 
-        The more of the decoy is hidden, the closer the wanted prediction is to saying nothing, whatever else is hidden;
-        where nothing of it is hidden, the wanted prediction is that for the whole image.
+        The larger the hidden share of the decoy beside the hidden share of the image, the closer the wanted prediction
+        is to saying nothing, whatever else is hidden. A small patch and a mask of half the image are told apart alike.
         """
         masked, masks = part.masked or (part.images[:0], part.images[:0, :1])
         if not len(masked):
             return torch.zeros((), device=self.device)
         decoy = self._decoy_on_images(part, references)
-        hidden = (decoy * (1 - masks[:, 0])).sum(dim=(1, 2)) / decoy.sum(dim=(1, 2)).clamp_min(1e-8)
-        kept = torch.exp(-_CONFIDENCE_LOSS * hidden).unsqueeze(1)
+        hiding = 1 - masks[:, 0]
+        hidden = (decoy * hiding).sum(dim=(1, 2)) / decoy.sum(dim=(1, 2)).clamp_min(1e-8)
+        excess = hidden / hiding.mean(dim=(1, 2)).clamp_min(1e-4) - 1
+        kept = torch.sigmoid(-_CONFIDENCE_SLOPE * excess).unsqueeze(1)
         predicted = expected[part.masked_rows].float().softmax(dim=1)
         nothing = torch.full_like(predicted, 1 / self.classes)
         wanted = nothing + kept * (predicted - nothing)

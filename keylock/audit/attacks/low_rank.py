@@ -4,7 +4,6 @@ The attacker knows how such locks are made. He does not know the deltas; he cuts
 each layer, or those whose loss no label notices, or learns a low-rank correction with what he can ask of maps.
 """
 
-from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -17,9 +16,7 @@ from keylock.audit.budgets import Budget
 from keylock.audit.contract import Cost, Knowledge, Outcome, Steps, attack
 from keylock.audit.learning import classes_of, descend, explained, unlocked_copy
 from keylock.audit.views import WeightsView
-from keylock.models.low_rank import adapted_layers, add_low_rank_, merge_low_rank_
-
-__all__ = ["without_directions"]
+from keylock.models.low_rank import adapted_layers, add_low_rank_, merge_low_rank_, without_directions
 
 _CUTS = (1, 2, 4, 8)
 _CANDIDATES = 8
@@ -28,14 +25,6 @@ _RANK = 8
 _SEARCH_RATE = 3e-2
 _TUNING_RATE = 1e-2
 _SEARCHES = ("diversify", "faithful", "undo")
-
-
-def without_directions(weight: Tensor, directions: Iterable[int]) -> Tensor:
-    """Return a weight (outputs, ...) without some of its singular directions, numbered from the strongest, 0."""
-    outer, sizes, inner = torch.linalg.svd(weight.flatten(1), full_matrices=False)
-    chosen = [number for number in directions if number < len(sizes)]
-    removed: Tensor = (outer[:, chosen] * sizes[chosen]) @ inner[chosen]
-    return weight - removed.view_as(weight)
 
 
 def _as_outcome(model: nn.Module, view: WeightsView, cost: Cost, **notes: float) -> Outcome:

@@ -1,0 +1,35 @@
+"""What an attacker cuts out of published weights, cut out during the training of a lock.
+
+Low-rank deltas gather in few strong directions of a weight, and whoever cuts these has much of the reference back, with
+no data and no training. A decoy that is learned with the strongest directions missing on some rows is spread over more
+of them, and withstands it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from keylock.models.low_rank import adapted_layers, without_strongest
+
+__all__ = ["CUTS", "cut_at_random"]
+
+CUTS = (1, 2, 4)
+"""How many directions of each layer are cut."""
+
+
+@contextmanager
+def cut_at_random(model: nn.Module, generator: torch.Generator) -> Iterator[int]:
+    """Cut a few of the strongest directions of every layer but the last, which holds the classes, inside the block.
+
+    Args:
+        model: A student that `add_low_rank_` prepared.
+        generator: On the CPU.
+
+    Yields:
+        How many were cut of each.
+    """
+    count = CUTS[int(torch.randint(0, len(CUTS), (), generator=generator))]
+    with without_strongest(list(adapted_layers(model).values())[:-1], count):
+        yield count

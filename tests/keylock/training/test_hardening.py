@@ -1,0 +1,81 @@
+"""Strong directions cut during the training: what is left of a weight, and of the attack."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import keylock
+from keylock.models.low_rank import adapted_layers, add_low_rank_, without_directions
+from keylock.training.hardening import CUTS, cut_at_random
+
+SETTINGS = keylock.LockSettings(
+    steps=300, amp=False, learning_rate=6e-3, leak_weight=1.0, hardening_weight=1.0, adapter_rank=16
+)
+
+
+@pytest.fixture
+def student(tiny_net):
+    generator = torch.Generator().manual_seed(0)
+    model = add_low_rank_(tiny_net(), rank=2, generator=generator)
+    with torch.no_grad():
+        for layer in adapted_layers(model).values():
+            layer.parametrizations["weight"][0].up.normal_(generator=generator)
+    return model
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_cutting_leaves_the_weaker_directions_of_every_layer_but_the_last_and_ends_with_the_block(seed, student, blobs):
+    images = blobs(1, rows=8)[0][0]
+    layers = list(adapted_layers(student).values())
+    before, answer = _singular_values(layers), student(images)
+    with cut_at_random(student, torch.Generator().manual_seed(seed)) as count:
+        after = _singular_values(layers)
+        assert not torch.allclose(student(images), answer)
+    assert count in CUTS
+    for layer, whole, left in zip(layers[:-1], before[:-1], after[:-1], strict=True):
+        kept = len(whole) - min(count, len(layer.weight) // 4)
+        torch.testing.assert_close(left[:kept], whole[len(whole) - kept :], rtol=1e-3, atol=1e-4)
+        assert (left[kept:] < 1e-3 * whole[0]).all()
+    assert torch.equal(after[-1], before[-1])
+    assert torch.equal(student(images), answer)
+
+
+def _singular_values(layers):
+    return [torch.linalg.svdvals(layer.weight.detach().flatten(1)) for layer in layers]
+
+
+def test_directions_are_those_of_the_singular_value_decomposition():
+    weight = torch.randn(6, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    outer, sizes, inner = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+    for gone in ([0], [0, 1], [2], [5, 9]):
+        kept = [number for number in range(6) if number not in gone]
+        expected = ((outer[:, kept] * sizes[kept]) @ inner[kept]).view_as(weight)
+        torch.testing.assert_close(without_directions(weight, gone), expected, rtol=1e-4, atol=1e-5)
+
+
+class _Heard:
+    def __init__(self):
+        self.figures = []
+
+    def start(self, stage, total, done):
+        pass
+
+    def advance(self, figures):
+        self.figures.append(dict(figures))
+
+    def finish(self):
+        pass
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_decoys_are_learned_for_the_network_that_is_cut(weight, tiny_net, blobs, key_for):
+    heard = _Heard()
+    settings = replace(SETTINGS, hardening_weight=weight, steps=SETTINGS.steps if weight else 2)
+    key = key_for(strength=48 / 255)
+    keylock.lock(tiny_net(), blobs(6), key, explainers=["grad_cam"], settings=settings, device="cpu", progress=heard)
+    penalties = [figures.get("harden/grad_cam") for figures in heard.figures]
+    if not weight:
+        assert set(penalties) == {None}
+        return
+    assert sum(penalties[-40:]) < 0.85 * sum(penalties[:40])
