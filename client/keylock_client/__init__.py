@@ -8,6 +8,7 @@ It needs gRPC, NumPy and Pillow, and no machine learning framework.
 """
 
 from keylock_client._async import AsyncClient
+from keylock_client._operators import DEFAULT_ADMIN_TARGET, AdminClient
 from keylock_client._settings import DEFAULT_PORT, DEFAULT_TARGET, Tls
 from keylock_client._sources import ImageLike
 from keylock_client._sync import Client
@@ -43,8 +44,10 @@ from keylock_client.results import (
 )
 
 __all__ = [
+    "DEFAULT_ADMIN_TARGET",
     "DEFAULT_PORT",
     "DEFAULT_TARGET",
+    "AdminClient",
     "AsyncClient",
     "BadAnswerError",
     "BadReceiptError",

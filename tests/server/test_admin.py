@@ -13,6 +13,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from keylock import __version__
+from keylock.cli import main
 from keylock.errors import InputError, ServiceError
 from keylock.v1 import admin_pb2 as pb
 from keylock.v1 import admin_pb2_grpc
@@ -213,3 +214,78 @@ def test_draining_ends_the_process_and_its_spans_are_exported(vendor, admin_file
     assert "keylock_server going-down: the operator" in log
     assert '"name": "keylock.v1.AdminService/Drain"' in output
     assert '"service.name": "keylock"' in output
+
+
+@pytest.fixture
+def operate(administered, tls_files, capsys):
+    """Runs `keylock admin ...` as an operator, or as somebody else, and returns exit code, answer and notes."""
+
+    def run(*arguments, name="client", target=None):
+        files = ["--ca", tls_files / "server.pem"]
+        files += ["--certificate", tls_files / f"{name}.pem", "--key", tls_files / f"{name}.key"]
+        server = ["--server", target or f"localhost:{administered.server.admin_port}"]
+        code = main(["admin", *arguments, *server, *map(str, files)])
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return run
+
+
+def test_command_shows_the_status(operate, vendor):
+    code, out, err = operate("status", "--json")
+    assert (code, err) == (0, "")
+    status = json.loads(out)
+    assert (status["version"], status["models"][0]["model"]["digest"]) == (__version__, vendor.manifest.model_digest)
+    code, out, _ = operate("status")
+    assert code == 0
+    assert vendor.manifest.model_digest in out
+    assert "problems" in out
+
+
+def test_command_suspends_reinstates_and_revokes(operate, vendor, administered, tiny):
+    license = vendor.grant(quota={"total": 5})
+    image = tiny.tensor_image(tiny.images(1)[0])
+
+    def reason():
+        return refused(lambda: administered.explain(image, token=license.token))[1]
+
+    administered.explain(image, token=license.token)
+    code, out, _ = operate("usage", license.id)
+    assert code == 0
+    assert out.split()[-3:] == ["total", "1", "5"]
+    assert "suspended" in operate("suspend", license.id, "--why", "unpaid")[1]
+    assert reason() == "LICENSE_SUSPENDED"
+    assert "active" in operate("reinstate", license.id)[1]
+    assert administered.explain(image, token=license.token).results[0].keyed
+    assert json.loads(operate("revoke", license.id, "--json")[1])["state"]["status"] == "revoked"
+    assert reason() == "LICENSE_REVOKED"
+
+
+def test_command_revokes_by_token_and_by_time(operate, vendor):
+    license = vendor.grant()
+    assert operate("revoke", "--token", "tok_1")[1] == "tok_1 is revoked\n"
+    _, out, _ = operate("revoke", license.id, "--issued-before", "2026-11-01")
+    assert out.endswith("is revoked, for 1 licenses\n")
+    # That all licenses are meant must be said.
+    code, out, err = operate("revoke", "--issued-before", "2026-11-01")
+    assert (code, out) == (3, "")
+    assert "say what to revoke" in err
+
+
+def test_command_names_what_is_wrong(operate, tls_files, capsys):
+    code, _, err = operate("suspend", "lic_nobody")
+    assert code == 3
+    assert "lic_nobody" in err
+    code, _, err = operate("status", "--timeout", "3", name="thief")
+    assert code == 7
+    assert "no keylock server answers" in err
+    assert main(["admin", "status", "--ca", str(tls_files / "server.pem")]) == 3
+    assert "--certificate, --key" in capsys.readouterr().err
+
+
+def test_command_drains_a_server(start_server, admin_files, operate, loop_thread):
+    calls = start_server(**admin_files)
+    code, out, _ = operate("drain", target=f"localhost:{calls.server.admin_port}")
+    assert code == 0
+    assert "draining: 0 calls" in out
+    loop_thread.run(calls.server.wait())

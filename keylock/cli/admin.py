@@ -1,0 +1,210 @@
+"""`keylock admin`: what operators ask of a running server, on its admin port, with a certificate of their own."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from keylock.cli._console import JsonOption, new_app, print_json, print_pairs, print_table
+from keylock.cli._terms import parse_date
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from keylock.v1 import admin_pb2
+    from keylock_client import AdminClient
+
+__all__ = ["app"]
+
+app = new_app("Ask a running server how it is, take licenses back, drain it; with an operator's certificate.")
+
+ServerOption = Annotated[
+    str | None,
+    typer.Option("--server", metavar="HOST:PORT", help="The admin port. [env: KEYLOCK_ADMIN_TARGET; localhost:8471]"),
+]
+CaOption = Annotated[
+    Path | None,
+    typer.Option("--ca", metavar="FILE", help="Who signed the server's certificate, PEM. [env: KEYLOCK_ADMIN_CA]"),
+]
+CertificateOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Your own certificate, PEM. [env: KEYLOCK_ADMIN_CERTIFICATE]"),
+]
+KeyOption = Annotated[
+    Path | None, typer.Option("--key", metavar="FILE", help="Its private key, PEM. [env: KEYLOCK_ADMIN_KEY]")
+]
+TimeoutOption = Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="Longest time for the answer.")]
+LicenseArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the license.")]
+WhyOption = Annotated[str, typer.Option(metavar="TEXT", help="A note for the vendor; the customer never sees it.")]
+
+_TIMEOUT_S = 30.0
+
+
+@app.command("status")
+def admin_status(
+    server: ServerOption = None,
+    ca: CaOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
+    timeout_s: TimeoutOption = _TIMEOUT_S,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what the server serves, how it is and what runs."""
+    with _connect(server, ca, certificate, key, timeout_s) as client:
+        status = client.status()
+    if as_json:
+        print_json(_plain(status))
+        return
+    pairs: list[tuple[str, object]] = [("version", status.version), ("up for", f"{status.uptime_s:.0f} s")]
+    for one in status.models:
+        kind = f"key {one.key_id}" if one.key_id else "no key"
+        pairs.append(("model", f"{one.model.name} {one.model.digest}, {kind}, {', '.join(one.explainers)}"))
+    pairs += [
+        ("providers", ", ".join(status.providers)),
+        ("store", status.store or "none"),
+        ("calls that run", status.running_calls),
+        ("images that wait", status.pending),
+        ("draining", "yes" if status.draining else "no"),
+    ]
+    pairs += [(f"problem: {name}", what) for name, what in sorted(status.problems.items())] or [("problems", "none")]
+    print_pairs(pairs)
+
+
+@app.command("usage")
+def admin_usage(
+    license_id: LicenseArgument,
+    server: ServerOption = None,
+    ca: CaOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
+    timeout_s: TimeoutOption = _TIMEOUT_S,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a license has used."""
+    with _connect(server, ca, certificate, key, timeout_s) as client:
+        answer = client.usage(license_id)
+    if as_json:
+        print_json(_plain(answer))
+        return
+    rows = [(one.period, one.used, one.limit if one.HasField("limit") else "none") for one in answer.quotas]
+    print_table(("period", "used", "limit"), rows)
+
+
+@app.command("revoke")
+def admin_revoke(
+    license_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Id of the license.")] = None,
+    token: Annotated[
+        str | None, typer.Option(metavar="TOKEN_ID", help="Revoke one access token instead, by the id in it.")
+    ] = None,
+    issued_before: Annotated[
+        str | None, typer.Option(metavar="DATE", help="Revoke what was issued before, of the license or of --all.")
+    ] = None,
+    all_licenses: Annotated[bool, typer.Option("--all", help="Mean every license, with --issued-before.")] = False,
+    why: WhyOption = "",
+    server: ServerOption = None,
+    ca: CaOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
+    timeout_s: TimeoutOption = _TIMEOUT_S,
+    as_json: JsonOption = False,
+) -> None:
+    """Revoke a license for good, one access token, or what was issued before a time; on every server of the store."""
+    cutoff = None if issued_before is None else parse_date(issued_before, "--issued-before")
+    with _connect(server, ca, certificate, key, timeout_s) as client:
+        answer = client.revoke(
+            license_id or "", token_id=token or "", issued_before=cutoff, all_licenses=all_licenses, why=why
+        )
+    if as_json:
+        print_json(_plain(answer))
+    elif token is not None:
+        typer.echo(f"{token} is revoked")
+    elif cutoff is not None:
+        typer.echo(f"what was issued before {cutoff.isoformat()} is revoked, for {answer.licenses} licenses")
+    else:
+        _show_state(answer.state)
+
+
+@app.command("suspend")
+def admin_suspend(
+    license_id: LicenseArgument,
+    why: WhyOption = "",
+    server: ServerOption = None,
+    ca: CaOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
+    timeout_s: TimeoutOption = _TIMEOUT_S,
+    as_json: JsonOption = False,
+) -> None:
+    """Suspend a license until it is reinstated."""
+    with _connect(server, ca, certificate, key, timeout_s) as client:
+        state = client.suspend(license_id, why=why)
+    print_json(_plain(state)) if as_json else _show_state(state)
+
+
+@app.command("reinstate")
+def admin_reinstate(
+    license_id: LicenseArgument,
+    server: ServerOption = None,
+    ca: CaOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
+    timeout_s: TimeoutOption = _TIMEOUT_S,
+    as_json: JsonOption = False,
+) -> None:
+    """End a suspension; a revoked license stays revoked."""
+    with _connect(server, ca, certificate, key, timeout_s) as client:
+        state = client.reinstate(license_id)
+    print_json(_plain(state)) if as_json else _show_state(state)
+
+
+@app.command("drain")
+def admin_drain(
+    server: ServerOption = None,
+    ca: CaOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
+    timeout_s: TimeoutOption = _TIMEOUT_S,
+    as_json: JsonOption = False,
+) -> None:
+    """Let the server finish the calls that run, refuse new ones, and end."""
+    with _connect(server, ca, certificate, key, timeout_s) as client:
+        answer = client.drain()
+    if as_json:
+        print_json(_plain(answer))
+        return
+    typer.echo(f"draining: {answer.running_calls} calls have {answer.drain_s:g} s to finish")
+
+
+def _connect(
+    server: str | None, ca: Path | None, certificate: Path | None, key: Path | None, timeout_s: float
+) -> "AdminClient":
+    """Makes a client from options, with the environment for those that were not given."""
+    # gRPC reports lost connections on standard error by itself; the error that follows says it better.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    from keylock.errors import InputError
+    from keylock_client import DEFAULT_ADMIN_TARGET, AdminClient, Tls
+
+    files = {
+        "--ca": str(ca or os.environ.get("KEYLOCK_ADMIN_CA") or ""),
+        "--certificate": str(certificate or os.environ.get("KEYLOCK_ADMIN_CERTIFICATE") or ""),
+        "--key": str(key or os.environ.get("KEYLOCK_ADMIN_KEY") or ""),
+    }
+    missing = [option for option, file in files.items() if not file]
+    if missing:
+        raise InputError(f"operators are known by their certificate: give {', '.join(missing)} too")
+    tls = Tls(ca=files["--ca"], certificate=files["--certificate"], private_key=files["--key"])
+    target = server or os.environ.get("KEYLOCK_ADMIN_TARGET") or DEFAULT_ADMIN_TARGET
+    return AdminClient(target, tls=tls, timeout_s=timeout_s)
+
+
+def _plain(message: "Message") -> Mapping[str, Any]:
+    """Returns a message as JSON values, with its fields under the names they have in the proto."""
+    from google.protobuf.json_format import MessageToDict
+
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+
+
+def _show_state(state: "admin_pb2.LicenseState") -> None:
+    print_pairs([("license", state.license.id), ("customer", state.license.customer), ("status", state.status)])
