@@ -8,7 +8,7 @@ import pytest
 
 from keylock.bundle import open_bundle
 from keylock.errors import ServiceError, TensorError, UnknownNameError
-from keylock_server.batcher import Batcher, Limits
+from keylock_server.batcher import Batcher, Batchers, Limits
 from keylock_server.calls import Call, set_call, set_license
 from keylock_server.runtime import Explained, ServedModel
 from keylock_server.statuses import ExpiredError, NoKeyError, OverloadedError
@@ -280,3 +280,23 @@ async def test_a_model_that_is_closed_ends_what_waits(batcher, model, tiny):
     model.gate.set()
     assert (await running).shape == (1, 4)
     assert batcher.held == 0
+
+
+async def test_each_model_has_its_own_queue_until_it_goes(model, served, tiny):
+    batchers = Batchers(Limits(queue=4), observe=lambda graph, rows: seen.append((graph, rows)))
+    seen: list[tuple[str, int]] = []
+    first, second = batchers.of(model), batchers.of(served)
+    assert batchers.of(model) is first
+    with first.admit(4), second.admit(4):
+        assert batchers.held == 8
+        with pytest.raises(OverloadedError), first.admit(1):
+            pass
+    await predict(second, tiny.images(2))
+    await asyncio.sleep(0.02)
+    # The graph is not known yet, so the rows ran one by one the first time.
+    assert seen == [("prediction", 1), ("prediction", 1)]
+    batchers.drop(served)
+    with pytest.raises(ServiceError, match="unloaded"):
+        await predict(second, tiny.images(1))
+    assert batchers.of(served) is not second
+    batchers.close()
