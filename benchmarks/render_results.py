@@ -208,6 +208,27 @@ def write_decoys(result: Mapping[str, Any]) -> str:
     return "\n".join([_measured(result), _code(result["command"]), _table(("decoy", *columns.values()), cells), chance])
 
 
+def write_key_search(result: Mapping[str, Any]) -> str:
+    """Return the section of `lock_key_search.json`, in Markdown: the maps that found perturbations show."""
+    cells = []
+    for name, figure in result["figures"].items():
+        for explainer, (value, low, high) in figure["pcc"].items():
+            chance = result["chance"][explainer]
+            cells.append(
+                (
+                    name,
+                    explainer,
+                    f"{value:+.3f}",
+                    f"{low:+.3f} to {high:+.3f}",
+                    f"{chance:+.3f}",
+                    "yes" if abs(value) <= chance else "no",
+                    f"{figure['accuracy']:.1%}",
+                )
+            )
+    head = ("search", "explainer", "PCC", "95 % interval", "chance", "at most chance", "accuracy")
+    return "\n".join([_measured(result), _code(result["command"]), _table(head, cells)])
+
+
 def _measured(result: Mapping[str, Any]) -> str:
     """Return when, where and on what something was measured, as a paragraph."""
     return f"Measured on {result['date']}, {result['hardware']}, torch {result['torch']}; {result['about']}.\n"
@@ -337,9 +358,11 @@ _FIDELITY = {
 TABLES: dict[str, tuple[Callable[[Mapping[str, Any]], str], str]] = {
     "lock_cifar10": (write_lock_cifar10, "python benchmarks/lock/cifar10.py"),
     "lock_cifar10_grad_cam": (write_lock_cifar10, "python benchmarks/lock/cifar10.py --explainers grad_cam"),
+    "lock_cifar10_resnet56": (write_lock_cifar10, "python benchmarks/lock/cifar10.py --arch resnet56"),
     "lock_cifar10_key_alone": (write_lock_cifar10, "python benchmarks/lock/cifar10.py --key-alone"),
     "lock_pets_evaluation": (write_evaluation, "keylock evaluate pets.klb --json"),
     "lock_cifar10_evaluation": (write_evaluation, "python benchmarks/lock/cifar10.py"),
+    "lock_key_search": (write_key_search, "python benchmarks/lock/key_search.py runs/cifar10"),
     "lock_cost": (write_cost, "python benchmarks/lock/cost.py"),
     "lock_decoys": (write_decoys, "python benchmarks/lock/decoys.py"),
     "quickstart": (write_quickstart, "keylock quickstart --json"),

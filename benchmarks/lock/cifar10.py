@@ -1,4 +1,4 @@
-"""Lock a ResNet-20 on CIFAR-10 and measure the lock: fidelity, leakage, accuracy, time, and BatchNorm attacks.
+"""Lock a ResNet of CIFAR-10 and measure the lock: fidelity, leakage, accuracy, time, and BatchNorm attacks.
 
 Then the bundle is measured as `keylock evaluate --unseen` does: every explainer, every similarity, the gate curve.
 
@@ -67,9 +67,9 @@ def main() -> None:
     source = replace(source, augmentation=Augmentation(flip=True, crop_padding=4))
     plan = TrainPlan(
         out=options.out,
-        name="cifar10-resnet20",
+        name=f"cifar10-{options.arch}",
         data=source,
-        architecture="resnet20",
+        architecture=options.arch,
         init=options.init,
         explainers=tuple(options.explainers.split(",")),
         settings=_settings(options),
@@ -102,9 +102,10 @@ def main() -> None:
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {options.threads} threads",
         "torch": torch.__version__,
-        "command": "python benchmarks/lock/cifar10.py --data cifar10.npz --init cifar10_resnet20.npz --out runs/cifar10"
-        f" --explainers {options.explainers}{' --key-alone' if options.key_alone else ''} --steps {options.steps}"
-        f" --rank {options.rank} --prediction-weight {options.prediction_weight:g}"
+        "command": "python benchmarks/lock/cifar10.py --data cifar10.npz"
+        f"{'' if options.arch == 'resnet20' else f' --arch {options.arch}'} --init {options.init.name}"
+        f" --out runs/cifar10 --explainers {options.explainers}{' --key-alone' if options.key_alone else ''}"
+        f" --steps {options.steps} --rank {options.rank} --prediction-weight {options.prediction_weight:g}"
         f" --learning-rate {options.learning_rate} --batch-size {options.batch_size} --threads {options.threads}",
     }
     result = {
@@ -198,7 +199,8 @@ def _print(result: dict) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="CIFAR-10 as .npz, image folder, or the name cifar10")
-    parser.add_argument("--init", type=Path, required=True, help="trained ResNet-20 weights")
+    parser.add_argument("--init", type=Path, required=True, help="trained weights")
+    parser.add_argument("--arch", default="resnet20", help="what they are of")
     parser.add_argument("--out", type=Path, default=Path("runs/cifar10"))
     parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results" / "lock_cifar10.json")
     parser.add_argument("--explainers", default="grad_cam,gradient,visual_backprop,rise")
