@@ -53,9 +53,9 @@ def main() -> None:
         "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {options.threads} threads",
         "torch": torch.__version__,
         "about": case.about,
-        "command": f"python benchmarks/lock/key_search.py runs/cifar10 --data cifar10.npz --reference "
-        f"{options.reference.name} --steps {' '.join(map(str, options.steps))} --explainers {','.join(truths)} --batch-size {options.batch_size} "
-        f"--threads {options.threads}",
+        "command": "python benchmarks/lock/key_search.py runs/cifar10 --data cifar10.npz"
+        f" --reference {options.reference.name} --explainers {','.join(truths)}"
+        f" --steps {' '.join(map(str, options.steps))} --batch-size {options.batch_size} --threads {options.threads}",
         "chance": {name: float(correlation(maps, maps.roll(1, dims=0)).mean()) for name, maps in truths.items()},
         "figures": {},
     }

@@ -116,6 +116,26 @@ def about():
     return {"date": "2030-01-01", "hardware": "x86_64", "torch": "2.0", "command": "make it", "about": "9 images"}
 
 
+def key_search():
+    found = {"pcc": {"grad_cam": [0.02, -0.01, 0.05]}, "accuracy": 0.81, "seconds": 9.5}
+    return {
+        "date": "2030-01-01",
+        "hardware": "x86_64, 2 cores, 2 threads",
+        "torch": "2.15",
+        "about": "9 test images",
+        "command": "python benchmarks/lock/key_search.py runs/cifar10",
+        "chance": {"grad_cam": 0.5},
+        "figures": {"tile, 150 steps": found, "full size, 150 steps": found | {"pcc": {"grad_cam": [0.6, 0.5, 0.7]}}},
+    }
+
+
+def test_a_search_that_finds_more_than_chance_says_no():
+    written = render_results.write_key_search(key_search())
+    rows = [line for line in written.splitlines() if line.startswith(("| tile", "| full"))]
+    assert ["yes" in row for row in rows] == [True, False]
+    assert "+0.600 | +0.500 to +0.700 | +0.500 | no | 81.0%" in rows[1]
+
+
 def rows(text):
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     return {row[0]: row[1:] for row in table}
@@ -136,6 +156,8 @@ def test_what_stands_outside_of_the_markers_stays_and_rendering_twice_is_renderi
     (tmp_path / "lock_cifar10_evaluation.json").write_text(json.dumps(evaluation()))
     (tmp_path / "lock_cifar10_key_alone.json").write_text(json.dumps(cifar10()))
     (tmp_path / "lock_cifar10_grad_cam.json").write_text(json.dumps(cifar10()))
+    (tmp_path / "lock_cifar10_resnet56.json").write_text(json.dumps(cifar10()))
+    (tmp_path / "lock_key_search.json").write_text(json.dumps(key_search()))
     (tmp_path / "lock_pets_evaluation.json").write_text(json.dumps(evaluation()))
     (tmp_path / "lock_cost.json").write_text(json.dumps(cost()))
     (tmp_path / "lock_decoys.json").write_text(json.dumps(decoys()))
