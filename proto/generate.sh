@@ -12,17 +12,19 @@ cd "$(dirname "$0")/.."
 venv=${PROTO_VENV:-.venv-proto}
 python=$venv/bin/python
 
-if [ ! -x "$python" ] || ! "$python" -c 'import grpc_tools, mypy_protobuf' 2>/dev/null; then
+if [ ! -x "$python" ] || ! "$python" -c 'import grpc_tools, mypy_protobuf, google.rpc.status_pb2' 2>/dev/null; then
     "${PYTHON:-python3}" -m venv "$venv"
     "$python" -m pip install --quiet --disable-pip-version-check \
-        'grpcio-tools==1.76.0' 'mypy-protobuf==5.1.0' 'setuptools<81'
+        'grpcio-tools==1.76.0' 'mypy-protobuf==5.1.0' 'googleapis-common-protos==1.72.0' 'setuptools<81'
 fi
 
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
+# Where google/rpc/status.proto is.
+common=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 protos=$(find proto/keylock -name '*.proto' | LC_ALL=C sort)
 # shellcheck disable=SC2086  # The list of files is meant to be split.
-PATH="$(cd "$venv/bin" && pwd):$PATH" "$python" -W ignore -m grpc_tools.protoc -I proto \
+PATH="$(cd "$venv/bin" && pwd):$PATH" "$python" -W ignore -m grpc_tools.protoc -I proto -I "$common" \
     --python_out="$out" --grpc_python_out="$out" --mypy_out="quiet:$out" --mypy_grpc_out="quiet:$out" $protos
 
 printf '"""Generated stubs of the services `keylock.v1`; see `proto/generate.sh`."""\n' >"$out/keylock/v1/__init__.py"

@@ -24,49 +24,66 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ckeylock/v1/explanation.proto\x12\nkeylock.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"J\n\x06Tensor\x12#\n\x05\x64type\x18\x01 \x01(\x0e\x32\x14.keylock.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"J\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12$\n\x06tensor\x18\x02 \x01(\x0b\x32\x12.keylock.v1.TensorH\x00\x42\x08\n\x06source\"\xec\x01\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12!\n\x06images\x18\x03 \x03(\x0b\x32\x11.keylock.v1.Image\x12\x11\n\texplainer\x18\x04 \x01(\t\x12\x16\n\x0ctarget_index\x18\x05 \x01(\x03H\x00\x12\x16\n\x0ctarget_label\x18\x06 \x01(\tH\x00\x12+\n\nparameters\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x15\n\rmodel_version\x18\x08 \x01(\tB\x08\n\x06target\"?\n\nClassScore\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"t\n\nPrediction\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\x12\x0e\n\x06logits\x18\x04 \x03(\x02\x12#\n\x03top\x18\x05 \x03(\x0b\x32\x16.keylock.v1.ClassScore\"F\n\tExplainer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\nparameters\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"\xbb\x01\n\x0b\x45xplanation\x12*\n\nprediction\x18\x01 \x01(\x0b\x32\x16.keylock.v1.Prediction\x12\x1f\n\x03map\x18\x02 \x01(\x0b\x32\x12.keylock.v1.Tensor\x12(\n\texplainer\x18\x03 \x01(\x0b\x32\x15.keylock.v1.Explainer\x12\r\n\x05keyed\x18\x04 \x01(\x08\x12&\n\x06target\x18\x05 \x01(\x0b\x32\x16.keylock.v1.ClassScore\"6\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\"x\n\x0bQuotaWindow\x12\x0e\n\x06period\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04used\x18\x03 \x01(\x04\x12-\n\tresets_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x08\n\x06_limit\"\xd8\x01\n\x05Usage\x12\r\n\x05units\x18\x01 \x01(\r\x12\x12\n\nlicense_id\x18\x02 \x01(\t\x12\x10\n\x08replayed\x18\x03 \x01(\x08\x12\x15\n\roverage_units\x18\x04 \x01(\r\x12\x16\n\tremaining\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12-\n\tresets_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ncharged_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0c\n\n_remaining\"\xa4\x01\n\x0f\x45xplainResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12 \n\x05model\x18\x02 \x01(\x0b\x32\x11.keylock.v1.Model\x12(\n\x07results\x18\x03 \x03(\x0b\x32\x17.keylock.v1.Explanation\x12 \n\x05usage\x18\x04 \x01(\x0b\x32\x11.keylock.v1.Usage\x12\x0f\n\x07receipt\x18\x05 \x01(\t\"f\n\x16\x45stimateExplainRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x11\n\texplainer\x18\x02 \x01(\t\x12\x0e\n\x06images\x18\x03 \x01(\r\x12\x15\n\rmodel_version\x18\x04 \x01(\t\"\x8b\x01\n\x17\x45stimateExplainResponse\x12\x11\n\texplainer\x18\x01 \x01(\t\x12\r\n\x05units\x18\x02 \x01(\r\x12\x17\n\x0funits_per_image\x18\x03 \x01(\r\x12\x0c\n\x04\x66its\x18\x04 \x01(\x08\x12\'\n\x06quotas\x18\x05 \x03(\x0b\x32\x17.keylock.v1.QuotaWindow\"<\n\x0fGetModelRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"k\n\rPreprocessing\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x10\n\x08\x63hannels\x18\x03 \x01(\r\x12\x0e\n\x06resize\x18\x04 \x01(\t\x12\x0c\n\x04mean\x18\x05 \x03(\x01\x12\x0b\n\x03std\x18\x06 \x03(\x01\"\xb9\x01\n\x10GetModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.keylock.v1.Model\x12\x0f\n\x07\x63lasses\x18\x02 \x03(\t\x12\x30\n\rpreprocessing\x18\x03 \x01(\x0b\x32\x19.keylock.v1.Preprocessing\x12)\n\nexplainers\x18\x04 \x03(\x0b\x32\x15.keylock.v1.Explainer\x12\x15\n\rkey_available\x18\x05 \x01(\x08*Q\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x02\x32\xfb\x01\n\x12\x45xplanationService\x12\x42\n\x07\x45xplain\x12\x1a.keylock.v1.ExplainRequest\x1a\x1b.keylock.v1.ExplainResponse\x12Z\n\x0f\x45stimateExplain\x12\".keylock.v1.EstimateExplainRequest\x1a#.keylock.v1.EstimateExplainResponse\x12\x45\n\x08GetModel\x12\x1b.keylock.v1.GetModelRequest\x1a\x1c.keylock.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ckeylock/v1/explanation.proto\x12\nkeylock.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"J\n\x06Tensor\x12#\n\x05\x64type\x18\x01 \x01(\x0e\x32\x14.keylock.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"J\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12$\n\x06tensor\x18\x02 \x01(\x0b\x32\x12.keylock.v1.TensorH\x00\x42\x08\n\x06source\"y\n\rAnswerOptions\x12\'\n\tmap_dtype\x18\x01 \x01(\x0e\x32\x14.keylock.v1.DataType\x12,\n\x0b\x63ompression\x18\x02 \x01(\x0e\x32\x17.keylock.v1.Compression\x12\x11\n\tmax_bytes\x18\x03 \x01(\x04\"\x97\x02\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12!\n\x06images\x18\x03 \x03(\x0b\x32\x11.keylock.v1.Image\x12\x11\n\texplainer\x18\x04 \x01(\t\x12\x16\n\x0ctarget_index\x18\x05 \x01(\x03H\x00\x12\x16\n\x0ctarget_label\x18\x06 \x01(\tH\x00\x12+\n\nparameters\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x15\n\rmodel_version\x18\x08 \x01(\t\x12)\n\x06\x61nswer\x18\t \x01(\x0b\x32\x19.keylock.v1.AnswerOptionsB\x08\n\x06target\"?\n\nClassScore\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"t\n\nPrediction\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\x12\x0e\n\x06logits\x18\x04 \x03(\x02\x12#\n\x03top\x18\x05 \x03(\x0b\x32\x16.keylock.v1.ClassScore\"F\n\tExplainer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\nparameters\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"(\n\x07Scaling\x12\r\n\x05scale\x18\x01 \x01(\x01\x12\x0e\n\x06offset\x18\x02 \x01(\x01\"\xe1\x01\n\x0b\x45xplanation\x12*\n\nprediction\x18\x01 \x01(\x0b\x32\x16.keylock.v1.Prediction\x12\x1f\n\x03map\x18\x02 \x01(\x0b\x32\x12.keylock.v1.Tensor\x12(\n\texplainer\x18\x03 \x01(\x0b\x32\x15.keylock.v1.Explainer\x12\r\n\x05keyed\x18\x04 \x01(\x08\x12&\n\x06target\x18\x05 \x01(\x0b\x32\x16.keylock.v1.ClassScore\x12$\n\x07scaling\x18\x06 \x01(\x0b\x32\x13.keylock.v1.Scaling\"6\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\"x\n\x0bQuotaWindow\x12\x0e\n\x06period\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04used\x18\x03 \x01(\x04\x12-\n\tresets_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x08\n\x06_limit\"\xd8\x01\n\x05Usage\x12\r\n\x05units\x18\x01 \x01(\r\x12\x12\n\nlicense_id\x18\x02 \x01(\t\x12\x10\n\x08replayed\x18\x03 \x01(\x08\x12\x15\n\roverage_units\x18\x04 \x01(\r\x12\x16\n\tremaining\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12-\n\tresets_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ncharged_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0c\n\n_remaining\"\xa4\x01\n\x0f\x45xplainResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12 \n\x05model\x18\x02 \x01(\x0b\x32\x11.keylock.v1.Model\x12(\n\x07results\x18\x03 \x03(\x0b\x32\x17.keylock.v1.Explanation\x12 \n\x05usage\x18\x04 \x01(\x0b\x32\x11.keylock.v1.Usage\x12\x0f\n\x07receipt\x18\x05 \x01(\t\"\x83\x01\n\x14\x45xplainStreamRequest\x12/\n\x05start\x18\x01 \x01(\x0b\x32\x1e.keylock.v1.ExplainStreamStartH\x00\x12/\n\x05image\x18\x02 \x01(\x0b\x32\x1e.keylock.v1.ExplainStreamImageH\x00\x42\t\n\x07message\"_\n\x12\x45xplainStreamStart\x12+\n\x07options\x18\x01 \x01(\x0b\x32\x1a.keylock.v1.ExplainRequest\x12\x12\n\x05total\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_total\"F\n\x12\x45xplainStreamImage\x12\x0e\n\x06number\x18\x01 \x01(\r\x12 \n\x05image\x18\x02 \x01(\x0b\x32\x11.keylock.v1.Image\"\xc4\x01\n\x15\x45xplainStreamResponse\x12\x0e\n\x06number\x18\x01 \x01(\r\x12-\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x1b.keylock.v1.ExplainResponseH\x00\x12%\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x12\n\x08map_part\x18\x04 \x01(\x0cH\x00\x12&\n\x08progress\x18\x05 \x01(\x0b\x32\x14.keylock.v1.ProgressB\t\n\x07outcome\"\\\n\x08Progress\x12\x10\n\x08received\x18\x01 \x01(\r\x12\x10\n\x08\x61nswered\x18\x02 \x01(\r\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\r\x12\x12\n\x05total\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_total\"f\n\x16\x45stimateExplainRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x11\n\texplainer\x18\x02 \x01(\t\x12\x0e\n\x06images\x18\x03 \x01(\r\x12\x15\n\rmodel_version\x18\x04 \x01(\t\"\x8b\x01\n\x17\x45stimateExplainResponse\x12\x11\n\texplainer\x18\x01 \x01(\t\x12\r\n\x05units\x18\x02 \x01(\r\x12\x17\n\x0funits_per_image\x18\x03 \x01(\r\x12\x0c\n\x04\x66its\x18\x04 \x01(\x08\x12\'\n\x06quotas\x18\x05 \x03(\x0b\x32\x17.keylock.v1.QuotaWindow\"<\n\x0fGetModelRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"k\n\rPreprocessing\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x10\n\x08\x63hannels\x18\x03 \x01(\r\x12\x0e\n\x06resize\x18\x04 \x01(\t\x12\x0c\n\x04mean\x18\x05 \x03(\x01\x12\x0b\n\x03std\x18\x06 \x03(\x01\"\xb9\x01\n\x10GetModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.keylock.v1.Model\x12\x0f\n\x07\x63lasses\x18\x02 \x03(\t\x12\x30\n\rpreprocessing\x18\x03 \x01(\x0b\x32\x19.keylock.v1.Preprocessing\x12)\n\nexplainers\x18\x04 \x03(\x0b\x32\x15.keylock.v1.Explainer\x12\x15\n\rkey_available\x18\x05 \x01(\x08*h\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x02\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x03*o\n\x0b\x43ompression\x12\x1b\n\x17\x43OMPRESSION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43OMPRESSION_NONE\x10\x01\x12\x14\n\x10\x43OMPRESSION_GZIP\x10\x02\x12\x17\n\x13\x43OMPRESSION_DEFLATE\x10\x03\x32\xd5\x02\n\x12\x45xplanationService\x12\x42\n\x07\x45xplain\x12\x1a.keylock.v1.ExplainRequest\x1a\x1b.keylock.v1.ExplainResponse\x12X\n\rExplainStream\x12 .keylock.v1.ExplainStreamRequest\x1a!.keylock.v1.ExplainStreamResponse(\x01\x30\x01\x12Z\n\x0f\x45stimateExplain\x12\".keylock.v1.EstimateExplainRequest\x1a#.keylock.v1.EstimateExplainResponse\x12\x45\n\x08GetModel\x12\x1b.keylock.v1.GetModelRequest\x1a\x1c.keylock.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'keylock.v1.explanation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DATATYPE']._serialized_start=2112
-  _globals['_DATATYPE']._serialized_end=2193
-  _globals['_TENSOR']._serialized_start=107
-  _globals['_TENSOR']._serialized_end=181
-  _globals['_IMAGE']._serialized_start=183
-  _globals['_IMAGE']._serialized_end=257
-  _globals['_EXPLAINREQUEST']._serialized_start=260
-  _globals['_EXPLAINREQUEST']._serialized_end=496
-  _globals['_CLASSSCORE']._serialized_start=498
-  _globals['_CLASSSCORE']._serialized_end=561
-  _globals['_PREDICTION']._serialized_start=563
-  _globals['_PREDICTION']._serialized_end=679
-  _globals['_EXPLAINER']._serialized_start=681
-  _globals['_EXPLAINER']._serialized_end=751
-  _globals['_EXPLANATION']._serialized_start=754
-  _globals['_EXPLANATION']._serialized_end=941
-  _globals['_MODEL']._serialized_start=943
-  _globals['_MODEL']._serialized_end=997
-  _globals['_QUOTAWINDOW']._serialized_start=999
-  _globals['_QUOTAWINDOW']._serialized_end=1119
-  _globals['_USAGE']._serialized_start=1122
-  _globals['_USAGE']._serialized_end=1338
-  _globals['_EXPLAINRESPONSE']._serialized_start=1341
-  _globals['_EXPLAINRESPONSE']._serialized_end=1505
-  _globals['_ESTIMATEEXPLAINREQUEST']._serialized_start=1507
-  _globals['_ESTIMATEEXPLAINREQUEST']._serialized_end=1609
-  _globals['_ESTIMATEEXPLAINRESPONSE']._serialized_start=1612
-  _globals['_ESTIMATEEXPLAINRESPONSE']._serialized_end=1751
-  _globals['_GETMODELREQUEST']._serialized_start=1753
-  _globals['_GETMODELREQUEST']._serialized_end=1813
-  _globals['_PREPROCESSING']._serialized_start=1815
-  _globals['_PREPROCESSING']._serialized_end=1922
-  _globals['_GETMODELRESPONSE']._serialized_start=1925
-  _globals['_GETMODELRESPONSE']._serialized_end=2110
-  _globals['_EXPLANATIONSERVICE']._serialized_start=2196
-  _globals['_EXPLANATIONSERVICE']._serialized_end=2447
+  _globals['_DATATYPE']._serialized_start=2979
+  _globals['_DATATYPE']._serialized_end=3083
+  _globals['_COMPRESSION']._serialized_start=3085
+  _globals['_COMPRESSION']._serialized_end=3196
+  _globals['_TENSOR']._serialized_start=132
+  _globals['_TENSOR']._serialized_end=206
+  _globals['_IMAGE']._serialized_start=208
+  _globals['_IMAGE']._serialized_end=282
+  _globals['_ANSWEROPTIONS']._serialized_start=284
+  _globals['_ANSWEROPTIONS']._serialized_end=405
+  _globals['_EXPLAINREQUEST']._serialized_start=408
+  _globals['_EXPLAINREQUEST']._serialized_end=687
+  _globals['_CLASSSCORE']._serialized_start=689
+  _globals['_CLASSSCORE']._serialized_end=752
+  _globals['_PREDICTION']._serialized_start=754
+  _globals['_PREDICTION']._serialized_end=870
+  _globals['_EXPLAINER']._serialized_start=872
+  _globals['_EXPLAINER']._serialized_end=942
+  _globals['_SCALING']._serialized_start=944
+  _globals['_SCALING']._serialized_end=984
+  _globals['_EXPLANATION']._serialized_start=987
+  _globals['_EXPLANATION']._serialized_end=1212
+  _globals['_MODEL']._serialized_start=1214
+  _globals['_MODEL']._serialized_end=1268
+  _globals['_QUOTAWINDOW']._serialized_start=1270
+  _globals['_QUOTAWINDOW']._serialized_end=1390
+  _globals['_USAGE']._serialized_start=1393
+  _globals['_USAGE']._serialized_end=1609
+  _globals['_EXPLAINRESPONSE']._serialized_start=1612
+  _globals['_EXPLAINRESPONSE']._serialized_end=1776
+  _globals['_EXPLAINSTREAMREQUEST']._serialized_start=1779
+  _globals['_EXPLAINSTREAMREQUEST']._serialized_end=1910
+  _globals['_EXPLAINSTREAMSTART']._serialized_start=1912
+  _globals['_EXPLAINSTREAMSTART']._serialized_end=2007
+  _globals['_EXPLAINSTREAMIMAGE']._serialized_start=2009
+  _globals['_EXPLAINSTREAMIMAGE']._serialized_end=2079
+  _globals['_EXPLAINSTREAMRESPONSE']._serialized_start=2082
+  _globals['_EXPLAINSTREAMRESPONSE']._serialized_end=2278
+  _globals['_PROGRESS']._serialized_start=2280
+  _globals['_PROGRESS']._serialized_end=2372
+  _globals['_ESTIMATEEXPLAINREQUEST']._serialized_start=2374
+  _globals['_ESTIMATEEXPLAINREQUEST']._serialized_end=2476
+  _globals['_ESTIMATEEXPLAINRESPONSE']._serialized_start=2479
+  _globals['_ESTIMATEEXPLAINRESPONSE']._serialized_end=2618
+  _globals['_GETMODELREQUEST']._serialized_start=2620
+  _globals['_GETMODELREQUEST']._serialized_end=2680
+  _globals['_PREPROCESSING']._serialized_start=2682
+  _globals['_PREPROCESSING']._serialized_end=2789
+  _globals['_GETMODELRESPONSE']._serialized_start=2792
+  _globals['_GETMODELRESPONSE']._serialized_end=2977
+  _globals['_EXPLANATIONSERVICE']._serialized_start=3199
+  _globals['_EXPLANATIONSERVICE']._serialized_end=3540
 # @@protoc_insertion_point(module_scope)

@@ -16,6 +16,7 @@ from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import status_pb2 as _status_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -36,13 +37,38 @@ class _DataTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DataType.Val
     DATA_TYPE_UNSPECIFIED: _DataType.ValueType  # 0
     DATA_TYPE_UINT8: _DataType.ValueType  # 1
     DATA_TYPE_FLOAT32: _DataType.ValueType  # 2
+    DATA_TYPE_FLOAT16: _DataType.ValueType  # 3
+    """Of maps alone."""
 
 class DataType(_DataType, metaclass=_DataTypeEnumTypeWrapper): ...
 
 DATA_TYPE_UNSPECIFIED: DataType.ValueType  # 0
 DATA_TYPE_UINT8: DataType.ValueType  # 1
 DATA_TYPE_FLOAT32: DataType.ValueType  # 2
+DATA_TYPE_FLOAT16: DataType.ValueType  # 3
+"""Of maps alone."""
 Global___DataType: _TypeAlias = DataType  # noqa: Y015
+
+class _Compression:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CompressionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Compression.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COMPRESSION_UNSPECIFIED: _Compression.ValueType  # 0
+    """As the server is set."""
+    COMPRESSION_NONE: _Compression.ValueType  # 1
+    COMPRESSION_GZIP: _Compression.ValueType  # 2
+    COMPRESSION_DEFLATE: _Compression.ValueType  # 3
+
+class Compression(_Compression, metaclass=_CompressionEnumTypeWrapper): ...
+
+COMPRESSION_UNSPECIFIED: Compression.ValueType  # 0
+"""As the server is set."""
+COMPRESSION_NONE: Compression.ValueType  # 1
+COMPRESSION_GZIP: Compression.ValueType  # 2
+COMPRESSION_DEFLATE: Compression.ValueType  # 3
+Global___Compression: _TypeAlias = Compression  # noqa: Y015
 
 @_typing.final
 class Tensor(_message.Message):
@@ -105,6 +131,38 @@ class Image(_message.Message):
 Global___Image: _TypeAlias = Image  # noqa: Y015
 
 @_typing.final
+class AnswerOptions(_message.Message):
+    """How answers travel. It changes neither what is computed nor what it costs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAP_DTYPE_FIELD_NUMBER: _builtins.int
+    COMPRESSION_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    map_dtype: Global___DataType.ValueType
+    """Type of the elements of maps; unspecified: FLOAT32. It belongs to the content of a request."""
+    compression: Global___Compression.ValueType
+    max_bytes: _builtins.int
+    """The largest answer that the client takes, in bytes; 0: 4 MiB, which clients of gRPC take unless they are set
+    otherwise. A request whose answer would be larger is refused and costs nothing; in a stream, large maps are sent in
+    parts.
+    """
+    def __init__(
+        self,
+        *,
+        map_dtype: Global___DataType.ValueType = ...,
+        compression: Global___Compression.ValueType = ...,
+        max_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compression", b"compression", "map_dtype", b"map_dtype", "max_bytes", b"max_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnswerOptions: _TypeAlias = AnswerOptions  # noqa: Y015
+
+@_typing.final
 class ExplainRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -116,6 +174,7 @@ class ExplainRequest(_message.Message):
     TARGET_LABEL_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """At most 128 visible ASCII characters without spaces; returned with the answer. The server makes one up when it is
     empty.
@@ -138,6 +197,8 @@ class ExplainRequest(_message.Message):
         one in use is refused instead of being ignored.
         """
 
+    @_builtins.property
+    def answer(self) -> Global___AnswerOptions: ...
     def __init__(
         self,
         *,
@@ -149,10 +210,11 @@ class ExplainRequest(_message.Message):
         target_label: _builtins.str = ...,
         parameters: _struct_pb2.Struct | None = ...,
         model_version: _builtins.str = ...,
+        answer: Global___AnswerOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters", "target", b"target", "target_index", b"target_index", "target_label", b"target_label"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "parameters", b"parameters", "target", b"target", "target_index", b"target_index", "target_label", b"target_label"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["explainer", b"explainer", "images", b"images", "model_name", b"model_name", "model_version", b"model_version", "parameters", b"parameters", "request_id", b"request_id", "target", b"target", "target_index", b"target_index", "target_label", b"target_label"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "explainer", b"explainer", "images", b"images", "model_name", b"model_name", "model_version", b"model_version", "parameters", b"parameters", "request_id", b"request_id", "target", b"target", "target_index", b"target_index", "target_label", b"target_label"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["target_index", "target_label"]  # noqa: Y015
     _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
@@ -251,6 +313,30 @@ class Explainer(_message.Message):
 Global___Explainer: _TypeAlias = Explainer  # noqa: Y015
 
 @_typing.final
+class Scaling(_message.Message):
+    """From the elements of a map to its values: value = offset + scale * element."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCALE_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    scale: _builtins.float
+    offset: _builtins.float
+    def __init__(
+        self,
+        *,
+        scale: _builtins.float = ...,
+        offset: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "scale", b"scale"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Scaling: _TypeAlias = Scaling  # noqa: Y015
+
+@_typing.final
 class Explanation(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -259,19 +345,24 @@ class Explanation(_message.Message):
     EXPLAINER_FIELD_NUMBER: _builtins.int
     KEYED_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
+    SCALING_FIELD_NUMBER: _builtins.int
     keyed: _builtins.bool
     """Whether the key was on the input. False means that the map is a decoy."""
     @_builtins.property
     def prediction(self) -> Global___Prediction: ...
     @_builtins.property
     def map(self) -> Global___Tensor:
-        """FLOAT32 of shape (height, width), non-negative, at the explainer's own resolution."""
+        """Of shape (height, width), non-negative, at the explainer's own resolution. FLOAT32 unless asked for otherwise."""
 
     @_builtins.property
     def explainer(self) -> Global___Explainer: ...
     @_builtins.property
     def target(self) -> Global___ClassScore:
         """The class that was explained."""
+
+    @_builtins.property
+    def scaling(self) -> Global___Scaling:
+        """Unset: the elements of the map are its values."""
 
     def __init__(
         self,
@@ -281,10 +372,11 @@ class Explanation(_message.Message):
         explainer: Global___Explainer | None = ...,
         keyed: _builtins.bool = ...,
         target: Global___ClassScore | None = ...,
+        scaling: Global___Scaling | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["explainer", b"explainer", "map", b"map", "prediction", b"prediction", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["explainer", b"explainer", "map", b"map", "prediction", b"prediction", "scaling", b"scaling", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["explainer", b"explainer", "keyed", b"keyed", "map", b"map", "prediction", b"prediction", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explainer", b"explainer", "keyed", b"keyed", "map", b"map", "prediction", b"prediction", "scaling", b"scaling", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -445,6 +537,167 @@ class ExplainResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExplainResponse: _TypeAlias = ExplainResponse  # noqa: Y015
+
+@_typing.final
+class ExplainStreamRequest(_message.Message):
+    """The options come first, then images."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def start(self) -> Global___ExplainStreamStart: ...
+    @_builtins.property
+    def image(self) -> Global___ExplainStreamImage: ...
+    def __init__(
+        self,
+        *,
+        start: Global___ExplainStreamStart | None = ...,
+        image: Global___ExplainStreamImage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "message", b"message", "start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "message", b"message", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["start", "image"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___ExplainStreamRequest: _TypeAlias = ExplainStreamRequest  # noqa: Y015
+
+@_typing.final
+class ExplainStreamStart(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    total: _builtins.int
+    """How many images there will be, for the progress; unset where that is not known."""
+    @_builtins.property
+    def options(self) -> Global___ExplainRequest:
+        """What holds for every image; it has no images itself. The request id, of at most 117 characters, names the stream:
+        an image is charged under it, a slash and the number of the image. A stream that was cut off is sent again under
+        the same id, and what was charged already costs nothing.
+        """
+
+    def __init__(
+        self,
+        *,
+        options: Global___ExplainRequest | None = ...,
+        total: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_total", b"_total", "options", b"options", "total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_total", b"_total", "options", b"options", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__total: _TypeAlias = _typing.Literal["total"]  # noqa: Y015
+    _WhichOneofArgType__total: _TypeAlias = _typing.Literal["_total", b"_total"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__total) -> _WhichOneofReturnType__total | None: ...
+
+Global___ExplainStreamStart: _TypeAlias = ExplainStreamStart  # noqa: Y015
+
+@_typing.final
+class ExplainStreamImage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """The client's number for it, which no other image of the stream has."""
+    @_builtins.property
+    def image(self) -> Global___Image: ...
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        image: Global___Image | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainStreamImage: _TypeAlias = ExplainStreamImage  # noqa: Y015
+
+@_typing.final
+class ExplainStreamResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    MAP_PART_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Of the image."""
+    map_part: _builtins.bytes
+    """More bytes of the map in the last answer."""
+    @_builtins.property
+    def answer(self) -> Global___ExplainResponse:
+        """With one result. Where its map has fewer bytes than shape and type take, the next messages bring the rest."""
+
+    @_builtins.property
+    def failure(self) -> _status_pb2.Status:
+        """Why the image was not explained; nothing was charged for it."""
+
+    @_builtins.property
+    def progress(self) -> Global___Progress: ...
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        answer: Global___ExplainResponse | None = ...,
+        failure: _status_pb2.Status | None = ...,
+        map_part: _builtins.bytes = ...,
+        progress: Global___Progress | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "failure", b"failure", "map_part", b"map_part", "outcome", b"outcome", "progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "failure", b"failure", "map_part", b"map_part", "number", b"number", "outcome", b"outcome", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["answer", "failure", "map_part"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___ExplainStreamResponse: _TypeAlias = ExplainStreamResponse  # noqa: Y015
+
+@_typing.final
+class Progress(_message.Message):
+    """How far a stream is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIVED_FIELD_NUMBER: _builtins.int
+    ANSWERED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    received: _builtins.int
+    """Images that have come."""
+    answered: _builtins.int
+    """Images that have been answered, with this one, failures among them."""
+    failed: _builtins.int
+    """Those of them that are failures."""
+    total: _builtins.int
+    """As the client has said it; unset where it has not."""
+    def __init__(
+        self,
+        *,
+        received: _builtins.int = ...,
+        answered: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        total: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_total", b"_total", "total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_total", b"_total", "answered", b"answered", "failed", b"failed", "received", b"received", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__total: _TypeAlias = _typing.Literal["total"]  # noqa: Y015
+    _WhichOneofArgType__total: _TypeAlias = _typing.Literal["_total", b"_total"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__total) -> _WhichOneofReturnType__total | None: ...
+
+Global___Progress: _TypeAlias = Progress  # noqa: Y015
 
 @_typing.final
 class EstimateExplainRequest(_message.Message):

@@ -39,6 +39,11 @@ class ExplanationServiceStub(object):
                 request_serializer=keylock_dot_v1_dot_explanation__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=keylock_dot_v1_dot_explanation__pb2.ExplainResponse.FromString,
                 _registered_method=True)
+        self.ExplainStream = channel.stream_stream(
+                '/keylock.v1.ExplanationService/ExplainStream',
+                request_serializer=keylock_dot_v1_dot_explanation__pb2.ExplainStreamRequest.SerializeToString,
+                response_deserializer=keylock_dot_v1_dot_explanation__pb2.ExplainStreamResponse.FromString,
+                _registered_method=True)
         self.EstimateExplain = channel.unary_unary(
                 '/keylock.v1.ExplanationService/EstimateExplain',
                 request_serializer=keylock_dot_v1_dot_explanation__pb2.EstimateExplainRequest.SerializeToString,
@@ -56,6 +61,16 @@ class ExplanationServiceServicer(object):
 
     def Explain(self, request, context):
         """Explains a few images at once. Either every image of the request is explained, or the call fails.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainStream(self, request_iterator, context):
+        """Explains many images: requests and answers travel at the same time, and an answer is sent as soon as it is there.
+        Each image is charged by itself, and an image that cannot be explained is answered with its failure, so that the
+        others go on. What concerns all of them (the license, the quota, the model) ends the stream, after the answers that
+        were under way.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -82,6 +97,11 @@ def add_ExplanationServiceServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=keylock_dot_v1_dot_explanation__pb2.ExplainRequest.FromString,
                     response_serializer=keylock_dot_v1_dot_explanation__pb2.ExplainResponse.SerializeToString,
+            ),
+            'ExplainStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.ExplainStream,
+                    request_deserializer=keylock_dot_v1_dot_explanation__pb2.ExplainStreamRequest.FromString,
+                    response_serializer=keylock_dot_v1_dot_explanation__pb2.ExplainStreamResponse.SerializeToString,
             ),
             'EstimateExplain': grpc.unary_unary_rpc_method_handler(
                     servicer.EstimateExplain,
@@ -121,6 +141,33 @@ class ExplanationService(object):
             '/keylock.v1.ExplanationService/Explain',
             keylock_dot_v1_dot_explanation__pb2.ExplainRequest.SerializeToString,
             keylock_dot_v1_dot_explanation__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/keylock.v1.ExplanationService/ExplainStream',
+            keylock_dot_v1_dot_explanation__pb2.ExplainStreamRequest.SerializeToString,
+            keylock_dot_v1_dot_explanation__pb2.ExplainStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

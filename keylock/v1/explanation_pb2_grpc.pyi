@@ -39,6 +39,12 @@ class ExplanationServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ExplanationServiceAsyncStub: ...
     Explain: _grpc.UnaryUnaryMultiCallable[_explanation_pb2.ExplainRequest, _explanation_pb2.ExplainResponse]
     """Explains a few images at once. Either every image of the request is explained, or the call fails."""
+    ExplainStream: _grpc.StreamStreamMultiCallable[_explanation_pb2.ExplainStreamRequest, _explanation_pb2.ExplainStreamResponse]
+    """Explains many images: requests and answers travel at the same time, and an answer is sent as soon as it is there.
+    Each image is charged by itself, and an image that cannot be explained is answered with its failure, so that the
+    others go on. What concerns all of them (the license, the quota, the model) ends the stream, after the answers that
+    were under way.
+    """
     EstimateExplain: _grpc.UnaryUnaryMultiCallable[_explanation_pb2.EstimateExplainRequest, _explanation_pb2.EstimateExplainResponse]
     """Says what a request would cost, before it is made. Open to everybody; with a license it also says what is left."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_explanation_pb2.GetModelRequest, _explanation_pb2.GetModelResponse]
@@ -49,6 +55,12 @@ class ExplanationServiceAsyncStub(ExplanationServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Explain: _aio.UnaryUnaryMultiCallable[_explanation_pb2.ExplainRequest, _explanation_pb2.ExplainResponse]  # type: ignore[assignment]
     """Explains a few images at once. Either every image of the request is explained, or the call fails."""
+    ExplainStream: _aio.StreamStreamMultiCallable[_explanation_pb2.ExplainStreamRequest, _explanation_pb2.ExplainStreamResponse]  # type: ignore[assignment]
+    """Explains many images: requests and answers travel at the same time, and an answer is sent as soon as it is there.
+    Each image is charged by itself, and an image that cannot be explained is answered with its failure, so that the
+    others go on. What concerns all of them (the license, the quota, the model) ends the stream, after the answers that
+    were under way.
+    """
     EstimateExplain: _aio.UnaryUnaryMultiCallable[_explanation_pb2.EstimateExplainRequest, _explanation_pb2.EstimateExplainResponse]  # type: ignore[assignment]
     """Says what a request would cost, before it is made. Open to everybody; with a license it also says what is left."""
     GetModel: _aio.UnaryUnaryMultiCallable[_explanation_pb2.GetModelRequest, _explanation_pb2.GetModelResponse]  # type: ignore[assignment]
@@ -62,6 +74,18 @@ class ExplanationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_explanation_pb2.ExplainResponse, _abc.Awaitable[_explanation_pb2.ExplainResponse]]:
         """Explains a few images at once. Either every image of the request is explained, or the call fails."""
+
+    @_abc_1.abstractmethod
+    def ExplainStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_explanation_pb2.ExplainStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_explanation_pb2.ExplainStreamResponse], _abc.AsyncIterator[_explanation_pb2.ExplainStreamResponse]]:
+        """Explains many images: requests and answers travel at the same time, and an answer is sent as soon as it is there.
+        Each image is charged by itself, and an image that cannot be explained is answered with its failure, so that the
+        others go on. What concerns all of them (the license, the quota, the model) ends the stream, after the answers that
+        were under way.
+        """
 
     @_abc_1.abstractmethod
     def EstimateExplain(

@@ -1,22 +1,28 @@
 """`keylock.v1.ExplanationService`: decode, authenticate, explain, charge, encode."""
 
 import asyncio
-from collections.abc import Awaitable, Sequence
-from dataclasses import replace
-from typing import Any, Final
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import grpc
 import numpy as np
-from google.protobuf import json_format
-from numpy.typing import NDArray
 
 from keylock.bundle import ExplainerEntry, Manifest
-from keylock.digests import digest_of_array
 from keylock.errors import LicenseError, LicenseReason
 from keylock.images import ImageLimits
 from keylock.licensing import Charge, License, ReceiptIssuer, check, check_size
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import explanation_pb2_grpc as pb_grpc
+from keylock_server.answering import (
+    DEFAULT_MAX_BYTES,
+    Form,
+    check_answer_size,
+    describe_explainer,
+    digest_of_map,
+    encode,
+    read_form,
+)
 from keylock_server.authentication import Authenticator, Caller
 from keylock_server.batcher import Admission, Batchers
 from keylock_server.calls import check_request_id, describe_call, new_request_id, set_license
@@ -30,15 +36,24 @@ from keylock_server.requests import (
     digest_of_image,
     prepare_images,
 )
-from keylock_server.runtime import Explained, ServedModel
+from keylock_server.runtime import ServedModel
 from keylock_server.statuses import NoKeyError
+from keylock_server.streams import ImageStream, StreamLimits
 from keylock_server.workers import Workers
 
-__all__ = ["ExplanationService", "describe_model", "softmax"]
-
-_TOP: Final = 5
+__all__ = ["ExplanationService", "describe_model"]
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What is to be done for a request: by which explainer, for which class, for whom, and whether with the key."""
+
+    explainer: ExplainerEntry
+    target: int
+    granted: License | None
+    keyed: bool
 
 
 class ExplanationService(pb_grpc.ExplanationServiceServicer):
@@ -54,7 +69,10 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         meter: Meter,
         limits: ImageLimits,
         max_images: int,
+        max_answer_bytes: int,
         refuse_unlicensed: bool,
+        stream_limits: StreamLimits,
+        leaving: asyncio.Event,
         receipts: ReceiptIssuer | None = None,
     ) -> None:
         """Makes the service.
@@ -67,7 +85,10 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             meter: Charges licenses.
             limits: What one image may cost.
             max_images: Most images in one request.
+            max_answer_bytes: Largest answer.
             refuse_unlicensed: Whether callers without a license are refused instead of given decoys.
+            stream_limits: What one stream may hold.
+            leaving: Set when the server takes no new work any more.
             receipts: Signs receipts for charges; None where there are none.
         """
         self._meter = meter
@@ -78,43 +99,78 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         self._workers = workers
         self._limits = limits
         self._max_images = max_images
+        self._max_answer_bytes = max_answer_bytes
         self._refuse_unlicensed = refuse_unlicensed
+        self._stream_limits = stream_limits
+        self._leaving = leaving
 
     async def Explain(self, request: pb.ExplainRequest, context: _Context) -> pb.ExplainResponse:  # noqa: N802
         """Explains the images of one request, all of them or none."""
-        return await self._answer(request, Caller.of(context))
+        form = read_form(request.answer, most=self._max_answer_bytes)
+        answer = await self._answer(request, form, Caller.of(context))
+        if form.compression is not None:
+            context.set_compression(form.compression)
+            # With an answer that is returned, grpc.aio looks at the choice here and nowhere else.
+            await context.send_initial_metadata(())
+        return answer
 
-    async def _answer(self, request: pb.ExplainRequest, caller: Caller) -> pb.ExplainResponse:
+    async def ExplainStream(self, requests: AsyncIterator[pb.ExplainStreamRequest], context: _Context) -> None:  # type: ignore[override]  # noqa: N802
+        """Explains many images, each by itself, and sends answers as they are ready."""
+        caller = Caller.of(context)
+        form = Form("float32", None, DEFAULT_MAX_BYTES)
+
+        async def begin(options: pb.ExplainRequest) -> None:
+            """Refuses at once what would be refused for every image."""
+            nonlocal form
+            form = read_form(options.answer, most=self._max_answer_bytes)
+            if form.compression is not None:
+                context.set_compression(form.compression)
+            granted = await self._authenticate(caller)
+            with self._models.use(options.model_name, options.model_version) as model:
+                terms = self._agree(model, options, granted, images=1)
+            describe_call(model=model.manifest.name, explainer=terms.explainer.name, keyed=terms.keyed, images=0)
+
+        async def explain(request: pb.ExplainRequest) -> pb.ExplainResponse:
+            # A map that is too large for one message is sent in parts.
+            return await self._answer(request, replace(form, max_bytes=self._max_answer_bytes), caller)
+
+        stream = ImageStream(
+            self._stream_limits, begin=begin, explain=explain, send=context.write, leaving=self._leaving
+        )
+        await stream.run(requests, part_bytes=lambda: form.max_bytes // 2)
+
+    async def _authenticate(self, caller: Caller) -> License | None:
         identity = await asyncio.to_thread(self._authenticator.authenticate, caller)
-        if identity is not None:
-            set_license(identity.license.id)
+        if identity is None:
+            return None
+        set_license(identity.license.id)
+        return identity.license
+
+    async def _answer(self, request: pb.ExplainRequest, form: Form, caller: Caller) -> pb.ExplainResponse:
+        granted = await self._authenticate(caller)
         with at_field("request_id"):
             request_id = _request_id(request.request_id)
         with self._models.use(request.model_name, request.model_version) as model:
-            with at_field("explainer"):
-                explainer = model.explainer(request.explainer)
-            check_parameters(request.parameters, explainer.parameters, explainer=explainer.name)
-            check_count(len(request.images), limit=self._max_images, field="images")
-            target = choose_target(request, model.manifest.classes)
-            granted = None if identity is None else identity.license
-            keyed = self._decide(model, granted, explainer, images=len(request.images))
-            manifest = model.manifest
-            describe_call(model=manifest.name, explainer=explainer.name, keyed=keyed, images=len(request.images))
+            terms = self._agree(model, request, granted, images=len(request.images))
+            describe_call(
+                model=model.manifest.name,
+                explainer=terms.explainer.name,
+                keyed=terms.keyed,
+                images=len(request.images),
+            )
             answer = pb.ExplainResponse(request_id=request_id, model=describe_model(model))
             # Before anything is set aside: a server that is full does not keep the store busy.
             with self._batchers.of(model).admit(len(request.images)) as admitted:
 
                 def work() -> Awaitable[tuple[list[pb.Explanation], Sequence[str]]]:
-                    return self._explain(
-                        model, admitted, request, explainer, target=target, keyed=keyed, granted=granted
-                    )
+                    return self._explain(model, admitted, request, terms, form)
 
                 if granted is None:
                     results, _ = await work()
                     answer.results.extend(results)
                     return answer
                 asked = await asyncio.to_thread(
-                    self._asked, manifest, request, request_id, explainer, target=target, license=granted
+                    self._asked, model.manifest, request, request_id, terms, license=granted, dtype=form.dtype
                 )
                 metered = await self._meter.charge(granted, request=asked, work=work)
             answer.results.extend(metered.answer)
@@ -151,6 +207,17 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         with self._models.use(request.model_name, request.model_version) as model:
             return _describe_everything(model)
 
+    def _agree(
+        self, model: ServedModel, request: pb.ExplainRequest, granted: License | None, *, images: int
+    ) -> "_Terms":
+        """Finds out what is to be done for a request, from all of it but its images."""
+        with at_field("explainer"):
+            explainer = model.explainer(request.explainer)
+        check_parameters(request.parameters, explainer.parameters, explainer=explainer.name)
+        check_count(images, limit=self._max_images, field="images")
+        target = choose_target(request, model.manifest.classes)
+        return _Terms(explainer, target, granted, self._decide(model, granted, explainer, images=images))
+
     def _decide(self, model: ServedModel, granted: License | None, explainer: ExplainerEntry, *, images: int) -> bool:
         """Decides whether the key is added: for a good license that covers the explainer, and never otherwise."""
         if granted is None:
@@ -170,10 +237,10 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         manifest: Manifest,
         request: pb.ExplainRequest,
         request_id: str,
-        explainer: ExplainerEntry,
+        terms: "_Terms",
         *,
-        target: int,
         license: License,
+        dtype: str,
     ) -> Charge:
         """Writes down what is asked for, as it will be charged."""
         asked = Charge(
@@ -181,28 +248,26 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             request_id=request_id,
             request_digest="",
             model_digest=manifest.model_digest,
-            explainer=explainer.name,
-            parameters=explainer.parameters,
-            target=target,
-            units=len(request.images) * self._meter.units_per_image(explainer.name),
+            explainer=terms.explainer.name,
+            parameters=terms.explainer.parameters,
+            target=terms.target,
+            units=len(request.images) * self._meter.units_per_image(terms.explainer.name),
             keyed=True,
             time=self._meter.now(),
             image_digests=tuple(digest_of_image(image) for image in request.images),
             map_digests=(),
         )
-        return replace(asked, request_digest=content_digest(asked))
+        return replace(asked, request_digest=content_digest(asked, map_dtype=dtype))
 
     async def _explain(
         self,
         model: ServedModel,
         admitted: Admission,
         request: pb.ExplainRequest,
-        explainer: ExplainerEntry,
-        *,
-        target: int,
-        keyed: bool,
-        granted: License | None,
+        terms: "_Terms",
+        form: Form,
     ) -> tuple[list[pb.Explanation], Sequence[str]]:
+        granted = terms.granted
         images = await self._workers.run(
             lambda abandoned: prepare_images(
                 request.images,
@@ -214,24 +279,25 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         )
         explained = await admitted.explain(
             images,
-            explainer=explainer.name,
-            targets=np.full(len(images), target, np.int64),
-            keyed=np.full(len(images), keyed, np.bool_),
+            explainer=terms.explainer.name,
+            targets=np.full(len(images), terms.target, np.int64),
+            keyed=np.full(len(images), terms.keyed, np.bool_),
         )
 
-        def encode() -> tuple[list[pb.Explanation], Sequence[str]]:
-            results = _encode(explained, explainer, model.manifest.classes, target=target, keyed=keyed)
-            digests = [] if granted is None else [digest_of_array("float32", r.map.shape, r.map.data) for r in results]
-            return results, digests
+        def write() -> tuple[list[pb.Explanation], Sequence[str]]:
+            results = encode(
+                explained,
+                terms.explainer,
+                model.manifest.classes,
+                target=terms.target,
+                keyed=terms.keyed,
+                dtype=form.dtype,
+            )
+            check_answer_size(results, max_bytes=form.max_bytes)
+            return results, [] if granted is None else [digest_of_map(result.map) for result in results]
 
         # Not by the workers, where it would wait behind images of others that have yet to be decoded.
-        return await asyncio.to_thread(encode)
-
-
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Turns logits `(batch, classes)` into probabilities of the same shape, without overflow."""
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
+        return await asyncio.to_thread(write)
 
 
 def describe_model(model: ServedModel) -> pb.Model:
@@ -257,7 +323,7 @@ def _describe_everything(model: ServedModel) -> pb.GetModelResponse:
             mean=preprocessing.mean,
             std=preprocessing.std,
         ),
-        explainers=[_describe(entry) for entry in model.explainers.values()],
+        explainers=[describe_explainer(entry) for entry in model.explainers.values()],
         key_available=model.holds_key,
     )
 
@@ -268,44 +334,3 @@ def _request_id(text: str) -> str:
         return new_request_id()
     check_request_id(text)
     return text
-
-
-def _encode(
-    explained: Explained, explainer: ExplainerEntry, classes: tuple[str, ...], *, target: int, keyed: bool
-) -> list[pb.Explanation]:
-    results = []
-    described = _describe(explainer)
-    for logits, probabilities, saliency in zip(
-        explained.logits, softmax(explained.logits), explained.maps, strict=True
-    ):
-        # A stable order: of equally probable classes the first comes first, as argmax has it.
-        best = np.argsort(-logits, kind="stable")[:_TOP]
-        scores = [_score(int(index), probabilities, classes) for index in best]
-        prediction = pb.Prediction(
-            index=scores[0].index,
-            label=scores[0].label,
-            probability=scores[0].probability,
-            logits=logits.tolist(),
-            top=scores,
-        )
-        data = np.ascontiguousarray(saliency, dtype="<f4").tobytes()
-        results.append(
-            pb.Explanation(
-                prediction=prediction,
-                map=pb.Tensor(dtype=pb.DATA_TYPE_FLOAT32, shape=saliency.shape, data=data),
-                explainer=described,
-                keyed=keyed,
-                target=scores[0] if target < 0 else _score(target, probabilities, classes),
-            )
-        )
-    return results
-
-
-def _score(index: int, probabilities: NDArray[np.float32], classes: tuple[str, ...]) -> pb.ClassScore:
-    return pb.ClassScore(index=index, label=classes[index], probability=float(probabilities[index]))
-
-
-def _describe(entry: ExplainerEntry) -> pb.Explainer:
-    described = pb.Explainer(name=entry.name)
-    json_format.ParseDict(entry.parameters, described.parameters)
-    return described

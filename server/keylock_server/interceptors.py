@@ -21,7 +21,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from math import ceil
 from typing import Any, Final
 
@@ -46,6 +46,7 @@ _ID_FIELDS: Final[dict[type, str]] = {
     explanation_pb2.ExplainRequest: "request_id",
     inference_pb2.ModelInferRequest: "id",
 }
+_STATUS_S: Final = 2.0
 _OK: Final = Row(grpc.StatusCode.OK, "OK")
 _CANCELLED: Final = Row(grpc.StatusCode.CANCELLED, "CANCELLED")
 
@@ -55,7 +56,10 @@ Proceed = Callable[[Any, Context], Awaitable[Any]]
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
-    """Surrounds the unary methods of keylock's own services; health and reflection pass untouched."""
+    """Surrounds the methods of keylock's own services, which have one answer or are streams in both directions.
+
+    Health and reflection pass untouched.
+    """
 
     async def intercept_service(
         self,
@@ -65,9 +69,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
         """Returns the handler of a method, wrapped when it is one of ours."""
         handler: Handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or handler.unary_unary is None or not method.startswith(_SERVICES):
+        if handler is None or not method.startswith(_SERVICES):
             return handler  # type: ignore[no-any-return]
-        return self.wrap(handler, method)
+        return self.wrap(handler, method) if handler.stream_stream is None else self.wrap_stream(handler, method)
 
     def wrap(self, handler: Handler, method: str) -> grpc.RpcMethodHandler[Any, Any]:
         """Returns a handler that calls `around`."""
@@ -77,13 +81,21 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
         return grpc.unary_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
 
+    def wrap_stream(self, handler: Handler, method: str) -> grpc.RpcMethodHandler[Any, Any]:
+        """Returns a handler that calls `around`, for a stream."""
+
+        async def call(requests: Any, context: Context) -> None:  # noqa: ANN401
+            await self.around(method, requests, context, handler.stream_stream)
+
+        return grpc.stream_stream_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
+
     async def around(self, method: str, request: Any, context: Context, proceed: Proceed) -> Any:  # noqa: ANN401
         """Answers a call.
 
         Args:
             method: Its full name.
-            request: What was sent: bytes, which `Requests` parses.
-            context: That of gRPC.
+            request: What was sent: bytes, which `Requests` parses; of a stream, an iterator over such.
+            context: That of gRPC, through which a stream is answered.
             proceed: Answers it, one layer further in.
         """
         raise NotImplementedError
@@ -94,11 +106,13 @@ class Running(Interceptor):
 
     Attributes:
         count: How many there are.
+        leaving: Set when there are to be no more; streams then end as soon as they can.
     """
 
     def __init__(self) -> None:
         """Begins to count, at zero."""
         self.count = 0
+        self.leaving = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -189,7 +203,7 @@ class Errors(Interceptor):
                 log_fault(error, f"error {error_id}")
             status = rpc_status.to_status(status_of(error, error_id=error_id, request_id=call.request_id))
             trailers = _trailers(error, call.request_id, status.trailing_metadata)
-            await context.abort(status.code, status.details, trailers)
+            await _end(context, status.code, status.details, trailers)
 
 
 class Requests(Interceptor):
@@ -207,13 +221,20 @@ class Requests(Interceptor):
         """Returns a handler that takes bytes, because gRPC answers UNKNOWN to a message it cannot parse."""
 
         async def call(data: bytes, context: Context) -> Any:  # noqa: ANN401
-            try:
-                request = handler.request_deserializer(data)
-            except DecodeError:
-                raise InputError("the request is no message of this method: compare the client's protos") from None
-            return await self.around(method, request, context, handler.unary_unary)
+            return await self.around(method, _parse(handler, data), context, handler.unary_unary)
 
         return grpc.unary_unary_rpc_method_handler(call, None, handler.response_serializer)
+
+    def wrap_stream(self, handler: Handler, method: str) -> grpc.RpcMethodHandler[Any, Any]:
+        """Returns a handler that takes bytes. A stream limits its own time, image by image."""
+
+        async def call(stream: AsyncIterator[bytes], context: Context) -> None:
+            current, remaining_s = current_call(), context.time_remaining()
+            if current is not None and remaining_s is not None:
+                current.deadline = asyncio.get_running_loop().time() + remaining_s
+            await handler.stream_stream((_parse(handler, data) async for data in stream), context)
+
+        return grpc.stream_stream_rpc_method_handler(call, None, handler.response_serializer)
 
     async def around(self, method: str, request: Any, context: Context, proceed: Proceed) -> Any:  # noqa: ANN401
         """Answers a call within the limit of time."""
@@ -232,11 +253,32 @@ class Requests(Interceptor):
             raise
 
 
+def _parse(handler: Handler, data: bytes) -> Any:  # noqa: ANN401
+    try:
+        return handler.request_deserializer(data)
+    except DecodeError:
+        raise InputError("the request is no message of this method: compare the client's protos") from None
+
+
 def _deadline(context: Context, longest_s: float) -> float:
     """Returns when nobody waits any more, by the clock of the event loop: the caller's deadline or the server's."""
     remaining_s = context.time_remaining()
     allowed_s = longest_s if remaining_s is None else min(longest_s, remaining_s)
     return asyncio.get_running_loop().time() + allowed_s
+
+
+async def _end(context: Context, code: grpc.StatusCode, details: str, trailers: Any) -> None:  # noqa: ANN401
+    """Ends a call with an error; always raises.
+
+    An answer that its reader does not take is in the way of the status. It follows when the answer is taken after all,
+    and the call is over for the server without it.
+    """
+    ending = asyncio.ensure_future(context.abort(code, details, trailers))
+    ending.add_done_callback(lambda future: None if future.cancelled() else future.exception())
+    await asyncio.wait({ending}, timeout=_STATUS_S)
+    if ending.done():
+        ending.result()
+    raise asyncio.CancelledError
 
 
 def _trailers(error: Exception, request_id: str, trailers: Any) -> tuple[tuple[str, str | bytes], ...]:  # noqa: ANN401

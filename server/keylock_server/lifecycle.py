@@ -36,6 +36,7 @@ from keylock_server.proof import CheckpointSigner, load_receipt_key
 from keylock_server.runtime import ServedModel
 from keylock_server.settings import ServerSettings, Source
 from keylock_server.shared import Shared, access_keys
+from keylock_server.streams import StreamLimits
 from keylock_server.tls import load_credentials
 from keylock_server.tracing import open_tracing
 from keylock_server.workers import Workers
@@ -53,6 +54,11 @@ _SERVICES: Final = (
     explanation_pb2.DESCRIPTOR.services_by_name["ExplanationService"].full_name,
     license_pb2.DESCRIPTOR.services_by_name["LicenseService"].full_name,
 )
+_COMPRESSIONS: Final = {
+    "none": grpc.Compression.NoCompression,
+    "gzip": grpc.Compression.Gzip,
+    "deflate": grpc.Compression.Deflate,
+}
 # gRPC's own limit answers without details, so it lies well above the one of the `Batchers` and is a backstop.
 _BACKSTOP_CALLS: Final = 1024
 _FOREVER_S: Final = 1e6
@@ -195,6 +201,7 @@ class RunningServer:
         The server's own grace period would also wait for streams that never end, such as watchers of its health.
         """
         self._predictions.ready = False
+        self._running.leaving.set()
         await self._condition.close()
         await self._health.enter_graceful_shutdown()
         refusing = asyncio.create_task(server.stop(_FOREVER_S))
@@ -303,7 +310,9 @@ async def start(
     license_pb2_grpc.add_LicenseServiceServicer_to_server(licenses, server)
     receipts = None if receipt_key is None else ReceiptSigner(receipt_key)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
-    predictions = _add_services(server, settings, models, authenticator, batchers, workers, meter, receipts)
+    predictions = _add_services(
+        server, settings, models, authenticator, batchers, workers, meter, receipts, running_calls.leaving
+    )
     checkpoints = None
     if store is not None and receipt_key is not None:
         every_s = settings.checkpoint_every_s
@@ -384,6 +393,7 @@ async def _release(
 def _make_server(settings: ServerSettings, interceptors: Sequence[Interceptor], *, reuse_port: bool) -> grpc.aio.Server:
     return grpc.aio.server(
         interceptors=interceptors,
+        compression=_COMPRESSIONS[settings.compression],
         maximum_concurrent_rpcs=_BACKSTOP_CALLS + settings.queue,
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),
@@ -403,6 +413,7 @@ def _add_services(
     workers: Workers,
     meter: Meter,
     receipts: ReceiptSigner | None,
+    leaving: asyncio.Event,
 ) -> PredictionService:
     limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
     predictions = PredictionService(
@@ -416,7 +427,10 @@ def _add_services(
         meter=meter,
         limits=limits,
         max_images=settings.max_images,
+        max_answer_bytes=settings.max_message_bytes,
         refuse_unlicensed=settings.unlicensed_explanations == "refuse",
+        stream_limits=StreamLimits(in_flight=settings.stream_in_flight, image_s=settings.deadline_s),
+        leaving=leaving,
         receipts=receipts,
     )
     inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(predictions, server)

@@ -204,18 +204,21 @@ class Meter:
                 _LOG.warning("took back %d reservations that had expired", count)
 
 
-def content_digest(request: Charge) -> str:
+def content_digest(request: Charge, *, map_dtype: str = "float32") -> str:
     """Returns the digest of all that a request asks for, but its id: equal requests have equal digests.
 
     Args:
         request: What is asked for.
+        map_dtype: Type of the elements of the maps.
     """
-    content = {
+    content: dict[str, object] = {
         "model": request.model_digest,
         "explainer": request.explainer,
         "target": request.target,
         "images": list(request.image_digests),
     }
+    if map_dtype != "float32":
+        content["map_dtype"] = map_dtype
     return digest_of(canonical_json(content))
 
 

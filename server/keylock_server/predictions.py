@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from keylock.errors import InputError
 from keylock.images import ImageLimits
 from keylock.inference import inference_pb2 as pb
+from keylock_server.answering import softmax
 from keylock_server.batcher import Batchers
 from keylock_server.calls import describe_call
-from keylock_server.explanations import softmax
 from keylock_server.inventory import Inventory
 from keylock_server.models import Models
 from keylock_server.requests import at_field

@@ -68,7 +68,9 @@ class ServerSettings(BaseSettings):
         checkpoint_every_s: How often the state of the audit log is signed, in seconds.
         leeway_s: How far a clock may be off when the dates of a license are checked, in seconds.
         max_message_bytes: Largest request and largest answer.
+        compression: How answers are compressed that do not say it themselves: `none`, `gzip` or `deflate`.
         max_images: Most images in one request.
+        stream_in_flight: Images of one stream that are taken up before their answers were sent.
         max_image_bytes: Largest image file.
         max_image_pixels: Most pixels of one image.
         workers: Processes that serve, on one address; 0: one for each core.
@@ -131,6 +133,8 @@ class ServerSettings(BaseSettings):
     leeway_s: Annotated[int, Field(ge=0, le=3600)] = 30
 
     max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=2**31 - 1)] = 64 * _MIB
+    compression: Literal["none", "gzip", "deflate"] = "none"
+    stream_in_flight: Annotated[int, Field(ge=1, le=4096)] = 32
     max_images: Annotated[int, Field(ge=1, le=4096)] = 32
     max_image_bytes: Annotated[int, Field(ge=1024)] = 32 * _MIB
     max_image_pixels: Annotated[int, Field(ge=1)] = 50_000_000

@@ -30,6 +30,7 @@ __all__ = [
     "STATUSES",
     "DeadlineError",
     "ExpiredError",
+    "LeavingError",
     "LoadError",
     "NoKeyError",
     "NoMeteringError",
@@ -73,6 +74,13 @@ class ExpiredError(ServiceError):
 
     def __init__(self) -> None:
         super().__init__("the deadline of the call came before its turn: allow more time, or try again later")
+
+
+class LeavingError(ServiceError):
+    """A stream was cut short because the server stops."""
+
+    def __init__(self) -> None:
+        super().__init__("the server stops: send what was not answered again, under the same request id")
 
 
 class NoKeyError(ServiceError):
@@ -177,6 +185,7 @@ STATUSES: Final[dict[type[KeylockError], Row]] = {
     ExpiredError: Row(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE"),
     NoKeyError: Row(grpc.StatusCode.FAILED_PRECONDITION, "NO_KEY"),
     NoMeteringError: Row(grpc.StatusCode.FAILED_PRECONDITION, "NO_METERING"),
+    LeavingError: Row(grpc.StatusCode.UNAVAILABLE, "LEAVING"),
     NoStoreError: Row(grpc.StatusCode.FAILED_PRECONDITION, "NO_STORE"),
     NotLoadedError: Row(grpc.StatusCode.UNAVAILABLE, "MODEL_NOT_LOADED"),
     LoadError: Row(grpc.StatusCode.FAILED_PRECONDITION, "MODEL_NOT_LOADABLE"),
