@@ -237,6 +237,11 @@ class Home:
         return self.path / "receipts.pem"
 
     @property
+    def revocations_path(self) -> Path:
+        """Where the list of receipt keys is that were taken back."""
+        return self.path / "receipt-revocations.jws"
+
+    @property
     def licenses_path(self) -> Path:
         """Where the license store is."""
         return self.path / "licenses.db"

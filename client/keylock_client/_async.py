@@ -13,7 +13,7 @@ from keylock_client._base import BaseClient
 from keylock_client._exchanges import Call, Exchange
 from keylock_client._sources import ImageLike
 from keylock_client.errors import ClientError
-from keylock_client.results import Estimate, Explanation, LicenseInfo, ModelInfo, Prediction, Quota
+from keylock_client.results import Estimate, Explanation, LicenseInfo, ModelInfo, Prediction, Proof, Quota, Receipt
 
 __all__ = ["AsyncClient"]
 
@@ -96,6 +96,10 @@ class AsyncClient(BaseClient):
     async def estimate(self, images: int, *, explainer: str | None = None, timeout_s: float | None = None) -> Estimate:
         """Ask what a call would cost, as `Client.estimate` does."""
         return await self._run(exchanges.estimate(self._memory, images, explainer=explainer), timeout_s)
+
+    async def prove(self, receipt: Receipt | str, *, since: str | None = None, timeout_s: float | None = None) -> Proof:
+        """Ask for the proof that a receipt is in the vendor's log, as `Client.prove` does."""
+        return await self._run(exchanges.prove(self._memory, receipt, since=since), timeout_s)
 
     async def close(self) -> None:
         """Close the connection. Calls under way fail with `ClosedError`; closing twice is fine."""

@@ -97,7 +97,8 @@ class BaseClient:
     def verify_receipt(self, receipt: Receipt | str, *, proof: str | None = None) -> Receipt:
         """Verify a receipt that was kept, without asking the server.
 
-        Receipts of this client's answers were verified when they came; this is for those of yesterday.
+        Receipts of this client's answers were verified when they came; this is for those of yesterday. One under a
+        receipt key that the vendor has taken back, as far as this client has heard, holds only with a proof.
 
         Args:
             receipt: The receipt, or its token.
@@ -110,7 +111,7 @@ class BaseClient:
             ReceiptError: It does not hold, or neither a license nor `issuer` says whom to trust.
             AuditLogError: It is not shown to be in the log.
         """
-        return verify_receipt(receipt, self._memory.trust, proof=proof)
+        return verify_receipt(receipt, self._memory.trust, proof=proof, revoked=self._memory.revoked)
 
     def __repr__(self) -> str:
         licensed = "no license" if self._settings.token is None else "licensed"

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, NoReturn, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
@@ -17,12 +17,21 @@ from keylock.inference import inference_pb2 as oip
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import license_pb2
 from keylock_client import _answers as answers
-from keylock_client._receipts import Trust, read_receipt
+from keylock_client._receipts import Trust, newer, question, read_proof, read_receipt
 from keylock_client._requests import chunks, explain_request, infer_request
 from keylock_client._settings import Token
 from keylock_client._sources import ImageLike, Source, read_sources
-from keylock_client.errors import LicenseRefusedError, RequestIdReusedError, RequestRefusedError, Violation
-from keylock_client.results import Estimate, Explanation, LicenseInfo, ModelInfo, Prediction, Quota
+from keylock_client.errors import (
+    ClientError,
+    LicenseRefusedError,
+    RequestIdReusedError,
+    RequestRefusedError,
+    Violation,
+)
+from keylock_client.results import Estimate, Explanation, LicenseInfo, ModelInfo, Prediction, Proof, Quota, Receipt
+
+if TYPE_CHECKING:
+    from keylock.licensing.revocations import Revocations
 
 __all__ = [
     "Call",
@@ -34,12 +43,15 @@ __all__ = [
     "explain",
     "license_info",
     "predict",
+    "prove",
     "usage",
 ]
 
 # For how long access tokens are asked for, and which share of that time they are used.
 _LIFETIME_S = 600
 _USED_SHARE = 0.8
+# How often a client asks which receipt keys were taken back.
+_REVOCATIONS_S = 300
 
 T = TypeVar("T")
 
@@ -52,6 +64,8 @@ class Method(StrEnum):
     ESTIMATE = "/keylock.v1.ExplanationService/EstimateExplain"
     GET_LICENSE = "/keylock.v1.LicenseService/GetLicense"
     GET_USAGE = "/keylock.v1.LicenseService/GetUsage"
+    PROVE_RECEIPT = "/keylock.v1.LicenseService/ProveReceipt"
+    GET_RECEIPT_REVOCATIONS = "/keylock.v1.LicenseService/GetReceiptRevocations"
     EXCHANGE_TOKEN = "/keylock.v1.LicenseService/ExchangeToken"  # noqa: S105 - the name of a method
     MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 
@@ -67,6 +81,8 @@ _ANSWERS: dict[Method, type[Message]] = {
     Method.ESTIMATE: pb.EstimateExplainResponse,
     Method.GET_LICENSE: license_pb2.GetLicenseResponse,
     Method.GET_USAGE: license_pb2.GetUsageResponse,
+    Method.PROVE_RECEIPT: license_pb2.ProveReceiptResponse,
+    Method.GET_RECEIPT_REVOCATIONS: license_pb2.GetReceiptRevocationsResponse,
     Method.EXCHANGE_TOKEN: license_pb2.ExchangeTokenResponse,
     Method.MODEL_INFER: oip.ModelInferResponse,
 }
@@ -106,6 +122,8 @@ class Memory:
         exchanges: Whether the license is exchanged for access tokens.
         binds: Whether they are bound to the client's certificate.
         access: The access token, and until when it is used.
+        revocations: Which receipt keys were taken back; None until a list was read.
+        revocations_until: When to ask again.
         clock: Seconds, for how long an access token is used.
     """
 
@@ -115,7 +133,14 @@ class Memory:
     exchanges: bool = False
     binds: bool = False
     access: tuple[Token, float] | None = None
+    revocations: "Revocations | None" = None
+    revocations_until: float = float("-inf")
     clock: Callable[[], float] = time.monotonic
+
+    @property
+    def revoked(self) -> frozenset[str]:
+        """Ids of receipt keys that were taken back, as far as is known."""
+        return frozenset() if self.revocations is None else self.revocations.keys
 
 
 def describe(memory: Memory, *, refresh: bool = False) -> Exchange[ModelInfo]:
@@ -163,6 +188,38 @@ def estimate(memory: Memory, images: int, *, explainer: str | None) -> Exchange[
     request = pb.EstimateExplainRequest(model_name=memory.model_name, explainer=explainer or "", images=images)
     answer: pb.EstimateExplainResponse = yield from licensed(memory, Call(Method.ESTIMATE, request, licensed=True))
     return answers.estimate(answer)
+
+
+def prove(memory: Memory, receipt: Receipt | str, *, since: str | None) -> Exchange[Proof]:
+    """Ask for the proof that a receipt is in the log, and verify it."""
+    yield from _learn_revocations(memory)
+    asked = question(receipt, memory.trust, since=since, revoked=memory.revoked)
+    request = license_pb2.ProveReceiptRequest(
+        leaf_hash=asked.leaf, since_size=0 if asked.since is None else asked.since.size
+    )
+    answer: license_pb2.ProveReceiptResponse = yield from licensed(
+        memory, Call(Method.PROVE_RECEIPT, request, licensed=True)
+    )
+    return read_proof(
+        asked,
+        inclusion=answer.inclusion_proof,
+        consistency=answer.consistency_proof,
+        trust=memory.trust,
+        revoked=memory.revoked,
+    )
+
+
+def _learn_revocations(memory: Memory) -> Exchange[None]:
+    """Ask which receipt keys were taken back, now and then. Where no list can be had, the one that is known holds."""
+    if memory.clock() < memory.revocations_until:
+        return
+    memory.revocations_until = memory.clock() + _REVOCATIONS_S
+    call = Call(Method.GET_RECEIPT_REVOCATIONS, license_pb2.GetReceiptRevocationsRequest())
+    try:
+        answer: license_pb2.GetReceiptRevocationsResponse = yield call
+    except ClientError:
+        return
+    memory.revocations = newer(memory.revocations, answer.revocations, memory.trust)
 
 
 def _access(memory: Memory) -> Exchange[Token]:
@@ -219,7 +276,9 @@ def explain(
             _refuse(error, memory=memory, first=first, sources=sources)
         if answer.model.digest != info.model.digest:
             info = yield from describe(memory, refresh=True)
-        receipt = read_receipt(answer, request.images, memory.trust)
+        if answer.receipt:
+            yield from _learn_revocations(memory)
+        receipt = read_receipt(answer, request.images, memory.trust, revoked=memory.revoked)
         found += answers.explanations(answer, sources=chunk, preprocessing=info.preprocessing, receipt=receipt)
     return found[0] if single else found
 

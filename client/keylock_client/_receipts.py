@@ -4,22 +4,24 @@ The license says whom to trust: its issuer certifies the keys that sign receipts
 imported when the first receipt comes, because callers without a license never need them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from keylock.digests import digest_of, digest_of_array
-from keylock.errors import ReceiptError
+from keylock.errors import AuditLogError, ReceiptError
 from keylock.jws import unverified_header
 from keylock.signing import VerifyingKey
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client.errors import BadReceiptError
-from keylock_client.results import Receipt
+from keylock_client.results import Proof, Receipt
 
 if TYPE_CHECKING:
+    from keylock.auditlog import Checkpoint
     from keylock.licensing.receipts import Receipt as VerifiedReceipt
+    from keylock.licensing.revocations import Revocations
 
-__all__ = ["Trust", "read_receipt", "verify_receipt"]
+__all__ = ["Question", "Trust", "newer", "question", "read_proof", "read_receipt", "verify_receipt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +58,35 @@ class Trust:
         return lambda issuer: self.key_id is None or issuer.key_id == self.key_id
 
 
-def read_receipt(answer: pb.ExplainResponse, images: Sequence[pb.Image], trust: Trust) -> Receipt | None:
+def newer(known: "Revocations | None", token: str, trust: Trust) -> "Revocations | None":
+    """Returns the later of two lists of receipt keys that were taken back.
+
+    A list that does not hold counts for nothing: who could send such a one could as well send none.
+
+    Args:
+        known: The list that is known; None where none is.
+        token: The list that a server sent; empty where it has none.
+        trust: Whose lists to trust.
+    """
+    from keylock.licensing.revocations import Revocations
+
+    try:
+        sent = Revocations.read(token, trust.test()) if token else Revocations.none()
+    except ReceiptError:
+        return known
+    return sent if known is None or sent.issued_at > known.issued_at else known
+
+
+def read_receipt(
+    answer: pb.ExplainResponse, images: Sequence[pb.Image], trust: Trust, *, revoked: Collection[str] = frozenset()
+) -> Receipt | None:
     """Returns the receipt of an answer, or None where it has none.
 
     Args:
         answer: The answer.
         images: As they were sent.
         trust: Whose receipts to trust.
+        revoked: Ids of receipt keys that were taken back.
 
     Raises:
         BadReceiptError: If the receipt does not hold, or is for another answer.
@@ -70,7 +94,7 @@ def read_receipt(answer: pb.ExplainResponse, images: Sequence[pb.Image], trust: 
     if not answer.receipt:
         return None
     try:
-        verified = _verify(answer.receipt, trust)
+        verified = _verify(answer.receipt, trust, revoked)
         verified.check_answer(
             request_id=answer.request_id,
             model_digest=answer.model.digest,
@@ -84,33 +108,111 @@ def read_receipt(answer: pb.ExplainResponse, images: Sequence[pb.Image], trust: 
     return _describe(verified, trust)
 
 
-def verify_receipt(receipt: Receipt | str, trust: Trust, *, proof: str | None = None) -> Receipt:
+def verify_receipt(
+    receipt: Receipt | str, trust: Trust, *, proof: str | None = None, revoked: Collection[str] = frozenset()
+) -> Receipt:
     """Verifies a receipt that was kept.
 
     Args:
         receipt: The receipt, or its token.
         trust: Whose receipts to trust.
-        proof: A proof that it is in the vendor's log.
+        proof: A proof that it is in the vendor's log; with it a receipt holds although its key was taken back.
+        revoked: Ids of receipt keys that were taken back.
 
     Raises:
         ReceiptError: If it does not hold, or nobody is known who could be trusted.
         AuditLogError: If it is not shown to be in the log.
     """
-    if not trust.known:
-        raise ReceiptError("nobody is known who could be trusted: give the client a license, or issuer=")
-    verified = _verify(receipt if isinstance(receipt, str) else receipt.token, trust)
+    verified = _verify_known(receipt, trust, revoked if proof is None else ())
     if proof is not None:
         from keylock.auditlog import InclusionProof
-        from keylock.licensing.receipt_keys import open_checkpoint
 
-        InclusionProof.parse(proof).verify(verified.entry, lambda signed: open_checkpoint(signed, trust.test()))
+        InclusionProof.parse(proof).verify(verified.entry, lambda signed: _open(signed, trust, revoked))
     return _describe(verified, trust)
 
 
-def _verify(token: str, trust: Trust) -> "VerifiedReceipt":
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked for a proof, and what its answer is compared with.
+
+    Attributes:
+        entry: What must be in the log.
+        leaf: Its hash as a leaf.
+        since: The checkpoint that the log must go on from; None where none was kept.
+    """
+
+    entry: bytes
+    leaf: bytes
+    since: "Checkpoint | None"
+
+
+def question(receipt: Receipt | str, trust: Trust, *, since: str | None, revoked: Collection[str]) -> Question:
+    """Prepares to ask for a proof.
+
+    Args:
+        receipt: The receipt, or its token.
+        trust: Whose receipts to trust.
+        since: A checkpoint that was kept.
+        revoked: Ids of receipt keys that were taken back.
+
+    Raises:
+        ReceiptError: If the receipt does not hold, or nobody is known who could be trusted.
+        AuditLogError: If the checkpoint is not to be trusted.
+    """
+    from keylock.auditlog import leaf_hash
+
+    # Its key may have been taken back: the proof is what counts then.
+    entry = _verify_known(receipt, trust, ()).entry
+    return Question(entry, leaf_hash(entry), None if since is None else _open(since, trust, revoked))
+
+
+def read_proof(
+    asked: Question, *, inclusion: str, consistency: str, trust: Trust, revoked: Collection[str] = frozenset()
+) -> Proof:
+    """Returns what a proof shows.
+
+    Args:
+        asked: What was asked.
+        inclusion: The proof that the entry is in the log.
+        consistency: The proof that the log goes on from the checkpoint that was kept.
+        trust: Whose checkpoints to trust.
+        revoked: Ids of receipt keys that were taken back.
+
+    Raises:
+        BadReceiptError: If it does not show that.
+    """
+    from keylock.auditlog import ConsistencyProof, InclusionProof
+
+    try:
+        proof = InclusionProof.parse(inclusion)
+        state = proof.verify(asked.entry, lambda signed: _open(signed, trust, revoked))
+        if asked.since is not None:
+            later = ConsistencyProof.parse(consistency).verify(
+                asked.since, lambda signed: _open(signed, trust, revoked)
+            )
+            if later != state:
+                raise AuditLogError("the two proofs lead to different checkpoints")
+    except AuditLogError as error:
+        raise BadReceiptError(f"the server does not prove the receipt: {error.message}", request_id="") from None
+    return Proof(inclusion, index=proof.index, size=state.size, log=state.origin, checkpoint=proof.checkpoint)
+
+
+def _open(note: str, trust: Trust, revoked: Collection[str]) -> "Checkpoint":
+    from keylock.licensing.receipt_keys import open_checkpoint
+
+    return open_checkpoint(note, trust.test(), revoked=revoked)
+
+
+def _verify_known(receipt: Receipt | str, trust: Trust, revoked: Collection[str]) -> "VerifiedReceipt":
+    if not trust.known:
+        raise ReceiptError("nobody is known who could be trusted: give the client a license, or issuer=")
+    return _verify(receipt if isinstance(receipt, str) else receipt.token, trust, revoked)
+
+
+def _verify(token: str, trust: Trust, revoked: Collection[str]) -> "VerifiedReceipt":
     from keylock.licensing.receipts import Receipt as VerifiedReceipt
 
-    return VerifiedReceipt.verify(token, trust.test())
+    return VerifiedReceipt.verify(token, trust.test(), revoked=revoked)
 
 
 def _describe(verified: "VerifiedReceipt", trust: Trust) -> Receipt:

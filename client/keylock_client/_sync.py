@@ -12,7 +12,7 @@ from keylock_client._base import BaseClient
 from keylock_client._exchanges import Call, Exchange
 from keylock_client._sources import ImageLike
 from keylock_client.errors import ClientError
-from keylock_client.results import Estimate, Explanation, LicenseInfo, ModelInfo, Prediction, Quota
+from keylock_client.results import Estimate, Explanation, LicenseInfo, ModelInfo, Prediction, Proof, Quota, Receipt
 
 __all__ = ["Client"]
 
@@ -189,6 +189,26 @@ class Client(BaseClient):
             ClientError: The call failed.
         """
         return self._run(exchanges.estimate(self._memory, images, explainer=explainer), timeout_s)
+
+    def prove(self, receipt: Receipt | str, *, since: str | None = None, timeout_s: float | None = None) -> Proof:
+        """Ask for the proof that a receipt of this client's license is in the vendor's log, and verify it.
+
+        Args:
+            receipt: The receipt, or its token.
+            since: A checkpoint that was kept, from an earlier proof: the log must go on from it.
+            timeout_s: Seconds this may take, if not those of the client.
+
+        Returns:
+            The proof.
+
+        Raises:
+            ReceiptError: The receipt does not hold, or the server does not prove it (`BadReceiptError`).
+            AuditLogError: The checkpoint that was kept is not to be trusted.
+            LicenseError: The license is not good.
+            InputError: The server knows no such receipt of this license.
+            ServiceError: The server cannot be reached, or keeps no log.
+        """
+        return self._run(exchanges.prove(self._memory, receipt, since=since), timeout_s)
 
     def close(self) -> None:
         """Close the connection. Calls under way in other threads fail with `ClosedError`; closing twice is fine."""

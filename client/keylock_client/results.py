@@ -33,6 +33,7 @@ __all__ = [
     "Model",
     "ModelInfo",
     "Prediction",
+    "Proof",
     "Quota",
     "Receipt",
     "Usage",
@@ -270,12 +271,34 @@ class Receipt:
         Raises:
             InputError: If the file cannot be written.
         """
-        out = Path(path)
-        try:
-            out.write_text(self.token + "\n", encoding="ascii")
-        except OSError as error:
-            raise InputError(f"cannot write {str(out)!r}: {error.strerror or error}") from None
-        return out
+        return _write_text(Path(path), self.token + "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """That a receipt is in the vendor's log; it was verified when it came.
+
+    Attributes:
+        text: The proof itself, in the format of C2SP: an auditor checks it with `keylock receipt verify --proof`.
+        index: The place of the charge in the log, from 0.
+        size: Entries the log had.
+        log: Name of the log.
+        checkpoint: The signed state of the log. Keep it: later proofs show that the log goes on from it.
+    """
+
+    text: str = field(repr=False)
+    index: int
+    size: int
+    log: str
+    checkpoint: str = field(repr=False)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the proof to a file, over one that is there.
+
+        Raises:
+            InputError: If the file cannot be written.
+        """
+        return _write_text(Path(path), self.text)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -390,3 +413,11 @@ class Explanation:
                 "charged_at": None if self.usage.charged_at is None else self.usage.charged_at.isoformat(),
             },
         }
+
+
+def _write_text(out: Path, text: str) -> Path:
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {str(out)!r}: {error.strerror or error}") from None
+    return out

@@ -9,6 +9,7 @@ from keylock.auditlog.checkpoints import Checkpoint
 from keylock.auditlog.merkle import (
     EMPTY_ROOT,
     Frontier,
+    Tree,
     consistency_proof,
     inclusion_proof,
     leaf_hash,
@@ -26,6 +27,7 @@ __all__ = [
     "Frontier",
     "InclusionProof",
     "NoteKey",
+    "Tree",
     "consistency_proof",
     "inclusion_proof",
     "leaf_hash",

@@ -9,7 +9,7 @@ References:
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from keylock.errors import AuditLogError
@@ -18,6 +18,7 @@ __all__ = [
     "EMPTY_ROOT",
     "HASH_BYTES",
     "Frontier",
+    "Tree",
     "consistency_proof",
     "inclusion_proof",
     "leaf_hash",
@@ -107,19 +108,7 @@ def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
     References:
         RFC 6962, section 2.1.1.
     """
-    if not 0 <= index < len(leaves):
-        raise AuditLogError(f"there is no entry {index} in a log of {len(leaves)}")
-    proof: list[bytes] = []
-    start, stop = 0, len(leaves)
-    while stop - start > 1:
-        middle = start + _left_size(stop - start)
-        if index < middle:
-            proof.append(root_of(leaves[middle:stop]))
-            stop = middle
-        else:
-            proof.append(root_of(leaves[start:middle]))
-            start = middle
-    return proof[::-1]
+    return _inclusion(lambda start, stop: root_of(leaves[start:stop]), len(leaves), index)
 
 
 def consistency_proof(leaves: Sequence[bytes], old_size: int) -> list[bytes]:
@@ -135,23 +124,117 @@ def consistency_proof(leaves: Sequence[bytes], old_size: int) -> list[bytes]:
     References:
         RFC 6962, section 2.1.2.
     """
-    if not 0 <= old_size <= len(leaves):
-        raise AuditLogError(f"a log of {len(leaves)} entries cannot go on from one of {old_size}")
-    if old_size in {0, len(leaves)}:
+    return _consistency(lambda start, stop: root_of(leaves[start:stop]), len(leaves), old_size)
+
+
+class Tree:
+    """A tree that only grows, with the hashes of all its complete subtrees: 64 bytes for each leaf.
+
+    A proof then costs no more than the square of the tree's height, for any earlier state of the tree as well.
+
+    Attributes:
+        size: Leaves of the tree.
+    """
+
+    def __init__(self) -> None:
+        """Begins without a leaf."""
+        self.size = 0
+        # Of each height the hashes of the complete subtrees, one after the other.
+        self._levels = [bytearray()]
+
+    def append(self, leaf: bytes) -> None:
+        """Adds a leaf, given as its hash."""
+        joined, height, rest = leaf, 0, self.size
+        self._levels[0] += joined
+        while rest & 1:
+            joined = _node_hash(self._node(height, rest - 1), joined)
+            height, rest = height + 1, rest >> 1
+            if height == len(self._levels):
+                self._levels.append(bytearray())
+            self._levels[height] += joined
+        self.size += 1
+
+    def root(self, size: int) -> bytes:
+        """Returns the root hash the tree had when it had so many leaves.
+
+        Raises:
+            AuditLogError: If it never had so many.
+        """
+        if not 0 <= size <= self.size:
+            raise AuditLogError(f"a log of {self.size} entries has no state of {size}")
+        return self._root_between(0, size) if size else EMPTY_ROOT
+
+    def inclusion_proof(self, index: int, *, size: int) -> list[bytes]:
+        """Returns what `inclusion_proof` does for the first leaves.
+
+        Args:
+            index: Which leaf, from 0.
+            size: How many leaves are meant, at most those there are.
+
+        Raises:
+            AuditLogError: If there is no such leaf among them.
+        """
+        return _inclusion(self._root_between, min(size, self.size), index)
+
+    def consistency_proof(self, old_size: int, *, size: int) -> list[bytes]:
+        """Returns what `consistency_proof` does for the first leaves.
+
+        Args:
+            old_size: Leaves of the smaller tree.
+            size: Leaves of the larger one, at most those there are.
+
+        Raises:
+            AuditLogError: If the smaller tree is larger than the other.
+        """
+        return _consistency(self._root_between, min(size, self.size), old_size)
+
+    def _root_between(self, start: int, stop: int) -> bytes:
+        """Returns the root of the leaves between two places; the recursion of RFC 6962 asks for aligned ones alone."""
+        count = stop - start
+        if count & (count - 1) == 0:
+            height = count.bit_length() - 1
+            return self._node(height, start >> height)
+        middle = start + _left_size(count)
+        return _node_hash(self._root_between(start, middle), self._root_between(middle, stop))
+
+    def _node(self, height: int, place: int) -> bytes:
+        return bytes(self._levels[height][place * HASH_BYTES : (place + 1) * HASH_BYTES])
+
+
+def _inclusion(root_between: Callable[[int, int], bytes], size: int, index: int) -> list[bytes]:
+    if not 0 <= index < size:
+        raise AuditLogError(f"there is no entry {index} in a log of {size}")
+    proof: list[bytes] = []
+    start, stop = 0, size
+    while stop - start > 1:
+        middle = start + _left_size(stop - start)
+        if index < middle:
+            proof.append(root_between(middle, stop))
+            stop = middle
+        else:
+            proof.append(root_between(start, middle))
+            start = middle
+    return proof[::-1]
+
+
+def _consistency(root_between: Callable[[int, int], bytes], size: int, old_size: int) -> list[bytes]:
+    if not 0 <= old_size <= size:
+        raise AuditLogError(f"a log of {size} entries cannot go on from one of {old_size}")
+    if old_size in {0, size}:
         return []
     proof: list[bytes] = []
-    start, stop, known = 0, len(leaves), True
+    start, stop, known = 0, size, True
     while old_size != stop:
         middle = start + _left_size(stop - start)
         if old_size <= middle:
-            proof.append(root_of(leaves[middle:stop]))
+            proof.append(root_between(middle, stop))
             stop = middle
         else:
-            proof.append(root_of(leaves[start:middle]))
+            proof.append(root_between(start, middle))
             start, known = middle, False
     if not known:
         # The verifier does not know this subtree; the whole old tree it does.
-        proof.append(root_of(leaves[start:stop]))
+        proof.append(root_between(start, stop))
     return proof[::-1]
 
 

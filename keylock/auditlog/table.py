@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 
 from keylock.auditlog.checkpoints import Checkpoint
-from keylock.auditlog.merkle import Frontier, consistency_proof, inclusion_proof, leaf_hash
+from keylock.auditlog.merkle import Frontier, Tree, consistency_proof, inclusion_proof, leaf_hash
 from keylock.auditlog.proofs import ConsistencyProof, InclusionProof
 from keylock.errors import AuditLogError
 from keylock.statements import Statement
@@ -37,6 +37,8 @@ __all__ = [
     "define",
     "entries",
     "find",
+    "find_leaf",
+    "grow",
     "head",
     "latest_checkpoint",
     "prove_consistency",
@@ -180,13 +182,54 @@ def find(connection: Connection, entry: bytes) -> int:
     return int(place)
 
 
-def sign_checkpoint(connection: Connection, sign: Callable[[Checkpoint], str], *, at: datetime) -> str:
+def find_leaf(connection: Connection, leaf: bytes) -> tuple[int, bytes] | None:
+    """Returns place and content of the first entry with a hash, or None where there is none.
+
+    Args:
+        connection: To the database.
+        leaf: Hash of the entry as a leaf, 32 bytes.
+    """
+    query = select(_log.c.seq, _log.c.entry).where(_log.c.leaf_hash == leaf).order_by(_log.c.seq).limit(1)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else (int(row.seq), bytes(row.entry))
+
+
+def grow(connection: Connection, tree: Tree, size: int) -> None:
+    """Appends the entries to a tree that it does not have yet, up to a size.
+
+    Args:
+        connection: To the database.
+        tree: What was read before.
+        size: Entries it shall have, at least.
+
+    Raises:
+        AuditLogError: If there are less: the log was cut.
+    """
+    while tree.size < size:
+        query = select(_log.c.seq, _log.c.leaf_hash).where(_log.c.seq >= tree.size).order_by(_log.c.seq).limit(_PAGE)
+        page = connection.execute(query).all()
+        for row in page:
+            if row.seq != tree.size:
+                break
+            tree.append(bytes(row.leaf_hash))
+        if not page or page[-1].seq != tree.size - 1:
+            raise AuditLogError(f"the audit log was cut: entry {tree.size} is missing")
+
+
+def sign_checkpoint(
+    connection: Connection,
+    sign: Callable[[Checkpoint], str],
+    *,
+    at: datetime,
+    good: Callable[[str], bool] = lambda _note: True,
+) -> str:
     """Signs the state of the log and keeps the checkpoint, where that state was not signed before.
 
     Args:
         connection: With an open transaction that may write.
         sign: Returns a checkpoint as a signed note.
         at: The time, with its zone.
+        good: Tells whether a checkpoint that was signed before is as good as a new one.
 
     Returns:
         The signed note.
@@ -198,7 +241,7 @@ def sign_checkpoint(connection: Connection, sign: Callable[[Checkpoint], str], *
     latest = latest_checkpoint(connection)
     if latest is not None:
         signed = Checkpoint.parse_unverified(latest)
-        if (signed.size, signed.root) == (state.size, state.root):
+        if (signed.size, signed.root) == (state.size, state.root) and good(latest):
             return latest
     note = sign(state)
     moment = int(at.astimezone(UTC).timestamp())

@@ -1,5 +1,6 @@
 """`keylock issuer`: the key that signs bundles and licenses."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -71,6 +72,38 @@ def issuer_receipt_key(
         return
     note(f"it may sign until {made.certificate.expires:%Y-%m-%d}; then make another and start the server with it")
     print_pairs([("receipt key", made.key.key_id), ("file", path), ("certificate", certificate_path(path))])
+
+
+@issuer_app.command("revoke-receipt-key")
+def issuer_revoke_receipt_key(
+    key_id: Annotated[
+        str | None, typer.Argument(metavar="[KEY_ID]", help="Id of the receipt key; without it nothing is taken back.")
+    ] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a receipt key back that has become known, and show the list of those that were.
+
+    Servers with the vendor's directory hand the signed list out at once, and clients refuse what the key signed; to
+    servers elsewhere give the file. Then make another: keylock issuer receipt-key.
+    """
+    from keylock.errors import InputError
+    from keylock.issuers import home_keys
+    from keylock.licensing.receipts import trusts_any
+    from keylock.licensing.revocations import RevocationFile
+
+    opened = open_home(home)
+    file = RevocationFile(opened.revocations_path)
+    revocations = file.read(trusts_any(home_keys(opened)))
+    if key_id is not None:
+        if not re.fullmatch(r"[A-Za-z0-9_-]{16}", key_id):
+            raise InputError(f"{key_id!r} is no id of a key: it has 16 letters and digits, as kid in a receipt")
+        revocations = revocations.with_key(key_id, opened.signing_key(), now=datetime.now(UTC))
+        file.write(revocations)
+    if as_json:
+        print_json({"keys": sorted(revocations.keys), "file": file.path})
+        return
+    print_pairs([*(("taken back", key) for key in sorted(revocations.keys)), ("file", file.path)])
 
 
 @issuer_app.command("rotate")

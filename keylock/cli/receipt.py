@@ -1,10 +1,18 @@
-"""`keylock receipt`: the customer's and the auditor's side. Everything here works offline."""
+"""`keylock receipt`: the customer's and the auditor's side. Receipts are verified offline; proofs are asked for."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from keylock.cli._connection import (
+    LicenseFileOption,
+    ServerOption,
+    TimeoutOption,
+    TlsCaOption,
+    TlsOption,
+    connect,
+)
 from keylock.cli._console import JsonOption, new_app, note, print_json, print_pairs
 from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption
 from keylock.cli._receipts import find_trust, read_small_text
@@ -33,6 +41,9 @@ def receipt_verify(
     proof: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A proof that the receipt is in the vendor's log.")
     ] = None,
+    revocations: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The vendor's list of receipt keys that were taken back.")
+    ] = None,
     issuer: IssuerOption = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
@@ -44,16 +55,23 @@ def receipt_verify(
     from keylock.auditlog import InclusionProof
     from keylock.licensing.receipt_keys import open_checkpoint
     from keylock.licensing.receipts import Receipt
+    from keylock.licensing.revocations import Revocations
 
     trusts = find_trust(issuer, home)
-    verified = Receipt.verify(read_small_text(receipt, "receipt"), trusts)
+    revoked = frozenset[str]()
+    if revocations is not None:
+        revoked = Revocations.read(read_small_text(revocations, "list of receipt keys"), trusts).keys
+    # What is proven to be in the log holds although its key was taken back.
+    verified = Receipt.verify(
+        read_small_text(receipt, "receipt"), trusts, revoked=revoked if proof is None else frozenset()
+    )
     charge = verified.charge
     _check("images", charge.image_digests, [_digest_of_image(path) for path in image] if image else None)
     _check("maps", charge.map_digests, [_digest_of_map(path) for path in map_file] if map_file else None)
     logged = None
     if proof is not None:
         read = InclusionProof.parse(read_small_text(proof, "proof"))
-        logged = read.verify(verified.entry, lambda signed: open_checkpoint(signed, trusts))
+        logged = read.verify(verified.entry, lambda signed: open_checkpoint(signed, trusts, revoked=revoked))
     if as_json:
         print_json(
             {
@@ -81,6 +99,36 @@ def receipt_verify(
             *([] if logged is None else [("log", f"entry of {logged.origin}, which had {logged.size}")]),
         ]
     )
+
+
+@app.command("prove")
+def receipt_prove(
+    receipt: Annotated[Path, typer.Argument(metavar="RECEIPT", help="A file with a receipt of your license.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the proof here, not to the screen.")] = None,
+    since: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A checkpoint that was kept: the log must go on from it."),
+    ] = None,
+    server: ServerOption = None,
+    license_file: LicenseFileOption = None,
+    timeout: TimeoutOption = None,
+    tls: TlsOption = None,
+    tls_ca: TlsCaOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask the server to prove that a receipt of your license is in the vendor's log, and verify the proof."""
+    token = read_small_text(receipt, "receipt").strip()
+    kept = None if since is None else read_small_text(since, "checkpoint")
+    with connect(server=server, timeout_s=timeout, tls=tls, tls_ca=tls_ca, license_file=license_file) as client:
+        proof = client.prove(token, since=kept)
+    if out is not None:
+        proof.save(out)
+    if as_json:
+        print_json({"index": proof.index, "size": proof.size, "log": proof.log, "proof": proof.text, "file": out})
+    elif out is None:
+        typer.echo(proof.text, nl=False)
+    else:
+        print_pairs([("log", f"{proof.log}, entry {proof.index} of {proof.size}"), ("file", out)])
 
 
 def _check(what: str, certified: tuple[str, ...], given: list[str] | None) -> None:

@@ -190,6 +190,7 @@ def _complete(settings: "ServerSettings", path: Path | None) -> "ServerSettings"
             "license_store": settings.license_store or home.licenses_url,
             # Where other issuers were named, nobody would believe receipts that this one certifies.
             "receipt_key": settings.receipt_key or (None if settings.issuers else _own_receipt_key(home)),
+            "receipt_revocations": settings.receipt_revocations or home.revocations_path,
         }
     )
 

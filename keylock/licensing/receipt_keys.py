@@ -6,7 +6,7 @@ nothing else.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,18 +81,27 @@ class Certificate:
             raise ReceiptError("the certificate of the receipt key is malformed, or was changed") from None
         return cls(token, issuer, key, datetime.fromtimestamp(claims.nbf, UTC), datetime.fromtimestamp(claims.exp, UTC))
 
-    def check(self, trusts: Callable[[VerifyingKey], bool], *, at: datetime) -> None:
-        """Returns when the certificate is of a trusted issuer and held at a time.
+    def check(
+        self, trusts: Callable[[VerifyingKey], bool], *, at: datetime, revoked: Collection[str] = frozenset()
+    ) -> None:
+        """Returns when the certificate is of a trusted issuer, held at a time, and its key was not taken back.
 
         Args:
             trusts: Tells whether an issuer is trusted.
             at: When the key signed.
+            revoked: Ids of receipt keys that the issuer has taken back; when it did so counts for nothing, because
+                whoever stole a key can write any time.
 
         Raises:
             ReceiptError: If not.
         """
         if not trusts(self.issuer):
             raise ReceiptError(f"the key that signed was certified by {self.issuer.key_id}, which is not trusted here")
+        if self.key.key_id in revoked:
+            raise ReceiptError(
+                f"the issuer has taken back the receipt key {self.key.key_id}: only a proof that the receipt is in the "
+                "log, under a checkpoint of another key, would show that it is genuine"
+            )
         if not self.not_before <= at < self.expires:
             raise ReceiptError(
                 f"it was signed at {at:%Y-%m-%d %H:%M:%S} UTC, when its key was not certified "
@@ -185,12 +194,15 @@ class ReceiptKey:
         return replace(checkpoint, extensions=lines).sign(self.key)
 
 
-def open_checkpoint(note: str, trusts: Callable[[VerifyingKey], bool]) -> Checkpoint:
+def open_checkpoint(
+    note: str, trusts: Callable[[VerifyingKey], bool], *, revoked: Collection[str] = frozenset()
+) -> Checkpoint:
     """Returns the checkpoint in a note that a certified key signed.
 
     Args:
         note: The signed note.
         trusts: Tells whether an issuer is trusted.
+        revoked: Ids of receipt keys that the issuer has taken back.
 
     Raises:
         AuditLogError: If it is none, or is not to be trusted.
@@ -205,7 +217,8 @@ def open_checkpoint(note: str, trusts: Callable[[VerifyingKey], bool]) -> Checkp
         raise refusal
     try:
         certificate = Certificate.read(certificate_line.removeprefix(_CERTIFICATE_LINE))
-        certificate.check(trusts, at=datetime.fromtimestamp(min(int(seconds[:12]), _LAST_SECOND), UTC))
+        signed_at = datetime.fromtimestamp(min(int(seconds[:12]), _LAST_SECOND), UTC)
+        certificate.check(trusts, at=signed_at, revoked=revoked)
     except ReceiptError as error:
         raise AuditLogError(f"the checkpoint is not to be trusted: {error}") from None
     return Checkpoint.open(note, [NoteKey(told.origin, certificate.key)])

@@ -5,7 +5,7 @@ the audit log, so that a receipt can be shown to be in it. It names images and m
 anybody see an image, a map, a key or a token. The format is described in docs/receipts.md.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Final, Literal, Self
@@ -128,18 +128,22 @@ class Receipt:
     certificate: Certificate
 
     @classmethod
-    def verify(cls, token: str, trusts: Callable[[VerifyingKey], bool]) -> Self:
+    def verify(
+        cls, token: str, trusts: Callable[[VerifyingKey], bool], *, revoked: Collection[str] = frozenset()
+    ) -> Self:
         """Verifies a receipt.
 
         1. It has the spelling of a receipt and the one header that receipts have.
         2. Its certificate is whole, and of an issuer that is trusted.
         3. The certified key signed it.
         4. Its content is a charge.
-        5. The certificate held when it was charged.
+        5. The certificate held when it was charged, and its key was not taken back.
 
         Args:
             token: The receipt.
             trusts: Tells whether an issuer is trusted: `trusts_any` of known keys, or `trusts_id` of a key id.
+            revoked: Ids of receipt keys that the issuer has taken back. Leave it empty where the receipt is proven to
+                be in the log by a checkpoint that was verified with these ids.
 
         Raises:
             ReceiptError: If it does not hold.
@@ -157,7 +161,7 @@ class Receipt:
             charge = parse_entry(entry)
         except AuditLogError as error:
             raise ReceiptError(f"the receipt cannot be read: {error}") from None
-        certificate.check(trusts, at=charge.time)
+        certificate.check(trusts, at=charge.time, revoked=revoked)
         return cls(token.strip(), entry, charge, certificate)
 
     def check_answer(

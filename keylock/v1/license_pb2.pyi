@@ -271,3 +271,86 @@ class ExchangeTokenResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExchangeTokenResponse: _TypeAlias = ExchangeTokenResponse  # noqa: Y015
+
+@_typing.final
+class ProveReceiptRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEAF_HASH_FIELD_NUMBER: _builtins.int
+    SINCE_SIZE_FIELD_NUMBER: _builtins.int
+    leaf_hash: _builtins.bytes
+    """SHA-256 of a zero byte and the payload of the receipt: its leaf in the log."""
+    since_size: _builtins.int
+    """Entries of a checkpoint that the caller has kept; 0: none."""
+    def __init__(
+        self,
+        *,
+        leaf_hash: _builtins.bytes = ...,
+        since_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leaf_hash", b"leaf_hash", "since_size", b"since_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProveReceiptRequest: _TypeAlias = ProveReceiptRequest  # noqa: Y015
+
+@_typing.final
+class ProveReceiptResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCLUSION_PROOF_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_PROOF_FIELD_NUMBER: _builtins.int
+    inclusion_proof: _builtins.str
+    """A C2SP proof (https://c2sp.org/tlog-proof), with the signed checkpoint it leads to."""
+    consistency_proof: _builtins.str
+    """That the log goes on from the checkpoint of `since_size` entries; empty where none was named."""
+    def __init__(
+        self,
+        *,
+        inclusion_proof: _builtins.str = ...,
+        consistency_proof: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency_proof", b"consistency_proof", "inclusion_proof", b"inclusion_proof"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProveReceiptResponse: _TypeAlias = ProveReceiptResponse  # noqa: Y015
+
+@_typing.final
+class GetReceiptRevocationsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetReceiptRevocationsRequest: _TypeAlias = GetReceiptRevocationsRequest  # noqa: Y015
+
+@_typing.final
+class GetReceiptRevocationsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVOCATIONS_FIELD_NUMBER: _builtins.int
+    revocations: _builtins.str
+    """The issuer's signed list (compact JWS); empty where no key was ever taken back."""
+    def __init__(
+        self,
+        *,
+        revocations: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revocations", b"revocations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetReceiptRevocationsResponse: _TypeAlias = GetReceiptRevocationsResponse  # noqa: Y015

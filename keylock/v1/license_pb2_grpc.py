@@ -49,6 +49,16 @@ class LicenseServiceStub(object):
                 request_serializer=keylock_dot_v1_dot_license__pb2.ExchangeTokenRequest.SerializeToString,
                 response_deserializer=keylock_dot_v1_dot_license__pb2.ExchangeTokenResponse.FromString,
                 _registered_method=True)
+        self.ProveReceipt = channel.unary_unary(
+                '/keylock.v1.LicenseService/ProveReceipt',
+                request_serializer=keylock_dot_v1_dot_license__pb2.ProveReceiptRequest.SerializeToString,
+                response_deserializer=keylock_dot_v1_dot_license__pb2.ProveReceiptResponse.FromString,
+                _registered_method=True)
+        self.GetReceiptRevocations = channel.unary_unary(
+                '/keylock.v1.LicenseService/GetReceiptRevocations',
+                request_serializer=keylock_dot_v1_dot_license__pb2.GetReceiptRevocationsRequest.SerializeToString,
+                response_deserializer=keylock_dot_v1_dot_license__pb2.GetReceiptRevocationsResponse.FromString,
+                _registered_method=True)
 
 
 class LicenseServiceServicer(object):
@@ -76,6 +86,21 @@ class LicenseServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ProveReceipt(self, request, context):
+        """Proves that a receipt of the caller's own license is in the audit log. Where the newest checkpoint does not cover it
+        yet, a new one is signed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetReceiptRevocations(self, request, context):
+        """Returns which keys for receipts the issuer has taken back. Open to everybody.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LicenseServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -93,6 +118,16 @@ def add_LicenseServiceServicer_to_server(servicer, server):
                     servicer.ExchangeToken,
                     request_deserializer=keylock_dot_v1_dot_license__pb2.ExchangeTokenRequest.FromString,
                     response_serializer=keylock_dot_v1_dot_license__pb2.ExchangeTokenResponse.SerializeToString,
+            ),
+            'ProveReceipt': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProveReceipt,
+                    request_deserializer=keylock_dot_v1_dot_license__pb2.ProveReceiptRequest.FromString,
+                    response_serializer=keylock_dot_v1_dot_license__pb2.ProveReceiptResponse.SerializeToString,
+            ),
+            'GetReceiptRevocations': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReceiptRevocations,
+                    request_deserializer=keylock_dot_v1_dot_license__pb2.GetReceiptRevocationsRequest.FromString,
+                    response_serializer=keylock_dot_v1_dot_license__pb2.GetReceiptRevocationsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -176,6 +211,60 @@ class LicenseService(object):
             '/keylock.v1.LicenseService/ExchangeToken',
             keylock_dot_v1_dot_license__pb2.ExchangeTokenRequest.SerializeToString,
             keylock_dot_v1_dot_license__pb2.ExchangeTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProveReceipt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keylock.v1.LicenseService/ProveReceipt',
+            keylock_dot_v1_dot_license__pb2.ProveReceiptRequest.SerializeToString,
+            keylock_dot_v1_dot_license__pb2.ProveReceiptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReceiptRevocations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keylock.v1.LicenseService/GetReceiptRevocations',
+            keylock_dot_v1_dot_license__pb2.GetReceiptRevocationsRequest.SerializeToString,
+            keylock_dot_v1_dot_license__pb2.GetReceiptRevocationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

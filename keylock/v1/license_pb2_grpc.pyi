@@ -39,6 +39,12 @@ class LicenseServiceStub:
     """Returns what the caller's own license has used."""
     ExchangeToken: _grpc.UnaryUnaryMultiCallable[_license_pb2.ExchangeTokenRequest, _license_pb2.ExchangeTokenResponse]
     """Exchanges the license for an access token that holds for minutes and is presented in its place."""
+    ProveReceipt: _grpc.UnaryUnaryMultiCallable[_license_pb2.ProveReceiptRequest, _license_pb2.ProveReceiptResponse]
+    """Proves that a receipt of the caller's own license is in the audit log. Where the newest checkpoint does not cover it
+    yet, a new one is signed.
+    """
+    GetReceiptRevocations: _grpc.UnaryUnaryMultiCallable[_license_pb2.GetReceiptRevocationsRequest, _license_pb2.GetReceiptRevocationsResponse]
+    """Returns which keys for receipts the issuer has taken back. Open to everybody."""
 
 @_typing.type_check_only
 class LicenseServiceAsyncStub(LicenseServiceStub):
@@ -51,6 +57,12 @@ class LicenseServiceAsyncStub(LicenseServiceStub):
     """Returns what the caller's own license has used."""
     ExchangeToken: _aio.UnaryUnaryMultiCallable[_license_pb2.ExchangeTokenRequest, _license_pb2.ExchangeTokenResponse]  # type: ignore[assignment]
     """Exchanges the license for an access token that holds for minutes and is presented in its place."""
+    ProveReceipt: _aio.UnaryUnaryMultiCallable[_license_pb2.ProveReceiptRequest, _license_pb2.ProveReceiptResponse]  # type: ignore[assignment]
+    """Proves that a receipt of the caller's own license is in the audit log. Where the newest checkpoint does not cover it
+    yet, a new one is signed.
+    """
+    GetReceiptRevocations: _aio.UnaryUnaryMultiCallable[_license_pb2.GetReceiptRevocationsRequest, _license_pb2.GetReceiptRevocationsResponse]  # type: ignore[assignment]
+    """Returns which keys for receipts the issuer has taken back. Open to everybody."""
 
 class LicenseServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -78,5 +90,23 @@ class LicenseServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_license_pb2.ExchangeTokenResponse, _abc.Awaitable[_license_pb2.ExchangeTokenResponse]]:
         """Exchanges the license for an access token that holds for minutes and is presented in its place."""
+
+    @_abc_1.abstractmethod
+    def ProveReceipt(
+        self,
+        request: _license_pb2.ProveReceiptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_license_pb2.ProveReceiptResponse, _abc.Awaitable[_license_pb2.ProveReceiptResponse]]:
+        """Proves that a receipt of the caller's own license is in the audit log. Where the newest checkpoint does not cover it
+        yet, a new one is signed.
+        """
+
+    @_abc_1.abstractmethod
+    def GetReceiptRevocations(
+        self,
+        request: _license_pb2.GetReceiptRevocationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_license_pb2.GetReceiptRevocationsResponse, _abc.Awaitable[_license_pb2.GetReceiptRevocationsResponse]]:
+        """Returns which keys for receipts the issuer has taken back. Open to everybody."""
 
 def add_LicenseServiceServicer_to_server(servicer: LicenseServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -14,6 +14,7 @@ from keylock.v1 import license_pb2 as pb
 from keylock.v1 import license_pb2_grpc as pb_grpc
 from keylock_server.authentication import Authenticator, Caller
 from keylock_server.metering import Meter, describe_windows, timestamp
+from keylock_server.proof import Prover
 from keylock_server.requests import at_field
 
 __all__ = ["LicenseService", "describe_license"]
@@ -27,18 +28,26 @@ class LicenseService(pb_grpc.LicenseServiceServicer):
     """Shows a caller its own license and never another."""
 
     def __init__(
-        self, authenticator: Authenticator, *, meter: Meter, access_key: SigningKey, now: Callable[[], datetime]
+        self,
+        authenticator: Authenticator,
+        *,
+        meter: Meter,
+        prover: Prover,
+        access_key: SigningKey,
+        now: Callable[[], datetime],
     ) -> None:
         """Makes the service.
 
         Args:
             authenticator: Verifies licenses.
             meter: Knows what was used.
+            prover: Proves receipts.
             access_key: Signs access tokens.
             now: The clock, in UTC.
         """
         self._authenticator = authenticator
         self._meter = meter
+        self._prover = prover
         self._access_key = access_key
         self._now = now
 
@@ -52,6 +61,20 @@ class LicenseService(pb_grpc.LicenseServiceServicer):
         identity = await asyncio.to_thread(self._authenticator.require, Caller.of(context))
         windows = await self._meter.windows(identity.license)
         return pb.GetUsageResponse(license_id=identity.license.id, quotas=describe_windows(windows))
+
+    async def ProveReceipt(self, request: pb.ProveReceiptRequest, context: _Context) -> pb.ProveReceiptResponse:  # noqa: N802
+        """Proves that a receipt of the license presented is in the audit log."""
+        identity = await asyncio.to_thread(self._authenticator.require, Caller.of(context))
+        inclusion, consistency = await self._prover.prove(
+            identity.license.id, request.leaf_hash, since_size=request.since_size
+        )
+        return pb.ProveReceiptResponse(inclusion_proof=inclusion, consistency_proof=consistency)
+
+    async def GetReceiptRevocations(  # noqa: N802
+        self, request: pb.GetReceiptRevocationsRequest, context: _Context
+    ) -> pb.GetReceiptRevocationsResponse:
+        """Returns which receipt keys were taken back."""
+        return pb.GetReceiptRevocationsResponse(revocations=await asyncio.to_thread(self._prover.revocations))
 
     async def ExchangeToken(  # noqa: N802
         self, request: pb.ExchangeTokenRequest, context: _Context

@@ -14,6 +14,7 @@ from keylock.errors import ServiceError
 from keylock.images import ImageLimits
 from keylock.inference import inference_pb2, inference_pb2_grpc
 from keylock.licensing.receipts import ReceiptSigner
+from keylock.licensing.revocations import RevocationFile
 from keylock.signing import VerifyingKey
 from keylock.v1 import explanation_pb2, explanation_pb2_grpc, license_pb2, license_pb2_grpc
 from keylock_server.admin import Served, open_admin
@@ -32,7 +33,7 @@ from keylock_server.models import Models
 from keylock_server.offline import admit_offline_license
 from keylock_server.opening import Opener
 from keylock_server.predictions import PredictionService
-from keylock_server.proof import CheckpointSigner, load_receipt_key
+from keylock_server.proof import CheckpointSigner, Prover, load_receipt_key
 from keylock_server.runtime import ServedModel
 from keylock_server.settings import ServerSettings, Source
 from keylock_server.shared import Shared, access_keys
@@ -265,8 +266,11 @@ async def start(
     token_keys = access_keys(settings) if shared is None else shared.access_keys
     clock = now or (lambda: datetime.now(UTC))
     receipt_key = None
+    revocations = None if settings.receipt_revocations is None else RevocationFile(settings.receipt_revocations)
     if settings.receipt_key is not None:
-        receipt_key = load_receipt_key(settings.receipt_key, issuers=tuple(keys()), now=clock())
+        receipt_key = load_receipt_key(
+            settings.receipt_key, issuers=tuple(keys()), now=clock(), revocations=revocations
+        )
     store, meter = _open_store(settings, clock)
     if settings.offline_license is not None and store is not None:
         admit_offline_license(
@@ -284,7 +288,9 @@ async def start(
         leeway_s=settings.leeway_s,
         now=clock,
     )
-    licenses = LicenseService(authenticator, meter=meter, access_key=token_keys[0], now=clock)
+    database = None if store is None else store.database
+    prover = Prover(database, receipt_key, issuers=keys, revocations=revocations, now=clock)
+    licenses = LicenseService(authenticator, meter=meter, prover=prover, access_key=token_keys[0], now=clock)
     limits = Limits(
         queue=settings.queue,
         max_batch=settings.max_batch,

@@ -65,6 +65,8 @@ class ServerSettings(BaseSettings):
         token_keys: Keys (PEM) for access tokens, shared by servers that stand in for each other: the first signs, all
             verify. Empty: one that this process makes for itself.
         receipt_key: Key (PEM) that signs receipts and checkpoints, with its certificate beside it; none: no receipts.
+        receipt_revocations: The issuer's signed list of receipt keys that were taken back, handed out to clients; read
+            again when it changes, and need not be there yet.
         checkpoint_every_s: How often the state of the audit log is signed, in seconds.
         leeway_s: How far a clock may be off when the dates of a license are checked, in seconds.
         max_message_bytes: Largest request and largest answer.
@@ -129,6 +131,7 @@ class ServerSettings(BaseSettings):
     prices: dict[str, Annotated[int, Field(ge=0, le=1_000_000)]] = {}
     token_keys: tuple[Path, ...] = ()
     receipt_key: Path | None = None
+    receipt_revocations: Path | None = None
     checkpoint_every_s: _Positive = 60.0
     leeway_s: Annotated[int, Field(ge=0, le=3600)] = 30
 

@@ -34,11 +34,13 @@ __all__ = [
     "LoadError",
     "NoKeyError",
     "NoMeteringError",
+    "NoProofError",
     "NoStoreError",
     "NotLoadedError",
     "OperatorsOnlyError",
     "OverloadedError",
     "Row",
+    "UnknownReceiptError",
     "retry_after",
     "status_of",
 ]
@@ -134,6 +136,20 @@ class OperatorsOnlyError(ServiceError):
         )
 
 
+class NoProofError(ServiceError):
+    """A proof was asked of a server that keeps no audit log, or signs nothing."""
+
+    def __init__(self) -> None:
+        super().__init__("this server keeps no audit log that it could prove receipts by: ask the vendor for the proof")
+
+
+class UnknownReceiptError(InputError):
+    """A license has no such receipt."""
+
+    def __init__(self) -> None:
+        super().__init__("this license has no such receipt in the audit log of this server: ask the vendor")
+
+
 class Row(NamedTuple):
     """What an error becomes.
 
@@ -186,6 +202,8 @@ STATUSES: Final[dict[type[KeylockError], Row]] = {
     NoKeyError: Row(grpc.StatusCode.FAILED_PRECONDITION, "NO_KEY"),
     NoMeteringError: Row(grpc.StatusCode.FAILED_PRECONDITION, "NO_METERING"),
     LeavingError: Row(grpc.StatusCode.UNAVAILABLE, "LEAVING"),
+    NoProofError: Row(grpc.StatusCode.FAILED_PRECONDITION, "NO_PROOF"),
+    UnknownReceiptError: Row(grpc.StatusCode.NOT_FOUND, "UNKNOWN_RECEIPT"),
     NoStoreError: Row(grpc.StatusCode.FAILED_PRECONDITION, "NO_STORE"),
     NotLoadedError: Row(grpc.StatusCode.UNAVAILABLE, "MODEL_NOT_LOADED"),
     LoadError: Row(grpc.StatusCode.FAILED_PRECONDITION, "MODEL_NOT_LOADABLE"),

@@ -1,5 +1,6 @@
 """Receipts of a real server: they fit their answers and are in the log; the client refuses a false one."""
 
+import asyncio
 import hashlib
 import time
 from datetime import timedelta
@@ -8,17 +9,27 @@ import grpc
 import pytest
 from PIL import Image
 
-from keylock.auditlog import table
+from keylock.auditlog import leaf_hash, table
+from keylock.cli import main
 from keylock.digests import digest_of_array
 from keylock.errors import AuditLogError, ReceiptError, ServiceError, SignatureError
 from keylock.licensing.receipt_keys import ReceiptKey, open_checkpoint
 from keylock.licensing.receipts import Receipt, parse_entry, trusts_any
-from keylock.signing import SigningKey, encode_base64url
+from keylock.licensing.revocations import RevocationFile, Revocations
+from keylock.signing import Home, SigningKey, encode_base64url
 from keylock.store import Database, LicenseStore
 from keylock.store.audit import compare_with_ledger
 from keylock.v1 import explanation_pb2 as pb
-from keylock_client import BadReceiptError, Client
-from keylock_client._receipts import Trust, read_receipt
+from keylock.v1 import license_pb2
+from keylock_client import (
+    AsyncClient,
+    BadReceiptError,
+    Client,
+    ClientError,
+    LicenseRefusedError,
+    RequestRefusedError,
+)
+from keylock_client._receipts import Trust, newer, question, read_proof, read_receipt
 
 YEAR = timedelta(days=365)
 
@@ -207,3 +218,176 @@ def test_a_refused_call_leaves_no_entry(proving, licensed):
     with pytest.raises(grpc.RpcError):
         proving.explain(pb.Image(encoded=b"no image"), token=licensed.token, request_id="refused")
     assert all(parse_entry(entry).request_id != "refused" for entry in entries(proving.url))
+
+
+# Proofs online
+
+
+def test_a_customer_is_proven_its_receipt(client, tiny):
+    receipt = client.explain(tiny.images(1)[0]).receipt
+    first = client.prove(receipt)
+    assert (first.size > first.index, first.text.startswith("c2sp.org/tlog-proof@v1")) == (True, True)
+    assert client.verify_receipt(receipt, proof=first.text) == receipt
+    # A later proof shows that the log goes on from where it was.
+    later = client.explain(tiny.images(1, seed=5)[0]).receipt
+    second = client.prove(later, since=first.checkpoint)
+    assert second.index > first.index
+    assert second.size > first.size
+    # An older receipt is proven under the newest checkpoint too.
+    assert client.prove(receipt.token, since=second.checkpoint).size == second.size
+
+
+async def test_a_customer_is_proven_its_receipt_asynchronously(proving, licensed, tiny, loop_thread):
+    async def ask():
+        async with AsyncClient(proving.server.target, license=licensed.token) as client:
+            receipt = (await client.explain(tiny.images(1)[0])).receipt
+            return await client.prove(receipt)
+
+    proof = await asyncio.wrap_future(loop_thread.submit(ask()))
+    assert proof.index < proof.size
+
+
+def test_nobody_is_proven_the_receipt_of_another(client, proving, vendor, tiny):
+    receipt = client.explain(tiny.images(1)[0]).receipt
+    other = vendor.grant(record=False)
+    with LicenseStore(proving.url) as store:
+        store.add(other.license, issuer=vendor.signing_key.key_id)
+    with Client(proving.server.target, license=other.token) as stranger, pytest.raises(RequestRefusedError) as caught:
+        stranger.prove(receipt)
+    assert (caught.value.code, "no such receipt" in caught.value.message) == ("NOT_FOUND", True)
+    with Client(proving.server.target, issuer=vendor.issuer_file) as nobody, pytest.raises(LicenseRefusedError):
+        nobody.prove(receipt)
+
+
+def test_what_is_no_proof_is_not_taken_for_one(client, tiny):
+    receipt = client.explain(tiny.images(1)[0]).receipt
+    other = client.explain(tiny.images(1, seed=9)[0]).receipt
+    trust, revoked = client._memory.trust, frozenset()
+    kept = client.prove(receipt)
+    proof = client.prove(other, since=kept.checkpoint)
+    asked = question(other, trust, since=None, revoked=revoked)
+    assert read_proof(asked, inclusion=proof.text, consistency="", trust=trust) == proof
+    stranger = Trust(key_id="another")
+    for text, whose in ((kept.text, trust), ("", trust), (proof.text[:-9], trust), (proof.text, stranger)):
+        with pytest.raises(BadReceiptError, match="does not prove"):
+            read_proof(asked, inclusion=text, consistency="", trust=whose)
+    # A checkpoint that was kept demands that the log goes on from it.
+    both = question(other, trust, since=kept.checkpoint, revoked=revoked)
+    with pytest.raises(BadReceiptError, match="does not prove"):
+        read_proof(both, inclusion=proof.text, consistency="", trust=trust)
+
+
+def test_requests_for_proofs_that_make_no_sense_are_refused(proving, licensed):
+    metadata = [("authorization", f"Bearer {licensed.token}")]
+    for leaf, code in ((b"", "INVALID_ARGUMENT"), (b"x" * 33, "INVALID_ARGUMENT"), (bytes(32), "NOT_FOUND")):
+        with pytest.raises(grpc.RpcError) as caught:
+            proving.license.ProveReceipt(license_pb2.ProveReceiptRequest(leaf_hash=leaf), metadata=metadata, timeout=9)
+        assert caught.value.code().name == code
+
+
+def test_a_checkpoint_larger_than_the_log_is_refused(client, proving, licensed, tiny):
+    leaf = leaf_hash(Receipt.verify(client.explain(tiny.images(1)[0]).receipt.token, lambda _: True).entry)
+    request = license_pb2.ProveReceiptRequest(leaf_hash=leaf, since_size=10**9)
+    with pytest.raises(grpc.RpcError) as caught:
+        proving.license.ProveReceipt(request, metadata=[("authorization", f"Bearer {licensed.token}")], timeout=9)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_server_that_keeps_no_log_proves_nothing(calls, vendor, client, tiny):
+    receipt = client.explain(tiny.images(1)[0]).receipt
+    with Client(calls.server.target, license=vendor.grant().token) as asking, pytest.raises(ClientError) as caught:
+        asking.prove(receipt)
+    assert "keeps no audit log" in caught.value.message
+
+
+# Receipt keys that were taken back
+
+
+def test_receipts_under_a_key_that_was_taken_back_hold_with_a_proof_alone(start_server, vendor, tiny, tmp_path):
+    """A stolen receipt key signs whatever its thief likes, with any time; what is in the log it cannot change."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        certify(tmp_path / name, vendor.signing_key, now=tiny.now)
+    stolen = ReceiptKey.load(tmp_path / "first" / "receipts.pem")
+    file = RevocationFile(tmp_path / "revoked.jws")
+    settings = {"license_store": f"sqlite:///{tmp_path / 'store.db'}", "receipt_revocations": file.path}
+    server = start_server(receipt_key=tmp_path / "first" / "receipts.pem", **settings)
+    with LicenseStore(settings["license_store"]) as store:
+        granted = vendor.grant(store=store)
+    with Client(server.server.target, license=granted.token) as client:
+        receipt = client.explain(tiny.images(1)[0], request_id="before").receipt
+        old = client.prove(receipt)
+        # The vendor takes the key back; the server is not even restarted.
+        revocations = Revocations.none().with_key(stolen.key.key_id, vendor.signing_key, now=tiny.now)
+        file.write(revocations)
+        client._memory.revocations_until = 0.0
+        with pytest.raises(BadReceiptError, match="has taken back the receipt key"):
+            client.explain(tiny.images(1)[0], request_id="after")
+        with pytest.raises(ReceiptError, match="taken back"):
+            client.verify_receipt(receipt)
+        # A checkpoint of that key proves nothing either.
+        with pytest.raises(AuditLogError, match="taken back"):
+            client.verify_receipt(receipt, proof=old.text)
+    server.stop().result(timeout=20)
+    with pytest.raises(ServiceError, match="taken back"):
+        start_server(receipt_key=tmp_path / "first" / "receipts.pem", **settings)
+    server = start_server(receipt_key=tmp_path / "second" / "receipts.pem", **settings)
+    with Client(server.server.target, license=granted.token) as client:
+        proof = client.prove(receipt)
+        assert client.verify_receipt(receipt, proof=proof.text) == receipt
+        # The answer is given again, under the new key.
+        assert client.explain(tiny.images(1)[0], request_id="after").receipt.units == 1
+
+
+def test_clients_keep_the_later_of_two_lists(vendor, tiny):
+    trust = Trust(keys=(vendor.signing_key.verifying_key,))
+    first = Revocations.none().with_key("first", vendor.signing_key, now=tiny.now)
+    both = first.with_key("second", vendor.signing_key, now=tiny.now - YEAR)
+    assert both.issued_at > first.issued_at
+    known = newer(None, both.token, trust)
+    assert known.keys == {"first", "second"}
+    # Neither an older list, nor none, nor that of a stranger, takes anything back.
+    strangers = Revocations.none().with_key("x", SigningKey.generate(), now=tiny.now + YEAR)
+    for token in (first.token, "", strangers.token, both.token[:-4], "nonsense"):
+        assert newer(known, token, trust) == known
+
+
+def test_commands_prove_a_receipt_and_heed_keys_that_were_taken_back(proving, licensed, vendor, tiny, tmp_path, capsys):
+    with Client(proving.server.target, license=licensed.token) as client:
+        receipt = client.explain(tiny.images(1)[0]).receipt
+    kept, proof = receipt.save(tmp_path / "a.receipt"), tmp_path / "a.tlog-proof"
+    (tmp_path / "license").write_text(licensed.token)
+
+    def run(*arguments):
+        code = main([*map(str, arguments)])
+        return code, capsys.readouterr()
+
+    code, shown = run(
+        "receipt",
+        "prove",
+        kept,
+        "--out",
+        proof,
+        "--server",
+        proving.server.target,
+        "--license-file",
+        tmp_path / "license",
+    )
+    assert (code, shown.err) == (0, "")
+    assert "log " in shown.out
+    verify = ("receipt", "verify", kept, "--issuer", vendor.issuer_file, "--json")
+    assert run(*verify, "--proof", proof)[0] == 0
+    # The vendor takes the key back.
+    home = Home(tmp_path / "home")
+    home.path.mkdir()
+    vendor.signing_key.write(home.signing_key_path)
+    vendor.signing_key.verifying_key.write(home.verifying_key_path)
+    key_id = Receipt.verify(receipt.token, lambda _: True).certificate.key.key_id
+    code, shown = run("issuer", "revoke-receipt-key", "--home", home.path, "--json", "--", key_id)
+    assert (code, key_id in shown.out) == (0, True)
+    assert run("issuer", "revoke-receipt-key", "--home", home.path, "nonsense!")[0] == 3
+    code, shown = run(*verify, "--revocations", home.revocations_path)
+    assert (code, "taken back" in shown.err) == (11, True)
+    # The checkpoint of the proof is of the same key.
+    assert run(*verify, "--revocations", home.revocations_path, "--proof", proof)[0] == 11
+    assert run(*verify, "--revocations", kept)[0] == 11

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from keylock.auditlog import (
     EMPTY_ROOT,
     Frontier,
+    Tree,
     consistency_proof,
     inclusion_proof,
     leaf_hash,
@@ -217,3 +218,20 @@ def test_there_is_no_proof_for_an_entry_that_is_not_there(index):
 def test_a_leaf_never_passes_for_a_node():
     # Without the prefixes, an entry made of two hashes would have the root of the tree of the two.
     assert leaf_hash(LEAVES[0] + LEAVES[1]) != root_of(LEAVES[:2])
+
+
+def test_a_tree_that_is_kept_gives_the_same_roots_and_proofs():
+    leaves = [leaf_hash(str(n).encode()) for n in range(70)]
+    tree = Tree()
+    for size, leaf in enumerate(leaves, start=1):
+        tree.append(leaf)
+        assert tree.root(size) == root_of(leaves[:size])
+    assert tree.root(0) == EMPTY_ROOT
+    for size in (1, 2, 3, 7, 8, 33, 64, 69, 70):
+        assert tree.root(size) == root_of(leaves[:size])
+        for index in range(size):
+            assert tree.inclusion_proof(index, size=size) == inclusion_proof(leaves[:size], index)
+            assert tree.consistency_proof(index, size=size) == consistency_proof(leaves[:size], index)
+    for wrong in (lambda: tree.root(71), lambda: tree.inclusion_proof(70, size=99), lambda: tree.root(-1)):
+        with pytest.raises(AuditLogError):
+            wrong()
