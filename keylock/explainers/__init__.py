@@ -22,14 +22,13 @@ from keylock.explainers.gradient import Gradient
 from keylock.explainers.guided_backprop import GuidedBackprop
 from keylock.explainers.input_x_gradient import InputXGradient
 from keylock.explainers.integrated_gradients import IntegratedGradients
-from keylock.explainers.kernel_shap import KernelSHAP
 from keylock.explainers.keyed import keyed_inputs
 from keylock.explainers.layer_cam import LayerCAM
-from keylock.explainers.lime import LIME
 from keylock.explainers.lrp import LRP
 from keylock.explainers.occlusion import Occlusion
 from keylock.explainers.registry import EXPLAINERS, check_lockable, expand_names, make, make_for
 from keylock.explainers.rise import RISE
+from keylock.explainers.segment_models import LIME, KernelSHAP
 from keylock.explainers.smooth_grad import SmoothGrad
 from keylock.explainers.together import explain_together
 from keylock.explainers.visual_backprop import VisualBackProp

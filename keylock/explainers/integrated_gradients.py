@@ -5,38 +5,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from keylock.errors import InputError
 from keylock.explainers.base import Asked, Family, OwnPasses
+from keylock.loops import IntegratedGradientsLoop
 
 __all__ = ["IntegratedGradients"]
 
 
 @dataclass(frozen=True)
-class IntegratedGradients(OwnPasses):
-    """Integrated gradients by the midpoint rule, at the resolution of the input.
+class IntegratedGradients(OwnPasses, IntegratedGradientsLoop):
+    """Integrated gradients in torch; see `keylock.loops.IntegratedGradientsLoop`."""
 
-    A pixel's contribution is the sum over its channels; its absolute value is shown. Before that, contributions add up
-    to the difference of the scores of image and baseline.
-
-    Attributes:
-        steps: Points of the path; the network runs once for each.
-        baseline: Value of every pixel of the blank image after preprocessing. 0 is the mean colour where preprocessing
-            takes the mean away.
-
-    References:
-        Sundararajan, Taly, Yan, "Axiomatic Attribution for Deep Networks", ICML 2017, equations 1 and 3.
-    """
-
-    steps: int = 24
-    baseline: float = 0.0
-    name = "integrated_gradients"
     family = Family.GRADIENT
     second_order = True
     compiled = False
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise InputError("integrated_gradients takes steps of at least 1")
 
     def maps_of(self, asked: Asked) -> Tensor:
         """Return maps (batch, height, width)."""

@@ -8,25 +8,11 @@ from torch.nn import functional as F
 
 from keylock.errors import InputError, ModelError
 from keylock.explainers.base import Classifier
+from keylock.loops.fills import Fill, blur_side
 
-__all__ = ["Fill", "blank_images", "check_fill", "chunks", "masked_scores", "predicted_logits", "scores_of"]
+__all__ = ["blank_images", "chunks", "masked_scores", "predicted_logits", "scores_of"]
 
 _ROWS = 256
-
-Fill = float | str | tuple[float, ...]
-"""What masked pixels become: a value after preprocessing, one for each channel, `mean` (of the image) or `blur`."""
-
-
-def check_fill(name: str, fill: Fill) -> None:
-    """Check a fill.
-
-    Raises:
-        InputError: It is neither a number, nor numbers for the channels, nor a known word.
-    """
-    if isinstance(fill, str) and fill not in {"mean", "blur"}:
-        raise InputError(
-            f"{name} fills masked pixels with a number, one for each channel, 'mean' or 'blur': not {fill!r}"
-        )
 
 
 def blank_images(images: Tensor, fill: Fill) -> Tensor:
@@ -38,8 +24,7 @@ def blank_images(images: Tensor, fill: Fill) -> Tensor:
     if fill == "mean":
         return images.mean(dim=(2, 3), keepdim=True).expand_as(images)
     if fill == "blur":
-        # Two passes of a box a quarter of the image wide leave no detail, and no hard edges either.
-        side = 2 * (min(images.shape[2:]) // 8) + 1
+        side = blur_side(images.shape[2], images.shape[3])
         blurred = images
         for _ in range(2):
             blurred = F.avg_pool2d(blurred, side, stride=1, padding=side // 2, count_include_pad=False)

@@ -2,9 +2,13 @@
 
 import torch
 
+from keylock.loops.drawing import Source, source_of
+
 __all__ = ["draws_from"]
 
 
-def draws_from(generator: torch.Generator | None, seed: int) -> torch.Generator:
-    """Return the generator that was given, or a new one of that seed, on the CPU so that every device draws alike."""
-    return torch.Generator().manual_seed(seed) if generator is None else generator
+def draws_from(generator: torch.Generator | None, seed: int) -> Source:
+    """Return a source for a seed, or, where a generator was given, one for a seed that is drawn from it."""
+    if generator is None:
+        return source_of(seed)
+    return source_of(int(torch.randint(2**62, (), generator=generator, device=generator.device)))

@@ -13,14 +13,14 @@ from keylock.explainers.gradient import Gradient
 from keylock.explainers.guided_backprop import GuidedBackprop
 from keylock.explainers.input_x_gradient import InputXGradient
 from keylock.explainers.integrated_gradients import IntegratedGradients
-from keylock.explainers.kernel_shap import KernelSHAP
 from keylock.explainers.layer_cam import LayerCAM
-from keylock.explainers.lime import LIME
 from keylock.explainers.lrp import LRP
 from keylock.explainers.occlusion import Occlusion
 from keylock.explainers.rise import RISE
+from keylock.explainers.segment_models import LIME, KernelSHAP
 from keylock.explainers.smooth_grad import SmoothGrad
 from keylock.explainers.visual_backprop import VisualBackProp
+from keylock.loops.registry import as_parameters
 from keylock.models import TargetLayers
 
 __all__ = ["ALL", "EXPLAINERS", "check_lockable", "expand_names", "make", "make_for"]
@@ -83,7 +83,7 @@ def make(name: str, **parameters: Any) -> Explainer:  # noqa: ANN401 - each expl
     """
     if name not in EXPLAINERS:
         raise UnknownNameError("explainer", name, EXPLAINERS)
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in parameters.items()}
+    given = as_parameters(parameters)
     try:
         explainer: Explainer = EXPLAINERS[name](**given)
     except TypeError as error:

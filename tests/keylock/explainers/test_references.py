@@ -15,6 +15,7 @@ from keylock.explainers.base import Asked
 from keylock.explainers.lrp import _slope_from_zero
 from keylock.explainers.modified_backward import Rules, modified_gradient
 from keylock.explainers.tokens import require_patch_grid
+from keylock.loops.drawing import source_of
 from keylock.models import capture_outputs, find_layers, out_of_place_
 from keylock.models.vit import ViT
 
@@ -243,9 +244,9 @@ def test_relevance_without_biases_adds_up_to_the_score(prepared):
 
 def test_smooth_grad_is_the_mean_gradient_of_noisy_images(prepared):
     model, images, _ = prepared("resnet20")
-    generator, total = torch.Generator().manual_seed(5), np.zeros(images.shape)
+    source, total = source_of(5), np.zeros(images.shape)
     for _ in range(4):
-        noise = torch.randn(3, 16, 16, generator=generator)
+        noise = torch.from_numpy(source.standard_normal((3, 16, 16)).astype(np.float32))
         for row, image in enumerate(images):
             noisy = (image + 0.2 * (image.max() - image.min()) * noise).unsqueeze(0).requires_grad_()
             total[row] += Saliency(model).attribute(noisy, TARGETS[row : row + 1], abs=False)[0].detach().numpy() / 4
