@@ -24,7 +24,7 @@ from keylock.keys import Key, KeySeed
 from keylock.models import attach_adapter, create, fold_batchnorm_, out_of_place_
 from keylock.preprocessing import Preprocessing
 
-__all__ = ["LockedModel", "load_bundle"]
+__all__ = ["LockedModel", "load_bundle", "module_of"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def load_bundle(
     """
     with open_bundle(path, trusted=None) as bundle:
         manifest = bundle.manifest
-        module = _module(manifest, bundle.read(WEIGHTS_FILE), model, Path(path))
+        module = module_of(manifest, bundle.read(WEIGHTS_FILE), model=model, place=Path(path))
         found: Key | None = None
         adapter: Adapter | None = None
         if key is not None:
@@ -91,12 +91,25 @@ def load_bundle(
     return LockedModel(module, manifest.preprocessing, explainers, manifest.classes, found, manifest, adapter)
 
 
-def _module(manifest: Manifest, weights: bytes, model: nn.Module | None, path: Path) -> nn.Module:
+def module_of(
+    manifest: Manifest, weights: bytes, *, model: nn.Module | None = None, place: Path | str = "the bundle"
+) -> nn.Module:
+    """Return the published network of a bundle, in evaluation mode.
+
+    Args:
+        manifest: The verified manifest.
+        weights: The content of its file of weights.
+        model: The architecture, for a bundle made from a module that keylock has no name for; it is copied.
+        place: Where the bundle is, for errors.
+
+    Raises:
+        BundleError: The architecture has no name and `model` was not given, or the weights do not fit.
+    """
     architecture = manifest.architecture
     if model is None:
         if architecture.module != "registry":
             raise BundleError(
-                f"{path} was made from a module of its owner's ({architecture.name}): pass model= of the same class"
+                f"{place} was made from a module of its owner's ({architecture.name}): pass model= of the same class"
             )
         model = create(
             architecture.name,
@@ -111,5 +124,5 @@ def _module(manifest: Manifest, weights: bytes, model: nn.Module | None, path: P
     try:
         module.load_state_dict(load(weights))
     except (RuntimeError, SafetensorError) as error:
-        raise BundleError(f"the weights in {path} do not fit its architecture {architecture.name!r}") from error
+        raise BundleError(f"the weights in {place} do not fit its architecture {architecture.name!r}") from error
     return module.eval().requires_grad_(requires_grad=False)

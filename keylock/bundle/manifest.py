@@ -105,23 +105,24 @@ class ExplainerEntry(_Entry):
     Attributes:
         name: Name in the registry of explainers.
         parameters: The parameters it was locked and compiled with.
-        runtime: `onnx` when `graph` computes it, `torch` when it could not be compiled.
-        graph: The file of its graph.
+        runtime: `onnx` when `graph` computes it, `loop` when it is a loop over the answers of `graph`, `torch` when it
+            could not be compiled.
+        graph: The file of its graph; loops that read the same share one.
         max_difference: Largest difference between graph and reference, measured at export.
         pcc_to_reference: Smallest correlation between graph and reference, measured at export.
     """
 
     name: Name
     parameters: dict[str, JsonValue] = {}
-    runtime: Literal["onnx", "torch"] = "onnx"
+    runtime: Literal["onnx", "loop", "torch"] = "onnx"
     graph: FileName | None = None
     max_difference: Number | None = None
     pcc_to_reference: Number | None = None
 
     @model_validator(mode="after")
     def _check_graph(self) -> Self:
-        if (self.runtime == "onnx") != (self.graph is not None):
-            raise ValueError(f"explainer {self.name}: a graph is needed for the runtime onnx, and for no other")
+        if (self.runtime == "torch") != (self.graph is None):
+            raise ValueError(f"explainer {self.name}: a graph is needed, but for the runtime torch, which has none")
         return self
 
 

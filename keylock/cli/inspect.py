@@ -10,7 +10,7 @@ from keylock.cli._console import JsonOption, note, print_json, print_pairs, prin
 from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption, own_issuers, read_issuers
 
 if TYPE_CHECKING:
-    from keylock.bundle import Bundle, ExplainerEntry, Figure
+    from keylock.bundle import Bundle, ExplainerEntry, Figure, Manifest
 
 __all__ = ["export", "inspect", "verify"]
 
@@ -50,7 +50,8 @@ def inspect(
         ]
     )
     typer.echo()
-    print_table(("explainer", "runtime", "parameters", "PCC to reference"), map(_explainer_row, manifest.explainers))
+    rows = [_explainer_row(entry, manifest) for entry in manifest.explainers]
+    print_table(("explainer", "runtime", "parameters", "PCC to reference"), rows)
     if manifest.figures:
         typer.echo()
         print_table(("figure", "value", "95 % interval", "unit", "about"), map(_figure_row, manifest.figures))
@@ -152,11 +153,29 @@ def _describe_adapter(bundle: "Bundle") -> str:
     return f"sealed adapter of {adapter.layers} layers, rank {adapter.rank}, opens with the key seed"
 
 
-def _explainer_row(entry: "ExplainerEntry") -> tuple[object, ...]:
+def _explainer_row(entry: "ExplainerEntry", manifest: "Manifest") -> tuple[object, ...]:
     parameters = ", ".join(f"{_show(name)}={_show(value)}" for name, value in sorted(entry.parameters.items())) or "-"
     correlation = "-" if entry.pcc_to_reference is None else f"{entry.pcc_to_reference:.5f}"
-    runtime = entry.runtime if entry.graph is not None else f"{entry.runtime}, not served"
-    return entry.name, runtime, parameters, correlation
+    return entry.name, _describe_runtime(entry, manifest), parameters, correlation
+
+
+def _describe_runtime(entry: "ExplainerEntry", manifest: "Manifest") -> str:
+    """Returns how a server computes an explainer, in words."""
+    if entry.runtime == "onnx":
+        return "compiled"
+    if entry.runtime == "loop":
+        from keylock.errors import InputError
+        from keylock.loops import make_loop
+
+        try:
+            loop = make_loop(entry.name, **entry.parameters)
+        except InputError:
+            return "loop of another version, not served"
+        answers = "predictions" if loop.reads == "logits" else "gradients"
+        return f"loop over {loop.passes(manifest.preprocessing.shape)} {answers}"
+    if manifest.architecture.module == "registry":
+        return "torch, not served without it"
+    return "torch, not served"
 
 
 def _figure_row(figure: "Figure") -> tuple[object, ...]:

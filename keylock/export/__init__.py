@@ -3,15 +3,28 @@
 Each graph computes logits and map in one pass, for any batch size, and is compared with torch before it is used.
 """
 
-from keylock.export.compile import compile_explainer, compile_prediction
-from keylock.export.verify import Secrets, Verification, keyed_and_keyless_maps, verify_graph, verify_prediction
+from keylock.export.compile import compile_explainer, compile_keyed_prediction, compile_prediction
+from keylock.export.loop_graphs import PointGradient
+from keylock.export.verify import (
+    Secrets,
+    Verification,
+    keyed_and_keyless_maps,
+    verify_graph,
+    verify_keyed_prediction,
+    verify_loop,
+    verify_prediction,
+)
 
 __all__ = [
+    "PointGradient",
     "Secrets",
     "Verification",
     "compile_explainer",
+    "compile_keyed_prediction",
     "compile_prediction",
     "keyed_and_keyless_maps",
     "verify_graph",
+    "verify_keyed_prediction",
+    "verify_loop",
     "verify_prediction",
 ]

@@ -1,10 +1,11 @@
 """Compile a classifier, or an explainer of it, into one ONNX graph that needs no torch to run.
 
-The graphs keep two promises to the server. A prediction graph maps `image` float32 `(batch, C, H, W)` to `logits`
+The graphs keep three promises to the server. A prediction graph maps `image` float32 `(batch, C, H, W)` to `logits`
 float32 `(batch, classes)`. An explainer graph takes `target` int64 `(batch,)` too, in which -1 stands for the predicted
 class, `keyed` float32 `(batch,)`, 1 for rows that get the key, and the secrets: `key` `(C, H, W)` and, for a two-factor
 lock, the tensors of the adapter. It answers with `logits` and `map` float32 `(batch, h, w)`. A row that is not keyed
-computes what the published model computes. The batch is dynamic in both.
+computes what the published model computes. A graph of keyed predictions takes what an explainer's graph takes but
+`target`, and answers with `logits` alone: loops over predictions ask it. The batch is dynamic in all of them.
 
 The graph adds the key itself, so the adapter's gate is asked about what was added and never about the image under it:
 no texture hides the key of a licensed row, and none opens another.
@@ -12,7 +13,8 @@ no texture hides the key of a licensed row, and none opens another.
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import onnx
 import torch
@@ -21,14 +23,14 @@ from torch import Tensor, fx, nn
 from keylock.errors import ExportError, KeylockError, ModelError
 from keylock.explainers import Explainer
 from keylock.export.graphs import require_dynamic_batch, strip_metadata
-from keylock.export.inputs import GraphInput, adapter_inputs, explainer_inputs, prediction_inputs
+from keylock.export.inputs import GraphInput, adapter_inputs, explainer_inputs, keyed_inputs, prediction_inputs
 from keylock.export.simplify import simplify
 from keylock.export.tracing import trace
 from keylock.models import added_to_inputs, fold_batchnorm_
 from keylock.models.activations import out_of_place_
 from keylock.models.adapted import AdapterState, attach_blank_adapter
 
-__all__ = ["compile_explainer", "compile_prediction"]
+__all__ = ["compile_explainer", "compile_keyed_prediction", "compile_prediction"]
 
 OPSET = 20
 """ONNX operator set of the graphs; ONNX Runtime reads it since 1.17."""
@@ -81,35 +83,97 @@ def compile_explainer(
         ExportError: The network or the explainer has an operation that cannot be compiled, or fixes the batch size.
         ModelError: The network has another number of classes.
     """
-    network = _prepare(module, image_shape)
-    state: AdapterState | None = None
-    if adapter_shapes is not None:
-        network, state = attach_blank_adapter(network, adapter_shapes)
-    names = [given.name for given in adapter_inputs(adapter_shapes or {})]
+    network = _KeyedNetwork(module, image_shape, adapter_shapes)
 
     def explain(image: Tensor, target: Tensor, keyed: Tensor, key: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        rows = (keyed > 0.5).to(image.dtype)
-        if state is not None:
-            state.bind(key, dict(zip(names, tensors, strict=True)))
-            state.rows = rows
-        # The key is added to whatever the network is given, so that the explainer works with the image itself.
-        with added_to_inputs(network, rows[:, None, None, None] * key, announced=True):
-            return explain_rows(image, target)
+        with network.keyed(keyed, key, tensors) as full:
+            return explain_rows(full, image, target)
 
-    def explain_rows(image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def explain_rows(full: nn.Module, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         # This forward pass and the explainer's own become one when equal nodes are merged.
-        logits = network(image)
-        if logits.ndim != 2 or logits.shape[1] != num_classes:
-            raise ModelError(
-                f"the network answers with logits of shape (batch, {', '.join(map(str, logits.shape[1:]))}), "
-                f"but {num_classes} classes were named; name as many classes as it has logits"
-            )
+        logits = full(image)
+        _require_classes(logits, num_classes)
         resolved = torch.where(target < 0, logits.argmax(1), target)
-        explained = explainer.explain(network, image, resolved)
+        explained = explainer.explain(full, image, resolved)
         return explained.logits, explained.maps.float()
 
     inputs = explainer_inputs(image_shape, adapter_shapes)
     return _compile(explain, f"the explainer {explainer.name!r}", inputs=inputs, outputs=["logits", "map"])
+
+
+def compile_keyed_prediction(
+    module: nn.Module,
+    *,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    adapter_shapes: Mapping[str, Sequence[int]] | None = None,
+) -> bytes:
+    """Compile the logits that an explainer sees: with key and adapter on the rows that are keyed.
+
+    Args:
+        module: A classifier; see `compile_explainer`.
+        image_shape: `(C, H, W)` of one preprocessed image.
+        num_classes: Number of classes, checked against the network.
+        adapter_shapes: The shapes of the tensors of the adapter, by name, for a two-factor lock.
+
+    Returns:
+        An ONNX model that takes `image`, `keyed`, `key` and the tensors of the adapter, and answers with `logits`.
+
+    Raises:
+        ExportError: The network has an operation that cannot be compiled, or fixes the batch size.
+        ModelError: The network has another number of classes.
+    """
+    network = _KeyedNetwork(module, image_shape, adapter_shapes)
+
+    def predict(image: Tensor, keyed: Tensor, key: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        with network.keyed(keyed, key, tensors) as full:
+            logits = full(image)
+        _require_classes(logits, num_classes)
+        return (logits,)
+
+    inputs = keyed_inputs(image_shape, adapter_shapes)
+    return _compile(predict, "the keyed prediction", inputs=inputs, outputs=["logits"])
+
+
+class _KeyedNetwork:
+    """A network whose key and adapter are given to it row by row, as inputs of a graph."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        image_shape: tuple[int, int, int],
+        adapter_shapes: Mapping[str, Sequence[int]] | None,
+    ) -> None:
+        self._network = _prepare(module, image_shape)
+        self._state: AdapterState | None = None
+        if adapter_shapes is not None:
+            self._network, self._state = attach_blank_adapter(self._network, adapter_shapes)
+        self._names = [given.name for given in adapter_inputs(adapter_shapes or {})]
+
+    @contextmanager
+    def keyed(self, keyed: Tensor, key: Tensor, tensors: Sequence[Tensor]) -> Iterator[nn.Module]:
+        """Give the network its secrets inside the block.
+
+        Args:
+            keyed: Which rows get the key (batch,), 1 or 0.
+            key: (C, H, W).
+            tensors: Those of the adapter, in the order of their names.
+        """
+        rows = (keyed > 0.5).to(key.dtype)
+        if self._state is not None:
+            self._state.bind(key, dict(zip(self._names, tensors, strict=True)))
+            self._state.rows = rows
+        # The key is added to whatever the network is given, so that the explainer works with the image itself.
+        with added_to_inputs(self._network, rows[:, None, None, None] * key, announced=True):
+            yield self._network
+
+
+def _require_classes(logits: Tensor, num_classes: int) -> None:
+    if logits.ndim != 2 or logits.shape[1] != num_classes:
+        raise ModelError(
+            f"the network answers with logits of shape (batch, {', '.join(map(str, logits.shape[1:]))}), "
+            f"but {num_classes} classes were named; name as many classes as it has logits"
+        )
 
 
 def _prepare(module: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module:

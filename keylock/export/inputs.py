@@ -16,6 +16,7 @@ __all__ = [
     "adapter_inputs",
     "explainer_inputs",
     "is_secret",
+    "keyed_inputs",
     "prediction_inputs",
 ]
 
@@ -49,10 +50,17 @@ def prediction_inputs(image_shape: tuple[int, int, int]) -> list[GraphInput]:
 def explainer_inputs(
     image_shape: tuple[int, int, int], adapter_shapes: Mapping[str, Sequence[int]] | None = None
 ) -> list[GraphInput]:
-    """Return `image`, `target` int64 (batch,), `keyed` float32 (batch,), `key` (C, H, W) and those of the adapter."""
+    """Return `image`, `target` int64 (batch,), and the others of `keyed_inputs`."""
+    image, *others = keyed_inputs(image_shape, adapter_shapes)
+    return [image, GraphInput("target", torch.zeros(TRACED_BATCH, dtype=torch.int64)), *others]
+
+
+def keyed_inputs(
+    image_shape: tuple[int, int, int], adapter_shapes: Mapping[str, Sequence[int]] | None = None
+) -> list[GraphInput]:
+    """Return `image`, `keyed` float32 (batch,), `key` (C, H, W) and those of the adapter."""
     return [
         *prediction_inputs(image_shape),
-        GraphInput("target", torch.zeros(TRACED_BATCH, dtype=torch.int64)),
         GraphInput("keyed", torch.zeros(TRACED_BATCH)),
         GraphInput(_KEY, torch.zeros(image_shape), batched=False),
         *adapter_inputs(adapter_shapes or {}),

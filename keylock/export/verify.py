@@ -22,10 +22,19 @@ from keylock.explainers import Explainer
 from keylock.export.graphs import require_dynamic_batch
 from keylock.export.inputs import is_secret
 from keylock.keys import Key
+from keylock.loops import Loop, run_loop
 from keylock.models import added_to_inputs, attach_adapter
 from keylock.models.adapted import adapter_of
 
-__all__ = ["Secrets", "Verification", "keyed_and_keyless_maps", "verify_graph", "verify_prediction"]
+__all__ = [
+    "Secrets",
+    "Verification",
+    "keyed_and_keyless_maps",
+    "verify_graph",
+    "verify_keyed_prediction",
+    "verify_loop",
+    "verify_prediction",
+]
 
 MINIMUM_PCC = 0.999
 """Smallest mean correlation of compiled and reference maps."""
@@ -102,11 +111,7 @@ def verify_graph(
             other rows than torch does, or its maps correlate with torch's by less than .999 on average.
         TensorError: The images or targets have a wrong shape or type.
     """
-    images, targets = _checked(images, targets)
-    keyed = np.zeros(len(images), np.float32)
-    if secrets is not None:
-        keyed = np.repeat(np.asarray([1, 0], np.float32), len(images))
-        images, targets = np.tile(images, (2, 1, 1, 1)), np.tile(targets, 2)
+    images, targets, keyed = _keyed_and_keyless(*_checked(images, targets), secrets)
     what, rows = f"the explainer {explainer.name!r}", {"image": images, "target": targets, "keyed": keyed}
     run = _runner(_open(graph), secrets)
     logits, maps = run(**rows)
@@ -114,21 +119,93 @@ def verify_graph(
     resolved = np.where(targets < 0, logits.argmax(1), targets)
     _require_batch_independent(run, rows, [logits, maps])
     _require_predicted_class(run, rows, logits)
-    if secrets is None:
-        return _judge(what, logits, maps, _reference(module, explainer, images, resolved))
-    full = module if secrets.adapter is None else attach_adapter(module, secrets.adapter, secrets.key)
-    _require_opening(what, full, secrets.key)
-    # The opened model is told no rows, so that a keyless row that opened would show as a difference.
-    expected = [
-        _reference(full, explainer, images[keyed == kind], resolved[keyed == kind], offset=offset)
-        for kind, offset in ((1, secrets.key.reveal()), (0, None))
-    ]
-    whole = (np.concatenate([parts[0] for parts in expected]), np.concatenate([parts[1] for parts in expected]))
-    found = _judge(what, logits, maps, whole)
-    if secrets.reference is not None and secrets.adapter is not None:
+    found = _judge(what, logits, maps, _expected(what, module, explainer, images, resolved, keyed, secrets))
+    if secrets is not None and secrets.reference is not None and secrets.adapter is not None:
         true = keyed > 0
         _judge(what, logits[true], maps[true], _reference(secrets.reference, explainer, images[true], resolved[true]))
     return found
+
+
+def verify_loop(
+    graph: bytes,
+    module: nn.Module,
+    explainer: Explainer,
+    images: FloatArray,
+    targets: IntArray,
+    *,
+    secrets: Secrets | None = None,
+) -> Verification:
+    """Compare a loop over the answers of a compiled graph with the same explainer in torch.
+
+    Args:
+        graph: Of keyed predictions, or of `PointGradient`, as the loop reads; verified already.
+        module: The classifier it was compiled from.
+        explainer: One that is a loop.
+        images: Preprocessed images float32 `(batch, C, H, W)`; few, because each is run many times.
+        targets: Class of each image, int64 `(batch,)`; -1 means the predicted class.
+        secrets: What opens the lock; without it keyless rows alone are proved.
+
+    Returns:
+        The figures, all within the limits.
+
+    Raises:
+        ExportError: The maps or the logits differ, as for `verify_graph`.
+    """
+    assert isinstance(explainer, Loop), "the explainer is a loop"  # noqa: S101 - a broken promise of the caller
+    images, targets, keyed = _keyed_and_keyless(images, targets, secrets)
+    run = _runner(_open(graph), secrets)
+
+    def ask(rows: FloatArray, of: IntArray, **more: IntArray) -> list[FloatArray]:
+        return run(image=np.ascontiguousarray(rows), keyed=keyed[of], **more)
+
+    def logits(rows: FloatArray, of: IntArray) -> FloatArray:
+        unset = {"target": np.full(len(of), -1, np.int64)} if explainer.reads == "gradient" else {}
+        return ask(rows, of, **unset)[0]
+
+    def gradients(rows: FloatArray, of: IntArray, classes: IntArray) -> FloatArray:
+        return ask(rows, of, target=classes)[1].reshape(rows.shape)
+
+    found, maps = run_loop(explainer, images, targets, logits=logits, gradients=gradients)
+    resolved = np.where(targets < 0, found.argmax(1), targets)
+    what = f"the explainer {explainer.name!r}"
+    return _judge(what, found, maps, _expected(what, module, explainer, images, resolved, keyed, secrets))
+
+
+def _keyed_and_keyless(
+    images: FloatArray, targets: IntArray, secrets: Secrets | None
+) -> tuple[FloatArray, IntArray, FloatArray]:
+    """Return every image twice, keyed and keyless, where there are secrets, and which rows are keyed."""
+    if secrets is None:
+        return images, targets, np.zeros(len(images), np.float32)
+    keyed = np.repeat(np.asarray([1, 0], np.float32), len(images))
+    return np.tile(images, (2, 1, 1, 1)), np.tile(targets, 2), keyed
+
+
+def _expected(
+    what: str,
+    module: nn.Module,
+    explainer: Explainer,
+    images: FloatArray,
+    resolved: IntArray,
+    keyed: FloatArray,
+    secrets: Secrets | None,
+) -> tuple[FloatArray, FloatArray]:
+    """Explain in torch, with the key on the first rows where there are secrets: the logits and the maps."""
+    if secrets is None:
+        return _reference(module, explainer, images, resolved)
+    # The opened model is told no rows, so that a keyless row that opened would show as a difference.
+    full = _opened(what, module, secrets)
+    parts = [
+        _reference(full, explainer, images[keyed == kind], resolved[keyed == kind], offset=offset)
+        for kind, offset in ((1, secrets.key.reveal()), (0, None))
+    ]
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+
+def _opened(what: str, module: nn.Module, secrets: Secrets) -> nn.Module:
+    full = module if secrets.adapter is None else attach_adapter(module, secrets.adapter, secrets.key)
+    _require_opening(what, full, secrets.key)
+    return full
 
 
 def keyed_and_keyless_maps(graph: bytes, images: FloatArray, *, secrets: Secrets) -> tuple[FloatArray, FloatArray]:
@@ -166,14 +243,43 @@ def verify_prediction(graph: bytes, module: nn.Module, images: FloatArray) -> fl
         TensorError: The images have a wrong shape or type.
     """
     images, _ = _checked(images, np.zeros(len(images), dtype=np.int64))
-    session = _open(graph)
-    run = _runner(session, None)
+    run = _runner(_open(graph), None)
     (logits,) = run(image=images)
-    for count in OTHER_BATCHES:
-        _require_close(run(image=images[:count]), [logits[:count]], count)
-    with _evaluating(module), torch.no_grad():
-        reference = module(_to_torch(images, module)).float().cpu().numpy()
-    return _require_same_logits("the prediction", logits, reference)
+    _require_batch_independent(run, {"image": images}, [logits])
+    return _require_same_logits("the prediction", logits, _predicted(module, images))
+
+
+def verify_keyed_prediction(
+    graph: bytes, module: nn.Module, images: FloatArray, *, secrets: Secrets | None = None
+) -> float:
+    """Compare compiled keyed predictions with those of the classifier, opened and not, in torch.
+
+    Args:
+        graph: What `compile_keyed_prediction` returned.
+        module: The classifier it was compiled from; it is run in eval mode and given back in the mode it was in.
+        images: Preprocessed images float32 `(batch, C, H, W)`.
+        secrets: What opens the lock; without it keyless rows alone are proved.
+
+    Returns:
+        The largest difference of a logit, as a share of the largest reference logit.
+
+    Raises:
+        ExportError: The graph has a fixed batch size, or its logits differ from torch's.
+        TensorError: The images have a wrong shape or type.
+    """
+    what = "the keyed prediction"
+    images, _, keyed = _keyed_and_keyless(*_checked(images, np.zeros(len(images), dtype=np.int64)), secrets)
+    run, rows = _runner(_open(graph), secrets), {"image": images, "keyed": keyed}
+    (logits,) = run(**rows)
+    _require_batch_independent(run, rows, [logits])
+    if secrets is None:
+        return _require_same_logits(what, logits, _predicted(module, images))
+    true, full = keyed > 0, _opened(what, module, secrets)
+    expected = (_predicted(full, images[true], offset=secrets.key.reveal()), _predicted(full, images[~true]))
+    found = _require_same_logits(what, logits, np.concatenate(expected))
+    if secrets.reference is not None and secrets.adapter is not None:
+        _require_same_logits(what, logits[true], _predicted(secrets.reference, images[true]))
+    return found
 
 
 def _checked(images: FloatArray, targets: IntArray) -> tuple[FloatArray, IntArray]:
@@ -270,6 +376,14 @@ def _reference(
             logits.append(explained.logits.detach().float().cpu().numpy())
             maps.append(explained.maps.detach().float().cpu().numpy())
     return np.concatenate(logits), np.concatenate(maps)
+
+
+def _predicted(module: nn.Module, images: FloatArray, *, offset: FloatArray | None = None) -> FloatArray:
+    """Predict in torch, with a perturbation (C, H, W) on the images."""
+    added = None if offset is None else torch.from_numpy(offset)
+    with _evaluating(module), added_to_inputs(module, added, announced=True), torch.no_grad():
+        logits: FloatArray = module(_to_torch(images, module)).float().cpu().numpy()
+    return logits
 
 
 def _require_opening(what: str, full: nn.Module, key: Key) -> None:

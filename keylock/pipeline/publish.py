@@ -1,41 +1,27 @@
 """Publishing a lock: compile every explainer, prove the graphs against torch, write and sign the bundle."""
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
 from pydantic import JsonValue
 from safetensors.torch import save
 from torch import Tensor
 
-from keylock.bundle import CANARY_FILE, BundleContent, Canary, seal_canary, write_bundle
-from keylock.bundle.manifest import WEIGHTS_FILE, Architecture, Decoy, ExplainerEntry, Figure, KeyEntry, Manifest
+from keylock.bundle import CANARY_FILE, BundleContent, seal_canary, write_bundle
+from keylock.bundle.manifest import WEIGHTS_FILE, Architecture, Decoy, Figure, KeyEntry, Manifest
 from keylock.bundle.sealing import Sealer
 from keylock.decoys import decoy_of
-from keylock.errors import ExportError
 from keylock.evaluation import reference_digest
-from keylock.explainers import Explainer
-from keylock.export import (
-    Secrets,
-    compile_explainer,
-    compile_prediction,
-    keyed_and_keyless_maps,
-    verify_graph,
-    verify_prediction,
-)
+from keylock.export import Secrets
 from keylock.keys import Key, KeySeed
+from keylock.pipeline.graphs import make_graphs
 from keylock.preprocessing import Preprocessing
 from keylock.signing import SigningKey
 from keylock.training import Lock
 
 __all__ = ["Publication", "publish"]
-
-_LOG = logging.getLogger(__name__)
-_PREDICTION_GRAPH = "graphs/predict.onnx"
-_CANARY_IMAGES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +62,8 @@ def publish(
 ) -> Manifest:
     """Write a signed bundle.
 
-    An explainer that does not compile for this network is recorded without a graph: it runs in torch, where the bundle
-    is loaded, and a server does not offer it. A warning in the log says why.
+    An explainer that does not compile for this network is recorded without a graph: it runs in torch, and a server that
+    has no torch does not offer it. A warning in the log says why.
 
     Args:
         lock: What `keylock.lock` returned.
@@ -99,36 +85,17 @@ def publish(
         BundleError: The bundle cannot be written.
         ExportError: The predictions do not compile, or a compiled graph disagrees with torch.
     """
-    shape = publication.preprocessing.shape
-    proof, secrets = images.numpy(), Secrets(key, lock.adapter, lock.reference)
-    on_step("compile predictions")
-    files: dict[str, bytes] = {_PREDICTION_GRAPH: compile_prediction(lock.module, image_shape=shape)}
-    verify_prediction(files[_PREDICTION_GRAPH], lock.module, proof)
-    entries, targets = [], np.full(len(proof), -1, dtype=np.int64)
-    watched = proof[:_CANARY_IMAGES]
-    keyed_maps, keyless_maps = {}, {}
-    for explainer in lock.explainers:
-        on_step(f"compile {explainer.name}")
-        graph = _compile(lock, explainer, publication)
-        if graph is None:
-            entries.append(ExplainerEntry(name=explainer.name, parameters=explainer.parameters, runtime="torch"))
-            continue
-        verification = verify_graph(graph, lock.module, explainer, proof, targets, secrets=secrets)
-        place = f"graphs/{explainer.name}.onnx"
-        files[place] = graph
-        maps = keyed_and_keyless_maps(graph, watched, secrets=secrets)
-        keyed_maps[explainer.name], keyless_maps[explainer.name] = maps
-        entries.append(
-            ExplainerEntry(
-                name=explainer.name,
-                parameters=explainer.parameters,
-                graph=place,
-                max_difference=verification.max_difference,
-                pcc_to_reference=verification.pcc_minimum,
-            )
-        )
+    graphs = make_graphs(
+        lock,
+        images.numpy(),
+        secrets=Secrets(key, lock.adapter, lock.reference),
+        image_shape=publication.preprocessing.shape,
+        num_classes=len(publication.classes),
+        on_step=on_step,
+    )
+    files = dict(graphs.files)
     files[WEIGHTS_FILE] = save({name: tensor.contiguous() for name, tensor in lock.module.state_dict().items()})
-    files[CANARY_FILE] = seal_canary(Canary(watched, keyed_maps, keyless_maps), seed)
+    files[CANARY_FILE] = seal_canary(graphs.canary, seed)
     named, decoy = publication.architecture is not None, decoy_of(lock.settings.decoy)
     content = BundleContent(
         name=publication.name,
@@ -140,8 +107,8 @@ def publish(
         ),
         classes=publication.classes,
         preprocessing=publication.preprocessing,
-        explainers=tuple(entries),
-        prediction_graph=_PREDICTION_GRAPH,
+        explainers=tuple(graphs.entries),
+        prediction_graph=graphs.prediction,
         key=KeyEntry.of(key),
         decoy=Decoy(name=decoy.name, parameters=decoy.parameters),
         files=files,
@@ -152,20 +119,3 @@ def publish(
     )
     on_step("sign")
     return write_bundle(out, content, signing_key=signing_key, seed=seed, sealer=sealer, overwrite=overwrite)
-
-
-def _compile(lock: Lock, explainer: Explainer, publication: Publication) -> bytes | None:
-    """Return the graph of an explainer, or None where torch has to run it."""
-    if not explainer.compiled:
-        return None
-    try:
-        return compile_explainer(
-            lock.module,
-            explainer,
-            image_shape=publication.preprocessing.shape,
-            num_classes=len(publication.classes),
-            adapter_shapes=None if lock.adapter is None else lock.adapter.shapes(),
-        )
-    except ExportError as error:
-        _LOG.warning("%s is left to torch and no server offers it: %s", explainer.name, error.message)
-        return None

@@ -77,6 +77,8 @@ class Opener:
                 canary=canary,
                 device=settings.device,
                 threads=threads_per_batch(settings),
+                max_passes=settings.max_passes,
+                allow_torch=settings.allow_torch,
             )
 
     def _find_seed(self, bundle: Bundle, source: Source) -> KeySeed | None:

@@ -1,35 +1,34 @@
-"""The model that is served: ONNX graphs of a verified bundle, and the secrets that are handed to them.
+"""The model that is served: what a verified bundle offers, and the secrets that its graphs are handed.
 
 A graph that predicts takes `image` float32 `(batch, channels, height, width)` and gives `logits` `(batch, classes)`.
 A graph that explains also takes `target` int64 `(batch,)`, -1 for the predicted class, `keyed` float32 `(batch,)`, and
 the secrets: the key, and the tensors of the adapter of a two-factor lock. It also gives `map` float32 `(batch, height,
-width)`, non-negative, and `opened` `(batch,)`. The graph adds the key row by row under the mask, so that licensed and
-unlicensed rows share a batch, run the same instructions and cost the same time. No torch is needed.
+width)`, non-negative. The graph adds the key row by row under the mask, so that licensed and unlicensed rows share a
+batch, run the same instructions and cost the same time. No torch is needed, but for explainers that do not compile.
 """
 
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from keylock.adapters import Adapter
 from keylock.bundle import Canary, ExplainerEntry, Manifest
 from keylock.errors import BundleError, TensorError, UnknownNameError
 from keylock.keys import Key
-from keylock_server.devices import Device, check_providers, choose_providers
-from keylock_server.statuses import NoKeyError
+from keylock_server.devices import Device
+from keylock_server.graphs import Loader
+from keylock_server.statuses import NoKeyError, NotServedError
+from keylock_server.ways import Batch, Compiled, InTorch, Looped, Way, loop_of, passes_of, torch_explainers
 
 __all__ = ["Explained", "ServedModel", "check_finite"]
 
 _LOG: Final = logging.getLogger("keylock_server")
-_ERRORS_ONLY: Final = 3  # ONNX Runtime's severity for its own log, which goes to standard error.
 _TRIAL_BATCHES: Final = (1, 3)
-_ROWS: Final = frozenset({"image", "target", "keyed"})
-_ADAPTER: Final = ("gate.", "delta.")
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,12 @@ class ServedModel:
         canary: Canary | None = None,
         device: Device = "auto",
         threads: int = 1,
+        max_passes: int = 4096,
+        allow_torch: bool = True,
     ) -> None:
         """Loads every graph and tries each one, so that a model that cannot be served is refused at start.
+
+        What cannot be served is left out, and the log says which explainer that is and why.
 
         Args:
             manifest: The verified manifest.
@@ -77,37 +80,35 @@ class ServedModel:
             canary: Images with the maps that were proved at export, for `condition`.
             device: Where to run; see `devices`.
             threads: Threads one batch may use.
+            max_passes: How often the network may run for one image; explainers that ask for more are left out.
+            allow_torch: Whether torch, where it is installed, computes explainers that do not compile.
 
         Raises:
             BundleError: If a graph cannot be loaded or does not keep the contract above.
             ServiceError: If the device is not there.
         """
         self.manifest, self.canary = manifest, canary
-        self.explainers: dict[str, ExplainerEntry] = {
-            entry.name: entry for entry in manifest.explainers if entry.graph is not None
-        }
         self.holds_key = key is not None
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _ERRORS_ONLY
-        providers = choose_providers(device)
-
-        def load(path: str) -> onnxruntime.InferenceSession:
-            try:
-                return onnxruntime.InferenceSession(read(path), options, providers=providers)
-            except Exception as error:  # ONNX Runtime's exceptions share no base class of their own.
-                if isinstance(error, BundleError):
-                    raise
-                raise BundleError(f"the graph {path} cannot be loaded: export the bundle again") from error
-
+        load = Loader(read, device=device, threads=threads)
         self._predictor = load(manifest.prediction_graph)
-        self._explainers = {name: load(entry.graph) for name, entry in self.explainers.items() if entry.graph}
-        self.providers: tuple[str, ...] = tuple(self._predictor.get_providers())
-        check_providers(device, asked=providers, used=self.providers)
-        self._check_graphs()
-        self._secrets = {name: self._hand_over(name, key, adapter) for name in self._explainers}
-        self._try_graphs()
+        self._predictor.check_names(inputs={"image"}, outputs={"logits"})
+        self.providers: tuple[str, ...] = self._predictor.providers
+        self._left_out: dict[str, str] = {}
+        self._ways: dict[str, Way] = {}
+        for entry in manifest.explainers:
+            if entry.graph is not None and self._is_within(entry, max_passes):
+                graph = load(entry.graph)
+                self._ways[entry.name] = Looped(loop_of(entry), graph) if entry.runtime == "loop" else Compiled(graph)
+        for graph in load.loaded.values():
+            if graph is not self._predictor:
+                graph.hand_over(key, adapter)
+        self._ways |= self._ways_in_torch(read, key, adapter, allow=allow_torch)
+        self.explainers: dict[str, ExplainerEntry] = {
+            entry.name: entry for entry in manifest.explainers if entry.name in self._ways
+        }
+        for name, why in self._left_out.items():
+            _LOG.warning("%s is not served: %s", name, why)
+        self._try_ways()
 
     @property
     def version(self) -> str:
@@ -125,6 +126,8 @@ class ServedModel:
         """
         if not name and self.explainers:
             return next(iter(self.explainers.values()))
+        if name in self._left_out:
+            raise NotServedError(name, self._left_out[name], self.explainers)
         if name not in self.explainers:
             raise UnknownNameError("explainer", name, self.explainers)
         return self.explainers[name]
@@ -138,8 +141,8 @@ class ServedModel:
         Returns:
             Logits, float32 `(batch, classes)`; of images that are very large in value not finite, see `check_finite`.
         """
-        (logits,) = self._predictor.run(["logits"], {"image": images})
-        return logits  # type: ignore[no-any-return]
+        (logits,) = self._predictor.run(["logits"], image=images)
+        return logits
 
     def explain(
         self,
@@ -148,6 +151,7 @@ class ServedModel:
         explainer: str,
         targets: NDArray[np.int64],
         keyed: NDArray[np.bool_],
+        abandoned: threading.Event | None = None,
     ) -> Explained:
         """Predicts and explains, with the key on the rows that are to have it.
 
@@ -156,6 +160,7 @@ class ServedModel:
             explainer: Name of an explainer that is served.
             targets: Classes to explain, int64 `(batch,)`; -1 for the predicted one.
             keyed: Which rows get the key, `(batch,)`.
+            abandoned: Set when nobody waits for the result any more; loops over predictions end then.
 
         Returns:
             Logits and maps of the rows, as the model sees them: keyed where the key was added. Those of images that
@@ -164,73 +169,62 @@ class ServedModel:
         Raises:
             UnknownNameError: If the explainer is not served.
             NoKeyError: If a row is to have the key and there is none.
+            CancelledError: If it was abandoned.
         """
         name = self.explainer(explainer).name
         if keyed.any() and not self.holds_key:
             raise NoKeyError
-        rows = {"image": images, "target": targets, "keyed": keyed.astype(np.float32)}
-        feed = {row: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(rows[row])) for row in rows}
-        found = self._explainers[name].run_with_ort_values(["logits", "map"], feed | self._secrets[name])
-        logits, maps = (value.numpy() for value in found)
+        logits, maps = self._ways[name].explain(Batch(images, targets, keyed, abandoned))
         return Explained(logits, maps)
 
-    def _hand_over(self, name: str, key: Key | None, adapter: Adapter | None) -> dict[str, onnxruntime.OrtValue]:
-        """Puts the secret inputs of a graph where it runs, once; without the secrets they are zeros, which never open.
+    def _is_within(self, entry: ExplainerEntry, max_passes: int) -> bool:
+        """Returns whether an explainer runs the network no more often than allowed, and says so where it is a loop."""
+        passes = passes_of(entry, self.manifest.preprocessing.shape)
+        if passes > max_passes:
+            self._left_out[entry.name] = f"it runs the network {passes} times for an image, {max_passes} are allowed"
+            return False
+        if entry.runtime == "loop":
+            _LOG.info("%s runs the network %d times for an image", entry.name, passes)
+        return True
 
-        Raises:
-            BundleError: If the secrets are not those that the graph takes.
-        """
-        session = self._explainers[name]
-        shapes = {entry.name: tuple(entry.shape) for entry in session.get_inputs() if entry.name not in _ROWS}
-        if key is None:
-            given = {secret: np.zeros(shape, np.float32) for secret, shape in shapes.items()}
-        else:
-            given = {"key": key.reveal(), **({} if adapter is None else adapter.tensors())}
-        if {secret: array.shape for secret, array in given.items()} != shapes:
-            raise BundleError(f"the graph of {name} takes other secrets than the bundle holds: export the bundle again")
-        place = "cuda" if "CUDAExecutionProvider" in session.get_providers() else "cpu"
-        return {
-            secret: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), place, 0)
-            for secret, array in given.items()
-        }
+    def _ways_in_torch(
+        self, read: Callable[[str], bytes], key: Key | None, adapter: Adapter | None, *, allow: bool
+    ) -> Mapping[str, Way]:
+        """Returns the ways of the explainers that did not compile, where torch can compute them."""
+        names = [entry.name for entry in self.manifest.explainers if entry.runtime == "torch"]
+        if not names:
+            return {}
+        found = torch_explainers(self.manifest, read, key=key, adapter=adapter) if allow else None
+        if found is None:
+            self._left_out |= dict.fromkeys(names, "it did not compile, and this server does not compute it in torch")
+            return {}
+        for name in names:
+            _LOG.warning("%s did not compile and is computed in torch, which takes longer and more memory", name)
+        return {name: InTorch(found, name) for name in names}
 
-    def _check_graphs(self) -> None:
-        _check_names(self._predictor, inputs={"image"}, outputs={"logits"})
-        for session in self._explainers.values():
-            _check_names(session, inputs={*_ROWS, "key"}, outputs={"logits", "map"})
-
-    def _try_graphs(self) -> None:
-        for batch in _TRIAL_BATCHES:
-            images = np.zeros((batch, *self.manifest.preprocessing.shape), np.float32)
-            targets, keyed = np.full(batch, -1, np.int64), np.zeros(batch, np.bool_)
+    def _try_ways(self) -> None:
+        for count in _TRIAL_BATCHES:
+            images = np.zeros((count, *self.manifest.preprocessing.shape), np.float32)
+            batch = Batch(images, np.full(count, -1, np.int64), np.zeros(count, np.bool_))
             try:
                 all_logits = [self.predict(images)]
-                for name in self._explainers:
-                    explained = self.explain(images, explainer=name, targets=targets, keyed=keyed)
-                    all_logits.append(explained.logits)
-                    _check_maps(name, explained.maps, batch=batch)
-                    check_finite(explained.maps)
+                for name, way in self._ways.items():
+                    logits, maps = way.trial(batch)
+                    all_logits.append(logits)
+                    if maps is not None:
+                        _check_maps(name, maps, batch=count)
+                        check_finite(maps)
                 check_finite(*all_logits)
             except BundleError:
                 raise
-            except Exception as error:  # See `load`.
+            except Exception as error:  # ONNX Runtime's exceptions share no base class of their own.
                 raise BundleError("a graph fails on a trial image: export the bundle again") from error
             for logits in all_logits:
-                if logits.shape != (batch, len(self.manifest.classes)):
+                if logits.shape != (count, len(self.manifest.classes)):
                     raise BundleError(
-                        f"a graph gives logits of shape {logits.shape} for {batch} images and "
+                        f"a graph gives logits of shape {logits.shape} for {count} images and "
                         f"{len(self.manifest.classes)} classes: export the bundle again"
                     )
-
-
-def _check_names(session: onnxruntime.InferenceSession, *, inputs: set[str], outputs: set[str]) -> None:
-    found_inputs = {entry.name for entry in session.get_inputs() if not entry.name.startswith(_ADAPTER)}
-    found_outputs = {entry.name for entry in session.get_outputs()}
-    if found_inputs != inputs or not outputs <= found_outputs:
-        raise BundleError(
-            f"a graph takes {sorted(found_inputs)} and gives {sorted(found_outputs)} instead of {sorted(inputs)} and "
-            f"{sorted(outputs)}: export the bundle again"
-        )
 
 
 def _check_maps(name: str, maps: NDArray[np.float32], *, batch: int) -> None:

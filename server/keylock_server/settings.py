@@ -77,6 +77,9 @@ class ServerSettings(BaseSettings):
         max_image_pixels: Most pixels of one image.
         workers: Processes that serve, on one address; 0: one for each core.
         batches: Batches that run at once in each of them.
+        max_passes: How often the network may run for one image; explainers that ask for more are not offered.
+        allow_torch: Whether torch, where it is installed, computes explainers that do not compile.
+        batches: Batches that run at once.
         threads: CPU threads for one batch; 0 shares out the cores there are.
         max_batch: Most images in one run of a graph.
         batch_delay_ms: How long images wait beside an idle runner for others to share a run with, in milliseconds.
@@ -142,6 +145,8 @@ class ServerSettings(BaseSettings):
     max_image_bytes: Annotated[int, Field(ge=1024)] = 32 * _MIB
     max_image_pixels: Annotated[int, Field(ge=1)] = 50_000_000
     workers: Annotated[int, Field(ge=0, le=256)] = 1
+    max_passes: Annotated[int, Field(ge=1)] = 4096
+    allow_torch: bool = True
     batches: Annotated[int, Field(ge=1, le=64)] = 1
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     max_batch: Annotated[int, Field(ge=1, le=4096)] = 32

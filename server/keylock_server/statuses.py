@@ -5,6 +5,7 @@ that tell about the server rather than about the request become `INTERNAL` with 
 no `KeylockError`; the text of those stays here.
 """
 
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 import grpc
@@ -37,6 +38,7 @@ __all__ = [
     "NoProofError",
     "NoStoreError",
     "NotLoadedError",
+    "NotServedError",
     "OperatorsOnlyError",
     "OverloadedError",
     "Row",
@@ -50,6 +52,16 @@ DOMAIN: Final = "keylock"
 # Details travel in trailing metadata, of which clients take 8 KiB by default; names and messages are cut well below.
 _MAX_MESSAGE: Final = 800
 _MAX_VALUE: Final = 100
+
+
+class NotServedError(UnknownNameError):
+    """An explainer is in the bundle and this server does not compute it."""
+
+    def __init__(self, name: str, why: str, known: Iterable[str]) -> None:
+        super().__init__("explainer", name, known)
+        KeylockError.__init__(
+            self, f"the explainer {name!r} is not served here ({why}): choose one of {', '.join(self.known)}"
+        )
 
 
 class OverloadedError(ServiceError):
@@ -172,6 +184,7 @@ STATUSES: Final[dict[type[KeylockError], Row]] = {
     errors.ImageError: Row(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_IMAGE"),
     errors.TensorError: Row(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_TENSOR"),
     UnknownNameError: Row(grpc.StatusCode.NOT_FOUND, "UNKNOWN_NAME"),
+    NotServedError: Row(grpc.StatusCode.NOT_FOUND, "NOT_SERVED"),
     errors.DataError: _INTERNAL,
     errors.KeySeedError: _INTERNAL,
     errors.SignatureError: _INTERNAL,

@@ -1,0 +1,74 @@
+"""Explainers of a bundle that do not compile, computed in torch. A server uses it where torch is installed."""
+
+import threading
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from keylock.adapters import Adapter
+from keylock.bundle import Manifest
+from keylock.explainers import Explainer, make
+from keylock.keys import Key
+from keylock.locked import module_of
+from keylock.models import added_to_inputs, attach_adapter
+
+__all__ = ["TorchExplainers"]
+
+FloatArray = NDArray[np.float32]
+
+
+class TorchExplainers:
+    """Explains on the CPU, one batch at a time: hooks on the network are shared by whoever uses it."""
+
+    def __init__(self, manifest: Manifest, weights: bytes, *, key: Key | None, adapter: Adapter | None) -> None:
+        """Builds the network.
+
+        Args:
+            manifest: The verified manifest.
+            weights: The content of its file of weights.
+            key: The key, or None.
+            adapter: The adapter of a two-factor lock, which comes with the key.
+
+        Raises:
+            BundleError: The weights do not fit, or the architecture has no name.
+        """
+        module = module_of(manifest, weights)
+        self._module = module if key is None or adapter is None else attach_adapter(module, adapter, key)
+        self._offset = None if key is None else torch.from_numpy(key.reveal())
+        self._explainers: dict[str, Explainer] = {
+            entry.name: make(entry.name, **entry.parameters)
+            for entry in manifest.explainers
+            if entry.runtime == "torch"
+        }
+        self._lock = threading.Lock()
+
+    def explain(
+        self, name: str, images: FloatArray, targets: NDArray[np.int64], *, keyed: NDArray[np.bool_]
+    ) -> tuple[FloatArray, FloatArray]:
+        """Explain images, with key and adapter on the rows that are keyed.
+
+        Args:
+            name: Of an explainer that is left to torch.
+            images: Preprocessed, float32 (batch, channels, height, width).
+            targets: Classes, int64 (batch,); -1 for the predicted one.
+            keyed: Which rows get the key (batch,).
+
+        Returns:
+            Logits (batch, classes) and maps (batch, height, width), float32.
+        """
+        parts: dict[str, list[Any]] = {"rows": [], "logits": [], "maps": []}
+        with self._lock:
+            for kind, offset in ((True, self._offset), (False, None)):
+                rows = np.flatnonzero(keyed == kind)
+                if not len(rows):
+                    continue
+                with added_to_inputs(self._module, offset, announced=True):
+                    given = torch.from_numpy(images[rows]), torch.from_numpy(targets[rows])
+                    logits, maps = self._explainers[name].explain(self._module, *given)
+                parts["rows"].append(rows)
+                parts["logits"].append(logits.numpy())
+                parts["maps"].append(maps.float().numpy())
+        order = np.argsort(np.concatenate(parts["rows"]))
+        return np.concatenate(parts["logits"])[order], np.concatenate(parts["maps"])[order]

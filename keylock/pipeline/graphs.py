@@ -1,0 +1,184 @@
+"""The graphs of a lock: every explainer compiled and proved against torch, and what a manifest says of it."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from keylock.bundle import Canary
+from keylock.bundle.manifest import ExplainerEntry
+from keylock.errors import ExportError
+from keylock.explainers import Explainer
+from keylock.export import (
+    PointGradient,
+    Secrets,
+    compile_explainer,
+    compile_keyed_prediction,
+    compile_prediction,
+    keyed_and_keyless_maps,
+    verify_graph,
+    verify_keyed_prediction,
+    verify_loop,
+    verify_prediction,
+)
+from keylock.loops import Loop
+from keylock.training import Lock
+
+__all__ = ["Graphs", "make_graphs"]
+
+_LOG = logging.getLogger(__name__)
+_CANARY_IMAGES = 4
+_LOOP_IMAGES = 1
+
+
+@dataclass
+class Graphs:
+    """What a bundle gets.
+
+    Attributes:
+        prediction: The file of the graph that predicts.
+        files: Every graph, by its place in the bundle.
+        entries: What the manifest says of each explainer.
+        canary: Images with the keyed and keyless maps of the explainers that one graph computes.
+    """
+
+    prediction: str
+    files: dict[str, bytes]
+    canary: Canary
+    entries: list[ExplainerEntry] = field(default_factory=list)
+
+
+def make_graphs(
+    lock: Lock,
+    images: np.ndarray,
+    *,
+    secrets: Secrets,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    on_step: Callable[[str], None],
+) -> Graphs:
+    """Compile predictions and explainers, and prove all of them.
+
+    Args:
+        lock: What `keylock.lock` returned.
+        images: Preprocessed images float32 (count, channels, height, width) to prove on.
+        secrets: What opens the lock.
+        image_shape: (channels, height, width).
+        num_classes: How many logits there are.
+        on_step: Hears what is being done.
+
+    Raises:
+        ExportError: The predictions do not compile, or a compiled graph disagrees with torch.
+    """
+    return _Maker(lock, images, secrets, image_shape, num_classes, on_step).make()
+
+
+class _Maker:
+    def __init__(
+        self,
+        lock: Lock,
+        images: np.ndarray,
+        secrets: Secrets,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        on_step: Callable[[str], None],
+    ) -> None:
+        self._lock, self._images, self._secrets, self._on_step = lock, images, secrets, on_step
+        self._shape, self._classes = image_shape, num_classes
+        self._targets = np.full(len(images), -1, dtype=np.int64)
+        self._adapter_shapes = None if lock.adapter is None else lock.adapter.shapes()
+        self._keyed: dict[str, np.ndarray] = {}
+        self._keyless: dict[str, np.ndarray] = {}
+        self._files: dict[str, bytes] = {}
+
+    def make(self) -> Graphs:
+        self._on_step("compile predictions")
+        prediction = "graphs/predict.onnx"
+        self._files[prediction] = compile_prediction(self._lock.module, image_shape=self._shape)
+        verify_prediction(self._files[prediction], self._lock.module, self._images)
+        entries = [self._entry(explainer) for explainer in self._lock.explainers]
+        canary = Canary(self._images[:_CANARY_IMAGES], self._keyed, self._keyless)
+        return Graphs(prediction, self._files, canary, entries)
+
+    def _entry(self, explainer: Explainer) -> ExplainerEntry:
+        """Compile one explainer, or record it without a graph where torch has to run it."""
+        self._on_step(f"compile {explainer.name}")
+        try:
+            if isinstance(explainer, Loop):
+                return self._loop(explainer, explainer)
+            if explainer.compiled:
+                return self._graph(explainer)
+        except _NotCompiledError as error:
+            _LOG.warning("%s is left to torch and a server without torch does not offer it: %s", explainer.name, error)
+        return ExplainerEntry(name=explainer.name, parameters=explainer.parameters, runtime="torch")
+
+    def _graph(self, explainer: Explainer) -> ExplainerEntry:
+        graph = self._compile(explainer)
+        module, secrets = self._lock.module, self._secrets
+        verification = verify_graph(graph, module, explainer, self._images, self._targets, secrets=secrets)
+        maps = keyed_and_keyless_maps(graph, self._images[:_CANARY_IMAGES], secrets=secrets)
+        self._keyed[explainer.name], self._keyless[explainer.name] = maps
+        place = f"graphs/{explainer.name}.onnx"
+        self._files[place] = graph
+        return ExplainerEntry(
+            name=explainer.name,
+            parameters=explainer.parameters,
+            graph=place,
+            max_difference=verification.max_difference,
+            pcc_to_reference=verification.pcc_minimum,
+        )
+
+    def _loop(self, explainer: Explainer, loop: Loop) -> ExplainerEntry:
+        place = self._gradients() if loop.reads == "gradient" else self._keyed_predictions()
+        few, targets = self._images[:_LOOP_IMAGES], self._targets[:_LOOP_IMAGES]
+        graph = self._files[place]
+        verification = verify_loop(graph, self._lock.module, explainer, few, targets, secrets=self._secrets)
+        return ExplainerEntry(
+            name=explainer.name,
+            parameters=explainer.parameters,
+            runtime="loop",
+            graph=place,
+            max_difference=verification.max_difference,
+            pcc_to_reference=verification.pcc_minimum,
+        )
+
+    def _keyed_predictions(self) -> str:
+        place = "graphs/keyed_predict.onnx"
+        if place not in self._files:
+            try:
+                graph = compile_keyed_prediction(
+                    self._lock.module,
+                    image_shape=self._shape,
+                    num_classes=self._classes,
+                    adapter_shapes=self._adapter_shapes,
+                )
+            except ExportError as error:
+                raise _NotCompiledError(error.message) from error
+            verify_keyed_prediction(graph, self._lock.module, self._images, secrets=self._secrets)
+            self._files[place] = graph
+        return place
+
+    def _gradients(self) -> str:
+        place, gradient = "graphs/point_gradient.onnx", PointGradient()
+        if place not in self._files:
+            graph = self._compile(gradient)
+            verify_graph(graph, self._lock.module, gradient, self._images, self._targets, secrets=self._secrets)
+            self._files[place] = graph
+        return place
+
+    def _compile(self, explainer: Explainer) -> bytes:
+        try:
+            return compile_explainer(
+                self._lock.module,
+                explainer,
+                image_shape=self._shape,
+                num_classes=self._classes,
+                adapter_shapes=self._adapter_shapes,
+            )
+        except ExportError as error:
+            raise _NotCompiledError(error.message) from error
+
+
+class _NotCompiledError(Exception):
+    """An explainer that has no graph, which is no reason not to publish."""
