@@ -79,7 +79,6 @@ class ServerSettings(BaseSettings):
         batches: Batches that run at once in each of them.
         max_passes: How often the network may run for one image; explainers that ask for more are not offered.
         allow_torch: Whether torch, where it is installed, computes explainers that do not compile.
-        batches: Batches that run at once.
         threads: CPU threads for one batch; 0 shares out the cores there are.
         max_batch: Most images in one run of a graph.
         batch_delay_ms: How long images wait beside an idle runner for others to share a run with, in milliseconds.

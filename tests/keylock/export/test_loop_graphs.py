@@ -1,0 +1,116 @@
+"""Graphs that loops ask, and the loops over them, against torch: keyed rows are the reference, others the published."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from keylock.errors import ExportError, ModelError
+from keylock.explainers import make
+from keylock.export import (
+    PointGradient,
+    Secrets,
+    compile_explainer,
+    compile_keyed_prediction,
+    verify_graph,
+    verify_keyed_prediction,
+    verify_loop,
+)
+from keylock.loops import LOOPS
+
+SHAPE = (3, 16, 16)
+SMALL = {
+    "occlusion": {"patch": 8},
+    "rise": {"masks": 30, "cells": 3},
+    "lime": {"samples": 30, "segments": 9},
+    "kernel_shap": {"samples": 30, "segments": 9},
+    "integrated_gradients": {"steps": 3},
+    "smooth_grad": {"samples": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def graphs(two_factors):
+    """The graph that a kind of loop asks."""
+    lock = two_factors.lock
+    given = {"image_shape": SHAPE, "num_classes": 3, "adapter_shapes": lock.adapter.shapes()}
+    return {
+        "logits": compile_keyed_prediction(lock.module, **given),
+        "gradient": compile_explainer(lock.module, PointGradient(), **given),
+    }
+
+
+@pytest.fixture
+def secrets(two_factors):
+    return Secrets(two_factors.key, two_factors.lock.adapter, two_factors.lock.reference)
+
+
+@pytest.fixture
+def images(two_factors):
+    return two_factors.images[:5].numpy()
+
+
+def test_keyed_predictions_are_the_reference_on_keyed_rows_alone(two_factors, graphs, images):
+    session = onnxruntime.InferenceSession(graphs["logits"], providers=["CPUExecutionProvider"])
+    secret = {"key": two_factors.key.reveal(), **two_factors.lock.adapter.tensors()}
+    keyed = np.array([1, 0, 0, 1, 1], np.float32)
+    (logits,) = session.run(["logits"], {"image": images, "keyed": keyed, **secret})
+
+    for rows, model in ((keyed == 1, two_factors.lock.reference), (keyed == 0, two_factors.lock.module)):
+        expected = model(torch.from_numpy(images[rows])).numpy()
+        np.testing.assert_allclose(logits[rows], expected, rtol=1e-3, atol=1e-5)
+    inputs = {value.name for value in onnx.load_from_string(graphs["logits"]).graph.input}
+    assert inputs == {"image", "keyed", "key", *two_factors.lock.adapter.shapes()}
+
+
+def test_the_proof_of_keyed_predictions_covers_both_kinds_of_rows(two_factors, graphs, images, secrets):
+    lock = two_factors.lock
+    assert verify_keyed_prediction(graphs["logits"], lock.module, images, secrets=secrets) < 1e-4
+    assert verify_keyed_prediction(graphs["logits"], lock.module, images) < 1e-4
+    with pytest.raises(ExportError, match="logits differ"):
+        verify_keyed_prediction(graphs["logits"], lock.reference, images)
+    another = Secrets(secrets.key, secrets.adapter, lock.module)
+    with pytest.raises(ExportError, match="logits differ"):
+        verify_keyed_prediction(graphs["logits"], lock.module, images, secrets=another)
+
+
+def test_point_gradients_keep_their_signs(two_factors, graphs, images, secrets):
+    lock, targets = two_factors.lock, np.array([0, 1, 2, -1, -1])
+    found = verify_graph(graphs["gradient"], lock.module, PointGradient(), images, targets, secrets=secrets)
+    assert found.pcc_minimum > 0.999
+    logits, gradient = onnxruntime.InferenceSession(graphs["gradient"], providers=["CPUExecutionProvider"]).run(
+        ["logits", "map"],
+        {
+            "image": images,
+            "target": targets,
+            "keyed": np.zeros(5, np.float32),
+            "key": secrets.key.reveal(),
+            **secrets.adapter.tensors(),
+        },
+    )
+    inputs = torch.from_numpy(images).requires_grad_()
+    chosen = np.where(targets < 0, logits.argmax(axis=1), targets)
+    lock.module(inputs)[torch.arange(5), torch.from_numpy(chosen)].sum().backward()
+    expected = inputs.grad.numpy()
+    np.testing.assert_allclose(gradient.reshape(expected.shape), expected, rtol=1e-3, atol=1e-5 * expected.max())
+    assert (gradient < 0).any()
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_loop_over_a_graph_is_the_explainer_in_torch(name, two_factors, graphs, images, secrets):
+    explainer, lock = make(name, **SMALL[name]), two_factors.lock
+    found = verify_loop(graphs[explainer.reads], lock.module, explainer, images[:2], np.array([-1, 1]), secrets=secrets)
+    assert found.pcc_minimum > 0.999
+    assert found.max_difference < 1e-2
+    assert found.max_logits_difference < 1e-4
+
+
+def test_a_loop_over_another_network_is_refused(two_factors, graphs, images):
+    with pytest.raises(ExportError, match="occlusion"):
+        verify_loop(graphs["logits"], two_factors.lock.reference, make("occlusion"), images[:1], np.array([-1]))
+
+
+def test_the_number_of_classes_is_checked(two_factors):
+    with pytest.raises(ModelError, match="4 classes"):
+        compile_keyed_prediction(two_factors.lock.reference, image_shape=SHAPE, num_classes=4)
