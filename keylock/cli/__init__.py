@@ -69,6 +69,9 @@ COMMANDS = (
         "quickstart", "keylock.cli.quickstart:quickstart", "Train, lock, serve and explain, in minutes.", "Start"
     ),
     CommandRow("train", "keylock.cli.train:train", "Lock a classifier and write a signed bundle.", "Vendor"),
+    CommandRow(
+        "retire", "keylock.cli.retire:retire", "Retire a key of a lock with several, by a further training.", "Vendor"
+    ),
     CommandRow("evaluate", "keylock.cli.evaluate:evaluate", "Measure what the lock of a bundle is worth.", "Vendor"),
     CommandRow("audit", "keylock.cli.audit:audit", "Attack a lock, and write a report.", "Vendor"),
     CommandRow("inspect", "keylock.cli.inspect:inspect", "Show what is in a bundle.", "Vendor"),

@@ -17,6 +17,7 @@ _SIMILARITIES = (
     ("leakage/wrong_key/{}", "wrong-key leakage"),
     ("leakage/key_alone/{}", "key alone"),
     ("leakage/adapter_alone/{}", "adapter alone"),
+    ("leakage/retired/{}", "retired key"),
     ("chance/{}", "chance"),
 )
 _ENERGIES = (

@@ -1,4 +1,4 @@
-"""What `evaluate` and `audit` take alike: the vendor's bundle and its secrets, and the data to measure on.
+"""What `evaluate`, `audit` and `retire` take alike: the vendor's bundle and its secrets, and the data to measure on.
 
 The data is split as it was for training, so that no training image is measured on.
 """
@@ -50,13 +50,17 @@ def seed_of(manifest: "Manifest") -> int:
     return seed if isinstance(seed, int) and seed >= 0 else 0
 
 
-def open_data_of(data: str, root: Path, manifest: "Manifest") -> "DataSource":
+def open_data_of(
+    data: str, root: Path, manifest: "Manifest", *, train_count: int | None = None, test_count: int | None = None
+) -> "DataSource":
     """Open data as the training of a bundle did.
 
     Args:
         data: What `--data` says.
         root: What `--data-root` says.
         manifest: Of the bundle.
+        train_count: What `--train-images` says.
+        test_count: What `--test-images` says.
 
     Raises:
         DataError: The data cannot be used.
@@ -64,4 +68,11 @@ def open_data_of(data: str, root: Path, manifest: "Manifest") -> "DataSource":
     from keylock.data import open_data
 
     height, width = manifest.preprocessing.size
-    return open_data(data, root=root, seed=seed_of(manifest), image_size=height if height == width else None)
+    return open_data(
+        data,
+        root=root,
+        seed=seed_of(manifest),
+        image_size=height if height == width else None,
+        train_count=train_count,
+        test_count=test_count,
+    )

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from keylock.decoys import ImageDecoy
     from keylock.pipeline import TrainPlan
 
-__all__ = ["check_place", "make_plan", "model_name"]
+__all__ = ["check_place", "make_plan", "model_name", "parse_decoy"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -100,7 +100,7 @@ def make_plan(
 
     names = _explainer_names(explainers)
     _check_names(arch=arch)
-    wanted = None if decoy is None else _parse_decoy(decoy)
+    wanted = None if decoy is None else parse_decoy(decoy)
     _check_numbers(steps=steps, epochs=epochs, batch_size=batch_size, reference_steps=reference_steps, init=init)
     if adapter_rank is not None and not sealed_adapter:
         raise InputError("give --adapter-rank or --no-sealed-adapter, not both: the rank is that of the sealed adapter")
@@ -159,7 +159,12 @@ def _check_names(*, arch: str) -> None:
     require_architecture(arch)
 
 
-def _parse_decoy(text: str) -> "str | ImageDecoy":
+def parse_decoy(text: str) -> "str | ImageDecoy":
+    """Return the decoy that `--decoy` says: a name, or the picture in a file.
+
+    Raises:
+        InputError: There is no such decoy or file.
+    """
     from keylock.decoys import ImageDecoy, check_decoy
 
     if not any(mark in text for mark in "/\\."):

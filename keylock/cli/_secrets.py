@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from keylock.bundle import Sealer
     from keylock.keys import KeySeed
 
-__all__ = ["SEED_VARIABLE", "Secrets", "beside", "find_opener", "find_secrets", "without_seed"]
+__all__ = ["SEED_VARIABLE", "Secrets", "beside", "find_opener", "find_secrets", "find_secrets_again", "without_seed"]
 
 SEED_VARIABLE = "KEYLOCK_KEY_SEED"
 PASSPHRASE_VARIABLE = "KEYLOCK_KEY_PASSPHRASE"  # noqa: S105 - the name of a variable
@@ -71,18 +71,49 @@ def find_secrets(
     """
     if key_seed is not None and key_seed_file is not None:
         raise InputError("give --key-seed or --key-seed-file, not both")
-    if key_file is not None and key_passphrase_file is not None:
-        raise InputError("give --key-file or --key-passphrase-file, not both")
+    _require_one_sealer(key_file, key_passphrase_file)
     # What was given is read before anything new is written.
     seed, seed_file = _given_seed(key_seed, key_seed_file, environment)
-    sealer = _given_sealer(key_file, key_passphrase_file, environment)
+    given = _given_sealer(key_file, key_passphrase_file, environment)
     if seed is None:
         seed_file = beside(out, "seed")
         seed = _own_seed(seed_file)
+    if given is None:
+        key_file = beside(out, "key")
+        given = _own_key_file(key_file)
+    return Secrets(seed, given, seed_file, key_file, key_passphrase_file)
+
+
+def find_secrets_again(
+    out: Path,
+    before: Path,
+    seed: "KeySeed",
+    *,
+    key_file: Path | None,
+    key_passphrase_file: Path | None,
+    environment: Mapping[str, str] = os.environ,
+) -> Secrets:
+    """Find what seals a seed that is there into a new bundle, and make a key file where nothing was given.
+
+    Args:
+        out: Where the new bundle goes; a new key file goes to `OUT.key`.
+        before: The bundle that has the seed; the seed's file is named where it lies beside that.
+        seed: The key seed, which stays as it is.
+        key_file: `--key-file`.
+        key_passphrase_file: `--key-passphrase-file`.
+        environment: Variables of the process.
+
+    Raises:
+        InputError: Two ways to one secret were given.
+        UnsealError: The key file or the passphrase is unusable.
+    """
+    _require_one_sealer(key_file, key_passphrase_file)
+    sealer = _given_sealer(key_file, key_passphrase_file, environment)
     if sealer is None:
         key_file = beside(out, "key")
         sealer = _own_key_file(key_file)
-    return Secrets(seed, sealer, seed_file, key_file, key_passphrase_file)
+    seed_file = beside(before, "seed")
+    return Secrets(seed, sealer, seed_file if seed_file.is_file() else None, key_file, key_passphrase_file)
 
 
 def without_seed(environment: Mapping[str, str]) -> dict[str, str]:
@@ -134,6 +165,11 @@ def find_opener(
         f"the key of {bundle} is needed: give --key-seed-file, --key-file or --key-passphrase-file "
         f"({SEED_VARIABLE} and {PASSPHRASE_VARIABLE} are taken too)"
     )
+
+
+def _require_one_sealer(key_file: Path | None, passphrase_file: Path | None) -> None:
+    if key_file is not None and passphrase_file is not None:
+        raise InputError("give --key-file or --key-passphrase-file, not both")
 
 
 def _given_seed(

@@ -1,7 +1,6 @@
 """`keylock train`: train or load a classifier, lock its explanations, and write a signed bundle."""
 
 import os
-import shlex
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keylock.cli._console import JsonOption, note, print_json
-from keylock.cli._figures import print_figures
+from keylock.cli._console import JsonOption, note
 from keylock.cli._home import DEFAULT_HOME, HomeOption, open_home
+from keylock.cli._issued import bundles_for, report_issued
 from keylock.cli._plan import check_place, make_plan, model_name
 from keylock.cli._secrets import Secrets, beside, find_secrets, without_seed
 from keylock.errors import InputError
@@ -143,7 +142,7 @@ def train(
 
     called = model_name(name, data)
     out = out or Path(f"{called}.klb")
-    bundles = [out, *(out.with_name(f"{out.stem}-{place}{out.suffix}") for place in range(2, keys + 1))]
+    bundles = bundles_for(out, keys)
     if keys > 1 and (key_seed is not None or key_seed_file is not None):
         raise InputError("give --keys or a key seed, not both: every key gets a new seed beside its bundle")
 
@@ -203,7 +202,7 @@ def train(
         signing_key = open_home(home, create=True).signing_key()
         team.wait()
         outcomes = _run(plan, bundles, secrets, signing_key, resume=resume, overwrite=overwrite)
-    _report(bundles, outcomes, secrets, home, as_json=as_json)
+    report_issued(bundles, outcomes, secrets, home, as_json=as_json)
 
 
 def _assist(plan: "TrainPlan", secrets: list[Secrets]) -> None:
@@ -240,53 +239,3 @@ def _run(
     except KeyboardInterrupt:
         note(f"stopped; what was reached is kept in {plan.work}: run the same command with --resume to go on")
         raise typer.Exit(_INTERRUPTED) from None
-
-
-def _report(
-    bundles: list[Path], outcomes: list["TrainOutcome"], secrets: list[Secrets], home: Path, *, as_json: bool
-) -> None:
-    out, outcome = bundles[0], outcomes[0]
-    manifest = outcome.manifest
-    steps = _next_steps(out, secrets[0], home)
-    issued = [
-        {"bundle": bundle, "key_id": made.manifest.key.id, "key_seed_file": own.seed_file, "key_file": own.key_file}
-        for bundle, made, own in zip(bundles, outcomes, secrets, strict=True)
-    ]
-    if as_json:
-        print_json(
-            {
-                **issued[0],
-                "name": manifest.name,
-                "model_digest": manifest.model_digest,
-                "explainers": [entry.name for entry in manifest.explainers],
-                "figures": [figure.model_dump(mode="json") for figure in outcome.figures],
-                "work": beside(out, "work"),
-                "keys": issued,
-                "next": steps,
-            }
-        )
-        return
-    print_figures(outcome.figures, [entry.name for entry in manifest.explainers])
-    typer.echo("")
-    for entry in issued:
-        typer.echo(f"wrote {entry['bundle']}, locked with the key {entry['key_id']}")
-    typer.echo("to go on:")
-    for step in steps:
-        typer.echo(f"  {step}")
-
-
-def _next_steps(out: Path, secrets: Secrets, home: Path) -> list[str]:
-    """Return the commands to go on with, ready to be pasted."""
-    at_home = [] if home == DEFAULT_HOME else ["--home", str(home)]
-    opener: list[str] = []
-    if secrets.key_file is not None:
-        opener = ["--key-file", str(secrets.key_file)]
-    elif secrets.passphrase_file is not None:
-        opener = ["--key-passphrase-file", str(secrets.passphrase_file)]
-    commands = (
-        ["inspect", str(out)],
-        ["serve", str(out), *opener, *at_home],
-        ["license", "issue", "--customer", "Acme", "--bundle", str(out), "--out", "acme.license", *at_home],
-        ["explain", "IMAGE", "--license-file", "acme.license", "--out", "why.png"],
-    )
-    return [shlex.join(["keylock", *command]) for command in commands]

@@ -49,8 +49,8 @@ def weigh_layouts(ran: Sequence[Ran], *, batch: int) -> Layouts:
     return Layouts(maps, tokens, sum(_works_on_the_last_dimension(entry) for entry in ran))
 
 
-def find_maps(ran: Sequence[Ran]) -> _Maps | None:
-    """Choose layers from a recorded run; None where no output is spatial.
+def find_maps(ran: Sequence[Ran], *, batch: int) -> _Maps | None:
+    """Choose layers from a recorded run on `batch` images; None where no output is spatial.
 
     Raises:
         LayerNotFoundError: The network goes on with the channels last after its last feature maps.
@@ -58,7 +58,10 @@ def find_maps(ran: Sequence[Ran]) -> _Maps | None:
     turned = _channels_last(ran)
     active, thinned = [], set()
     for entry in ran:
-        if not _is_spatial(entry.output) or id(entry.output) in turned:
+        # Attention has four dimensions too: (windows, heads, tokens, tokens).
+        if not _is_spatial(entry.output) or len(entry.output) != batch or isinstance(entry.module, nn.Softmax):
+            continue
+        if id(entry.output) in turned:
             continue
         if isinstance(entry.module, _PASSIVE):
             thinned.add(id(entry.output))
@@ -85,9 +88,18 @@ def _channels_last(ran: Sequence[Ran]) -> set[int]:
             turned |= {id(entry.output)} | ({id(entry.input)} if entry.input is not None else set())
         elif not entry.is_container and entry.input is not None and id(entry.input) in turned:
             # Activations and dropout keep the layout; what turns it back changes the shape or is called Permute.
-            same = entry.input.shape == entry.output.shape and type(entry.module).__name__ != "Permute"
+            same = entry.input.shape == entry.output.shape and not _turns(entry)
             turned |= {id(entry.output)} if same else set()
-    return turned
+    # What was made without a module, such as the sum after windowed attention, is told by a shape that no convolution
+    # gives.
+    shapes = {entry.output.shape for entry in ran if id(entry.output) in turned}
+    shapes -= {entry.output.shape for entry in ran if isinstance(entry.module, nn.Conv2d)}
+    alike = {id(entry.output) for entry in ran if entry.output.shape in shapes and not _turns(entry)}
+    return turned | alike
+
+
+def _turns(entry: Ran) -> bool:
+    return type(entry.module).__name__ == "Permute"
 
 
 def _works_on_the_last_dimension(entry: Ran) -> bool:

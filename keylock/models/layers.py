@@ -52,7 +52,7 @@ def find_layers(model: nn.Module, example: Tensor) -> TargetLayers:
         tokens = find_tokens(model, example, ran)
         if tokens is not None:
             return TargetLayers(tokens.last, tokens.stack, "tokens", tokens.grid, tokens.prefix)
-    maps = find_maps(ran)
+    maps = find_maps(ran, batch=len(example))
     if maps is None:
         raise LayerNotFoundError(
             "no layer of the model has an output (batch, channels, height, width) larger than one position, or "

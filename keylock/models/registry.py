@@ -122,7 +122,24 @@ def _create_timm(name: str, *, num_classes: int, channels: int, image_size: int 
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
         given = f"{channels} channels" + (f" and {image_size} pixels" if image_size is not None else "")
         raise ModelError(f"the architecture {name!r} cannot be built for {given}: {error}") from error
+    _turn_before_pooling_(model)
     return model
+
+
+def _turn_before_pooling_(model: nn.Module) -> None:
+    """Have a network of timm's that works with the channels last, as Swin does, pool (batch, channels, h, w).
+
+    Explainers find these maps there. Nothing in there has weights, so that published weights load as they are.
+    """
+    from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
+    from torchvision.ops import Permute
+
+    head = getattr(model, "head", None)
+    pool = getattr(head, "global_pool", None)
+    if getattr(head, "input_fmt", None) != "NHWC" or not isinstance(pool, SelectAdaptivePool2d) or not pool.pool_type:
+        return
+    pooling = SelectAdaptivePool2d(pool_type=f"fast{pool.pool_type}", flatten=True)
+    model.get_submodule("head").global_pool = nn.Sequential(Permute([0, 3, 1, 2]), pooling)
 
 
 def _require_timm_name(name: str) -> None:

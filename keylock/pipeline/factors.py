@@ -1,18 +1,19 @@
-"""What a two-factor lock shows to somebody who has one factor alone, and how surely its gate tells the key."""
+"""What a lock shows to somebody who has one factor of two or a retired key, and how surely its gate tells the key."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from keylock.adapters import Adapter
 from keylock.bundle.manifest import Figure
 from keylock.errors import ModelError
 from keylock.evaluation import figure_of, pearson, run_explainers
 from keylock.explainers import Explainer
 from keylock.keys import Key
-from keylock.models import adapter_of
+from keylock.models import adapter_of, attach_adapter
 
-__all__ = ["measure_factors"]
+__all__ = ["measure_factors", "measure_retired"]
 
 
 def measure_factors(
@@ -62,3 +63,38 @@ def measure_factors(
         for kind, rows in seen.items():
             figures.append(figure_of(f"gate/{kind}", state.opens(rows).float(), unit="fraction", about=about))
     return tuple(figures)
+
+
+def measure_retired(
+    reference: nn.Module,
+    published: nn.Module,
+    old_adapter: Adapter | None,
+    retired: Key,
+    *,
+    explainers: Sequence[Explainer],
+    images: Tensor,
+    about: str = "",
+) -> tuple[Figure, ...]:
+    """Measure what the holder of a retired key still recovers from the weights that came after it.
+
+    Args:
+        reference: The classifier before locking.
+        published: The classifier as it is published now.
+        old_adapter: The second factor that belongs to the retired key, whose holder has it; None for a lock by the key
+            alone.
+        retired: The retired key.
+        explainers: What to compare.
+        images: Preprocessed test images (count, channels, height, width), on the device of the models.
+        about: Kept with every figure: on what it was measured.
+
+    Returns:
+        `leakage/retired/EXPLAINER`: correlation with the reference maps of images with the retired key, on the new
+        weights with the old adapter.
+    """
+    stolen = published if old_adapter is None else attach_adapter(published, old_adapter, retired)
+    truth = run_explainers(reference, explainers, images).maps
+    shown = run_explainers(stolen, explainers, retired.apply(images)).maps
+    return tuple(
+        figure_of(f"leakage/retired/{name}", pearson(shown[name], truth[name]), unit="correlation", about=about)
+        for name in truth
+    )

@@ -57,6 +57,7 @@ def make_graphs(
     image_shape: tuple[int, int, int],
     num_classes: int,
     on_step: Callable[[str], None],
+    compiled: dict[str, bytes] | None = None,
 ) -> Graphs:
     """Compile predictions and explainers, and prove all of them.
 
@@ -67,11 +68,12 @@ def make_graphs(
         image_shape: (channels, height, width).
         num_classes: How many logits there are.
         on_step: Hears what is being done.
+        compiled: Graphs that were compiled for another key of the same lock, by place; what is missing is added.
 
     Raises:
         ExportError: The predictions do not compile, or a compiled graph disagrees with torch.
     """
-    return _Maker(lock, images, secrets, image_shape, num_classes, on_step).make()
+    return _Maker(lock, images, secrets, image_shape, num_classes, on_step, {} if compiled is None else compiled).make()
 
 
 class _Maker:
@@ -83,9 +85,10 @@ class _Maker:
         image_shape: tuple[int, int, int],
         num_classes: int,
         on_step: Callable[[str], None],
+        compiled: dict[str, bytes],
     ) -> None:
         self._lock, self._images, self._secrets, self._on_step = lock, images, secrets, on_step
-        self._shape, self._classes = image_shape, num_classes
+        self._shape, self._classes, self._compiled = image_shape, num_classes, compiled
         self._targets = np.full(len(images), -1, dtype=np.int64)
         self._adapter_shapes = None if lock.adapter is None else lock.adapter.shapes()
         self._keyed: dict[str, np.ndarray] = {}
@@ -95,7 +98,9 @@ class _Maker:
     def make(self) -> Graphs:
         self._on_step("compile predictions")
         prediction = "graphs/predict.onnx"
-        self._files[prediction] = compile_prediction(self._lock.module, image_shape=self._shape)
+        if prediction not in self._compiled:
+            self._compiled[prediction] = compile_prediction(self._lock.module, image_shape=self._shape)
+        self._files[prediction] = self._compiled[prediction]
         verify_prediction(self._files[prediction], self._lock.module, self._images)
         entries = [self._entry(explainer) for explainer in self._lock.explainers]
         canary = Canary(self._images[:_CANARY_IMAGES], self._keyed, self._keyless)
@@ -114,12 +119,12 @@ class _Maker:
         return ExplainerEntry(name=explainer.name, parameters=explainer.parameters, runtime="torch")
 
     def _graph(self, explainer: Explainer) -> ExplainerEntry:
-        graph = self._compile(explainer)
+        place = f"graphs/{explainer.name}.onnx"
+        graph = self._compile(explainer, place)
         module, secrets = self._lock.module, self._secrets
         verification = verify_graph(graph, module, explainer, self._images, self._targets, secrets=secrets)
         maps = keyed_and_keyless_maps(graph, self._images[:_CANARY_IMAGES], secrets=secrets)
         self._keyed[explainer.name], self._keyless[explainer.name] = maps
-        place = f"graphs/{explainer.name}.onnx"
         self._files[place] = graph
         return ExplainerEntry(
             name=explainer.name,
@@ -146,15 +151,15 @@ class _Maker:
     def _keyed_predictions(self) -> str:
         place = "graphs/keyed_predict.onnx"
         if place not in self._files:
-            try:
-                graph = compile_keyed_prediction(
+            graph = self._once(
+                place,
+                lambda: compile_keyed_prediction(
                     self._lock.module,
                     image_shape=self._shape,
                     num_classes=self._classes,
                     adapter_shapes=self._adapter_shapes,
-                )
-            except ExportError as error:
-                raise _NotCompiledError(error.message) from error
+                ),
+            )
             verify_keyed_prediction(graph, self._lock.module, self._images, secrets=self._secrets)
             self._files[place] = graph
         return place
@@ -162,22 +167,31 @@ class _Maker:
     def _gradients(self) -> str:
         place, gradient = "graphs/point_gradient.onnx", PointGradient()
         if place not in self._files:
-            graph = self._compile(gradient)
+            graph = self._compile(gradient, place)
             verify_graph(graph, self._lock.module, gradient, self._images, self._targets, secrets=self._secrets)
             self._files[place] = graph
         return place
 
-    def _compile(self, explainer: Explainer) -> bytes:
-        try:
-            return compile_explainer(
+    def _compile(self, explainer: Explainer, place: str) -> bytes:
+        return self._once(
+            place,
+            lambda: compile_explainer(
                 self._lock.module,
                 explainer,
                 image_shape=self._shape,
                 num_classes=self._classes,
                 adapter_shapes=self._adapter_shapes,
-            )
-        except ExportError as error:
-            raise _NotCompiledError(error.message) from error
+            ),
+        )
+
+    def _once(self, place: str, compile_graph: Callable[[], bytes]) -> bytes:
+        """Return the graph of a place, compiled now or for an earlier key."""
+        if place not in self._compiled:
+            try:
+                self._compiled[place] = compile_graph()
+            except ExportError as error:
+                raise _NotCompiledError(error.message) from error
+        return self._compiled[place]
 
 
 class _NotCompiledError(Exception):

@@ -59,6 +59,7 @@ def publish(
     created: datetime,
     overwrite: bool = False,
     on_step: Callable[[str], None] = lambda _what: None,
+    compiled: dict[str, bytes] | None = None,
 ) -> Manifest:
     """Write a signed bundle.
 
@@ -77,6 +78,8 @@ def publish(
         created: The time to record.
         overwrite: Replace a bundle that is there.
         on_step: Hears what is being done.
+        compiled: Graphs that were compiled for another key of the same lock, by their files, which hold nothing of a
+            key; they are proved again with this one. Those that are missing are compiled and added.
 
     Returns:
         The manifest that was signed.
@@ -92,6 +95,7 @@ def publish(
         image_shape=publication.preprocessing.shape,
         num_classes=len(publication.classes),
         on_step=on_step,
+        compiled=compiled,
     )
     files = dict(graphs.files)
     files[WEIGHTS_FILE] = save({name: tensor.contiguous() for name, tensor in lock.module.state_dict().items()})

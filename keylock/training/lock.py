@@ -28,7 +28,6 @@ __all__ = ["Lock", "lock", "relock"]
 
 _FOLDING_ROWS = 64
 _GATE_ROWS = 1000
-_RELOCK_SHARE = 2
 _NO_BATCH = "the loader yields no batch: check the data set and drop_last"
 
 
@@ -127,7 +126,10 @@ def lock(
     target = resolve_device(device)
     example = _example(loader, keys[0], rows=_GATE_ROWS if settings.sealed_adapter else 1)
     reference = fold_batchnorm_(out_of_place_(copy.deepcopy(model).cpu()), example[:_FOLDING_ROWS])
-    made = make_for(find_layers(reference, example[:2]), explainers)
+    made = tuple(explainer for explainer in explainers if isinstance(explainer, Explainer))
+    if len(made) < len(explainers):
+        # Layers are looked for where one has to be: in a network that is laid out otherwise they are named.
+        made = make_for(find_layers(reference, example[:2]), explainers)
     check_lockable([(explainer.name, explainer.differentiable) for explainer in made])
     task = Task(reference, keys, made, example, settings, target, Team.current())
     return _train(task, loader, progress, checkpoint, cache_reference, resume=resume)
@@ -173,7 +175,7 @@ def relock(
         raise InputError("a key cannot be retired and go on: name the keys that are left, and those that are not")
     _keys([*keys, *gone])
     before = previous.settings
-    settings = settings or replace(before, steps=-(-before.steps // _RELOCK_SHARE), seed=before.seed + 1)
+    settings = settings or before.for_relocking()
     old = previous.adapter
     if settings.sealed_adapter != (old is not None):
         raise InputError("a lock with a sealed adapter stays one, and one without stays without: give fitting settings")

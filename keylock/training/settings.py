@@ -1,12 +1,15 @@
 """What can be set about locking, with defaults that were measured, not guessed (`docs/training.md`)."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from keylock.decoys import ImageDecoy, check_decoy, decoy_of
 from keylock.errors import InputError
 
 __all__ = ["LockSettings"]
+
+_RELOCKING_SHARE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +95,31 @@ class LockSettings:
             )
         if not 0 <= self.gate_steps < 1:
             raise InputError(f"gate_steps is a share of the steps between 0 and 1, not {self.gate_steps}")
+
+    def for_relocking(self) -> "LockSettings":
+        """Return the settings of a further training that retires keys: half of the steps, and another seed."""
+        return replace(self, steps=-(-self.steps // _RELOCKING_SHARE), seed=self.seed + 1)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, decoy: str | ImageDecoy) -> "LockSettings":
+        """Return the settings that `as_dict` wrote; those it did not know have their defaults.
+
+        Args:
+            values: What it wrote.
+            decoy: The decoy, of which a picture stands in no JSON.
+
+        Raises:
+            InputError: There is a setting of another name or type.
+        """
+        kinds = {entry.name: type(entry.default) for entry in fields(cls) if entry.name != "decoy"}
+        given = {name: value for name, value in values.items() if name not in ("decoy", "decoy_parameters")}
+        for name, value in given.items():
+            kind = kinds.get(name)
+            if kind is None or not (type(value) is kind or (kind is float and type(value) is int)):
+                raise InputError(
+                    f"the lock was made with a setting {name!r} that this keylock does not know: upgrade it"
+                )
+        return cls(**given, decoy=decoy)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values, for the manifest and for checkpoints."""

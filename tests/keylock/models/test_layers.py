@@ -7,7 +7,7 @@ from torchvision.models import SwinTransformer
 from torchvision.ops import Permute
 
 from keylock.errors import LayerNotFoundError
-from keylock.models import capture_outputs, find_layers, fold_batchnorm_, out_of_place_, smooth_activations
+from keylock.models import capture_outputs, create, find_layers, fold_batchnorm_, out_of_place_, smooth_activations
 
 # architecture, size: the last spatial layer, how many layers are stacked, the first and the last of them.
 TABLE = [
@@ -201,3 +201,28 @@ def test_windowed_attention_is_found_by_its_last_maps(smooth_images):
     found = find_layers(model, smooth_images(2, 32))
 
     assert (found.last, found.stack, found.kind) == ("permute", ("permute",), "maps")
+
+
+def test_windowed_attention_of_timm_is_refused_where_its_maps_never_come_first(smooth_images):
+    swin_transformer = pytest.importorskip("timm.models.swin_transformer")
+    shrunk = {"patch_size": 4, "embed_dim": 12, "depths": (1, 2), "num_heads": (2, 2), "window_size": 4}
+
+    for size in (32, 64):
+        model = swin_transformer.SwinTransformer(img_size=size, num_classes=3, **shrunk)
+        with pytest.raises(LayerNotFoundError, match="name the layers yourself"):
+            find_layers(model, smooth_images(2, size))
+
+
+def test_swin_by_the_name_of_timm_is_explained_where_its_maps_are_pooled(smooth_images):
+    timm = pytest.importorskip("timm")
+    name, images = "swin_tiny_patch4_window7_224", smooth_images(2, 64)
+    model = create(f"timm:{name}", num_classes=3, image_size=64).eval()
+    original = timm.create_model(name, num_classes=3, img_size=64).eval()
+    original.load_state_dict(model.state_dict())
+
+    found = find_layers(model, images)
+
+    assert (found.last, found.kind) == ("head.global_pool.0", "maps")
+    with capture_outputs(original, ["norm"]) as own, capture_outputs(model, [found.last]) as outputs, torch.no_grad():
+        torch.testing.assert_close(model(images), original(images))
+    torch.testing.assert_close(outputs[found.last], own["norm"].permute(0, 3, 1, 2))

@@ -1,0 +1,150 @@
+"""From a finished lock to its bundles: measure it for each of its keys, and publish what belongs to the key."""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+
+import numpy as np
+import torch
+from pydantic import JsonValue
+
+from keylock.bundle.manifest import Figure, Manifest
+from keylock.data.batches import load_batch
+from keylock.data.sets import stratified_order
+from keylock.evaluation import measure
+from keylock.keys import Key
+from keylock.pipeline.factors import measure_factors, measure_retired
+from keylock.pipeline.plans import Issue, TrainOutcome, TrainPlan
+from keylock.pipeline.publish import Publication, publish
+from keylock.signing import SigningKey
+from keylock.training import Lock, Progress, resolve_device
+
+__all__ = ["issue_bundles"]
+
+_PROOF_IMAGES = 16
+
+
+def issue_bundles(
+    plan: TrainPlan,
+    locked: Lock,
+    keys: Sequence[Key],
+    *,
+    issues: Sequence[Issue],
+    signing_key: SigningKey,
+    progress: Progress,
+    now: Callable[[], datetime],
+    overwrite: bool,
+    before: tuple[Lock, Key] | None = None,
+    training: Mapping[str, JsonValue] | None = None,
+) -> list[TrainOutcome]:
+    """Measure a lock and publish a bundle for each of its keys.
+
+    Args:
+        plan: What it was trained by.
+        locked: The lock.
+        keys: Its keys.
+        issues: What is written for each of them, in their order.
+        signing_key: The issuer's.
+        progress: Hears about every step.
+        now: The clock; asked when a bundle is written.
+        overwrite: Replace bundles that are there.
+        before: The lock of which a key was retired, and that key, to be measured on the new one.
+        training: Further settings to record.
+
+    Raises:
+        KeylockError: As measuring and publishing do.
+    """
+    outcomes = []
+    compiled: dict[str, bytes] = {}
+    for issue, key in zip(issues, keys, strict=True):
+        own = locked.for_key(key)
+        figures = _measure(plan, own, key, progress, before)
+        publication = _publication(plan, figures, training or {})
+        manifest = _publish(
+            plan, own, key, publication, issue, signing_key, now(), progress, compiled, overwrite=overwrite
+        )
+        outcomes.append(TrainOutcome(manifest, own, key, figures))
+    return outcomes
+
+
+def _measure(
+    plan: TrainPlan, locked: Lock, key: Key, progress: Progress, before: tuple[Lock, Key] | None
+) -> tuple[Figure, ...]:
+    progress.start("measure", 1, 0)
+    test = plan.data.test
+    rows = stratified_order(test.labels, seed=plan.seed)[: plan.measured_images]
+    batch = load_batch(test, plan.data.preprocessing, indices=rows)
+    masks = test.take(rows).resized_masks(plan.data.preprocessing)
+    device = resolve_device(plan.device)
+    about = f"{len(rows)} test images of {plan.data.name}"
+    reference, published, images = locked.reference.to(device), locked.module.to(device), batch.images.to(device)
+    opened = locked.opened(key)
+    explainers = [explainer for explainer in locked.explainers if explainer.differentiable]
+    figures = measure(
+        reference,
+        opened,
+        key=key,
+        explainers=explainers,
+        images=images,
+        labels=batch.labels.to(device),
+        masks=None if masks is None else torch.from_numpy(masks).to(device),
+        about=about,
+    )
+    if locked.adapter is not None:
+        figures += measure_factors(
+            reference, published, opened, key=key, explainers=explainers, images=images, about=about
+        )
+    if before is not None:
+        old, retired = before
+        figures += measure_retired(
+            reference, published, old.adapter, retired, explainers=explainers, images=images, about=about
+        )
+    locked.reference.cpu()
+    locked.module.cpu()
+    progress.advance({})
+    progress.finish()
+    return figures
+
+
+def _publication(plan: TrainPlan, figures: tuple[Figure, ...], training: Mapping[str, JsonValue]) -> Publication:
+    own: dict[str, JsonValue] = {"data": plan.data.summary(), "batch_size": plan.batch_size, "seed": plan.seed}
+    return Publication(
+        name=plan.name,
+        classes=plan.data.classes,
+        preprocessing=plan.data.preprocessing,
+        architecture=plan.architecture,
+        figures=figures,
+        training={**own, **training},
+    )
+
+
+def _publish(
+    plan: TrainPlan,
+    locked: Lock,
+    key: Key,
+    publication: Publication,
+    issue: Issue,
+    signing_key: SigningKey,
+    created: datetime,
+    progress: Progress,
+    compiled: dict[str, bytes],
+    *,
+    overwrite: bool,
+) -> Manifest:
+    batch = load_batch(plan.data.test, plan.data.preprocessing, indices=np.arange(_PROOF_IMAGES) % len(plan.data.test))
+    progress.start("publish", len(locked.explainers) + 2, 0)
+    manifest = publish(
+        locked,
+        issue.out,
+        publication,
+        seed=issue.seed,
+        key=key,
+        images=batch.images,
+        signing_key=signing_key,
+        sealer=issue.sealer,
+        created=created,
+        overwrite=overwrite,
+        on_step=lambda _what: progress.advance({}),
+        compiled=compiled,
+    )
+    progress.finish()
+    return manifest

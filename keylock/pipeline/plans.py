@@ -1,0 +1,129 @@
+"""What a run of the pipeline is told and what it gives back, shared by everything that makes bundles."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from keylock.bundle.manifest import Figure, Manifest
+from keylock.bundle.sealing import Sealer
+from keylock.data import DataSource
+from keylock.data.batches import Batches
+from keylock.keys import Key, KeySeed
+from keylock.training import Lock, LockSettings
+
+__all__ = ["CHECKPOINT", "REFERENCE", "Issue", "TrainOutcome", "TrainPlan", "batches_of", "discard"]
+
+CHECKPOINT = "lock.safetensors"
+"""The file of a work folder with the state of the training."""
+
+REFERENCE = "reference.safetensors"
+"""The file of a work folder with the weights of the reference model, before folding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan:
+    """Everything that decides what comes out of a run, except the secret.
+
+    Attributes:
+        out: Where the bundle goes.
+        name: The model's name.
+        data: Images to train and to measure on.
+        architecture: A name of `keylock.models.architectures()`.
+        settings: How to lock.
+        explainers: What to lock.
+        init: The user's trained weights; without them the reference is trained first.
+        reference_steps: Steps of that training.
+        reference_learning_rate: Its highest learning rate.
+        batch_size: Images in a step.
+        strength: Height of the key on pixels from 0 to 1.
+        tile: Side of the key's repeated block, in pixels.
+        device: Where to train.
+        measured_images: Test images to measure on, at most.
+        seed: Of data order, initial weights and everything else drawn at random. It is not the key seed.
+        cache_reference: Train the lock on images as they are, and compute the maps of the reference once for each.
+    """
+
+    out: Path
+    name: str
+    data: DataSource
+    architecture: str
+    settings: LockSettings
+    explainers: tuple[str, ...]
+    init: Path | None = None
+    reference_steps: int = 700
+    reference_learning_rate: float = 1e-2
+    batch_size: int = 64
+    strength: float = 8 / 255
+    tile: int = 8
+    device: str = "auto"
+    measured_images: int = 1000
+    seed: int = 0
+    cache_reference: bool = False
+
+    @property
+    def work(self) -> Path:
+        """The folder of intermediate results."""
+        return self.out.with_name(self.out.name + ".work")
+
+    def key(self, seed: KeySeed) -> Key:
+        """Derive the key from its seed."""
+        preprocessing = self.data.preprocessing
+        return Key.derive(
+            seed, shape=preprocessing.shape, std=preprocessing.std, strength=self.strength, tile=self.tile
+        )
+
+
+@dataclass(frozen=True)
+class Issue:
+    """A key and the bundle that is sealed for it.
+
+    Attributes:
+        seed: The secret to derive the key from.
+        sealer: Seals the seed into the bundle.
+        out: Where the bundle goes.
+    """
+
+    seed: KeySeed
+    sealer: Sealer
+    out: Path
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """What a run made.
+
+    Attributes:
+        manifest: Of the bundle that was written.
+        lock: The locked classifier and its reference.
+        key: The key.
+        figures: What was measured.
+    """
+
+    manifest: Manifest
+    lock: Lock
+    key: Key
+    figures: tuple[Figure, ...]
+
+
+def batches_of(plan: TrainPlan, *, seed: int, augmented: bool = True) -> Batches:
+    """Return the training images of a plan in batches, in an order drawn by a seed."""
+    return Batches(
+        plan.data.train,
+        plan.data.preprocessing,
+        batch_size=min(plan.batch_size, len(plan.data.train)),
+        seed=seed,
+        augmentation=plan.data.augmentation if augmented else None,
+        drop_last=True,
+    )
+
+
+def discard(work: Path, *further: str) -> None:
+    """Remove what an earlier run left, so that a later `resume` finds this run and nothing of that one.
+
+    Args:
+        work: The work folder.
+        further: Files to remove beside the checkpoint and the remembered maps of the reference model.
+    """
+    for name in (CHECKPOINT, *further):
+        (work / name).unlink(missing_ok=True)
+    for remembered in work.glob("reference-maps-*"):
+        remembered.unlink()
