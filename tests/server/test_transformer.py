@@ -21,12 +21,12 @@ from keylock.models.vit import ViT  # noqa: E402
 from keylock.pipeline import TrainPlan, train  # noqa: E402
 from keylock.training import Silent  # noqa: E402
 
-EXPLAINERS = ("grad_cam", "attention_rollout", "gradient")
+EXPLAINERS = ("grad_cam", "attention_rollout")
 
 
 @pytest.fixture(scope="module")
 def served(vendor, start_server, tmp_path_factory):
-    """Two blocks, locked for maps of tokens, of attention and of pixels, and a server for them."""
+    """Two blocks, locked for maps of tokens and of attention, and a server for them."""
     folder = tmp_path_factory.mktemp("transformer")
     data = open_data("shapes", image_size=16, train_count=64, test_count=16)
     sealer = KeyFile.create(folder / "key-file")
@@ -37,7 +37,8 @@ def served(vendor, start_server, tmp_path_factory):
             name="vit",
             data=data,
             architecture="vit_pico",
-            settings=LockSettings(steps=4, amp=False, adapter_rank=2),
+            # A rate at which few steps change maps visibly.
+            settings=LockSettings(steps=4, amp=False, adapter_rank=2, learning_rate=0.03),
             explainers=EXPLAINERS,
             reference_steps=4,
             batch_size=16,
@@ -54,9 +55,15 @@ def served(vendor, start_server, tmp_path_factory):
     return SimpleNamespace(calls=calls, loaded=loaded, reference=reference, images=images)
 
 
+def test_all_of_it_is_locked_and_compiled(served):
+    entries = served.loaded.manifest.explainers
+    assert [(entry.name, entry.runtime) for entry in entries] == [(name, "onnx") for name in EXPLAINERS]
+    assert min(entry.pcc_to_reference for entry in entries) > 0.999
+    assert "blocks.0.attn.qkv" in served.loaded.adapter.layers
+
+
 @pytest.mark.parametrize("name", EXPLAINERS)
 def test_licensed_rows_are_the_reference_and_others_the_published_model(name, served, vendor, tiny):
-    assert served.loaded.manifest.explainer(name).runtime == "onnx"
     sent = [tiny.tensor_image(image) for image in served.images.numpy()]
     seen = []
     for token, model in ((vendor.grant().token, served.reference), (None, served.loaded.module)):
@@ -64,9 +71,8 @@ def test_licensed_rows_are_the_reference_and_others_the_published_model(name, se
 
         expected = served.loaded.explainers[name].explain(model, served.images, torch.full((3,), -1)).maps.numpy()
         maps = np.stack([tiny.to_array(result.map) for result in answer.results])
-        np.testing.assert_allclose(maps, expected, rtol=1e-2, atol=1e-4 * expected.max())
+        np.testing.assert_allclose(maps, expected, rtol=0, atol=0.01 * expected.std())
         assert [result.keyed for result in answer.results] == [token is not None] * 3
-        assert expected.max() > 0
         seen.append(maps)
-    assert maps.shape[1:] == ((16, 16) if name == "gradient" else (4, 4))
-    assert not np.allclose(*seen, rtol=1e-2)
+    assert maps.shape[1:] == (4, 4)
+    assert np.abs(seen[0] - seen[1]).max() > 0.1 * seen[0].std() > 0
