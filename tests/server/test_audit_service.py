@@ -1,10 +1,12 @@
 """The audit of the running service: a good server passes every check, one that is weak in every way fails each."""
 
+import contextlib
 import subprocess
 import sys
 import time
 from concurrent import futures
 from dataclasses import replace
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -36,7 +38,11 @@ def attacked(name, bench):
 
 @pytest.fixture(scope="module")
 def bench(vendor, tiny):
-    with serving_bench(vendor.bundle, vendor.seed, tiny.images(8)) as made:
+    # By a path that holds where we are alone: the servers run in a folder of their own.
+    with (
+        contextlib.chdir(vendor.bundle.parent),
+        serving_bench(Path(vendor.bundle.name), vendor.seed, tiny.images(8)) as made,
+    ):
         yield made
 
 
