@@ -168,7 +168,10 @@ def serving_bench(bundle: Path, secret: KeySeed | Sealer, images: NDArray[np.flo
         token = _license(issuer, opened.manifest.model_digest, f"sqlite:///{folder / 'licenses.db'}")
         trusted = ["--issuer", str(folder / "issuer.pub.pem"), "--issuer", str(folder / "audit.pub.pem")]
         store = ["--license-store", f"sqlite:///{folder / 'licenses.db'}"]
-        keyed = _serve(folder, "keyed", [str(bundle.absolute()), "--key-seed-file", str(folder / "seed"), *trusted, *store], stack)
+        # The servers run in a folder of their own.
+        keyed = _serve(
+            folder, "keyed", [str(bundle.absolute()), "--key-seed-file", str(folder / "seed"), *trusted, *store], stack
+        )
         public = _serve(folder, "public", [str(folder / "public.klb"), "--keyless", *trusted], stack)
         served = next(entry.name for entry in opened.manifest.explainers if entry.graph is not None)
         yield Bench(keyed, public, token, images, served, Needles.of(seed, key, adapter, token))
