@@ -18,7 +18,7 @@ def digest_of_array(dtype: str, shape: Sequence[int], data: bytes) -> str:
     """Returns the digest of an array: of one line `dtype side,side,...` and its elements.
 
     Args:
-        dtype: `uint8` or `float32`.
+        dtype: `uint8`, `float16` or `float32`.
         shape: Its sides.
         data: Its elements in C order, little-endian.
 

@@ -13,6 +13,7 @@ from keylock.inference import inference_pb2 as oip
 from keylock.preprocessing import Preprocessing
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import license_pb2
+from keylock_client._requests import MAX_ANSWER_BYTES
 from keylock_client._sources import Source
 from keylock_client.errors import BadAnswerError
 from keylock_client.results import (
@@ -29,9 +30,23 @@ from keylock_client.results import (
     Usage,
 )
 
-__all__ = ["estimate", "explanations", "license_info", "model_info", "predictions", "quotas"]
+__all__ = [
+    "DTYPES",
+    "estimate",
+    "explanations",
+    "license_info",
+    "model_info",
+    "predictions",
+    "quotas",
+    "size_of_map",
+]
 
 TOP = 5
+DTYPES: dict[int, str] = {
+    pb.DATA_TYPE_FLOAT32: "float32",
+    pb.DATA_TYPE_FLOAT16: "float16",
+    pb.DATA_TYPE_UINT8: "uint8",
+}
 
 
 def model_info(answer: pb.GetModelResponse) -> ModelInfo:
@@ -117,7 +132,8 @@ def explanations(
         _senseless(f"{len(answer.results)} explanations for {len(sources)} images")
     return [
         Explanation(
-            map=_map(told.map),
+            map=saliency,
+            received=received,
             prediction=Prediction(
                 label=told.prediction.label,
                 index=told.prediction.index,
@@ -136,6 +152,7 @@ def explanations(
             receipt=receipt,
         )
         for told, source in zip(answer.results, sources, strict=True)
+        for received, saliency in [_map(told)]
     ]
 
 
@@ -201,11 +218,35 @@ def _integers(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _map(told: pb.Tensor) -> NDArray[np.float32]:
+def size_of_map(told: pb.Tensor) -> int:
+    """Return how many bytes the whole of a map has; never more than an answer may have."""
     shape = tuple(told.shape)
-    if told.dtype != pb.DATA_TYPE_FLOAT32 or len(shape) != 2 or min(shape) < 1:
+    if told.dtype not in DTYPES or len(shape) != 2 or min(shape) < 1:
         _senseless(f"a map of type {told.dtype} and shape {shape}")
-    return _floats(told.data, shape)
+    # Python's integers, because a hostile shape overflows those of NumPy.
+    size = shape[0] * shape[1] * np.dtype(DTYPES[told.dtype]).itemsize
+    if size > MAX_ANSWER_BYTES:
+        _senseless(f"a map of {size} bytes")
+    return size
+
+
+def _map(told: pb.Explanation) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """Return a map as it was sent, and its values."""
+    if len(told.map.data) != size_of_map(told.map):
+        _senseless(f"{len(told.map.data)} bytes for a map of shape {tuple(told.map.shape)}")
+    dtype = DTYPES[told.map.dtype]
+    # An array over bytes is read-only, which is what a result should be.
+    received = np.frombuffer(told.map.data, np.dtype(dtype).newbyteorder("<")).reshape(tuple(told.map.shape))
+    if dtype == "float32" and not told.HasField("scaling"):
+        values = received
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
+            exact = told.scaling.offset + told.scaling.scale * received.astype(np.float64)
+            values = exact.astype(np.float32)
+        values.flags.writeable = False
+    if not np.isfinite(values).all():
+        _senseless("a map holds NaN or infinite values")
+    return received, values
 
 
 def _floats(data: bytes, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -1,6 +1,7 @@
 """The client for asyncio, on the asynchronous stack of gRPC. What it does is documented in `_sync.py`."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
@@ -9,11 +10,24 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from keylock_client import _exchanges as exchanges
+from keylock_client._async_stream import Feed, Stream
 from keylock_client._base import BaseClient
 from keylock_client._exchanges import Call, Exchange
 from keylock_client._sources import ImageLike
-from keylock_client.errors import ClientError
-from keylock_client.results import Estimate, Explanation, LicenseInfo, ModelInfo, Prediction, Proof, Quota, Receipt
+from keylock_client._streams import Unreadable, check_in_flight, pause_s, worth_another_try
+from keylock_client.errors import ClientError, LicenseRefusedError
+from keylock_client.results import (
+    Estimate,
+    Explained,
+    Explanation,
+    LicenseInfo,
+    ModelInfo,
+    Prediction,
+    Progress,
+    Proof,
+    Quota,
+    Receipt,
+)
 
 __all__ = ["AsyncClient"]
 
@@ -51,6 +65,7 @@ class AsyncClient(BaseClient):
         explainer: str | None = ...,
         target: int | str | None = ...,
         parameters: Mapping[str, Any] | None = ...,
+        map_dtype: str | None = ...,
         request_id: str | None = ...,
         timeout_s: float | None = ...,
     ) -> Explanation: ...
@@ -62,6 +77,7 @@ class AsyncClient(BaseClient):
         explainer: str | None = ...,
         target: int | str | None = ...,
         parameters: Mapping[str, Any] | None = ...,
+        map_dtype: str | None = ...,
         request_id: str | None = ...,
         timeout_s: float | None = ...,
     ) -> list[Explanation]: ...
@@ -72,14 +88,49 @@ class AsyncClient(BaseClient):
         explainer: str | None = None,
         target: int | str | None = None,
         parameters: Mapping[str, Any] | None = None,
+        map_dtype: str | None = None,
         request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> Explanation | list[Explanation]:
         """Explain what the model sees in images, as `Client.explain` does."""
         exchange = exchanges.explain(
-            self._memory, image, explainer=explainer, target=target, parameters=parameters, request_id=request_id
+            self._memory,
+            image,
+            explainer=explainer,
+            target=target,
+            parameters=parameters,
+            map_dtype=map_dtype,
+            request_id=request_id,
         )
         return await self._run(exchange, timeout_s)
+
+    def explain_many(
+        self,
+        images: Iterable[ImageLike] | AsyncIterable[ImageLike],
+        *,
+        explainer: str | None = None,
+        target: int | str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        map_dtype: str | None = None,
+        request_id: str | None = None,
+        in_flight: int = 16,
+        progress: Callable[[Progress], object] | None = None,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[Explained]:
+        """Explain many images over one stream, as `Client.explain_many` does; they may come asynchronously too.
+
+        To end the stream early, close the iterator (`contextlib.aclosing`): leaving the loop alone does that later.
+        """
+        several = self._images(
+            images,
+            request_id=request_id,
+            explainer=explainer,
+            target=target,
+            parameters=parameters,
+            map_dtype=map_dtype,
+        )
+        feed = Feed(several, images, in_flight=check_in_flight(in_flight))
+        return self._give_out(feed, self._limit(timeout_s), progress)
 
     async def model(self, *, timeout_s: float | None = None) -> ModelInfo:
         """Ask what the served model is, as `Client.model` does."""
@@ -114,6 +165,60 @@ class AsyncClient(BaseClient):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def _give_out(
+        self, feed: Feed, limit: float, progress: Callable[[Progress], object] | None
+    ) -> AsyncIterator[Explained]:
+        info = await self._run(exchanges.describe(self._memory), limit)
+        attempts, renewed = 0, False
+        while True:
+            access = await self._run(exchanges.access(self._memory), limit) if self._memory.exchanges else None
+            call = self._stream_call(feed.images, access)
+            channel = self._channel = self._channel or self._open()
+            stream = Stream(feed, self._opener(channel, call))
+            try:
+                while True:
+                    message, failure = await self._next(stream, call, limit)
+                    if failure is not None:
+                        break
+                    if isinstance(message, Unreadable):
+                        explained = feed.images.finish(message.number, message.name, error=message.error)
+                    else:
+                        info = await self._run(exchanges.catch_up(self._memory, message, info), limit)
+                        taken = self._take(message, feed.images, info, call)
+                        if message is None:
+                            return
+                        if taken is None:
+                            continue
+                        explained = taken
+                    attempts, renewed = 0, False
+                    if progress is not None:
+                        progress(explained.progress)
+                    yield explained
+                    feed.give_back()
+            finally:
+                await stream.close()
+            attempts += 1
+            if isinstance(failure, LicenseRefusedError) and self._memory.exchanges and not renewed:
+                self._memory.access, renewed = None, True
+                continue
+            if not worth_another_try(failure, attempts=attempts, waiting=feed.images.any_under_way):
+                raise failure from None
+            await asyncio.sleep(pause_s(failure, attempts=attempts))
+
+    async def _next(
+        self, stream: Stream, call: Call, limit: float
+    ) -> tuple[Message | Unreadable | None, ClientError | None]:
+        try:
+            arrived = await stream.next(limit)
+        except (grpc.RpcError, grpc.aio.UsageError, ValueError) as error:
+            return None, self._failure(error, call, limit)
+        if arrived is None or isinstance(arrived, Unreadable):
+            return arrived, None
+        message, failure = self._read(call, arrived)
+        if failure is not None:
+            raise failure
+        return message, None
 
     async def _run(self, exchange: Exchange[T], timeout_s: float | None) -> T:
         limit = self._limit(timeout_s)

@@ -1,19 +1,24 @@
 """What the two clients share: how they are made, what they remember, and how a failed call becomes an error."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any, NoReturn, Self
 
 import grpc
 from google.protobuf.message import DecodeError, Message
+from google.rpc import status_pb2
 
+from keylock.errors import InputError
 from keylock.issuers import load_keys
+from keylock.v1 import explanation_pb2
+from keylock_client import _exchanges as exchanges
 from keylock_client._exchanges import Call, Memory, Method
-from keylock_client._failures import translate
+from keylock_client._failures import translate, translate_status
 from keylock_client._receipts import Trust, verify_receipt
-from keylock_client._settings import DEFAULT_TARGET, Settings, Tls, check_timeout, read_environment
-from keylock_client.errors import BadAnswerError, ClientError, ClosedError
-from keylock_client.results import Receipt
+from keylock_client._settings import DEFAULT_TARGET, Settings, Tls, Token, check_timeout, read_environment
+from keylock_client._streams import Images
+from keylock_client.errors import BadAnswerError, ClientError, ClosedError, RequestRefusedError
+from keylock_client.results import Explained, ModelInfo, Receipt
 
 __all__ = ["BaseClient"]
 
@@ -29,6 +34,8 @@ class BaseClient:
         timeout_s: float = 30.0,
         tls: Tls | bool | None = None,
         model: str | None = None,
+        model_version: str | None = None,
+        compression: str | None = None,
         issuer: str | os.PathLike[str] | None = None,
         exchange_tokens: bool = False,
     ) -> None:
@@ -41,6 +48,9 @@ class BaseClient:
             timeout_s: Seconds each request to the server may take, with its retries.
             tls: How to encrypt the connection. If left out, it is encrypted unless the server is on this machine.
             model: Name of the model to ask for; the one that is served if left out.
+            model_version: Version of the model, the first digits of its digest; the newest one if left out.
+            compression: How explanations are compressed on their way: `none`, `gzip` or `deflate`; as the server is set
+                if left out.
             issuer: File with the public key (PEM), or keys (JWKS), of the vendor whose receipts are trusted; the issuer
                 of the license if left out.
             exchange_tokens: Exchange the license for access tokens that hold for minutes and are sent in its place, so
@@ -48,7 +58,7 @@ class BaseClient:
                 it.
 
         Raises:
-            InputError: The target, the timeout or the TLS options are unusable.
+            InputError: The target, the timeout, the compression or the TLS options are unusable.
             LicenseError: The license is neither a token nor a file that holds one.
             SignatureError: The issuer's public key cannot be read.
         """
@@ -58,6 +68,8 @@ class BaseClient:
             timeout_s=timeout_s,
             tls=tls,
             model=model,
+            model_version=model_version,
+            compression=compression,
             exchange_tokens=exchange_tokens,
         )
         # Made here, so that a missing file is reported where it is named.
@@ -68,6 +80,8 @@ class BaseClient:
         certified = self._settings.tls is not None and self._settings.tls.certificate is not None
         self._memory = Memory(
             model_name=self._settings.model,
+            model_version=self._settings.model_version,
+            compression=self._settings.compression,
             trust=trust,
             exchanges=exchange_tokens and token is not None,
             binds=certified,
@@ -126,7 +140,8 @@ class BaseClient:
         """Return the callable of a method. Two threads may make it at once, which does no harm."""
         if method not in self._methods:
             # Answers are taken as bytes, because gRPC logs a traceback when a deserialiser fails.
-            self._methods[method] = channel.unary_unary(method.value, request_serializer=_serialise)
+            kind = channel.stream_stream if method is Method.EXPLAIN_STREAM else channel.unary_unary
+            self._methods[method] = kind(method.value, request_serializer=_serialise)
         return self._methods[method]
 
     def _metadata(self, call: Call) -> tuple[tuple[str, str], ...]:
@@ -142,6 +157,43 @@ class BaseClient:
         except DecodeError:
             text = f"the server at {self._settings.target} sent an answer that cannot be read"
             return None, BadAnswerError(f"{text}: check that it is a keylock server", request_id=call.request_id)
+
+    def _images(self, given: object, *, request_id: str | None, **options: Any) -> Images:  # noqa: ANN401
+        """Check the arguments of `explain_many`, before anything is sent."""
+        if isinstance(given, (str, bytes, os.PathLike)):
+            raise InputError("explain_many takes several images: give a list, or call explain for one")
+        total = len(given) if isinstance(given, Sized) else None
+        return Images(exchanges.explain_options(self._memory, **options), request_id=request_id, total=total)
+
+    def _stream_call(self, images: Images, access: Token | None) -> Call:
+        return Call(
+            Method.EXPLAIN_STREAM,
+            explanation_pb2.ExplainRequest(),
+            request_id=images.request_id,
+            licensed=True,
+            access=access,
+        )
+
+    def _opener(self, channel: Any, call: Call) -> Callable[[Any], Any]:  # noqa: ANN401 - as of `_method`
+        """Return what opens a stream, given the messages to send."""
+        method, metadata = self._method(channel, call.method), self._metadata(call)
+        return lambda messages: method(messages, metadata=metadata)
+
+    def _take(self, message: Message | None, images: Images, info: ModelInfo, call: Call) -> Explained | None:
+        """Make a result of a message of a stream; None where more of it is to come."""
+        if not isinstance(message, explanation_pb2.ExplainStreamResponse):
+            if not images.any_under_way:
+                return None
+            text = f"the server at {self._settings.target} ended a stream before its last answer"
+            raise BadAnswerError(f"{text}: check that it is a keylock server", request_id=images.request_id)
+
+        def refuse(status: status_pb2.Status, name: str) -> ClientError:
+            error = translate_status(
+                status, settings=self._settings, timeout_s=self._settings.timeout_s, access=call.access
+            )
+            return exchanges.rename_images(error, [name]) if type(error) is RequestRefusedError else error
+
+        return images.receive(message, info=info, trust=self._memory.trust, revoked=self._memory.revoked, refuse=refuse)
 
     def _limit(self, timeout_s: float | None) -> float:
         return self._settings.timeout_s if timeout_s is None else check_timeout(timeout_s)

@@ -38,12 +38,16 @@ __all__ = [
     "Exchange",
     "Memory",
     "Method",
+    "access",
+    "catch_up",
     "describe",
     "estimate",
     "explain",
+    "explain_options",
     "license_info",
     "predict",
     "prove",
+    "rename_images",
     "usage",
 ]
 
@@ -60,6 +64,7 @@ class Method(StrEnum):
     """The methods a client calls, by the full name gRPC knows them by."""
 
     EXPLAIN = "/keylock.v1.ExplanationService/Explain"
+    EXPLAIN_STREAM = "/keylock.v1.ExplanationService/ExplainStream"
     GET_MODEL = "/keylock.v1.ExplanationService/GetModel"
     ESTIMATE = "/keylock.v1.ExplanationService/EstimateExplain"
     GET_LICENSE = "/keylock.v1.LicenseService/GetLicense"
@@ -77,6 +82,7 @@ class Method(StrEnum):
 
 _ANSWERS: dict[Method, type[Message]] = {
     Method.EXPLAIN: pb.ExplainResponse,
+    Method.EXPLAIN_STREAM: pb.ExplainStreamResponse,
     Method.GET_MODEL: pb.GetModelResponse,
     Method.ESTIMATE: pb.EstimateExplainResponse,
     Method.GET_LICENSE: license_pb2.GetLicenseResponse,
@@ -117,6 +123,8 @@ class Memory:
 
     Attributes:
         model_name: The model to ask for; empty for the one that is served.
+        model_version: Its version; empty for the newest one.
+        compression: How explanations are compressed; None for what the server is set to.
         info: The description of the model, once it was asked for.
         trust: Whose receipts to trust.
         exchanges: Whether the license is exchanged for access tokens.
@@ -128,6 +136,8 @@ class Memory:
     """
 
     model_name: str = ""
+    model_version: str = ""
+    compression: str | None = None
     info: ModelInfo | None = None
     trust: Trust = field(default_factory=Trust)
     exchanges: bool = False
@@ -148,7 +158,9 @@ def describe(memory: Memory, *, refresh: bool = False) -> Exchange[ModelInfo]:
     known = memory.info
     if known is not None and not refresh:
         return known
-    answer: pb.GetModelResponse = yield Call(Method.GET_MODEL, pb.GetModelRequest(model_name=memory.model_name))
+    answer: pb.GetModelResponse = yield Call(
+        Method.GET_MODEL, pb.GetModelRequest(model_name=memory.model_name, model_version=memory.model_version)
+    )
     memory.info = found = answers.model_info(answer)
     return found
 
@@ -160,12 +172,12 @@ def licensed(memory: Memory, call: Call) -> Exchange[Any]:
     """
     if not memory.exchanges:
         return (yield call)
-    token = yield from _access(memory)
+    token = yield from access(memory)
     try:
         return (yield replace(call, access=token))
     except LicenseRefusedError:
         memory.access = None
-    token = yield from _access(memory)
+    token = yield from access(memory)
     return (yield replace(call, access=token))
 
 
@@ -185,7 +197,9 @@ def usage(memory: Memory) -> Exchange[tuple[Quota, ...]]:
 
 def estimate(memory: Memory, images: int, *, explainer: str | None) -> Exchange[Estimate]:
     """Ask what a call would cost."""
-    request = pb.EstimateExplainRequest(model_name=memory.model_name, explainer=explainer or "", images=images)
+    request = pb.EstimateExplainRequest(
+        model_name=memory.model_name, model_version=memory.model_version, explainer=explainer or "", images=images
+    )
     answer: pb.EstimateExplainResponse = yield from licensed(memory, Call(Method.ESTIMATE, request, licensed=True))
     return answers.estimate(answer)
 
@@ -222,7 +236,8 @@ def _learn_revocations(memory: Memory) -> Exchange[None]:
     memory.revocations = newer(memory.revocations, answer.revocations, memory.trust)
 
 
-def _access(memory: Memory) -> Exchange[Token]:
+def access(memory: Memory) -> Exchange[Token]:
+    """Get an access token for the license, unless there is one that holds still."""
     known = memory.access
     if known is not None and memory.clock() < known[1]:
         return known[0]
@@ -239,7 +254,7 @@ def predict(memory: Memory, images: ImageLike | Sequence[ImageLike]) -> Exchange
     info = yield from describe(memory)
     found: list[Prediction] = []
     for call_id, first, chunk in chunks(sources, None):
-        request = infer_request(chunk, model=info.model.name, request_id=call_id)
+        request = infer_request(chunk, model=info.model.name, version=memory.model_version, request_id=call_id)
         try:
             answer: oip.ModelInferResponse = yield Call(Method.MODEL_INFER, request, request_id=call_id)
         except RequestRefusedError as error:
@@ -251,6 +266,11 @@ def predict(memory: Memory, images: ImageLike | Sequence[ImageLike]) -> Exchange
     return found[0] if single else found
 
 
+def explain_options(memory: Memory, **options: Any) -> pb.ExplainRequest:  # noqa: ANN401 - those of explain_request
+    """Write what holds for every image of a call, or of a stream."""
+    return explain_request(memory.model_name, memory.model_version, compression=memory.compression, **options)
+
+
 def explain(
     memory: Memory,
     images: ImageLike | Sequence[ImageLike],
@@ -258,11 +278,12 @@ def explain(
     explainer: str | None,
     target: int | str | None,
     parameters: Mapping[str, Any] | None,
+    map_dtype: str | None,
     request_id: str | None,
 ) -> Exchange[Explanation | list[Explanation]]:
     """Explain images, in as many calls as it takes."""
     sources, single = read_sources(images)
-    options = explain_request(memory.model_name, explainer=explainer, target=target, parameters=parameters)
+    options = explain_options(memory, explainer=explainer, target=target, parameters=parameters, map_dtype=map_dtype)
     info = yield from describe(memory)
     found: list[Explanation] = []
     for call_id, first, chunk in chunks(sources, request_id):
@@ -289,16 +310,42 @@ def _refuse(error: RequestRefusedError, *, memory: Memory, first: int, sources: 
         raise error from None
     # The model may have been replaced by one that takes other images: ask again next time.
     memory.info = None
+    raise rename_images(error, [source.name for source in sources], first=first) from None
+
+
+def catch_up(memory: Memory, message: Message | None, info: ModelInfo) -> Exchange[ModelInfo]:
+    """Ask for what it takes to read a message of a stream: the model, if it was replaced, and keys taken back.
+
+    Returns:
+        The description of the model that has answered.
+    """
+    if not isinstance(message, pb.ExplainStreamResponse) or not message.HasField("answer"):
+        return info
+    if message.answer.receipt:
+        yield from _learn_revocations(memory)
+    if message.answer.model.digest == info.model.digest:
+        return info
+    return (yield from describe(memory, refresh=True))
+
+
+def rename_images(error: RequestRefusedError, names: Sequence[str], *, first: int = 0) -> RequestRefusedError:
+    """Return a refusal with images called by their names instead of by their places.
+
+    Args:
+        error: The refusal.
+        names: Of all images.
+        first: Which of them the first image of the call was.
+    """
 
     def rename(match: re.Match[str]) -> str:
         place = first + int(match[1])
-        return sources[place].name if place < len(sources) else match[0]
+        return names[place] if place < len(names) else match[0]
 
     places = re.compile(r"\b(?:images|inputs\[0\])\[(\d{1,6})\]")
     message = places.sub(rename, error.message)
     violations = tuple(Violation(places.sub(rename, v.field), v.description) for v in error.violations)
     # A field that was renamed is an image; unless it was the only one, the message has to say which.
     named = next((new.field for old, new in zip(error.violations, violations, strict=True) if old != new), "")
-    if named and len(sources) > 1 and named not in message:
+    if named and len(names) > 1 and named not in message:
         message = f"{named}: {message}"
-    raise RequestRefusedError(message, violations=violations, code=error.code, request_id=error.request_id) from None
+    return RequestRefusedError(message, violations=violations, code=error.code, request_id=error.request_id)

@@ -31,7 +31,7 @@ from keylock_client.errors import (
     Violation,
 )
 
-__all__ = ["translate"]
+__all__ = ["translate", "translate_status"]
 
 _DOMAIN = "keylock"
 _DETAILS_KEY = "grpc-status-details-bin"
@@ -68,8 +68,45 @@ def translate(
     Returns:
         The error to raise.
     """
-    secrets = tuple(token.reveal() for token in (settings.token, access) if token is not None)
-    failure = _read(error, secrets, target=settings.target, timeout_s=timeout_s, request_id=request_id)
+    # Both stacks raise errors that are also calls; the type stubs know that of one of them only.
+    code = error.code().name if isinstance(error, (grpc.Call, grpc.aio.AioRpcError)) else "UNKNOWN"
+    text = error.details() if isinstance(error, (grpc.Call, grpc.aio.AioRpcError)) else type(error).__name__
+    trailers = error.trailing_metadata() if isinstance(error, (grpc.Call, grpc.aio.AioRpcError)) else ()
+    failure = _read(
+        code,
+        text or "",
+        _details(trailers or ()),
+        _secrets(settings, access),
+        target=settings.target,
+        timeout_s=timeout_s,
+        request_id=request_id,
+    )
+    return _choose(failure)
+
+
+def translate_status(
+    status: status_pb2.Status, *, settings: Settings, timeout_s: float, access: Token | None
+) -> ClientError:
+    """Turn the failure of one image of a stream into an error; the arguments are as of `translate`."""
+    code = next((one.name for one in grpc.StatusCode if one.value[0] == status.code), "UNKNOWN")
+    return _choose(
+        _read(
+            code,
+            status.message,
+            list(status.details),
+            _secrets(settings, access),
+            target=settings.target,
+            timeout_s=timeout_s,
+            request_id="",
+        )
+    )
+
+
+def _secrets(settings: Settings, access: Token | None) -> tuple[str, ...]:
+    return tuple(token.reveal() for token in (settings.token, access) if token is not None)
+
+
+def _choose(failure: _Failure) -> ClientError:
     if failure.reason in {reason.value for reason in LicenseReason}:
         return LicenseRefusedError(
             failure.text, reason=LicenseReason(failure.reason), code=failure.code, request_id=failure.request_id
@@ -195,16 +232,19 @@ _ROWS: dict[str, Callable[[_Failure], ClientError]] = {
 
 
 def _read(
-    error: grpc.RpcError, secrets: tuple[str, ...], *, target: str, timeout_s: float, request_id: str
+    code: str,
+    text: str,
+    details: list[PackedMessage],
+    secrets: tuple[str, ...],
+    *,
+    target: str,
+    timeout_s: float,
+    request_id: str,
 ) -> _Failure:
-    # Both stacks raise errors that are also calls; the type stubs know that of one of them only.
-    code = error.code().name if isinstance(error, (grpc.Call, grpc.aio.AioRpcError)) else "UNKNOWN"
-    text = error.details() if isinstance(error, (grpc.Call, grpc.aio.AioRpcError)) else type(error).__name__
-    trailers = error.trailing_metadata() if isinstance(error, (grpc.Call, grpc.aio.AioRpcError)) else ()
     reason, facts, violations, retry_after_s, named = "", dict[str, str](), tuple[Violation, ...](), None, ""
     info, request, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
     call = error_details_pb2.RequestInfo()
-    for detail in _details(trailers or ()):
+    for detail in details:
         if _unpack(detail, info) and info.domain == _DOMAIN:
             reason = info.reason
             facts = {key: _clean(value, secrets) for key, value in info.metadata.items()}
@@ -219,7 +259,7 @@ def _read(
             named = _clean(call.request_id, secrets)
     return _Failure(
         code=code,
-        text=_clean(text or "", secrets),
+        text=_clean(text, secrets),
         reason=reason,
         facts=facts,
         violations=violations,

@@ -13,6 +13,7 @@ from keylock.errors import AuditLogError, ReceiptError
 from keylock.jws import unverified_header
 from keylock.signing import VerifyingKey
 from keylock.v1 import explanation_pb2 as pb
+from keylock_client._answers import DTYPES
 from keylock_client.errors import BadReceiptError
 from keylock_client.results import Proof, Receipt
 
@@ -101,7 +102,9 @@ def read_receipt(
             explainer=answer.results[0].explainer.name if answer.results else "",
             keyed=all(result.keyed for result in answer.results),
             image_digests=[_digest_of_image(image) for image in images],
-            map_digests=[digest_of_array("float32", one.map.shape, one.map.data) for one in answer.results],
+            map_digests=[
+                digest_of_array(DTYPES.get(one.map.dtype, ""), one.map.shape, one.map.data) for one in answer.results
+            ],
         )
     except ReceiptError as error:
         raise BadReceiptError(error.message, request_id=answer.request_id) from None

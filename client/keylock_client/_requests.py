@@ -11,13 +11,30 @@ from keylock.inference import inference_pb2 as oip
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client._sources import Source
 
-__all__ = ["MAX_BYTES", "MAX_IMAGES", "chunks", "explain_request", "infer_request"]
+__all__ = [
+    "COMPRESSIONS",
+    "MAX_ANSWER_BYTES",
+    "MAX_BYTES",
+    "MAX_IMAGES",
+    "check_request_id",
+    "chunks",
+    "explain_request",
+    "infer_request",
+]
 
 # A server takes at most 32 images a call unless it is set otherwise; gRPC servers take 4 MiB unless they are.
 MAX_IMAGES = 16
 MAX_BYTES = 3 * 1024 * 1024
 # A server takes 128 characters; the rest is for the number of the call.
 MAX_REQUEST_ID = 120
+MAX_ANSWER_BYTES = 256 * 1024 * 1024
+COMPRESSIONS: dict[str | None, pb.Compression.ValueType] = {
+    None: pb.COMPRESSION_UNSPECIFIED,
+    "none": pb.COMPRESSION_NONE,
+    "gzip": pb.COMPRESSION_GZIP,
+    "deflate": pb.COMPRESSION_DEFLATE,
+}
+_DTYPES = {"float32": pb.DATA_TYPE_FLOAT32, "float16": pb.DATA_TYPE_FLOAT16, "uint8": pb.DATA_TYPE_UINT8}
 
 
 def chunks(sources: list[Source], request_id: str | None) -> Iterator[tuple[str, int, list[Source]]]:
@@ -36,8 +53,7 @@ def chunks(sources: list[Source], request_id: str | None) -> Iterator[tuple[str,
         InputError: The request id is empty or too long, or has other characters than visible ones of ASCII.
     """
     base = uuid.uuid4().hex if request_id is None else request_id
-    if not (0 < len(base) <= MAX_REQUEST_ID and all("!" <= character <= "~" for character in base)):
-        raise InputError(f"a request id has 1 to {MAX_REQUEST_ID} visible ASCII characters and no spaces")
+    check_request_id(base, longest=MAX_REQUEST_ID)
     first, number = 0, 0
     while first < len(sources):
         end, size = first + 1, sources[first].size
@@ -50,15 +66,39 @@ def chunks(sources: list[Source], request_id: str | None) -> Iterator[tuple[str,
         first, number = end, number + 1
 
 
+def check_request_id(text: str, *, longest: int) -> None:
+    """Return when a text can be the id of a request.
+
+    Raises:
+        InputError: It is empty or too long, or has other characters than visible ones of ASCII.
+    """
+    if not (0 < len(text) <= longest and all("!" <= character <= "~" for character in text)):
+        raise InputError(f"a request id has 1 to {longest} visible ASCII characters and no spaces")
+
+
 def explain_request(
-    model: str, *, explainer: str | None, target: int | str | None, parameters: Mapping[str, Any] | None
+    model: str,
+    version: str,
+    *,
+    explainer: str | None,
+    target: int | str | None,
+    parameters: Mapping[str, Any] | None,
+    map_dtype: str | None,
+    compression: str | None,
 ) -> pb.ExplainRequest:
     """Write the options of `explain` into a request without images.
 
     Raises:
-        InputError: The target is neither a label nor an index, or a parameter has no JSON form.
+        InputError: The target is neither a label nor an index, a parameter has no JSON form, or maps have no such type.
     """
-    request = pb.ExplainRequest(model_name=model, explainer=explainer or "")
+    if map_dtype is not None and map_dtype not in _DTYPES:
+        raise InputError(f"map_dtype is {map_dtype!r}: give one of {', '.join(_DTYPES)}")
+    form = pb.AnswerOptions(
+        map_dtype=pb.DATA_TYPE_UNSPECIFIED if map_dtype is None else _DTYPES[map_dtype],
+        compression=COMPRESSIONS[compression],
+        max_bytes=MAX_ANSWER_BYTES,
+    )
+    request = pb.ExplainRequest(model_name=model, model_version=version, explainer=explainer or "", answer=form)
     if isinstance(target, str):
         request.target_label = target
     elif target is not None:
@@ -70,7 +110,7 @@ def explain_request(
     return request
 
 
-def infer_request(sources: list[Source], *, model: str, request_id: str) -> oip.ModelInferRequest:
+def infer_request(sources: list[Source], *, model: str, version: str, request_id: str) -> oip.ModelInferRequest:
     """Write images of one kind into a request of the Open Inference Protocol.
 
     Raises:
@@ -89,6 +129,7 @@ def infer_request(sources: list[Source], *, model: str, request_id: str) -> oip.
     return oip.ModelInferRequest(
         id=request_id,
         model_name=model,
+        model_version=version,
         inputs=[oip.ModelInferRequest.InferInputTensor(name=name, datatype=datatype, shape=shape)],
         outputs=[oip.ModelInferRequest.InferRequestedOutputTensor(name="logits")],
         raw_input_contents=[content],

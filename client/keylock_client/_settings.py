@@ -15,6 +15,7 @@ import grpc
 from keylock.armour import MAX_FILE_BYTES, unarmour
 from keylock.errors import InputError, LicenseError, LicenseReason
 from keylock.secrecy import Opaque
+from keylock_client._requests import COMPRESSIONS, MAX_ANSWER_BYTES
 
 __all__ = ["DEFAULT_PORT", "DEFAULT_TARGET", "Settings", "Tls", "Token", "read_environment"]
 
@@ -23,7 +24,6 @@ DEFAULT_TARGET = f"localhost:{DEFAULT_PORT}"
 
 # The largest token a server accepts.
 _MAX_TOKEN_BYTES = 8 * 1024
-_MAX_ANSWER_BYTES = 256 * 1024 * 1024
 _RETRIES = """{
   "methodConfig": [{
     "name": [{}],
@@ -37,7 +37,7 @@ _RETRIES = """{
   }]
 }"""
 _CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", _MAX_ANSWER_BYTES),
+    ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
     # The server says what it accepts.
     ("grpc.max_send_message_length", -1),
     # The same message, with the same request id, is sent again only when the server did not take it up, or is going
@@ -45,7 +45,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.enable_retries", 1),
     ("grpc.service_config", _RETRIES),
     # A message that does not fit into this buffer would silently not be retried (the default is 256 KiB).
-    ("grpc.per_rpc_retry_buffer_size", _MAX_ANSWER_BYTES),
+    ("grpc.per_rpc_retry_buffer_size", MAX_ANSWER_BYTES),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5_000),
 )
@@ -98,6 +98,8 @@ class Settings:
         timeout_s: Seconds each request may take, with its retries.
         tls: How the connection is encrypted; None if it is not.
         model: Name of the model to ask for; empty for the one that is served.
+        model_version: Its version; empty for the newest one.
+        compression: How answers are compressed; None for what the server is set to.
         exchange_tokens: Whether the license is exchanged for access tokens, which are sent in its place.
     """
 
@@ -106,6 +108,8 @@ class Settings:
     timeout_s: float
     tls: Tls | None
     model: str
+    model_version: str = ""
+    compression: str | None = None
     exchange_tokens: bool = False
 
     @classmethod
@@ -117,14 +121,18 @@ class Settings:
         timeout_s: float,
         tls: Tls | bool | None,
         model: str | None,
+        model_version: str | None = None,
+        compression: str | None = None,
         exchange_tokens: bool = False,
     ) -> "Settings":
         """Check what a user gave. The arguments are those of `Client`.
 
         Raises:
-            InputError: The target, the timeout or the TLS options are unusable.
+            InputError: The target, the timeout, the compression or the TLS options are unusable.
             LicenseError: The license is neither a token nor a file that holds one.
         """
+        if compression not in COMPRESSIONS:
+            raise InputError(f"compression is {compression!r}: give none, gzip or deflate")
         address = _parse_target(target)
         if tls is None:
             tls = not _LOOPBACK.fullmatch(address)
@@ -134,6 +142,8 @@ class Settings:
             timeout_s=check_timeout(timeout_s),
             tls=Tls() if tls is True else tls or None,
             model=model or "",
+            model_version=model_version or "",
+            compression=compression,
             exchange_tokens=exchange_tokens,
         )
 

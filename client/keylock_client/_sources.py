@@ -20,7 +20,7 @@ from keylock.images import decode, to_rgb
 from keylock.preprocessing import Preprocessing
 from keylock.v1 import explanation_pb2 as pb
 
-__all__ = ["ImageLike", "Source", "read_sources"]
+__all__ = ["ImageLike", "Source", "read_source", "read_sources"]
 
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 """One image: a path, the bytes of a file, a Pillow image, pixels or a preprocessed array."""
@@ -114,13 +114,26 @@ def read_sources(images: ImageLike | Sequence[ImageLike]) -> tuple[list[Source],
     elif getattr(images, "ndim", None) == 4:
         several = [*_array(images, "the batch")]
     else:
-        return [_read(images, "the image")], True
+        return [read_source(images, "the image")], True
     if not several:
         raise InputError("no image was given: give at least one")
-    return [_read(image, f"image {place} of {len(several)}") for place, image in enumerate(several, start=1)], False
+    return [
+        read_source(image, f"image {place} of {len(several)}") for place, image in enumerate(several, start=1)
+    ], False
 
 
-def _read(image: Any, name: str) -> Source:  # noqa: ANN401 - users give anything
+def read_source(image: Any, name: str) -> Source:  # noqa: ANN401 - users give anything
+    """Read one image.
+
+    Args:
+        image: What a user gave.
+        name: What to call it, unless it is a path.
+
+    Raises:
+        ImageError: A file cannot be read.
+        TensorError: An array is neither pixels nor a preprocessed image.
+        InputError: It is something else.
+    """
     if isinstance(image, (bytes, bytearray, memoryview)):
         return Source(name, encoded=bytes(image))
     if isinstance(image, (str, os.PathLike)):

@@ -1,6 +1,7 @@
 """The client for ordinary code and threads, on the synchronous stack of gRPC."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
@@ -11,8 +12,21 @@ from keylock_client import _exchanges as exchanges
 from keylock_client._base import BaseClient
 from keylock_client._exchanges import Call, Exchange
 from keylock_client._sources import ImageLike
-from keylock_client.errors import ClientError
-from keylock_client.results import Estimate, Explanation, LicenseInfo, ModelInfo, Prediction, Proof, Quota, Receipt
+from keylock_client._streams import Unreadable, check_in_flight, pause_s, worth_another_try
+from keylock_client._sync_stream import Feed, Stream
+from keylock_client.errors import ClientError, LicenseRefusedError
+from keylock_client.results import (
+    Estimate,
+    Explained,
+    Explanation,
+    LicenseInfo,
+    ModelInfo,
+    Prediction,
+    Progress,
+    Proof,
+    Quota,
+    Receipt,
+)
 
 __all__ = ["Client"]
 
@@ -75,6 +89,7 @@ class Client(BaseClient):
         explainer: str | None = ...,
         target: int | str | None = ...,
         parameters: Mapping[str, Any] | None = ...,
+        map_dtype: str | None = ...,
         request_id: str | None = ...,
         timeout_s: float | None = ...,
     ) -> Explanation: ...
@@ -86,6 +101,7 @@ class Client(BaseClient):
         explainer: str | None = ...,
         target: int | str | None = ...,
         parameters: Mapping[str, Any] | None = ...,
+        map_dtype: str | None = ...,
         request_id: str | None = ...,
         timeout_s: float | None = ...,
     ) -> list[Explanation]: ...
@@ -96,6 +112,7 @@ class Client(BaseClient):
         explainer: str | None = None,
         target: int | str | None = None,
         parameters: Mapping[str, Any] | None = None,
+        map_dtype: str | None = None,
         request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> Explanation | list[Explanation]:
@@ -109,6 +126,8 @@ class Client(BaseClient):
             target: Label or index of the class to explain, for all images; the predicted class of each if left out.
             parameters: Parameters of the explainer to insist on. They are fixed by the vendor: others than those in
                 use are refused.
+            map_dtype: Type in which maps travel: `float32` if left out, `float16` or `uint8` for a half or a quarter of
+                the bytes. `Explanation.map` is float32 in any case, and then not quite exact.
             request_id: The id under which the server is to know the call, at most 120 visible ASCII characters without
                 spaces; random if left out. A call that is made again with the same id and the same content is answered
                 again and costs nothing.
@@ -125,9 +144,73 @@ class Client(BaseClient):
             ClientError: A call failed.
         """
         exchange = exchanges.explain(
-            self._memory, image, explainer=explainer, target=target, parameters=parameters, request_id=request_id
+            self._memory,
+            image,
+            explainer=explainer,
+            target=target,
+            parameters=parameters,
+            map_dtype=map_dtype,
+            request_id=request_id,
         )
         return self._run(exchange, timeout_s)
+
+    def explain_many(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        explainer: str | None = None,
+        target: int | str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        map_dtype: str | None = None,
+        request_id: str | None = None,
+        in_flight: int = 16,
+        progress: Callable[[Progress], object] | None = None,
+        timeout_s: float | None = None,
+    ) -> Iterator[Explained]:
+        """Explain many images over one stream, and give out each result as soon as it is there.
+
+            for result in client.explain_many(paths, progress=print):
+                result.explanation.save(f"{result.number}.png")
+
+        Images are read and sent while results come back, at most `in_flight` of them at once, so that any number of
+        them takes little memory: give a generator rather than a list of arrays. Each image is charged by itself. One
+        that cannot be read or explained is a result with an `error`, and the others go on. Leaving the loop ends the
+        stream; what was not answered by then is not charged.
+
+        A stream that is cut off is opened again a few times, and what was not answered is sent again, under the same
+        request ids, so that nothing is charged twice.
+
+        Args:
+            images: Images as `explain` takes them, one after the other. They are read in another thread.
+            explainer: Name of the saliency method; the server's first if left out.
+            target: Label or index of the class to explain, for all images; the predicted class of each if left out.
+            parameters: Parameters of the explainer to insist on.
+            map_dtype: Type in which maps travel, as in `explain`.
+            request_id: The id of the whole, at most 117 visible ASCII characters without spaces; random if left out.
+                Given again with the same images in the same order, what was charged before costs nothing.
+            in_flight: How many images are on their way, or answered and not given out yet.
+            progress: Called with how far the stream is, before each result.
+            timeout_s: Seconds without any answer after which the stream is given up, in place of the client's.
+
+        Yields:
+            One result for each image, as they are ready.
+
+        Raises:
+            InputError: An option cannot be used.
+            LicenseRefusedError: The license is not good for this, or one is needed.
+            QuotaSpentError: The license has not enough left.
+            ClientError: The stream failed for another reason, and opening it again did not help.
+        """
+        several = self._images(
+            images,
+            request_id=request_id,
+            explainer=explainer,
+            target=target,
+            parameters=parameters,
+            map_dtype=map_dtype,
+        )
+        feed = Feed(several, images, in_flight=check_in_flight(in_flight))
+        return self._give_out(feed, self._limit(timeout_s), progress)
 
     def model(self, *, timeout_s: float | None = None) -> ModelInfo:
         """Ask what the served model is: its classes, preprocessing and explainers.
@@ -222,6 +305,57 @@ class Client(BaseClient):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _give_out(self, feed: Feed, limit: float, progress: Callable[[Progress], object] | None) -> Iterator[Explained]:
+        info = self._run(exchanges.describe(self._memory), limit)
+        attempts, renewed = 0, False
+        while True:
+            access = self._run(exchanges.access(self._memory), limit) if self._memory.exchanges else None
+            call = self._stream_call(feed.images, access)
+            stream = Stream(feed, self._opener(self._channel, call))
+            try:
+                while True:
+                    message, failure = self._next(stream, call, limit)
+                    if failure is not None:
+                        break
+                    if isinstance(message, Unreadable):
+                        explained = feed.images.finish(message.number, message.name, error=message.error)
+                    else:
+                        info = self._run(exchanges.catch_up(self._memory, message, info), limit)
+                        taken = self._take(message, feed.images, info, call)
+                        if message is None:
+                            return
+                        if taken is None:
+                            continue
+                        explained = taken
+                    attempts, renewed = 0, False
+                    if progress is not None:
+                        progress(explained.progress)
+                    yield explained
+                    feed.give_back()
+            finally:
+                stream.close()
+            attempts += 1
+            if isinstance(failure, LicenseRefusedError) and self._memory.exchanges and not renewed:
+                # The access token has run out, or the server was started again and does not know it.
+                self._memory.access, renewed = None, True
+                continue
+            if not worth_another_try(failure, attempts=attempts, waiting=feed.images.any_under_way):
+                raise failure from None
+            time.sleep(pause_s(failure, attempts=attempts))
+
+    def _next(self, stream: Stream, call: Call, limit: float) -> tuple[Message | Unreadable | None, ClientError | None]:
+        """Return what a stream gives next, None at its end, and why it was cut off, if it was."""
+        try:
+            arrived = stream.next(limit)
+        except (grpc.RpcError, ValueError) as error:
+            return None, self._failure(error, call, limit)
+        if arrived is None or isinstance(arrived, Unreadable):
+            return arrived, None
+        message, failure = self._read(call, arrived)
+        if failure is not None:
+            raise failure
+        return message, None
 
     def _run(self, exchange: Exchange[T], timeout_s: float | None) -> T:
         limit = self._limit(timeout_s)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from keylock.errors import InputError
+from keylock.errors import InputError, KeylockError
 from keylock.heatmaps import overlay
 from keylock.preprocessing import Preprocessing
 from keylock_client._sources import ImageLike, Source, read_sources
@@ -27,12 +27,14 @@ from keylock_client._sources import ImageLike, Source, read_sources
 __all__ = [
     "ClassScore",
     "Estimate",
+    "Explained",
     "Explainer",
     "Explanation",
     "LicenseInfo",
     "Model",
     "ModelInfo",
     "Prediction",
+    "Progress",
     "Proof",
     "Quota",
     "Receipt",
@@ -103,6 +105,21 @@ class Explainer:
 
     name: str
     parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a stream of images is.
+
+    Attributes:
+        answered: Images that are done, failures among them.
+        failed: Those of them that could not be explained.
+        total: How many there will be; None where that is not known.
+    """
+
+    answered: int
+    failed: int
+    total: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +333,7 @@ class Explanation:
         receipt: The receipt of the call, which covers all its images; None where nothing was charged, or the server
             signs none.
         usage: What the call cost.
+        received: The map as it travelled, read-only: in the type that was asked for, and what the receipt is about.
     """
 
     map: NDArray[np.float32]
@@ -328,6 +346,7 @@ class Explanation:
     usage: Usage
     _preprocessing: Preprocessing
     _source: Source
+    received: NDArray[Any]
     receipt: Receipt | None = None
 
     def __repr__(self) -> str:
@@ -421,3 +440,35 @@ def _write_text(out: Path, text: str) -> Path:
     except OSError as error:
         raise InputError(f"cannot write {str(out)!r}: {error.strerror or error}") from None
     return out
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Explained:
+    """One image of a stream, explained or not.
+
+    Attributes:
+        number: Its place among the images, from 0. Results come as they are ready, in any order.
+        name: Its path, or what messages call it.
+        error: Why it was not explained; None where it was. Nothing was charged for it then.
+        progress: How far the stream is, with this image.
+    """
+
+    number: int
+    name: str
+    error: KeylockError | None
+    progress: Progress
+    _explanation: Explanation | None
+
+    def __repr__(self) -> str:
+        return f"<Explained {self.number}: {self.name!r}, {'failed' if self.error else 'explained'}>"
+
+    @property
+    def explanation(self) -> Explanation:
+        """The explanation.
+
+        Raises:
+            KeylockError: `error`, where the image was not explained.
+        """
+        if self._explanation is None:
+            raise self.error or InputError(f"{self.name} was not explained")
+        return self._explanation

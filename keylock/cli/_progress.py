@@ -7,7 +7,7 @@ in the log of a batch job, a line now and then.
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from keylock.cli._console import note, stderr
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["Display", "describe_figures", "shown_progress"]
+__all__ = ["Display", "counted", "describe_figures", "shown_progress"]
 
 _TITLES = {
     "reference": "train the reference model",
@@ -114,6 +114,28 @@ def shown_progress() -> Iterator[Display]:
             signal.signal(number, handler)
         if bars is not None:
             bars.stop()
+
+
+@contextmanager
+def counted(total: int, title: str) -> Iterator[Callable[[], None]]:
+    """Show on a terminal how many of a number of things are done; nothing elsewhere.
+
+    Args:
+        total: How many there are.
+        title: What is done with them.
+
+    Yields:
+        What is called for each that is done.
+    """
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr(), transient=True) as bars:
+        task = bars.add_task(title, total=total)
+        yield lambda: bars.advance(task)
 
 
 def describe_figures(figures: Mapping[str, float]) -> str:

@@ -1,7 +1,8 @@
 """`keylock explain IMAGE...`: why a served model takes images for what it does, as pictures, arrays or JSON."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,10 +17,11 @@ from keylock.cli._connection import (
     read_images,
 )
 from keylock.cli._console import JsonOption, note, print_json, print_table
-from keylock.errors import InputError
+from keylock.cli._progress import counted
+from keylock.errors import InputError, KeylockError
 
 if TYPE_CHECKING:
-    from keylock_client import Explanation
+    from keylock_client import Client, Explanation
 
 __all__ = ["explain"]
 
@@ -56,43 +58,88 @@ def explain(
 ) -> None:
     """Ask a server why: saliency maps of images. Without a license the maps are decoys."""
     files = None if out is None else _name_files(out, images)
+    # What is shown, and not the explanations themselves: there may be thousands, and each keeps its image.
+    shown: dict[int, Any] = {}
+    failures: list[KeylockError] = []
+    decoys = False
     with connect(server=server, timeout_s=timeout_s, tls=tls, tls_ca=tls_ca, license_file=license_file) as client:
         classes = () if target is None else client.model().classes
         chosen = None if target is None else _choose_class(target, classes)
-        explanations = client.explain(read_images(images), explainer=explainer, target=chosen)
-    written: list[Path | None] = [None] * len(explanations)
-    if files is not None:
-        written = [explanation.save(file) for explanation, file in zip(explanations, files, strict=True)]
-    if not all(explanation.keyed for explanation in explanations):
+        for number, explanation in _ask(client, images, failures, explainer=explainer, target=chosen):
+            file = None if files is None else explanation.save(files[number])
+            show = _document if as_json else _describe
+            shown[number] = show(images[number], explanation, file)
+            decoys = decoys or not explanation.keyed
+    if decoys:
         note("note: no license was presented, so the maps are decoys; give one with --license-file")
+    rows = [shown[number] for number in sorted(shown)]
     if as_json:
-        print_json({"explanations": [_document(*row) for row in zip(images, explanations, written, strict=True)]})
-    else:
-        _print(images, explanations, written)
+        print_json({"explanations": rows})
+    elif rows:
+        header = ("image", "label", "probability", "target", "explainer", "map")
+        print_table(header if files is None else (*header, "file"), rows)
+    for failure in failures[1:]:
+        note(f"error: {failure}")
+    if failures:
+        raise failures[0]
+
+
+def _ask(
+    client: "Client",
+    images: list[str],
+    failures: list[KeylockError],
+    *,
+    explainer: str | None,
+    target: int | str | None,
+) -> Iterator[tuple[int, "Explanation"]]:
+    """Ask for one image, or over a stream for several, so that what is wrong with one of them fails that one alone.
+
+    Args:
+        client: Asks.
+        images: The arguments.
+        failures: Gets the errors of images that were not explained.
+        explainer: Name of the saliency method.
+        target: The class to explain.
+
+    Yields:
+        The place of an image, and its explanation, as they are ready.
+    """
+    given = read_images(images)
+    if len(given) == 1:
+        yield 0, client.explain(given[0], explainer=explainer, target=target)
+        return
+    with counted(len(given), "explain") as advance:
+        for result in client.explain_many(given, explainer=explainer, target=target):
+            if result.error is None:
+                yield result.number, result.explanation
+            else:
+                failures.append(_name(result.error, images[result.number]))
+            advance()
+
+
+def _name(error: KeylockError, image: str) -> KeylockError:
+    """Return an error whose message says which image it is about."""
+    if image not in error.message:
+        error.message = f"{image}: {error.message}"
+        error.args = (error.message,)
+    return error
 
 
 def _document(image: str, explanation: "Explanation", file: Path | None) -> dict[str, object]:
     return {"image": image, **explanation.to_dict(), "file": None if file is None else str(file)}
 
 
-def _print(images: list[str], explanations: list["Explanation"], written: list[Path | None]) -> None:
-    rows = []
-    for image, explanation, file in zip(images, explanations, written, strict=True):
-        seen = explanation.prediction
-        kind = "keyed" if explanation.keyed else "decoy"
-        rows.append(
-            (
-                image,
-                seen.label,
-                f"{seen.probability:.1%}",
-                explanation.target.label,
-                explanation.explainer.name,
-                kind,
-                *(() if file is None else (file,)),
-            )
-        )
-    header = ("image", "label", "probability", "target", "explainer", "map")
-    print_table(header if written[0] is None else (*header, "file"), rows)
+def _describe(image: str, explanation: "Explanation", file: Path | None) -> tuple[object, ...]:
+    seen = explanation.prediction
+    row = (
+        image,
+        seen.label,
+        f"{seen.probability:.1%}",
+        explanation.target.label,
+        explanation.explainer.name,
+        "keyed" if explanation.keyed else "decoy",
+    )
+    return row if file is None else (*row, file)
 
 
 def _choose_class(text: str, classes: tuple[str, ...]) -> int | str:

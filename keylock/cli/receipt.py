@@ -162,6 +162,10 @@ def _digest_of_map(path: Path) -> str:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         raise InputError(f"{path} is no array: give a map as keylock explain --out wrote it, as .npy") from None
-    if array.dtype != np.float32 or array.ndim != 2:
-        raise InputError(f"{path} holds {array.dtype} of shape {array.shape}, and a map is float32 (height, width)")
-    return digest_of_array("float32", array.shape, np.ascontiguousarray(array, "<f4").tobytes())
+    dtype = array.dtype.name
+    if dtype not in ("float32", "float16", "uint8") or array.ndim != 2:
+        raise InputError(
+            f"{path} holds {dtype} of shape {array.shape}, and a map is (height, width) of float32, or of float16 or "
+            "uint8 where it was sent so"
+        )
+    return digest_of_array(dtype, array.shape, np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())

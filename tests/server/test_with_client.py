@@ -267,13 +267,27 @@ def test_the_shell_writes_several_overlays_to_a_directory(shell, image_file, tmp
     other = tmp_path / "sub" / "picture.png"
     other.parent.mkdir()
     other.write_bytes(image_file.read_bytes())
-    code, out, _ = shell("explain", image_file, other, tmp_path / "acme.png", "--out", "overlays")
-    assert (code, out) == (3, "")
     code, out, _ = shell("explain", image_file, other, "--out", "overlays", "--json")
     assert code == 0
     files = [entry["file"] for entry in json.loads(out)["explanations"]]
     assert files == ["overlays/picture-1.png", "overlays/picture-2.png"]
     assert sorted(path.name for path in (tmp_path / "overlays").iterdir()) == ["picture-1.png", "picture-2.png"]
+
+
+def test_the_shell_explains_what_it_can_of_several_images(shell, image_file, tmp_path):
+    given = (image_file, tmp_path / "gone.png", tmp_path / "acme.license", image_file)
+    code, out, err = shell("explain", *given, "--license-file", "acme.license", "--out", "overlays")
+    assert code == 3
+    assert [line.split()[0] for line in out.splitlines()[1:]] == [str(image_file)] * 2
+    assert len(list((tmp_path / "overlays").iterdir())) == 2
+    errors = err.splitlines()
+    assert len(errors) == 2
+    assert all(line.startswith("error: ") for line in errors)
+    for name in ("gone.png", "acme.license"):
+        assert sum(name in line for line in errors) == 1
+    code, out, _ = shell("explain", *given, "--json")
+    assert code == 3
+    assert [entry["image"] for entry in json.loads(out)["explanations"]] == [str(image_file)] * 2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,224 @@
+"""What is known of a stream of images while it runs, without any input or output.
+
+`_sync_stream` and `_async_stream` send and receive; this says what, and makes results of what comes back. An image is
+under way from when it is to be sent until it was answered. When a stream is cut off, those under way are sent again,
+with the same numbers and so under the same request ids, which cost nothing where they were charged already.
+"""
+
+import math
+import uuid
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from google.rpc import status_pb2
+
+from keylock.errors import InputError, KeylockError
+from keylock.v1 import explanation_pb2 as pb
+from keylock_client import _answers as answers
+from keylock_client._receipts import Trust, read_receipt
+from keylock_client._requests import check_request_id
+from keylock_client._sources import ImageLike, Source, read_source
+from keylock_client.errors import BadAnswerError, ClientError, DeadlineError
+from keylock_client.results import Explained, Explanation, ModelInfo, Progress
+
+__all__ = ["Images", "Unreadable", "check_in_flight", "pause_s", "worth_another_try"]
+
+# A server takes 117 characters; the number of an image is put behind them.
+_MAX_REQUEST_ID = 117
+_MAX_ATTEMPTS = 5
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """An image that cannot be read here, so that it is never sent.
+
+    Attributes:
+        number: Its place, from 0.
+        name: What to call it.
+        error: Why.
+    """
+
+    number: int
+    name: str
+    error: KeylockError
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    source: Source
+    message: pb.ExplainStreamRequest
+
+
+class Images:
+    """The images of one `explain_many`. One thread may call `prepare` while another calls `receive`."""
+
+    def __init__(self, options: pb.ExplainRequest, *, request_id: str | None, total: int | None) -> None:
+        """Begins with none.
+
+        Args:
+            options: What holds for every image.
+            request_id: The id of the stream; random if left out.
+            total: How many images there will be, where that is known.
+
+        Raises:
+            InputError: The request id is unusable.
+        """
+        self._options = pb.ExplainRequest()
+        self._options.CopyFrom(options)
+        self._options.request_id = uuid.uuid4().hex if request_id is None else request_id
+        check_request_id(self._options.request_id, longest=_MAX_REQUEST_ID)
+        self._total = total
+        self._prepared, self._answered, self._failed = 0, 0, 0
+        self._under_way: dict[int, _UnderWay] = {}
+        self._unfinished: tuple[int, pb.ExplainResponse, int] | None = None
+
+    @property
+    def request_id(self) -> str:
+        """The id of the stream."""
+        return self._options.request_id
+
+    @property
+    def any_under_way(self) -> bool:
+        """Whether an answer is to come."""
+        return bool(self._under_way)
+
+    def begin(self) -> list[pb.ExplainStreamRequest]:
+        """Returns what a stream begins with: the options, and what was sent before and not answered."""
+        self._unfinished = None
+        start = pb.ExplainStreamStart(options=self._options, total=self._total)
+        again = [self._under_way[number].message for number in sorted(self._under_way)]
+        return [pb.ExplainStreamRequest(start=start), *again]
+
+    def prepare(self, image: ImageLike) -> pb.ExplainStreamRequest | Unreadable:
+        """Reads the next image; returns the message to send, or why there is none."""
+        number = self._prepared
+        self._prepared += 1
+        name = f"image {number + 1}"
+        try:
+            source = read_source(image, name)
+            message = pb.ExplainStreamRequest(image=pb.ExplainStreamImage(number=number, image=source.message()))
+        except KeylockError as error:
+            return Unreadable(number, name, error)
+        self._under_way[number] = _UnderWay(source, message)
+        return message
+
+    def receive(
+        self,
+        message: pb.ExplainStreamResponse,
+        *,
+        info: ModelInfo,
+        trust: Trust,
+        revoked: Collection[str],
+        refuse: Callable[[status_pb2.Status, str], ClientError],
+    ) -> Explained | None:
+        """Takes what has come.
+
+        Args:
+            message: From the server.
+            info: The model.
+            trust: Whose receipts to trust.
+            revoked: Ids of receipt keys that were taken back.
+            refuse: Makes an error of the failure of an image, given its name.
+
+        Returns:
+            The answer to an image; None where more of it is to come.
+
+        Raises:
+            BadAnswerError: If it makes no sense.
+            BadReceiptError: If the receipt does not hold.
+        """
+        outcome = message.WhichOneof("outcome")
+        if outcome == "map_part":
+            return self._receive_part(message, info, trust, revoked)
+        sent = self._under_way.get(message.number)
+        if self._unfinished is not None or sent is None:
+            raise self._senseless(f"an answer for the image {message.number}, which waits for none")
+        if outcome == "failure":
+            del self._under_way[message.number]
+            return self.finish(message.number, sent.source.name, error=refuse(message.failure, sent.source.name))
+        if outcome != "answer" or len(message.answer.results) != 1:
+            raise self._senseless("an answer without a result")
+        saliency = message.answer.results[0].map
+        missing = answers.size_of_map(saliency) - len(saliency.data)
+        if missing > 0:
+            self._unfinished = (message.number, message.answer, missing)
+            return None
+        return self._complete(message.number, message.answer, info, trust, revoked)
+
+    def finish(
+        self, number: int, name: str, *, explanation: Explanation | None = None, error: KeylockError | None = None
+    ) -> Explained:
+        """Counts an image that is done, and returns the result for it."""
+        self._answered += 1
+        self._failed += error is not None
+        progress = Progress(answered=self._answered, failed=self._failed, total=self._total)
+        return Explained(number=number, name=name, progress=progress, _explanation=explanation, error=error)
+
+    def too_slow(self, limit_s: float) -> DeadlineError:
+        """Returns the error for a stream on which nothing has come for too long, in seconds."""
+        return DeadlineError(
+            f"no image was answered within {limit_s:g} s: try again with this request_id, or allow a longer timeout",
+            code="DEADLINE_EXCEEDED",
+            request_id=self.request_id,
+        )
+
+    def _receive_part(
+        self, message: pb.ExplainStreamResponse, info: ModelInfo, trust: Trust, revoked: Collection[str]
+    ) -> Explained | None:
+        if self._unfinished is None or self._unfinished[0] != message.number:
+            raise self._senseless("a part of a map that was not begun")
+        number, answer, missing = self._unfinished
+        missing -= len(message.map_part)
+        if missing < 0 or not message.map_part:
+            raise self._senseless("a part of a map that is too long or empty")
+        answer.results[0].map.data += message.map_part
+        if missing:
+            self._unfinished = (number, answer, missing)
+            return None
+        self._unfinished = None
+        return self._complete(number, answer, info, trust, revoked)
+
+    def _complete(
+        self, number: int, answer: pb.ExplainResponse, info: ModelInfo, trust: Trust, revoked: Collection[str]
+    ) -> Explained:
+        sent = self._under_way.pop(number)
+        receipt = read_receipt(answer, [sent.message.image.image], trust, revoked=revoked)
+        (explanation,) = answers.explanations(
+            answer, sources=[sent.source], preprocessing=info.preprocessing, receipt=receipt
+        )
+        return self.finish(number, sent.source.name, explanation=explanation)
+
+    def _senseless(self, what: str) -> BadAnswerError:
+        return BadAnswerError(
+            f"the server's stream makes no sense ({what}): check that client and server fit together",
+            request_id=self.request_id,
+        )
+
+
+def check_in_flight(in_flight: int) -> int:
+    """Returns how many images may be under way, or raises `InputError`."""
+    if isinstance(in_flight, bool) or not isinstance(in_flight, int) or not 0 < in_flight <= 4096:
+        raise InputError(f"in_flight is a number of images from 1 to 4096, not {in_flight!r}")
+    return in_flight
+
+
+def worth_another_try(error: ClientError, *, attempts: int, waiting: bool) -> bool:
+    """Tells whether a stream that was cut off should be opened again.
+
+    Args:
+        error: Why it was.
+        attempts: How often it was opened since the last answer.
+        waiting: Whether answers are to come: a server ends a stream that is still for long, also where the images are
+            what is slow to come.
+    """
+    if error.code == "DEADLINE_EXCEEDED" and not waiting:
+        return True
+    return error.code == "UNAVAILABLE" and attempts < _MAX_ATTEMPTS
+
+
+def pause_s(error: ClientError, *, attempts: int) -> float:
+    """Returns how long to wait before a stream is opened again, in seconds."""
+    asked = getattr(error, "retry_after_s", None) or 0.0
+    return min(_LONGEST_PAUSE_S, max(asked, _FIRST_PAUSE_S * math.pow(2, attempts - 1)))

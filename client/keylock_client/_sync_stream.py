@@ -1,0 +1,146 @@
+"""Many images over one stream, for ordinary code: three threads, none of which outlives the stream.
+
+The caller's thread gives out results. A thread of gRPC reads images and sends them, as long as not too many are under
+way. A third one takes what the server sends, so that a caller who takes time over a result holds up nobody.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import grpc
+
+from keylock.errors import KeylockError
+from keylock.v1 import explanation_pb2 as pb
+from keylock_client._sources import ImageLike
+from keylock_client._streams import Images, Unreadable
+
+__all__ = ["Feed", "Stream"]
+
+
+class Feed:
+    """The images that are to be sent, and how many may be under way; it outlives a stream that is cut off."""
+
+    def __init__(self, images: Images, given: Iterable[ImageLike], *, in_flight: int) -> None:
+        """Takes the images, without looking at the first one."""
+        self.images = images
+        self._given = iter(given)
+        self._places = in_flight
+        self._changed = threading.Condition()
+        self._reading = threading.Lock()
+        self._ended = False
+
+    def give_back(self) -> None:
+        """Makes room for another image."""
+        with self._changed:
+            self._places += 1
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Lets whoever waits for room see that its stream was stopped."""
+        with self._changed:
+            self._changed.notify_all()
+        # Whoever is reading an image finishes that; it is then under way, and the next stream sends it.
+        with self._reading:
+            pass
+
+    def next(self, stopped: threading.Event) -> pb.ExplainStreamRequest | Unreadable | None:
+        """Waits for room and reads the next image.
+
+        Args:
+            stopped: Set when the stream it is for was stopped.
+
+        Returns:
+            What `Images.prepare` makes of it, or None when there is none, or the stream was stopped.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._places > 0 or stopped.is_set())
+            if stopped.is_set():
+                return None
+            self._places -= 1
+        with self._reading:
+            if stopped.is_set() or self._ended:
+                self.give_back()
+                return None
+            try:
+                image = next(self._given)
+            except StopIteration:
+                self._ended = True
+                self.give_back()
+                return None
+            return self.images.prepare(image)
+
+
+class Stream:
+    """One connection of a stream."""
+
+    def __init__(self, feed: Feed, open_call: Callable[[Iterator[pb.ExplainStreamRequest]], Any]) -> None:
+        """Opens it.
+
+        Args:
+            feed: What is to be sent.
+            open_call: Makes the call, given the messages to send; returns the iterator of gRPC over the answers.
+        """
+        self._feed = feed
+        self._stopped = threading.Event()
+        self._arrived: queue.Queue[bytes | Unreadable | BaseException | None] = queue.Queue()
+        self._begun = feed.images.begin()
+        self._call = open_call(self._messages())
+        self._reader = threading.Thread(target=self._read, name="keylock-client-stream", daemon=True)
+        self._reader.start()
+
+    def next(self, limit_s: float) -> bytes | Unreadable | None:
+        """Waits for the next answer.
+
+        Args:
+            limit_s: For how long, while one is to come.
+
+        Returns:
+            The message, or an image that cannot be read; None at the end of the stream.
+
+        Raises:
+            DeadlineError: Nothing came in time.
+            RpcError: The stream ended with an error.
+        """
+        while True:
+            try:
+                arrived = self._arrived.get(timeout=limit_s)
+            except queue.Empty:
+                if not self._feed.images.any_under_way:
+                    continue
+                raise self._feed.images.too_slow(limit_s) from None
+            if isinstance(arrived, BaseException):
+                raise arrived
+            return arrived
+
+    def close(self) -> None:
+        """Ends the stream, and what runs for it."""
+        self._stopped.set()
+        self._call.cancel()
+        self._feed.wake()
+        self._reader.join()
+
+    def _messages(self) -> Iterator[pb.ExplainStreamRequest]:
+        yield from self._begun
+        while True:
+            try:
+                prepared = self._feed.next(self._stopped)
+            except BaseException as error:  # Of the caller's own images: it belongs into the caller's thread.
+                self._arrived.put(error)
+                return
+            if prepared is None:
+                return
+            if isinstance(prepared, Unreadable):
+                self._arrived.put(prepared)
+            else:
+                yield prepared
+
+    def _read(self) -> None:
+        try:
+            for data in self._call:
+                self._arrived.put(data)
+        except (grpc.RpcError, KeylockError, ValueError) as error:
+            self._arrived.put(error)
+        else:
+            self._arrived.put(None)
