@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -21,6 +21,9 @@ PAGE = ROOT / "docs" / "results.md"
 
 Figures = Mapping[str, Mapping[str, Any]]
 """A measured figure by its name: `value`, and `low` and `high`, the ends of its 95 % interval, where it has one."""
+
+Tables: TypeAlias = dict[str, tuple[Callable[[Mapping[str, Any]], str], str]]
+"""For each file of figures how its section is written, and the command that writes the file."""
 
 _INPUTS = {"reference": "reference", "keyed": "keyed", "keyless": "keyless", "wrong_key": "wrong key"}
 _NO_KEY = ("keyless", "wrong_key", "flipped_key")
@@ -51,24 +54,25 @@ def main() -> int:
     return 0
 
 
-def render(text: str, results: Path) -> str:
-    """Return the page with its tables written anew.
+def render(text: str, results: Path, tables: Tables | None = None) -> str:
+    """Return a page with its tables written anew.
 
     Args:
         text: The page.
         results: Folder of the measured figures.
+        tables: The tables of the page; those of docs/results.md unless given.
 
     Raises:
         NotInPageError: The markers of a table are missing.
     """
-    for name, (write, command) in TABLES.items():
+    for name, (write, command) in (TABLES if tables is None else tables).items():
         file = results / f"{name}.json"
         body = write(json.loads(file.read_text("utf-8"))) if file.is_file() else f"Not measured yet: `{command}`.\n"
         pattern = re.compile(rf"(<!-- begin: {name} -->\n).*?(<!-- end: {name} -->\n)", re.DOTALL)
         # A function, because figures could hold what a replacement text would interpret.
         text, found = pattern.subn(lambda match, body=body: f"{match[1]}\n{body}\n{match[2]}", text)
         if found != 1:
-            raise NotInPageError(f"docs/results.md needs the markers of {name!r} once, and has them {found} times")
+            raise NotInPageError(f"the page needs the markers of {name!r} once, and has them {found} times")
     return text
 
 
@@ -103,7 +107,7 @@ def write_lock_cifar10(result: Mapping[str, Any]) -> str:
     )
     parts = [
         about,
-        _code(result["command"]),
+        code(result["command"]),
         _aimed("Correlation with the reference map", "PCC", rows, "{:+.3f}"),
         _aimed("Accuracy", "accuracy", accuracies, "{:.1%}"),
     ]
@@ -134,7 +138,7 @@ def write_evaluation(result: Mapping[str, Any]) -> str:
     ]
     parts = [
         f"Measured on {result['date']}, {result['hardware']}, torch {result['torch']}; {result['about']}.",
-        _code(result["command"]),
+        code(result["command"]),
         _aimed("Correlation with the reference map", "PCC", rows, "{:+.3f}"),
         _aimed("Predictions", "share", predictions, "{:.1%}"),
         _similarities(figures, locked, unseen),
@@ -171,7 +175,7 @@ def _similarities(figures: Figures, locked: list[str], unseen: list[str]) -> str
         for label, shown in [*zip(locked, locked, strict=True), *((label, f"{label} (not locked)") for label in unseen)]
         for kind in ("keyed", *_NO_KEY, "chance")
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def write_cost(result: Mapping[str, Any]) -> str:
@@ -183,8 +187,8 @@ def write_cost(result: Mapping[str, Any]) -> str:
         reached = "" if aim is None else "yes" if aim.reached(figure["ratio"]) else "no"
         wanted = "" if aim is None else f"≤ {_COST}"
         cells.append((name, f"{figure['ratio']:.2f}", f"{figure['ms_per_image']:.2f}", wanted, reached))
-    table = _table(("step", "times plain fine-tuning", "ms of CPU time for an image", "aim", "reached"), cells)
-    return "\n".join([_measured(result), _code(result["command"]), table])
+    steps = table(("step", "times plain fine-tuning", "ms of CPU time for an image", "aim", "reached"), cells)
+    return "\n".join([_measured(result), code(result["command"]), steps])
 
 
 def write_decoys(result: Mapping[str, Any]) -> str:
@@ -205,7 +209,7 @@ def write_decoys(result: Mapping[str, Any]) -> str:
         f"Chance, the PCC of true maps of two different images, is {result['chance']:+.3f}. The reference is right on "
         f"{result['reference_accuracy']:.1%} of the images.\n"
     )
-    return "\n".join([_measured(result), _code(result["command"]), _table(("decoy", *columns.values()), cells), chance])
+    return "\n".join([_measured(result), code(result["command"]), table(("decoy", *columns.values()), cells), chance])
 
 
 def write_key_search(result: Mapping[str, Any]) -> str:
@@ -226,7 +230,7 @@ def write_key_search(result: Mapping[str, Any]) -> str:
                 )
             )
     head = ("search", "explainer", "PCC", "95 % interval", "chance", "at most chance", "accuracy")
-    return "\n".join([_measured(result), _code(result["command"]), _table(head, cells)])
+    return "\n".join([_measured(result), code(result["command"]), table(head, cells)])
 
 
 def _measured(result: Mapping[str, Any]) -> str:
@@ -242,7 +246,7 @@ def _localisation(figures: Figures, labels: list[str]) -> str:
         for kind in ("reference", "keyed", *_NO_KEY, "random")
         if all(f"{name}/{kind}/{label}" in figures for name in _REGIONS)
     ]
-    return _table(("Explainer", "input", "points at the object", "energy inside it"), rows) if rows else ""
+    return table(("Explainer", "input", "points at the object", "energy inside it"), rows) if rows else ""
 
 
 def write_quickstart(result: Mapping[str, Any]) -> str:
@@ -272,12 +276,12 @@ def write_quickstart(result: Mapping[str, Any]) -> str:
     chapters = [(chapter["title"], f"{chapter['seconds']:.1f}") for chapter in result["chapters"]]
     parts = [
         f"One run of {result['seconds']:.0f} seconds; {figures[f'fidelity/{names[0]}']['about']}. {versions}.",
-        _code("keylock quickstart --json"),
+        code("keylock quickstart --json"),
         _aimed("Correlation with the reference map", "PCC", rows, "{:+.3f}"),
         _aimed("Energy of the map inside the object", "energy", energies, "{:.1%}"),
         _aimed("Accuracy", "accuracy", accuracies, "{:.1%}"),
         _aimed("Smallest correlation of a served map with torch's", "PCC", served, "{:.5f}"),
-        _table(("chapter", "seconds"), chapters),
+        table(("chapter", "seconds"), chapters),
     ]
     return "\n".join(parts)
 
@@ -331,10 +335,10 @@ def _aimed(title: str, head: str, rows: Iterable[tuple[str, Mapping[str, Any], A
             wanted = aim.text.format(plain.format(aim.number))
             reached = "yes" if aim.reached(figure["value"]) else "no"
         cells.append((name, form.format(figure["value"]), interval, wanted, reached))
-    return _table((title, head, "95 % interval", "aim", "reached"), cells)
+    return table((title, head, "95 % interval", "aim", "reached"), cells)
 
 
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     """Return a Markdown table; columns that are empty throughout are left out."""
     rows = list(rows)
     kept = [place for place in range(len(head)) if any(row[place] for row in rows)]
@@ -342,7 +346,8 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _code(command: str) -> str:
+def code(command: str) -> str:
+    """Return a command as a block."""
     return f"```\n{command}\n```\n"
 
 
@@ -355,7 +360,7 @@ _FIDELITY = {
 }
 """The aims of keyed maps, for explainers that have one."""
 
-TABLES: dict[str, tuple[Callable[[Mapping[str, Any]], str], str]] = {
+TABLES: Tables = {
     "lock_cifar10": (write_lock_cifar10, "python benchmarks/lock/cifar10.py"),
     "lock_cifar10_grad_cam": (write_lock_cifar10, "python benchmarks/lock/cifar10.py --explainers grad_cam"),
     "lock_cifar10_resnet56": (write_lock_cifar10, "python benchmarks/lock/cifar10.py --arch resnet56"),

@@ -1,0 +1,159 @@
+"""Write the tables of docs/performance.md from the measured figures in benchmarks/results/serving.
+
+    python benchmarks/render_performance.py            writes docs/performance.md
+    python benchmarks/render_performance.py --check    exits 1 where docs/performance.md does not agree with the figures
+
+It works as `render_results.py` does, which writes another page.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from render_results import ROOT, Tables, at_least, at_most, code, render, table
+
+RESULTS = ROOT / "benchmarks" / "results" / "serving"
+PAGE = ROOT / "docs" / "performance.md"
+
+Network = Mapping[str, Any]
+"""What was measured with images of one size."""
+
+_SERVED = ("litserve", "mlserver")
+_TIMES_RIVALS = 1.6
+_OF_BARE = 0.9
+_MORE_MS = 2.0
+_SAME = 0.02
+_SIGNIFICANT = 0.05
+_TWO_WORKERS = 1.8
+_START_S = 2.0
+_MEMORY = 1.3
+
+
+def main() -> int:
+    """Write the page, or compare it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare, and write nothing")
+    options = parser.parse_args()
+    text = PAGE.read_text("utf-8")
+    wanted = render(text, RESULTS, TABLES)
+    if options.check:
+        if wanted != text:
+            print("docs/performance.md is out of date: run python benchmarks/render_performance.py")
+        return int(wanted != text)
+    PAGE.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+def write_serving(result: Mapping[str, Any]) -> str:
+    """Return the section of `serving.json`, in Markdown."""
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    parts = [
+        f"Measured on {result['date']}, {result['hardware']}, in {result['seconds'] / 60:.1f} minutes; the load "
+        f"average at the end was {result['load_average_at_end']}. {versions}.\n",
+        code(result["command"]),
+    ]
+    parts += [f"Left out: {name}, which needs {modules}.\n" for name, modules in result["left_out"].items()]
+    networks: Mapping[str, Network] = result["networks"]
+    parts += ["### Goals\n", table(("goal", "measured", "wanted", "reached"), write_goals(networks))]
+    for side, network in networks.items():
+        name = f"{network['about']['architecture']}, {side} pixels"
+        for task, found in network["figures"].items():
+            parts += [f"### {name}: {task}\n", _times(result, found)]
+        parts += [f"### {name}: cost, start, memory\n", _costs(result, network)]
+    return "\n".join(parts)
+
+
+def write_goals(networks: Mapping[str, Network]) -> list[tuple[str, ...]]:
+    """Return a row for each goal that the measured figures can be held against."""
+    rows: list[tuple[str, ...]] = []
+    for side, network in networks.items():
+        figures = network["figures"]
+        for task, found in figures.items():
+            if "keylock" not in found:
+                continue
+            about, own, most = f"{side} pixels, {task}", found["keylock"], max(found["keylock"], key=int)
+            for rival in _SERVED:
+                if rival in found and task == "grad_cam":
+                    ratio = own[most]["images_per_s"] / found[rival][most]["images_per_s"]
+                    rows.append(_row(f"{about}: throughput over {rival}, {most} callers", ratio, _TIMES_RIVALS))
+            if "onnxruntime" in found:
+                bare = found["onnxruntime"]
+                best = max(value["images_per_s"] for value in bare.values())
+                ratio = max(value["images_per_s"] for value in own.values()) / best
+                rows.append(_row(f"{about}: throughput over the bare session's best", ratio, _OF_BARE))
+                more = own["1"]["p50_ms"] - bare["1"]["p50_ms"]
+                rows.append(_row(f"{about}: ms more than the bare session, 1 caller, p50", more, _MORE_MS, most=True))
+        rows += _other_goals(side, network)
+    return rows
+
+
+def _other_goals(side: str, network: Network) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    if (pair := network.get("licensed")) is not None:
+        reached = abs(pair["ratio"] - 1) <= _SAME and pair["p_value"] >= _SIGNIFICANT
+        name = f"{side} pixels: licensed over unlicensed mean time, {pair['calls_each']} calls each"
+        measured = f"{pair['ratio']:.3f} ({pair['low']:.3f} to {pair['high']:.3f}), p = {pair['p_value']:.2g}"
+        rows.append((name, measured, f"1.00 ± {_SAME}, p ≥ {_SIGNIFICANT}", "yes" if reached else "no"))
+    if (workers := network.get("workers")) is not None:
+        name = f"{side} pixels, {workers['task']}: throughput of 2 workers over 1, {workers['concurrency']} callers"
+        rows.append(_row(name, workers["ratio"], _TWO_WORKERS))
+    if "keylock" in network["start_s"]:
+        rows.append(_row(f"{side} pixels: seconds to ready", network["start_s"]["keylock"], _START_S, most=True))
+    memory = network["rss_mb"]
+    if {"keylock", "onnxruntime"} <= set(memory):
+        ratio = memory["keylock"] / memory["onnxruntime"]
+        rows.append(_row(f"{side} pixels: memory over the bare session's", ratio, _MEMORY, most=True))
+    return rows
+
+
+def _row(name: str, value: float, limit: float, *, most: bool = False) -> tuple[str, ...]:
+    aim = at_most(limit) if most else at_least(limit)
+    return (name, f"{value:.2f}", aim.text.format(limit), "yes" if aim.reached(value) else "no")
+
+
+def _times(result: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    head = ("", "callers, or images in a batch", "p50 ms", "p95 ms", "p99 ms", "images/s", "calls")
+    rows = [
+        (
+            result["titles"][name],
+            callers,
+            *(f"{value[figure]:.1f}" for figure in ("p50_ms", "p95_ms", "p99_ms", "images_per_s")),
+            str(value["calls"]),
+        )
+        for name, by_callers in found.items()
+        for callers, value in by_callers.items()
+    ]
+    return table(head, rows)
+
+
+def _costs(result: Mapping[str, Any], network: Network) -> str:
+    """Return what an explanation costs beside a prediction of the same rival, how long a start takes, and memory."""
+    figures = network["figures"]
+    tasks = [task for task in figures if task != "predict"]
+
+    def multiple(name: str, task: str) -> str:
+        found = [figures.get(kind, {}).get(name, {}).get("1") for kind in (task, "predict")]
+        return "" if None in found else f"{found[0]['p50_ms'] / found[1]['p50_ms']:.2f}"
+
+    rows = [
+        (
+            title,
+            *(multiple(name, task) for task in tasks),
+            f"{network['start_s'][name]:.1f}",
+            f"{network['rss_mb'][name]:.0f}",
+            *(f"{network['agreement'].get(task, {}).get(name, float('nan')):.4f}".replace("nan", "") for task in tasks),
+        )
+        for name, title in result["titles"].items()
+    ]
+    head = ["", *(f"{task} / prediction" for task in tasks), "start to ready, s", "memory, MB"]
+    return table((*head, *(f"{task}: PCC to the first" for task in tasks)), rows)
+
+
+TABLES: Tables = {
+    "serving": (write_serving, "python benchmarks/serving/run.py"),
+}
+"""For each file of figures how its section is written, and the command that writes the file."""
+
+if __name__ == "__main__":
+    sys.exit(main())

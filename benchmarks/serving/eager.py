@@ -1,0 +1,61 @@
+"""The network in torch, explained by Captum: what the rivals serve."""
+
+import numpy as np
+import torch
+from captum.attr import LayerGradCam, Saliency
+from material import Material
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from keylock.models import create
+
+__all__ = ["Eager", "load_network"]
+
+
+def load_network(material: Material) -> nn.Module:
+    """Load the reference model: evaluation mode, one thread, no gradients of weights."""
+    torch.set_num_threads(1)
+    about = material.about()
+    model = create(about["architecture"], num_classes=about["classes"], image_size=material.side)
+    model.load_state_dict(load_file(material.weights))
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+class Eager:
+    """Predicts, and explains what was predicted.
+
+    Captum has to be told the class. So an explanation of the predicted class takes a pass to predict it, and another
+    one, with its way back, to explain it. Where the caller names the class, the first one is left out.
+    """
+
+    def __init__(self, material: Material, *, target_given: bool = False) -> None:
+        self._shape, self._target_given = material.shape, target_given
+        self._model = load_network(material)
+        layer = self._model.get_submodule(material.about()["layer"])
+        self._grad_cam, self._gradient = LayerGradCam(self._model, layer), Saliency(self._model)
+        self._targets: Tensor | None = None
+
+    def answer(
+        self, task: str, images: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
+        """Return logits (batch, classes) and maps (batch, height, width), as far as they were computed.
+
+        Args:
+            task: `predict`, `grad_cam` or `gradient`.
+            images: Preprocessed (batch, 3, side, side).
+        """
+        inputs = torch.from_numpy(images.reshape(-1, *self._shape))
+        logits = None
+        if task == "predict" or not self._target_given or self._targets is None or len(self._targets) != len(inputs):
+            with torch.inference_mode():
+                logits = self._model(inputs)
+            self._targets = logits.argmax(dim=1).clone()
+        found = None if logits is None else logits.numpy()
+        if task == "predict":
+            return found, None
+        if task == "grad_cam":
+            maps = self._grad_cam.attribute(inputs, target=self._targets, relu_attributions=True)[:, 0]
+        else:
+            maps = self._gradient.attribute(inputs, target=self._targets).mean(dim=1)
+        return found, maps.detach().numpy()

@@ -1,0 +1,100 @@
+"""The bare loops: read a line `[task, count, show]`, explain that many images, answer `done`, or the first map.
+
+python benchmarks/serving/loop.py KIND FOLDER SIDE
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from material import Material
+from numpy.typing import NDArray
+
+Answer: TypeAlias = Callable[[str, NDArray[np.float32]], NDArray[np.float32] | None]
+"""Takes a task and images (batch, 3, side, side), gives maps (batch, height, width), or None for predictions."""
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    kind, folder, side = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    material = Material(folder, side)
+    images, answer = material.images(), KINDS[kind](material)
+    for line in sys.stdin:
+        task, count, show = json.loads(line)
+        maps = answer(task, images[:count])
+        print(json.dumps(maps[0].tolist()) if show and maps is not None else "done", flush=True)
+
+
+def captum(material: Material) -> Answer:
+    """Captum, which needs the predicted class."""
+    from eager import Eager
+
+    model = Eager(material)
+    return lambda task, images: model.answer(task, images)[1]
+
+
+def captum_target_given(material: Material) -> Answer:
+    """Captum, which is told the class."""
+    from eager import Eager
+
+    model = Eager(material, target_given=True)
+    return lambda task, images: model.answer(task, images)[1]
+
+
+def torch_compile(material: Material) -> Answer:
+    """The gradient of the largest logit, compiled forwards and backwards."""
+    import torch
+    from eager import load_network
+
+    network = torch.compile(load_network(material), dynamic=False)
+
+    def answer(_task: str, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        inputs = torch.from_numpy(images.copy()).requires_grad_()
+        (gradient,) = torch.autograd.grad(network(inputs).amax(dim=1).sum(), inputs)
+        maps: NDArray[np.float32] = gradient.abs().mean(dim=1).numpy()
+        return maps
+
+    return answer
+
+
+def onnxruntime(material: Material) -> Answer:
+    """ONNX Runtime alone, every row keyed; the secrets are read once."""
+    import onnxruntime as ort
+
+    from keylock.bundle import KeyFile, open_bundle
+    from keylock.signing import Home
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    with open_bundle(material.bundle, trusted=(Home(material.home).verifying_key(),)) as bundle:
+        graphs = {"predict": bundle.manifest.prediction_graph}
+        graphs |= {entry.name: entry.graph for entry in bundle.manifest.explainers if entry.graph is not None}
+        sessions = {
+            task: ort.InferenceSession(bundle.read(path), options, providers=["CPUExecutionProvider"])
+            for task, path in graphs.items()
+        }
+        seed = bundle.unseal(KeyFile(material.key_file))
+        adapter = bundle.adapter(seed)
+        secrets = {"key": bundle.key(seed).reveal(), **({} if adapter is None else adapter.tensors())}
+
+    def answer(task: str, images: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        if task == "predict":
+            sessions[task].run(["logits"], {"image": images})
+            return None
+        rows = {"target": np.full(len(images), -1, np.int64), "keyed": np.ones(len(images), np.float32)}
+        _, maps = sessions[task].run(["logits", "map"], {"image": images, **rows, **secrets})
+        found: NDArray[np.float32] = maps
+        return found
+
+    return answer
+
+
+KINDS: dict[str, Callable[[Material], Answer]] = {
+    kind.__name__: kind for kind in (captum, captum_target_given, torch_compile, onnxruntime)
+}
+
+if __name__ == "__main__":
+    main()

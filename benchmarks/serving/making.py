@@ -1,0 +1,114 @@
+"""Makes the material: a network with random weights, locked in two steps, published, with a license for its maps.
+
+    python benchmarks/serving/making.py FOLDER SIDE
+
+How good the lock is makes no difference to what its graphs cost, so hardly anything is trained.
+"""
+
+import copy
+import json
+import shutil
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+from material import NETWORKS, Material
+from safetensors.torch import save_file
+
+from keylock.bundle import KeyFile
+from keylock.data.shapes import draw_shapes
+from keylock.keys import Key, KeySeed
+from keylock.licensing import License, issue, new_license_id
+from keylock.models import create
+from keylock.pipeline.publish import Publication, publish
+from keylock.preprocessing import Preprocessing
+from keylock.secrecy import write_secret_file
+from keylock.signing import Home
+from keylock.store import LicenseStore
+from keylock.training import LockSettings, lock
+
+_EXPLAINERS = ("grad_cam", "gradient")
+_IMAGES = 64
+_ASKED = 32
+_BATCH = 8
+_NOISE = 0.1
+# So strong a key is told apart on a few images.
+_STRENGTH = 0.25
+
+
+def main() -> None:
+    """Make it, from nothing."""
+    folder, side = Path(sys.argv[1]), int(sys.argv[2])
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, mode=0o700)
+    make(Material(folder, side))
+
+
+def make(material: Material) -> None:
+    """Draw images and weights, lock, publish, issue a license."""
+    architecture, classes = NETWORKS[material.side]
+    preprocessing = Preprocessing(
+        size=(material.side, material.side), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    )
+    drawn = draw_shapes(count=_IMAGES, size=material.side, seed=0)
+    # Photographs have noise. Without it areas are flat, and where max-pooling finds two largest values it is chance
+    # through which one a gradient goes back.
+    noise = np.random.default_rng(0).normal(scale=_NOISE, size=(_IMAGES, *preprocessing.shape))
+    clean = np.stack([preprocessing(pixels) for pixels in drawn.images])
+    images = torch.from_numpy((clean + noise).astype(np.float32))
+    labels = torch.from_numpy(drawn.labels) % classes
+    torch.manual_seed(0)
+    model = create(architecture, num_classes=classes, image_size=material.side).eval()
+    seed = KeySeed.generate()
+    key = Key.derive(seed, shape=preprocessing.shape, std=preprocessing.std, strength=_STRENGTH)
+    batches = [(images[at : at + _BATCH], labels[at : at + _BATCH]) for at in range(0, _IMAGES, _BATCH)]
+    settings = LockSettings(steps=2, learning_rate=1e-4)
+    locked = lock(copy.deepcopy(model), batches, key, explainers=_EXPLAINERS, settings=settings, device="cpu")
+    now, home = datetime.now(UTC), Home.open(material.home)
+    publication = Publication(
+        name="model",
+        classes=tuple(f"class {number}" for number in range(classes)),
+        preprocessing=preprocessing,
+        architecture=architecture,
+    )
+    manifest = publish(
+        locked,
+        material.bundle,
+        publication,
+        seed=seed,
+        key=key,
+        images=images[:_BATCH],
+        signing_key=home.signing_key(),
+        sealer=KeyFile.create(material.key_file),
+        created=now,
+    )
+    license = License(
+        id=new_license_id(),
+        customer="benchmark",
+        models=("*",),
+        explainers=("*",),
+        issued_at=now,
+        not_before=now - timedelta(minutes=1),
+        expires=now + timedelta(days=365),
+    )
+    with LicenseStore(home.licenses_url) as store:
+        store.add(license, issuer=home.signing_key().key_id)
+    write_secret_file(material.token, issue(license, home.signing_key()).encode())
+    save_file(model.state_dict(), material.weights)
+    np.save(material.folder / "images.npy", images[:_ASKED].numpy())
+    (layer,) = {explainer.layer for explainer in locked.explainers if explainer.name == "grad_cam"}  # type: ignore[attr-defined]
+    about = {
+        "architecture": architecture,
+        "classes": classes,
+        "layer": layer,
+        "two_factors": locked.adapter is not None,
+        "made": now.isoformat(timespec="seconds"),
+        "digest": manifest.model_digest,
+    }
+    material.about_file.write_text(json.dumps(about), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

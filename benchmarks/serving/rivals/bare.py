@@ -1,0 +1,76 @@
+"""Loops without a server: a child process that answers lines on its standard input."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from processes import ServerProcess
+
+from rivals.contract import SERVING, Rival
+
+__all__ = ["BareCaptum", "BareCaptumTargetGiven", "BareCompiled", "BareOnnx"]
+
+
+class _Bare(Rival):
+    """Asks `loop.py`, which has the images itself, so that nothing but a short line is sent."""
+
+    bare = True
+    kind: ClassVar[str]
+
+    def start(self, folder: Path) -> None:
+        program = str(SERVING / "loop.py")
+        command = [sys.executable, program, self.kind, str(self.material.folder), str(self.material.side)]
+        self.process = ServerProcess(command, folder / f"{self.name}.log", pipes=True)
+
+    async def ready(self) -> float:
+        async def answers() -> bool:
+            return bool(await self._send(["predict" if "predict" in self.tasks else self.tasks[0], 1, False]))
+
+        return await self.process.ready(answers)
+
+    async def ask(self, task: str, caller: int, count: int = 1) -> object:
+        return await self._send([task, count, caller < 0])
+
+    def read(self, answer: object) -> NDArray[np.float32]:
+        return np.asarray(json.loads(str(answer)), np.float32)
+
+    async def _send(self, order: list[object]) -> str:
+        stdin, stdout = self.process.popen.stdin, self.process.popen.stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdin.write(json.dumps(order).encode() + b"\n")
+        stdin.flush()
+        return (await asyncio.to_thread(stdout.readline)).decode()
+
+
+class BareCaptum(_Bare):
+    """Captum in a loop."""
+
+    name, kind, title = "captum", "captum", "Captum, bare loop"
+    needs = ("captum",)
+
+
+class BareCaptumTargetGiven(_Bare):
+    """Captum in a loop, told the class to explain, so that it need not predict it first."""
+
+    name, kind, title = "captum_target_given", "captum_target_given", "Captum, bare loop, class given"
+    needs = ("captum",)
+    tasks = ("grad_cam", "gradient")
+
+
+class BareCompiled(_Bare):
+    """The input gradient by `torch.compile`, with the prediction from the same pass."""
+
+    name, kind, title = "torch_compile", "torch_compile", "torch.compile, bare loop"
+    needs = ("torch",)
+    tasks = ("gradient",)
+
+
+class BareOnnx(_Bare):
+    """ONNX Runtime on the graphs of the bundle, with key and adapter."""
+
+    name, kind, title = "onnxruntime", "onnxruntime", "ONNX Runtime session, bare loop"

@@ -1,0 +1,102 @@
+"""keylock over gRPC, for callers with a license and without."""
+
+import sys
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from material import Material
+from numpy.typing import NDArray
+from processes import ServerProcess
+
+from keylock.inference import inference_pb2_grpc
+from keylock.v1 import explanation_pb2 as pb
+from keylock.v1 import explanation_pb2_grpc
+from rivals.channels import Channels
+from rivals.contract import TASKS, Rival
+from rivals.oip import ask_about
+
+__all__ = ["Keylock", "KeylockUnlicensed", "read_map"]
+
+
+class Keylock(Rival):
+    """Asks `keylock serve`, licensed: every answer is charged, and has a signed receipt."""
+
+    name, title = "keylock", "keylock over gRPC, licensed"
+    licensed: ClassVar[bool] = True
+
+    def __init__(self, material: Material, *, workers: int = 1) -> None:
+        super().__init__(material)
+        self._workers = workers
+
+    def start(self, folder: Path) -> None:
+        material = self.material
+        self._ready_file = folder / f"{self.name}-{self._workers}.ready"
+        self._ready_file.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "keylock", "serve", str(material.bundle), "--port", "0"]
+        command += ["--key-file", str(material.key_file), "--home", str(material.home), "--device", "cpu"]
+        command += ["--workers", str(self._workers), "--ready-file", str(self._ready_file), "--log-level", "error"]
+        self.process = ServerProcess(
+            command,
+            folder / f"{self.name}-{self._workers}.log",
+            environment={"KEYLOCK_SERVER_THREADS": "1"},
+        )
+
+    async def ready(self) -> float:
+        async def answers() -> bool:
+            return self._ready_file.exists() and bool(self._ready_file.read_text("utf-8"))
+
+        seconds = await self.process.ready(answers)
+        self.connect(self._ready_file.read_text("utf-8").strip())
+        return seconds
+
+    def connect(self, target: str) -> None:
+        """Make connections and requests."""
+        self.target = target
+        self._explanations = Channels(target, explanation_pb2_grpc.ExplanationServiceStub)
+        self._predictions = Channels(target, inference_pb2_grpc.GRPCInferenceServiceStub)
+        self._asked = [ask_about(image, model="model", tensor="image") for image in self.images]
+        self._requests = {task: [_explain(image, task) for image in self.images] for task in TASKS if task != "predict"}
+        self._metadata: tuple[tuple[str, str], ...] = ()
+        if self.licensed:
+            self._metadata = (("authorization", f"Bearer {self.material.token.read_text('ascii').strip()}"),)
+
+    async def ask(self, task: str, caller: int, count: int = 1) -> object:
+        place = caller % len(self.images)
+        if task == "predict":
+            return await self._predictions[caller].ModelInfer(self._asked[place], timeout=300)
+        stub = self._explanations[caller]
+        return await stub.Explain(self._requests[task][place], timeout=300, metadata=self._metadata)
+
+    def read(self, answer: object) -> NDArray[np.float32]:
+        assert isinstance(answer, pb.ExplainResponse)
+        assert answer.results[0].keyed == self.licensed
+        return read_map(answer)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._explanations.close()
+        await self._predictions.close()
+
+    async def stop(self) -> None:
+        await self.close()
+        self.process.stop()
+
+
+class KeylockUnlicensed(Keylock):
+    """Asks the same kind of server without a license: the maps are decoys."""
+
+    name, title = "keylock_unlicensed", "keylock over gRPC, unlicensed"
+    tasks = ("grad_cam", "gradient")
+    licensed = False
+
+
+def read_map(answer: pb.ExplainResponse) -> NDArray[np.float32]:
+    """Read the first map of an answer."""
+    tensor = answer.results[0].map
+    return np.frombuffer(tensor.data, np.float32).reshape(tuple(tensor.shape))
+
+
+def _explain(image: NDArray[np.float32], explainer: str) -> pb.ExplainRequest:
+    tensor = pb.Tensor(dtype=pb.DATA_TYPE_FLOAT32, shape=image.shape, data=image.tobytes())
+    return pb.ExplainRequest(images=[pb.Image(tensor=tensor)], explainer=explainer)
