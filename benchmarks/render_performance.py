@@ -6,12 +6,11 @@
 It works as `render_results.py` does, which writes another page.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping
 from typing import Any
 
-from render_results import ROOT, Tables, at_least, at_most, code, render, table
+from render_results import ROOT, Tables, at_least, at_most, code, table, update
 
 RESULTS = ROOT / "benchmarks" / "results" / "serving"
 PAGE = ROOT / "docs" / "performance.md"
@@ -28,21 +27,6 @@ _SIGNIFICANT = 0.05
 _TWO_WORKERS = 1.8
 _START_S = 2.0
 _MEMORY = 1.3
-
-
-def main() -> int:
-    """Write the page, or compare it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="compare, and write nothing")
-    options = parser.parse_args()
-    text = PAGE.read_text("utf-8")
-    wanted = render(text, RESULTS, TABLES)
-    if options.check:
-        if wanted != text:
-            print("docs/performance.md is out of date: run python benchmarks/render_performance.py")
-        return int(wanted != text)
-    PAGE.write_text(wanted, encoding="utf-8")
-    return 0
 
 
 def write_serving(result: Mapping[str, Any]) -> str:
@@ -156,4 +140,4 @@ TABLES: Tables = {
 """For each file of figures how its section is written, and the command that writes the file."""
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(update(PAGE, RESULTS, TABLES, __doc__))

@@ -40,17 +40,32 @@ class NotInPageError(Exception):
 
 
 def main() -> int:
-    """Write the page, or compare it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Write docs/results.md, or compare it."""
+    return update(PAGE, RESULTS, TABLES, __doc__)
+
+
+def update(page: Path, results: Path, tables: Tables, about: str | None) -> int:
+    """Write a page, or with `--check` compare it.
+
+    Args:
+        page: The page.
+        results: Folder of the measured figures.
+        tables: The tables of the page.
+        about: What `--help` says.
+
+    Returns:
+        The exit code: 1 where the page does not agree with the figures.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare, and write nothing")
     options = parser.parse_args()
-    text = PAGE.read_text("utf-8")
-    wanted = render(text, RESULTS)
+    text = page.read_text("utf-8")
+    wanted = render(text, results, tables)
     if options.check:
         if wanted != text:
-            print("docs/results.md does not agree with benchmarks/results: run python benchmarks/render_results.py")
+            print(f"docs/{page.name} does not agree with the figures: run python {Path(sys.argv[0]).name}")
         return int(wanted != text)
-    PAGE.write_text(wanted, encoding="utf-8")
+    page.write_text(wanted, encoding="utf-8")
     return 0
 
 
