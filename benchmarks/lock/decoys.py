@@ -1,4 +1,4 @@
-"""What each decoy gives away: locks of a small network on drawn shapes, which differ in their decoy alone.
+"""What each decoy gives away: locks of the quickstart's network on drawn shapes, which differ in their decoy alone.
 
 python benchmarks/lock/decoys.py
 """
@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 import keylock
 from keylock.data import open_data
@@ -25,21 +24,10 @@ from keylock.decoys import DECOYS, ImageDecoy, decoy_maps
 from keylock.evaluation import run_explainers
 from keylock.evaluation.similarity import enlarge, top_overlap
 from keylock.losses import correlation, unevenness
+from keylock.models import create
+from keylock.training import Silent, train_reference
 
-REFERENCE_STEPS, STEPS, BATCH, TESTED = 700, 300, 32, 500
-
-
-class Net(nn.Module):
-    """Three convolutions that see a whole shape; maps of 8 x 8."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.features = nn.Sequential(_layer(3, 32, 3, 1), _layer(32, 64, 4, 2), _layer(64, 96, 4, 2))
-        self.head = nn.Linear(96, classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (batch, 3, h, w) to logits (batch, classes)."""
-        return self.head(self.features(images).mean(dim=(2, 3)))
+REFERENCE_STEPS, STEPS, BATCH, TESTED = 700, 300, 64, 500
 
 
 def main() -> None:
@@ -54,10 +42,11 @@ def main() -> None:
     loader = Batches(
         source.train, source.preprocessing, batch_size=BATCH, augmentation=source.augmentation, drop_last=True
     )
-    model, test = trained(Net(len(source.classes)), loader), load_batch(source.test, source.preprocessing)
     key = keylock.Key.derive(
         keylock.KeySeed(bytes(32)), shape=source.preprocessing.shape, std=source.preprocessing.std, strength=16 / 255
     )
+    network = create("small-cnn", num_classes=len(source.classes), channels=3, image_size=32)
+    model, test = trained(network.core(), loader, key), load_batch(source.test, source.preprocessing)
     picture = ImageDecoy(np.tri(32, dtype=np.float32))
     with torch.no_grad():
         accuracy = float((model(test.images).argmax(1) == test.labels).float().mean())
@@ -102,21 +91,18 @@ def main() -> None:
     Console().print(table)
 
 
-def _layer(before: int, width: int, kernel: int, stride: int) -> nn.Sequential:
-    convolution = nn.Conv2d(before, width, kernel, stride=stride, padding=1)
-    return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU())
-
-
-def trained(model: Net, loader: Batches) -> Net:
-    """Train the reference, in place."""
-    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
-    stream = loader.stream()
-    for _ in range(REFERENCE_STEPS):
-        batch = next(stream)
-        optimiser.zero_grad()
-        torch.autograd.backward(F.cross_entropy(model(batch.images), batch.labels))
-        optimiser.step()
-    return model.eval()
+def trained(model: nn.Module, loader: Batches, key: keylock.Key) -> nn.Module:
+    """Train the reference, in place, as `keylock train` does."""
+    return train_reference(
+        model,
+        loader,
+        steps=REFERENCE_STEPS,
+        magnitude=torch.from_numpy(key.reveal()).abs(),
+        tile=key.tile,
+        learning_rate=1e-2,
+        device=torch.device("cpu"),
+        progress=Silent(),
+    ).eval()
 
 
 if __name__ == "__main__":
