@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -116,7 +116,24 @@ class World:
 class Server:
     """A `keylock serve` in a process of its own."""
 
-    def __init__(self, world: World, name: str, *, port: int = 0, store: bool = True) -> None:
+    def __init__(
+        self,
+        world: World,
+        name: str,
+        *,
+        port: int = 0,
+        store: bool = True,
+        settings: Mapping[str, object] | None = None,
+    ) -> None:
+        """Starts it and returns when it answers.
+
+        Args:
+            world: Whose bundle it serves.
+            name: Of its files.
+            port: Where it listens; 0 takes a free one.
+            store: Whether it has the store.
+            settings: Further settings, by their names.
+        """
         self._ready = world.folder / f"ready-{name}"
         self._ready.unlink(missing_ok=True)
         command = [sys.executable, "-m", "keylock", "serve", str(world.folder / "tiny.klb"), "--port", str(port)]
@@ -127,6 +144,7 @@ class Server:
         if store:
             environment["KEYLOCK_SERVER_LICENSE_STORE"] = world.store_url
         environment["OMP_NUM_THREADS"] = "1"
+        environment |= {f"KEYLOCK_SERVER_{key.upper()}": str(value) for key, value in (settings or {}).items()}
         with (world.folder / f"log-{name}").open("ab") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         limit = time.monotonic() + _START_S
@@ -180,8 +198,8 @@ def postgresql() -> Iterator[str]:
         cluster.close()
 
 
-def record(name: str, result: dict[str, object]) -> None:
-    """Prints a result and writes it into `benchmarks/results/licensing`."""
+def record(name: str, result: dict[str, object], *, folder: Path = RESULTS) -> None:
+    """Prints a result and writes it into a folder, `benchmarks/results/licensing` unless another is named."""
     machine = {
         "processor": _processor(),
         "cpu_count": os.cpu_count(),
@@ -194,8 +212,8 @@ def record(name: str, result: dict[str, object]) -> None:
     document = {**result, "machine": {**machine, "note": "other programs ran on the machine at the same time"}}
     text = json.dumps(document, indent=2)
     print(text, flush=True)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(text + "\n", "utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(text + "\n", "utf-8")
 
 
 def _processor() -> str:

@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
@@ -193,7 +194,7 @@ class _Supervisor:
         sys.stdout.flush()
         sys.stderr.flush()
         worker.began, worker.due, worker.heard, worker.described = time.monotonic(), None, b"", None
-        pid = os.fork()
+        pid = _fork()
         if not pid:
             ours.close()
             self._be_a_worker(worker.number, theirs)
@@ -322,6 +323,13 @@ class _Supervisor:
             write_ready_file(self._settings.ready_file, target)
         own = ("pid", "worker", "metrics_port", "admin_port")
         self._on_ready({**described[0], "workers": [{name: one[name] for name in own} for one in described]})
+
+
+def _fork() -> int:
+    """Forks. Newer Pythons warn where there are threads; those of NumPy's linear algebra are prepared for it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
 
 
 def _settings_of(settings: ServerSettings, number: int) -> ServerSettings:

@@ -1,0 +1,327 @@
+"""Callers of every kind, more than the server has room for, for as long as asked; then what is left behind.
+
+    python benchmarks/serving/soak.py --seconds 600 --workers 2
+
+Beside callers that behave there are some that ask for ten times what the queue takes, some that go away in the middle,
+some that allow a millisecond, some whose requests are wrong in one way or another, and some that open connections and
+send half a frame. At the end nothing may wait in any queue, each call must have ended with a status that fits it, and
+the books must agree with what the callers were told; how memory, open files and threads have grown is written down.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import random
+import socket
+import statistics
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+
+ROOT = Path(__file__).resolve().parents[2]
+# Vendor, bundle and server are those of the benchmarks of licensing.
+sys.path.insert(0, str(ROOT / "benchmarks" / "licensing"))
+
+from world import Server, World, image, record
+
+from keylock.inference import inference_pb2, inference_pb2_grpc
+from keylock.v1 import explanation_pb2 as pb
+from keylock.v1 import explanation_pb2_grpc
+
+RESULTS = ROOT / "benchmarks" / "results" / "serving"
+QUEUE = 64
+MOST = 16
+EXPECTED = {
+    "predicting": {"OK", "OVERLOADED"},
+    "unlicensed": {"OK", "OVERLOADED"},
+    "licensed": {"OK", "OVERLOADED"},
+    "greedy": {"OK", "OVERLOADED"},
+    "vanishing": {"OK", "OVERLOADED", "CANCELLED"},
+    "hasty": {"OK", "OVERLOADED", "DEADLINE_EXCEEDED"},
+    "wrong": {"INVALID_ARGUMENT", "NOT_FOUND", "UNAUTHENTICATED", "OVERLOADED"},
+}
+"""The statuses that callers of a kind may see; `OVERLOADED` is `UNAVAILABLE` with a time to come again."""
+
+
+@dataclass
+class Seen:
+    """What the callers saw."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    units: int = 0
+    images: int = 0
+
+
+@dataclass
+class Sample:
+    """How large the server was, all of its processes together."""
+
+    at_s: float
+    memory_mib: float
+    files: int
+    threads: int
+
+
+class Callers:
+    """Callers until a time."""
+
+    def __init__(self, target: str, tokens: list[str], *, until: float, seed: int) -> None:
+        """Gets ready; all the greedy callers share the first license, the others take any of the rest, or none."""
+        self.seen = Seen()
+        self._target, self._until = target, until
+        self._greedy_token, self._tokens = tokens[0], tokens[1:]
+        self._random = random.Random(seed)
+        self._images = [image(i) for i in range(MOST + 1)]
+
+    async def run(self, *, greedy: int) -> Seen:
+        """Runs callers of every kind until it is time."""
+        kinds: list[tuple[str, int, Callable[[grpc.aio.Channel], Awaitable[None]]]] = [
+            ("predicting", 2, self._predicting),
+            ("unlicensed", 2, lambda channel: self._steady(channel, None)),
+            ("licensed", 2, lambda channel: self._steady(channel, self._random.choice(self._tokens))),
+            ("greedy", greedy, self._greedy),
+            ("vanishing", 4, self._vanishing),
+            ("hasty", 2, self._hasty),
+            ("wrong", 2, self._wrong),
+        ]
+        tasks = [self._repeat(kind, call) for kind, count, call in kinds for _ in range(count)]
+        await asyncio.gather(*tasks, self._halfway())
+        return self.seen
+
+    async def _repeat(self, kind: str, call: Callable[[grpc.aio.Channel], Awaitable[None]]) -> None:
+        async with grpc.aio.insecure_channel(self._target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+            while time.monotonic() < self._until:
+                status, started = "OK", time.monotonic()
+                try:
+                    await call(channel)
+                except asyncio.CancelledError:
+                    status = "CANCELLED"
+                except grpc.aio.AioRpcError as error:
+                    pushback = any(name == "grpc-retry-pushback-ms" for name, _ in error.trailing_metadata() or ())
+                    status = "OVERLOADED" if pushback else error.code().name
+                self.seen.statuses[f"{kind} {status}"] += 1
+                if status == "OK":
+                    self.seen.seconds[kind].append(time.monotonic() - started)
+                if status == "OVERLOADED":
+                    await asyncio.sleep(0.05)
+
+    def _explain(
+        self,
+        channel: grpc.aio.Channel,
+        images: list[pb.Image],
+        *,
+        token: str | None = None,
+        timeout: float = 30,
+        **fields: object,
+    ) -> "grpc.aio.UnaryUnaryCall":
+        metadata = [] if token is None else [("authorization", f"Bearer {token}")]
+        explainer = fields.pop("explainer", self._random.choice(["brightness", "coarse"]))
+        request = pb.ExplainRequest(images=images, explainer=explainer, **fields)
+        return explanation_pb2_grpc.ExplanationServiceStub(channel).Explain(request, metadata=metadata, timeout=timeout)
+
+    def _some(self, most: int) -> list[pb.Image]:
+        return self._random.choices(self._images, k=self._random.randint(1, most))
+
+    def _count(self, answer: pb.ExplainResponse) -> None:
+        self.seen.units += answer.usage.units
+        self.seen.images += len(answer.results)
+
+    async def _predicting(self, channel: grpc.aio.Channel) -> None:
+        request = inference_pb2.ModelInferRequest(model_name="tiny")
+        sent = self._images[0].tensor
+        request.inputs.add(name="image", datatype="FP32", shape=[1, *sent.shape])
+        request.raw_input_contents.append(sent.data)
+        await inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=30)
+
+    async def _steady(self, channel: grpc.aio.Channel, token: str | None) -> None:
+        self._count(await self._explain(channel, self._some(4), token=token))
+
+    async def _greedy(self, channel: grpc.aio.Channel) -> None:
+        self._count(await self._explain(channel, self._images[:MOST], token=self._greedy_token))
+
+    async def _vanishing(self, channel: grpc.aio.Channel) -> None:
+        call = self._explain(channel, self._some(8), token=self._random.choice([None, *self._tokens]))
+        await asyncio.sleep(self._random.random() * 0.02)
+        # Whether it was answered before, the books have to know: what was answered was charged.
+        call.cancel()
+        self._count(await call)
+
+    async def _hasty(self, channel: grpc.aio.Channel) -> None:
+        self._count(await self._explain(channel, self._some(2), token=self._random.choice(self._tokens), timeout=0.001))
+
+    async def _wrong(self, channel: grpc.aio.Channel) -> None:
+        odd = pb.Image(tensor=pb.Tensor(dtype=pb.DATA_TYPE_FLOAT32, shape=[3, 8, 9], data=bytes(864)))
+        bad = self._random.randrange(5)
+        if bad == 0:
+            await self._explain(channel, [self._images[0], odd])
+        elif bad == 1:
+            await self._explain(channel, self._images[: MOST + 1])
+        elif bad == 2:
+            await self._explain(channel, [pb.Image(encoded=b"no image")])
+        elif bad == 3:
+            await self._explain(channel, self._some(2), explainer="nothing")
+        else:
+            metadata = [("authorization", "Bearer a.b.c")]
+            request = pb.ExplainRequest(images=self._some(2))
+            await explanation_pb2_grpc.ExplanationServiceStub(channel).Explain(request, metadata=metadata, timeout=30)
+        await asyncio.sleep(0.01)
+
+    async def _halfway(self) -> None:
+        """Opens connections, sends a part of what would come, and leaves them for a while."""
+        host, _, port = self._target.rpartition(":")
+        parts = (
+            b"",
+            b"PRI * HT",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x10\x00\x01",
+        )
+        while time.monotonic() < self._until:
+            opened = [socket.create_connection((host, int(port))) for _ in range(8)]
+            for one in opened:
+                one.sendall(self._random.choice(parts))
+            await asyncio.sleep(min(2.0, max(0.0, self._until - time.monotonic())))
+            for one in opened:
+                one.close()
+
+
+def measure(pids: list[int], started: float) -> Sample:
+    """Measures processes (Linux)."""
+    memory, files, threads = 0, 0, 0
+    for pid in pids:
+        status = Path(f"/proc/{pid}/status").read_text().splitlines()
+        fields = dict(line.split(":", 1) for line in status if ":" in line)
+        memory += int(fields["VmRSS"].split()[0])
+        threads += int(fields["Threads"])
+        files += len(os.listdir(f"/proc/{pid}/fd"))
+    return Sample(time.monotonic() - started, memory / 1024, files, threads)
+
+
+def processes(parent: int) -> list[int]:
+    """Returns a process and its children (Linux)."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [parent, *map(int, children)]
+
+
+def growth(samples: list[Sample], read: Callable[[Sample], float]) -> dict[str, float]:
+    """Compares the second fifth of the time, when everything is warm, with the last."""
+    fifth = max(1, len(samples) // 5)
+    before = statistics.median(read(sample) for sample in samples[fifth : 2 * fifth] or samples[:1])
+    after = statistics.median(read(sample) for sample in samples[-fifth:])
+    return {"second_fifth": round(before, 1), "last_fifth": round(after, 1), "grown": round(after - before, 1)}
+
+
+def spread(seconds: list[float]) -> dict[str, float]:
+    """Describes how long calls took, in seconds."""
+    cuts = statistics.quantiles(seconds, n=100) if len(seconds) > 1 else seconds * 99
+    return {"p50": round(cuts[49], 3), "p95": round(cuts[94], 3), "p99": round(cuts[98], 3)}
+
+
+def pending(ports: list[int]) -> float:
+    """Reads from the metrics how many images wait or run."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    total = 0.0
+    for port in ports:
+        with opener.open(f"http://127.0.0.1:{port}/metrics") as page:
+            lines = page.read().decode().splitlines()
+        total += sum(float(line.split()[-1]) for line in lines if line.startswith("keylock_pending_images "))
+    return total
+
+
+async def soak(server: Server, callers: Callers, *, greedy: int) -> tuple[Seen, list[Sample]]:
+    """Runs the callers and looks at the server every second."""
+    started, samples = time.monotonic(), []
+    running = asyncio.create_task(callers.run(greedy=greedy))
+    while not running.done():
+        samples.append(measure(processes(server.process.pid), started))
+        await asyncio.wait({running}, timeout=1.0)
+    return running.result(), samples
+
+
+async def wait_for_rest(ports: list[int], limit_s: float = 20.0) -> float:
+    """Waits until nothing is pending, and returns what is left in the end."""
+    until = time.monotonic() + limit_s
+    while (left := pending(ports)) and time.monotonic() < until:
+        await asyncio.sleep(0.1)
+    return left
+
+
+def free_ports(count: int) -> int:
+    """Finds consecutive free ports, and returns the first."""
+    while True:
+        with contextlib.ExitStack() as stack:
+            first = 0
+            with contextlib.suppress(OSError, OverflowError):
+                for offset in range(count):
+                    probe = stack.enter_context(socket.socket())
+                    probe.bind(("127.0.0.1", first + offset if first else 0))
+                    first = first or probe.getsockname()[1]
+                return first
+
+
+def main() -> int:
+    """Soaks a server, and returns 1 where something is not as it should be."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    # Ten times what the queues have room for, asked for at the same time.
+    greedy = 10 * QUEUE * options.workers // MOST
+    first = free_ports(options.workers)
+    ports = [first + number for number in range(options.workers)]
+    settings = {"queue": QUEUE, "max_images": MOST, "workers": options.workers, "metrics_port": first}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with World.make(folder, f"sqlite:///{folder / 'licenses.db'}") as world:
+            tokens = [world.grant()[1] for _ in range(5)]
+            server = Server(world, "soaked", settings=settings)
+            try:
+                until = time.monotonic() + options.seconds
+                callers = Callers(server.target, tokens, until=until, seed=options.seed)
+                seen, samples = asyncio.run(soak(server, callers, greedy=greedy))
+                left = asyncio.run(wait_for_rest(ports))
+                alive = len(processes(server.process.pid)) - (options.workers > 1)
+                lines = (folder / "log-soaked").read_text().splitlines()
+                log = [line for line in lines if not line.startswith("serving ")]
+            finally:
+                server.stop()
+            found, unlogged, charged = world.books()
+    unexpected = {key: n for key, n in seen.statuses.items() if key.split()[1] not in EXPECTED[key.split()[0]]}
+    problems = []
+    problems += [f"unexpected statuses: {unexpected}"] if unexpected else []
+    problems += [f"{left:g} images are pending"] if left else []
+    problems += [f"{alive} workers are alive"] if alive != options.workers else []
+    problems += [f"the log has {len(log)} errors, first: {log[0]}"] if log else []
+    problems += [f"the books do not agree: {unlogged} unlogged"] if unlogged or found.differences else []
+    problems += ["more was answered than charged"] if seen.units > sum(charged.values()) else []
+    result: dict[str, object] = {
+        "what": "soak",
+        "seconds": options.seconds,
+        "workers": options.workers,
+        "queue": QUEUE,
+        "greedy_images_at_once": greedy * MOST,
+        "statuses": dict(sorted(seen.statuses.items())),
+        "seconds_of_answered_calls": {kind: spread(seconds) for kind, seconds in sorted(seen.seconds.items())},
+        "images_explained": seen.images,
+        "units_answered": seen.units,
+        "units_charged": sum(charged.values()),
+        "memory_mib": growth(samples, lambda sample: sample.memory_mib),
+        "files": growth(samples, lambda sample: sample.files),
+        "threads": growth(samples, lambda sample: sample.threads),
+        "exit_code": server.process.returncode,
+        "problems": problems,
+    }
+    record("soak", result, folder=RESULTS)
+    return int(bool(problems))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
