@@ -11,17 +11,19 @@ the books must agree with what the callers were told; how memory, open files and
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import random
 import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import grpc
@@ -71,6 +73,18 @@ class Sample:
     threads: int
 
 
+@dataclass(frozen=True)
+class Task:
+    """What a process of callers is told; by its standard input, because tokens are no arguments."""
+
+    role: str
+    target: str
+    tokens: list[str]
+    greedy: int
+    seconds: float
+    seed: int
+
+
 class Callers:
     """Callers until a time."""
 
@@ -82,19 +96,19 @@ class Callers:
         self._random = random.Random(seed)
         self._images = [image(i) for i in range(MOST + 1)]
 
-    async def run(self, *, greedy: int) -> Seen:
-        """Runs callers of every kind until it is time."""
-        kinds: list[tuple[str, int, Callable[[grpc.aio.Channel], Awaitable[None]]]] = [
-            ("predicting", 2, self._predicting),
-            ("unlicensed", 2, lambda channel: self._steady(channel, None)),
-            ("licensed", 2, lambda channel: self._steady(channel, self._random.choice(self._tokens))),
-            ("greedy", greedy, self._greedy),
-            ("vanishing", 4, self._vanishing),
-            ("hasty", 2, self._hasty),
-            ("wrong", 2, self._wrong),
-        ]
-        tasks = [self._repeat(kind, call) for kind, count, call in kinds for _ in range(count)]
-        await asyncio.gather(*tasks, self._halfway())
+    async def run(self, role: str, *, greedy: int) -> Seen:
+        """Runs callers of the kinds of a role until it is time."""
+        kinds: dict[str, list[tuple[str, int, Callable[[grpc.aio.Channel], Awaitable[None]]]]] = {
+            "good": [
+                ("predicting", 2, self._predicting),
+                ("unlicensed", 2, lambda channel: self._steady(channel, None)),
+                ("licensed", 2, lambda channel: self._steady(channel, self._random.choice(self._tokens))),
+            ],
+            "greedy": [("greedy", greedy, self._greedy)],
+            "bad": [("vanishing", 4, self._vanishing), ("hasty", 2, self._hasty), ("wrong", 2, self._wrong)],
+        }
+        tasks = [self._repeat(kind, call) for kind, count, call in kinds[role] for _ in range(count)]
+        await asyncio.gather(*tasks, *([self._halfway()] if role == "bad" else []))
         return self.seen
 
     async def _repeat(self, kind: str, call: Callable[[grpc.aio.Channel], Awaitable[None]]) -> None:
@@ -235,21 +249,42 @@ def pending(ports: list[int]) -> float:
     return total
 
 
-async def soak(server: Server, callers: Callers, *, greedy: int) -> tuple[Seen, list[Sample]]:
-    """Runs the callers and looks at the server every second."""
+def call(task: Task) -> None:
+    """Is a process of callers: runs them, and prints what they saw."""
+    callers = Callers(task.target, task.tokens, until=time.monotonic() + task.seconds, seed=task.seed)
+    print(json.dumps(vars(asyncio.run(callers.run(task.role, greedy=task.greedy)))))
+
+
+def soak(server: Server, task: Task) -> tuple[Seen, list[Sample]]:
+    """Runs callers of every role, each in a process of its own, and looks at the server every second."""
+    running = []
+    for role in ("good", "greedy", "bad"):
+        command = [sys.executable, __file__, "--callers"]
+        running.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        writing = running[-1].stdin
+        assert writing is not None
+        with writing:
+            json.dump(asdict(replace(task, role=role)), writing)
+        running[-1].stdin = None
     started, samples = time.monotonic(), []
-    running = asyncio.create_task(callers.run(greedy=greedy))
-    while not running.done():
+    while any(process.poll() is None for process in running):
         samples.append(measure(processes(server.process.pid), started))
-        await asyncio.wait({running}, timeout=1.0)
-    return running.result(), samples
+        time.sleep(1.0)
+    seen = Seen()
+    for process in running:
+        one = json.loads(process.communicate()[0])
+        seen.statuses.update(one["statuses"])
+        seen.seconds.update(one["seconds"])
+        seen.units += one["units"]
+        seen.images += one["images"]
+    return seen, samples
 
 
-async def wait_for_rest(ports: list[int], limit_s: float = 20.0) -> float:
+def wait_for_rest(ports: list[int], limit_s: float = 20.0) -> float:
     """Waits until nothing is pending, and returns what is left in the end."""
     until = time.monotonic() + limit_s
     while (left := pending(ports)) and time.monotonic() < until:
-        await asyncio.sleep(0.1)
+        time.sleep(0.1)
     return left
 
 
@@ -272,7 +307,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--callers", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.callers:
+        call(Task(**json.load(sys.stdin)))
+        return 0
     # Ten times what the queues have room for, asked for at the same time.
     greedy = 10 * QUEUE * options.workers // MOST
     first = free_ports(options.workers)
@@ -284,10 +323,8 @@ def main() -> int:
             tokens = [world.grant()[1] for _ in range(5)]
             server = Server(world, "soaked", settings=settings)
             try:
-                until = time.monotonic() + options.seconds
-                callers = Callers(server.target, tokens, until=until, seed=options.seed)
-                seen, samples = asyncio.run(soak(server, callers, greedy=greedy))
-                left = asyncio.run(wait_for_rest(ports))
+                seen, samples = soak(server, Task("", server.target, tokens, greedy, options.seconds, options.seed))
+                left = wait_for_rest(ports)
                 alive = len(processes(server.process.pid)) - (options.workers > 1)
                 lines = (folder / "log-soaked").read_text().splitlines()
                 log = [line for line in lines if not line.startswith("serving ")]
