@@ -5,6 +5,7 @@ Rows for one graph share a run, whoever sent them: each has its own target and i
 the key on, so that licensed and unlicensed rows cost the same time, because they are in the same runs.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -153,14 +154,14 @@ class Batcher:
         seconds = self._pace.seconds_for(self._places.held) / self._limits.batches
         return min(max(seconds, _SOONEST_S), _LATEST_S)
 
-    def _run(self, parts: Sequence[Part[_Rows]]) -> Sequence[_Piece | Exception]:
+    def _run(self, parts: Sequence[Part[_Rows]], abandoned: threading.Event) -> Sequence[_Piece | Exception]:
         """Runs a batch, in a thread. Where it fails, each caller's rows run alone, so that only one's own fail one."""
         try:
-            arrays = self._run_together(parts)
+            arrays = self._run_together(parts, abandoned)
         except Exception as error:
-            if len(parts) == 1:
-                return [error]
-            return [result for part in parts for result in self._run([part])]
+            if len(parts) == 1 or abandoned.is_set():
+                return [error] * len(parts)
+            return [result for part in parts for result in self._run([part], abandoned)]
         results: list[_Piece | Exception] = []
         first = 0
         for part in parts:
@@ -175,14 +176,14 @@ class Batcher:
                 results.append(piece)
         return results
 
-    def _run_together(self, parts: Sequence[Part[_Rows]]) -> _Piece:
+    def _run_together(self, parts: Sequence[Part[_Rows]], abandoned: threading.Event) -> _Piece:
         family = parts[0].job.family
         images = _join([part.job.payload.images[part.start : part.stop] for part in parts])
         if family == _PREDICTION:
             return (self._model.predict(images),)
         targets = _join([part.job.payload.targets[part.start : part.stop] for part in parts])
         keyed = _join([part.job.payload.keyed[part.start : part.stop] for part in parts])
-        explained = self._model.explain(images, explainer=family, targets=targets, keyed=keyed)
+        explained = self._model.explain(images, explainer=family, targets=targets, keyed=keyed, abandoned=abandoned)
         return explained.logits, explained.maps
 
 

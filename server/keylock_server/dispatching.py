@@ -1,11 +1,12 @@
 """A queue of rows before a few threads: the part of batching that knows the clock and the event loop.
 
 A batch is taken when a thread is free, so that nothing waits beside an idle thread and batches grow by themselves
-under load. Rows whose caller went away or whose deadline has come are dropped before they run. What runs already
-cannot be stopped; its result goes nowhere.
+under load. Rows whose caller went away or whose deadline has come are dropped before they run. A thread cannot be
+stopped; a batch that nobody waits for any more is told so, and may end early.
 """
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,17 +35,20 @@ class _Caller(Generic[R]):
     pieces: dict[int, R] = field(default_factory=dict)
 
 
-class Dispatcher(Generic[T, R]):
-    """Runs rows in threads, those of several callers together. Made and used in one event loop.
+@dataclass(eq=False, slots=True)
+class _Batch(Generic[T]):
+    """What runs, and whether nobody waits for it any more."""
 
-    Attributes:
-        waiting: Rows that wait.
-        running: Batches that run.
-    """
+    parts: list[Part[T]]
+    abandoned: threading.Event = field(default_factory=threading.Event)
+
+
+class Dispatcher(Generic[T, R]):
+    """Runs rows in threads, those of several callers together. Made and used in one event loop."""
 
     def __init__(
         self,
-        run: Callable[[Sequence[Part[T]]], Sequence[R | Exception]],
+        run: Callable[[Sequence[Part[T]], threading.Event], Sequence[R | Exception]],
         *,
         threads: int,
         room: Callable[[str], int],
@@ -56,6 +60,7 @@ class Dispatcher(Generic[T, R]):
 
         Args:
             run: Runs a batch in a thread and returns one result, or one error, for each of its parts; raises nothing.
+                The event is set when nobody waits for any of them any more.
             threads: Batches that run at once; at least 1.
             room: Returns how many rows of a family one batch has room for.
             delay_s: How long rows wait beside a free thread for others to share a batch with, in seconds.
@@ -68,9 +73,14 @@ class Dispatcher(Generic[T, R]):
         self._free = threads
         self._queue: RowQueue[T] = RowQueue()
         self._callers: dict[Job[T], _Caller[R]] = {}
+        self._batches: set[_Batch[T]] = set()
         self._turn: asyncio.Handle | None = None
         self._closed = False
-        self.running = 0
+
+    @property
+    def running(self) -> int:
+        """Batches that run."""
+        return len(self._batches)
 
     @property
     def waiting(self) -> int:
@@ -113,6 +123,7 @@ class Dispatcher(Generic[T, R]):
         finally:
             del self._callers[job]
             self._queue.remove(job)
+            self._tell_abandoned()
         return [caller.pieces[start] for start in sorted(caller.pieces)]
 
     def close(self) -> None:
@@ -122,6 +133,8 @@ class Dispatcher(Generic[T, R]):
             self._turn.cancel()
         for job in self._queue.clear():
             self._fail(job, _closing())
+        for batch in self._batches:
+            batch.abandoned.set()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _look_at(self, when: float | None) -> None:
@@ -143,25 +156,34 @@ class Dispatcher(Generic[T, R]):
                 if due > self._loop.time():
                     self._look_at(due)
                     return
-            parts = self._queue.take(self._room)
+            batch = _Batch(self._queue.take(self._room))
             self._free -= 1
-            self.running += 1
-            self._executor.submit(self._work, parts)
+            self._batches.add(batch)
+            self._executor.submit(self._work, batch)
 
-    def _work(self, parts: list[Part[T]]) -> None:
+    def _work(self, batch: _Batch[T]) -> None:
         """Runs a batch, in a thread."""
         started = time.perf_counter()
         results: Sequence[R | Exception]
         try:
-            results = self._run(parts)
+            results = self._run(batch.parts, batch.abandoned)
         except BaseException as error:  # The thread must come free again, whatever it was.
-            results = [RuntimeError(type(error).__qualname__) for _ in parts]
-        self._loop.call_soon_threadsafe(self._finish, parts, results, time.perf_counter() - started)
+            results = [RuntimeError(type(error).__qualname__) for _ in batch.parts]
+        self._loop.call_soon_threadsafe(self._finish, batch, results, time.perf_counter() - started)
 
-    def _finish(self, parts: list[Part[T]], results: Sequence[R | Exception], seconds: float) -> None:
+    def _finish(self, batch: _Batch[T], results: Sequence[R | Exception], seconds: float) -> None:
         self._free += 1
-        self.running -= 1
+        self._batches.discard(batch)
+        parts = batch.parts
+        if not batch.abandoned.is_set():  # Else it may have ended early.
+            self._note_run(parts, seconds)
+        self._hand_out(parts, results)
+        self._dispatch()
+
+    def _note_run(self, parts: list[Part[T]], seconds: float) -> None:
         self._note(parts[0].job.family, sum(part.stop - part.start for part in parts), seconds)
+
+    def _hand_out(self, parts: list[Part[T]], results: Sequence[R | Exception]) -> None:
         for part, result in zip(parts, results, strict=True):
             caller = self._callers.get(part.job)
             if caller is None or caller.done.done():
@@ -174,7 +196,11 @@ class Dispatcher(Generic[T, R]):
             caller.rows_done += part.stop - part.start
             if caller.rows_done == part.job.rows:
                 caller.done.set_result(None)
-        self._dispatch()
+
+    def _tell_abandoned(self) -> None:
+        for batch in self._batches:
+            if not any(part.job in self._callers for part in batch.parts):
+                batch.abandoned.set()
 
     def _fail(self, job: Job[T], error: Exception) -> None:
         caller = self._callers[job]

@@ -169,8 +169,8 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
                     results, _ = await work()
                     answer.results.extend(results)
                     return answer
-                asked = await asyncio.to_thread(
-                    self._asked, model.manifest, request, request_id, terms, license=granted, dtype=form.dtype
+                asked = await self._workers.run(
+                    lambda _: self._asked(model.manifest, request, request_id, terms, license=granted, dtype=form.dtype)
                 )
                 metered = await self._meter.charge(granted, request=asked, work=work)
             answer.results.extend(metered.answer)
@@ -296,8 +296,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             check_answer_size(results, max_bytes=form.max_bytes)
             return results, [] if granted is None else [digest_of_map(result.map) for result in results]
 
-        # Not by the workers, where it would wait behind images of others that have yet to be decoded.
-        return await asyncio.to_thread(write)
+        return await self._workers.run(lambda _: write())
 
 
 def describe_model(model: ServedModel) -> pb.Model:

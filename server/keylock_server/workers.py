@@ -11,7 +11,7 @@ from keylock_server.dispatching import Dispatcher
 __all__ = ["Workers"]
 
 T = TypeVar("T")
-_Task = Callable[[], Any]
+_Task = Callable[[threading.Event], Any]
 
 
 class Workers:
@@ -42,13 +42,9 @@ class Workers:
         Raises:
             ExpiredError: If the deadline of the call came before the job began.
         """
-        abandoned = threading.Event()
         # With the context of the call, so that what the job logs has its id.
         context = contextvars.copy_context()
-        try:
-            (result,) = await self._dispatcher.submit(lambda: context.run(job, abandoned))
-        finally:
-            abandoned.set()
+        (result,) = await self._dispatcher.submit(lambda abandoned: context.run(job, abandoned))
         return cast(T, result)
 
     def close(self) -> None:
@@ -56,9 +52,9 @@ class Workers:
         self._dispatcher.close()
 
 
-def _run(parts: Sequence[Part[_Task]]) -> Sequence[Any]:
+def _run(parts: Sequence[Part[_Task]], abandoned: threading.Event) -> Sequence[Any]:
     """Runs the only job of a batch."""
     try:
-        return [parts[0].job.payload()]
+        return [parts[0].job.payload(abandoned)]
     except Exception as error:  # Whatever it is, it belongs to whoever waits.
         return [error]

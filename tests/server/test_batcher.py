@@ -210,6 +210,27 @@ async def test_whoever_goes_away_is_dropped(batcher, model, tiny):
     assert model.runs[2:] == [("prediction", 1), ("brightness", 1)]
 
 
+async def test_a_run_that_nobody_waits_for_any_more_is_told(batcher, model, tiny, monkeypatch):
+    told = []
+
+    def endless(images, *, abandoned, **rows):
+        told.append(abandoned.wait(10))
+        raise RuntimeError("stopped")
+
+    await warm(batcher, tiny)
+    monkeypatch.setattr(model, "explain", endless, raising=False)
+    first, second = (asyncio.create_task(explain(batcher, tiny.images(1))) for _ in range(2))
+    await held(batcher, model, 2)
+    first.cancel()
+    await asyncio.sleep(0.05)
+    assert told == []
+    second.cancel()
+    async with asyncio.timeout(5):
+        while not told:
+            await asyncio.sleep(0.005)
+    assert told == [True]
+
+
 async def test_expired_rows_do_not_run(batcher, model, tiny):
     await warm(batcher, tiny)
     model.gate.clear()
