@@ -12,12 +12,18 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from keylock.cli._console import note, stderr
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.progress import Progress, TaskID
 
-__all__ = ["Display", "counted", "describe_figures", "shown_progress"]
+__all__ = ["Display", "counted", "describe_figures", "resumable_progress", "shown_progress"]
+
+_INTERRUPTED = 130
 
 _TITLES = {
     "reference": "train the reference model",
@@ -136,6 +142,24 @@ def counted(total: int, title: str) -> Iterator[Callable[[], None]]:
     with Progress(*columns, console=stderr(), transient=True) as bars:
         task = bars.add_task(title, total=total)
         yield lambda: bars.advance(task)
+
+
+@contextmanager
+def resumable_progress(work: "Path") -> Iterator[Display]:
+    """Show the progress of a run that can be resumed; one that is stopped says so and ends with the code for that.
+
+    Args:
+        work: Where it keeps what it reached.
+
+    Yields:
+        What hears about the steps.
+    """
+    try:
+        with shown_progress() as progress:
+            yield progress
+    except KeyboardInterrupt:
+        note(f"stopped; what was reached is kept in {work}: run the same command with --resume to go on")
+        raise typer.Exit(_INTERRUPTED) from None
 
 
 def describe_figures(figures: Mapping[str, float]) -> str:

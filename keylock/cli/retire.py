@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["retire"]
 
-_INTERRUPTED = 130
-
 
 def retire(
     bundle: Annotated[
@@ -167,23 +165,19 @@ def _run(
     resume: bool,
     overwrite: bool,
 ) -> "list[TrainOutcome]":
-    from keylock.cli._progress import shown_progress
+    from keylock.cli._progress import resumable_progress
     from keylock.pipeline import Issue
     from keylock.pipeline import retire as run
 
     issues = [Issue(secret.seed, secret.sealer, out) for secret, out in zip(secrets, outs, strict=True)]
-    try:
-        with shown_progress() as progress:
-            return run(
-                plan,
-                retirement,
-                issues=issues,
-                signing_key=signing_key,
-                progress=progress,
-                now=lambda: datetime.now(UTC),
-                resume=resume,
-                overwrite=overwrite,
-            )
-    except KeyboardInterrupt:
-        note(f"stopped; what was reached is kept in {plan.work}: run the same command with --resume to go on")
-        raise typer.Exit(_INTERRUPTED) from None
+    with resumable_progress(plan.work) as progress:
+        return run(
+            plan,
+            retirement,
+            issues=issues,
+            signing_key=signing_key,
+            progress=progress,
+            now=lambda: datetime.now(UTC),
+            resume=resume,
+            overwrite=overwrite,
+        )

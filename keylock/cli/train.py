@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keylock.cli._console import JsonOption, note
+from keylock.cli._console import JsonOption
 from keylock.cli._home import DEFAULT_HOME, HomeOption, open_home
 from keylock.cli._issued import bundles_for, report_issued
 from keylock.cli._plan import check_place, make_plan, model_name
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from keylock.signing import SigningKey
 
 __all__ = ["train"]
-
-_INTERRUPTED = 130
 
 
 def train(
@@ -221,21 +219,17 @@ def _run(
     resume: bool,
     overwrite: bool,
 ) -> list["TrainOutcome"]:
-    from keylock.cli._progress import shown_progress
+    from keylock.cli._progress import resumable_progress
     from keylock.pipeline import Issue, train_for_keys
 
     issues = [Issue(secret.seed, secret.sealer, bundle) for secret, bundle in zip(secrets, bundles, strict=True)]
-    try:
-        with shown_progress() as progress:
-            return train_for_keys(
-                plan,
-                issues=issues,
-                signing_key=signing_key,
-                progress=progress,
-                now=lambda: datetime.now(UTC),
-                resume=resume,
-                overwrite=overwrite,
-            )
-    except KeyboardInterrupt:
-        note(f"stopped; what was reached is kept in {plan.work}: run the same command with --resume to go on")
-        raise typer.Exit(_INTERRUPTED) from None
+    with resumable_progress(plan.work) as progress:
+        return train_for_keys(
+            plan,
+            issues=issues,
+            signing_key=signing_key,
+            progress=progress,
+            now=lambda: datetime.now(UTC),
+            resume=resume,
+            overwrite=overwrite,
+        )
