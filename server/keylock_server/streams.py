@@ -226,6 +226,9 @@ class ImageStream:
     def _messages(self, outcome: _Outcome, part_bytes: int) -> Iterator[pb.ExplainStreamResponse]:
         """Makes the messages that answer an image."""
         self._progress.answered += 1
+        call = current_call()
+        if call is not None:
+            call.images = self._progress.answered
         if isinstance(outcome.answer, status_pb2.Status):
             self._progress.failed += 1
             yield pb.ExplainStreamResponse(number=outcome.number, failure=outcome.answer, progress=self._progress)
@@ -236,9 +239,6 @@ class ImageStream:
         yield pb.ExplainStreamResponse(number=outcome.number, answer=outcome.answer, progress=self._progress)
         for start in range(part_bytes, len(data), part_bytes):
             yield pb.ExplainStreamResponse(number=outcome.number, map_part=data[start : start + part_bytes])
-        call = current_call()
-        if call is not None:
-            call.images = self._progress.answered
 
     def _fail(self, error: BaseException) -> None:
         """Ends the stream with an error, once what is under way is done."""

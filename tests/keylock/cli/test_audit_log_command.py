@@ -13,6 +13,7 @@ from sqlalchemy import text
 
 from keylock.auditlog import table
 from keylock.cli import main
+from keylock.cli.receipt import _digest_of_map
 from keylock.digests import digest_of, digest_of_array
 from keylock.licensing.charges import Charge
 from keylock.licensing.receipt_keys import ReceiptKey
@@ -111,6 +112,13 @@ def test_a_receipt_that_does_not_fit_is_refused(options, code, what, vendor, run
     np.save(tmp_path / "other.npy", MAP + 1)
     np.save(tmp_path / "wide.npy", MAP.astype(np.float64))
     assert what in run(f"receipt verify r1.receipt {options}", code=code).err
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
+def test_a_map_is_verified_in_the_type_it_was_sent_in(dtype, tmp_path):
+    elements = np.arange(12).reshape(3, 4).astype(dtype)
+    np.save(tmp_path / "map.npy", elements)
+    assert _digest_of_map(tmp_path / "map.npy") == digest_of_array(dtype, (3, 4), elements.tobytes())
 
 
 def test_a_receipt_that_was_changed_is_refused(vendor, run, tmp_path):
