@@ -11,6 +11,7 @@ request until it is answered or refused for good, under one request id, as a cli
 import argparse
 import asyncio
 import contextlib
+import math
 import random
 import signal
 import tempfile
@@ -149,14 +150,23 @@ FAULTS = (
 )
 
 
-def callers(world: World, *, calls: int, count: int, seed: int, run: Run = asyncio.run) -> dict[str, object]:
+def callers(
+    world: World, *, calls: int, count: int, seed: int, minutes: float = math.inf, run: Run = asyncio.run
+) -> dict[str, object]:
     """Callers against one server, with a quota that does not suffice for all of them."""
     quota = round(calls * 0.6)
     _, token = world.grant(quota=Quota(total=quota))
     server = Server(world, "callers")
     started = time.monotonic()
+
+    async def for_a_while() -> Clients:
+        load = Load([server.target], token, seed=seed, callers=count, most=calls)
+        if minutes < math.inf:
+            asyncio.get_running_loop().call_later(minutes * 60, load.stop)
+        return await load.run()
+
     try:
-        clients = run(Load([server.target], token, seed=seed, callers=count, most=calls).run())
+        clients = run(for_a_while())
     finally:
         server.stop()
     return {
@@ -172,7 +182,14 @@ def callers(world: World, *, calls: int, count: int, seed: int, run: Run = async
 
 
 def kills(
-    world: World, *, times: int, count: int, seed: int, between_s: float = 0.7, run: Run = asyncio.run
+    world: World,
+    *,
+    times: int,
+    count: int,
+    seed: int,
+    between_s: float = 0.7,
+    minutes: float = math.inf,
+    run: Run = asyncio.run,
 ) -> dict[str, object]:
     """The same with a server that is killed under load and started again; the books are compared after every kill."""
     _, token = world.grant(quota=Quota(total=10**9))
@@ -199,13 +216,16 @@ def kills(
         total.update(clients.outcomes)
         rounds.append(audit(world, clients, quota=10**9))
 
+    end = time.monotonic() + minutes * 60
     try:
         for number in range(times):
+            if time.monotonic() > end:
+                break
             run(one(number))
     finally:
         server.stop()
     return {
-        "kills": times,
+        "kills": len(rounds),
         "callers": count,
         "seed": seed,
         "calls": calls,
@@ -266,6 +286,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=100_000)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--callers", type=int, default=64)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="end earlier, after so long")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--pause", type=float, default=30)
     parser.add_argument("--seed", type=int, default=1)
@@ -284,9 +305,13 @@ def main() -> None:
         world = World.make(folder, url)
         stack.callback(world.store.close)
         if options.what == "callers":
-            result = callers(world, calls=options.calls, count=options.callers, seed=options.seed)
+            result = callers(
+                world, calls=options.calls, count=options.callers, seed=options.seed, minutes=options.minutes
+            )
         elif options.what == "kills":
-            result = kills(world, times=options.kills, count=options.callers, seed=options.seed)
+            result = kills(
+                world, times=options.kills, count=options.callers, seed=options.seed, minutes=options.minutes
+            )
         else:
             assert cluster is not None
 
