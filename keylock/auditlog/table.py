@@ -99,6 +99,7 @@ _HEAD: Final = Statement(f"SELECT origin, size, frontier FROM audit_head WHERE i
 _LOCKED_HEAD: Final = Statement(
     f"SELECT origin, size, frontier FROM audit_head WHERE id = {_ONE} FOR UPDATE"  # noqa: S608 - a constant
 )
+_LAST: Final = Statement("SELECT seq FROM audit_log ORDER BY seq DESC LIMIT 1")
 _APPEND: Final = Statement("INSERT INTO audit_log (seq, leaf_hash, entry) VALUES (:seq, :leaf_hash, :entry)")
 _MOVE: Final = Statement(f"UPDATE audit_head SET size = :size, frontier = :frontier WHERE id = {_ONE}")  # noqa: S608
 
@@ -130,7 +131,7 @@ def append(connection: Connection, new: Sequence[bytes]) -> range:
         Their places in the log.
 
     Raises:
-        AuditLogError: If an entry is too long, or there is no log.
+        AuditLogError: If an entry is too long, or there is no log, or its end is not where its head says.
     """
     if not new:
         return range(0)
@@ -138,6 +139,13 @@ def append(connection: Connection, new: Sequence[bytes]) -> range:
         raise AuditLogError(f"an entry of the audit log has more than {MAX_ENTRY_BYTES} bytes")
     frontier = _frontier(connection, lock=True)[1]
     first = frontier.size
+    # After the lock, so that on PostgreSQL it is of the same moment as the head. A log that was cut must not grow.
+    last = _LAST.row(connection, {})
+    if (-1 if last is None else last[0]) != first - 1:
+        raise AuditLogError(
+            f"the audit log was cut or changed: its head says {first} entries, and the last one has another number: see "
+            "keylock audit-log verify"
+        )
     rows = []
     for entry in new:
         leaf = leaf_hash(entry)

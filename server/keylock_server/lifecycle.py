@@ -37,6 +37,7 @@ from keylock_server.proof import CheckpointSigner, Prover, load_receipt_key
 from keylock_server.runtime import ServedModel
 from keylock_server.settings import ServerSettings, Source
 from keylock_server.shared import Shared, access_keys
+from keylock_server.store_checks import compare_clocks, try_store
 from keylock_server.streams import StreamLimits
 from keylock_server.tls import load_credentials
 from keylock_server.tracing import open_tracing
@@ -302,7 +303,7 @@ async def start(
     models.on_unload(batchers.drop)
     workers = Workers(threads=max(1, available_cores() // settings.workers))
     health_service = health.aio.HealthServicer()
-    condition = _make_condition(settings, models, store, health_service)
+    condition = _make_condition(settings, models, store, health_service, clock)
     metrics = Metrics(pending=lambda: batchers.held, problems=lambda: condition.problems)
     running_calls = Running()
     layers = (
@@ -452,13 +453,20 @@ def _make_condition(
     models: Models,
     store: "LicenseStore | None",
     health_service: Any,  # noqa: ANN401 - the health package has no types
+    now: Callable[[], datetime],
 ) -> Condition:
     everything = ("", *_SERVICES)
     checks = {}
     if store is not None:
         # Without its store a server predicts still, and a balancer that asks for the whole must not take it out.
         licensed = frozenset(_SERVICES[1:])
-        checks["store"] = Check(lambda: _try_store(store), every_s=settings.store_check_s, services=licensed)
+        checks["store"] = Check(lambda: try_store(store), every_s=settings.store_check_s, services=licensed)
+        # Named and no more: to whom a wrong clock does harm is for the operator to say.
+        checks["clock"] = Check(
+            lambda: compare_clocks(store, now=now, leeway_s=settings.leeway_s),
+            every_s=settings.store_check_s,
+            services=frozenset(),
+        )
     checks["canary"] = Check(
         lambda: check_canaries(models.served), every_s=settings.canary_check_s, services=frozenset(everything)
     )
@@ -468,11 +476,6 @@ def _make_condition(
         await health_service.set(service, status.SERVING if well else status.NOT_SERVING)
 
     return Condition(checks, set_health=set_health, services=everything)
-
-
-def _try_store(store: "LicenseStore") -> None:
-    with store.database.transaction() as connection:
-        connection.exec_driver_sql("SELECT size FROM audit_head").scalar_one()
 
 
 def _open_store(settings: ServerSettings, now: Callable[[], datetime]) -> "tuple[LicenseStore | None, Meter]":

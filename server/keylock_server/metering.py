@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from keylock.digests import digest_of
-from keylock.errors import KeylockError, ServiceError, StoreError
+from keylock.errors import AuditLogError, KeylockError, ServiceError, StoreError
 from keylock.licensing import Charge, License, Quota
 from keylock.signing import canonical_json
 from keylock.v1 import explanation_pb2 as pb
@@ -169,7 +169,7 @@ class Meter:
         """Waits for the store; when the caller goes away meanwhile, what was not charged is given back."""
         try:
             return await asyncio.wrap_future(future)
-        except StoreError as error:
+        except (StoreError, AuditLogError) as error:
             self._give_back(order)
             raise _unavailable(error) from None
         except asyncio.CancelledError:

@@ -8,9 +8,14 @@ from datetime import UTC, datetime, timedelta
 import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
+from sqlalchemy import text
 
+from keylock.bundle import KeyFile, write_bundle
+from keylock.errors import StoreError
 from keylock.licensing import Quota, Rate
+from keylock.signing import SigningKey
 from keylock.store import LicenseStore
+from keylock.store.audit import compare_with_ledger
 from keylock.store.reconcile import reconcile
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import license_pb2
@@ -314,3 +319,85 @@ def test_server_takes_back_what_a_dead_one_had_reserved(start_server, vendor, st
         wait_for(lambda: reserved(store) == (0, 0, 0))
     assert calls.explain(image, token=granted.token).usage.remaining == 0
     calls.stop().result(timeout=30)
+
+
+# Trouble with the store and the clock: found, named, and nothing lost
+
+
+def test_audit_log_that_was_altered_ends_charging_and_not_predicting(start_server, vendor, image, tmp_path, server_log):
+    url = f"sqlite:///{tmp_path / 'licenses.db'}"
+    calls = start_server(license_store=url, store_check_s=0.05)
+    with LicenseStore(url) as store:
+        token = vendor.grant(store=store, quota=Quota(total=5)).token
+        assert calls.explain(image, token=token).usage.units == 1
+        with store.database.transaction(writes=True) as connection:
+            kept = connection.execute(text("SELECT size FROM audit_head")).scalar_one()
+            connection.execute(text("UPDATE audit_head SET size = size + 1"))
+        code, details = refusal(lambda: calls.explain(image, token=token))
+        assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.UNAVAILABLE, "SERVICE")
+        assert "the audit log was cut or changed" in server_log.text
+        with store.database.transaction(writes=True) as connection:
+            connection.execute(text("UPDATE audit_head SET size = :size"), {"size": kept})
+        wait_for(lambda: reserved(store) == (1, 1, 0))
+        assert calls.explain(image, token=token).usage.remaining == 3
+        with store.database.transaction(snapshot=True) as connection:
+            assert (reconcile(connection).differences, compare_with_ledger(connection)) == ((), ())
+    calls.stop().result(timeout=30)
+
+
+def test_store_that_a_newer_keylock_took_over_is_named(start_server, vendor, image, tmp_path):
+    url = f"sqlite:///{tmp_path / 'licenses.db'}"
+    calls = start_server(license_store=url, store_check_s=0.05)
+    with LicenseStore(url) as store, store.database.transaction(writes=True) as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    wait_for(lambda: "upgrade keylock" in calls.server._condition.problems.get("store", ""))
+    calls.stop().result(timeout=30)
+    with pytest.raises(StoreError, match="upgrade keylock"):
+        start_server(license_store=url)
+
+
+def test_clock_that_was_set_back_is_named_and_nothing_is_lost(start_server, vendor, image, tiny, tmp_path):
+    url = f"sqlite:///{tmp_path / 'licenses.db'}"
+    clock = [tiny.now]
+    calls = start_server(license_store=url, store_check_s=0.05, now=lambda: clock[0])
+    with LicenseStore(url) as store:
+        granted = vendor.grant(store=store, quota=Quota(total=2), not_before=tiny.now - timedelta(days=9))
+    assert calls.explain(image, token=granted.token, request_id="a").usage.units == 1
+    assert calls.server._condition.problems == {}
+    clock[0] = tiny.now - timedelta(days=3)
+    wait_for(lambda: "the clock was set back" in calls.server._condition.problems.get("clock", ""))
+    # It goes on, and neither the charge nor what is left has changed.
+    assert calls.explain(image, token=granted.token, request_id="a").usage.replayed
+    assert calls.explain(image, token=granted.token, request_id="b").usage.remaining == 0
+    code, _ = refusal(lambda: calls.explain(image, token=granted.token, request_id="c"))
+    assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+    clock[0] = tiny.now
+    wait_for(lambda: calls.server._condition.problems == {})
+    calls.stop().result(timeout=30)
+
+
+def test_servers_of_different_issuers_on_one_store_refuse_each_others_licenses(start_server, vendor, image, tmp_path):
+    other = SigningKey.generate()
+    other.verifying_key.write(tmp_path / "other.pub.pem")
+    content, sealer = vendor.content(), KeyFile.create(tmp_path / "other.key")
+    write_bundle(tmp_path / "other.klb", content, signing_key=other, seed=vendor.seed, sealer=sealer)
+    url = f"sqlite:///{tmp_path / 'licenses.db'}"
+    ours = start_server(license_store=url)
+    theirs = start_server(
+        license_store=url,
+        bundle=tmp_path / "other.klb",
+        key_file=tmp_path / "other.key",
+        issuers=(tmp_path / "other.pub.pem",),
+    )
+    with LicenseStore(url) as store:
+        mine, foreign = (vendor.grant(store=store, signing_key=key).token for key in (vendor.signing_key, other))
+        for calls, good, bad in ((ours, mine, foreign), (theirs, foreign, mine)):
+            assert calls.explain(image, token=good).results[0].keyed
+            code, details = refusal(lambda calls=calls, bad=bad: calls.explain(image, token=bad))
+            assert (code, details["ErrorInfo"].reason) == (
+                grpc.StatusCode.UNAUTHENTICATED,
+                "LICENSE_UNKNOWN_ISSUER",
+            )
+        assert reserved(store) == (2, 2, 0)
+    for calls in (ours, theirs):
+        calls.stop().result(timeout=30)

@@ -1,6 +1,7 @@
 """ledger.py and rates.py: every request is charged once, and never beyond its quota, whatever happens around it."""
 
 import random
+import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -388,3 +389,53 @@ def test_reconcile_names_what_does_not_agree(database):
         found = reconcile(connection)
     assert found.requests == 1
     assert {(d.period, d.ledger, d.counter) for d in found.differences} == {("day", 2, 3), ("total", 2, 0)}
+
+
+# A store that is in trouble while a ledger uses it (SQLite: what a database server does is its own affair)
+
+
+@pytest.fixture
+def file_ledger(tmp_path):
+    with Database(f"sqlite:///{tmp_path / 'ledger.db'}") as database:
+        made = Ledger(database)
+        yield made, database
+        made.close()
+
+
+def test_full_disk_refuses_charges_and_loses_nothing(file_ledger):
+    ledger, database = file_ledger
+    license = make_license(quota=Quota(total=10_000))
+    settle(ledger, reserve(ledger, order(license, "before")))
+    with database.transaction() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        # The one connection of the pool, which the ledger uses next.
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+    done = 1
+    with pytest.raises(StoreError, match="disk is full") as caught:  # noqa: PT012 - how many fit is not known
+        while done < 200:
+            settle(ledger, reserve(ledger, order(license, f"{done}-{'x' * 100}")))
+            done += 1
+    assert caught.value.passing
+    with database.transaction() as connection:
+        connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
+        found = reconcile(connection)
+    assert (found.requests, found.differences) == (done, ())
+    # With room again it goes on where it was.
+    settle(ledger, reserve(ledger, order(license, "after")))
+    assert used(ledger, license)[2] == done + found.reserved + 1
+
+
+def test_store_that_another_program_locks_is_named_and_used_again(file_ledger, tmp_path, monkeypatch):
+    ledger, database = file_ledger
+    monkeypatch.setattr("keylock.store.database._BUSY_TIMEOUT_MS", 20)
+    database._engine.dispose()
+    license = make_license(quota=Quota(total=1))
+    other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreError, match="locked") as caught:
+        reserve(ledger, order(license, "r"))
+    assert caught.value.passing
+    other.execute("ROLLBACK")
+    other.close()
+    settle(ledger, reserve(ledger, order(license, "r")))
+    assert used(ledger, license) == [1, 1, 1]
