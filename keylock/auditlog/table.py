@@ -143,7 +143,7 @@ def append(connection: Connection, new: Sequence[bytes]) -> range:
     last = _LAST.row(connection, {})
     if (-1 if last is None else last[0]) != first - 1:
         raise AuditLogError(
-            f"the audit log was cut or changed: its head says {first} entries, and the last one has another number: see "
+            f"the audit log was cut or changed: its head says {first} entries and its last one has another number: see "
             "keylock audit-log verify"
         )
     rows = []
