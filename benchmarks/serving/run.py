@@ -14,6 +14,7 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import statistics
 import sys
 import time
@@ -27,7 +28,6 @@ from material import NETWORKS, Material, prepare
 from rivals import RIVALS, TASKS, Keylock, KeylockUnlicensed, Rival
 
 _RESULTS = Path(__file__).resolve().parents[1] / "results" / "serving" / "serving.json"
-_CHECKED = 4
 
 
 def main() -> None:
@@ -37,13 +37,15 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", type=int, choices=NETWORKS, default=[32, 224])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--concurrency", nargs="+", type=int, default=[1, 8, 32])
-    parser.add_argument("--seconds", type=float, default=2.5, help="for each figure, at least")
+    parser.add_argument("--seconds", type=float, default=1.5, help="for each figure, at least")
     parser.add_argument("--rounds", type=int, default=2, help="how many images each caller asks about, at least")
     parser.add_argument("--calls", nargs="+", type=int, default=[5000, 500], help="licensed and unlicensed, by side")
     parser.add_argument("--work", type=Path, default=Path("runs/serving"))
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--results", type=Path, default=_RESULTS)
     options = parser.parse_args()
+    # So that servers are stopped as well when the program is told to end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if options.fresh:
         shutil.rmtree(options.work, ignore_errors=True)
     missing = {name: modules for name in options.rivals if (modules := RIVALS[name].missing())}
@@ -91,7 +93,8 @@ async def _measure_network(
         found["agreement"] = await _agreement(rivals, options.tasks)
         for task in options.tasks:
             # One after the other at the same task and concurrency, so that what else the machine does weighs on all.
-            for callers in options.concurrency:
+            # Predictions are there to be compared with, one at a time.
+            for callers in options.concurrency if task != "predict" else options.concurrency[:1]:
                 for rival in rivals:
                     if task in rival.tasks:
                         figures = found["figures"].setdefault(task, {}).setdefault(rival.name, {})
