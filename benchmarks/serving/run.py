@@ -28,6 +28,7 @@ from material import NETWORKS, Material, prepare
 from rivals import RIVALS, TASKS, Keylock, KeylockUnlicensed, Rival
 
 _RESULTS = Path(__file__).resolve().parents[1] / "results" / "serving" / "serving.json"
+_LEAST = 8
 
 
 def main() -> None:
@@ -53,14 +54,14 @@ def main() -> None:
         print(f"left out: {RIVALS[name].title}, which needs {', '.join(modules)}", file=sys.stderr)
     rivals = [RIVALS[name] for name in options.rivals if name not in missing]
     materials = [prepare(options.work, side) for side in options.sides]
-    began = time.monotonic()
+    began, before = time.monotonic(), round(os.getloadavg()[0], 1)
     networks = asyncio.run(_measure(materials, rivals, options))
     result = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": f"{_processor()}, {os.cpu_count()} cores, one thread of computing for each server",
         "command": shlex.join(["python", "benchmarks/serving/run.py", *sys.argv[1:]]),
         "seconds": round(time.monotonic() - began, 1),
-        "load_average_at_end": round(os.getloadavg()[0], 1),
+        "load_average": [before, round(os.getloadavg()[0], 1)],
         "versions": _versions(),
         "left_out": {name: ", ".join(modules) for name, modules in missing.items()},
         "titles": {rival.name: rival.title for rival in rivals},
@@ -90,6 +91,7 @@ async def _measure_network(
     found: dict[str, Any] = {"about": material.about(), "figures": {}}
     try:
         found["start_s"] = {rival.name: round(await _start(rival, material), 2) for rival in rivals}
+        found["start_cpu_s"] = {rival.name: round(rival.process.cpu_s, 2) for rival in rivals}
         found["agreement"] = await _agreement(rivals, options.tasks)
         for task in options.tasks:
             # One after the other at the same task and concurrency, so that what else the machine does weighs on all.
@@ -139,12 +141,13 @@ async def _first_map(rival: Rival, task: str) -> np.ndarray[Any, np.dtype[np.flo
 
 
 async def _figure(rival: Rival, task: str, callers: int, options: argparse.Namespace) -> dict[str, float]:
-    await load(rival, task, callers=callers, seconds=0, least=callers)
-    found = await load(rival, task, callers=callers, seconds=options.seconds, least=options.rounds * callers)
+    await load(rival, task, callers=callers if rival.compiles else 1, seconds=0, least=1)
+    least = max(_LEAST, options.rounds * callers)
+    found = await load(rival, task, callers=callers, seconds=options.seconds, least=least)
     figure = summary(found)
     print(
         f"{rival.material.side} pixels, {task}, {callers}: {rival.title}: {figure['p50_ms']:.1f} ms, "
-        f"{figure['images_per_s']:.1f} images/s",
+        f"{figure['images_per_s']:.1f} images/s, {figure['cpu_ms_per_image']:.1f} ms of CPU time",
         file=sys.stderr,
     )
     return figure

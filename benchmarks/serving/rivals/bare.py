@@ -66,7 +66,7 @@ class BareCompiled(_Bare):
     """The input gradient by `torch.compile`, with the prediction from the same pass."""
 
     name, kind, title = "torch_compile", "torch_compile", "torch.compile, bare loop"
-    needs = ("torch",)
+    needs, compiles = ("torch",), True
     tasks = ("gradient",)
 
 

@@ -28,6 +28,7 @@ class Rival(ABC):
         tasks: What it can be asked.
         bare: Whether there is no server: it is then asked for batches by one caller, in place of single images by
             many callers.
+        compiles: Whether the first batch of each size takes long.
     """
 
     name: ClassVar[str]
@@ -35,6 +36,7 @@ class Rival(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
     tasks: ClassVar[tuple[str, ...]] = TASKS
     bare: ClassVar[bool] = False
+    compiles: ClassVar[bool] = False
     process: ServerProcess
 
     def __init__(self, material: Material) -> None:
