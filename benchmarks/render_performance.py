@@ -31,10 +31,11 @@ _MEMORY = 1.3
 
 def write_serving(result: Mapping[str, Any]) -> str:
     """Return the section of `serving.json`, in Markdown."""
+    before, after = result["load_average"]
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     parts = [
         f"Measured on {result['date']}, {result['hardware']}, in {result['seconds'] / 60:.1f} minutes; the load "
-        f"average at the end was {result['load_average_at_end']}. {versions}.\n",
+        f"average was {before} before and {after} at the end. {versions}.\n",
         code(result["command"]),
     ]
     parts += [f"Left out: {name}, which needs {modules}.\n" for name, modules in result["left_out"].items()]
@@ -61,11 +62,17 @@ def write_goals(networks: Mapping[str, Network]) -> list[tuple[str, ...]]:
                 if rival in found and task == "grad_cam":
                     ratio = own[most]["images_per_s"] / found[rival][most]["images_per_s"]
                     rows.append(_row(f"{about}: throughput over {rival}, {most} callers", ratio, _TIMES_RIVALS))
+                    ratio = found[rival][most]["cpu_ms_per_image"] / own[most]["cpu_ms_per_image"]
+                    name = f"{about}: images in a second of processor time over {rival}, {most} callers"
+                    rows.append(_row(name, ratio, _TIMES_RIVALS))
             if "onnxruntime" in found:
                 bare = found["onnxruntime"]
                 best = max(value["images_per_s"] for value in bare.values())
                 ratio = max(value["images_per_s"] for value in own.values()) / best
                 rows.append(_row(f"{about}: throughput over the bare session's best", ratio, _OF_BARE))
+                least = [min(value["cpu_ms_per_image"] for value in kind.values()) for kind in (bare, own)]
+                name = f"{about}: images in a second of processor time over the bare session's best"
+                rows.append(_row(name, least[0] / least[1], _OF_BARE))
                 more = own["1"]["p50_ms"] - bare["1"]["p50_ms"]
                 rows.append(_row(f"{about}: ms more than the bare session, 1 caller, p50", more, _MORE_MS, most=True))
         rows += _other_goals(side, network)
@@ -97,12 +104,12 @@ def _row(name: str, value: float, limit: float, *, most: bool = False) -> tuple[
 
 
 def _times(result: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    head = ("", "callers, or images in a batch", "p50 ms", "p95 ms", "p99 ms", "images/s", "calls")
+    head = ("", "callers, or images in a batch", "p50 ms", "p95 ms", "p99 ms", "images/s", "CPU ms an image", "calls")
     rows = [
         (
             result["titles"][name],
             callers,
-            *(f"{value[figure]:.1f}" for figure in ("p50_ms", "p95_ms", "p99_ms", "images_per_s")),
+            *(f"{value[figure]:.1f}" for figure in ("p50_ms", "p95_ms", "p99_ms", "images_per_s", "cpu_ms_per_image")),
             str(value["calls"]),
         )
         for name, by_callers in found.items()
@@ -112,25 +119,26 @@ def _times(result: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 
 def _costs(result: Mapping[str, Any], network: Network) -> str:
-    """Return what an explanation costs beside a prediction of the same rival, how long a start takes, and memory."""
+    """Return what an explanation costs beside a prediction of the same rival (CPU), how long a start takes, memory."""
     figures = network["figures"]
     tasks = [task for task in figures if task != "predict"]
 
     def multiple(name: str, task: str) -> str:
         found = [figures.get(kind, {}).get(name, {}).get("1") for kind in (task, "predict")]
-        return "" if None in found else f"{found[0]['p50_ms'] / found[1]['p50_ms']:.2f}"
+        return "" if None in found else f"{found[0]['cpu_ms_per_image'] / found[1]['cpu_ms_per_image']:.2f}"
 
     rows = [
         (
             title,
             *(multiple(name, task) for task in tasks),
             f"{network['start_s'][name]:.1f}",
+            f"{network['start_cpu_s'][name]:.1f}",
             f"{network['rss_mb'][name]:.0f}",
             *(f"{network['agreement'].get(task, {}).get(name, float('nan')):.4f}".replace("nan", "") for task in tasks),
         )
         for name, title in result["titles"].items()
     ]
-    head = ["", *(f"{task} / prediction" for task in tasks), "start to ready, s", "memory, MB"]
+    head = ["", *(f"{task} / prediction" for task in tasks), "start to ready, s", "CPU s of that", "memory, MB"]
     return table((*head, *(f"{task}: PCC to the first" for task in tasks)), rows)
 
 

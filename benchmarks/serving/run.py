@@ -54,34 +54,33 @@ def main() -> None:
         print(f"left out: {RIVALS[name].title}, which needs {', '.join(modules)}", file=sys.stderr)
     rivals = [RIVALS[name] for name in options.rivals if name not in missing]
     materials = [prepare(options.work, side) for side in options.sides]
-    began, before = time.monotonic(), round(os.getloadavg()[0], 1)
-    networks = asyncio.run(_measure(materials, rivals, options))
     result = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": f"{_processor()}, {os.cpu_count()} cores, one thread of computing for each server",
         "command": shlex.join(["python", "benchmarks/serving/run.py", *sys.argv[1:]]),
-        "seconds": round(time.monotonic() - began, 1),
-        "load_average": [before, round(os.getloadavg()[0], 1)],
+        "seconds": 0.0,
+        "load_average": [round(os.getloadavg()[0], 1)] * 2,
         "versions": _versions(),
         "left_out": {name: ", ".join(modules) for name, modules in missing.items()},
         "titles": {rival.name: rival.title for rival in rivals},
         "bare": [rival.name for rival in rivals if rival.bare],
-        "networks": networks,
+        "networks": {},
     }
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    options.results.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    asyncio.run(_measure(materials, rivals, options, result))
     print(f"written: {options.results}", file=sys.stderr)
 
 
 async def _measure(
-    materials: list[Material], rivals: list[type[Rival]], options: argparse.Namespace
-) -> dict[str, dict[str, Any]]:
-    """Measure every network, all in one event loop."""
-    calls = dict(zip(options.sides, [*options.calls, *options.calls[-1:] * len(options.sides)], strict=False))
-    return {
-        str(material.side): await _measure_network(material, rivals, options, calls[material.side])
-        for material in materials
-    }
+    materials: list[Material], rivals: list[type[Rival]], options: argparse.Namespace, result: dict[str, Any]
+) -> None:
+    """Measure every network, all in one event loop, and write the results after each."""
+    calls, began = [*options.calls, *options.calls[-1:] * len(materials)], time.monotonic()
+    for material, count in zip(materials, calls, strict=False):
+        result["networks"][str(material.side)] = await _measure_network(material, rivals, options, count)
+        result["seconds"] = round(time.monotonic() - began, 1)
+        result["load_average"][1] = round(os.getloadavg()[0], 1)
+        options.results.parent.mkdir(parents=True, exist_ok=True)
+        options.results.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
 
 
 async def _measure_network(

@@ -28,6 +28,7 @@ def test_keylock_is_measured_beside_the_bare_session(tmp_path):
             for callers, figure in network["figures"][task][rival].items():
                 assert figure["calls"] * (int(callers) if rival == "onnxruntime" else 1) >= 2 * int(callers)
                 assert 0 < figure["p50_ms"] <= figure["p95_ms"] <= figure["p99_ms"]
+    assert min(network["start_cpu_s"].values()) > 0.1
     assert set(network["start_s"]) == set(network["rss_mb"]) == {"onnxruntime", "keylock"}
     assert min(network["rss_mb"].values()) > 10
     assert network["licensed"]["calls_each"] == 5

@@ -14,7 +14,14 @@ PAGE = (ROOT / "docs" / "performance.md").read_text("utf-8")
 
 def at(*throughputs, p50=10.0):
     return {
-        str(callers): {"calls": 9, "p50_ms": p50, "p95_ms": 2 * p50, "p99_ms": 3 * p50, "images_per_s": throughput}
+        str(callers): {
+            "calls": 9,
+            "p50_ms": p50,
+            "p95_ms": 2 * p50,
+            "p99_ms": 3 * p50,
+            "images_per_s": throughput,
+            "cpu_ms_per_image": 800 / throughput,
+        }
         for callers, throughput in zip((1, 32), throughputs, strict=True)
     }
 
@@ -33,6 +40,7 @@ def network():
         },
         "agreement": {"grad_cam": {"litserve": 1.0, "mlserver": 0.9999, "onnxruntime": 0.9998, "keylock": 0.9997}},
         "start_s": {"litserve": 9.0, "mlserver": 12.0, "onnxruntime": 1.0, "keylock": 2.5},
+        "start_cpu_s": {"litserve": 4.0, "mlserver": 5.0, "onnxruntime": 0.5, "keylock": 1.5},
         "rss_mb": {"litserve": 900.0, "mlserver": 950.0, "onnxruntime": 200.0, "keylock": 240.0},
         "licensed": {"calls_each": 5000, "ratio": 1.01, "low": 1.005, "high": 1.015, "p_value": 0.01},
         "workers": {"task": "grad_cam", "concurrency": 32, "ratio": 1.85},
@@ -45,7 +53,7 @@ def result():
         "hardware": "x86_64, 2 cores",
         "command": "python benchmarks/serving/run.py",
         "seconds": 60.0,
-        "load_average_at_end": 1.5,
+        "load_average": [1.0, 1.5],
         "versions": {"python": "3.11"},
         "left_out": {"torch_compile": "torch"},
         "titles": {name: name for name in ("litserve", "mlserver", "onnxruntime", "keylock")},
@@ -63,8 +71,19 @@ def test_goals_are_judged():
     goals = {row[0]: row[1:] for row in render_performance.write_goals({"224": network()})}
     assert goals == {
         "224 pixels, grad_cam: throughput over litserve, 32 callers": ("3.00", "≥ 1.6", "yes"),
+        "224 pixels, grad_cam: images in a second of processor time over litserve, 32 callers": (
+            "3.00",
+            "≥ 1.6",
+            "yes",
+        ),
         "224 pixels, grad_cam: throughput over mlserver, 32 callers": ("1.50", "≥ 1.6", "no"),
+        "224 pixels, grad_cam: images in a second of processor time over mlserver, 32 callers": ("1.50", "≥ 1.6", "no"),
         "224 pixels, grad_cam: throughput over the bare session's best": ("0.75", "≥ 0.9", "no"),
+        "224 pixels, grad_cam: images in a second of processor time over the bare session's best": (
+            "0.75",
+            "≥ 0.9",
+            "no",
+        ),
         "224 pixels, grad_cam: ms more than the bare session, 1 caller, p50": ("0.00", "≤ 2.0", "yes"),
         # The ratio is within 2 %, but the difference is significant.
         "224 pixels: licensed over unlicensed mean time, 5000 calls each": (
@@ -80,9 +99,9 @@ def test_goals_are_judged():
 
 def test_figures_are_copied_and_what_was_left_out_is_said():
     text = render_performance.write_serving(result())
-    assert "| mlserver | 32 | 10.0 | 20.0 | 30.0 | 20.0 | 9 |" in text
-    assert "| keylock | 1.25 | 2.5 | 240 | 0.9997 |" in text
-    assert "| litserve |  | 9.0 | 900 | 1.0000 |" in text
+    assert "| mlserver | 32 | 10.0 | 20.0 | 30.0 | 20.0 | 40.0 | 9 |" in text
+    assert "| keylock | 2.50 | 2.5 | 1.5 | 240 | 0.9997 |" in text
+    assert "| litserve |  | 9.0 | 4.0 | 900 | 1.0000 |" in text
     assert "Left out: torch_compile, which needs torch." in text
 
 
