@@ -97,6 +97,15 @@ def test_goals_are_judged():
     }
 
 
+def test_times_that_pass_are_not_judged_where_other_programs_ran():
+    busy = render_performance.write_goals({"224": network()}, busy=True)
+    judged = [name for name, *_, reached in busy if reached != "not judged"]
+    assert len(judged) == 4
+    assert all("processor time" in name or "memory" in name for name in judged)
+    assert "are not judged" in render_performance.write_serving(result() | {"load_average": [2.0, 15.0]})
+    assert "are not judged" not in render_performance.write_serving(result())
+
+
 def test_figures_are_copied_and_what_was_left_out_is_said():
     text = render_performance.write_serving(result())
     assert "| mlserver | 32 | 10.0 | 20.0 | 30.0 | 20.0 | 40.0 | 9 |" in text
