@@ -42,6 +42,8 @@ def write_serving(result: Mapping[str, Any]) -> str:
         code(result["command"]),
     ]
     parts += [f"Left out: {name}, which needs {modules}.\n" for name, modules in result["left_out"].items()]
+    if "note" in result:
+        parts.append(f"{result['note']}\n")
     if busy:
         parts.append(
             "Other programs had most of the machine, so goals of times that pass are not judged: compare processor "

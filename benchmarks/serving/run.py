@@ -73,10 +73,15 @@ def main() -> None:
 async def _measure(
     materials: list[Material], rivals: list[type[Rival]], options: argparse.Namespace, result: dict[str, Any]
 ) -> None:
-    """Measure every network, all in one event loop, and write the results after each."""
+    """Measure every network, all in one event loop; write the results, also of a run that is ended early."""
     calls, began = [*options.calls, *options.calls[-1:] * len(materials)], time.monotonic()
-    for material, count in zip(materials, calls, strict=False):
-        result["networks"][str(material.side)] = await _measure_network(material, rivals, options, count)
+    result["note"] = "The run was ended early: what is not here was not measured."
+    try:
+        for material, count in zip(materials, calls, strict=False):
+            found = result["networks"][str(material.side)] = {"about": material.about(), "figures": {}}
+            await _measure_network(material, rivals, options, count, found)
+        del result["note"]
+    finally:
         result["seconds"] = round(time.monotonic() - began, 1)
         result["load_average"][1] = round(os.getloadavg()[0], 1)
         options.results.parent.mkdir(parents=True, exist_ok=True)
@@ -84,10 +89,10 @@ async def _measure(
 
 
 async def _measure_network(
-    material: Material, kinds: list[type[Rival]], options: argparse.Namespace, calls: int
-) -> dict[str, Any]:
+    material: Material, kinds: list[type[Rival]], options: argparse.Namespace, calls: int, found: dict[str, Any]
+) -> None:
+    """Measure one network, into `found`."""
     rivals = [kind(material) for kind in kinds]
-    found: dict[str, Any] = {"about": material.about(), "figures": {}}
     try:
         found["start_s"] = {rival.name: round(await _start(rival, material), 2) for rival in rivals}
         found["start_cpu_s"] = {rival.name: round(rival.process.cpu_s, 2) for rival in rivals}
@@ -100,7 +105,7 @@ async def _measure_network(
                     if task in rival.tasks:
                         figures = found["figures"].setdefault(task, {}).setdefault(rival.name, {})
                         figures[str(callers)] = await _figure(rival, task, callers, options)
-        found["rss_mb"] = {rival.name: round(rival.process.rss_bytes / 2**20, 1) for rival in rivals}
+            found["rss_mb"] = {rival.name: round(rival.process.rss_bytes / 2**20, 1) for rival in rivals}
         for rival in rivals:
             if type(rival) is Keylock:
                 found["licensed"] = await _license(rival, options.tasks, calls)
@@ -109,7 +114,6 @@ async def _measure_network(
             await rival.stop()
     if any(type(rival) is Keylock for rival in rivals):
         found["workers"] = await _workers(material, options)
-    return found
 
 
 async def _start(rival: Rival, material: Material) -> float:
