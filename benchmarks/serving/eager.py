@@ -30,11 +30,12 @@ class Eager:
     """
 
     def __init__(self, material: Material, *, target_given: bool = False) -> None:
-        self._shape, self._target_given = material.shape, target_given
+        self._shape = material.shape
         self._model = load_network(material)
         layer = self._model.get_submodule(material.about()["layer"])
         self._grad_cam, self._gradient = LayerGradCam(self._model, layer), Saliency(self._model)
-        self._targets: Tensor | None = None
+        # The classes of the images in their order, as a caller would name them.
+        self._given = self._predict(torch.from_numpy(material.images())).argmax(dim=1) if target_given else None
 
     def answer(
         self, task: str, images: NDArray[np.float32]
@@ -46,16 +47,18 @@ class Eager:
             images: Preprocessed (batch, 3, side, side).
         """
         inputs = torch.from_numpy(images.reshape(-1, *self._shape))
-        logits = None
-        if task == "predict" or not self._target_given or self._targets is None or len(self._targets) != len(inputs):
-            with torch.inference_mode():
-                logits = self._model(inputs)
-            self._targets = logits.argmax(dim=1).clone()
+        logits = self._predict(inputs) if task == "predict" or self._given is None else None
         found = None if logits is None else logits.numpy()
         if task == "predict":
             return found, None
+        targets = logits.argmax(dim=1) if logits is not None else self._given[: len(inputs)]
         if task == "grad_cam":
-            maps = self._grad_cam.attribute(inputs, target=self._targets, relu_attributions=True)[:, 0]
+            maps = self._grad_cam.attribute(inputs, target=targets, relu_attributions=True)[:, 0]
         else:
-            maps = self._gradient.attribute(inputs, target=self._targets).mean(dim=1)
+            maps = self._gradient.attribute(inputs, target=targets).mean(dim=1)
         return found, maps.detach().numpy()
+
+    def _predict(self, inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = self._model(inputs)
+        return logits

@@ -13,13 +13,15 @@ import numpy as np
 from material import Material
 
 _MOST = 32
+# Without waiting, LitServe asks an empty queue again and again, and takes a core from whatever else runs.
+_WAIT_S = 0.002
 
 
 class Explainer(litserve.LitAPI):
-    """Explains images that come as base64; what is waiting is one batch."""
+    """Explains images that come as base64; what comes within a moment is one batch."""
 
     def __init__(self, material: Material) -> None:
-        super().__init__(max_batch_size=_MOST, batch_timeout=0)
+        super().__init__(max_batch_size=_MOST, batch_timeout=_WAIT_S)
         self._material = material
 
     def setup(self, device: str) -> None:

@@ -94,8 +94,10 @@ async def _measure_network(
     """Measure one network, into `found`."""
     rivals = [kind(material) for kind in kinds]
     try:
-        found["start_s"] = {rival.name: round(await _start(rival, material), 2) for rival in rivals}
-        found["start_cpu_s"] = {rival.name: round(rival.process.cpu_s, 2) for rival in rivals}
+        found["start_s"], found["start_cpu_s"] = {}, {}
+        for rival in rivals:
+            found["start_s"][rival.name] = round(await _start(rival, material), 2)
+            found["start_cpu_s"][rival.name] = round(rival.process.cpu_s, 2)
         found["agreement"] = await _agreement(rivals, options.tasks)
         for task in options.tasks:
             # One after the other at the same task and concurrency, so that what else the machine does weighs on all.

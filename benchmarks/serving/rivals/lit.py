@@ -1,4 +1,4 @@
-"""Captum behind LitServe: HTTP, images as base64 in JSON, batches of what is waiting."""
+"""Captum behind LitServe: HTTP, images as base64 in JSON, with batching."""
 
 import base64
 import json
