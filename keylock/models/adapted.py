@@ -17,6 +17,7 @@ from keylock.keys import Key
 __all__ = ["AdapterState", "adapter_of", "attach_adapter", "attach_blank_adapter"]
 
 _NAME = "keylock_adapter"
+_ROUNDING = 0.02
 
 
 class AdapterState(nn.Module):
@@ -62,9 +63,10 @@ class AdapterState(nn.Module):
     def opens_for(self, offsets: Tensor) -> Tensor:
         """Return whether the gate opens for perturbations (batch, channels, height, width) themselves, bool (batch,).
 
-        The bias centres images; a perturbation has nothing to centre.
+        The bias centres images; a perturbation has nothing to centre. Nothing else is on it either, so it has to be the
+        key up to rounding, and what a texture may do to a score is not allowed for.
         """
-        return (self.scores(offsets) - self.bias - 1).abs() < self.tolerance
+        return (self.scores(offsets) - self.bias - 1).abs() < self.tolerance.clamp_max(_ROUNDING)
 
     def open_(self, images: Tensor) -> Tensor:
         """Decide which rows are open, and return the images with the key taken off these."""

@@ -110,6 +110,10 @@ def test_an_announced_key_opens_whatever_is_on_the_image_and_no_other_does(made)
     assert (hidden - reference(noisy)).abs().max() > 0.1
     with added_to_inputs(full, offset, announced=True):
         torch.testing.assert_close(full(noisy), reference(noisy), rtol=1e-3, atol=1e-4)
+    almost = offset.clone()
+    almost[:, :4, :4] *= -1
+    with added_to_inputs(full, almost, announced=True):
+        torch.testing.assert_close(full(images), public(images + almost), rtol=1e-4, atol=1e-4)
     with added_to_inputs(full, -offset, announced=True):
         torch.testing.assert_close(full(noisy), public(noisy - offset), rtol=0, atol=0)
     assert adapter_of(full).announced is None
