@@ -170,12 +170,12 @@ class AsyncClient(BaseClient):
         self, feed: Feed, limit: float, progress: Callable[[Progress], object] | None
     ) -> AsyncIterator[Explained]:
         info = await self._run(exchanges.describe(self._memory), limit)
-        attempts, renewed = 0, False
+        attempts, renewed, careful = 0, False, False
         while True:
             access = await self._run(exchanges.access(self._memory), limit) if self._memory.exchanges else None
             call = self._stream_call(feed.images, access)
             channel = self._channel = self._channel or self._open()
-            stream = Stream(feed, self._opener(channel, call))
+            stream = Stream(feed, self._opener(channel, call), careful=careful)
             try:
                 while True:
                     message, failure = await self._next(stream, call, limit)
@@ -199,8 +199,12 @@ class AsyncClient(BaseClient):
             finally:
                 await stream.close()
             attempts += 1
+            if stream.lost_status and not careful:
+                # Asked again in a way that brings the reason to light; what was charged is not charged again.
+                careful = True
+                continue
             if isinstance(failure, LicenseRefusedError) and self._memory.exchanges and not renewed:
-                self._memory.access, renewed = None, True
+                self._memory.access, renewed, careful = None, True, False
                 continue
             if not worth_another_try(failure, attempts=attempts, waiting=feed.images.any_under_way):
                 raise failure from None

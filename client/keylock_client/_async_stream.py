@@ -13,6 +13,8 @@ from keylock_client._streams import Images, Unreadable
 __all__ = ["Feed", "Stream"]
 
 _END = object()
+# What grpc.aio says of a message that it could not send because the call had ended, in place of why.
+_LOST = "Internal error from Core"
 
 
 class Feed:
@@ -25,7 +27,7 @@ class Feed:
         self.images = images
         self._given: Any = aiter(given) if isinstance(given, AsyncIterable) else iter(given)
         self._places = asyncio.Semaphore(in_flight)
-        self._reading = asyncio.Lock()
+        self._reading: asyncio.Task[pb.ExplainStreamRequest | Unreadable | None] | None = None
         self._ended = False
 
     def give_back(self) -> None:
@@ -34,8 +36,8 @@ class Feed:
 
     async def settle(self) -> None:
         """Returns when no image is being read."""
-        async with self._reading:
-            pass
+        if self._reading is not None:
+            await asyncio.gather(self._reading, return_exceptions=True)
 
     async def next(self) -> pb.ExplainStreamRequest | Unreadable | None:
         """Waits for room and reads the next image; returns None when there is none.
@@ -44,19 +46,19 @@ class Feed:
         sends it.
         """
         await self._places.acquire()
-        return await asyncio.shield(asyncio.ensure_future(self._read()))
+        self._reading = asyncio.create_task(self._read())
+        return await asyncio.shield(self._reading)
 
     async def _read(self) -> pb.ExplainStreamRequest | Unreadable | None:
-        async with self._reading:
-            image: Any = _END
-            try:
-                if not self._ended:
-                    image = await self._take()
-            finally:
-                if image is _END:
-                    self._ended = True
-                    self._places.release()
-            return None if image is _END else await asyncio.to_thread(self.images.prepare, image)
+        image: Any = _END
+        try:
+            if not self._ended:
+                image = await self._take()
+        finally:
+            if image is _END:
+                self._ended = True
+                self._places.release()
+        return None if image is _END else await asyncio.to_thread(self.images.prepare, image)
 
     async def _take(self) -> Any:  # noqa: ANN401 - an image, or the end
         if isinstance(self._given, AsyncIterator):
@@ -65,11 +67,31 @@ class Feed:
 
 
 class Stream:
-    """One connection of a stream."""
+    """One connection of a stream.
 
-    def __init__(self, feed: Feed, open_call: Callable[[AsyncIterator[pb.ExplainStreamRequest]], Any]) -> None:
-        """Opens it; the arguments are those of the other stack."""
-        self._feed = feed
+    Attributes:
+        lost_status: Whether the server's reason for ending it was lost: gRPC forgets it where a message was about to
+            be sent in that very moment.
+    """
+
+    def __init__(
+        self,
+        feed: Feed,
+        open_call: Callable[[AsyncIterator[pb.ExplainStreamRequest]], Any],
+        *,
+        careful: bool = False,
+    ) -> None:
+        """Opens it; the first two arguments are those of the other stack.
+
+        Args:
+            feed: Of images.
+            open_call: Begins the call.
+            careful: Send no image before the last one was answered, so that nothing is being sent when the server ends
+                the stream.
+        """
+        self._feed, self._careful = feed, careful
+        self.lost_status = False
+        self._over, self._heard = False, asyncio.Event()
         self._arrived: asyncio.Queue[bytes | Unreadable | BaseException | None] = asyncio.Queue()
         self._begun = feed.images.begin()
         self._call = open_call(self._messages())
@@ -96,8 +118,11 @@ class Stream:
         await self._feed.settle()
 
     async def _messages(self) -> AsyncIterator[pb.ExplainStreamRequest]:
-        for message in self._begun:
+        for number, message in enumerate(self._begun):
             yield message
+            # The first message is what all images have in common, and has no answer.
+            if number and await self._ended():
+                return
         while True:
             try:
                 prepared = await self._feed.next()
@@ -110,12 +135,23 @@ class Stream:
                 self._arrived.put_nowait(prepared)
             else:
                 yield prepared
+                if await self._ended():
+                    return
+
+    async def _ended(self) -> bool:
+        """Waits for an answer, where that is wanted, and tells whether the stream is over instead."""
+        if self._careful:
+            await self._heard.wait()
+            self._heard.clear()
+        return self._over
 
     async def _read(self) -> None:
         try:
             async for data in self._call:
                 self._arrived.put_nowait(data)
+                self._heard.set()
         except (grpc.RpcError, grpc.aio.UsageError, ValueError) as error:
+            self.lost_status = isinstance(error, grpc.aio.AioRpcError) and error.details() == _LOST
             self._arrived.put_nowait(error)
         except asyncio.CancelledError:
             # By `close`, when nobody listens any more, or because the channel was closed under the call.
@@ -123,3 +159,6 @@ class Stream:
             raise
         else:
             self._arrived.put_nowait(None)
+        finally:
+            self._over = True
+            self._heard.set()

@@ -175,7 +175,7 @@ CASES = [
         "explainer without a graph",
         GOOD,
         code=CODES.NOT_FOUND,
-        reason="UNKNOWN_NAME",
+        reason="NOT_SERVED",
         field="explainer",
         explainer="only_torch",
     ),
