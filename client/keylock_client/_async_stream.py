@@ -29,6 +29,7 @@ class Feed:
         self._places = asyncio.Semaphore(in_flight)
         self._reading: asyncio.Task[pb.ExplainStreamRequest | Unreadable | None] | None = None
         self._ended = False
+        self.owner: object = None
 
     def give_back(self) -> None:
         """Makes room for another image."""
@@ -39,13 +40,17 @@ class Feed:
         if self._reading is not None:
             await asyncio.gather(self._reading, return_exceptions=True)
 
-    async def next(self) -> pb.ExplainStreamRequest | Unreadable | None:
+    async def next(self, owner: object) -> pb.ExplainStreamRequest | Unreadable | None:
         """Waits for room and reads the next image; returns None when there is none.
 
         A stream that is stopped meanwhile does not stop the reading: the image is then under way, and the next stream
         sends it.
         """
         await self._places.acquire()
+        if self.owner is not owner:
+            # A stream that was closed and has not noticed yet would take an image that the next one does not know of.
+            self._places.release()
+            return None
         self._reading = asyncio.create_task(self._read())
         return await asyncio.shield(self._reading)
 
@@ -90,6 +95,7 @@ class Stream:
                 the stream.
         """
         self._feed, self._careful = feed, careful
+        feed.owner = self
         self.lost_status = False
         self._over, self._heard = False, asyncio.Event()
         self._arrived: asyncio.Queue[bytes | Unreadable | BaseException | None] = asyncio.Queue()
@@ -112,6 +118,7 @@ class Stream:
 
     async def close(self) -> None:
         """Ends the stream, and what runs for it."""
+        self._feed.owner = None
         self._call.cancel()
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
@@ -125,7 +132,7 @@ class Stream:
                 return
         while True:
             try:
-                prepared = await self._feed.next()
+                prepared = await self._feed.next(self)
             except Exception as error:  # Of the caller's own images: it belongs into the caller's task.
                 self._arrived.put_nowait(error)
                 return
