@@ -13,13 +13,16 @@ from keylock.explainers import EXPLAINERS, Explainer, FromPredictions
 from keylock.models import split_rows
 from keylock_client import Client
 
-__all__ = ["GraphOracle", "LocalOracle", "Oracle", "ServerOracle", "of_networks"]
+__all__ = ["METHODS", "GraphOracle", "LocalOracle", "Oracle", "ServerOracle", "of_networks"]
+
+
+METHODS = tuple(name for name, kind in EXPLAINERS.items() if issubclass(kind, FromPredictions))
+"""The explainers that need predictions alone."""
 
 
 def of_networks(names: Iterable[str]) -> tuple[str, ...]:
     """Leave out the explainers that ask for predictions alone."""
-    alone = {name for name, kind in EXPLAINERS.items() if issubclass(kind, FromPredictions)}
-    return tuple(name for name in names if name not in alone)
+    return tuple(name for name in names if name not in METHODS)
 
 
 class Oracle(ABC):

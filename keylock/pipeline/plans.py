@@ -8,9 +8,9 @@ from keylock.bundle.sealing import Sealer
 from keylock.data import DataSource
 from keylock.data.batches import Batches
 from keylock.keys import Key, KeySeed
-from keylock.training import Lock, LockSettings
+from keylock.training import Lock, LockSettings, Team
 
-__all__ = ["CHECKPOINT", "REFERENCE", "Issue", "TrainOutcome", "TrainPlan", "batches_of", "discard"]
+__all__ = ["REFERENCE", "Issue", "TrainOutcome", "TrainPlan", "batches_of", "checkpoint_of", "discard"]
 
 CHECKPOINT = "lock.safetensors"
 """The file of a work folder with the state of the training."""
@@ -114,6 +114,15 @@ def batches_of(plan: TrainPlan, *, seed: int, augmented: bool = True) -> Batches
         augmentation=plan.data.augmentation if augmented else None,
         drop_last=True,
     )
+
+
+def checkpoint_of(plan: TrainPlan) -> tuple[Path, bool]:
+    """Return where the state of a training is kept, and whether an earlier run left one there."""
+    checkpoint = plan.work / CHECKPOINT
+    resume = checkpoint.is_file()
+    # No process may write the file before all have looked for it.
+    Team.current().wait()
+    return checkpoint, resume
 
 
 def discard(work: Path, *further: str) -> None:

@@ -22,7 +22,7 @@ from keylock.evaluation import find_reference, load_reference
 from keylock.keys import Key, KeySeed
 from keylock.locked import load_bundle
 from keylock.pipeline.issuing import issue_bundles
-from keylock.pipeline.plans import CHECKPOINT, REFERENCE, Issue, TrainOutcome, TrainPlan, batches_of, discard
+from keylock.pipeline.plans import REFERENCE, Issue, TrainOutcome, TrainPlan, batches_of, checkpoint_of, discard
 from keylock.replacing import replacing
 from keylock.signing import SigningKey
 from keylock.training import Lock, LockSettings, Progress, Silent, Team, relock
@@ -226,10 +226,7 @@ def assist_retirement(plan: TrainPlan, retirement: Retirement) -> None:
 def _relock(plan: TrainPlan, retirement: Retirement, progress: Progress) -> Lock:
     # The first process may have an earlier run to discard before any looks for it.
     Team.current().wait()
-    checkpoint = plan.work / CHECKPOINT
-    resume = checkpoint.is_file()
-    # No process may write the file before all have looked for it.
-    Team.current().wait()
+    checkpoint, resume = checkpoint_of(plan)
     return relock(
         retirement.previous,
         batches_of(plan, seed=plan.settings.seed + 1, augmented=not plan.cache_reference),

@@ -22,7 +22,7 @@ from keylock.keys import Key, KeySeed
 from keylock.models import create, load_weights
 from keylock.models.small_cnn import SmallCNN
 from keylock.pipeline.issuing import issue_bundles
-from keylock.pipeline.plans import CHECKPOINT, REFERENCE, Issue, TrainOutcome, TrainPlan, batches_of, discard
+from keylock.pipeline.plans import REFERENCE, Issue, TrainOutcome, TrainPlan, batches_of, checkpoint_of, discard
 from keylock.replacing import replacing
 from keylock.signing import SigningKey
 from keylock.training import Lock, Progress, Silent, Team, lock, resolve_device, train_reference
@@ -129,10 +129,7 @@ def assist(plan: TrainPlan, *, seeds: Sequence[KeySeed]) -> None:
 
 
 def _lock(plan: TrainPlan, reference: nn.Module, keys: Sequence[Key], progress: Progress) -> Lock:
-    checkpoint = plan.work / CHECKPOINT
-    resume = checkpoint.is_file()
-    # No process may write the file before all have looked for it.
-    Team.current().wait()
+    checkpoint, resume = checkpoint_of(plan)
     return lock(
         reference,
         batches_of(plan, seed=plan.seed + 1, augmented=not plan.cache_reference),

@@ -131,15 +131,14 @@ class RowQueue(Generic[T]):
 
     def drop_expired(self, now: float) -> list[Job[T]]:
         """Drops the jobs whose deadline has come, and returns them."""
-        jobs = [job for jobs in self._line.values() for job in jobs]
-        expired = [job for job in jobs if job.deadline is not None and job.deadline <= now]
+        expired = [job for job in self._jobs() if job.deadline is not None and job.deadline <= now]
         for job in expired:
             self.remove(job)
         return expired
 
     def clear(self) -> list[Job[T]]:
         """Drops every job, and returns them."""
-        jobs = [job for jobs in self._line.values() for job in jobs]
+        jobs = self._jobs()
         self._line.clear()
         self.waiting = 0
         return jobs
@@ -154,7 +153,7 @@ class RowQueue(Generic[T]):
         Returns:
             When the oldest row has waited long enough, or minus infinity for a batch that is full already.
         """
-        jobs = [job for jobs in self._line.values() for job in jobs]
+        jobs = self._jobs()
         family = self._next_family()
         if sum(job.waiting for job in jobs if job.family == family) >= room(family):
             return float("-inf")
@@ -180,6 +179,9 @@ class RowQueue(Generic[T]):
                 if party in self._line:
                     self._line.move_to_end(party)
         return parts
+
+    def _jobs(self) -> list[Job[T]]:
+        return [job for jobs in self._line.values() for job in jobs]
 
     def _next_family(self) -> str:
         return next(iter(self._line.values()))[0].family

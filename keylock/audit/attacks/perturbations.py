@@ -6,13 +6,9 @@ import torch
 
 from keylock.audit.budgets import Budget
 from keylock.audit.contract import Cost, Knowledge, Outcome, Steps, attack
+from keylock.audit.oracle import METHODS
 from keylock.audit.views import PublicView
-from keylock.explainers import EXPLAINERS, FromPredictions, make
-
-__all__ = ["METHODS"]
-
-METHODS = tuple(name for name, kind in EXPLAINERS.items() if issubclass(kind, FromPredictions))
-"""The explainers that need predictions alone."""
+from keylock.explainers import make
 
 _SETTINGS = ("masks", "samples")
 _AT_ONCE = 8
