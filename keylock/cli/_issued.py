@@ -1,9 +1,10 @@
-"""The end of a run that writes bundles: where they are, what was measured, and how to go on."""
+"""A run that writes bundles: how it is started, where they are, what was measured, and how to go on."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import typer
 
@@ -13,14 +14,45 @@ from keylock.cli._home import DEFAULT_HOME
 from keylock.cli._secrets import Secrets, beside
 
 if TYPE_CHECKING:
-    from keylock.pipeline import TrainOutcome
+    from collections.abc import Callable
 
-__all__ = ["bundles_for", "report_issued"]
+    from keylock.pipeline import Issue, TrainOutcome
+    from keylock.training import Progress
+
+__all__ = ["bundles_for", "report_issued", "run_issuing"]
+
+
+class _Run(Protocol):
+    """A run of the pipeline that writes a bundle for each key, with all but these arguments given."""
+
+    def __call__(
+        self, *, issues: "Sequence[Issue]", progress: "Progress", now: "Callable[[], datetime]"
+    ) -> "list[TrainOutcome]": ...
 
 
 def bundles_for(out: Path, keys: int) -> list[Path]:
     """Return where the bundles of a lock go, one for each key: `m.klb`, `m-2.klb`, `m-3.klb`."""
     return [out, *(out.with_name(f"{out.stem}-{place}{out.suffix}") for place in range(2, keys + 1))]
+
+
+def run_issuing(run: _Run, bundles: list[Path], secrets: list[Secrets], *, work: Path) -> "list[TrainOutcome]":
+    """Run what writes bundles, with its progress shown; Ctrl-C says how to go on.
+
+    Args:
+        run: What writes them.
+        bundles: Where each goes.
+        secrets: The secrets of each.
+        work: The folder the run keeps its state in.
+
+    Returns:
+        What was made for each.
+    """
+    from keylock.cli._progress import resumable_progress
+    from keylock.pipeline import Issue
+
+    issues = [Issue(secret.seed, secret.sealer, bundle) for secret, bundle in zip(secrets, bundles, strict=True)]
+    with resumable_progress(work) as progress:
+        return run(issues=issues, progress=progress, now=lambda: datetime.now(UTC))
 
 
 def report_issued(

@@ -2,7 +2,7 @@
 
 import os
 from contextlib import suppress
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,16 +10,14 @@ import typer
 
 from keylock.cli._console import JsonOption, note
 from keylock.cli._home import DEFAULT_HOME, HomeOption, open_home
-from keylock.cli._issued import bundles_for, report_issued
+from keylock.cli._issued import bundles_for, report_issued, run_issuing
 from keylock.cli._measured_data import DataOption, DataRootOption, ReferenceOption, open_data_of
 from keylock.cli._plan import check_place, parse_decoy
 from keylock.cli._secrets import beside, find_opener, find_secrets_again, without_seed
 from keylock.errors import InputError
 
 if TYPE_CHECKING:
-    from keylock.cli._secrets import Secrets
-    from keylock.pipeline import Retirement, TrainOutcome, TrainPlan
-    from keylock.signing import SigningKey
+    from keylock.pipeline import Retirement, TrainPlan
 
 __all__ = ["retire"]
 
@@ -133,6 +131,8 @@ def retire(
             with suppress(KeyboardInterrupt):
                 assist_retirement(*prepare())
             return
+        from keylock.pipeline import retire as retire_key
+
         for new in outs:
             check_place(new, beside(out, "work"), resume=resume, overwrite=overwrite)
         plan, retirement = prepare()
@@ -148,36 +148,9 @@ def retire(
             for new, old, seed in zip(outs, kept, retirement.kept, strict=True)
         ]
         signing_key = open_home(home, create=True).signing_key()
-        outcomes = _run(plan, retirement, outs, secrets, signing_key, resume=resume, overwrite=overwrite)
+        run = partial(retire_key, plan, retirement, signing_key=signing_key, resume=resume, overwrite=overwrite)
+        outcomes = run_issuing(run, outs, secrets, work=plan.work)
     gone = {"bundle": bundle, "key_id": retirement.retired.id}
     report_issued(outs, outcomes, secrets, home, as_json=as_json, further={"retired": gone})
     if not as_json:
         note(f"retired the key {retirement.retired.id}; the old bundles stay open to it: serve the new ones alone")
-
-
-def _run(
-    plan: "TrainPlan",
-    retirement: "Retirement",
-    outs: list[Path],
-    secrets: "list[Secrets]",
-    signing_key: "SigningKey",
-    *,
-    resume: bool,
-    overwrite: bool,
-) -> "list[TrainOutcome]":
-    from keylock.cli._progress import resumable_progress
-    from keylock.pipeline import Issue
-    from keylock.pipeline import retire as run
-
-    issues = [Issue(secret.seed, secret.sealer, out) for secret, out in zip(secrets, outs, strict=True)]
-    with resumable_progress(plan.work) as progress:
-        return run(
-            plan,
-            retirement,
-            issues=issues,
-            signing_key=signing_key,
-            progress=progress,
-            now=lambda: datetime.now(UTC),
-            resume=resume,
-            overwrite=overwrite,
-        )

@@ -2,7 +2,7 @@
 
 import os
 from contextlib import suppress
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,14 +10,13 @@ import typer
 
 from keylock.cli._console import JsonOption
 from keylock.cli._home import DEFAULT_HOME, HomeOption, open_home
-from keylock.cli._issued import bundles_for, report_issued
+from keylock.cli._issued import bundles_for, report_issued, run_issuing
 from keylock.cli._plan import check_place, make_plan, model_name
 from keylock.cli._secrets import Secrets, beside, find_secrets, without_seed
 from keylock.errors import InputError
 
 if TYPE_CHECKING:
-    from keylock.pipeline import TrainOutcome, TrainPlan
-    from keylock.signing import SigningKey
+    from keylock.pipeline import TrainPlan
 
 __all__ = ["train"]
 
@@ -194,12 +193,15 @@ def train(
             plan, secrets = prepare()
             _assist(plan, secrets)
             return
+        from keylock.pipeline import train_for_keys
+
         for bundle in bundles:
             check_place(bundle, beside(out, "work"), resume=resume, overwrite=overwrite)
         plan, secrets = prepare()
         signing_key = open_home(home, create=True).signing_key()
         team.wait()
-        outcomes = _run(plan, bundles, secrets, signing_key, resume=resume, overwrite=overwrite)
+        run = partial(train_for_keys, plan, signing_key=signing_key, resume=resume, overwrite=overwrite)
+        outcomes = run_issuing(run, bundles, secrets, work=plan.work)
     report_issued(bundles, outcomes, secrets, home, as_json=as_json)
 
 
@@ -208,28 +210,3 @@ def _assist(plan: "TrainPlan", secrets: list[Secrets]) -> None:
 
     with suppress(KeyboardInterrupt):
         assist(plan, seeds=[secret.seed for secret in secrets])
-
-
-def _run(
-    plan: "TrainPlan",
-    bundles: list[Path],
-    secrets: list[Secrets],
-    signing_key: "SigningKey",
-    *,
-    resume: bool,
-    overwrite: bool,
-) -> list["TrainOutcome"]:
-    from keylock.cli._progress import resumable_progress
-    from keylock.pipeline import Issue, train_for_keys
-
-    issues = [Issue(secret.seed, secret.sealer, bundle) for secret, bundle in zip(secrets, bundles, strict=True)]
-    with resumable_progress(plan.work) as progress:
-        return train_for_keys(
-            plan,
-            issues=issues,
-            signing_key=signing_key,
-            progress=progress,
-            now=lambda: datetime.now(UTC),
-            resume=resume,
-            overwrite=overwrite,
-        )
