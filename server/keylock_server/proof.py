@@ -44,8 +44,7 @@ def load_receipt_key(
     key = ReceiptKey.load(path)
     trusts = trusts_any(tuple(issuers))
     try:
-        revoked = frozenset[str]() if revocations is None else revocations.read(trusts).keys
-        key.certificate.check(trusts, at=now, revoked=revoked)
+        key.certificate.check(trusts, at=now, revoked=_taken_back(revocations, trusts))
     except ReceiptError as error:
         raise ServiceError(f"nobody would believe receipts under {path}: {error}; keylock issuer receipt-key") from None
     return key
@@ -85,16 +84,9 @@ class CheckpointSigner:
 
     async def _sign_or_log(self) -> None:
         try:
-            await asyncio.to_thread(self._sign)
+            await asyncio.to_thread(_sign_checkpoint, self._database, self._key, now=self._now)
         except KeylockError as error:
             _LOG.error("no checkpoint was signed: %s", error)
-
-    def _sign(self) -> None:
-        from keylock.auditlog import table
-
-        now = self._now()
-        with self._database.transaction(writes=True) as connection:
-            table.sign_checkpoint(connection, lambda state: self._key.sign_checkpoint(state, at=now), at=now)
 
 
 class Prover:
@@ -187,7 +179,7 @@ class Prover:
             return note
         clock = asyncio.get_running_loop().time
         await asyncio.sleep(max(0.0, self._signed_at + _SIGN_EVERY_S - clock()))
-        signed = await asyncio.to_thread(self._sign, database, key)
+        signed = await asyncio.to_thread(_sign_checkpoint, database, key, now=self._now, good=self._is_believed)
         self._signed_at = clock()
         return signed
 
@@ -201,20 +193,10 @@ class Prover:
     def _is_believed(self, note: str) -> bool:
         trusts = trusts_any(tuple(self._issuers()))
         try:
-            revoked = frozenset[str]() if self._revocations is None else self._revocations.read(trusts).keys
-            open_checkpoint(note, trusts, revoked=revoked)
+            open_checkpoint(note, trusts, revoked=_taken_back(self._revocations, trusts))
         except (AuditLogError, ReceiptError):
             return False
         return True
-
-    def _sign(self, database: "Database", key: ReceiptKey) -> str:
-        from keylock.auditlog import table
-
-        now = self._now()
-        with database.transaction(writes=True) as connection:
-            return table.sign_checkpoint(
-                connection, lambda state: key.sign_checkpoint(state, at=now), at=now, good=self._is_believed
-            )
 
     def _prove(self, database: "Database", place: int, note: str, since_size: int) -> tuple[str, str]:
         from keylock.auditlog import table
@@ -233,3 +215,22 @@ class Prover:
             return str(inclusion), ""
         hashes = tuple(tree.consistency_proof(since_size, size=checkpoint.size))
         return str(inclusion), str(ConsistencyProof(since_size, hashes, note))
+
+
+def _taken_back(revocations: RevocationFile | None, trusts: Callable[[VerifyingKey], bool]) -> frozenset[str]:
+    return frozenset() if revocations is None else revocations.read(trusts).keys
+
+
+def _sign_checkpoint(
+    database: "Database",
+    key: ReceiptKey,
+    *,
+    now: Callable[[], datetime],
+    good: Callable[[str], bool] = lambda _note: True,
+) -> str:
+    """Signs the state of the audit log, where no good checkpoint signs it already."""
+    from keylock.auditlog import table
+
+    at = now()
+    with database.transaction(writes=True) as connection:
+        return table.sign_checkpoint(connection, lambda state: key.sign_checkpoint(state, at=at), at=at, good=good)
