@@ -9,16 +9,15 @@ import typer
 from keylock.cli._console import JsonOption, new_app, note, print_json, print_pairs
 from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption
 from keylock.cli._receipts import find_trust, read_small_text
+from keylock.cli._store import StoreOption, open_store
 
 if TYPE_CHECKING:
     from keylock.licensing.receipt_keys import ReceiptKey
-    from keylock.store import Database
 
 __all__ = ["app"]
 
 app = new_app("Verify, prove and sign the log of everything charged.")
 
-StoreOption = Annotated[str | None, typer.Option("--license-store", metavar="URL", help="The store. [that of --home]")]
 CheckpointOption = Annotated[
     list[Path] | None,
     typer.Option("--checkpoint", metavar="FILE", help="A checkpoint that was kept elsewhere; may be repeated."),
@@ -28,7 +27,7 @@ CheckpointOption = Annotated[
 @app.command("verify")
 def audit_log_verify(
     checkpoint: CheckpointOption = None,
-    license_store: StoreOption = None,
+    store: StoreOption = None,
     issuer: IssuerOption = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
@@ -43,7 +42,7 @@ def audit_log_verify(
 
     trusts = find_trust(issuer, home)
     known = [read_small_text(path, "checkpoint") for path in checkpoint or ()]
-    with _open_store(license_store, home) as database, database.transaction(snapshot=True) as connection:
+    with open_store(store, home) as opened, opened.database.transaction(snapshot=True) as connection:
         verified = table.verify(
             connection,
             open_checkpoint=lambda signed: open_checkpoint(signed, trusts),
@@ -79,7 +78,7 @@ def audit_log_checkpoint(
     receipt_key: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The receipt key that signs. [receipts.pem in --home]")
     ] = None,
-    license_store: StoreOption = None,
+    store: StoreOption = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
@@ -91,7 +90,7 @@ def audit_log_checkpoint(
 
     key = _receipt_key(receipt_key, home)
     now = datetime.now(UTC)
-    with _open_store(license_store, home) as database, database.transaction(writes=True) as connection:
+    with open_store(store, home) as opened, opened.database.transaction(writes=True) as connection:
         signed = table.sign_checkpoint(connection, lambda state: key.sign_checkpoint(state, at=now), at=now)
     if out is not None:
         out.write_text(signed, "utf-8")
@@ -109,7 +108,7 @@ def audit_log_prove(
         Path | None, typer.Option(metavar="FILE", help="An earlier checkpoint: prove that the log goes on from it.")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the proof here, not to the screen.")] = None,
-    license_store: StoreOption = None,
+    store: StoreOption = None,
     issuer: IssuerOption = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
@@ -126,7 +125,7 @@ def audit_log_prove(
     if (receipt is None) == (since is None):
         raise InputError("give a receipt or --since with an earlier checkpoint, one of them")
     trusts = find_trust(issuer, home)
-    with _open_store(license_store, home) as database, database.transaction(snapshot=True) as connection:
+    with open_store(store, home) as opened, opened.database.transaction(snapshot=True) as connection:
         latest = table.latest_checkpoint(connection)
         if latest is None:
             raise AuditLogError("no checkpoint was signed yet: keylock audit-log checkpoint")
@@ -147,17 +146,6 @@ def audit_log_prove(
         typer.echo(str(out))
     else:
         typer.echo(str(proof), nl=False)
-
-
-def _open_store(url: str | None, home: Path) -> "Database":
-    from keylock.errors import StoreError
-    from keylock.signing import Home
-    from keylock.store import Database
-
-    opened = Home(home.expanduser())
-    if url is None and not opened.licenses_path.is_file():
-        raise StoreError(f"there is no store in {opened.path}: give --license-store, or another --home")
-    return Database(url or opened.licenses_url)
 
 
 def _receipt_key(path: Path | None, home: Path) -> "ReceiptKey":

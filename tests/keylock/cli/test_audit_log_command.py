@@ -160,7 +160,19 @@ def test_mistakes_are_told(vendor, run):
     assert "one of them" in run("audit-log prove", code=3).err
     assert "keylock issuer receipt-key" in run("audit-log checkpoint --home elsewhere", code=6).err
     assert "not overwritten" in run("issuer receipt-key", code=6).err
-    assert "there is no store" in run("audit-log verify --home elsewhere --issuer home/issuer.pub.pem", code=7).err
+    assert "no license was issued" in run("audit-log verify --home elsewhere --issuer home/issuer.pub.pem", code=7).err
+
+
+def test_the_log_is_that_of_the_store_that_is_named(vendor, run, tmp_path, monkeypatch):
+    vendor(0)
+    with Database(f"sqlite:///{tmp_path / 'other.db'}") as other, other.transaction(writes=True) as connection:
+        table.append(connection, [entry_of(charge(number)) for number in range(2)])
+    named = f"sqlite:///{tmp_path / 'other.db'}"
+    assert json.loads(run(f"audit-log verify --store {named} --json").out)["size"] == 2
+    monkeypatch.setenv("KEYLOCK_LICENSE_STORE", named)
+    assert json.loads(run("audit-log checkpoint --json").out)["size"] == 2
+    monkeypatch.delenv("KEYLOCK_LICENSE_STORE")
+    assert json.loads(run("audit-log verify --json").out)["size"] == 1
 
 
 def test_no_secret_is_printed(vendor, run, tmp_path):
