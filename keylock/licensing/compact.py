@@ -72,7 +72,7 @@ def open_signed(token: str, keys: Collection[VerifyingKey], *, kind: str) -> tup
     if key is None:
         refuse(
             LicenseReason.UNKNOWN_ISSUER,
-            "the license was issued by somebody this server does not trust: use the license for this service",
+            "the license was issued by somebody who is not trusted here: use the license for this service",
         )
     try:
         return parsed.verify(key), key.key_id
