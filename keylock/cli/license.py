@@ -1,7 +1,7 @@
 """`keylock license`: issue, show and list licenses, and what is done to them: renew, suspend, revoke."""
 
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -158,7 +158,9 @@ def license_renew(
         old = licenses.get(license_id).license
         if "quota" in changes:
             changes["quota"] = {**old.quota.model_dump(), **changes["quota"]}
-        fresh = {"issued_at": now, "not_before": min(now, old.not_before), "expires": end_of(now, days, expires)}
+        # No two issues of a license have the same time, by which servers tell them apart.
+        issued_at = max(now, old.issued_at + timedelta(seconds=1))
+        fresh = {"issued_at": issued_at, "not_before": min(now, old.not_before), "expires": end_of(now, days, expires)}
         license = make_license({**old.model_dump(), **changes, **fresh})
         signing_key = opened.signing_key()
         token = issue(license, signing_key)

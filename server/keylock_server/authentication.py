@@ -186,7 +186,14 @@ class Authenticator:
             return presented
         # The store's own messages are for the vendor: they name files of this machine and commands to run.
         try:
-            return self._store.check(presented.id, issued_at=issued_at, token_id=token_id).license
+            current = self._store.check(presented.id, issued_at=issued_at, token_id=token_id).license
+            # Every issue of a license has a time of its own, so these two are the same one, and this one is signed.
+            if current.issued_at == presented.issued_at and current != presented:
+                raise StoreError(
+                    f"the license {presented.id} in the store is not what was issued, it was changed by hand: renew it "
+                    "with the terms it shall have"
+                )
+            return current
         except StoreError as error:
             _LOG.error("%s", error)
             raise ServiceError("licenses cannot be checked at the moment: try again later") from None

@@ -1,8 +1,10 @@
 """What answers cost: a call is charged once or not at all, says so, and is refused where the license has no more."""
 
+import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import grpc
@@ -196,7 +198,8 @@ def test_renewed_terms_hold_at_once_for_the_old_file(calls, vendor, image):
     granted = vendor.grant(quota=Quota(total=1))
     calls.explain(image, token=granted.token)
     refusal(lambda: calls.explain(image, token=granted.token))
-    vendor.store.renew(granted.license.model_copy(update={"quota": Quota(total=2)}), issuer="key")
+    later = granted.license.issued_at + timedelta(seconds=1)
+    vendor.store.renew(granted.license.model_copy(update={"quota": Quota(total=2), "issued_at": later}), issuer="key")
     assert calls.explain(image, token=granted.token).usage.remaining == 0
     vendor.store.suspend(granted.id, at=datetime.now(UTC))
     _, details = refusal(lambda: calls.explain(image, token=granted.token))
@@ -354,6 +357,46 @@ def test_store_that_a_newer_keylock_took_over_is_named(start_server, vendor, ima
     calls.stop().result(timeout=30)
     with pytest.raises(StoreError, match="upgrade keylock"):
         start_server(license_store=url)
+
+
+def test_store_that_another_program_has_locked_is_named(start_server, vendor, image, tmp_path, monkeypatch):
+    monkeypatch.setattr("keylock.store.database._BUSY_TIMEOUT_MS", 20)
+    url = f"sqlite:///{tmp_path / 'licenses.db'}"
+    calls = start_server(license_store=url, store_check_s=0.05)
+    with LicenseStore(url) as store, closing(sqlite3.connect(tmp_path / "licenses.db", isolation_level=None)) as other:
+        token = vendor.grant(store=store, quota=Quota(total=1)).token
+        assert calls.server._condition.problems == {}
+        other.execute("BEGIN IMMEDIATE")
+        wait_for(lambda: "locked" in calls.server._condition.problems.get("store", ""))
+        code, details = refusal(lambda: calls.explain(image, token=token))
+        assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.UNAVAILABLE, "SERVICE")
+        other.execute("ROLLBACK")
+        wait_for(lambda: calls.server._condition.problems == {})
+        assert calls.explain(image, token=token).usage.remaining == 0
+        assert reserved(store) == (1, 1, 0)
+    calls.stop().result(timeout=30)
+
+
+def test_license_that_was_edited_in_the_store_is_refused_and_named(start_server, vendor, image, store_url, server_log):
+    calls = start_server(license_store=store_url)
+    with LicenseStore(store_url) as store:
+        granted = vendor.grant(store=store, quota=Quota(total=1))
+        answer = calls.license.ExchangeToken(
+            license_pb2.ExchangeTokenRequest(), metadata=bearer(granted.token), timeout=20
+        )
+        with store.database.transaction(writes=True) as connection:
+            edited = granted.license.model_copy(update={"quota": Quota(total=1000)}).model_dump_json()
+            connection.execute(text("UPDATE licenses SET claims = :claims"), {"claims": edited})
+        for token in (granted.token, answer.access_token):
+            code, details = refusal(lambda token=token: calls.explain(image, token=token))
+            assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.UNAVAILABLE, "SERVICE")
+        assert f"{granted.id} in the store is not what was issued" in server_log.text
+        assert reserved(store) == (0, 0, 0)
+        # Renewed as it should be, it is good again, for the old file too.
+        later = granted.license.issued_at + timedelta(seconds=1)
+        store.renew(granted.license.model_copy(update={"issued_at": later}), issuer="key")
+        assert calls.explain(image, token=granted.token).usage.remaining == 0
+    calls.stop().result(timeout=30)
 
 
 def test_clock_that_was_set_back_is_named_and_nothing_is_lost(start_server, vendor, image, tiny, tmp_path):

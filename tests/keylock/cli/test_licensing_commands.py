@@ -83,6 +83,8 @@ def test_renewed_license_keeps_what_is_not_named(run, home, tmp_path):
     renewed = run("license", "renew", issued["id"], "--per-day", 20, "--days", 30, "--json", read=True)
     assert renewed["license"]["quota"] == {"day": 20, "month": None, "total": 50, "overage": False}
     assert renewed["license"]["id"] == issued["id"]
+    # By this servers tell one issue of it from the next.
+    assert renewed["license"]["issued_at"] > issued["issued_at"]
     license = verify(renewed["token"], [home.verifying_key()], now=datetime.now(UTC) + timedelta(days=20))
     assert license.customer == "Acme"
     run("license", "revoke", issued["id"])
