@@ -1,4 +1,4 @@
-"""Tokens and requests that must be refused: forged, altered, cut, of another issuer, at the wrong time.
+"""Tokens and requests that must be refused: forged, altered, cut, replayed, of another issuer, at the wrong time.
 
     python benchmarks/licensing/forged.py --count 12000 --seed 1
 
@@ -19,16 +19,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
 from keylock.licensing import License, issue, issue_access
 from keylock.signing import SigningKey, VerifyingKey
+from keylock.store import LicenseStore
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import explanation_pb2_grpc
 
 Make = Callable[[random.Random], str]
+Call = tuple[str, str, dict[str, str]]
+"""A kind of badness, a token, and the fields of a request."""
+
+SPENT_REQUEST: Final = "spent"
 _LETTERS = string.ascii_letters + string.digits + "-_"
 
 
@@ -158,7 +163,55 @@ def corpus(
             yield name, make(generator)
 
 
-async def send(target: str, calls: list[tuple[str, str, dict[str, str]]], image: pb.Image) -> Counter[str]:
+def genuine(
+    grant: Callable[..., tuple[License, str]],
+    store: LicenseStore,
+    *,
+    spent: str,
+    access_key: SigningKey,
+    now: datetime,
+) -> list[Call]:
+    """Makes calls with tokens that are genuine, and good for something else or no longer.
+
+    Args:
+        grant: Issues a license with some terms and records it.
+        store: Where that is.
+        spent: A token under which `SPENT_REQUEST` was asked for already, with the explainer `coarse`.
+        access_key: A key for access tokens that the server trusts.
+        now: The server's time.
+    """
+    plain: dict[str, str] = {}
+    license, _ = grant()
+    late, _ = issue_access(license, access_key, now=now - timedelta(hours=1), lifetime_s=900)
+    bound, _ = issue_access(license, access_key, now=now, lifetime_s=900, thumbprint=_base64(bytes(32)))
+    withdrawn, access = issue_access(license, access_key, now=now, lifetime_s=900)
+    store.revoke_token(access.id, at=now)
+    (revoked, revoked_token), (suspended, suspended_token), (cut_off, cut_off_token) = grant(), grant(), grant()
+    store.revoke(revoked.id, at=now)
+    store.suspend(suspended.id, at=now)
+    store.refuse_before(now + timedelta(days=1), license_id=cut_off.id)
+    return [
+        ("request id of another request", spent, {"request_id": SPENT_REQUEST, "explainer": "brightness"}),
+        ("wrong model", grant(models=("another",))[1], plain),
+        ("wrong explainer", grant(explainers=("coarse",))[1], {"explainer": "brightness"}),
+        ("access token that has ended", late, plain),
+        ("access token of another connection", bound, plain),
+        ("access token that was revoked", withdrawn, plain),
+        ("revoked", revoked_token, plain),
+        ("suspended", suspended_token, plain),
+        ("issued before a cut-off", cut_off_token, plain),
+    ]
+
+
+async def spend(target: str, token: str, image: pb.Image) -> None:
+    """Asks for `SPENT_REQUEST`, which is answered and charged."""
+    async with grpc.aio.insecure_channel(target) as channel:
+        stub = explanation_pb2_grpc.ExplanationServiceStub(channel)
+        request = pb.ExplainRequest(images=[image], request_id=SPENT_REQUEST, explainer="coarse")
+        await stub.Explain(request, metadata=[("authorization", f"Bearer {token}")], timeout=60)
+
+
+async def send(target: str, calls: list[Call], image: pb.Image) -> Counter[str]:
     """Sends every bad call, and counts how each kind was answered.
 
     Args:
@@ -206,25 +259,29 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        world = World.make(Path(name), f"sqlite:///{Path(name) / 'licenses.db'}")
-        good, _ = world.grant()
-        _, narrow = world.grant(models=("another",))
-        _, single = world.grant(explainers=("coarse",))
+        folder = Path(name)
+        world = World.make(folder, f"sqlite:///{folder / 'licenses.db'}")
+        now = datetime.now(UTC)
+        good, spent = world.grant()
         tokens = corpus(
             random.Random(options.seed),
             good=good,
             issuer=world.signing_key,
             access_key=SigningKey.generate(),
-            now=datetime.now(UTC),
+            now=now,
         )
-        calls: list[tuple[str, str, dict[str, str]]] = [(*next(tokens), {}) for _ in range(options.count)]
-        calls += [("wrong model", narrow, {}), ("wrong explainer", single, {"explainer": "brightness"})] * 100
-        server = Server(world, "forged")
+        calls: list[Call] = [(*next(tokens), {}) for _ in range(options.count)]
+        access_key = SigningKey.generate()
+        access_key.write(folder / "tokens.pem")
+        calls += genuine(world.grant, world.store, spent=spent, access_key=access_key, now=now) * 100
+        server = Server(world, "forged", settings={"token_keys": json.dumps([str(folder / "tokens.pem")])})
         try:
+            asyncio.run(spend(server.target, spent, image(1)))
             found = asyncio.run(send(server.target, calls, image(1)))
         finally:
             server.stop()
-        charged = world.books()[0].requests
+        # Less the one request that was good.
+        charged = world.books().reconciliation.requests - 1
         world.store.close()
     accepted = sum(count for kind, count in found.items() if kind.startswith("ACCEPTED"))
     record(

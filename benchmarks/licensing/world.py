@@ -1,6 +1,7 @@
 """What the benchmarks of licensing share: a vendor with a tiny bundle, servers as processes, and the books."""
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -23,10 +24,13 @@ sys.path[:0] = [str(ROOT / "tests" / "server"), str(ROOT / "tests")]
 import conftest as tiny
 import numpy as np
 
+from keylock.auditlog import table
 from keylock.bundle import KeyFile, write_bundle
 from keylock.keys import Key, KeySeed
 from keylock.licensing import License, issue, new_license_id
-from keylock.licensing.receipt_keys import ReceiptKey
+from keylock.licensing.receipt_keys import ReceiptKey, open_checkpoint
+from keylock.licensing.receipts import trusts_any
+from keylock.replacing import replacing
 from keylock.signing import SigningKey
 from keylock.store import LicenseStore
 from keylock.store.audit import compare_with_ledger
@@ -35,6 +39,23 @@ from keylock.v1 import explanation_pb2 as pb
 
 RESULTS = ROOT / "benchmarks" / "results" / "licensing"
 _START_S = 120.0
+
+
+@dataclass(frozen=True)
+class Books:
+    """What the store says at one moment.
+
+    Attributes:
+        reconciliation: The ledger beside the counters.
+        unlogged: Differences between the ledger and the audit log.
+        charged: Units of each request that is charged.
+        entries: Digests of the entries of the audit log, which is whole.
+    """
+
+    reconciliation: Reconciliation
+    unlogged: int
+    charged: dict[str, int]
+    entries: frozenset[bytes]
 
 
 @dataclass(frozen=True)
@@ -102,15 +123,24 @@ class World:
         self.store.add(license, issuer=self.signing_key.key_id)
         return license, issue(license, self.signing_key)
 
-    def books(self) -> tuple[Reconciliation, int, dict[str, int]]:
-        """Returns the reconciliation, the differences to the audit log, and the units of each request charged."""
+    def books(self) -> Books:
+        """Reads all books as they are at one moment, and verifies the tree of the audit log.
+
+        Raises:
+            AuditLogError: If the log was cut or changed.
+        """
         from sqlalchemy import text
 
+        trusts = trusts_any([self.signing_key.verifying_key])
         with self.store.database.transaction(snapshot=True) as connection:
-            found = reconcile(connection)
-            unlogged = len(compare_with_ledger(connection))
+            table.verify(connection, open_checkpoint=lambda signed: open_checkpoint(signed, trusts))
             rows = connection.execute(text("SELECT request_id, units FROM ledger WHERE charged_at IS NOT NULL"))
-            return found, unlogged, {row.request_id: row.units for row in rows}
+            return Books(
+                reconciliation=reconcile(connection),
+                unlogged=len(compare_with_ledger(connection)),
+                charged={row.request_id: row.units for row in rows},
+                entries=frozenset(hashlib.sha256(entry).digest() for _, entry in table.entries(connection)),
+            )
 
 
 class Server:
@@ -198,8 +228,8 @@ def postgresql() -> Iterator[str]:
         cluster.close()
 
 
-def record(name: str, result: dict[str, object], *, folder: Path = RESULTS) -> None:
-    """Prints a result and writes it into a folder, `benchmarks/results/licensing` unless another is named."""
+def record(name: str, result: dict[str, object], *, folder: Path = RESULTS, shown: bool = True) -> None:
+    """Writes a result into a folder, `benchmarks/results/licensing` unless another is named, and prints it."""
     machine = {
         "processor": _processor(),
         "cpu_count": os.cpu_count(),
@@ -209,11 +239,12 @@ def record(name: str, result: dict[str, object], *, folder: Path = RESULTS) -> N
         "load_average_at_end": round(os.getloadavg()[0], 1),
         "finished": _now(),
     }
-    document = {**result, "machine": {**machine, "note": "other programs ran on the machine at the same time"}}
-    text = json.dumps(document, indent=2)
-    print(text, flush=True)
+    text = json.dumps({**result, "machine": machine}, indent=2)
+    if shown:
+        print(text, flush=True)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(text + "\n", "utf-8")
+    with replacing(folder / f"{name}.json") as unfinished:
+        unfinished.write_text(text + "\n", "utf-8")
 
 
 def _processor() -> str:

@@ -332,15 +332,16 @@ def main() -> int:
                 log = [line for line in lines if not line.startswith("serving ")]
             finally:
                 server.stop()
-            found, unlogged, charged = world.books()
+            books = world.books()
     unexpected = {key: n for key, n in seen.statuses.items() if key.split()[1] not in EXPECTED[key.split()[0]]}
     problems = []
     problems += [f"unexpected statuses: {unexpected}"] if unexpected else []
     problems += [f"{left:g} images are pending"] if left else []
     problems += [f"{alive} workers are alive"] if alive != options.workers else []
     problems += [f"the log has {len(log)} errors, first: {log[0]}"] if log else []
-    problems += [f"the books do not agree: {unlogged} unlogged"] if unlogged or found.differences else []
-    problems += ["more was answered than charged"] if seen.units > sum(charged.values()) else []
+    disagree = books.unlogged or books.reconciliation.differences
+    problems += [f"the books do not agree: {books.unlogged} unlogged"] if disagree else []
+    problems += ["more was answered than charged"] if seen.units > sum(books.charged.values()) else []
     result: dict[str, object] = {
         "what": "soak",
         "seconds": options.seconds,
@@ -351,7 +352,7 @@ def main() -> int:
         "seconds_of_answered_calls": {kind: spread(seconds) for kind, seconds in sorted(seen.seconds.items())},
         "images_explained": seen.images,
         "units_answered": seen.units,
-        "units_charged": sum(charged.values()),
+        "units_charged": sum(books.charged.values()),
         "memory_mib": growth(samples, lambda sample: sample.memory_mib),
         "files": growth(samples, lambda sample: sample.files),
         "threads": growth(samples, lambda sample: sample.threads),

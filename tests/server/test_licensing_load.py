@@ -1,10 +1,14 @@
-"""The benchmarks of licensing in small: load, kills, three servers, revocation, a corpus of forgeries."""
+"""The benchmarks of licensing in small: load, kills, three servers, revocation, forgeries; and a disk that fills up."""
 
 import random
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "licensing"))
 
@@ -13,7 +17,11 @@ import forged
 import load
 import world
 
+from keylock.licensing import Quota
 from keylock.signing import SigningKey
+from keylock.store.reconcile import Difference, Reconciliation
+from keylock.v1 import explanation_pb2 as pb
+from keylock.v1 import explanation_pb2_grpc
 
 
 @pytest.fixture
@@ -27,9 +35,30 @@ def faults(books):
     return {fault: books[fault] for fault in load.FAULTS if books[fault]}
 
 
+def test_each_fault_in_the_books_is_found(vendor_world):
+    """What callers hold and what the books say, made up so that each of them is wrong in every way once."""
+    clients = load.Clients(
+        answered={"no charge": 1, "other units": 1},
+        entries={"no charge": b"no entry"},
+        first_answers=Counter({"other units": 2}),
+        outcomes=Counter(OTHER_UNITS=1, BAD_RECEIPT=1),
+    )
+    difference = Difference("lic", "day", 0, 1, 2)
+    books = world.Books(
+        Reconciliation(2, 3, 0, (difference,)), 1, {"other units": 2, "no answer": 1}, frozenset({b"an entry"})
+    )
+    found = load.audit(books, clients, quota=2)
+    assert all(found[fault] for fault in load.FAULTS)
+    assert not faults(load.audit(vendor_world.books(), load.Clients(), quota=0))
+
+
 def test_callers_that_retry_repeat_cancel_and_run_late_are_charged_once(vendor_world, loop_thread):
-    found = load.callers(vendor_world, calls=200, count=24, seed=7, run=loop_thread.run)
+    told = []
+    found = load.callers(vendor_world, calls=200, count=24, seed=7, run=loop_thread.run, progress=told.append)
+    assert told == [found | {"seconds": told[0]["seconds"]}]
     assert faults(found["books"]) == {}
+    books = found["books"]
+    assert books["receipts_held"] == books["log_entries"] == books["requests_charged"] > 0
     # The quota is spent to the last unit, so it was under pressure.
     assert found["books"]["units_charged"] == found["quota"]
     assert found["outcomes"]["REPLAYED"] > 0
@@ -39,8 +68,9 @@ def test_books_agree_after_every_kill_of_the_server(tmp_path, loop_thread):
     made = world.World.make(tmp_path, f"sqlite:///{tmp_path / 'licenses.db'}")
     found = load.kills(made, times=2, count=16, seed=3, between_s=0.4, run=loop_thread.run)
     made.store.close()
-    assert found["rounds_with_a_fault"] == 0
-    assert found["requests_charged"] > 10
+    assert (found["kills"], found["rounds_with_a_fault"]) == (2, 0)
+    assert found["books"]["receipts_held"] == found["books"]["requests_charged"] > 10
+    assert found["calls_under_way_at_a_kill"]["least"] > 0
 
 
 def test_books_agree_when_a_server_stands_still_and_the_database_restarts(tmp_path, postgresql, loop_thread):
@@ -78,6 +108,72 @@ def test_no_forgery_is_accepted_and_none_is_a_fault(calls, vendor, tiny):
     assert set(found) <= {"UNAUTHENTICATED", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED"}
     assert found["RESOURCE_EXHAUSTED"] < len(bad) / 20
     assert sum(found.values()) == len(bad)
+
+
+def test_what_was_good_once_or_is_good_elsewhere_is_refused(start_server, vendor, tiny, tmp_path, loop_thread):
+    access_key = SigningKey.generate()
+    access_key.write(tmp_path / "tokens.pem")
+    calls = start_server(token_keys=(tmp_path / "tokens.pem",))
+
+    def grant(**terms):
+        made = vendor.grant(**terms)
+        return made.license, made.token
+
+    _, spent = grant()
+    image = tiny.tensor_image(tiny.images(1)[0])
+    bad = forged.genuine(grant, vendor.store, spent=spent, access_key=access_key, now=tiny.now)
+    loop_thread.run(forged.spend(calls.server.target, spent, image))
+    found = loop_thread.run(forged.send(calls.server.target, bad, image))
+    # Each is refused for what it is, and `spend` shows that the server answers a good one.
+    assert found == {"ALREADY_EXISTS": 1, "PERMISSION_DENIED": 2, "UNAUTHENTICATED": 6}
+    calls.stop().result(timeout=30)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of a running process need Linux")
+def test_full_disk_ends_charging_and_loses_nothing(tmp_path):
+    """No file of the server can grow for a while, which is what it sees of a disk that is full."""
+    import resource
+
+    made = world.World.make(tmp_path, f"sqlite:///{tmp_path / 'licenses.db'}")
+    server = world.Server(made, "full", settings={"store_check_s": 0.1})
+    _, token = made.grant(quota=Quota(total=2))
+    metadata = [("authorization", f"Bearer {token}")]
+
+    def limit(most):
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+
+    with grpc.insecure_channel(server.target) as channel:
+        stub = explanation_pb2_grpc.ExplanationServiceStub(channel)
+        health = health_pb2_grpc.HealthStub(channel)
+
+        def ask(request_id, **options):
+            return stub.Explain(
+                pb.ExplainRequest(images=[world.image(1)], request_id=request_id), timeout=20, **options
+            )
+
+        def wait_until(serving, service):
+            until = time.monotonic() + 30
+            while health.Check(health_pb2.HealthCheckRequest(service=service)).status != 2 - serving:
+                assert time.monotonic() < until
+                time.sleep(0.02)
+
+        assert ask("before", metadata=metadata).usage.remaining == 1
+        limit(0)
+        with pytest.raises(grpc.RpcError) as caught:
+            ask("meanwhile", metadata=metadata)
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        wait_until(serving=False, service="keylock.v1.ExplanationService")
+        wait_until(serving=True, service="")
+        assert not ask("decoy").results[0].keyed
+        limit(resource.RLIM_INFINITY)
+        wait_until(serving=True, service="keylock.v1.ExplanationService")
+        assert ask("before", metadata=metadata).usage.replayed
+        assert ask("meanwhile", metadata=metadata).usage.remaining == 0
+    server.stop()
+    books = made.books()
+    made.store.close()
+    assert books.charged == {"before": 1, "meanwhile": 1}
+    assert (books.reconciliation.differences, books.reconciliation.reserved, books.unlogged) == ((), 0, 0)
 
 
 def test_check_reads_the_license_by_its_key(tmp_path):
