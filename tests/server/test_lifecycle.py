@@ -24,6 +24,8 @@ from PIL import Image
 from keylock.bundle import ExplainerEntry, HpkeIdentity, export_public, open_bundle, seal_for, write_bundle
 from keylock.errors import BundleError, BundleTamperedError, KeylockError, ServiceError, SignatureError, UnsealError
 from keylock.inference import inference_pb2
+from keylock.issuers import retire, rotate, trusted_file
+from keylock.signing import Home
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import explanation_pb2_grpc
 from keylock_server import ServerSettings, start
@@ -322,6 +324,36 @@ def test_what_keeps_a_server_from_starting(vendor, loop_thread, changes, kind, m
     error = refused(vendor, loop_thread, **changes)
     assert isinstance(error, kind)
     assert match in error.message
+
+
+def test_a_new_issuer_key_is_taken_up_and_the_old_one_holds_until_it_is_retired(start_server, vendor, tiny, tmp_path):
+    home = Home.open(tmp_path / "home")
+    calls = start_server(issuers=(vendor.issuer_file, trusted_file(home)))
+    image = tiny.tensor_image(tiny.images(1)[0])
+
+    def reason(token):
+        try:
+            calls.explain(image, token=token)
+        except grpc.RpcError as error:
+            return detail(error, error_details_pb2.ErrorInfo).reason
+        return "GOOD"
+
+    def wait_until(token, expected):
+        until = time.monotonic() + 20
+        while reason(token) != expected:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+    first = home.signing_key()
+    old = vendor.grant(signing_key=first).token
+    assert reason(old) == "GOOD"
+    fresh = vendor.grant(signing_key=rotate(home)).token
+    wait_until(fresh, "GOOD")
+    assert reason(old) == "GOOD"
+    retire(home, first.key_id)
+    wait_until(old, "LICENSE_UNKNOWN_ISSUER")
+    assert reason(fresh) == "GOOD"
+    calls.stop().result(timeout=30)
 
 
 def test_a_bundle_of_another_issuer_is_refused(vendor, loop_thread, tmp_path):

@@ -260,6 +260,24 @@ def test_cancelling_releases_what_was_not_answered(held, vendor, messages):
     assert books(store) == (7, 7, 0)
 
 
+def test_a_license_that_is_revoked_under_way_ends_the_stream(held, vendor, messages):
+    calls, store, go = held
+    granted = vendor.grant(store=store)
+    feed = Feed(start(), *messages)
+    stream = calls.explanation.ExplainStream(iter(feed), metadata=bearer(granted.token), timeout=30)
+    wait_for(lambda: books(store)[2] == 3)
+    store.revoke(granted.id, at=granted.license.issued_at)
+    go.set()
+    got = []
+    with pytest.raises(grpc.RpcError) as caught:
+        got.extend(iter(stream.next, None))
+    assert reason_of(caught.value) == ("UNAUTHENTICATED", "LICENSE_REVOKED")
+    # What was under way was good when it began.
+    assert sorted(answer.number for answer in got) == [0, 1, 2]
+    assert books(store) == (3, 3, 0)
+    feed.end()
+
+
 def test_no_more_images_are_taken_up_than_are_answered(held, vendor, messages):
     calls, store, go = held
     granted = vendor.grant(store=store)
