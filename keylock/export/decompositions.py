@@ -5,6 +5,7 @@ axis, so their transposes are products with small constant matrices: exact for a
 free of the batch size.
 """
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -69,7 +70,10 @@ def _threshold_backward(gradient: Tensor, value: Tensor, threshold: float) -> Te
 
 @_replaces(aten.hardtanh_backward.default)
 def _hardtanh_backward(gradient: Tensor, value: Tensor, low: float, high: float) -> Tensor:
-    return gradient * ((value > low) & (value < high)).to(gradient.dtype)
+    # Asked of the output, so that the clipping alone reads the input and the runtime can fuse it into the layer.
+    clipped = aten.hardtanh(value, low, high)
+    passed: Tensor = gradient * ((clipped > low) & (clipped < high)).to(gradient.dtype)
+    return passed
 
 
 @_replaces(aten.convolution_backward.default)
@@ -110,6 +114,62 @@ def _convolution_backward(
         for size, out, step, pad, most in zip(value.shape[2:], gradient.shape[2:], stride, padding, reach, strict=True)
     ]
     return aten.convolution(gradient, weight, None, stride, padding, dilation, True, shortfall, groups), None, None
+
+
+@_replaces(aten.max_pool2d_with_indices_backward.default)
+def _max_pool2d_backward(
+    gradient: Tensor,
+    value: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+    indices: Tensor,
+) -> Tensor:
+    """Hands each window's gradient to its first largest place, found by comparing: indices would take a slow kernel.
+
+    Places are sorted by their phase, their rest when divided by the stride, so that a tap of all windows is a slice.
+    """
+    kernel, steps, padding, dilation = _pair(kernel), _pair(stride or kernel), _pair(padding), _pair(dilation)
+    pooled = aten.max_pool2d_with_indices(value, kernel, stride, padding, dilation, ceil_mode)[0]
+    windows = gradient.shape[2:]
+    taps = [[dilation[axis] * tap for tap in range(kernel[axis])] for axis in (0, 1)]
+    counts = [
+        max(windows[axis] + taps[axis][-1] // steps[axis], -(-(value.shape[2 + axis] + padding[axis]) // steps[axis]))
+        for axis in (0, 1)
+    ]
+    edges = []
+    for axis in (1, 0):
+        edges += [padding[axis], counts[axis] * steps[axis] - padding[axis] - value.shape[2 + axis]]
+    channels = value.shape[1]
+    padded = _constant_pad_nd(value, edges, -math.inf) if any(edges) else value
+    split = aten.view(padded, [-1, channels, counts[0], steps[0], counts[1], steps[1]])
+    phases = aten.clone(aten.permute(split, [3, 5, 0, 1, 2, 4]), memory_format=torch.contiguous_format)
+    sums: dict[tuple[int, int], Tensor] = {}
+    free: Tensor | None = None
+    for row in taps[0]:
+        for column in taps[1]:
+            phase, place = (row % steps[0], column % steps[1]), (row // steps[0], column // steps[1])
+            seen = aten.select.int(aten.select.int(phases, 0, phase[0]), 0, phase[1])
+            for axis in (0, 1):
+                seen = aten.slice.Tensor(seen, 2 + axis, place[axis], place[axis] + windows[axis])
+            hit = seen == pooled
+            if free is not None:
+                hit, free = hit & free, free & ~hit
+            else:
+                free = ~hit
+            after = [counts[axis] - windows[axis] - place[axis] for axis in (0, 1)]
+            part = _constant_pad_nd(hit.to(gradient.dtype) * gradient, [place[1], after[1], place[0], after[0]])
+            sums[phase] = sums[phase] + part if phase in sums else part
+    nothing = next(iter(sums.values())) * 0
+    rows = [[sums.get((top, left), nothing) for left in range(steps[1])] for top in range(steps[0])]
+    stacked = torch.stack([torch.stack(row, 4) for row in rows], 3)
+    woven: Tensor = aten.view(stacked, [-1, channels, counts[0] * steps[0], counts[1] * steps[1]])
+    for axis in (0, 1):
+        start = padding[axis]
+        woven = aten.slice.Tensor(woven, 2 + axis, start, start + value.shape[2 + axis])
+    return woven
 
 
 def _flip_and_swap(weight: Tensor, groups: int) -> Tensor:

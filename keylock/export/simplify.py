@@ -31,6 +31,7 @@ def simplify(graph: fx.GraphModule) -> fx.GraphModule:
     """
     _require_pure(graph)
     _merge_equal_nodes(graph)
+    _look_up_classes(graph)
     _compute_constants(graph)
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
@@ -77,6 +78,27 @@ def _identity(graph: fx.GraphModule, node: fx.Node) -> tuple[Any, ...] | None:
     if node.op == "call_function":
         return (node.target, repr(node.args), repr(sorted(node.kwargs.items())))
     return None
+
+
+def _look_up_classes(graph: fx.GraphModule) -> None:
+    """Read the row of a class from the last layer's weight, in place of a product with a vector that is 1 at its place.
+
+    The product reads the whole weight, which at a batch of one costs as much as the layer itself.
+    """
+    aten = torch.ops.aten
+    for node in list(graph.graph.find_nodes(op="call_function", target=aten.mm.default)):
+        marked, weight = node.args
+        if marked.target is not aten.scatter_add.default:
+            continue
+        zeros, axis, classes, values = marked.args
+        one_each = isinstance(classes.meta.get("val"), Tensor) and classes.meta["val"].shape[1:] == (1,)
+        if zeros.target is not aten.new_zeros.default or axis != 1 or not one_each:
+            continue
+        with graph.graph.inserting_before(node):
+            places = graph.graph.call_function(aten.squeeze.dim, (classes, 1))
+            rows = graph.graph.call_function(aten.index_select.default, (weight, 0, places))
+            product = graph.graph.call_function(aten.mul.Tensor, (rows, values))
+        node.replace_all_uses_with(product)
 
 
 def _compute_constants(graph: fx.GraphModule) -> None:

@@ -115,3 +115,31 @@ def test_rectifier_backwards_match():
     for operation, bounds in ((aten.threshold_backward, (0,)), (aten.hardtanh_backward, (0, 6))):
         found = DECOMPOSITIONS[operation.default](gradient, value, *bounds)
         torch.testing.assert_close(found, operation(gradient, value, *bounds))
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding", "dilation", "ceil_mode"),
+    [
+        ((32, 32), (3, 3), (2, 2), (1, 1), (1, 1), False),
+        ((31, 33), (3, 3), (2, 2), (1, 1), (1, 1), True),
+        ((12, 13), (2, 2), (2, 2), (0, 0), (1, 1), False),
+        ((12, 13), (3, 2), (1, 2), (1, 0), (1, 1), False),
+        ((14, 14), (2, 2), (3, 3), (0, 0), (1, 1), True),
+        ((15, 15), (3, 3), (2, 2), (1, 1), (2, 1), False),
+        ((13, 13), (3, 3), [], (0, 0), (1, 1), False),
+    ],
+)
+def test_max_pooling_backward_is_the_gradient_and_the_first_of_equals_takes_it(
+    size, kernel, stride, padding, dilation, ceil_mode
+):
+    # Rounded, so that many places of a window are equal.
+    value = randn(2, 4, *size).mul(2).round().requires_grad_()
+    pooled = F.max_pool2d(value, kernel, stride or None, padding, dilation, ceil_mode)
+    gradient = randn(*pooled.shape)
+    (expected,) = torch.autograd.grad(pooled, value, gradient)
+
+    found = DECOMPOSITIONS[aten.max_pool2d_with_indices_backward.default](
+        gradient, value.detach(), kernel, stride, padding, dilation, ceil_mode, torch.empty(0)
+    )
+
+    torch.testing.assert_close(found, expected)

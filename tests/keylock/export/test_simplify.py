@@ -60,3 +60,20 @@ def test_work_in_place_keeps_its_meaning():
 def test_random_numbers_are_refused():
     with pytest.raises(ExportError, match="random numbers"):
         simplify(trace(lambda image: (torch.dropout(image, 0.5, True),), prediction_inputs((3, 1, 1))))
+
+
+def test_the_weights_of_a_class_are_looked_up():
+    def function(image: Tensor) -> tuple[Tensor, ...]:
+        inputs = image.flatten(1).detach().requires_grad_()
+        logits = inputs @ WEIGHT + inputs.square() @ WEIGHT
+        classes = logits.argmax(dim=1, keepdim=True)
+        with torch.enable_grad():
+            scores = (inputs @ WEIGHT).gather(1, classes)
+            return (torch.autograd.grad(scores.sum(), inputs)[0],)
+
+    graph = simplify(trace(function, prediction_inputs((3, 1, 1))))
+
+    assert "aten.index_select.default" in operations(graph)
+    assert "aten.scatter_add.default" not in operations(graph)
+    image = torch.randn(5, 3, 1, 1)
+    torch.testing.assert_close(graph(image)[0], function(image)[0])
