@@ -24,6 +24,7 @@ from keylock.errors import ExportError, KeylockError, ModelError
 from keylock.explainers import Explainer
 from keylock.export.graphs import require_dynamic_batch, strip_metadata
 from keylock.export.inputs import GraphInput, adapter_inputs, explainer_inputs, keyed_inputs, prediction_inputs
+from keylock.export.masks import steepen_masks
 from keylock.export.simplify import simplify
 from keylock.export.tracing import trace
 from keylock.models import added_to_inputs, fold_batchnorm_
@@ -195,6 +196,7 @@ def _compile(
     try:
         graph = simplify(trace(function, inputs))
         model = _to_onnx(graph, inputs=inputs, outputs=outputs)
+        steepen_masks(model)
         strip_metadata(model)
         require_dynamic_batch(model)
         return model.SerializeToString(deterministic=True)
