@@ -29,6 +29,12 @@ _START_S = 2.0
 _MEMORY = 1.3
 _BUSY = 5.0
 """A load average that the benchmark does not reach by itself, so that other programs weigh on the times that pass."""
+_GRAPH_AIMS = {
+    "grad_cam": 1.05,
+    "gradient, resnet18_cifar:32": 2.05,
+    "gradient, resnet18:224": 2.2,
+    "gradient, mobilenet_v2:224": 2.8,
+}
 
 
 def write_serving(result: Mapping[str, Any]) -> str:
@@ -160,7 +166,32 @@ def _costs(result: Mapping[str, Any], network: Network) -> str:
     return table((*head, *(f"{task}: PCC to the first" for task in tasks)), rows)
 
 
+def write_graphs(result: Mapping[str, Any]) -> str:
+    """Return the section of `graphs.json`, in Markdown: times of graphs as multiples of the prediction's."""
+    rows = []
+    for network, figures in result["figures"].items():
+        for batch, graphs in figures["batches"].items():
+            for name, figure in graphs.items():
+                limit = _GRAPH_AIMS.get(name) or _GRAPH_AIMS.get(f"{name}, {network}")
+                aim = None if limit is None else at_most(limit)
+                reached = "" if aim is None else "yes" if aim.reached(figure["ratio"]) else "no"
+                cells = (
+                    f"{figure['ms_per_image']:.2f}",
+                    f"{figure['ratio']:.2f}",
+                    f"≤ {limit}" if limit else "",
+                    reached,
+                )
+                rows.append((network.replace(":", ", ") + " px", batch, name, *cells))
+    head = ("network", "batch", "graph", "ms an image", "times the prediction", "aim", "reached")
+    about = (
+        f"Measured on {result['date']}, {result['hardware']}, ONNX Runtime {result['onnxruntime']}, torch "
+        f"{result['torch']}; adapters of rank {result['rank']}.\n"
+    )
+    return "\n".join([about, code(result["command"]), table(head, rows)])
+
+
 TABLES: Tables = {
+    "graphs": (write_graphs, "python benchmarks/serving/graphs.py"),
     "serving": (write_serving, "python benchmarks/serving/run.py"),
 }
 """For each file of figures how its section is written, and the command that writes the file."""

@@ -23,6 +23,7 @@ __all__ = ["CANARY_FILE", "Canary", "open_canary", "seal_canary"]
 
 CANARY_FILE: Final = "canary.sealed"
 
+_MINIMUM_PCC: Final = 0.98
 _PURPOSE: Final = "canary"
 _CONTEXT: Final = b"keylock/v1/canary"
 _KEY_BYTES: Final = 32
@@ -44,6 +45,23 @@ class Canary:
     images: Array
     keyed: Mapping[str, Array]
     keyless: Mapping[str, Array]
+
+    def difference(self, name: str, *, keyed: Array, keyless: Array) -> str | None:
+        """Compares an explainer's maps of the images, computed again, with those that are kept here.
+
+        Args:
+            name: Of an explainer that is in both `keyed` and `keyless` here.
+            keyed: float32 `(count, height, width)`.
+            keyless: The same without the key.
+
+        Returns:
+            What differs, in words, or None where every map correlates by .98 at least.
+        """
+        for kind, found, expected in (("keyed", keyed, self.keyed[name]), ("keyless", keyless, self.keyless[name])):
+            lowest = min(_pcc(one, other) for one, other in zip(found, expected, strict=True))
+            if lowest < _MINIMUM_PCC:
+                return f"{kind} maps of {name} are not those that were proved at export (correlation {lowest:.3f})"
+        return None
 
 
 def seal_canary(canary: Canary, seed: KeySeed) -> bytes:
@@ -75,6 +93,16 @@ def open_canary(content: bytes, seed: KeySeed) -> Canary:
         kind, _, explainer = name.partition("/")
         kinds[kind][explainer] = array
     return Canary(images, kinds["keyed"], kinds["keyless"])
+
+
+def _pcc(one: Array, other: Array) -> float:
+    """Returns the correlation of two maps; maps without any structure are equal to each other alone."""
+    first, second = one.ravel().astype(np.float64), other.ravel().astype(np.float64)
+    first, second = first - first.mean(), second - second.mean()
+    scale = float(np.sqrt((first @ first) * (second @ second)))
+    if scale < np.finfo(np.float32).tiny:
+        return 1.0 if np.allclose(one, other, rtol=1e-3, atol=1e-6) else 0.0
+    return float(first @ second) / scale
 
 
 def _cipher(seed: KeySeed) -> AESGCM:

@@ -32,6 +32,7 @@ __all__ = [
     "Issuer",
     "KeyEntry",
     "Manifest",
+    "VariantEntry",
     "check_file_name",
     "model_digest_of",
 ]
@@ -99,6 +100,27 @@ class Architecture(_Entry):
     module: Literal["registry", "graph_only"] = "registry"
 
 
+class VariantEntry(_Entry):
+    """A graph in smaller numbers, with what was measured of it at export.
+
+    Attributes:
+        graph: Its file.
+        agreement: Share of images whose predicted class is that of the graph in float32.
+        keyed_pcc: Mean correlation of keyed maps with those in float32; None for predictions.
+        leakage: Mean correlation of keyless maps with keyed ones in float32.
+        leakage_float32: The same of keyless maps in float32.
+    """
+
+    graph: FileName
+    agreement: Number
+    keyed_pcc: Number | None = None
+    leakage: Number | None = None
+    leakage_float32: Number | None = None
+
+
+Variants = dict[Name, VariantEntry]
+
+
 class ExplainerEntry(_Entry):
     """One explainer the bundle offers.
 
@@ -110,6 +132,7 @@ class ExplainerEntry(_Entry):
         graph: The file of its graph; loops that read the same share one.
         max_difference: Largest difference between graph and reference, measured at export.
         pcc_to_reference: Smallest correlation between graph and reference, measured at export.
+        variants: Its graph in smaller numbers, by their names.
     """
 
     name: Name
@@ -118,6 +141,7 @@ class ExplainerEntry(_Entry):
     graph: FileName | None = None
     max_difference: Number | None = None
     pcc_to_reference: Number | None = None
+    variants: Variants = {}
 
     @model_validator(mode="after")
     def _check_graph(self) -> Self:
@@ -223,6 +247,7 @@ class Manifest(_Entry):
         preprocessing: From pixels to the network's input.
         explainers: The explainers it offers.
         prediction_graph: The file of the graph that predicts.
+        prediction_variants: The same in smaller numbers, by their names.
         key: What is public about the key.
         adapter: What is public about the sealed adapter; None where the model is locked by the key alone.
         decoy: What the keyless maps were trained towards.
@@ -244,6 +269,7 @@ class Manifest(_Entry):
     preprocessing: Preprocessing
     explainers: tuple[ExplainerEntry, ...]
     prediction_graph: FileName
+    prediction_variants: Variants = {}
     key: KeyEntry
     adapter: AdapterEntry | None = None
     decoy: Decoy
@@ -263,6 +289,8 @@ class Manifest(_Entry):
         _check_distinct("explainer", [entry.name for entry in self.explainers])
         _check_distinct("file", [name.lower() for name in self.files])
         needed = [self.prediction_graph, *(entry.graph for entry in self.explainers if entry.graph is not None)]
+        for variants in (self.prediction_variants, *(entry.variants for entry in self.explainers)):
+            needed += [variant.graph for variant in variants.values()]
         if self.architecture.module == "registry":
             needed.append(WEIGHTS_FILE)
         for name in needed:
@@ -278,6 +306,12 @@ class Manifest(_Entry):
     def canonical(self) -> bytes:
         """Returns the bytes of `manifest.json`, which are what is signed."""
         return canonical_json(self.model_dump(mode="json"))
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The names of all numbers in which there are graphs beside float32, sorted."""
+        all_of_them = (self.prediction_variants, *(entry.variants for entry in self.explainers))
+        return tuple(sorted({name for variants in all_of_them for name in variants}))
 
     def explainer(self, name: str) -> ExplainerEntry | None:
         """Returns the entry of an explainer, or None where the bundle does not offer it."""

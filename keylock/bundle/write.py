@@ -28,6 +28,7 @@ from keylock.bundle.manifest import (
     Issuer,
     KeyEntry,
     Manifest,
+    VariantEntry,
     check_file_name,
     model_digest_of,
 )
@@ -68,6 +69,7 @@ class BundleContent:
     figures: tuple[Figure, ...] = ()
     training: Mapping[str, JsonValue] = field(default_factory=dict)
     reference_digest: str | None = None
+    prediction_variants: Mapping[str, VariantEntry] = field(default_factory=dict)
     adapter: Adapter | None = None
     keylock_version: str = __version__
 
@@ -204,6 +206,7 @@ def _make_manifest(
             preprocessing=content.preprocessing,
             explainers=content.explainers,
             prediction_graph=content.prediction_graph,
+            prediction_variants=dict(content.prediction_variants),
             key=content.key,
             adapter=adapter,
             decoy=content.decoy,

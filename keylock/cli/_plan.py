@@ -6,7 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keylock.errors import BundleError, InputError, ResumeError
+from keylock.errors import BundleError, InputError, ResumeError, UnknownNameError
 
 if TYPE_CHECKING:
     from keylock.decoys import ImageDecoy
@@ -85,6 +85,7 @@ def make_plan(
     accumulate: int,
     compile: bool,
     cache_reference: bool,
+    variants: str,
     seed: int,
     device: str,
 ) -> "TrainPlan":
@@ -143,8 +144,19 @@ def make_plan(
         device=device,
         seed=seed,
         cache_reference=cache_reference,
+        variants=_variant_names(variants),
         **optional,
     )
+
+
+def _variant_names(text: str) -> tuple[str, ...]:
+    from keylock.export import VARIANTS
+
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names:
+        if name not in VARIANTS:
+            raise UnknownNameError("variant", name, VARIANTS)
+    return names
 
 
 def _explainer_names(text: str) -> tuple[str, ...]:

@@ -10,7 +10,10 @@ from keylock.cli._console import JsonOption, note, print_json, print_pairs, prin
 from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption, own_issuers, read_issuers
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from keylock.bundle import Bundle, ExplainerEntry, Figure, Manifest
+    from keylock.bundle.manifest import VariantEntry
 
 __all__ = ["export", "inspect", "verify"]
 
@@ -46,6 +49,7 @@ def inspect(
             ("key", _describe_key(opened)),
             ("second factor", _describe_adapter(opened)),
             ("decoy", manifest.decoy.name),
+            ("predictions", _with_variants("compiled", manifest.prediction_variants)),
             ("files", len(manifest.files)),
         ]
     )
@@ -162,7 +166,7 @@ def _explainer_row(entry: "ExplainerEntry", manifest: "Manifest") -> tuple[objec
 def _describe_runtime(entry: "ExplainerEntry", manifest: "Manifest") -> str:
     """Returns how a server computes an explainer, in words."""
     if entry.runtime == "onnx":
-        return "compiled"
+        return _with_variants("compiled", entry.variants)
     if entry.runtime == "loop":
         from keylock.errors import InputError
         from keylock.loops import make_loop
@@ -176,6 +180,10 @@ def _describe_runtime(entry: "ExplainerEntry", manifest: "Manifest") -> str:
     if manifest.architecture.module == "registry":
         return "torch, not served without it"
     return "torch, not served"
+
+
+def _with_variants(runtime: str, variants: "Mapping[str, VariantEntry]") -> str:
+    return ", ".join([runtime, *variants])
 
 
 def _figure_row(figure: "Figure") -> tuple[object, ...]:

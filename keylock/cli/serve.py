@@ -83,6 +83,10 @@ def serve(
         str | None, typer.Option(metavar="decoy|refuse", help="What callers without a license get. [decoy]")
     ] = None,
     device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to run. [auto]")] = None,
+    variant: Annotated[
+        str | None,
+        typer.Option(metavar="float32|float16|int8", help="Numbers to compute in, where the bundle has them."),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes that serve on the one address; 0: one for each core. [1]")
     ] = None,
@@ -142,6 +146,7 @@ def serve(
         receipt_key=receipt_key,
         unlicensed_explanations=unlicensed,
         device=device,
+        variant=variant,
         workers=workers,
         tls_certificate=tls_certificate,
         tls_key=tls_key,

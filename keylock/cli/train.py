@@ -94,6 +94,9 @@ def train(
         bool,
         typer.Option("--cache-reference", help="Train without augmentation, with each reference map computed once."),
     ] = False,
+    variants: Annotated[
+        str, typer.Option(metavar="NAMES", help="Make graphs in smaller numbers too, by commas: float16, int8.")
+    ] = "",
     seed: Annotated[int, typer.Option(metavar="N", help="Of everything drawn at random but the key.")] = 0,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to train.")] = "auto",
     key_seed: Annotated[
@@ -170,6 +173,7 @@ def train(
             accumulate=accumulate,
             compile=compile,
             cache_reference=cache_reference,
+            variants=variants,
             seed=seed,
             device=device,
         )

@@ -5,8 +5,9 @@ Each graph computes logits and map in one pass, for any batch size, and is compa
 
 from keylock.export.compile import compile_explainer, compile_keyed_prediction, compile_prediction
 from keylock.export.loop_graphs import PointGradient
+from keylock.export.running import Secrets
+from keylock.export.variants import VARIANTS, VariantFigures, compare_variant, make_variant, suits
 from keylock.export.verify import (
-    Secrets,
     Verification,
     keyed_and_keyless_maps,
     verify_graph,
@@ -16,13 +17,18 @@ from keylock.export.verify import (
 )
 
 __all__ = [
+    "VARIANTS",
     "PointGradient",
     "Secrets",
+    "VariantFigures",
     "Verification",
+    "compare_variant",
     "compile_explainer",
     "compile_keyed_prediction",
     "compile_prediction",
     "keyed_and_keyless_maps",
+    "make_variant",
+    "suits",
     "verify_graph",
     "verify_keyed_prediction",
     "verify_loop",

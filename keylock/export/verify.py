@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from torch import nn
 
-from keylock.adapters import Adapter
 from keylock.errors import ExportError, TensorError
 from keylock.explainers import Explainer
-from keylock.export.graphs import require_dynamic_batch
-from keylock.export.inputs import is_secret
+from keylock.export.running import FloatArray, IntArray, Secrets, open_graph, pcc, runner
 from keylock.keys import Key
 from keylock.loops import Loop, run_loop
 from keylock.models import added_to_inputs, attach_adapter
@@ -48,9 +45,6 @@ MAXIMUM_LOGITS_DIFFERENCE = 1e-2
 OTHER_BATCHES = (1, 2)
 """Batch sizes a graph must answer alike for, beside the whole batch; the network was traced with yet another."""
 
-FloatArray = np.ndarray[Any, np.dtype[np.float32]]
-IntArray = np.ndarray[Any, np.dtype[np.int64]]
-
 
 @dataclass(frozen=True)
 class Verification:
@@ -67,21 +61,6 @@ class Verification:
     pcc_mean: float
     pcc_minimum: float
     max_logits_difference: float
-
-
-@dataclass(frozen=True)
-class Secrets:
-    """What opens a lock, to prove its keyed maps with.
-
-    Attributes:
-        key: The key.
-        adapter: The adapter of a two-factor lock, or None.
-        reference: The reference model of a two-factor lock, which its keyed maps must agree with; None leaves that out.
-    """
-
-    key: Key
-    adapter: Adapter | None = None
-    reference: nn.Module | None = None
 
 
 def verify_graph(
@@ -113,7 +92,7 @@ def verify_graph(
     """
     images, targets, keyed = _keyed_and_keyless(*_checked(images, targets), secrets)
     what, rows = f"the explainer {explainer.name!r}", {"image": images, "target": targets, "keyed": keyed}
-    run = _runner(_open(graph), secrets)
+    run = runner(open_graph(graph), secrets)
     logits, maps = run(**rows)
     # Each runtime rounds in its own way, so the predicted class is taken from the logits of the graph itself.
     resolved = np.where(targets < 0, logits.argmax(1), targets)
@@ -153,7 +132,7 @@ def verify_loop(
     """
     assert isinstance(explainer, Loop), "the explainer is a loop"  # noqa: S101 - a broken promise of the caller
     images, targets, keyed = _keyed_and_keyless(images, targets, secrets)
-    run = _runner(_open(graph), secrets)
+    run = runner(open_graph(graph), secrets)
 
     def ask(rows: FloatArray, of: IntArray, **more: IntArray) -> list[FloatArray]:
         return run(image=np.ascontiguousarray(rows), keyed=keyed[of], **more)
@@ -220,7 +199,7 @@ def keyed_and_keyless_maps(graph: bytes, images: FloatArray, *, secrets: Secrets
         The keyed and the keyless maps, float32 `(batch, height, width)`.
     """
     images, targets = _checked(images, np.full(len(images), -1, dtype=np.int64))
-    run = _runner(_open(graph), secrets)
+    run = runner(open_graph(graph), secrets)
     keyed, keyless = (
         run(image=images, target=targets, keyed=np.full(len(images), kind, np.float32))[1] for kind in (1, 0)
     )
@@ -243,7 +222,7 @@ def verify_prediction(graph: bytes, module: nn.Module, images: FloatArray) -> fl
         TensorError: The images have a wrong shape or type.
     """
     images, _ = _checked(images, np.zeros(len(images), dtype=np.int64))
-    run = _runner(_open(graph), None)
+    run = runner(open_graph(graph), None)
     (logits,) = run(image=images)
     _require_batch_independent(run, {"image": images}, [logits])
     return _require_same_logits("the prediction", logits, _predicted(module, images))
@@ -269,7 +248,7 @@ def verify_keyed_prediction(
     """
     what = "the keyed prediction"
     images, _, keyed = _keyed_and_keyless(*_checked(images, np.zeros(len(images), dtype=np.int64)), secrets)
-    run, rows = _runner(_open(graph), secrets), {"image": images, "keyed": keyed}
+    run, rows = runner(open_graph(graph), secrets), {"image": images, "keyed": keyed}
     (logits,) = run(**rows)
     _require_batch_independent(run, rows, [logits])
     if secrets is None:
@@ -297,38 +276,6 @@ def _checked(images: FloatArray, targets: IntArray) -> tuple[FloatArray, IntArra
     return np.tile(images, (repeats, 1, 1, 1)), np.tile(targets, repeats)
 
 
-def _open(graph: bytes) -> Any:  # noqa: ANN401 - ONNX Runtime has no type stubs
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise ExportError("compiled graphs are verified in ONNX Runtime: install keylock[all]") from error
-    require_dynamic_batch(onnx.load_from_string(graph))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
-
-def _runner(session: Any, secrets: Secrets | None) -> Callable[..., list[FloatArray]]:  # noqa: ANN401
-    """Return a function that runs a graph on at most 64 images at a time, to bound the memory."""
-    # Without secrets every row is keyless, and these inputs count for nothing.
-    fixed: dict[str, FloatArray] = {
-        given.name: np.zeros(given.shape, np.float32) for given in session.get_inputs() if is_secret(given.name)
-    }
-    if secrets is not None:
-        tensors = {} if secrets.adapter is None else secrets.adapter.tensors()
-        fixed = {"key": secrets.key.reveal(), **tensors}
-
-    def run(**rows: Any) -> list[FloatArray]:  # noqa: ANN401
-        pieces = [
-            session.run(None, {name: value[start : start + 64] for name, value in rows.items()} | fixed)
-            for start in range(0, len(rows["image"]), 64)
-        ]
-        return [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
-
-    return run
-
-
 def _require_batch_independent(
     run: Callable[..., list[FloatArray]], rows: dict[str, Any], answers: list[FloatArray]
 ) -> None:
@@ -341,7 +288,7 @@ def _require_close(found: list[FloatArray], expected: list[FloatArray], count: i
     """Check the answers for `count` images against those for the whole batch; kernels may differ by rounding."""
     for one, other in zip(found, expected, strict=True):
         if one.shape != other.shape or any(
-            _pcc(a, b) < MINIMUM_PCC_OF_ONE_IMAGE for a, b in zip(one, other, strict=True)
+            pcc(a, b) < MINIMUM_PCC_OF_ONE_IMAGE for a, b in zip(one, other, strict=True)
         ):
             raise ExportError(
                 f"the compiled graph answers differently for a batch of {count}: the network or the explainer mixes "
@@ -418,7 +365,7 @@ def _judge(what: str, logits: FloatArray, maps: FloatArray, reference: tuple[Flo
         raise ExportError(
             f"{what} gives maps of shape {maps.shape[1:]} compiled, but {reference_maps.shape[1:]} in torch"
         )
-    pccs = [_pcc(one, other) for one, other in zip(maps, reference_maps, strict=True)]
+    pccs = [pcc(one, other) for one, other in zip(maps, reference_maps, strict=True)]
     mean, minimum = float(np.mean(pccs)), float(np.min(pccs))
     if mean < MINIMUM_PCC or minimum < MINIMUM_PCC_OF_ONE_IMAGE:
         raise ExportError(
@@ -439,18 +386,3 @@ def _require_same_logits(what: str, logits: FloatArray, reference: FloatArray) -
             f"their range (allowed: {MAXIMUM_LOGITS_DIFFERENCE:.0e}); run it with torch"
         )
     return difference
-
-
-def _pcc(one: FloatArray, other: FloatArray) -> float:
-    """Pearson's correlation of two maps. A map without contrast correlates with another such map of its height only."""
-    a, b = one.astype(np.float64).ravel(), other.astype(np.float64).ravel()
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return -1.0
-    height = max(np.abs(a).max(), np.abs(b).max())
-    if height == 0:
-        return 1.0
-    a, b = a / height, b / height
-    flat = [value.std() < 1e-6 for value in (a, b)]
-    if any(flat):
-        return float(all(flat) and bool(np.allclose(a, b, atol=1e-3)))
-    return float(np.corrcoef(a, b)[0, 1])

@@ -1,22 +1,25 @@
 """The graphs of a lock: every explainer compiled and proved against torch, and what a manifest says of it."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
 from keylock.bundle import Canary
-from keylock.bundle.manifest import ExplainerEntry
+from keylock.bundle.manifest import ExplainerEntry, VariantEntry
 from keylock.errors import ExportError
 from keylock.explainers import Explainer
 from keylock.export import (
     PointGradient,
     Secrets,
+    compare_variant,
     compile_explainer,
     compile_keyed_prediction,
     compile_prediction,
     keyed_and_keyless_maps,
+    make_variant,
+    suits,
     verify_graph,
     verify_keyed_prediction,
     verify_loop,
@@ -30,6 +33,8 @@ __all__ = ["Graphs", "make_graphs"]
 _LOG = logging.getLogger(__name__)
 _CANARY_IMAGES = 4
 _LOOP_IMAGES = 1
+_REFUSED = b""
+"""Stands for a variant that did not hold for the first key of a lock, so that all its bundles have the same graphs."""
 
 
 @dataclass
@@ -41,12 +46,14 @@ class Graphs:
         files: Every graph, by its place in the bundle.
         entries: What the manifest says of each explainer.
         canary: Images with the keyed and keyless maps of the explainers that one graph computes.
+        variants: The prediction graph in smaller numbers, by their names.
     """
 
     prediction: str
     files: dict[str, bytes]
     canary: Canary
     entries: list[ExplainerEntry] = field(default_factory=list)
+    variants: dict[str, VariantEntry] = field(default_factory=dict)
 
 
 def make_graphs(
@@ -56,6 +63,7 @@ def make_graphs(
     secrets: Secrets,
     image_shape: tuple[int, int, int],
     num_classes: int,
+    variants: Sequence[str] = (),
     on_step: Callable[[str], None],
     compiled: dict[str, bytes] | None = None,
 ) -> Graphs:
@@ -67,13 +75,15 @@ def make_graphs(
         secrets: What opens the lock.
         image_shape: (channels, height, width).
         num_classes: How many logits there are.
+        variants: Names of `keylock.export.VARIANTS` to make as well; those that lose too much are left out.
         on_step: Hears what is being done.
         compiled: Graphs that were compiled for another key of the same lock, by place; what is missing is added.
 
     Raises:
         ExportError: The predictions do not compile, or a compiled graph disagrees with torch.
     """
-    return _Maker(lock, images, secrets, image_shape, num_classes, on_step, {} if compiled is None else compiled).make()
+    shared = {} if compiled is None else compiled
+    return _Maker(lock, images, secrets, image_shape, num_classes, variants, on_step, shared).make()
 
 
 class _Maker:
@@ -84,11 +94,13 @@ class _Maker:
         secrets: Secrets,
         image_shape: tuple[int, int, int],
         num_classes: int,
+        variants: Sequence[str],
         on_step: Callable[[str], None],
         compiled: dict[str, bytes],
     ) -> None:
         self._lock, self._images, self._secrets, self._on_step = lock, images, secrets, on_step
         self._shape, self._classes, self._compiled = image_shape, num_classes, compiled
+        self._variants = tuple(variants)
         self._targets = np.full(len(images), -1, dtype=np.int64)
         self._adapter_shapes = None if lock.adapter is None else lock.adapter.shapes()
         self._keyed: dict[str, np.ndarray] = {}
@@ -102,9 +114,10 @@ class _Maker:
             self._compiled[prediction] = compile_prediction(self._lock.module, image_shape=self._shape)
         self._files[prediction] = self._compiled[prediction]
         verify_prediction(self._files[prediction], self._lock.module, self._images)
+        variants = self._make_variants("the prediction", prediction, self._variants)
         entries = [self._entry(explainer) for explainer in self._lock.explainers]
         canary = Canary(self._images[:_CANARY_IMAGES], self._keyed, self._keyless)
-        return Graphs(prediction, self._files, canary, entries)
+        return Graphs(prediction, self._files, canary, entries, variants)
 
     def _entry(self, explainer: Explainer) -> ExplainerEntry:
         """Compile one explainer, or record it without a graph where torch has to run it."""
@@ -126,13 +139,51 @@ class _Maker:
         maps = keyed_and_keyless_maps(graph, self._images[:_CANARY_IMAGES], secrets=secrets)
         self._keyed[explainer.name], self._keyless[explainer.name] = maps
         self._files[place] = graph
+        fitting = [name for name in self._variants if suits(name, explainer)]
         return ExplainerEntry(
             name=explainer.name,
             parameters=explainer.parameters,
             graph=place,
             max_difference=verification.max_difference,
             pcc_to_reference=verification.pcc_minimum,
+            variants=self._make_variants(explainer.name, place, fitting),
         )
+
+    def _make_variants(self, what: str, place: str, names: Sequence[str]) -> dict[str, VariantEntry]:
+        """Make variants of a graph on one half of the images, and keep those that hold on the other half."""
+        kept = {}
+        for name in names:
+            file = place.replace("graphs/", f"graphs/{name}/", 1)
+            earlier = self._compiled.get(file)
+            if earlier == _REFUSED:
+                continue
+            self._on_step(f"{name} of {what}")
+            try:
+                variant = earlier or make_variant(name, self._files[place], self._images[::2])
+                figures = compare_variant(variant, self._files[place], self._images[1::2], secrets=self._secrets)
+                shortfall = figures.shortfall or self._difference(what, variant)
+            except ExportError as error:
+                shortfall = error.message
+            if shortfall is None:
+                self._files[file] = self._compiled[file] = variant
+                kept[name] = VariantEntry(graph=file, **asdict(figures))
+            elif earlier is None:
+                self._compiled[file] = _REFUSED
+                _LOG.warning("%s of %s is left out: %s", name, what, shortfall)
+            else:
+                raise ExportError(
+                    f"{name} of {what} holds for one key of the lock and not for another ({shortfall}): "
+                    f"leave {name} out of the variants"
+                )
+        return kept
+
+    def _difference(self, name: str, variant: bytes) -> str | None:
+        """Return why a server that looks at its canary would not call itself well with a variant."""
+        if name not in self._keyed:
+            return None
+        canary = Canary(self._images[:_CANARY_IMAGES], self._keyed, self._keyless)
+        keyed, keyless = keyed_and_keyless_maps(variant, canary.images, secrets=self._secrets)
+        return canary.difference(name, keyed=keyed, keyless=keyless)
 
     def _loop(self, explainer: Explainer, loop: Loop) -> ExplainerEntry:
         place = self._gradients() if loop.reads == "gradient" else self._keyed_predictions()

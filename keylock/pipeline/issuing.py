@@ -114,6 +114,7 @@ def _publication(plan: TrainPlan, figures: tuple[Figure, ...], training: Mapping
         architecture=plan.architecture,
         figures=figures,
         training={**own, **training},
+        variants=plan.variants,
     )
 
 

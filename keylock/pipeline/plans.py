@@ -40,6 +40,7 @@ class TrainPlan:
         measured_images: Test images to measure on, at most.
         seed: Of data order, initial weights and everything else drawn at random. It is not the key seed.
         cache_reference: Train the lock on images as they are, and compute the maps of the reference once for each.
+        variants: Graphs in smaller numbers to make as well, by the names of `keylock.export.VARIANTS`.
     """
 
     out: Path
@@ -58,6 +59,7 @@ class TrainPlan:
     measured_images: int = 1000
     seed: int = 0
     cache_reference: bool = False
+    variants: tuple[str, ...] = ()
 
     @property
     def work(self) -> Path:

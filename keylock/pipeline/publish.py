@@ -36,6 +36,7 @@ class Publication:
             bundle then carries weights and graphs.
         figures: What was measured.
         training: Further settings to record.
+        variants: Names of `keylock.export.VARIANTS`: graphs in smaller numbers to make as well.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Publication:
     architecture: str | None = None
     figures: tuple[Figure, ...] = ()
     training: Mapping[str, JsonValue] = field(default_factory=dict)
+    variants: tuple[str, ...] = ()
 
 
 def publish(
@@ -94,6 +96,7 @@ def publish(
         secrets=Secrets(key, lock.adapter, lock.reference),
         image_shape=publication.preprocessing.shape,
         num_classes=len(publication.classes),
+        variants=publication.variants,
         on_step=on_step,
         compiled=compiled,
     )
@@ -113,6 +116,7 @@ def publish(
         preprocessing=publication.preprocessing,
         explainers=tuple(graphs.entries),
         prediction_graph=graphs.prediction,
+        prediction_variants=graphs.variants,
         key=KeyEntry.of(key),
         decoy=Decoy(name=decoy.name, parameters=decoy.parameters),
         files=files,

@@ -113,6 +113,7 @@ class Retirement:
             device=device,
             seed=_number(trained.get("seed"), 0),
             cache_reference=cache_reference,
+            variants=manifest.variants,
         )
 
 

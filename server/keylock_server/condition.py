@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from keylock.bundle import Canary
 from keylock.errors import KeylockError
@@ -21,7 +20,6 @@ from keylock_server.runtime import ServedModel, check_finite
 __all__ = ["Check", "Condition", "check_canaries", "check_canary"]
 
 _LOG: Final = logging.getLogger("keylock_server")
-_MINIMUM_PCC: Final = 0.98
 
 
 @dataclass(frozen=True)
@@ -141,24 +139,7 @@ def check_canary(model: ServedModel, canary: Canary) -> str | None:
         targets = np.full(2 * count, -1, np.int64)
         maps = model.explain(images, explainer=name, targets=targets, keyed=keyed).maps
         check_finite(maps)
-        for kind, found, expected in (
-            ("keyed", maps[:count], canary.keyed[name]),
-            ("keyless", maps[count:], canary.keyless[name]),
-        ):
-            lowest = min(_pcc(one, other) for one, other in zip(found, expected, strict=True))
-            if lowest < _MINIMUM_PCC:
-                return (
-                    f"{kind} maps of {name} are not those that were proved at export (correlation {lowest:.3f}): "
-                    "check runtime, device and bundle"
-                )
+        problem = canary.difference(name, keyed=maps[:count], keyless=maps[count:])
+        if problem is not None:
+            return f"{problem}: check runtime, device and bundle"
     return None
-
-
-def _pcc(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    """Returns the correlation of two maps; maps without any structure are equal to each other alone."""
-    first, second = one.ravel().astype(np.float64), other.ravel().astype(np.float64)
-    first, second = first - first.mean(), second - second.mean()
-    scale = float(np.sqrt((first @ first) * (second @ second)))
-    if scale < np.finfo(np.float32).tiny:
-        return 1.0 if np.allclose(one, other, rtol=1e-3, atol=1e-6) else 0.0
-    return float(first @ second) / scale

@@ -79,6 +79,7 @@ class Opener:
                 threads=threads_per_batch(settings),
                 max_passes=settings.max_passes,
                 allow_torch=settings.allow_torch,
+                variant=settings.variant,
             )
 
     def _find_seed(self, bundle: Bundle, source: Source) -> KeySeed | None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from keylock.adapters import Adapter
 from keylock.bundle import Canary, ExplainerEntry, Manifest
+from keylock.bundle.manifest import VariantEntry
 from keylock.errors import BundleError, TensorError, UnknownNameError
 from keylock.keys import Key
 from keylock_server.devices import Device
@@ -67,6 +68,7 @@ class ServedModel:
         threads: int = 1,
         max_passes: int = 4096,
         allow_torch: bool = True,
+        variant: str = "float32",
     ) -> None:
         """Loads every graph and tries each one, so that a model that cannot be served is refused at start.
 
@@ -82,6 +84,7 @@ class ServedModel:
             threads: Threads one batch may use.
             max_passes: How often the network may run for one image; explainers that ask for more are left out.
             allow_torch: Whether torch, where it is installed, computes explainers that do not compile.
+            variant: Which numbers to compute in, where the bundle has such graphs; `float32` elsewhere.
 
         Raises:
             BundleError: If a graph cannot be loaded or does not keep the contract above.
@@ -90,14 +93,15 @@ class ServedModel:
         self.manifest, self.canary = manifest, canary
         self.holds_key = key is not None
         load = Loader(read, device=device, threads=threads)
-        self._predictor = load(manifest.prediction_graph)
+        self._variant = variant
+        self._predictor = load(self._choose("predictions", manifest.prediction_graph, manifest.prediction_variants))
         self._predictor.check_names(inputs={"image"}, outputs={"logits"})
         self.providers: tuple[str, ...] = self._predictor.providers
         self._left_out: dict[str, str] = {}
         self._ways: dict[str, Way] = {}
         for entry in manifest.explainers:
             if entry.graph is not None and self._is_within(entry, max_passes):
-                graph = load(entry.graph)
+                graph = load(self._choose(entry.name, entry.graph, entry.variants))
                 self._ways[entry.name] = Looped(loop_of(entry), graph) if entry.runtime == "loop" else Compiled(graph)
         for graph in load.loaded.values():
             if graph is not self._predictor:
@@ -176,6 +180,16 @@ class ServedModel:
             raise NoKeyError
         logits, maps = self._ways[name].explain(Batch(images, targets, keyed, abandoned))
         return Explained(logits, maps)
+
+    def _choose(self, what: str, graph: str, variants: Mapping[str, VariantEntry]) -> str:
+        """Returns the file of the graph to serve, and says where the bundle has not the wanted numbers."""
+        if self._variant == "float32":
+            return graph
+        if self._variant in variants:
+            _LOG.info("%s: computed in %s", what, self._variant)
+            return variants[self._variant].graph
+        _LOG.warning("the bundle has no %s graph for %s, which is served in float32", self._variant, what)
+        return graph
 
     def _is_within(self, entry: ExplainerEntry, max_passes: int) -> bool:
         """Returns whether an explainer runs the network no more often than allowed, and says so where it is a loop."""

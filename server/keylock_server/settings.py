@@ -78,6 +78,7 @@ class ServerSettings(BaseSettings):
         workers: Processes that serve, on one address; 0: one for each core.
         batches: Batches that run at once in each of them.
         max_passes: How often the network may run for one image; explainers that ask for more are not offered.
+        variant: Numbers to compute in where the bundle has such graphs: `float32`, `float16` or `int8`.
         allow_torch: Whether torch, where it is installed, computes explainers that do not compile.
         threads: CPU threads for one batch; 0 shares out the cores there are.
         max_batch: Most images in one run of a graph.
@@ -145,6 +146,7 @@ class ServerSettings(BaseSettings):
     max_image_pixels: Annotated[int, Field(ge=1)] = 50_000_000
     workers: Annotated[int, Field(ge=0, le=256)] = 1
     max_passes: Annotated[int, Field(ge=1)] = 4096
+    variant: Literal["float32", "float16", "int8"] = "float32"
     allow_torch: bool = True
     batches: Annotated[int, Field(ge=1, le=64)] = 1
     threads: Annotated[int, Field(ge=0, le=1024)] = 0

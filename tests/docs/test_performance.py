@@ -117,3 +117,26 @@ def test_figures_are_copied_and_what_was_left_out_is_said():
 def test_without_figures_none_is_made_up(tmp_path):
     empty = render(PAGE, tmp_path, render_performance.TABLES)
     assert empty.count("Not measured yet") == len(render_performance.TABLES)
+
+
+def test_graphs_are_multiples_of_the_prediction_and_judged_by_network():
+    figures = {
+        name: {"ms_per_image": ratio * 2, "ratio": ratio}
+        for name, ratio in {"prediction": 1.0, "grad_cam": 1.06, "gradient": 2.1, "gradient, two factors": 3.0}.items()
+    }
+    networks = ("resnet18_cifar:32", "resnet18:224")
+    text = render_performance.write_graphs(
+        {
+            "date": "2030-01-01",
+            "hardware": "x86_64",
+            "onnxruntime": "1",
+            "torch": "2",
+            "rank": 16,
+            "command": "python benchmarks/serving/graphs.py",
+            "figures": {network: {"batches": {"1": figures}} for network in networks},
+        }
+    )
+    assert "| resnet18_cifar, 32 px | 1 | gradient | 4.20 | 2.10 | ≤ 2.05 | no |" in text
+    assert "| resnet18, 224 px | 1 | gradient | 4.20 | 2.10 | ≤ 2.2 | yes |" in text
+    assert "| resnet18, 224 px | 1 | grad_cam | 2.12 | 1.06 | ≤ 1.05 | no |" in text
+    assert "| resnet18, 224 px | 1 | gradient, two factors | 6.00 | 3.00 |  |  |" in text

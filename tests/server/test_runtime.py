@@ -5,6 +5,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from keylock.bundle import Architecture, ExplainerEntry, open_bundle, write_bundle
+from keylock.bundle.manifest import VariantEntry
 from keylock.errors import BundleError, ServiceError, UnknownNameError
 from keylock_server.devices import check_providers, choose_providers, cuda_device_count
 from keylock_server.runtime import ServedModel
@@ -41,6 +42,31 @@ def test_images_of_the_caller_stay_as_they_are(model, tiny):
     before = images.copy()
     model.explain(images, explainer="brightness", targets=np.full(2, -1), keyed=np.ones(2, bool))
     np.testing.assert_array_equal(images, before)
+
+
+def test_the_wanted_numbers_are_served_where_the_bundle_has_them(vendor, tiny, tmp_path, server_log):
+    # The coarse graph stands in for one in smaller numbers, because its maps have another shape.
+    smaller = VariantEntry(graph="graphs/coarse.onnx", agreement=1.0, keyed_pcc=0.999, leakage=0.0, leakage_float32=0.0)
+    entries = (
+        ExplainerEntry(name="brightness", graph="graphs/fine.onnx", variants={"int8": smaller}),
+        ExplainerEntry(name="exact", graph="graphs/fine.onnx"),
+    )
+    write_bundle(tmp_path / "variants", vendor.content(explainers=entries), signing_key=vendor.signing_key)
+    bundle = open_bundle(tmp_path / "variants", trusted=None)
+    shapes = {}
+    for variant in ("float32", "int8"):
+        model = ServedModel(bundle.manifest, bundle.read, key=vendor.key, variant=variant)
+        for name in model.explainers:
+            explained = model.explain(tiny.images(2), explainer=name, targets=np.full(2, -1), keyed=np.zeros(2, bool))
+            shapes[variant, name] = explained.maps.shape[1:]
+    assert shapes == {
+        ("float32", "brightness"): (8, 8),
+        ("float32", "exact"): (8, 8),
+        ("int8", "brightness"): (4, 4),
+        ("int8", "exact"): (8, 8),
+    }
+    assert "no int8 graph for exact, which is served in float32" in server_log.text
+    assert "no int8 graph for predictions" in server_log.text
 
 
 def test_predictions_are_keyless(model, tiny):

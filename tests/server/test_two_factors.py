@@ -39,11 +39,14 @@ def published(two_factors, vendor, tmp_path_factory):
         lock,
         folder / "two.klb",
         Publication(
-            name="two", classes=("a", "b", "c"), preprocessing=Preprocessing(size=(16, 16), mean=(0.5,) * 3, std=STD)
+            name="two",
+            classes=("a", "b", "c"),
+            preprocessing=Preprocessing(size=(16, 16), mean=(0.5,) * 3, std=STD),
+            variants=("float16", "int8"),
         ),
         seed=two_factors.seed,
         key=two_factors.key,
-        images=two_factors.images[:6],
+        images=two_factors.images[:32],
         signing_key=vendor.signing_key,
         sealer=KeyFile.create(folder / "key-file"),
         created=datetime(2026, 11, 22, tzinfo=UTC),
@@ -176,3 +179,26 @@ def test_the_canary_of_a_published_lock_is_well_and_notices_swapped_maps(two, pu
     assert "keyed maps" in check_canary(two.server.model, swapped)
     status = health_pb2_grpc.HealthStub(two.channel).Check(health_pb2.HealthCheckRequest(), timeout=5).status
     assert status == health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.mark.parametrize("variant", ["float16", "int8"])
+def test_a_lock_served_in_smaller_numbers_opens_for_licenses_alone(
+    variant, two, published, two_factors, vendor, tiny, start_server, server_log
+):
+    smaller = start_server(bundle=published.path, key_file=published.key_file, variant=variant)
+    assert f"grad_cam: computed in {variant}" in server_log.text
+    assert f"predictions: computed in {variant}" in server_log.text
+    # The canary of the bundle, which was proved in float32, finds it well.
+    assert check_canary(smaller.server.model, smaller.server.model.canary) is None
+    sent = [tiny.tensor_image(image) for image in two_factors.images[40:48].numpy()]
+    token = vendor.grant().token
+    true = maps_of(tiny, two.explain(*sent, token=token))
+    keyed, keyless = (maps_of(tiny, smaller.explain(*sent, token=one)) for one in (token, None))
+
+    def correlation(maps):
+        return np.mean([np.corrcoef(one.ravel(), other.ravel())[0, 1] for one, other in zip(maps, true, strict=True)])
+
+    assert not np.array_equal(keyed, true)
+    assert correlation(keyed) > 0.98
+    assert correlation(keyless) == pytest.approx(correlation(maps_of(tiny, two.explain(*sent))), abs=0.1)
+    assert correlation(keyless) < 0.95

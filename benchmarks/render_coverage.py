@@ -1,0 +1,73 @@
+"""Write the tables of coverage in docs/compiled-explanations.md from benchmarks/results/export_coverage.json.
+
+    python benchmarks/render_coverage.py            writes docs/compiled-explanations.md
+    python benchmarks/render_coverage.py --check    exits 1 where the page does not agree with the figures
+
+It works as `render_results.py` does, which writes another page.
+"""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from render_results import RESULTS, ROOT, Tables, code, table, update
+
+PAGE = ROOT / "docs" / "compiled-explanations.md"
+
+_COST = ("grad_cam", "gradient", "visual_backprop")
+
+
+def write_coverage(result: Mapping[str, Any]) -> str:
+    """Return the section of `export_coverage.json`, in Markdown."""
+    figures: Mapping[str, Mapping[str, Mapping[str, Any]]] = result["figures"]
+    names = list(dict.fromkeys(name for found in figures.values() for name in found))
+    graphs = [
+        name for name in names if any(found.get(name, {}).get("runtime") == "compiled" for found in figures.values())
+    ]
+    loops = [name for name in names if name not in graphs]
+    about = f"Measured on {result['date']}, ONNX Runtime {result['onnxruntime']}, torch {result['torch']}.\n"
+    parts = [about, code(result["command"])]
+    for title, chosen in (("One graph", graphs), ("Loops", loops)):
+        rows = [(_title(network), *(_cell(found.get(name)) for name in chosen)) for network, found in figures.items()]
+        parts += [f"### {title}\n", table(("network", *(f"`{name}`" for name in chosen)), rows)]
+    parts += ["### Cost\n", table(("network", *_head()), [(_title(k), *_costs(found)) for k, found in figures.items()])]
+    reasons = [
+        (_title(network), f"`{name}`", entry["why"])
+        for network, found in figures.items()
+        for name, entry in found.items()
+        if entry["runtime"] == "torch"
+    ]
+    if reasons:
+        parts += ["### Left to torch\n", table(("network", "explainer", "why"), reasons)]
+    return "\n".join(parts)
+
+
+def _title(network: str) -> str:
+    return network.replace(":", ", ") + " px"
+
+
+def _cell(entry: Mapping[str, Any] | None) -> str:
+    """Return the smallest correlation and the largest difference of a map, or what there is in their place."""
+    if entry is None:
+        return ""
+    if entry["runtime"] in {"torch", "none"}:
+        return "torch" if entry["runtime"] == "torch" else "does not fit"
+    return f"{entry['pcc_minimum']:.5f}, {entry['max_difference']:.0e}"
+
+
+def _head() -> tuple[str, ...]:
+    return (*(f"`{name}` / prediction" for name in _COST), "largest file, MB", "longest compilation, CPU s")
+
+
+def _costs(found: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    compiled = {name: entry for name, entry in found.items() if entry["runtime"] == "compiled"}
+    most = [max((entry[key] for entry in compiled.values()), default=0.0) for key in ("file_mb", "compile_cpu_s")]
+    times = (compiled.get(name, {}).get("times_prediction") for name in _COST)
+    return (*("" if value is None else f"{value:.2f}" for value in times), *(f"{value:.1f}" for value in most))
+
+
+TABLES: Tables = {"export_coverage": (write_coverage, "python benchmarks/export_coverage.py")}
+"""The tables of the page, and the command that writes their figures."""
+
+if __name__ == "__main__":
+    sys.exit(update(PAGE, RESULTS, TABLES, __doc__))

@@ -1,0 +1,161 @@
+"""What compiled explanations cost, as multiples of the prediction alone: plain graphs, int8, and two-factor locks.
+
+    python benchmarks/serving/graphs.py
+
+Networks have random weights; no time depends on their values. Every graph of a network runs by turns with the others
+in one process, on one thread, timed by the CPU time of that process, so that other work on the machine weighs on all
+alike. A round takes the best of several runs of each graph; shown is the median over the rounds of the ratio to the
+prediction.
+"""
+
+import argparse
+import copy
+import json
+import platform
+import statistics
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import nn
+
+from keylock.adapters import Adapter, KeyGate
+from keylock.explainers import make_for
+from keylock.export import compile_explainer, compile_prediction, make_variant, suits
+from keylock.models import create, find_layers, fold_batchnorm_, out_of_place_
+from keylock.models.low_rank import add_low_rank_, take_back
+
+NETWORKS = ("resnet18_cifar:32", "resnet18:224", "mobilenet_v2:224")
+EXPLAINERS = ("grad_cam", "gradient")
+RANK = 16
+ROUNDS = 5
+
+
+def main() -> None:
+    """Compile, measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", default=NETWORKS, help="as ARCHITECTURE:SIZE")
+    parser.add_argument("--two-factors", default=NETWORKS[0], help="networks to measure two-factor locks of, by commas")
+    parser.add_argument("--batches", default="1,8", help="sizes of batches")
+    results = Path(__file__).parents[1] / "results" / "serving" / "graphs.json"
+    parser.add_argument("--results", type=Path, default=results)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    figures: dict[str, Any] = {}
+    for entry in options.networks:
+        architecture, _, size = entry.partition(":")
+        graphs = compile_all(architecture, int(size), two_factors=entry in options.two_factors.split(","))
+        figures[entry] = {
+            "nodes": {name: count_nodes(graph) for name, graph in graphs.items()},
+            "batches": {batch: measure(graphs, int(batch)) for batch in options.batches.split(",")},
+        }
+        print(entry, json.dumps(figures[entry]["batches"]), flush=True)
+        result = {
+            "date": datetime.now(UTC).date().isoformat(),
+            "hardware": f"{platform.machine()}, one thread",
+            "onnxruntime": onnxruntime.__version__,
+            "torch": torch.__version__,
+            "command": "python benchmarks/serving/graphs.py",
+            "rank": RANK,
+            "figures": figures,
+        }
+        options.results.parent.mkdir(parents=True, exist_ok=True)
+        options.results.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def compile_all(architecture: str, size: int, *, two_factors: bool) -> dict[str, bytes]:
+    """Return the graphs of a network by name; `prediction` is what the others are compared with."""
+    torch.manual_seed(0)
+    classes, shape = (10, (3, size, size)) if size < 64 else (1000, (3, size, size))
+    model = fold_batchnorm_(out_of_place_(create(architecture, num_classes=classes)), torch.randn(2, *shape))
+    layers = find_layers(model, torch.randn(2, *shape))
+    noise = np.random.default_rng(0).standard_normal((2, *shape), dtype=np.float32)
+    graphs = {"prediction": compile_prediction(model, image_shape=shape)}
+    graphs["prediction, int8"] = make_variant("int8", graphs["prediction"], noise)
+    kinds: list[tuple[str, Mapping[str, Sequence[int]] | None]] = [("", None)]
+    if two_factors:
+        kinds.append((", two factors", adapter_shapes(model, shape)))
+    for locked, shapes in kinds:
+        for explainer in make_for(layers, EXPLAINERS):
+            name = explainer.name + locked
+            graphs[name] = compile_explainer(
+                model, explainer, image_shape=shape, num_classes=classes, adapter_shapes=shapes
+            )
+            if suits("int8", explainer):
+                graphs[f"{name}, int8"] = make_variant("int8", graphs[name], noise)
+    return graphs
+
+
+def adapter_shapes(model: nn.Module, shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the adapter that locking would make."""
+    student = add_low_rank_(copy.deepcopy(model), rank=RANK, generator=torch.Generator().manual_seed(0))
+    return Adapter(take_back(student, model), KeyGate(np.zeros(shape, np.float32), 0.0, 0.1)).shapes()
+
+
+def count_nodes(graph: bytes) -> dict[str, int]:
+    """Return how many operations of each kind a graph has."""
+    return dict(Counter(node.op_type for node in onnx.load_from_string(graph).graph.node).most_common())
+
+
+def measure(graphs: dict[str, bytes], batch: int) -> dict[str, dict[str, float]]:
+    """Return the milliseconds of an image in each graph, and their ratio to those of the prediction."""
+    sessions = {name: open_session(graph) for name, graph in graphs.items()}
+    feeds = {name: feed(session, batch) for name, session in sessions.items()}
+    times: dict[str, list[float]] = {name: [] for name in graphs}
+    for name, session in sessions.items():
+        session.run(None, feeds[name])
+    once = run_s(sessions["prediction"], feeds["prediction"])
+    repeats = max(2, min(20, int(0.1 / once)))
+    for _ in range(ROUNDS):
+        best = dict.fromkeys(graphs, float("inf"))
+        for _ in range(repeats):
+            for name, session in sessions.items():
+                best[name] = min(best[name], run_s(session, feeds[name]))
+        for name, took in best.items():
+            times[name].append(took)
+    return {
+        name: {
+            "ms_per_image": round(1000 * min(took) / batch, 3),
+            "ratio": round(statistics.median(a / b for a, b in zip(took, times["prediction"], strict=True)), 3),
+        }
+        for name, took in times.items()
+    }
+
+
+def run_s(session: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray]) -> float:
+    """Return the CPU seconds of one run."""
+    start = time.process_time()
+    session.run(None, inputs)
+    return time.process_time() - start
+
+
+def open_session(graph: bytes) -> onnxruntime.InferenceSession:
+    """Open a graph on one thread of the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def feed(session: onnxruntime.InferenceSession, batch: int) -> dict[str, np.ndarray]:
+    """Return inputs: noise as images, predicted classes, no row keyed, secrets of zeros."""
+    generator, inputs = np.random.default_rng(0), {}
+    for entry in session.get_inputs():
+        shape = [size if isinstance(size, int) else batch for size in entry.shape]
+        inputs[entry.name] = np.zeros(shape, np.float32)
+        if entry.name == "image":
+            inputs["image"] = generator.standard_normal(shape, dtype=np.float32)
+        if entry.name == "target":
+            inputs["target"] = np.full(shape, -1, np.int64)
+    return inputs
+
+
+if __name__ == "__main__":
+    main()

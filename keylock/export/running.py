@@ -1,0 +1,90 @@
+"""Finished graphs run on many images, with the secrets that they take, and their maps compared."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from keylock.adapters import Adapter
+from keylock.errors import ExportError
+from keylock.export.graphs import require_dynamic_batch
+from keylock.export.inputs import is_secret
+from keylock.keys import Key
+
+__all__ = ["FloatArray", "IntArray", "Secrets", "open_graph", "pcc", "runner", "secret_inputs"]
+
+FloatArray = np.ndarray[Any, np.dtype[np.float32]]
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """What opens a lock, to prove its keyed maps with.
+
+    Attributes:
+        key: The key.
+        adapter: The adapter of a two-factor lock, or None.
+        reference: The reference model of a two-factor lock, which its keyed maps must agree with; None leaves that out.
+    """
+
+    key: Key
+    adapter: Adapter | None = None
+    reference: nn.Module | None = None
+
+
+def open_graph(graph: bytes) -> Any:  # noqa: ANN401 - ONNX Runtime has no type stubs
+    """Open a graph in ONNX Runtime, on as many threads as torch uses.
+
+    Raises:
+        ExportError: ONNX Runtime is not installed, or the batch size of the graph is fixed.
+    """
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise ExportError("compiled graphs are verified in ONNX Runtime: install keylock[all]") from error
+    require_dynamic_batch(onnx.load_from_string(graph))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def secret_inputs(session: Any, secrets: Secrets | None) -> dict[str, FloatArray]:  # noqa: ANN401
+    """Return what a graph takes beside its rows; zeros without secrets, because then every row is keyless."""
+    taken = [given for given in session.get_inputs() if is_secret(given.name)]
+    if secrets is None or not taken:
+        return {given.name: np.zeros(given.shape, np.float32) for given in taken}
+    return {"key": secrets.key.reveal(), **({} if secrets.adapter is None else secrets.adapter.tensors())}
+
+
+def runner(session: Any, secrets: Secrets | None) -> Callable[..., list[FloatArray]]:  # noqa: ANN401
+    """Return a function that runs a graph on at most 64 images at a time, to bound the memory."""
+    fixed = secret_inputs(session, secrets)
+
+    def run(**rows: Any) -> list[FloatArray]:  # noqa: ANN401
+        pieces = [
+            session.run(None, {name: value[start : start + 64] for name, value in rows.items()} | fixed)
+            for start in range(0, len(rows["image"]), 64)
+        ]
+        return [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
+
+    return run
+
+
+def pcc(one: FloatArray, other: FloatArray) -> float:
+    """Pearson's correlation of two maps. A map without contrast correlates with another such map of its height only."""
+    a, b = one.astype(np.float64).ravel(), other.astype(np.float64).ravel()
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return -1.0
+    height = max(np.abs(a).max(), np.abs(b).max())
+    if height == 0:
+        return 1.0
+    a, b = a / height, b / height
+    flat = [value.std() < 1e-6 for value in (a, b)]
+    if any(flat):
+        return float(all(flat) and bool(np.allclose(a, b, atol=1e-3)))
+    return float(np.corrcoef(a, b)[0, 1])

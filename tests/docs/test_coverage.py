@@ -1,0 +1,54 @@
+"""docs/compiled-explanations.md says what benchmarks/export_coverage.py measured, and says what does not compile."""
+
+import importlib
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+
+render_coverage = importlib.import_module("render_coverage")
+render = importlib.import_module("render_results").render
+PAGE = (ROOT / "docs" / "compiled-explanations.md").read_text("utf-8")
+
+
+def graph(**changes):
+    found = {"pcc_mean": 1.0, "pcc_minimum": 0.99991, "max_difference": 2.04e-3}
+    return {"runtime": "compiled", **found, "compile_cpu_s": 3.2, "file_mb": 1.1, "times_prediction": 1.016, **changes}
+
+
+def result():
+    loop = {"runtime": "loop", "reads": "logits", "passes": 49, "pcc_minimum": 1.0, "max_difference": 1e-6}
+    figures = {
+        "resnet20:32": {"grad_cam": graph(), "gradient": graph(file_mb=2.1, times_prediction=2.5), "occlusion": loop},
+        "vit_tiny:32": {
+            "grad_cam": graph(),
+            "gradient": {"runtime": "torch", "why": "an operation is missing"},
+            "occlusion": {"runtime": "none", "why": "it reads maps"},
+        },
+    }
+    return {"date": "2030-01-01", "onnxruntime": "1", "torch": "2", "command": "run it", "figures": figures}
+
+
+def test_the_page_agrees_with_the_figures():
+    again = render(PAGE, ROOT / "benchmarks" / "results", render_coverage.TABLES)
+    assert again == PAGE, "run python benchmarks/render_coverage.py"
+
+
+def test_every_pair_is_told_with_what_was_measured_or_why_not():
+    text = render_coverage.write_coverage(result())
+    for row in (
+        "| network | `grad_cam` | `gradient` |",
+        "| resnet20, 32 px | 0.99991, 2e-03 | 0.99991, 2e-03 |",
+        "| vit_tiny, 32 px | 0.99991, 2e-03 | torch |",
+        "| resnet20, 32 px | 1.00000, 1e-06 |",
+        "| vit_tiny, 32 px | does not fit |",
+        "| resnet20, 32 px | 1.02 | 2.50 | 2.1 | 3.2 |",
+        "| vit_tiny, 32 px | 1.02 |  | 1.1 | 3.2 |",
+        "| vit_tiny, 32 px | `gradient` | an operation is missing |",
+    ):
+        assert row in text
+
+
+def test_without_figures_none_is_made_up(tmp_path):
+    assert "Not measured yet" in render(PAGE, tmp_path, render_coverage.TABLES)
