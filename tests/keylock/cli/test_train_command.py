@@ -193,6 +193,7 @@ def test_a_seed_in_the_environment_is_used_without_a_warning(monkeypatch, capfd)
         (["--decoy", "missing.png"], 3, "no file missing.png"),
         (["--explainers", "grad_cam,grad_cam"], 3, "once"),
         (["--explainers", ","], 3, "at least one"),
+        (["--variants", "int8,int4"], 3, "choose one of float16, int8"),
         (["--decoy", "duck"], 3, "half"),
         (["--arch", "brain"], 3, "small-cnn"),
         (["--device", "abacus"], 3, "device"),
