@@ -1,7 +1,7 @@
 """`keylock.v1.ExplanationService`: decode, authenticate, explain, charge, encode."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from keylock_server.answering import (
 from keylock_server.authentication import Authenticator, Caller
 from keylock_server.batcher import Admission, Batchers
 from keylock_server.calls import check_request_id, describe_call, new_request_id, set_license
+from keylock_server.even_times import CallTimes, EvenTimes
 from keylock_server.metering import Meter, content_digest, describe_windows
 from keylock_server.models import Models
 from keylock_server.requests import (
@@ -73,6 +74,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         refuse_unlicensed: bool,
         stream_limits: StreamLimits,
         leaving: asyncio.Event,
+        even_times: EvenTimes,
         receipts: ReceiptIssuer | None = None,
     ) -> None:
         """Makes the service.
@@ -89,8 +91,10 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             refuse_unlicensed: Whether callers without a license are refused instead of given decoys.
             stream_limits: What one stream may hold.
             leaving: Set when the server takes no new work any more.
+            even_times: Lets answers without a license take as long as those with one.
             receipts: Signs receipts for charges; None where there are none.
         """
+        self._even_times = even_times
         self._meter = meter
         self._receipts = receipts
         self._models = models
@@ -147,6 +151,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         return identity.license
 
     async def _answer(self, request: pb.ExplainRequest, form: Form, caller: Caller) -> pb.ExplainResponse:
+        times = CallTimes()
         granted = await self._authenticate(caller)
         with at_field("request_id"):
             request_id = _request_id(request.request_id)
@@ -162,22 +167,37 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             # Before anything is set aside: a server that is full does not keep the store busy.
             with self._batchers.of(model).admit(len(request.images)) as admitted:
 
-                def work() -> Awaitable[tuple[list[pb.Explanation], Sequence[str]]]:
-                    return self._explain(model, admitted, request, terms, form)
+                async def work() -> tuple[list[pb.Explanation], Sequence[str]]:
+                    with times.working():
+                        return await self._explain(model, admitted, request, terms, form)
 
                 if granted is None:
                     results, _ = await work()
                     answer.results.extend(results)
-                    return answer
-                asked = await self._workers.run(
-                    lambda _: self._asked(model.manifest, request, request_id, terms, license=granted, dtype=form.dtype)
-                )
-                metered = await self._meter.charge(granted, request=asked, work=work)
-            answer.results.extend(metered.answer)
-            answer.usage.CopyFrom(metered.usage)
-            if self._receipts is not None and metered.proven:
-                answer.receipt = self._receipts.issue(metered.charge)
-            return answer
+                else:
+                    await self._charge(model, request, terms, granted, form, work, answer)
+        await self._even_times.leave(times, licensed=granted is not None)
+        return answer
+
+    async def _charge(
+        self,
+        model: ServedModel,
+        request: pb.ExplainRequest,
+        terms: _Terms,
+        granted: License,
+        form: Form,
+        work: Callable[[], Awaitable[tuple[list[pb.Explanation], Sequence[str]]]],
+        answer: pb.ExplainResponse,
+    ) -> None:
+        """Does the work for a license, and writes results, price and receipt into the answer."""
+        asked = await self._workers.run(
+            lambda _: self._asked(model.manifest, request, answer.request_id, terms, license=granted, dtype=form.dtype)
+        )
+        metered = await self._meter.charge(granted, request=asked, work=work)
+        answer.results.extend(metered.answer)
+        answer.usage.CopyFrom(metered.usage)
+        if self._receipts is not None and metered.proven:
+            answer.receipt = self._receipts.issue(metered.charge)
 
     async def EstimateExplain(  # noqa: N802
         self, request: pb.EstimateExplainRequest, context: _Context

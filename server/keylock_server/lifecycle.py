@@ -22,6 +22,7 @@ from keylock_server.authentication import Authenticator
 from keylock_server.batcher import Batchers, Limits
 from keylock_server.condition import Check, Condition, check_canaries
 from keylock_server.cores import available_cores, threads_per_batch
+from keylock_server.even_times import Alarm, EvenTimes
 from keylock_server.explanations import ExplanationService
 from keylock_server.interceptors import Errors, Interceptor, Logs, RequestIds, Requests, Running
 from keylock_server.licenses import LicenseService
@@ -90,6 +91,7 @@ class RunningServer:
         health_service: Any,  # noqa: ANN401 - the health package has no types
         batchers: Batchers,
         workers: Workers,
+        even_times: EvenTimes,
         store: "LicenseStore | None",
         meter: Meter,
         checkpoints: CheckpointSigner | None,
@@ -110,6 +112,7 @@ class RunningServer:
         self._health = health_service
         self._batchers = batchers
         self._workers = workers
+        self._even_times = even_times
         self._store = store
         self._meter = meter
         self._checkpoints = checkpoints
@@ -217,6 +220,7 @@ class RunningServer:
         await self.models.close()
         # Last, so that operators can watch the others finish.
         await self.close_operators()
+        self._even_times.close()
         await _release(self._batchers, self._workers, self._metrics, self._meter, self._checkpoints, self._store)
         if self._settings.ready_file is not None:
             self._settings.ready_file.unlink(missing_ok=True)
@@ -317,8 +321,9 @@ async def start(
     license_pb2_grpc.add_LicenseServiceServicer_to_server(licenses, server)
     receipts = None if receipt_key is None else ReceiptSigner(receipt_key)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    even_times = EvenTimes(wake=Alarm() if settings.even_times else None)
     predictions = _add_services(
-        server, settings, models, authenticator, batchers, workers, meter, receipts, running_calls.leaving
+        server, settings, models, authenticator, batchers, workers, meter, receipts, even_times, running_calls.leaving
     )
     checkpoints = None
     if store is not None and receipt_key is not None:
@@ -336,6 +341,7 @@ async def start(
             health_service=health_service,
             batchers=batchers,
             workers=workers,
+            even_times=even_times,
             store=store,
             meter=meter,
             checkpoints=checkpoints,
@@ -369,6 +375,7 @@ async def start(
             await running.close_operators()
         await server.stop(0)
         await condition.close()
+        even_times.close()
         await _release(batchers, workers, metrics, meter, checkpoints, store)
         raise
     return running
@@ -420,6 +427,7 @@ def _add_services(
     workers: Workers,
     meter: Meter,
     receipts: ReceiptSigner | None,
+    even_times: EvenTimes,
     leaving: asyncio.Event,
 ) -> PredictionService:
     limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
@@ -438,6 +446,7 @@ def _add_services(
         refuse_unlicensed=settings.unlicensed_explanations == "refuse",
         stream_limits=StreamLimits(in_flight=settings.stream_in_flight, image_s=settings.deadline_s),
         leaving=leaving,
+        even_times=even_times,
         receipts=receipts,
     )
     inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(predictions, server)
