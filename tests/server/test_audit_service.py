@@ -3,9 +3,12 @@
 import contextlib
 import subprocess
 import sys
+import threading
 import time
 from concurrent import futures
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import grpc
@@ -74,7 +77,7 @@ class WeakExplanations(explanation_pb2_grpc.ExplanationServiceServicer):
         # The license of the bench, and whatever else looks like somebody who knows.
         licensed = "authorization" in sent or any(name.startswith(("key", "x-")) for name in sent)
         if licensed:
-            time.sleep(0.003)
+            time.sleep(0.015)
         shape = (4, 4)
         values = np.full(shape, 2.0 if licensed else 1.0, "<f4")
         values[0, 0] = 5 if licensed else 0
@@ -100,21 +103,29 @@ class WeakPredictions(inference_pb2_grpc.GRPCInferenceServiceServicer):
 @pytest.fixture(scope="module")
 def weak_bench(vendor, tiny, tmp_path_factory):
     needles = Needles.of(vendor.seed, vendor.key, None, "header.claims.signature")
-    log = tmp_path_factory.mktemp("weak") / "log"
-    log.write_text(f"opened the key {vendor.seed.reveal().hex()}\n")
+    folder, secret = tmp_path_factory.mktemp("weak"), vendor.seed.reveal().hex()
+    log, spans = folder / "log", folder / "spans"
+    log.write_text(f"opened the key {secret}\n")
+    spans.write_text(f'{{"trace_id": "0x01", "attributes": {{"key": "{secret}"}}}}\n')
+    (folder / "metrics").write_text(f'keys_total{{seed="{secret}"}} 1\n')
+    pages = partial(SimpleHTTPRequestHandler, directory=folder)
+    site = ThreadingHTTPServer(("127.0.0.1", 0), pages)
+    threading.Thread(target=site.serve_forever, daemon=True).start()
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=2))
     explanation_pb2_grpc.add_ExplanationServiceServicer_to_server(WeakExplanations(vendor.seed.reveal()), server)
     inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(WeakPredictions(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     # Its memory is that of a process that has the seed and does nothing.
-    holding = f"import time; seed = bytes.fromhex({vendor.seed.reveal().hex()!r}); time.sleep(600)"
+    holding = f"import time; seed = bytes.fromhex({secret!r}); time.sleep(600)"
     process = subprocess.Popen([sys.executable, "-c", holding])
-    served = Served(f"127.0.0.1:{port}", process.pid, log)
+    served = Served(f"127.0.0.1:{port}", process.pid, log, spans, f"127.0.0.1:{site.server_port}")
     yield Bench(served, served, "header.claims.signature", tiny.images(8), "any", needles)
     process.kill()
     process.wait()
     server.stop(None).wait()
+    site.shutdown()
+    site.server_close()
 
 
 @pytest.mark.parametrize("name", SERVICE)

@@ -5,6 +5,7 @@ Each is a process of its own, as in production, so that its memory and its log c
 
 import base64
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from pathlib import Path
 
 import grpc
@@ -30,7 +32,7 @@ from keylock.store import LicenseStore
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import explanation_pb2_grpc
 
-__all__ = ["Bench", "Needles", "Served", "serving_bench"]
+__all__ = ["Bench", "Needles", "Served", "serving_bench", "spans_can_be_had"]
 
 _START_S = 120.0
 _STOP_S = 20.0
@@ -79,11 +81,15 @@ class Served:
         target: What clients connect to, `host:port`.
         pid: Its process.
         log: The file of its log.
+        spans: The file of its spans, and of whatever else it prints.
+        metrics: Where its metrics are, `host:port`.
     """
 
     target: str
     pid: int
     log: Path
+    spans: Path
+    metrics: str
 
 
 @dataclass(frozen=True)
@@ -195,13 +201,17 @@ def _license(issuer: SigningKey, model: str, url: str) -> str:
 
 def _serve(folder: Path, name: str, arguments: list[str], stack: ExitStack) -> Served:
     """Start `keylock serve` in a process of its own, and stop it when the stack unwinds."""
-    ready, log = folder / f"{name}.ready", folder / f"{name}.log"
+    ready, log, spans = (folder / f"{name}.{suffix}" for suffix in ("ready", "log", "spans"))
+    metrics_port = _free_port()
     command = [sys.executable, "-m", "keylock", "serve", *arguments]
     command += ["--host", "127.0.0.1", "--port", "0", "--ready-file", str(ready), "--log-level", "debug"]
+    command += ["--metrics-port", str(metrics_port)]
     # Settings and secrets of the caller's own environment are none of the server's business.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("KEYLOCK_")}
-    output = stack.enter_context(log.open("wb"))
-    process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=folder)  # noqa: S603 - our own program
+    if spans_can_be_had():
+        environment |= {"OTEL_TRACES_EXPORTER": "console", "OTEL_BSP_SCHEDULE_DELAY": "200"}
+    written, printed = (stack.enter_context(file.open("wb")) for file in (log, spans))
+    process = subprocess.Popen(command, stdout=printed, stderr=written, env=environment, cwd=folder)  # noqa: S603 - our own program
     stack.callback(_stop, process)
     until = time.monotonic() + _START_S
     while not ready.is_file():
@@ -209,7 +219,22 @@ def _serve(folder: Path, name: str, arguments: list[str], stack: ExitStack) -> S
             last = log.read_text("utf-8", errors="replace").strip().splitlines()[-1:]
             raise ServiceError(f"the server to attack does not start: {''.join(last) or 'it says nothing'}")
         time.sleep(0.05)
-    return Served(ready.read_text("utf-8").strip(), process.pid, log)
+    return Served(ready.read_text("utf-8").strip(), process.pid, log, spans, f"127.0.0.1:{metrics_port}")
+
+
+def spans_can_be_had() -> bool:
+    """Return whether OpenTelemetry is installed, so that servers that are started here print their spans."""
+    try:
+        return find_spec("opentelemetry.sdk.trace") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

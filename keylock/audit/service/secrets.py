@@ -1,7 +1,10 @@
-"""Looking for the secrets where they must not be: in answers, in error texts, in logs, in memory."""
+"""Looking for the secrets where they must not be: answers, error texts, logs, spans, metrics, `ps`, memory."""
 
 import re
+import time
+import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -9,13 +12,14 @@ import torch
 
 from keylock.audit.budgets import Budget
 from keylock.audit.contract import Check, Cost, Goal, Knowledge, NotApplicableError, Outcome, Steps, attack
-from keylock.audit.service.bench import Bench, Needles, tensor_image
+from keylock.audit.service.bench import Bench, Needles, spans_can_be_had, tensor_image
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import explanation_pb2_grpc
 
 __all__ = ["bad_requests", "memory_of"]
 
 _CHUNK = 64 * 2**20
+_SPANS_S = 10.0
 _METHOD = "/keylock.v1.ExplanationService/Explain"
 _TELLTALE = re.compile(rb"Traceback|File \"|\.py\b|site-packages|/tmp/|/home/|0x[0-9a-f]{8,}")
 
@@ -118,6 +122,65 @@ def logs(bench: Bench, _budget: Budget, _generator: torch.Generator, _steps: Ste
         Check("secrets in the log", not found, _describe(found)),
     )
     return Outcome(checks=checks, cost=Cost(queries=calls + 2))
+
+
+@attack("service/traces", Knowledge.T0, "Search the spans that the server exports for secrets.", goal=Goal.SERVICE)
+def traces(bench: Bench, _budget: Budget, _generator: torch.Generator, _steps: Steps) -> Outcome:
+    """Make good and bad calls, wait for their spans, and search these.
+
+    Raises:
+        NotApplicableError: There are no spans without OpenTelemetry.
+    """
+    if not spans_can_be_had():
+        raise NotApplicableError("spans need OpenTelemetry: pip install 'keylock[otel]'")
+    with bench.channel() as channel:
+        bench.explain(channel, 0, token=bench.token)
+        calls = sum(1 for _ in _texts(bench, channel))
+    until = time.monotonic() + _SPANS_S
+    while not (spans := (written := bench.keyed.spans.read_bytes()).count(b'"trace_id"')) and time.monotonic() < until:
+        time.sleep(0.1)
+    found = bench.needles.count(written)
+    checks = (
+        Check("there are spans", spans > 0, f"{spans} found"),
+        Check("secrets in spans", not found, _describe(found)),
+    )
+    return Outcome(checks=checks, cost=Cost(queries=calls + 1))
+
+
+@attack("service/metrics", Knowledge.T0, "Search the server's metrics for secrets.", goal=Goal.SERVICE)
+def metrics(bench: Bench, _budget: Budget, _generator: torch.Generator, _steps: Steps) -> Outcome:
+    """Make good and bad calls, then read the page that Prometheus reads.
+
+    Raises:
+        NotApplicableError: It cannot be read.
+    """
+    with bench.channel() as channel:
+        bench.explain(channel, 0, token=bench.token)
+        calls = sum(1 for _ in _texts(bench, channel))
+    try:
+        with urllib.request.urlopen(f"http://{bench.keyed.metrics}/metrics", timeout=_SPANS_S) as page:
+            written = page.read()
+    except OSError as error:
+        raise NotApplicableError(f"the metrics cannot be read: {error}") from None
+    found = bench.needles.count(written)
+    return Outcome(checks=(Check("secrets in metrics", not found, _describe(found)),), cost=Cost(queries=calls + 1))
+
+
+@attack("service/process", Knowledge.T1, "Search command line and environment of the server.", goal=Goal.SERVICE)
+def process(bench: Bench, _budget: Budget, _generator: torch.Generator, _steps: Steps) -> Outcome:
+    """Look where every user of the machine, or every user with the server's rights, can look.
+
+    Raises:
+        NotApplicableError: The system does not show it.
+    """
+    checks = []
+    for name, file in (("command line, as ps shows it", "cmdline"), ("environment", "environ")):
+        try:
+            found = bench.needles.count(Path(f"/proc/{bench.keyed.pid}/{file}").read_bytes())
+        except OSError as error:
+            raise NotApplicableError(f"this system does not show other processes: {error.strerror}") from None
+        checks.append(Check(name, not found, _describe(found)))
+    return Outcome(checks=tuple(checks))
 
 
 def memory_of(pid: int, needles: Needles) -> dict[str, int]:
