@@ -106,7 +106,7 @@ def weights(view: WeightsView, budget: Budget, generator: torch.Generator, steps
             labels,
             steps=steps(budget.few_steps),
             total=budget.few_steps,
-            batch=budget.batch,
+            batch=budget.search_batch,
             rate=RATE,
             generator=generator,
             live=True,
@@ -115,7 +115,7 @@ def weights(view: WeightsView, budget: Budget, generator: torch.Generator, steps
     spread, middle = torch.std_mean(torch.stack(population), dim=0)
     scores = ((weight_features(view.module) - middle) / spread.clamp_min(1e-3)).abs().flatten()
     total = _POPULATION * budget.few_steps
-    return Outcome(scores=scores, cost=Cost(images=len(images), labelled=len(images), steps=total, batch=budget.batch))
+    return Outcome(scores=scores, cost=Cost(images=len(images), labelled=len(images), steps=total, batch=budget.search_batch))
 
 
 @attack(
@@ -154,7 +154,7 @@ def trigger(view: WeightsView, budget: Budget, generator: torch.Generator, steps
             len(images),
             steps=steps(budget.few_steps),
             total=budget.few_steps,
-            batch=budget.batch,
+            batch=budget.search_batch,
             rate=_TRIGGER_RATE,
             generator=generator,
         )
@@ -165,6 +165,6 @@ def trigger(view: WeightsView, budget: Budget, generator: torch.Generator, steps
     total = classes * budget.few_steps
     return Outcome(
         scores=scores,
-        cost=Cost(images=len(images), steps=total, batch=budget.batch),
+        cost=Cost(images=len(images), steps=total, batch=budget.search_batch),
         notes={"anomaly index": round(float(scores.max()), 2)},
     )

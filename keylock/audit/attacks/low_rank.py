@@ -21,6 +21,7 @@ from keylock.models.low_rank import adapted_layers, add_low_rank_, merge_low_ran
 _CUTS = (1, 2, 4, 8)
 _CANDIDATES = 8
 _TOLERANCE = 0.02
+_PRUNING_IMAGES = 500
 _RANK = 8
 _SEARCH_RATE = 3e-2
 _TUNING_RATE = 1e-2
@@ -60,7 +61,8 @@ def prune_directions(view: WeightsView, budget: Budget, _generator: torch.Genera
 
     A delta that was trained to leave predictions alone is one that predictions do not miss.
     """
-    images, labels = (part[: budget.few_images] for part in (view.own_images, view.own_labels))
+    count = min(budget.few_images, _PRUNING_IMAGES)
+    images, labels = (part[:count] for part in (view.own_images, view.own_labels))
     model = unlocked_copy(view.module).requires_grad_(requires_grad=False)
 
     def loss() -> float:
