@@ -18,6 +18,7 @@ __all__ = ["Alarm", "CallTimes", "EvenTimes"]
 
 _REMEMBERED: Final = 256
 _LONGEST_S: Final = 1.0
+_WEIGHT_OF_THE_LAST: Final = 0.1
 
 
 class CallTimes:
@@ -57,6 +58,7 @@ class EvenTimes:
         """
         self._wake = wake
         self._seconds: deque[float] = deque(maxlen=_REMEMBERED)
+        self._late = 0.0
         self._generator = generator or random.Random()  # noqa: S311 - a choice of times, no secret
 
     async def leave(self, times: CallTimes, *, licensed: bool) -> None:
@@ -71,7 +73,13 @@ class EvenTimes:
         if licensed:
             self._seconds.append(min(times.beside_work(), _LONGEST_S))
         elif self._seconds:
-            await self._wake.after(self._generator.choice(self._seconds) - times.beside_work())
+            wanted = self._generator.choice(self._seconds)
+            left = wanted - times.beside_work()
+            if left > 0:
+                await self._wake.after(left - self._late)
+                # A busy machine ends waits late: those that follow are shortened by as much.
+                late = self._late + times.beside_work() - wanted
+                self._late += _WEIGHT_OF_THE_LAST * (max(0.0, late) - self._late)
 
     def close(self) -> None:
         """Ends the thread that ends waits."""

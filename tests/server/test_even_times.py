@@ -57,6 +57,27 @@ def test_a_call_without_a_license_waits_for_the_rest_of_what_a_license_took():
     assert {round(seconds, 9) for seconds in alarm.asked[1:]} == {0.03, 1.0}
 
 
+def test_waits_that_end_late_shorten_those_that_follow():
+    clock = Clock()
+
+    class LateAlarm(FakeAlarm):
+        async def after(self, seconds):
+            await super().after(seconds)
+            clock.now += max(0.0, seconds) + 0.004
+
+    alarm = LateAlarm()
+    even = EvenTimes(wake=alarm)
+
+    async def calls():
+        await even.leave(times_of(work=1.0, beside=0.02), licensed=True)
+        for _ in range(80):
+            await even.leave(CallTimes(clock), licensed=False)
+
+    asyncio.run(calls())
+    assert alarm.asked[0] == pytest.approx(0.02)
+    assert alarm.asked[-1] == pytest.approx(0.016, abs=1e-4)
+
+
 def test_nobody_waits_where_it_is_switched_off():
     even = EvenTimes(wake=None)
 
