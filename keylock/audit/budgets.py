@@ -71,7 +71,7 @@ _TABLE: Final = {
     "batch": (32, 64, 64),
     "few_steps": (20, 150, 600),
     "steps": (40, 300, 2000),
-    "search_steps": (15, 150, 300),
+    "search_steps": (15, 120, 300),
     "search_batch": (16, 32, 64),
     "restarts": (1, 1, 4),
     "guesses": (60, 1000, 1000),

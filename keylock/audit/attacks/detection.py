@@ -114,8 +114,8 @@ def weights(view: WeightsView, budget: Budget, generator: torch.Generator, steps
         population.append(weight_features(network))
     spread, middle = torch.std_mean(torch.stack(population), dim=0)
     scores = ((weight_features(view.module) - middle) / spread.clamp_min(1e-3)).abs().flatten()
-    total = _POPULATION * budget.few_steps
-    return Outcome(scores=scores, cost=Cost(images=len(images), labelled=len(images), steps=total, batch=budget.search_batch))
+    total, batch = _POPULATION * budget.few_steps, budget.search_batch
+    return Outcome(scores=scores, cost=Cost(images=len(images), labelled=len(images), steps=total, batch=batch))
 
 
 @attack(

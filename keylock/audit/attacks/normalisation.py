@@ -50,7 +50,7 @@ def _outcome(model: nn.Module, view: WeightsView, count: int) -> Outcome:
 @attack("batch_norm/reestimated", Knowledge.T1, "Estimate normalisation statistics anew on clean images.")
 def reestimate(view: WeightsView, budget: Budget, _generator: torch.Generator, _steps: Steps) -> Outcome:
     """Use the live BatchNorm where there is one, otherwise one that is put in after every convolution."""
-    images = view.own_images[: budget.own_images]
+    images = view.own_images[: budget.few_images]
     if _live(view.module):
         return _outcome(reestimated(view.module, images), view, len(images))
     return _outcome(renormalised(view.module, images, batch_statistics=False), view, len(images))
