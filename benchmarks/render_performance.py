@@ -183,9 +183,11 @@ def write_graphs(result: Mapping[str, Any]) -> str:
                 )
                 rows.append((network.replace(":", ", ") + " px", batch, name, *cells))
     head = ("network", "batch", "graph", "ms an image", "times the prediction", "aim", "reached")
+    before, after = result["load_average"]
     about = (
         f"Measured on {result['date']}, {result['hardware']}, ONNX Runtime {result['onnxruntime']}, torch "
-        f"{result['torch']}; adapters of rank {result['rank']}.\n"
+        f"{result['torch']}; adapters of rank {result['rank']}. The load average was {before} before and {after} at "
+        "the end; ratios of processor times hardly depend on it.\n"
     )
     return "\n".join([about, code(result["command"]), table(head, rows)])
 

@@ -11,6 +11,7 @@ prediction.
 import argparse
 import copy
 import json
+import os
 import platform
 import statistics
 import time
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=results)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    load = round(os.getloadavg()[0], 1)
     figures: dict[str, Any] = {}
     for entry in options.networks:
         architecture, _, size = entry.partition(":")
@@ -60,6 +62,7 @@ def main() -> None:
         result = {
             "date": datetime.now(UTC).date().isoformat(),
             "hardware": f"{platform.machine()}, one thread",
+            "load_average": [load, round(os.getloadavg()[0], 1)],
             "onnxruntime": onnxruntime.__version__,
             "torch": torch.__version__,
             "command": "python benchmarks/serving/graphs.py",
