@@ -31,6 +31,7 @@ MAXIMUM_MORE_LEAKAGE = 0.05
 MINIMUM_AGREEMENT = 0.98
 """Smallest share of images for which the predicted class stays."""
 
+_CALIBRATED_AT_ONCE = 8
 _DELTA = "delta."
 _LAYERS = ("Conv", "Gemm")
 _QUANTISED = (*_LAYERS, "Add", "Clip", "Concat", "MaxPool", "Relu")
@@ -156,7 +157,8 @@ def _to_int8(model: onnx.ModelProto, images: FloatArray) -> onnx.ModelProto:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     session = open_graph(model.SerializeToString())
-    batches = iter([_rows(session, images, keyed=0) | secret_inputs(session, None)])
+    parts = (images[start : start + _CALIBRATED_AT_ONCE] for start in range(0, len(images), _CALIBRATED_AT_ONCE))
+    batches = (_rows(session, part, keyed=0) | secret_inputs(session, None) for part in parts)
     # The exporter leaves nothing to prepare; without this mark the tool warns, through everybody's logger.
     onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
 

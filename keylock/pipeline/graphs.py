@@ -64,6 +64,7 @@ def make_graphs(
     image_shape: tuple[int, int, int],
     num_classes: int,
     variants: Sequence[str] = (),
+    variant_images: np.ndarray | None = None,
     on_step: Callable[[str], None],
     compiled: dict[str, bytes] | None = None,
 ) -> Graphs:
@@ -76,6 +77,7 @@ def make_graphs(
         image_shape: (channels, height, width).
         num_classes: How many logits there are.
         variants: Names of `keylock.export.VARIANTS` to make as well; those that lose too much are left out.
+        variant_images: Images like `images`, many of them, to make and judge variants on; without them `images`.
         on_step: Hears what is being done.
         compiled: Graphs that were compiled for another key of the same lock, by place; what is missing is added.
 
@@ -83,7 +85,8 @@ def make_graphs(
         ExportError: The predictions do not compile, or a compiled graph disagrees with torch.
     """
     shared = {} if compiled is None else compiled
-    return _Maker(lock, images, secrets, image_shape, num_classes, variants, on_step, shared).make()
+    samples = images if variant_images is None else variant_images
+    return _Maker(lock, images, secrets, image_shape, num_classes, variants, samples, on_step, shared).make()
 
 
 class _Maker:
@@ -95,12 +98,16 @@ class _Maker:
         image_shape: tuple[int, int, int],
         num_classes: int,
         variants: Sequence[str],
+        variant_images: np.ndarray,
         on_step: Callable[[str], None],
         compiled: dict[str, bytes],
     ) -> None:
         self._lock, self._images, self._secrets, self._on_step = lock, images, secrets, on_step
         self._shape, self._classes, self._compiled = image_shape, num_classes, compiled
         self._variants = tuple(variants)
+        # A quarter of the images gives the ranges, the others judge.
+        ranging = np.arange(len(variant_images)) % 4 == 0
+        self._ranging, self._judging = variant_images[ranging], variant_images[~ranging]
         self._targets = np.full(len(images), -1, dtype=np.int64)
         self._adapter_shapes = None if lock.adapter is None else lock.adapter.shapes()
         self._keyed: dict[str, np.ndarray] = {}
@@ -150,7 +157,7 @@ class _Maker:
         )
 
     def _make_variants(self, what: str, place: str, names: Sequence[str]) -> dict[str, VariantEntry]:
-        """Make variants of a graph on one half of the images, and keep those that hold on the other half."""
+        """Make variants of a graph on some of the images, and keep those that hold on the others."""
         kept = {}
         for name in names:
             file = place.replace("graphs/", f"graphs/{name}/", 1)
@@ -159,8 +166,8 @@ class _Maker:
                 continue
             self._on_step(f"{name} of {what}")
             try:
-                variant = earlier or make_variant(name, self._files[place], self._images[::2])
-                figures = compare_variant(variant, self._files[place], self._images[1::2], secrets=self._secrets)
+                variant = earlier or make_variant(name, self._files[place], self._ranging)
+                figures = compare_variant(variant, self._files[place], self._judging, secrets=self._secrets)
                 shortfall = figures.shortfall or self._difference(what, variant)
             except ExportError as error:
                 shortfall = error.message

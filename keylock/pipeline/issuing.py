@@ -21,6 +21,8 @@ from keylock.training import Lock, Progress, resolve_device
 __all__ = ["issue_bundles"]
 
 _PROOF_IMAGES = 16
+_VARIANT_IMAGES = 256
+"""The most that variants are made and judged on: few images say little of a mean."""
 
 
 def issue_bundles(
@@ -132,7 +134,9 @@ def _publish(
     overwrite: bool,
 ) -> Manifest:
     batch = load_batch(plan.data.test, plan.data.preprocessing, indices=np.arange(_PROOF_IMAGES) % len(plan.data.test))
-    progress.start("publish", len(locked.explainers) + 2, 0)
+    order = stratified_order(plan.data.test.labels, seed=plan.seed)[:_VARIANT_IMAGES]
+    more = load_batch(plan.data.test, plan.data.preprocessing, indices=order).images if plan.variants else None
+    progress.start("publish", (len(locked.explainers) + 1) * (len(plan.variants) + 1) + 1, 0)
     manifest = publish(
         locked,
         issue.out,
@@ -140,6 +144,7 @@ def _publish(
         seed=issue.seed,
         key=key,
         images=batch.images,
+        variant_images=more,
         signing_key=signing_key,
         sealer=issue.sealer,
         created=created,

@@ -56,6 +56,7 @@ def publish(
     seed: KeySeed,
     key: Key,
     images: Tensor,
+    variant_images: Tensor | None = None,
     signing_key: SigningKey,
     sealer: Sealer,
     created: datetime,
@@ -75,6 +76,7 @@ def publish(
         seed: The seed of the key; it is sealed into the bundle, and the adapter is sealed under it.
         key: The key it was locked with.
         images: Preprocessed images (count, channels, height, width) to prove the compiled graphs on, keyed and keyless.
+        variant_images: Many more of them, to make and judge variants on; without them `images`.
         signing_key: The issuer's.
         sealer: Passphrase or key file that will open the sealed key.
         created: The time to record.
@@ -97,6 +99,7 @@ def publish(
         image_shape=publication.preprocessing.shape,
         num_classes=len(publication.classes),
         variants=publication.variants,
+        variant_images=None if variant_images is None else variant_images.numpy(),
         on_step=on_step,
         compiled=compiled,
     )
