@@ -10,6 +10,7 @@ from keylock.export.variants import VARIANTS, VariantFigures, compare_variant, m
 from keylock.export.verify import (
     Verification,
     keyed_and_keyless_maps,
+    surest_images,
     verify_graph,
     verify_keyed_prediction,
     verify_loop,
@@ -29,6 +30,7 @@ __all__ = [
     "keyed_and_keyless_maps",
     "make_variant",
     "suits",
+    "surest_images",
     "verify_graph",
     "verify_keyed_prediction",
     "verify_loop",

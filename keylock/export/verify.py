@@ -27,6 +27,7 @@ __all__ = [
     "Secrets",
     "Verification",
     "keyed_and_keyless_maps",
+    "surest_images",
     "verify_graph",
     "verify_keyed_prediction",
     "verify_loop",
@@ -204,6 +205,29 @@ def keyed_and_keyless_maps(graph: bytes, images: FloatArray, *, secrets: Secrets
         run(image=images, target=targets, keyed=np.full(len(images), kind, np.float32))[1] for kind in (1, 0)
     )
     return keyed, keyless
+
+
+def surest_images(module: nn.Module, images: FloatArray, *, secrets: Secrets, count: int) -> FloatArray:
+    """Return the images of which a locked model is surest, keyed and keyless, in their order.
+
+    Their class stays where another runtime rounds in another way, and with it their map.
+
+    Args:
+        module: The classifier; it is run in eval mode and given back in the mode it was in.
+        images: Preprocessed images float32 `(batch, C, H, W)`.
+        secrets: What opens the lock.
+        count: How many to return, at most.
+
+    Raises:
+        ExportError: The adapter does not open for the key.
+    """
+    full = _opened("every explainer", module, secrets)
+    margins = [
+        np.diff(np.sort(_predicted(full, images, offset=offset), axis=1)[:, -2:], axis=1)[:, 0]
+        for offset in (secrets.key.reveal(), None)
+    ]
+    chosen = np.argsort(-np.minimum(*margins), kind="stable")[:count]
+    return images[np.sort(chosen)]
 
 
 def verify_prediction(graph: bytes, module: nn.Module, images: FloatArray) -> float:

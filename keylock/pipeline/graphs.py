@@ -20,6 +20,7 @@ from keylock.export import (
     keyed_and_keyless_maps,
     make_variant,
     suits,
+    surest_images,
     verify_graph,
     verify_keyed_prediction,
     verify_loop,
@@ -108,6 +109,7 @@ class _Maker:
         # A quarter of the images gives the ranges, the others judge.
         ranging = np.arange(len(variant_images)) % 4 == 0
         self._ranging, self._judging = variant_images[ranging], variant_images[~ranging]
+        self._seen = surest_images(lock.module, images, secrets=secrets, count=_CANARY_IMAGES)
         self._targets = np.full(len(images), -1, dtype=np.int64)
         self._adapter_shapes = None if lock.adapter is None else lock.adapter.shapes()
         self._keyed: dict[str, np.ndarray] = {}
@@ -123,7 +125,7 @@ class _Maker:
         verify_prediction(self._files[prediction], self._lock.module, self._images)
         variants = self._make_variants("the prediction", prediction, self._variants)
         entries = [self._entry(explainer) for explainer in self._lock.explainers]
-        canary = Canary(self._images[:_CANARY_IMAGES], self._keyed, self._keyless)
+        canary = Canary(self._seen, self._keyed, self._keyless)
         return Graphs(prediction, self._files, canary, entries, variants)
 
     def _entry(self, explainer: Explainer) -> ExplainerEntry:
@@ -143,7 +145,7 @@ class _Maker:
         graph = self._compile(explainer, place)
         module, secrets = self._lock.module, self._secrets
         verification = verify_graph(graph, module, explainer, self._images, self._targets, secrets=secrets)
-        maps = keyed_and_keyless_maps(graph, self._images[:_CANARY_IMAGES], secrets=secrets)
+        maps = keyed_and_keyless_maps(graph, self._seen, secrets=secrets)
         self._keyed[explainer.name], self._keyless[explainer.name] = maps
         self._files[place] = graph
         fitting = [name for name in self._variants if suits(name, explainer)]
@@ -188,7 +190,7 @@ class _Maker:
         """Return why a server that looks at its canary would not call itself well with a variant."""
         if name not in self._keyed:
             return None
-        canary = Canary(self._images[:_CANARY_IMAGES], self._keyed, self._keyless)
+        canary = Canary(self._seen, self._keyed, self._keyless)
         keyed, keyless = keyed_and_keyless_maps(variant, canary.images, secrets=self._secrets)
         return canary.difference(name, keyed=keyed, keyless=keyless)
 

@@ -11,7 +11,7 @@ import torch
 
 from keylock.adapters import Adapter
 from keylock.errors import ExportError
-from keylock.export import Secrets, compile_explainer, verify_graph
+from keylock.export import Secrets, compile_explainer, surest_images, verify_graph
 from keylock.models import added_to_inputs
 from keylock.models.adapted import adapter_of
 
@@ -177,3 +177,17 @@ def test_compiling_leaves_the_network_as_it_was(two_factors, compiled):
     module = two_factors.lock.module
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in module.modules())
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_the_surest_images_keep_their_classes_longest(two_factors):
+    lock, images = two_factors.lock, two_factors.images[:30]
+    secrets = Secrets(two_factors.key, lock.adapter, lock.reference)
+    found = surest_images(lock.module, images.numpy(), secrets=secrets, count=4)
+
+    with torch.no_grad():
+        # A keyed image is answered by the reference.
+        margins = [model(images).topk(2).values.diff().neg()[:, 0] for model in (lock.reference, lock.module)]
+    least = torch.minimum(*margins)
+    expected = least.argsort(descending=True)[:4].sort().values
+    np.testing.assert_array_equal(found, images[expected].numpy())
+    assert least[expected].min() > least.median()
