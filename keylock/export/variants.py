@@ -2,7 +2,7 @@
 
 What comes before the first layer stays in float32: the key, which is as small as a step of eight bits, and the gate
 that recognises it. In int8 so does the sealed adapter, because the ranges of its weights and of what they compute would
-stand in the file, and so does what is computed for the class that is explained.
+stand in the file, and so do the layer that decides and what is computed for the class that is explained.
 """
 
 import tempfile
@@ -188,7 +188,7 @@ def _to_int8(model: onnx.ModelProto, images: FloatArray) -> onnx.ModelProto:
             weight_type=QuantType.QInt8,
             per_channel=True,
             op_types_to_quantize=list(_QUANTISED),
-            nodes_to_exclude=[*_before_layers(model), *_sealed_or_targeted(model)],
+            nodes_to_exclude=[*_before_layers(model), *_sealed_or_targeted(model), *_deciding(model)],
         )
         return onnx.load(target)
 
@@ -213,6 +213,17 @@ def _before_layers(model: onnx.ModelProto) -> set[str]:
         else:
             before.add(node.name)
     return before
+
+
+def _deciding(model: onnx.ModelProto) -> set[str]:
+    """Return the names of the nodes that make the logits: close classes change places there, and they cost little."""
+    wanted, found = {"logits"}, set[str]()
+    for node in reversed(model.graph.node):
+        if wanted.intersection(node.output):
+            found.add(node.name)
+            # What an adapter corrects is added to.
+            wanted.update(node.input if node.op_type == "Add" else ())
+    return found
 
 
 def _sealed_or_targeted(model: onnx.ModelProto) -> set[str]:

@@ -110,6 +110,15 @@ def test_gradients_stay_in_numbers_that_are_fine_enough(two_factors):
     }
 
 
+def test_the_layer_that_decides_stays_in_float32(variant):
+    graph = onnx.load_from_string(variant[1]).graph
+    made = {name: node for node in graph.node for name in node.output}
+    assert made["logits"].op_type == "Add" or variant[0] == "float16"
+    if variant[0] == "int8":
+        (layer,) = [made[name] for name in made["logits"].input if made[name].op_type == "Gemm"]
+        assert not any(made[name].op_type == "DequantizeLinear" for name in layer.input if name in made)
+
+
 def test_an_unknown_variant_and_an_unusable_graph_are_refused(graph, images):
     with pytest.raises(UnknownNameError, match="int8"):
         make_variant("int4", graph, images)
