@@ -119,12 +119,13 @@ class _Record(_Mode):
 
     def activation(self, function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
         output = function(value)
-        self.steps.append(_Step(output, self.rules.activation(function, value)))
+        # A copy, because the network may add to its own in place.
+        self.steps.append(_Step(output.clone(), self.rules.activation(function, value)))
         return output
 
     def linear(self, output: Tensor) -> Tensor:
         if self.rules.linear is not None:
-            self.steps.append(_Step(output, self.rules.linear(output)))
+            self.steps.append(_Step(output.clone(), self.rules.linear(output)))
         return output
 
 
@@ -151,7 +152,7 @@ class _Reweight(torch.autograd.Function):
     def forward(ctx: Any, _value: Tensor, output: Tensor, factor: Tensor, rectify: bool) -> Tensor:  # noqa: ANN401
         ctx.save_for_backward(factor)
         ctx.rectify = rectify
-        return output.detach().view_as(output)
+        return output.detach().clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401

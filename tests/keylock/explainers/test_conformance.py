@@ -318,6 +318,36 @@ def test_lrp_asks_for_batch_normalisation_to_be_folded(tiny_net, smooth_images):
         make("lrp").explain(tiny_net(), smooth_images(2, 16), torch.full((2,), -1))
 
 
+class Shortcut(nn.Module):
+    """Adds a shortcut as torchvision's residual networks do, in place, or to a new tensor."""
+
+    def __init__(self, *, in_place):
+        super().__init__()
+        self.conv, self.act, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.Linear(3, 3)
+        self.in_place = in_place
+
+    def forward(self, images):
+        shortcut = self.act(images)
+        hidden = self.conv(shortcut)
+        if self.in_place:
+            hidden += shortcut
+        else:
+            hidden = hidden + shortcut
+        return self.head(self.act(hidden).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("name", ["lrp", "guided_backprop"])
+def test_modified_gradients_let_a_network_add_in_place(name, smooth_images):
+    torch.manual_seed(1)
+    one, other = Shortcut(in_place=False), Shortcut(in_place=True)
+    other.load_state_dict(one.state_dict())
+    asked = (smooth_images(2, 16), torch.tensor([0, 2]))
+    expected, found = (make(name).explain(model.eval(), *asked) for model in (one, other))
+    torch.testing.assert_close(found.logits, expected.logits)
+    torch.testing.assert_close(found.maps, expected.maps)
+    assert expected.maps.std() > 0
+
+
 def test_visual_backprop_wants_layers_from_first_to_last(prepared):
     model, images, _ = prepared("tiny")
 
