@@ -288,17 +288,20 @@ class Ledger:
             "now": int(charge.time.timestamp()),
             "answer_digest": answer_digest,
         }
-        charged = _CHARGE.row(connection, values)
-        if charged is None:
+        for _ in range(_ATTEMPTS):
+            charged = _CHARGE.row(connection, values)
+            if charged is not None:
+                if self._record is not None:
+                    self._record(connection, charge)
+                return Standing(charge.time, charged[0], False, True, reservation.windows)
             found = _find(connection, order)
-            if found is not None:
+            if found is None:
+                # The reservation was taken back, because it had expired or a twin of the request gave up.
+                self._reserve_again(connection, order, charge.time)
+            elif found.charged_at is not None or found.request_digest != order.request_digest:
                 return self._repeat(connection, order, found, charge.time, answer_digest)
-            # The reservation was taken back, because it had expired or a twin of the request gave up.
-            self._reserve_again(connection, order, charge.time)
-            (charged,) = _CHARGE.rows(connection, values)
-        if self._record is not None:
-            self._record(connection, charge)
-        return Standing(charge.time, charged[0], False, True, reservation.windows)
+            # What is there otherwise was set aside by another server since the first statement; it can be charged.
+        raise RateError(license_id=order.license.id, retry_after_s=_CONTENDED_S)
 
     def _reserve_again(self, connection: Connection, order: Order, now: datetime) -> None:
         unlimited = order.license.model_copy(update={"rate": None})
@@ -307,12 +310,11 @@ class Ledger:
     def _repeat(
         self, connection: Connection, order: Order, row: "_Found", now: datetime, answer_digest: str
     ) -> Standing:
-        if row.request_digest != order.request_digest:
+        if row.charged_at is None or row.request_digest != order.request_digest:
             # The id was released and then used for another request while this one was computed.
             raise RequestReusedError(order.request_id)
         return Standing(
-            # A row that cannot be charged and is for the same request was charged before.
-            charged_at=_moment(row.charged_at or 0),
+            charged_at=_moment(row.charged_at),
             overage=row.overage,
             # A commit that is run again, because nobody knows whether it went through, is no repeat.
             repeated=row.attempt != order.attempt,

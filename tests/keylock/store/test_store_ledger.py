@@ -16,6 +16,7 @@ from sqlalchemy import text
 from keylock.errors import MeteringError, QuotaError, RateError, RequestReusedError, StoreError
 from keylock.licensing import Charge, License, Quota, Rate
 from keylock.store import Database, Ledger
+from keylock.store import ledger as ledger_module
 from keylock.store.ledger import Order
 from keylock.store.periods import day_of, month_of, resets_at
 from keylock.store.reconcile import reconcile
@@ -209,6 +210,29 @@ def test_expired_reservation_is_taken_back_and_a_late_commit_pays_again(ledger, 
     assert [charge.request_id for charge in recorded] == ["late", "faster"]
 
 
+def test_what_another_server_sets_aside_anew_during_a_commit_is_charged_and_not_taken_for_charged(
+    ledger, recorded, monkeypatch
+):
+    """PostgreSQL shows each statement of a transaction what others have committed since the one before."""
+    license = make_license(quota=Quota(total=1))
+    mine, theirs = (order(license, "r", attempt=name) for name in ("mine", "theirs"))
+    first = reserve(ledger, mine)
+    assert ledger.release(mine).result(timeout=30)
+    find, meanwhile = ledger_module._find, []
+
+    def find_late(connection, wanted):
+        if not meanwhile:
+            meanwhile.append(ledger._reserve(connection, theirs, NOW, NOW + MINUTE))
+        return find(connection, wanted)
+
+    monkeypatch.setattr(ledger_module, "_find", find_late)
+    standing = settle(ledger, first)
+    assert (standing.charged_at, standing.repeated, standing.same_answer) == (NOW, False, True)
+    assert len(recorded) == 1
+    assert settle(ledger, meanwhile[0]).repeated
+    assert len(recorded) == used(ledger, license)[2] == 1
+
+
 def test_overage_is_answered_and_noted(ledger, database):
     license = make_license(quota=Quota(day=5, total=7, overage=True))
     assert settle(ledger, reserve(ledger, order(license, "r", units=4))).overage == 0
@@ -315,6 +339,7 @@ from datetime import UTC, datetime, timedelta
 from keylock.errors import QuotaError
 from keylock.licensing import Charge, License, Quota
 from keylock.store import Database, Ledger
+from keylock.store import ledger as ledger_module
 from keylock.store.ledger import Order
 now = datetime(2026, 11, 30, tzinfo=UTC)
 license = License(id="lic_1", customer="c", models=("*",), explainers=("*",), issued_at=now, not_before=now,
