@@ -66,6 +66,7 @@ class Clients:
         outcomes: How calls ended.
         calls: How many there were.
         under_way: How many are.
+        remarks: What was wrong with receipts, in words.
     """
 
     answered: dict[str, int] = field(default_factory=dict)
@@ -74,6 +75,7 @@ class Clients:
     outcomes: Counter[str] = field(default_factory=Counter)
     calls: int = 0
     under_way: int = 0
+    remarks: list[str] = field(default_factory=list)
     _tokens: dict[str, bytes] = field(default_factory=dict)
 
     def note(self, request_id: str, answer: pb.ExplainResponse, world: World) -> None:
@@ -86,7 +88,7 @@ class Clients:
         token = hashlib.sha256(answer.receipt.encode()).digest()
         # The receipt of a repeat is that of the charge, letter for letter.
         if self._tokens.setdefault(request_id, token) != token:
-            self.outcomes["OTHER_RECEIPT"] += 1
+            self._remark("OTHER_RECEIPT", request_id, answer)
         elif request_id not in self.entries:
             self._verify(request_id, answer, world)
 
@@ -94,12 +96,18 @@ class Clients:
         try:
             receipt = Receipt.verify(answer.receipt, trusts_any([world.signing_key.verifying_key]))
         except ReceiptError:
-            self.outcomes["BAD_RECEIPT"] += 1
+            self._remark("BAD_RECEIPT", request_id, answer)
             return
         charge = receipt.charge
         said = (charge.license_id, charge.request_id, charge.units)
         if said == (answer.usage.license_id, request_id, answer.usage.units):
             self.entries[request_id] = hashlib.sha256(receipt.entry).digest()
+
+    def _remark(self, what: str, request_id: str, answer: pb.ExplainResponse) -> None:
+        self.outcomes[what] += 1
+        usage, size = answer.usage, len(answer.receipt)
+        charged = usage.charged_at.ToJsonString()
+        self.remarks.append(f"{what} {request_id}: {size} characters, replayed {usage.replayed}, charged {charged}")
 
 
 class Load:
@@ -254,6 +262,7 @@ def callers(
             "quota": quota,
             "seconds": round(time.monotonic() - started, 1),
             "outcomes": dict(clients.outcomes),
+            "remarks": clients.remarks[:20],
             "comparisons": len(checks),
             "comparisons_with_a_fault": sum(any(one[fault] for fault in FAULTS) for one in checks),
             "books": checks[-1],
@@ -298,6 +307,7 @@ def kills(
             "seconds": round(time.monotonic() - started, 1),
             "calls": clients.calls,
             "outcomes": dict(clients.outcomes),
+            "remarks": clients.remarks[:20],
             "calls_under_way_at_a_kill": {"least": min(under_way), "median": statistics.median(under_way)},
             "median_restart_s": round(statistics.median(restarts_s), 2),
             "rounds_with_a_fault": sum(any(one[fault] for fault in FAULTS) for one in rounds),
@@ -367,6 +377,7 @@ def three(
         "paused_s": pause_s,
         "calls": clients.calls,
         "outcomes": dict(clients.outcomes),
+        "remarks": clients.remarks[:20],
         "books": audit(world.books(), clients, quota=10**9),
     }
 
