@@ -162,14 +162,17 @@ class Coverage:
 def _network(architecture: str, size: int) -> nn.Module:
     torch.manual_seed(0)
     model = models.create(architecture, num_classes=CLASSES, image_size=size)
+    images = torch.from_numpy(_images(size))
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
-            layer.running_mean.uniform_(-0.3, 0.3)
-            layer.running_var.uniform_(0.5, 2)
+            layer.momentum = 1.0
             layer.weight.data.uniform_(0.7, 1.5)
             layer.bias.data.uniform_(-0.2, 0.4)
+    # Statistics of real activations: with others, the answers of a deep network hardly depend on the image.
+    with torch.no_grad():
+        model.train()(images)
     # Every lock starts with this; without it no rule of LRP fits.
-    return models.fold_batchnorm_(models.out_of_place_(model.eval()), torch.from_numpy(_images(size)))
+    return models.fold_batchnorm_(models.out_of_place_(model.eval()), images)
 
 
 def _images(size: int) -> np.ndarray:

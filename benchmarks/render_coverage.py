@@ -1,4 +1,4 @@
-"""Write the tables of coverage in docs/compiled-explanations.md from benchmarks/results/export_coverage.json.
+"""Write the tables of docs/compiled-explanations.md from the measured figures in benchmarks/results.
 
     python benchmarks/render_coverage.py            writes docs/compiled-explanations.md
     python benchmarks/render_coverage.py --check    exits 1 where the page does not agree with the figures
@@ -66,8 +66,34 @@ def _costs(found: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
     return (*("" if value is None else f"{value:.2f}" for value in times), *(f"{value:.1f}" for value in most))
 
 
-TABLES: Tables = {"export_coverage": (write_coverage, "python benchmarks/export_coverage.py")}
-"""The tables of the page, and the command that writes their figures."""
+def write_variants(result: Mapping[str, Any]) -> str:
+    """Return the section of `lock_variants.json`, in Markdown."""
+    rows = [
+        (
+            name,
+            variant,
+            f"{figure['agreement']:.1%}",
+            *(
+                "" if figure[key] is None else f"{figure[key]:.4f}"
+                for key in ("keyed_pcc", "leakage", "leakage_float32")
+            ),
+            f"{figure['share_of_file']:.0%}",
+            "yes" if figure["shortfall"] is None else "no",
+        )
+        for name, variants in result["figures"].items()
+        for variant, figure in variants.items()
+    ]
+    head = ("graph", "variant", "classes that stay", "keyed PCC to float32", "keyless PCC to true maps")
+    head += ("the same in float32", "size of the file", "offered")
+    about = f"Measured on {result['date']}, ONNX Runtime {result['onnxruntime']}: {result['about']}.\n"
+    return "\n".join([about, code(result["command"]), table(head, rows)])
+
+
+TABLES: Tables = {
+    "lock_variants": (write_variants, "python benchmarks/lock/variants.py runs/cifar10 --data cifar10.npz"),
+    "export_coverage": (write_coverage, "python benchmarks/export_coverage.py"),
+}
+"""For each file of figures how its section is written, and the command that writes the file."""
 
 if __name__ == "__main__":
     sys.exit(update(PAGE, RESULTS, TABLES, __doc__))

@@ -51,4 +51,25 @@ def test_every_pair_is_told_with_what_was_measured_or_why_not():
 
 
 def test_without_figures_none_is_made_up(tmp_path):
-    assert "Not measured yet" in render(PAGE, tmp_path, render_coverage.TABLES)
+    empty = render(PAGE, tmp_path, render_coverage.TABLES)
+    assert empty.count("Not measured yet") == len(render_coverage.TABLES)
+
+
+def test_variants_say_what_is_left_of_the_lock():
+    good = {"agreement": 0.991, "keyed_pcc": 0.9978, "leakage": -0.0124, "leakage_float32": -0.0125}
+    result = {
+        "date": "2030-01-01",
+        "onnxruntime": "1",
+        "about": "9 images",
+        "command": "run it",
+        "figures": {
+            "grad_cam": {"int8": {**good, "share_of_file": 0.309, "shortfall": None}},
+            "predictions": {
+                "int8": {"agreement": 0.9, "keyed_pcc": None, "leakage": None, "leakage_float32": None}
+                | {"share_of_file": 0.25, "shortfall": "too few"}
+            },
+        },
+    }
+    text = render_coverage.write_variants(result)
+    assert "| grad_cam | int8 | 99.1% | 0.9978 | -0.0124 | -0.0125 | 31% | yes |" in text
+    assert "| predictions | int8 | 90.0% |  |  |  | 25% | no |" in text
