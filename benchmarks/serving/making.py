@@ -72,6 +72,7 @@ def make(material: Material) -> None:
         classes=tuple(f"class {number}" for number in range(classes)),
         preprocessing=preprocessing,
         architecture=architecture,
+        variants=("int8",),
     )
     manifest = publish(
         locked,
@@ -106,6 +107,8 @@ def make(material: Material) -> None:
         "two_factors": locked.adapter is not None,
         "made": now.isoformat(timespec="seconds"),
         "digest": manifest.model_digest,
+        "int8": ["predict"] * ("int8" in manifest.prediction_variants)
+        + [entry.name for entry in manifest.explainers if "int8" in entry.variants],
     }
     material.about_file.write_text(json.dumps(about), "utf-8")
 

@@ -92,7 +92,7 @@ async def _measure_network(
     material: Material, kinds: list[type[Rival]], options: argparse.Namespace, calls: int, found: dict[str, Any]
 ) -> None:
     """Measure one network, into `found`."""
-    rivals = [kind(material) for kind in kinds]
+    rivals = [kind(material) for kind in kinds if kind.suits(material)]
     try:
         found["start_s"], found["start_cpu_s"] = {}, {}
         for rival in rivals:

@@ -4,10 +4,10 @@ from rivals.bare import BareCaptum, BareCaptumTargetGiven, BareCompiled, BareOnn
 from rivals.contract import TASKS, Rival
 from rivals.lit import CaptumLitServe
 from rivals.ml import CaptumMLServer
-from rivals.own import Keylock, KeylockUnlicensed
+from rivals.own import Keylock, KeylockInt8, KeylockUnlicensed
 from rivals.plain import CaptumGrpc
 
-__all__ = ["RIVALS", "TASKS", "Keylock", "KeylockUnlicensed", "Rival"]
+__all__ = ["RIVALS", "TASKS", "Keylock", "KeylockInt8", "KeylockUnlicensed", "Rival"]
 
 RIVALS: dict[str, type[Rival]] = {
     rival.name: rival
@@ -21,6 +21,7 @@ RIVALS: dict[str, type[Rival]] = {
         BareOnnx,
         Keylock,
         KeylockUnlicensed,
+        KeylockInt8,
     )
 }
 """By name, in the order of the tables."""

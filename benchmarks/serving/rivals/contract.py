@@ -47,6 +47,11 @@ class Rival(ABC):
         """Name the modules it needs that are not installed."""
         return [module for module in cls.needs if find_spec(module) is None]
 
+    @classmethod
+    def suits(cls, material: Material) -> bool:
+        """Return whether it can work with this material."""
+        return True
+
     @abstractmethod
     def start(self, folder: Path) -> None:
         """Start the process; `folder` is for its files."""

@@ -16,7 +16,7 @@ from rivals.channels import Channels
 from rivals.contract import TASKS, Rival
 from rivals.oip import ask_about
 
-__all__ = ["Keylock", "KeylockUnlicensed", "read_map"]
+__all__ = ["Keylock", "KeylockInt8", "KeylockUnlicensed", "read_map"]
 
 
 class Keylock(Rival):
@@ -24,6 +24,7 @@ class Keylock(Rival):
 
     name, title = "keylock", "keylock over gRPC, licensed"
     licensed: ClassVar[bool] = True
+    variant: ClassVar[str] = "float32"
 
     def __init__(self, material: Material, *, workers: int = 1) -> None:
         super().__init__(material)
@@ -39,7 +40,7 @@ class Keylock(Rival):
         self.process = ServerProcess(
             command,
             folder / f"{self.name}-{self._workers}.log",
-            environment={"KEYLOCK_SERVER_THREADS": "1"},
+            environment={"KEYLOCK_SERVER_THREADS": "1", "KEYLOCK_SERVER_VARIANT": self.variant},
         )
 
     async def ready(self) -> float:
@@ -89,6 +90,19 @@ class KeylockUnlicensed(Keylock):
     name, title = "keylock_unlicensed", "keylock over gRPC, unlicensed"
     tasks = ("grad_cam", "gradient")
     licensed = False
+
+
+class KeylockInt8(Keylock):
+    """Asks a server of graphs in eight bits, where the bundle has such graphs."""
+
+    name, title = "keylock_int8", "keylock over gRPC in int8, licensed"
+    tasks = ("predict", "grad_cam")
+    variant = "int8"
+
+    @classmethod
+    def suits(cls, material: Material) -> bool:
+        """Return whether both graphs were offered in eight bits: elsewhere they would be served in float32."""
+        return set(cls.tasks) <= set(material.about()["int8"])
 
 
 def read_map(answer: pb.ExplainResponse) -> NDArray[np.float32]:
