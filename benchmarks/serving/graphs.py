@@ -32,11 +32,14 @@ from keylock.explainers import make_for
 from keylock.export import compile_explainer, compile_prediction, make_variant, suits
 from keylock.models import create, find_layers, fold_batchnorm_, out_of_place_
 from keylock.models.low_rank import add_low_rank_, take_back
+from keylock_server.binding import bind, inputs_of
 
 NETWORKS = ("resnet18_cifar:32", "resnet18:224", "mobilenet_v2:224")
 EXPLAINERS = ("grad_cam", "gradient")
 RANK = 16
 ROUNDS = 5
+_NOISE = 0.01
+_ROWS = frozenset({"image", "target", "keyed"})
 
 
 def main() -> None:
@@ -140,15 +143,21 @@ def run_s(session: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray]) 
 
 
 def open_session(graph: bytes) -> onnxruntime.InferenceSession:
-    """Open a graph on one thread of the CPU."""
+    """Open a graph on one thread of the CPU, with noise bound in the place of secrets, as the server binds these."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    generator = np.random.default_rng(0)
+    secrets = {
+        name: np.asarray(_NOISE * generator.standard_normal(shape), np.float32)
+        for name, shape in inputs_of(graph).items()
+        if name not in _ROWS
+    }
+    return onnxruntime.InferenceSession(bind(graph, secrets), options, providers=["CPUExecutionProvider"])
 
 
 def feed(session: onnxruntime.InferenceSession, batch: int) -> dict[str, np.ndarray]:
-    """Return inputs: noise as images, predicted classes, no row keyed, secrets of zeros."""
+    """Return inputs: noise as images, predicted classes, no row keyed."""
     generator, inputs = np.random.default_rng(0), {}
     for entry in session.get_inputs():
         shape = [size if isinstance(size, int) else batch for size in entry.shape]

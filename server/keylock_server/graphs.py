@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from keylock.adapters import Adapter
 from keylock.errors import BundleError
 from keylock.keys import Key
+from keylock_server.binding import bind, inputs_of
 from keylock_server.devices import Device, check_providers, choose_providers
 
 __all__ = ["Graph", "Loader"]
@@ -27,11 +28,17 @@ class Graph:
         providers: The execution providers ONNX Runtime really uses, best first.
     """
 
-    def __init__(self, path: str, session: onnxruntime.InferenceSession) -> None:
-        """Takes a session."""
+    def __init__(self, path: str, session: onnxruntime.InferenceSession, *, bound: Collection[str] = ()) -> None:
+        """Takes a session.
+
+        Args:
+            path: The graph's file in the bundle.
+            session: Runs it.
+            bound: What the graph in the file takes as well, and has been given already.
+        """
         self.path, self._session = path, session
         self.providers: tuple[str, ...] = tuple(session.get_providers())
-        self._secrets: dict[str, onnxruntime.OrtValue] = {}
+        self._bound = frozenset(bound)
 
     def check_names(self, *, inputs: Collection[str], outputs: Collection[str]) -> None:
         """Checks what the graph takes and gives; the tensors of an adapter may be among its inputs.
@@ -39,32 +46,14 @@ class Graph:
         Raises:
             BundleError: If it is something else.
         """
-        found_inputs = {entry.name for entry in self._session.get_inputs() if not entry.name.startswith(_ADAPTER)}
+        taken = {entry.name for entry in self._session.get_inputs()} | self._bound
+        found_inputs = {name for name in taken if not name.startswith(_ADAPTER)}
         found_outputs = {entry.name for entry in self._session.get_outputs()}
         if found_inputs != set(inputs) or not set(outputs) <= found_outputs:
             raise BundleError(
                 f"a graph takes {sorted(found_inputs)} and gives {sorted(found_outputs)} instead of {sorted(inputs)} "
                 f"and {sorted(outputs)}: export the bundle again"
             )
-
-    def hand_over(self, key: Key | None, adapter: Adapter | None) -> None:
-        """Puts the secret inputs where the graph runs, once; without the secrets they are zeros, which never open.
-
-        Raises:
-            BundleError: If the secrets are not those that the graph takes.
-        """
-        shapes = {entry.name: tuple(entry.shape) for entry in self._session.get_inputs() if entry.name not in _ROWS}
-        if key is None:
-            given = {secret: np.zeros(shape, np.float32) for secret, shape in shapes.items()}
-        else:
-            given = {"key": key.reveal(), **({} if adapter is None else adapter.tensors())}
-        if {secret: array.shape for secret, array in given.items()} != shapes:
-            raise BundleError(f"the graph {self.path} takes other secrets than the bundle holds: export it again")
-        place = "cuda" if "CUDAExecutionProvider" in self.providers else "cpu"
-        self._secrets = {
-            secret: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), place, 0)
-            for secret, array in given.items()
-        }
 
     def run(self, outputs: Sequence[str], **rows: NDArray[Any]) -> list[NDArray[np.float32]]:
         """Runs the graph on a batch.
@@ -74,17 +63,27 @@ class Graph:
             **rows: The inputs that have a row for each image.
         """
         feed = {name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(rows[name])) for name in rows}
-        return [value.numpy() for value in self._session.run_with_ort_values(list(outputs), feed | self._secrets)]
+        return [value.numpy() for value in self._session.run_with_ort_values(list(outputs), feed)]
 
 
 class Loader:
-    """Loads the graphs of a bundle, each once."""
+    """Loads the graphs of a bundle, each once, and gives them the secrets that they take."""
 
-    def __init__(self, read: Callable[[str], bytes], *, device: Device, threads: int) -> None:
+    def __init__(
+        self,
+        read: Callable[[str], bytes],
+        *,
+        key: Key | None,
+        adapter: Adapter | None,
+        device: Device,
+        threads: int,
+    ) -> None:
         """Makes a loader.
 
         Args:
             read: Returns the bytes of a file of the bundle.
+            key: The key; without it, graphs get zeros in the place of all secrets, which never open.
+            adapter: The adapter, which comes with the key where the model is locked with two factors.
             device: Where to run; see `devices`.
             threads: Threads one batch may use.
 
@@ -92,6 +91,9 @@ class Loader:
             ServiceError: If the device is not there.
         """
         self._read, self._device = read, device
+        self._secrets: dict[str, NDArray[np.float32]] | None = None
+        if key is not None:
+            self._secrets = {"key": key.reveal(), **({} if adapter is None else adapter.tensors())}
         self._options = onnxruntime.SessionOptions()
         self._options.intra_op_num_threads = threads
         self._options.inter_op_num_threads = 1
@@ -103,24 +105,31 @@ class Loader:
         """Returns the graph of a file.
 
         Raises:
-            BundleError: If it cannot be loaded.
+            BundleError: If it cannot be loaded, or takes other secrets than there are.
             ServiceError: If it does not run on the device that was insisted on.
         """
         if path not in self._graphs:
-            self._graphs[path] = Graph(path, self._open(path))
+            self._graphs[path] = self._open(path)
             if len(self._graphs) == 1:
                 check_providers(self._device, asked=self._providers, used=self._graphs[path].providers)
         return self._graphs[path]
 
-    @property
-    def loaded(self) -> Mapping[str, Graph]:
-        """The graphs that were loaded, by their files."""
-        return self._graphs
-
-    def _open(self, path: str) -> onnxruntime.InferenceSession:
+    def _open(self, path: str) -> Graph:
+        model = self._read(path)
         try:
-            return onnxruntime.InferenceSession(self._read(path), self._options, providers=self._providers)
+            shapes = {name: shape for name, shape in inputs_of(model).items() if name not in _ROWS}
+            given = self._given(path, shapes)
+            session = onnxruntime.InferenceSession(bind(model, given), self._options, providers=self._providers)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own.
             if isinstance(error, BundleError):
                 raise
             raise BundleError(f"the graph {path} cannot be loaded: export the bundle again") from error
+        return Graph(path, session, bound=shapes)
+
+    def _given(self, path: str, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, NDArray[np.float32]]:
+        """Returns what a graph gets in the place of its secret inputs, whose shapes are given."""
+        if self._secrets is None or not shapes:
+            return {secret: np.zeros(shape, np.float32) for secret, shape in shapes.items()}
+        if {secret: array.shape for secret, array in self._secrets.items()} != shapes:
+            raise BundleError(f"the graph {path} takes other secrets than the bundle holds: export it again")
+        return self._secrets

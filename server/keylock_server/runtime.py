@@ -92,7 +92,7 @@ class ServedModel:
         """
         self.manifest, self.canary = manifest, canary
         self.holds_key = key is not None
-        load = Loader(read, device=device, threads=threads)
+        load = Loader(read, key=key, adapter=adapter, device=device, threads=threads)
         self._variant = variant
         self._predictor = load(self._choose("predictions", manifest.prediction_graph, manifest.prediction_variants))
         self._predictor.check_names(inputs={"image"}, outputs={"logits"})
@@ -103,9 +103,6 @@ class ServedModel:
             if entry.graph is not None and self._is_within(entry, max_passes):
                 graph = load(self._choose(entry.name, entry.graph, entry.variants))
                 self._ways[entry.name] = Looped(loop_of(entry), graph) if entry.runtime == "loop" else Compiled(graph)
-        for graph in load.loaded.values():
-            if graph is not self._predictor:
-                graph.hand_over(key, adapter)
         self._ways |= self._ways_in_torch(read, key, adapter, allow=allow_torch)
         self.explainers: dict[str, ExplainerEntry] = {
             entry.name: entry for entry in manifest.explainers if entry.name in self._ways
