@@ -33,6 +33,7 @@ from typing import Any, TypeAlias
 import grpc
 from world import Books, Server, World, image, record
 
+from keylock.digests import digest_of_array
 from keylock.errors import ReceiptError
 from keylock.licensing import Quota
 from keylock.licensing.receipts import Receipt, trusts_any
@@ -66,7 +67,7 @@ class Clients:
         outcomes: How calls ended.
         calls: How many there were.
         under_way: How many are.
-        remarks: What was wrong with receipts, in words.
+        remarks: What was wrong with maps and receipts, in words.
     """
 
     answered: dict[str, int] = field(default_factory=dict)
@@ -77,6 +78,7 @@ class Clients:
     under_way: int = 0
     remarks: list[str] = field(default_factory=list)
     _tokens: dict[str, bytes] = field(default_factory=dict)
+    _maps: dict[str, bytes] = field(default_factory=dict)
 
     def note(self, request_id: str, answer: pb.ExplainResponse, world: World) -> None:
         """Takes an answer, and verifies its receipt as a client does."""
@@ -85,6 +87,9 @@ class Clients:
         self.first_answers[request_id] += not usage.replayed
         if self.answered.setdefault(request_id, usage.units) != usage.units:
             self.outcomes["OTHER_UNITS"] += 1
+        maps = hashlib.sha256(b"".join(result.map.data for result in answer.results)).digest()
+        if self._maps.setdefault(request_id, maps) != maps:
+            self._remark("OTHER_MAPS", request_id, answer)
         token = hashlib.sha256(answer.receipt.encode()).digest()
         # The receipt of a repeat is that of the charge, letter for letter.
         if self._tokens.setdefault(request_id, token) != token:
@@ -99,8 +104,9 @@ class Clients:
             self._remark("BAD_RECEIPT", request_id, answer)
             return
         charge = receipt.charge
-        said = (charge.license_id, charge.request_id, charge.units)
-        if said == (answer.usage.license_id, request_id, answer.usage.units):
+        maps = tuple(digest_of_array("float32", one.map.shape, one.map.data) for one in answer.results)
+        said = (charge.license_id, charge.request_id, charge.units, charge.map_digests)
+        if said == (answer.usage.license_id, request_id, answer.usage.units, maps):
             self.entries[request_id] = hashlib.sha256(receipt.entry).digest()
 
     def _remark(self, what: str, request_id: str, answer: pb.ExplainResponse) -> None:
@@ -215,6 +221,7 @@ def audit(books: Books, clients: Clients, *, quota: int) -> dict[str, int]:
         "ledger_and_counters_differ": len(found.differences),
         "ledger_and_audit_log_differ": books.unlogged,
         "answers_with_other_units_than_before": clients.outcomes["OTHER_UNITS"],
+        "answers_with_other_maps_than_before": clients.outcomes["OTHER_MAPS"],
     }
 
 
@@ -230,6 +237,7 @@ FAULTS = (
     "ledger_and_counters_differ",
     "ledger_and_audit_log_differ",
     "answers_with_other_units_than_before",
+    "answers_with_other_maps_than_before",
 )
 
 

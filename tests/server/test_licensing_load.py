@@ -41,7 +41,7 @@ def test_each_fault_in_the_books_is_found(vendor_world):
         answered={"no charge": 1, "other units": 1},
         entries={"no charge": b"no entry"},
         first_answers=Counter({"other units": 2}),
-        outcomes=Counter(OTHER_UNITS=1, BAD_RECEIPT=1),
+        outcomes=Counter(OTHER_UNITS=1, OTHER_MAPS=1, BAD_RECEIPT=1),
     )
     difference = Difference("lic", "day", 0, 1, 2)
     books = world.Books(

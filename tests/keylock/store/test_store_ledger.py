@@ -233,6 +233,28 @@ def test_what_another_server_sets_aside_anew_during_a_commit_is_charged_and_not_
     assert len(recorded) == used(ledger, license)[2] == 1
 
 
+def test_commit_that_waits_for_a_server_which_releases_and_reserves_anew_charges_once(postgresql):
+    url = postgresql.new_url()
+    with Database(url) as database, Database(url) as other, ThreadPoolExecutor(1) as pool:
+        ledger, others = Ledger(database), Ledger(other)
+        license = make_license(quota=Quota(total=1))
+        mine, given_up, theirs = (order(license, "r", attempt=name) for name in ("mine", "given up", "theirs"))
+        first = reserve(ledger, mine)
+        with other.transaction(writes=True) as connection:
+            others._reserve(connection, given_up, NOW, NOW + MINUTE)
+            assert others._release(connection, given_up)
+            second = others._reserve(connection, theirs, NOW, NOW + MINUTE)
+            settled = pool.submit(settle, ledger, first)
+            waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            while not connection.execute(waiting).scalar_one():
+                assert not settled.done()
+        assert (settled.result(timeout=30).charged_at, settled.result().repeated) == (NOW, False)
+        assert settle(others, second).repeated
+        assert used(ledger, license)[2] == 1
+        ledger.close()
+        others.close()
+
+
 def test_overage_is_answered_and_noted(ledger, database):
     license = make_license(quota=Quota(day=5, total=7, overage=True))
     assert settle(ledger, reserve(ledger, order(license, "r", units=4))).overage == 0
