@@ -27,6 +27,8 @@ def write_coverage(result: Mapping[str, Any]) -> str:
     loops = [name for name in names if name not in graphs]
     about = f"Measured on {result['date']}, ONNX Runtime {result['onnxruntime']}, torch {result['torch']}.\n"
     parts = [about, code(result["command"])]
+    if "note" in result:
+        parts.append(f"{result['note']}\n")
     for title, chosen in (("One graph", graphs), ("Loops", loops)):
         rows = [(_title(network), *(_cell(found.get(name)) for name in chosen)) for network, found in figures.items()]
         parts += [f"### {title}\n", table(("network", *(f"`{name}`" for name in chosen)), rows)]
