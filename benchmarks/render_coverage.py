@@ -21,16 +21,15 @@ def write_coverage(result: Mapping[str, Any]) -> str:
     """Return the section of `export_coverage.json`, in Markdown."""
     figures: Mapping[str, Mapping[str, Mapping[str, Any]]] = result["figures"]
     names = list(dict.fromkeys(name for found in figures.values() for name in found))
-    graphs = [
-        name for name in names if any(found.get(name, {}).get("runtime") == "compiled" for found in figures.values())
-    ]
-    loops = [name for name in names if name not in graphs]
+    loops = [name for name in names if any(found.get(name, {}).get("runtime") == "loop" for found in figures.values())]
+    graphs = [name for name in names if name not in loops]
     about = f"Measured on {result['date']}, ONNX Runtime {result['onnxruntime']}, torch {result['torch']}.\n"
     parts = [about, code(result["command"])]
     if "note" in result:
         parts.append(f"{result['note']}\n")
     for title, chosen in (("One graph", graphs), ("Loops", loops)):
-        rows = [(_title(network), *(_cell(found.get(name)) for name in chosen)) for network, found in figures.items()]
+        cells = {network: [_cell(found.get(name)) for name in chosen] for network, found in figures.items()}
+        rows = [(_title(network), *row) for network, row in cells.items() if any(row)]
         parts += [f"### {title}\n", table(("network", *(f"`{name}`" for name in chosen)), rows)]
     parts += ["### Cost\n", table(("network", *_head()), [(_title(k), *_costs(found)) for k, found in figures.items()])]
     reasons = [
