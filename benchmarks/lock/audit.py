@@ -1,6 +1,7 @@
 """Audit a bundle with `keylock audit`, and keep what docs/threat-model.md shows of it.
 
     python benchmarks/lock/audit.py runs/cifar10 --data cifar10.npz --reference cifar10_resnet20.npz
+    python benchmarks/lock/audit.py quickstart/shapes.klb --suite quick --results benchmarks/results/audit_quickstart.json
 
 The whole report, with every figure, curve and picture, goes to `--out`. Of each attack the comparison that counts goes
 to `benchmarks/results/audit_cifar10.json`, with the time of the whole run, date and hardware.
@@ -21,7 +22,8 @@ from typing import Any
 def main() -> None:
     """Run the benchmark."""
     options = _options()
-    asked = ["--data", str(options.data), "--reference", str(options.reference), "--suite", options.suite]
+    asked = ["--data", options.data, "--suite", options.suite]
+    asked += [] if options.reference is None else ["--reference", str(options.reference)]
     began = time.monotonic()
     if any((options.out / "outcomes").glob("*.json")):
         sys.exit(f"{options.out} holds an audit already, which would go on: name another folder, or delete it")
@@ -34,8 +36,7 @@ def main() -> None:
     result = {
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "command": f"python benchmarks/lock/audit.py {options.bundle.name} --data {options.data.name} --reference "
-        f"{options.reference.name} --suite {options.suite}",
+        "command": _command(options),
         "seconds": round(seconds, 1),
         **summarise(json.loads(said)),
     }
@@ -59,11 +60,18 @@ def _attack(judged: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _command(options: argparse.Namespace) -> str:
+    """Return the command without the folders of this machine."""
+    parts = ["python benchmarks/lock/audit.py", options.bundle.name, f"--data {Path(options.data).name}"]
+    parts += [] if options.reference is None else [f"--reference {options.reference.name}"]
+    return " ".join([*parts, f"--suite {options.suite}"])
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--reference", type=Path, required=True, help="weights of the reference model")
+    parser.add_argument("--data", default="shapes")
+    parser.add_argument("--reference", type=Path, help="weights of the reference model, where the work folder has none")
     parser.add_argument("--suite", default="standard")
     parser.add_argument("--out", type=Path, default=Path("runs/audit"), help="folder of the report")
     results = Path(__file__).parents[1] / "results" / "audit_cifar10.json"
