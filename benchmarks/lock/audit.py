@@ -1,7 +1,7 @@
 """Audit a bundle with `keylock audit`, and keep what docs/threat-model.md shows of it.
 
     python benchmarks/lock/audit.py runs/cifar10 --data cifar10.npz --reference cifar10_resnet20.npz
-    python benchmarks/lock/audit.py quickstart/shapes.klb --suite quick --results benchmarks/results/audit_quickstart.json
+    python benchmarks/lock/audit.py quickstart/shapes.klb --suite quick --results audit_quickstart.json
 
 The whole report, with every figure, curve and picture, goes to `--out`. Of each attack the comparison that counts goes
 to `benchmarks/results/audit_cifar10.json`, with the time of the whole run, date and hardware.
