@@ -23,6 +23,7 @@ import time
 import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -269,12 +270,14 @@ def soak(server: Server, task: Task) -> tuple[Seen, list[Sample]]:
             json.dump(asdict(replace(task, role=role)), writing)
         running[-1].stdin = None
     started, samples = time.monotonic(), []
-    while any(process.poll() is None for process in running):
-        samples.append(measure(processes(server.process.pid), started))
-        time.sleep(1.0)
+    # Read while they run: what they print in the end is more than a pipe holds.
+    with ThreadPoolExecutor(len(running)) as readers:
+        printed = [readers.submit(process.communicate) for process in running]
+        while not all(one.done() for one in printed):
+            samples.append(measure(processes(server.process.pid), started))
+            time.sleep(1.0)
     seen = Seen()
-    for process in running:
-        one = json.loads(process.communicate()[0])
+    for one in (json.loads(found.result()[0]) for found in printed):
         seen.statuses.update(one["statuses"])
         seen.seconds.update(one["seconds"])
         seen.units += one["units"]
