@@ -16,7 +16,7 @@ from typing import Final
 
 __all__ = ["Alarm", "CallTimes", "EvenTimes"]
 
-_REMEMBERED: Final = 256
+_REMEMBERED: Final = 16
 _LONGEST_S: Final = 1.0
 _WEIGHT_OF_THE_LAST: Final = 0.1
 
