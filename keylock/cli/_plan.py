@@ -6,6 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from keylock.cli._lists import split_list
 from keylock.errors import BundleError, InputError, ResumeError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def make_plan(
 def _variant_names(text: str) -> tuple[str, ...]:
     from keylock.export import VARIANTS
 
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    names = tuple(dict.fromkeys(split_list(text)))
     for name in names:
         if name not in VARIANTS:
             raise UnknownNameError("variant", name, VARIANTS)
@@ -162,7 +163,7 @@ def _variant_names(text: str) -> tuple[str, ...]:
 def _explainer_names(text: str) -> tuple[str, ...]:
     from keylock.explainers import expand_names
 
-    return expand_names(part.strip() for part in text.split(",") if part.strip())
+    return expand_names(split_list(text))
 
 
 def _check_names(*, arch: str) -> None:

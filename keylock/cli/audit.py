@@ -12,6 +12,7 @@ import typer
 
 from keylock.cli._console import JsonOption, note, print_json, print_pairs, print_table
 from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption, read_issuers
+from keylock.cli._lists import split_list
 from keylock.cli._measured_data import (
     DataOption,
     DataRootOption,
@@ -85,7 +86,7 @@ def audit(
     secret = find_opener(
         bundle, key_seed_file=key_seed_file, key_file=key_file, key_passphrase_file=key_passphrase_file
     )
-    plan = AuditPlan(out=out, suite=suite, only=_names(only), policy=Policy.load(policy), seed=seed)
+    plan = AuditPlan(out=out, suite=suite, only=split_list(only), policy=Policy.load(policy), seed=seed)
     manifest = open_bundle(bundle, trusted=None).manifest
     signing_key = _signing_key(home)
     _make_folder(out)
@@ -152,10 +153,6 @@ def _audit_naive(case: "Case", plan: "AuditPlan", progress: "Display", said: _Sa
     naive = naive_case(case, plan.spent, folder=folder, seed=plan.seed, progress=progress)
     progress.say("the same attacks on a naive lock")
     return run_audit(naive, replace(plan, out=folder, only=NAIVE_ATTACKS), progress=progress, heard=said).judged
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(part.strip() for part in (text or "").split(",") if part.strip()))
 
 
 def _make_folder(out: Path) -> None:

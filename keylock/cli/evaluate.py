@@ -8,6 +8,7 @@ import typer
 
 from keylock.cli._console import JsonOption, note, print_json
 from keylock.cli._evaluation import print_evaluation
+from keylock.cli._lists import split_list
 from keylock.cli._measured_data import (
     DataOption,
     DataRootOption,
@@ -104,7 +105,7 @@ def evaluate(
 def _names(text: str | None) -> tuple[str, ...] | None:
     if text is None:
         return None
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    names = tuple(dict.fromkeys(split_list(text)))
     if not names:
         raise InputError("--explainers names none: give names with commas between them, or leave it out")
     return names
