@@ -21,7 +21,7 @@ from keylock_server.interceptors import Context, Interceptor, Proceed
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, TracerProvider
 
-__all__ = ["Tracing", "open_tracing", "set_up_tracing"]
+__all__ = ["Tracing", "can_export_spans", "open_tracing", "set_up_tracing"]
 
 _PARENT: Final = "traceparent"
 _EXPORTERS: Final = "opentelemetry_traces_exporter"
@@ -91,7 +91,7 @@ def set_up_tracing() -> None:
     names = [name for name in names if name not in ("", "none")]
     if not names or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return
-    if not _is_installed("opentelemetry.sdk.trace"):
+    if not can_export_spans():
         raise ServiceError("OTEL_TRACES_EXPORTER asks for spans: install the extra with pip install '.[otel]'")
     from opentelemetry.sdk.resources import SERVICE_NAME, Resource
     from opentelemetry.sdk.trace import TracerProvider
@@ -128,6 +128,11 @@ def _describe(span: Span, call: Call) -> None:
     span.set_attributes({name: value for name, value in told.items() if value is not None})
     if code is not grpc.StatusCode.OK and code.name in _FAULTS:
         span.set_status(StatusCode.ERROR)
+
+
+def can_export_spans() -> bool:
+    """Returns whether what exports spans is installed."""
+    return _is_installed("opentelemetry.sdk.trace")
 
 
 def _is_installed(module: str) -> bool:

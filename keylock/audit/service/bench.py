@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from importlib.util import find_spec
 from pathlib import Path
 
 import grpc
@@ -32,7 +31,7 @@ from keylock.store import LicenseStore
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import explanation_pb2_grpc
 
-__all__ = ["Bench", "Needles", "Served", "serving_bench", "spans_can_be_had"]
+__all__ = ["Bench", "Needles", "Served", "serving_bench"]
 
 _START_S = 120.0
 _STOP_S = 20.0
@@ -201,6 +200,8 @@ def _license(issuer: SigningKey, model: str, url: str) -> str:
 
 def _serve(folder: Path, name: str, arguments: list[str], stack: ExitStack) -> Served:
     """Start `keylock serve` in a process of its own, and stop it when the stack unwinds."""
+    from keylock_server.tracing import can_export_spans
+
     ready, log, spans = (folder / f"{name}.{suffix}" for suffix in ("ready", "log", "spans"))
     metrics_port = _free_port()
     command = [sys.executable, "-m", "keylock", "serve", *arguments]
@@ -208,7 +209,7 @@ def _serve(folder: Path, name: str, arguments: list[str], stack: ExitStack) -> S
     command += ["--metrics-port", str(metrics_port)]
     # Settings and secrets of the caller's own environment are none of the server's business.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("KEYLOCK_")}
-    if spans_can_be_had():
+    if can_export_spans():
         environment |= {"OTEL_TRACES_EXPORTER": "console", "OTEL_BSP_SCHEDULE_DELAY": "200"}
     written, printed = (stack.enter_context(file.open("wb")) for file in (log, spans))
     process = subprocess.Popen(command, stdout=printed, stderr=written, env=environment, cwd=folder)  # noqa: S603 - our own program
@@ -220,14 +221,6 @@ def _serve(folder: Path, name: str, arguments: list[str], stack: ExitStack) -> S
             raise ServiceError(f"the server to attack does not start: {''.join(last) or 'it says nothing'}")
         time.sleep(0.05)
     return Served(ready.read_text("utf-8").strip(), process.pid, log, spans, f"127.0.0.1:{metrics_port}")
-
-
-def spans_can_be_had() -> bool:
-    """Return whether OpenTelemetry is installed, so that servers that are started here print their spans."""
-    try:
-        return find_spec("opentelemetry.sdk.trace") is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def _free_port() -> int:

@@ -12,7 +12,7 @@ import torch
 
 from keylock.audit.budgets import Budget
 from keylock.audit.contract import Check, Cost, Goal, Knowledge, NotApplicableError, Outcome, Steps, attack
-from keylock.audit.service.bench import Bench, Needles, spans_can_be_had, tensor_image
+from keylock.audit.service.bench import Bench, Needles, tensor_image
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import explanation_pb2_grpc
 
@@ -73,6 +73,14 @@ def _texts(bench: Bench, channel: grpc.Channel) -> Iterator[tuple[str, bytes]]:
         yield "no protobuf", _said(error)
 
 
+def _use(bench: Bench) -> int:
+    """Make good calls, with a license and without, and bad ones; return how many."""
+    with bench.channel() as channel:
+        bench.explain(channel, 0)
+        bench.explain(channel, 0, token=bench.token)
+        return 2 + sum(1 for _ in _texts(bench, channel))
+
+
 def _said(error: grpc.RpcError) -> bytes:
     """Return details and trailing metadata of a failed call."""
     trailing: Any = error.trailing_metadata() or ()
@@ -111,17 +119,14 @@ def answers(bench: Bench, _budget: Budget, _generator: torch.Generator, _steps: 
 @attack("service/logs", Knowledge.T0, "Search the server's log, at its most talkative, for secrets.", goal=Goal.SERVICE)
 def logs(bench: Bench, _budget: Budget, _generator: torch.Generator, _steps: Steps) -> Outcome:
     """Make good and bad calls, then search everything the server has written."""
-    with bench.channel() as channel:
-        bench.explain(channel, 0)
-        bench.explain(channel, 0, token=bench.token)
-        calls = sum(1 for _ in _texts(bench, channel))
+    calls = _use(bench)
     written = bench.keyed.log.read_bytes()
     found = bench.needles.count(written)
     checks = (
         Check("something was logged", len(written) > 0, f"{len(written)} bytes"),
         Check("secrets in the log", not found, _describe(found)),
     )
-    return Outcome(checks=checks, cost=Cost(queries=calls + 2))
+    return Outcome(checks=checks, cost=Cost(queries=calls))
 
 
 @attack("service/traces", Knowledge.T0, "Search the spans that the server exports for secrets.", goal=Goal.SERVICE)
@@ -131,11 +136,11 @@ def traces(bench: Bench, _budget: Budget, _generator: torch.Generator, _steps: S
     Raises:
         NotApplicableError: There are no spans without OpenTelemetry.
     """
-    if not spans_can_be_had():
+    from keylock_server.tracing import can_export_spans
+
+    if not can_export_spans():
         raise NotApplicableError("spans need OpenTelemetry: pip install 'keylock[otel]'")
-    with bench.channel() as channel:
-        bench.explain(channel, 0, token=bench.token)
-        calls = sum(1 for _ in _texts(bench, channel))
+    calls = _use(bench)
     until = time.monotonic() + _SPANS_S
     while not (spans := (written := bench.keyed.spans.read_bytes()).count(b'"trace_id"')) and time.monotonic() < until:
         time.sleep(0.1)
@@ -144,7 +149,7 @@ def traces(bench: Bench, _budget: Budget, _generator: torch.Generator, _steps: S
         Check("there are spans", spans > 0, f"{spans} found"),
         Check("secrets in spans", not found, _describe(found)),
     )
-    return Outcome(checks=checks, cost=Cost(queries=calls + 1))
+    return Outcome(checks=checks, cost=Cost(queries=calls))
 
 
 @attack("service/metrics", Knowledge.T0, "Search the server's metrics for secrets.", goal=Goal.SERVICE)
@@ -154,9 +159,7 @@ def metrics(bench: Bench, _budget: Budget, _generator: torch.Generator, _steps: 
     Raises:
         NotApplicableError: It cannot be read.
     """
-    with bench.channel() as channel:
-        bench.explain(channel, 0, token=bench.token)
-        calls = sum(1 for _ in _texts(bench, channel))
+    calls = _use(bench)
     # Straight to the server, whatever proxy the environment names.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
@@ -165,7 +168,7 @@ def metrics(bench: Bench, _budget: Budget, _generator: torch.Generator, _steps: 
     except OSError as error:
         raise NotApplicableError(f"the metrics cannot be read: {error}") from None
     found = bench.needles.count(written)
-    return Outcome(checks=(Check("secrets in metrics", not found, _describe(found)),), cost=Cost(queries=calls + 1))
+    return Outcome(checks=(Check("secrets in metrics", not found, _describe(found)),), cost=Cost(queries=calls))
 
 
 @attack("service/process", Knowledge.T1, "Search command line and environment of the server.", goal=Goal.SERVICE)
