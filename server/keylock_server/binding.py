@@ -54,6 +54,8 @@ def bind(model: bytes, tensors: Mapping[str, NDArray[np.float32]]) -> bytes:
     Raises:
         ValueError: It is no graph.
     """
+    if not tensors:
+        return model
     parts: list[bytes | memoryview] = []
     for number, kind, content, whole in _fields(memoryview(model)):
         if number != _GRAPH:

@@ -123,7 +123,7 @@ class Alarm:
         while True:
             with self._changed:
                 while not self._closed and (left := self._left()) > 0:
-                    self._changed.wait(left if self._waiting else None)
+                    self._changed.wait(left)
                 due = []
                 while self._waiting and (self._closed or self._left() <= 0):
                     due.append(heapq.heappop(self._waiting)[2])
@@ -134,7 +134,8 @@ class Alarm:
                 return
 
     def _left(self) -> float:
-        return self._waiting[0][0] - time.perf_counter() if self._waiting else 1.0
+        """Returns the seconds to the end of the first wait."""
+        return self._waiting[0][0] - time.perf_counter() if self._waiting else threading.TIMEOUT_MAX
 
 
 def _finish(future: "asyncio.Future[None]") -> None:

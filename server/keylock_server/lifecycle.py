@@ -220,8 +220,15 @@ class RunningServer:
         await self.models.close()
         # Last, so that operators can watch the others finish.
         await self.close_operators()
-        self._even_times.close()
-        await _release(self._batchers, self._workers, self._metrics, self._meter, self._checkpoints, self._store)
+        await _release(
+            self._batchers,
+            self._workers,
+            self._even_times,
+            self._metrics,
+            self._meter,
+            self._checkpoints,
+            self._store,
+        )
         if self._settings.ready_file is not None:
             self._settings.ready_file.unlink(missing_ok=True)
         self._stopped.set()
@@ -375,8 +382,7 @@ async def start(
             await running.close_operators()
         await server.stop(0)
         await condition.close()
-        even_times.close()
-        await _release(batchers, workers, metrics, meter, checkpoints, store)
+        await _release(batchers, workers, even_times, metrics, meter, checkpoints, store)
         raise
     return running
 
@@ -388,6 +394,7 @@ def _open_all(opener: Opener, settings: ServerSettings) -> list[tuple[Source, Se
 async def _release(
     batchers: Batchers,
     workers: Workers,
+    even_times: EvenTimes,
     metrics: Metrics,
     meter: Meter,
     checkpoints: CheckpointSigner | None,
@@ -396,6 +403,7 @@ async def _release(
     """Closes what a server works with, the store last, because the others still write to it."""
     workers.close()
     batchers.close()
+    even_times.close()
     metrics.close()
     await meter.close()
     if checkpoints is not None:
