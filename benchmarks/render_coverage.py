@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from render_results import RESULTS, ROOT, Tables, code, table, update
+from render_results import RESULTS, ROOT, Tables, code, network_title, table, update
 
 PAGE = ROOT / "docs" / "compiled-explanations.md"
 
@@ -29,11 +29,14 @@ def write_coverage(result: Mapping[str, Any]) -> str:
         parts.append(f"{result['note']}\n")
     for title, chosen in (("One graph", graphs), ("Loops", loops)):
         cells = {network: [_cell(found.get(name)) for name in chosen] for network, found in figures.items()}
-        rows = [(_title(network), *row) for network, row in cells.items() if any(row)]
+        rows = [(network_title(network), *row) for network, row in cells.items() if any(row)]
         parts += [f"### {title}\n", table(("network", *(f"`{name}`" for name in chosen)), rows)]
-    parts += ["### Cost\n", table(("network", *_head()), [(_title(k), *_costs(found)) for k, found in figures.items()])]
+    parts += [
+        "### Cost\n",
+        table(("network", *_head()), [(network_title(k), *_costs(found)) for k, found in figures.items()]),
+    ]
     reasons = [
-        (_title(network), f"`{name}`", entry["why"])
+        (network_title(network), f"`{name}`", entry["why"])
         for network, found in figures.items()
         for name, entry in found.items()
         if entry["runtime"] == "torch"
@@ -41,10 +44,6 @@ def write_coverage(result: Mapping[str, Any]) -> str:
     if reasons:
         parts += ["### Left to torch\n", table(("network", "explainer", "why"), reasons)]
     return "\n".join(parts)
-
-
-def _title(network: str) -> str:
-    return network.replace(":", ", ") + " px"
 
 
 def _cell(entry: Mapping[str, Any] | None) -> str:

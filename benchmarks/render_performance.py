@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from render_results import ROOT, Tables, at_least, at_most, code, table, update
+from render_results import ROOT, Tables, at_least, at_most, code, network_title, table, update
 
 RESULTS = ROOT / "benchmarks" / "results" / "serving"
 PAGE = ROOT / "docs" / "performance.md"
@@ -190,7 +190,7 @@ def write_graphs(result: Mapping[str, Any]) -> str:
                     f"≤ {limit}" if limit else "",
                     reached,
                 )
-                rows.append((network.replace(":", ", ") + " px", batch, name, *cells))
+                rows.append((network_title(network), batch, name, *cells))
     head = ("network", "batch", "graph", "ms an image", "times the prediction", "aim", "reached")
     before, after = result["load_average"]
     about = (

@@ -361,6 +361,11 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def network_title(network: str) -> str:
+    """Return how tables name a network that a benchmark calls ARCHITECTURE:SIZE."""
+    return network.replace(":", ", ") + " px"
+
+
 def code(command: str) -> str:
     """Return a command as a block."""
     return f"```\n{command}\n```\n"

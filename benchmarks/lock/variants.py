@@ -8,6 +8,7 @@ Variants are made of the graphs of a bundle, with the ranges of 64 test images, 
 
 import argparse
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -74,10 +75,7 @@ def measure(bundle: Bundle, secrets: Secrets, images: np.ndarray) -> dict[str, d
             smaller = make_variant(variant, graph, images[:RANGING])
             found = compare_variant(smaller, graph, images[RANGING:], secrets=secrets)
             figures.setdefault(name, {})[variant] = {
-                "agreement": found.agreement,
-                "keyed_pcc": found.keyed_pcc,
-                "leakage": found.leakage,
-                "leakage_float32": found.leakage_float32,
+                **asdict(found),
                 "share_of_file": len(smaller) / len(graph),
                 "shortfall": found.shortfall,
             }

@@ -30,6 +30,7 @@ from torch import nn
 from keylock.adapters import Adapter, KeyGate
 from keylock.explainers import make_for
 from keylock.export import compile_explainer, compile_prediction, make_variant, suits
+from keylock.export.inputs import is_secret
 from keylock.models import create, find_layers, fold_batchnorm_, out_of_place_
 from keylock.models.low_rank import add_low_rank_, take_back
 from keylock_server.binding import bind, inputs_of
@@ -39,7 +40,6 @@ EXPLAINERS = ("grad_cam", "gradient")
 RANK = 16
 ROUNDS = 5
 _NOISE = 0.01
-_ROWS = frozenset({"image", "target", "keyed"})
 
 
 def main() -> None:
@@ -151,7 +151,7 @@ def open_session(graph: bytes) -> onnxruntime.InferenceSession:
     secrets = {
         name: np.asarray(_NOISE * generator.standard_normal(shape), np.float32)
         for name, shape in inputs_of(graph).items()
-        if name not in _ROWS
+        if is_secret(name)
     }
     return onnxruntime.InferenceSession(bind(graph, secrets), options, providers=["CPUExecutionProvider"])
 

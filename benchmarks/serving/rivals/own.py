@@ -102,7 +102,7 @@ class KeylockInt8(Keylock):
     @classmethod
     def suits(cls, material: Material) -> bool:
         """Return whether both graphs were offered in eight bits: elsewhere they would be served in float32."""
-        return set(cls.tasks) <= set(material.about()["int8"])
+        return set(cls.tasks) <= set(material.about().get("int8", ()))
 
 
 def read_map(answer: pb.ExplainResponse) -> NDArray[np.float32]:
