@@ -21,13 +21,14 @@ class Gate:
     """Stands before every run of a server's model while it is shut, and counts who passes."""
 
     def __init__(self, calls, monkeypatch):
-        self.calls, self._open = calls, threading.Event()
+        self.calls, self._open, self._reached = calls, threading.Event(), threading.Event()
         self.open()
         self.runs: list[int] = []
         self.images: list[np.ndarray] = []
         model, explain = calls.server.model, calls.server.model.explain
 
         def gated(images, **rows):
+            self._reached.set()
             self._open.wait(30)
             self.runs.append(len(images))
             self.images.append(images.copy())
@@ -37,6 +38,11 @@ class Gate:
 
     def shut(self):
         self._open.clear()
+        self._reached.clear()
+
+    def until_reached(self):
+        """Waits until a run stands before it."""
+        assert self._reached.wait(20)
 
     def open(self):
         self._open.set()
@@ -113,7 +119,9 @@ def test_a_party_with_much_does_not_keep_another_waiting(small, gate, vendor, im
     much, little = vendor.grant().token, vendor.grant().token
     other = tiny.images(1, seed=9)[0]
     gate.shut()
-    first = [begin(small, [image] * 5, token=much) for _ in range(3)]
+    first = [begin(small, [image] * 5, token=much)]
+    gate.until_reached()
+    first += [begin(small, [image] * 5, token=much) for _ in range(2)]
     gate.until_held(15)
     last = begin(small, [tiny.tensor_image(other)], token=little)
     gate.until_held(16)
@@ -121,8 +129,8 @@ def test_a_party_with_much_does_not_keep_another_waiting(small, gate, vendor, im
     assert all(task.result().results for task in (*first, last))
     # The first run was under way; the next one has the other's image in it.
     holding = [any(np.array_equal(row, other) for row in rows) for rows in gate.images]
-    assert holding.index(True) <= 1
-    assert sum(gate.runs) == 16
+    assert holding == [False, True, False]
+    assert gate.runs == [5, 8, 3]
 
 
 def test_a_call_that_is_cancelled_in_the_queue_does_not_run_and_costs_nothing(small, gate, vendor, image):

@@ -40,6 +40,14 @@ def used(calls, token):
     return {window.period: window.used for window in answer.quotas}["total"]
 
 
+def refused(stream):
+    """Reads a stream that the server ends; returns the sorted numbers of its answers, and why it ended."""
+    got = []
+    with pytest.raises(grpc.RpcError) as caught:
+        got.extend(iter(stream.next, None))
+    return sorted(answer.number for answer in got), reason_of(caught.value)
+
+
 def wait_for(condition, timeout_s=20.0):
     limit = time.monotonic() + timeout_s
     while not condition():
@@ -269,12 +277,8 @@ def test_a_license_that_is_revoked_under_way_ends_the_stream(held, vendor, messa
     wait_for(lambda: books(store)[2] == 3)
     store.revoke(granted.id, at=granted.license.issued_at)
     go.set()
-    got = []
-    with pytest.raises(grpc.RpcError) as caught:
-        got.extend(iter(stream.next, None))
-    assert reason_of(caught.value) == ("UNAUTHENTICATED", "LICENSE_REVOKED")
     # What was under way was good when it began.
-    assert sorted(answer.number for answer in got) == [0, 1, 2]
+    assert refused(stream) == ([0, 1, 2], ("UNAUTHENTICATED", "LICENSE_REVOKED"))
     assert books(store) == (3, 3, 0)
     feed.end()
 
@@ -302,11 +306,7 @@ def test_a_server_that_stops_answers_what_is_under_way(held, vendor, messages):
     stopping = calls.stop(drain_s=20)
     time.sleep(0.2)
     go.set()
-    got = []
-    with pytest.raises(grpc.RpcError) as caught:
-        got.extend(iter(stream.next, None))
-    assert reason_of(caught.value) == ("UNAVAILABLE", "LEAVING")
-    assert sorted(answer.number for answer in got) == [0, 1, 2]
+    assert refused(stream) == ([0, 1, 2], ("UNAVAILABLE", "LEAVING"))
     assert books(store) == (3, 3, 0)
     stopping.result(timeout=30)
     feed.end()

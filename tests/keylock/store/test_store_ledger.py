@@ -361,7 +361,6 @@ from datetime import UTC, datetime, timedelta
 from keylock.errors import QuotaError
 from keylock.licensing import Charge, License, Quota
 from keylock.store import Database, Ledger
-from keylock.store import ledger as ledger_module
 from keylock.store.ledger import Order
 now = datetime(2026, 11, 30, tzinfo=UTC)
 license = License(id="lic_1", customer="c", models=("*",), explainers=("*",), issued_at=now, not_before=now,
