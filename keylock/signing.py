@@ -1,7 +1,7 @@
 """Ed25519 keys that sign bundles and licenses, and the vendor's directory that keeps them.
 
 A `SigningKey` is opaque like a key seed. A `VerifyingKey` is public: it checks signatures and raises where one does
-not fit. Both are named by `key_id`, the first 16 characters of the RFC 7638 thumbprint.
+not fit. Both are named by `key_id`, 16 characters of the RFC 7638 thumbprint (see `thumbprint_id`).
 """
 
 import base64
@@ -21,7 +21,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from keylock.errors import SignatureError
 from keylock.secrecy import NotSecretTextError, Opaque, read_secret_text, write_secret_file
 
-__all__ = ["Home", "SigningKey", "VerifyingKey", "canonical_json", "decode_base64url", "encode_base64url"]
+__all__ = [
+    "Home",
+    "SigningKey",
+    "VerifyingKey",
+    "canonical_json",
+    "decode_base64url",
+    "encode_base64url",
+    "thumbprint_id",
+]
 
 _KEY_ID_CHARACTERS: Final = 16
 
@@ -39,9 +47,7 @@ class VerifyingKey:
 
     def __init__(self, public: Ed25519PublicKey) -> None:
         self._public = public
-        # RFC 7638, section 3.2: the required members alone, sorted, without white space.
-        thumbprint = hashlib.sha256(canonical_json(self.to_jwk())).digest()
-        self.key_id = encode_base64url(thumbprint)[:_KEY_ID_CHARACTERS]
+        self.key_id = thumbprint_id(self.to_jwk())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "VerifyingKey":
@@ -272,6 +278,19 @@ def canonical_json(value: object) -> bytes:
     """Returns the one JSON text that is signed or digested: sorted names, no white space, UTF-8, finite numbers."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8")
+
+
+def thumbprint_id(jwk: Mapping[str, str]) -> str:
+    """Returns what names a public key: 16 characters of its RFC 7638 thumbprint, from the first letter or digit on.
+
+    An id that began with `-` would be taken for an option on a command line.
+
+    Args:
+        jwk: The required members of the public JWK, no others.
+    """
+    # RFC 7638, section 3.2: the required members alone, sorted, without white space.
+    thumbprint = encode_base64url(hashlib.sha256(canonical_json(dict(jwk))).digest())
+    return thumbprint.lstrip("-_")[:_KEY_ID_CHARACTERS]
 
 
 def encode_base64url(data: bytes) -> str:

@@ -96,7 +96,7 @@ def issuer_revoke_receipt_key(
     file = RevocationFile(opened.revocations_path)
     revocations = file.read(trusts_any(home_keys(opened)))
     if key_id is not None:
-        if not re.fullmatch(r"[A-Za-z0-9_-]{16}", key_id):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{15}", key_id):
             raise InputError(f"{key_id!r} is no id of a key: it has 16 letters and digits, as kid in a receipt")
         revocations = revocations.with_key(key_id, opened.signing_key(), now=datetime.now(UTC))
         file.write(revocations)

@@ -13,7 +13,15 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from joserfc.jwk import OKPKey
 
 from keylock.errors import SignatureError
-from keylock.signing import Home, SigningKey, VerifyingKey, canonical_json, decode_base64url, encode_base64url
+from keylock.signing import (
+    Home,
+    SigningKey,
+    VerifyingKey,
+    canonical_json,
+    decode_base64url,
+    encode_base64url,
+    thumbprint_id,
+)
 
 # RFC 8032, section 7.1, test 3.
 RFC8032_SECRET = bytes.fromhex("c5aa8df43f9f837bedb7442f31dcb7b166d38535076f094b85ce3a2e0b4458f7")
@@ -29,6 +37,18 @@ def test_signature_is_that_of_rfc_8032():
     assert decode_base64url(key.verifying_key.to_jwk()["x"]) == RFC8032_PUBLIC
     assert key.sign(bytes.fromhex("af82")) == RFC8032_SIGNATURE
     key.verifying_key.verify(RFC8032_SIGNATURE, bytes.fromhex("af82"))
+
+
+def test_no_key_id_looks_like_an_option_of_a_command():
+    jwks = [{"crv": "Ed25519", "kty": "OKP", "x": f"made up {number}"} for number in range(2_000)]
+    ids = [thumbprint_id(jwk) for jwk in jwks]
+    digests = [hashlib.sha256(canonical_json(jwk)).digest() for jwk in jwks]
+    thumbprints = [encode_base64url(digest) for digest in digests]
+    assert sum(thumbprint[0] in "-_" for thumbprint in thumbprints) > 20
+    for name, thumbprint in zip(ids, thumbprints, strict=True):
+        assert name[0].isalnum()
+        assert len(name) == 16
+        assert name in thumbprint
 
 
 def test_key_id_is_the_thumbprint_of_rfc_8037_appendix_a3():

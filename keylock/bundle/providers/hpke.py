@@ -4,7 +4,6 @@ Base mode with DHKEM(X25519, HKDF-SHA256), HKDF-SHA256 and AES-256-GCM; the cont
 say who sealed: a seed that is not the one named by the signed manifest is refused after it was opened.
 """
 
-import hashlib
 import os
 from typing import ClassVar, Final, Literal
 
@@ -16,12 +15,11 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from keylock.bundle.providers.base import Entry, Provider, decode, new_data_key, read_text
 from keylock.errors import UnsealError
 from keylock.secrecy import write_secret_file
-from keylock.signing import canonical_json, encode_base64url
+from keylock.signing import encode_base64url, thumbprint_id
 
 __all__ = ["HpkeEntry", "HpkeIdentity", "HpkeRecipient", "read_hpke"]
 
 SUITE: Final = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
-_KEY_ID_CHARACTERS: Final = 16
 
 
 class HpkeEntry(Entry):
@@ -51,9 +49,8 @@ class HpkeRecipient(Provider[HpkeEntry]):
     def __init__(self, public: X25519PublicKey) -> None:
         """Takes the key."""
         self._public = public
-        # RFC 7638, section 3.2, as for keys that sign.
         jwk = {"crv": "X25519", "kty": "OKP", "x": encode_base64url(public.public_bytes_raw())}
-        self.key_id = encode_base64url(hashlib.sha256(canonical_json(jwk)).digest())[:_KEY_ID_CHARACTERS]
+        self.key_id = thumbprint_id(jwk)
 
     @property
     def name(self) -> str:
