@@ -12,6 +12,7 @@ from keylock.errors import BundleError
 from keylock.keys import Key
 from keylock_server.binding import bind, inputs_of
 from keylock_server.devices import Device, check_providers, choose_providers
+from keylock_server.running import suited_to
 
 __all__ = ["Graph", "Loader"]
 
@@ -36,7 +37,7 @@ class Graph:
             session: Runs it.
             bound: What the graph in the file takes as well, and has been given already.
         """
-        self.path, self._session = path, session
+        self.path, self._session, self._run = path, session, suited_to(session)
         self.providers: tuple[str, ...] = tuple(session.get_providers())
         self._bound = frozenset(bound)
 
@@ -62,8 +63,7 @@ class Graph:
             outputs: What to return.
             **rows: The inputs that have a row for each image.
         """
-        feed = {name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(rows[name])) for name in rows}
-        return [value.numpy() for value in self._session.run_with_ort_values(list(outputs), feed)]
+        return self._run(outputs, rows)
 
 
 class Loader:
