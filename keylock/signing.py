@@ -257,6 +257,11 @@ class Home:
         """The database URL of the license store."""
         return f"sqlite:///{self.licenses_path}"
 
+    @property
+    def engines_path(self) -> Path:
+        """Where a server keeps what TensorRT built for graphs without secrets."""
+        return self.path / "engines"
+
     def signing_key(self) -> SigningKey:
         """Reads the issuer's private key.
 

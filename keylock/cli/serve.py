@@ -82,7 +82,9 @@ def serve(
     unlicensed: Annotated[
         str | None, typer.Option(metavar="decoy|refuse", help="What callers without a license get. [decoy]")
     ] = None,
-    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to run. [auto]")] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="auto|cpu|cuda|tensorrt", help="Where to compute; auto takes the best. [auto]")
+    ] = None,
     variant: Annotated[
         str | None,
         typer.Option(metavar="float32|float16|int8", help="Numbers to compute in, where the bundle has them."),
@@ -177,7 +179,7 @@ def _one_or_several(given: Sequence[T] | None) -> T | tuple[T, ...] | None:
 
 
 def _complete(settings: "ServerSettings", path: Path | None) -> "ServerSettings":
-    """Takes from the vendor's directory what the settings leave open: whom to trust, and where the licenses are.
+    """Takes from the vendor's directory what the settings leave open: whom to trust, where licenses are and engines go.
 
     A directory that nobody named does not count where an issuer was named: the two may not belong together.
     """
@@ -193,6 +195,7 @@ def _complete(settings: "ServerSettings", path: Path | None) -> "ServerSettings"
         update={
             "issuers": settings.issuers or (trusted_file(home),),
             "license_store": settings.license_store or home.licenses_url,
+            "engine_cache": settings.engine_cache or home.engines_path,
             # Where other issuers were named, nobody would believe receipts that this one certifies.
             "receipt_key": settings.receipt_key or (None if settings.issuers else _own_receipt_key(home)),
             "receipt_revocations": settings.receipt_revocations or home.revocations_path,

@@ -1,7 +1,7 @@
 """Which execution providers ONNX Runtime is asked for: only those the machine really has.
 
-The GPU build lists CUDA as available on every machine, and logs errors when it is asked for it where there is no
-GPU. So the driver is asked first, through its own library.
+The GPU build lists TensorRT and CUDA as available on every machine, and logs errors when it is asked for them where
+there is no GPU. So the driver is asked first, through its own library, and TensorRT's libraries are loaded by name.
 """
 
 import contextlib
@@ -9,28 +9,51 @@ import ctypes
 import io
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import onnxruntime
 
 from keylock.errors import ServiceError
+from keylock_server.tensorrt import missing_library
 
-__all__ = ["Device", "check_providers", "choose_providers", "cuda_device_count", "warn_about_two_runtimes"]
+__all__ = [
+    "CPU",
+    "CUDA",
+    "TENSORRT",
+    "Device",
+    "check_providers",
+    "choose_providers",
+    "cuda_device_count",
+    "warn_about_two_runtimes",
+]
 
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["auto", "cpu", "cuda", "tensorrt"]
+
+TENSORRT: Final = "TensorrtExecutionProvider"
+CUDA: Final = "CUDAExecutionProvider"
+CPU: Final = "CPUExecutionProvider"
 
 _LOG: Final = logging.getLogger("keylock_server")
-_CUDA: Final = "CUDAExecutionProvider"
-_CPU: Final = "CPUExecutionProvider"
+_INSISTED: Final = {"cuda": CUDA, "tensorrt": TENSORRT}
+_PLACES: Final = {CUDA: "CUDA", CPU: "the CPU"}
+_UNUSABLE: Final = {
+    CUDA: "there is a GPU and ONNX Runtime cannot use it: are the CUDA and cuDNN libraries of its version installed?",
+    TENSORRT: "TensorRT is installed and ONNX Runtime cannot use it: are it, CUDA and cuDNN of the versions that ONNX "
+    "Runtime was built for?",
+}
 
 
-def cuda_device_count() -> int:
-    """Counts the CUDA devices the driver knows; 0 where there is no driver. Initialises the driver, nothing else."""
+def cuda_device_count(load: Callable[[str], Any] = ctypes.CDLL) -> int:
+    """Counts the CUDA devices the driver knows; 0 where there is no driver. Initialises the driver, nothing else.
+
+    Args:
+        load: Loads a library by its name and raises `OSError` where there is none.
+    """
     name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
-        driver = ctypes.CDLL(name)
+        driver = load(name)
     except OSError:
         return 0
     count = ctypes.c_int(0)
@@ -39,42 +62,69 @@ def cuda_device_count() -> int:
     return count.value
 
 
-def choose_providers(device: Device) -> list[str]:
+def choose_providers(
+    device: Device, *, available: Sequence[str] | None = None, load: Callable[[str], Any] = ctypes.CDLL
+) -> list[str]:
     """Chooses the providers to ask ONNX Runtime for.
 
     Args:
-        device: `auto` takes CUDA where there is a GPU and a runtime for it; `cuda` insists; `cpu` never asks.
+        device: `auto` takes the best there is of TensorRT, CUDA and the CPU, and logs what kept it from a better one;
+            `tensorrt` and `cuda` insist; `cpu` never asks.
+        available: The providers ONNX Runtime was built with; those of the one that is installed when None.
+        load: Loads a library by its name and raises `OSError` where there is none.
 
     Returns:
         Names of providers, best first; the last is always the CPU.
 
     Raises:
-        ServiceError: If CUDA is insisted on and the machine or the runtime has none.
+        ServiceError: If TensorRT or CUDA is insisted on and the machine or the runtime has none.
     """
     if device == "cpu":
-        return [_CPU]
-    built_for_cuda = _CUDA in onnxruntime.get_available_providers()
-    if built_for_cuda and cuda_device_count():
-        _load_cuda_libraries()
-        return [_CUDA, _CPU]
+        return [CPU]
+    built_with = onnxruntime.get_available_providers() if available is None else available
+    lacking = _lacking_for_cuda(built_with, load)
+    if lacking is not None:
+        if device == "auto":
+            _LOG.info("computing on the CPU: this machine has %s", lacking)
+            return [CPU]
+        raise ServiceError(f"the device {device} was asked for and this machine has {lacking}: use --device cpu")
+    _load_cuda_libraries()
     if device == "cuda":
-        missing = "no CUDA device" if built_for_cuda else "an ONNX Runtime without CUDA (install onnxruntime-gpu)"
-        raise ServiceError(f"the device cuda was asked for and this machine has {missing}: use --device cpu")
-    return [_CPU]
+        return [CUDA, CPU]
+    lacking = _lacking_for_tensorrt(built_with, load)
+    if lacking is None:
+        return [TENSORRT, CUDA, CPU]
+    if device == "auto":
+        _LOG.info("computing on CUDA without TensorRT: this machine has %s", lacking)
+        return [CUDA, CPU]
+    raise ServiceError(f"the device tensorrt was asked for and this machine has {lacking}: use --device cuda")
 
 
 def check_providers(device: Device, *, asked: Sequence[str], used: Sequence[str]) -> None:
     """Checks what a session made of the providers it was asked for, since it falls back without an error.
 
     Raises:
-        ServiceError: If CUDA was insisted on and is not used.
+        ServiceError: If TensorRT or CUDA was insisted on and is not used.
     """
     if asked[0] == used[0]:
         return
-    text = "there is a GPU and ONNX Runtime cannot use it: are the CUDA and cuDNN libraries of its version installed?"
-    if device == "cuda":
+    text = _UNUSABLE[asked[0]]
+    if _INSISTED.get(device) == asked[0]:
         raise ServiceError(text)
-    _LOG.warning("%s Serving on the CPU.", text)
+    _LOG.warning("%s Serving on %s.", text, _PLACES.get(used[0], used[0]))
+
+
+def _lacking_for_cuda(available: Sequence[str], load: Callable[[str], Any]) -> str | None:
+    if CUDA not in available:
+        return "an ONNX Runtime without CUDA, where onnxruntime-gpu is needed"
+    return None if cuda_device_count(load) else "no CUDA device"
+
+
+def _lacking_for_tensorrt(available: Sequence[str], load: Callable[[str], Any]) -> str | None:
+    if TENSORRT not in available:
+        return "an ONNX Runtime without TensorRT"
+    library = missing_library(load)
+    return None if library is None else f"no {library}, the library of TensorRT that ONNX Runtime was built for"
 
 
 def _load_cuda_libraries() -> None:

@@ -8,15 +8,14 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from keylock.adapters import Adapter
-from keylock.errors import BundleError
+from keylock.errors import BundleError, KeylockError
 from keylock.keys import Key
-from keylock_server.binding import bind, inputs_of
-from keylock_server.devices import Device, check_providers, choose_providers
+from keylock_server.binding import inputs_of
 from keylock_server.running import suited_to
+from keylock_server.sessions import Sessions
 
 __all__ = ["Graph", "Loader"]
 
-_ERRORS_ONLY: Final = 3  # ONNX Runtime's severity for its own log, which goes to standard error.
 _ROWS: Final = frozenset({"image", "target", "keyed"})
 _ADAPTER: Final = ("gate.", "delta.")
 
@@ -29,15 +28,18 @@ class Graph:
         providers: The execution providers ONNX Runtime really uses, best first.
     """
 
-    def __init__(self, path: str, session: onnxruntime.InferenceSession, *, bound: Collection[str] = ()) -> None:
+    def __init__(
+        self, path: str, session: onnxruntime.InferenceSession, *, most_rows: int, bound: Collection[str] = ()
+    ) -> None:
         """Takes a session.
 
         Args:
             path: The graph's file in the bundle.
             session: Runs it.
+            most_rows: How many rows the session was made for, where that matters to its device.
             bound: What the graph in the file takes as well, and has been given already.
         """
-        self.path, self._session, self._run = path, session, suited_to(session)
+        self.path, self._session, self._run = path, session, suited_to(session, most_rows=most_rows)
         self.providers: tuple[str, ...] = tuple(session.get_providers())
         self._bound = frozenset(bound)
 
@@ -75,8 +77,8 @@ class Loader:
         *,
         key: Key | None,
         adapter: Adapter | None,
-        device: Device,
-        threads: int,
+        sessions: Sessions,
+        numbers: Mapping[str, str],
     ) -> None:
         """Makes a loader.
 
@@ -84,21 +86,13 @@ class Loader:
             read: Returns the bytes of a file of the bundle.
             key: The key; without it, graphs get zeros in the place of all secrets, which never open.
             adapter: The adapter, which comes with the key where the model is locked with two factors.
-            device: Where to run; see `devices`.
-            threads: Threads one batch may use.
-
-        Raises:
-            ServiceError: If the device is not there.
+            sessions: Opens the graphs.
+            numbers: By file, what a graph computes in that does not compute in float32.
         """
-        self._read, self._device = read, device
+        self._read, self._sessions, self._numbers = read, sessions, numbers
         self._secrets: dict[str, NDArray[np.float32]] | None = None
         if key is not None:
             self._secrets = {"key": key.reveal(), **({} if adapter is None else adapter.tensors())}
-        self._options = onnxruntime.SessionOptions()
-        self._options.intra_op_num_threads = threads
-        self._options.inter_op_num_threads = 1
-        self._options.log_severity_level = _ERRORS_ONLY
-        self._providers = choose_providers(device)
         self._graphs: dict[str, Graph] = {}
 
     def __call__(self, path: str) -> Graph:
@@ -110,8 +104,6 @@ class Loader:
         """
         if path not in self._graphs:
             self._graphs[path] = self._open(path)
-            if len(self._graphs) == 1:
-                check_providers(self._device, asked=self._providers, used=self._graphs[path].providers)
         return self._graphs[path]
 
     def _open(self, path: str) -> Graph:
@@ -119,12 +111,12 @@ class Loader:
         try:
             shapes = {name: shape for name, shape in inputs_of(model).items() if name not in _ROWS}
             given = self._given(path, shapes)
-            session = onnxruntime.InferenceSession(bind(model, given), self._options, providers=self._providers)
+            session = self._sessions.open(path, model, given, numbers=self._numbers.get(path, "float32"))
+        except KeylockError:
+            raise
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own.
-            if isinstance(error, BundleError):
-                raise
             raise BundleError(f"the graph {path} cannot be loaded: export the bundle again") from error
-        return Graph(path, session, bound=shapes)
+        return Graph(path, session, most_rows=self._sessions.max_batch, bound=shapes)
 
     def _given(self, path: str, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, NDArray[np.float32]]:
         """Returns what a graph gets in the place of its secret inputs, whose shapes are given."""

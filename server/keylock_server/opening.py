@@ -77,6 +77,8 @@ class Opener:
                 canary=canary,
                 device=settings.device,
                 threads=threads_per_batch(settings),
+                max_batch=settings.max_batch,
+                engine_cache=settings.engine_cache,
                 max_passes=settings.max_passes,
                 allow_torch=settings.allow_torch,
                 variant=settings.variant,

@@ -5,23 +5,31 @@ once each, if they are bound to the session. The answers are the same.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+
+from keylock_server.devices import CUDA, TENSORRT
 
 __all__ = ["Run", "bound", "in_parts", "on_the_host", "suited_to"]
 
 Run: TypeAlias = Callable[[Sequence[str], Mapping[str, NDArray[Any]]], list[NDArray[np.float32]]]
 """Takes the names of outputs and the inputs by name, `(batch, ...)` each; returns the outputs, `(batch, ...)` each."""
 
-_ON_GPUS: Final = frozenset({"CUDAExecutionProvider", "TensorrtExecutionProvider"})
 
+def suited_to(session: onnxruntime.InferenceSession, *, most_rows: int) -> Run:
+    """Returns the quickest way to run a session where it is. Safe to use from several threads, as the session is.
 
-def suited_to(session: onnxruntime.InferenceSession) -> Run:
-    """Returns the quickest way to run a session where it is. Safe to use from several threads, as the session is."""
-    return bound(session) if session.get_providers()[0] in _ON_GPUS else on_the_host(session)
+    Args:
+        session: Runs batches.
+        most_rows: How many rows it was made for; TensorRT takes no more at once.
+    """
+    device = session.get_providers()[0]
+    if device == TENSORRT:
+        return in_parts(bound(session), most_rows)
+    return bound(session) if device == CUDA else on_the_host(session)
 
 
 def on_the_host(session: onnxruntime.InferenceSession) -> Run:

@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -23,6 +24,7 @@ from keylock.errors import BundleError, TensorError, UnknownNameError
 from keylock.keys import Key
 from keylock_server.devices import Device
 from keylock_server.graphs import Loader
+from keylock_server.sessions import Sessions
 from keylock_server.statuses import NoKeyError, NotServedError
 from keylock_server.ways import Batch, Compiled, InTorch, Looped, Way, loop_of, passes_of, torch_explainers
 
@@ -66,6 +68,8 @@ class ServedModel:
         canary: Canary | None = None,
         device: Device = "auto",
         threads: int = 1,
+        max_batch: int = 32,
+        engine_cache: Path | None = None,
         max_passes: int = 4096,
         allow_torch: bool = True,
         variant: str = "float32",
@@ -82,17 +86,20 @@ class ServedModel:
             canary: Images with the maps that were proved at export, for `condition`.
             device: Where to run; see `devices`.
             threads: Threads one batch may use.
+            max_batch: Most images in one run; TensorRT has to know it beforehand.
+            engine_cache: Folder in which TensorRT's engines are kept, if there is nothing secret in them; None: not.
             max_passes: How often the network may run for one image; explainers that ask for more are left out.
             allow_torch: Whether torch, where it is installed, computes explainers that do not compile.
             variant: Which numbers to compute in, where the bundle has such graphs; `float32` elsewhere.
 
         Raises:
             BundleError: If a graph cannot be loaded or does not keep the contract above.
-            ServiceError: If the device is not there.
+            ServiceError: If the device is not there, or the folder is within reach of others.
         """
         self.manifest, self.canary = manifest, canary
         self.holds_key = key is not None
-        load = Loader(read, key=key, adapter=adapter, device=device, threads=threads)
+        sessions = Sessions(device, threads=threads, max_batch=max_batch, engine_cache=engine_cache)
+        load = Loader(read, key=key, adapter=adapter, sessions=sessions, numbers=_numbers_of(manifest))
         self._variant = variant
         self._predictor = load(self._choose("predictions", manifest.prediction_graph, manifest.prediction_variants))
         self._predictor.check_names(inputs={"image"}, outputs={"logits"})
@@ -236,6 +243,12 @@ class ServedModel:
                         f"a graph gives logits of shape {logits.shape} for {count} images and "
                         f"{len(self.manifest.classes)} classes: export the bundle again"
                     )
+
+
+def _numbers_of(manifest: Manifest) -> dict[str, str]:
+    """Returns, by the file of each graph that is a variant, the numbers it computes in."""
+    all_variants = (manifest.prediction_variants, *(entry.variants for entry in manifest.explainers))
+    return {variant.graph: name for variants in all_variants for name, variant in variants.items()}
 
 
 def _check_maps(name: str, maps: NDArray[np.float32], *, batch: int) -> None:

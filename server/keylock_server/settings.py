@@ -48,7 +48,9 @@ class ServerSettings(BaseSettings):
         bundle: The bundle to serve, a directory or a `.klb` file; or several.
         host: Address to listen on; `0.0.0.0` or `::` for all.
         port: Port to listen on; 0 takes a free one.
-        device: `auto`, `cpu` or `cuda`.
+        device: `auto`, `cpu`, `cuda` or `tensorrt`.
+        engine_cache: Folder of this user's own in which TensorRT keeps what it built for graphs without secrets; none:
+            it builds everything at every start.
         keyless: Serve without the key: predictions and decoys only.
         key_file: Key file that opens the sealed key. This and the four settings like it have one value for all bundles,
             or one for each, in their order.
@@ -118,7 +120,8 @@ class ServerSettings(BaseSettings):
     bundle: Path | Annotated[tuple[Path, ...], Field(min_length=1)]
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8470
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
+    engine_cache: Path | None = None
 
     keyless: bool = False
     key_file: Path | tuple[Path, ...] | None = None

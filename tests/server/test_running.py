@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnxruntime
 import pytest
+from graphics_cards import CPU, CUDA, TENSORRT, OnAnotherDevice
 from onnx import TensorProto, helper, numpy_helper
 
 from keylock_server.running import bound, in_parts, on_the_host, suited_to
@@ -120,23 +121,14 @@ def test_parts_are_as_large_as_allowed():
     assert seen == [3, 3, 1]
 
 
-@pytest.mark.parametrize("providers", [["CPUExecutionProvider"], ["CUDAExecutionProvider", "CPUExecutionProvider"]])
-def test_only_sessions_on_a_gpu_are_bound(session, providers):
-    class Elsewhere:
-        """The same session, which says that it is on another device, and notes whether it was bound."""
+@pytest.mark.parametrize(("providers", "bindings"), [([CPU], 0), ([CUDA, CPU], 1), ([TENSORRT, CUDA, CPU], 3)])
+def test_sessions_on_a_gpu_are_bound_and_tensorrt_gets_no_more_rows_than_it_was_told(session, providers, bindings):
+    elsewhere = OnAnotherDevice(session, providers)
+    found = suited_to(elsewhere, most_rows=3)(["logits"], rows(7))
+    np.testing.assert_array_equal(found[0], np.concatenate([session.run(["logits"], part)[0] for part in thirds(7)]))
+    assert elsewhere.bindings == bindings
 
-        was_bound = False
 
-        def get_providers(self):
-            return providers
-
-        def io_binding(self):
-            self.was_bound = True
-            return session.io_binding()
-
-        def __getattr__(self, name):
-            return getattr(session, name)
-
-    elsewhere = Elsewhere()
-    suited_to(elsewhere)(["logits"], rows(2))
-    assert elsewhere.was_bound == (len(providers) > 1)
+def thirds(count: int) -> list[dict[str, np.ndarray]]:
+    given = rows(count)
+    return [{name: array[start : start + 3] for name, array in given.items()} for start in range(0, count, 3)]

@@ -6,8 +6,7 @@ from onnx import helper, numpy_helper
 
 from keylock.bundle import Architecture, ExplainerEntry, open_bundle, write_bundle
 from keylock.bundle.manifest import VariantEntry
-from keylock.errors import BundleError, ServiceError, UnknownNameError
-from keylock_server.devices import check_providers, choose_providers, cuda_device_count
+from keylock.errors import BundleError, UnknownNameError
 from keylock_server.runtime import ServedModel
 from keylock_server.statuses import NoKeyError
 
@@ -128,22 +127,3 @@ def test_bundles_with_unfit_graphs_are_refused_at_start(vendor, tiny, tmp_path, 
     bundle = open_bundle(tmp_path / "bad.klb", trusted=None)
     with pytest.raises(BundleError, match=match):
         ServedModel(bundle.manifest, bundle.read, key=vendor.key)
-
-
-def test_a_fall_back_to_the_cpu_is_told_or_refused(server_log):
-    asked, used = ["CUDAExecutionProvider", "CPUExecutionProvider"], ["CPUExecutionProvider"]
-    check_providers("auto", asked=asked, used=asked)
-    assert server_log.text == ""
-    check_providers("auto", asked=asked, used=used)
-    assert "Serving on the CPU" in server_log.text
-    with pytest.raises(ServiceError, match="cuDNN"):
-        check_providers("cuda", asked=asked, used=used)
-
-
-def test_cpu_is_always_a_provider_and_cuda_only_where_it_is():
-    assert choose_providers("cpu") == ["CPUExecutionProvider"]
-    if cuda_device_count():
-        pytest.skip("this machine has a GPU")
-    assert choose_providers("auto") == ["CPUExecutionProvider"]
-    with pytest.raises(ServiceError, match="--device cpu"):
-        choose_providers("cuda")

@@ -1,6 +1,7 @@
 """`keylock serve`: mistakes end in one line and an exit code; the vendor's directory fills what is left open."""
 
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +61,8 @@ def test_directory_that_was_named_fills_what_is_open(tmp_path):
     settings = _complete(ServerSettings.load(bundle="x"), home.path)
     assert [path.name for path in settings.issuers] == ["issuers.jwks"]
     assert settings.license_store == home.licenses_url
+    assert settings.engine_cache == home.engines_path
+    assert _complete(ServerSettings.load(bundle="x", engine_cache="own"), home.path).engine_cache == Path("own")
     kept = _complete(ServerSettings.load(bundle="x", issuers=("own.pem",), license_store="sqlite:///own"), home.path)
     assert [str(path) for path in kept.issuers] == ["own.pem"]
     assert kept.license_store == "sqlite:///own"
