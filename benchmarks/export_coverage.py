@@ -26,8 +26,8 @@ from keylock import explainers, models
 from keylock.errors import ExportError, KeylockError
 from keylock.explainers import Explainer
 from keylock.export import (
-    PointGradient,
     compile_explainer,
+    compile_gradient_sums,
     compile_keyed_prediction,
     compile_prediction,
     verify_graph,
@@ -118,9 +118,11 @@ class Coverage:
 
     def _loop(self, explainer: Explainer) -> dict[str, Any]:
         assert isinstance(explainer, Loop)
-        # As the pipeline does: a loop asks predictions, or gradients with their signs.
-        compiled = self._once("gradient" if explainer.reads == "gradient" else "logits")
-        found = verify_loop(compiled, self._model, explainer, self._images[:1], self._targets[:1])
+        # As the pipeline does: a loop asks predictions, or sums of gradients with their signs.
+        compiled, predictions = self._once(explainer.reads), self._once("logits")
+        found = verify_loop(
+            compiled, self._model, explainer, self._images[:1], self._targets[:1], predictions=predictions
+        )
         return {
             "runtime": "loop",
             "reads": explainer.reads,
@@ -132,7 +134,7 @@ class Coverage:
 
     def _once(self, reads: str) -> bytes:
         makers: dict[str, Callable[[], bytes]] = {
-            "gradient": lambda: self._compile(PointGradient()),
+            "gradient": lambda: compile_gradient_sums(self._model, image_shape=self._shape, num_classes=CLASSES),
             "logits": lambda: compile_keyed_prediction(self._model, image_shape=self._shape, num_classes=CLASSES),
         }
         if reads not in self._asked:

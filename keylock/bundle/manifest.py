@@ -130,6 +130,9 @@ class ExplainerEntry(_Entry):
         runtime: `onnx` when `graph` computes it, `loop` when it is a loop over the answers of `graph`, `torch` when it
             could not be compiled.
         graph: The file of its graph; loops that read the same share one.
+        predictions: For loops over gradients the file of the graph that gives the logits; `graph` then answers with
+            sums of gradients. Where it is None, as in bundles from before there were such sums, `graph` answers with
+            logits and single gradients.
         max_difference: Largest difference between graph and reference, measured at export.
         pcc_to_reference: Smallest correlation between graph and reference, measured at export.
         variants: Its graph in smaller numbers, by their names.
@@ -139,6 +142,7 @@ class ExplainerEntry(_Entry):
     parameters: dict[str, JsonValue] = {}
     runtime: Literal["onnx", "loop", "torch"] = "onnx"
     graph: FileName | None = None
+    predictions: FileName | None = None
     max_difference: Number | None = None
     pcc_to_reference: Number | None = None
     variants: Variants = {}
@@ -288,7 +292,8 @@ class Manifest(_Entry):
         _check_distinct("class", self.classes)
         _check_distinct("explainer", [entry.name for entry in self.explainers])
         _check_distinct("file", [name.lower() for name in self.files])
-        needed = [self.prediction_graph, *(entry.graph for entry in self.explainers if entry.graph is not None)]
+        of_explainers = [file for entry in self.explainers for file in (entry.graph, entry.predictions)]
+        needed = [self.prediction_graph, *(file for file in of_explainers if file is not None)]
         for variants in (self.prediction_variants, *(entry.variants for entry in self.explainers)):
             needed += [variant.graph for variant in variants.values()]
         if self.architecture.module == "registry":

@@ -3,7 +3,12 @@
 Each graph computes logits and map in one pass, for any batch size, and is compared with torch before it is used.
 """
 
-from keylock.export.compile import compile_explainer, compile_keyed_prediction, compile_prediction
+from keylock.export.compile import (
+    compile_explainer,
+    compile_gradient_sums,
+    compile_keyed_prediction,
+    compile_prediction,
+)
 from keylock.export.loop_graphs import PointGradient
 from keylock.export.running import Secrets
 from keylock.export.variants import VARIANTS, VariantFigures, compare_variant, make_variant, suits
@@ -11,6 +16,7 @@ from keylock.export.verify import (
     Verification,
     keyed_and_keyless_maps,
     surest_images,
+    verify_gradient_sums,
     verify_graph,
     verify_keyed_prediction,
     verify_loop,
@@ -25,12 +31,14 @@ __all__ = [
     "Verification",
     "compare_variant",
     "compile_explainer",
+    "compile_gradient_sums",
     "compile_keyed_prediction",
     "compile_prediction",
     "keyed_and_keyless_maps",
     "make_variant",
     "suits",
     "surest_images",
+    "verify_gradient_sums",
     "verify_graph",
     "verify_keyed_prediction",
     "verify_loop",

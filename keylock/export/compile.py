@@ -22,8 +22,16 @@ from torch import Tensor, fx, nn
 
 from keylock.errors import ExportError, KeylockError, ModelError
 from keylock.explainers import Explainer
+from keylock.export.early_sums import sum_early, sum_rows
 from keylock.export.graphs import require_dynamic_batch, strip_metadata
-from keylock.export.inputs import GraphInput, adapter_inputs, explainer_inputs, keyed_inputs, prediction_inputs
+from keylock.export.inputs import (
+    GraphInput,
+    adapter_inputs,
+    explainer_inputs,
+    gradient_sum_inputs,
+    keyed_inputs,
+    prediction_inputs,
+)
 from keylock.export.masks import steepen_masks
 from keylock.export.simplify import simplify
 from keylock.export.tracing import trace
@@ -31,7 +39,7 @@ from keylock.models import added_to_inputs, fold_batchnorm_
 from keylock.models.activations import out_of_place_
 from keylock.models.adapted import AdapterState, attach_blank_adapter
 
-__all__ = ["compile_explainer", "compile_keyed_prediction", "compile_prediction"]
+__all__ = ["compile_explainer", "compile_gradient_sums", "compile_keyed_prediction", "compile_prediction"]
 
 OPSET = 20
 """ONNX operator set of the graphs; ONNX Runtime reads it since 1.17."""
@@ -136,6 +144,46 @@ def compile_keyed_prediction(
     return _compile(predict, "the keyed prediction", inputs=inputs, outputs=["logits"])
 
 
+def compile_gradient_sums(
+    module: nn.Module,
+    *,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    adapter_shapes: Mapping[str, Sequence[int]] | None = None,
+) -> bytes:
+    """Compile what loops over gradients ask: sums of input gradients, with their signs, over the variations of images.
+
+    Args:
+        module: A classifier; see `compile_explainer`.
+        image_shape: `(C, H, W)` of one preprocessed image.
+        num_classes: Number of classes, checked against the network.
+        adapter_shapes: The shapes of the tensors of the adapter, by name, for a two-factor lock.
+
+    Returns:
+        An ONNX model that takes `image`, `target` (no -1 here), `share` float32 `(images, batch)`, `keyed`, `key` and
+        the tensors of the adapter. Where `g` is the gradient of the logit of each row's target with respect to the row,
+        it answers with `sums` `(images, C, H, W)`: `share @ g`. Both batch and images are dynamic.
+
+    Raises:
+        ExportError: The network has an operation that cannot be compiled, or fixes the batch size.
+        ModelError: The network has another number of classes.
+    """
+    network = _KeyedNetwork(module, image_shape, adapter_shapes)
+
+    def add_up(
+        image: Tensor, target: Tensor, share: Tensor, keyed: Tensor, key: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        with network.keyed(keyed, key, tensors) as full, torch.enable_grad():
+            rows = image.detach().requires_grad_()
+            logits = full(rows)
+            _require_classes(logits, num_classes)
+            (gradient,) = torch.autograd.grad(logits.gather(1, target.unsqueeze(1)).sum(), rows)
+        return (sum_rows(share, gradient),)
+
+    inputs = gradient_sum_inputs(image_shape, adapter_shapes)
+    return _compile(add_up, "the sum of input gradients", inputs=inputs, outputs=["sums"])
+
+
 class _KeyedNetwork:
     """A network whose key and adapter are given to it row by row, as inputs of a graph."""
 
@@ -194,7 +242,7 @@ def _compile(
     outputs: Sequence[str],
 ) -> bytes:
     try:
-        graph = simplify(trace(function, inputs))
+        graph = sum_early(simplify(trace(function, inputs)), inputs)
         model = _to_onnx(graph, inputs=inputs, outputs=outputs)
         steepen_masks(model)
         strip_metadata(model)
@@ -224,6 +272,9 @@ def _to_onnx(graph: fx.GraphModule, *, inputs: Sequence[GraphInput], outputs: Se
     shapes = [
         {0: batch if given is inputs[0] else torch.export.Dim.DYNAMIC} if given.batched else {} for given in inputs
     ]
+    for shape, given in zip(shapes, inputs, strict=True):
+        if given.by_row:
+            shape[1] = torch.export.Dim.DYNAMIC
     with warnings.catch_warnings():
         # The exporter warns about its own use of what other parts of torch are phasing out; nobody can act on it here.
         for category in (DeprecationWarning, FutureWarning):

@@ -5,13 +5,13 @@ from typing import Any
 import onnx
 
 from keylock.errors import ExportError
-from keylock.export.inputs import is_secret
+from keylock.export.inputs import SHARE, is_secret
 
 __all__ = ["require_dynamic_batch", "strip_metadata"]
 
 
 def require_dynamic_batch(model: onnx.ModelProto) -> None:
-    """Check that every input and output has one symbolic batch dimension, and only that; the secrets have none.
+    """Check that every input and output has one symbolic dimension, and only that; `share` two, the secrets none.
 
     Raises:
         ExportError: The exporter fixed the batch size, which it may do silently, or left another dimension open.
@@ -19,13 +19,15 @@ def require_dynamic_batch(model: onnx.ModelProto) -> None:
     for value in [*model.graph.input, *model.graph.output]:
         if is_secret(value.name):
             continue
-        batch, *others = value.type.tensor_type.shape.dim
-        if not batch.dim_param:
-            raise ExportError(
-                f"the compiled graph only takes batches of {batch.dim_value} (at {value.name!r}): the network or the "
-                "explainer computes with the number of images; write it without reading the batch size"
-            )
-        if any(size.dim_param for size in others):
+        sizes = value.type.tensor_type.shape.dim
+        count = 2 if value.name == SHARE else 1
+        for size in sizes[:count]:
+            if not size.dim_param:
+                raise ExportError(
+                    f"the compiled graph only takes batches of {size.dim_value} (at {value.name!r}): the network or "
+                    "the explainer computes with the number of images; write it without reading the batch size"
+                )
+        if any(size.dim_param for size in sizes[count:]):
             raise ExportError(f"the compiled graph leaves more than the batch size of {value.name!r} open")
 
 

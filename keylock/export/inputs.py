@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "SHARE",
     "TRACED_BATCH",
     "GraphInput",
     "adapter_inputs",
     "explainer_inputs",
+    "gradient_sum_inputs",
     "is_secret",
     "keyed_inputs",
     "prediction_inputs",
@@ -23,6 +25,10 @@ __all__ = [
 TRACED_BATCH = 7
 """Batch size of the examples. A number that no layer has as its channel count, so that the two are never confused."""
 
+SHARE = "share"
+"""The input that says how much of each row is in the sum of each image."""
+
+_TRACED_IMAGES = 5
 _KEY = "key"
 _ADAPTER = ("gate.", "delta.")
 
@@ -34,12 +40,14 @@ class GraphInput:
     Attributes:
         name: Its name in the graph.
         example: Zeros of its type and shape.
-        batched: Whether its first dimension is the batch.
+        batched: Whether its first dimension is left open: the batch, unless the second one is.
+        by_row: Whether its second dimension is the batch.
     """
 
     name: str
     example: Tensor
     batched: bool = True
+    by_row: bool = False
 
 
 def prediction_inputs(image_shape: tuple[int, int, int]) -> list[GraphInput]:
@@ -53,6 +61,14 @@ def explainer_inputs(
     """Return `image`, `target` int64 (batch,), and the others of `keyed_inputs`."""
     image, *others = keyed_inputs(image_shape, adapter_shapes)
     return [image, GraphInput("target", torch.zeros(TRACED_BATCH, dtype=torch.int64)), *others]
+
+
+def gradient_sum_inputs(
+    image_shape: tuple[int, int, int], adapter_shapes: Mapping[str, Sequence[int]] | None = None
+) -> list[GraphInput]:
+    """Return `image`, `target` int64 (batch,), `share` float32 (images, batch), and the others of `keyed_inputs`."""
+    image, target, *others = explainer_inputs(image_shape, adapter_shapes)
+    return [image, target, GraphInput(SHARE, torch.zeros(_TRACED_IMAGES, TRACED_BATCH), by_row=True), *others]
 
 
 def keyed_inputs(

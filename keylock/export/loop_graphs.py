@@ -1,4 +1,4 @@
-"""What loops over gradients ask: the input gradient itself, with its signs."""
+"""What loops over gradients ask for the sums of: the input gradient itself, with its signs."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ __all__ = ["PointGradient"]
 
 @dataclass(frozen=True)
 class PointGradient(SinglePass):
-    """The gradient of the class score at an image, for graphs alone; it is no explainer that anybody asks for."""
+    """The gradient of the class score at an image, to prove graphs with; it is no explainer that anybody asks for."""
 
     name = "point_gradient"
     family = Family.GRADIENT

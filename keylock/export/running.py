@@ -15,7 +15,7 @@ from keylock.export.graphs import require_dynamic_batch
 from keylock.export.inputs import is_secret
 from keylock.keys import Key
 
-__all__ = ["FloatArray", "IntArray", "Secrets", "open_graph", "pcc", "runner", "secret_inputs"]
+__all__ = ["FloatArray", "IntArray", "Secrets", "open_graph", "pcc", "runner", "secret_inputs", "sums_runner"]
 
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
@@ -71,6 +71,23 @@ def runner(session: Any, secrets: Secrets | None) -> Callable[..., list[FloatArr
             for start in range(0, len(rows["image"]), 64)
         ]
         return [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
+
+    return run
+
+
+def sums_runner(session: Any, secrets: Secrets | None) -> Callable[..., FloatArray]:  # noqa: ANN401
+    """Return a function that runs a graph of sums over rows, on at most 64 rows at a time."""
+    fixed = secret_inputs(session, secrets)
+
+    def run(share: FloatArray, **rows: Any) -> FloatArray:  # noqa: ANN401
+        parts = [slice(start, start + 64) for start in range(0, share.shape[1], 64)]
+        sums: FloatArray = sum(
+            session.run(
+                ["sums"], {name: value[part] for name, value in rows.items()} | {"share": share[:, part]} | fixed
+            )[0]
+            for part in parts
+        )
+        return sums
 
     return run
 

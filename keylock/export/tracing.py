@@ -76,11 +76,13 @@ def _expand(example: Tensor, value: Tensor, size: Sequence[int | torch.SymInt], 
 
 
 def _fake(mode: FakeTensorMode, given: GraphInput) -> Tensor:
-    """Return a fake tensor like an input's example, in which only the batch dimension is a symbol, if there is one."""
+    """Return a fake tensor like an input's example, in which only the dimensions that are left open are symbols."""
     example = given.example
     sizes = [DimDynamic.STATIC] * example.ndim
     if given.batched:
         sizes[0] = DimDynamic.DYNAMIC
+    if given.by_row:
+        sizes[1] = DimDynamic.DYNAMIC
     context: StatelessSymbolicContext[Any, Any] = StatelessSymbolicContext(dynamic_sizes=sizes)
     return mode.from_tensor(example, symbolic_context=context, source=ConstantSource(given.name))
 

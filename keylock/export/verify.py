@@ -17,9 +17,10 @@ from torch import nn
 
 from keylock.errors import ExportError, TensorError
 from keylock.explainers import Explainer
-from keylock.export.running import FloatArray, IntArray, Secrets, open_graph, pcc, runner
+from keylock.export.loop_graphs import PointGradient
+from keylock.export.running import FloatArray, IntArray, Secrets, open_graph, pcc, runner, sums_runner
 from keylock.keys import Key
-from keylock.loops import Loop, run_loop
+from keylock.loops import Loop, run_loop, share_of
 from keylock.models import added_to_inputs, attach_adapter
 from keylock.models.adapted import adapter_of
 
@@ -28,6 +29,7 @@ __all__ = [
     "Verification",
     "keyed_and_keyless_maps",
     "surest_images",
+    "verify_gradient_sums",
     "verify_graph",
     "verify_keyed_prediction",
     "verify_loop",
@@ -113,16 +115,18 @@ def verify_loop(
     images: FloatArray,
     targets: IntArray,
     *,
+    predictions: bytes | None = None,
     secrets: Secrets | None = None,
 ) -> Verification:
     """Compare a loop over the answers of a compiled graph with the same explainer in torch.
 
     Args:
-        graph: Of keyed predictions, or of `PointGradient`, as the loop reads; verified already.
+        graph: Of keyed predictions, or of sums of gradients, as the loop reads; verified already.
         module: The classifier it was compiled from.
         explainer: One that is a loop.
         images: Preprocessed images float32 `(batch, C, H, W)`; few, because each is run many times.
         targets: Class of each image, int64 `(batch,)`; -1 means the predicted class.
+        predictions: The graph of keyed predictions, where the loop reads gradients.
         secrets: What opens the lock; without it keyless rows alone are proved.
 
     Returns:
@@ -133,22 +137,65 @@ def verify_loop(
     """
     assert isinstance(explainer, Loop), "the explainer is a loop"  # noqa: S101 - a broken promise of the caller
     images, targets, keyed = _keyed_and_keyless(images, targets, secrets)
-    run = runner(open_graph(graph), secrets)
-
-    def ask(rows: FloatArray, of: IntArray, **more: IntArray) -> list[FloatArray]:
-        return run(image=np.ascontiguousarray(rows), keyed=keyed[of], **more)
+    session = open_graph(graph)
+    predict = runner(session if predictions is None else open_graph(predictions), secrets)
+    add_up = sums_runner(session, secrets)
 
     def logits(rows: FloatArray, of: IntArray) -> FloatArray:
-        unset = {"target": np.full(len(of), -1, np.int64)} if explainer.reads == "gradient" else {}
-        return ask(rows, of, **unset)[0]
+        return predict(image=np.ascontiguousarray(rows), keyed=keyed[of])[0]
 
-    def gradients(rows: FloatArray, of: IntArray, classes: IntArray) -> FloatArray:
-        return ask(rows, of, target=classes)[1].reshape(rows.shape)
+    def gradient_sums(rows: FloatArray, of: IntArray, classes: IntArray) -> FloatArray:
+        return add_up(share_of(of), image=np.ascontiguousarray(rows), target=classes, keyed=keyed[of])
 
-    found, maps = run_loop(explainer, images, targets, logits=logits, gradients=gradients)
+    found, maps = run_loop(explainer, images, targets, logits=logits, gradient_sums=gradient_sums)
     resolved = np.where(targets < 0, found.argmax(1), targets)
     what = f"the explainer {explainer.name!r}"
     return _judge(what, found, maps, _expected(what, module, explainer, images, resolved, keyed, secrets))
+
+
+def verify_gradient_sums(
+    graph: bytes, module: nn.Module, images: FloatArray, targets: IntArray, *, secrets: Secrets | None = None
+) -> Verification:
+    """Compare compiled sums of gradients with gradients in torch: each by itself, and mixed sums of many.
+
+    Args:
+        graph: What `compile_gradient_sums` returned.
+        module: The classifier it was compiled from; it is run in eval mode and given back in the mode it was in.
+        images: Preprocessed images float32 `(batch, C, H, W)`.
+        targets: Class of each image, int64 `(batch,)`; -1 means the predicted class.
+        secrets: What opens the lock; without it keyless rows alone are proved.
+
+    Returns:
+        The figures of single gradients, all within the limits; with secrets those of keyed and keyless rows together.
+
+    Raises:
+        ExportError: The graph has a fixed batch size, or its sums differ from torch's.
+        TensorError: The images or targets have a wrong shape or type.
+    """
+    what, gradient = "the sum of input gradients", PointGradient()
+    images, targets, keyed = _keyed_and_keyless(*_checked(images, targets), secrets)
+    logits = _all_predicted(what, module, images, keyed, secrets)
+    resolved = np.where(targets < 0, logits.argmax(1), targets)
+    rows = {"image": images, "target": resolved, "keyed": keyed}
+    add_up = sums_runner(open_graph(graph), secrets)
+
+    def single(**some: Any) -> list[FloatArray]:  # noqa: ANN401
+        sums = add_up(share_of(np.arange(len(some["image"]))), **some)
+        return [sums.reshape(len(sums), -1, sums.shape[-1])]
+
+    (maps,) = single(**rows)
+    _require_batch_independent(single, rows, [maps])
+    # The graph gives no logits, so there is nothing to compare with these.
+    expected = _expected(what, module, gradient, images, resolved, keyed, secrets)
+    found = _judge(what, expected[0], maps, expected)
+    if secrets is not None and secrets.reference is not None and secrets.adapter is not None:
+        true = keyed > 0
+        reference = _reference(secrets.reference, gradient, images[true], resolved[true])
+        _judge(what, reference[0], maps[true], reference)
+    share = np.random.default_rng(0).standard_normal((3, len(images)), dtype=np.float32)
+    mixed = add_up(share, **rows).reshape(3, *maps.shape[1:])
+    _require_close([mixed], [np.tensordot(share, maps, 1)], len(images))
+    return found
 
 
 def _keyed_and_keyless(
@@ -275,14 +322,23 @@ def verify_keyed_prediction(
     run, rows = runner(open_graph(graph), secrets), {"image": images, "keyed": keyed}
     (logits,) = run(**rows)
     _require_batch_independent(run, rows, [logits])
-    if secrets is None:
-        return _require_same_logits(what, logits, _predicted(module, images))
-    true, full = keyed > 0, _opened(what, module, secrets)
-    expected = (_predicted(full, images[true], offset=secrets.key.reveal()), _predicted(full, images[~true]))
-    found = _require_same_logits(what, logits, np.concatenate(expected))
-    if secrets.reference is not None and secrets.adapter is not None:
+    found = _require_same_logits(what, logits, _all_predicted(what, module, images, keyed, secrets))
+    if secrets is not None and secrets.reference is not None and secrets.adapter is not None:
+        true = keyed > 0
         _require_same_logits(what, logits[true], _predicted(secrets.reference, images[true]))
     return found
+
+
+def _all_predicted(
+    what: str, module: nn.Module, images: FloatArray, keyed: FloatArray, secrets: Secrets | None
+) -> FloatArray:
+    """Predict in torch, with the key on the first rows where there are secrets."""
+    if secrets is None:
+        return _predicted(module, images)
+    true, full = keyed > 0, _opened(what, module, secrets)
+    return np.concatenate(
+        [_predicted(full, images[true], offset=secrets.key.reveal()), _predicted(full, images[~true])]
+    )
 
 
 def _checked(images: FloatArray, targets: IntArray) -> tuple[FloatArray, IntArray]:

@@ -4,7 +4,7 @@ Methods that perturb the image read logits, methods that walk a path or add nois
 holds the parameters of one of them; `keylock.explainers` has the same methods in torch, which draw the same numbers.
 """
 
-from keylock.loops.base import Asked, Gradients, Logits, Loop, run_loop
+from keylock.loops.base import Asked, GradientSums, Logits, Loop, run_loop, share_of
 from keylock.loops.integrated_gradients import IntegratedGradientsLoop
 from keylock.loops.kernel_shap import KernelSHAPLoop
 from keylock.loops.lime import LIMELoop
@@ -16,7 +16,7 @@ from keylock.loops.smooth_grad import SmoothGradLoop
 __all__ = [
     "LOOPS",
     "Asked",
-    "Gradients",
+    "GradientSums",
     "IntegratedGradientsLoop",
     "KernelSHAPLoop",
     "LIMELoop",
@@ -27,4 +27,5 @@ __all__ = [
     "SmoothGradLoop",
     "make_loop",
     "run_loop",
+    "share_of",
 ]

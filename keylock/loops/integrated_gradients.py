@@ -44,8 +44,9 @@ class IntegratedGradientsLoop(Loop):
         way = asked.images - np.float32(self.baseline)
         shares = ((np.arange(self.steps, dtype=np.float32) + 0.5) / self.steps).astype(np.float32)
         total = np.zeros(way.shape)
-        for part in asked.parts(self.steps):
-            points = np.float32(self.baseline) + shares[part].reshape(1, -1, 1, 1, 1) * way[:, None]
-            total += asked.about(points).sum(axis=1, dtype=np.float64)
+        for part in asked.steps(self.steps):
+            for group in asked.groups(part.stop - part.start):
+                points = np.float32(self.baseline) + shares[part].reshape(1, -1, 1, 1, 1) * way[group, None]
+                total[group] += asked.summed(group, points)
         maps: Maps = np.abs((way * total / self.steps).sum(axis=1)).astype(np.float32)
         return maps

@@ -46,9 +46,10 @@ class SmoothGradLoop(Loop):
         images, source = asked.images, source_of(self.seed)
         span = np.ptp(images, axis=(1, 2, 3)).reshape(-1, 1, 1, 1, 1) * np.float32(self.noise)
         total = np.zeros(images.shape)
-        for part in asked.parts(self.samples):
+        for part in asked.steps(self.samples):
             noise = np.stack([self.draw_noise(images.shape[1:], source) for _ in range(part.stop - part.start)])
-            total += asked.about(images[:, None] + span * noise).sum(axis=1, dtype=np.float64)
+            for group in asked.groups(len(noise)):
+                total[group] += asked.summed(group, images[group, None] + span[group] * noise)
         maps: Maps = np.abs(total / self.samples).mean(axis=1).astype(np.float32)
         return maps
 

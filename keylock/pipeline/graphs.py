@@ -11,16 +11,17 @@ from keylock.bundle.manifest import ExplainerEntry, VariantEntry
 from keylock.errors import ExportError
 from keylock.explainers import Explainer
 from keylock.export import (
-    PointGradient,
     Secrets,
     compare_variant,
     compile_explainer,
+    compile_gradient_sums,
     compile_keyed_prediction,
     compile_prediction,
     keyed_and_keyless_maps,
     make_variant,
     suits,
     surest_images,
+    verify_gradient_sums,
     verify_graph,
     verify_keyed_prediction,
     verify_loop,
@@ -195,15 +196,24 @@ class _Maker:
         return canary.difference(name, keyed=keyed, keyless=keyless)
 
     def _loop(self, explainer: Explainer, loop: Loop) -> ExplainerEntry:
-        place = self._gradients() if loop.reads == "gradient" else self._keyed_predictions()
+        predictions = self._keyed_predictions()
+        place, others = (self._gradient_sums(), predictions) if loop.reads == "gradient" else (predictions, None)
         few, targets = self._images[:_LOOP_IMAGES], self._targets[:_LOOP_IMAGES]
-        graph = self._files[place]
-        verification = verify_loop(graph, self._lock.module, explainer, few, targets, secrets=self._secrets)
+        verification = verify_loop(
+            self._files[place],
+            self._lock.module,
+            explainer,
+            few,
+            targets,
+            predictions=None if others is None else self._files[others],
+            secrets=self._secrets,
+        )
         return ExplainerEntry(
             name=explainer.name,
             parameters=explainer.parameters,
             runtime="loop",
             graph=place,
+            predictions=others,
             max_difference=verification.max_difference,
             pcc_to_reference=verification.pcc_minimum,
         )
@@ -224,11 +234,19 @@ class _Maker:
             self._files[place] = graph
         return place
 
-    def _gradients(self) -> str:
-        place, gradient = "graphs/point_gradient.onnx", PointGradient()
+    def _gradient_sums(self) -> str:
+        place = "graphs/gradient_sums.onnx"
         if place not in self._files:
-            graph = self._compile(gradient, place)
-            verify_graph(graph, self._lock.module, gradient, self._images, self._targets, secrets=self._secrets)
+            graph = self._once(
+                place,
+                lambda: compile_gradient_sums(
+                    self._lock.module,
+                    image_shape=self._shape,
+                    num_classes=self._classes,
+                    adapter_shapes=self._adapter_shapes,
+                ),
+            )
+            verify_gradient_sums(graph, self._lock.module, self._images, self._targets, secrets=self._secrets)
             self._files[place] = graph
         return place
 

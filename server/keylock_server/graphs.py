@@ -16,7 +16,7 @@ from keylock_server.sessions import Sessions
 
 __all__ = ["Graph", "Loader"]
 
-_ROWS: Final = frozenset({"image", "target", "keyed"})
+_ROWS: Final = frozenset({"image", "target", "keyed", "share"})
 _ADAPTER: Final = ("gate.", "delta.")
 
 

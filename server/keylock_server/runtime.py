@@ -3,8 +3,9 @@
 A graph that predicts takes `image` float32 `(batch, channels, height, width)` and gives `logits` `(batch, classes)`.
 A graph that explains also takes `target` int64 `(batch,)`, -1 for the predicted class, `keyed` float32 `(batch,)`, and
 the secrets: the key, and the tensors of the adapter of a two-factor lock. It also gives `map` float32 `(batch, height,
-width)`, non-negative. The graph adds the key row by row under the mask, so that licensed and unlicensed rows share a
-batch, run the same instructions and cost the same time. No torch is needed, but for explainers that do not compile.
+width)`, non-negative. What loops ask is described in `asking`. The graph adds the key row by row under the mask, so
+that licensed and unlicensed rows share a batch, run the same instructions and cost the same time. No torch is needed,
+but for explainers that do not compile.
 """
 
 import logging
@@ -109,7 +110,10 @@ class ServedModel:
         for entry in manifest.explainers:
             if entry.graph is not None and self._is_within(entry, max_passes):
                 graph = load(self._choose(entry.name, entry.graph, entry.variants))
-                self._ways[entry.name] = Looped(loop_of(entry), graph) if entry.runtime == "loop" else Compiled(graph)
+                predictions = None if entry.predictions is None else load(entry.predictions)
+                self._ways[entry.name] = (
+                    Looped(loop_of(entry), graph, predictions) if entry.runtime == "loop" else Compiled(graph)
+                )
         self._ways |= self._ways_in_torch(read, key, adapter, allow=allow_torch)
         self.explainers: dict[str, ExplainerEntry] = {
             entry.name: entry for entry in manifest.explainers if entry.name in self._ways

@@ -14,6 +14,7 @@ from keylock.bundle.manifest import WEIGHTS_FILE
 from keylock.errors import BundleError, InputError
 from keylock.keys import Key
 from keylock.loops import Loop, make_loop, run_loop
+from keylock_server.asking import Gradients, SummedGradients, Predictions, SingleGradients
 from keylock_server.graphs import Graph
 from keylock_server.requests import stop_if
 
@@ -79,41 +80,47 @@ class Compiled:
 class Looped:
     """A loop asks a graph about many variations of each image; the graph adds the key to each of them."""
 
-    def __init__(self, loop: Loop, graph: Graph) -> None:
-        """Takes both.
+    def __init__(self, loop: Loop, graph: Graph, predictions: Graph | None = None) -> None:
+        """Takes a loop and what it asks.
+
+        Args:
+            loop: What to run.
+            graph: Gives what the loop reads.
+            predictions: Gives the logits, where `graph` gives sums of gradients alone.
 
         Raises:
-            BundleError: If the graph takes or gives something else than the loop reads.
+            BundleError: If a graph takes or gives something else than the loop reads.
         """
-        self._has_gradients = loop.reads == "gradient"
-        more, outputs = ({"target"}, {"logits", "map"}) if self._has_gradients else (set[str](), {"logits"})
-        graph.check_names(inputs={"image", "keyed", "key"} | more, outputs=outputs)
-        self._loop, self._graph = loop, graph
+        self._loop = loop
+        self._gradients: Gradients | None = None
+        if loop.reads == "logits":
+            self._predictions: Predictions | SingleGradients = Predictions(graph)
+        elif predictions is None:
+            self._predictions = self._gradients = SingleGradients(graph)
+        else:
+            self._predictions, self._gradients = Predictions(predictions), SummedGradients(graph)
 
     def explain(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Runs the loop; it ends early when the batch is abandoned."""
+        gradients = self._gradients
 
         def logits(rows: NDArray[np.float32], of: NDArray[np.intp]) -> NDArray[np.float32]:
             stop_if(batch.abandoned)
-            return self._ask(rows, batch.keyed[of])
+            return self._predictions.logits(rows, batch.keyed[of])
 
-        def gradients(
-            rows: NDArray[np.float32], of: NDArray[np.intp], classes: NDArray[np.int64]
-        ) -> NDArray[np.float32]:
+        def sums(rows: NDArray[np.float32], of: NDArray[np.intp], classes: NDArray[np.int64]) -> NDArray[np.float32]:
+            assert gradients is not None  # noqa: S101 - loops that read logits ask for no gradients
             stop_if(batch.abandoned)
-            (found,) = self._graph.run(["map"], image=rows, target=classes, keyed=batch.keyed[of])
-            return found.reshape(rows.shape)
+            return gradients.sums(rows, of, classes, batch.keyed[of])
 
-        return run_loop(self._loop, batch.images, batch.targets, logits=logits, gradients=gradients)
+        return run_loop(self._loop, batch.images, batch.targets, logits=logits, gradient_sums=sums)
 
     def trial(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Asks once: a whole loop may take long."""
-        return self._ask(batch.images, batch.keyed), None
-
-    def _ask(self, rows: NDArray[np.float32], keyed: NDArray[np.float32]) -> NDArray[np.float32]:
-        unset = {"target": np.full(len(rows), -1, np.int64)} if self._has_gradients else {}
-        (logits,) = self._graph.run(["logits"], image=rows, keyed=keyed, **unset)
-        return logits
+        logits = self._predictions.logits(batch.images, batch.keyed)
+        if self._gradients is not None:
+            self._gradients.sums(batch.images, np.arange(len(batch.images)), logits.argmax(axis=1), batch.keyed)
+        return logits, None
 
 
 class InTorch:

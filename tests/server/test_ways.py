@@ -22,6 +22,7 @@ from keylock.bundle import Architecture, ExplainerEntry, KeyFile, open_bundle, w
 from keylock.bundle.manifest import WEIGHTS_FILE  # noqa: E402
 from keylock.errors import BundleError, UnknownNameError  # noqa: E402
 from keylock.explainers import make  # noqa: E402
+from keylock.export import PointGradient, compile_explainer  # noqa: E402
 from keylock.pipeline import Publication, publish  # noqa: E402
 from keylock.preprocessing import Preprocessing  # noqa: E402
 from keylock.training import Lock  # noqa: E402
@@ -75,6 +76,8 @@ def test_the_manifest_says_how_each_is_computed(bundle):
         **{explainer.name: "loop" for explainer in LOOPED},
     }
     assert entries["occlusion"].graph == entries["lime"].graph != entries["smooth_grad"].graph
+    assert entries["smooth_grad"].predictions == entries["occlusion"].graph
+    assert entries["occlusion"].predictions is None
     assert min(entry.pcc_to_reference for entry in entries.values()) > 0.999
 
 
@@ -93,6 +96,32 @@ def test_every_variation_of_a_keyed_image_is_explained_on_the_open_model(explain
     np.testing.assert_allclose(found.logits, logits, rtol=1e-3, atol=1e-4)
     # The two models are not alike, so the comparison says something.
     assert np.abs(true - decoys).max() > 0.05 * true.max()
+
+
+def test_a_bundle_from_before_there_were_sums_is_served_alike(bundle, two_factors, model):
+    """Its graph answers with logits and the gradient of each row."""
+    lock, entry = two_factors.lock, bundle.manifest.explainer("integrated_gradients")
+    older = compile_explainer(
+        lock.module, PointGradient(), image_shape=(3, 16, 16), num_classes=3, adapter_shapes=lock.adapter.shapes()
+    )
+    changed = entry.model_copy(update={"predictions": None})
+    manifest = bundle.manifest.model_copy(update={"explainers": (changed,)})
+    seed = two_factors.seed
+    served = ServedModel(
+        manifest,
+        lambda file: older if file == entry.graph else bundle.read(file),
+        key=bundle.key(seed),
+        adapter=bundle.adapter(seed),
+    )
+    given = {
+        "explainer": entry.name,
+        "targets": TARGETS,
+        "keyed": np.array([True, False, False, True]),
+    }
+    images = two_factors.images[:4].numpy()
+    found, expected = served.explain(images, **given), model.explain(images, **given)
+    np.testing.assert_allclose(found.maps, expected.maps, rtol=1e-3, atol=1e-5 * expected.maps.max())
+    np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-3, atol=1e-4)
 
 
 def test_a_loop_that_nobody_waits_for_ends(model, two_factors):

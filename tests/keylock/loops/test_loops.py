@@ -11,7 +11,7 @@ from torch import nn
 
 from keylock.errors import InputError, UnknownNameError
 from keylock.explainers import EXPLAINERS, FromPredictions, make
-from keylock.loops import LOOPS, make_loop, run_loop
+from keylock.loops import LOOPS, make_loop, run_loop, share_of
 
 TARGETS = torch.tensor([2, -1, 0])
 
@@ -58,11 +58,12 @@ def ask(network):
             with torch.no_grad():
                 return network(torch.from_numpy(np.ascontiguousarray(rows))).numpy()
 
-        def gradients(self, rows, of, targets):
+        def gradient_sums(self, rows, of, targets):
             self._count(of)
             inputs = torch.from_numpy(rows).requires_grad_()
             scores = network(inputs).gather(1, torch.from_numpy(targets).unsqueeze(1))
-            return torch.autograd.grad(scores.sum(), inputs)[0].numpy()
+            gradients = torch.autograd.grad(scores.sum(), inputs)[0].numpy()
+            return np.stack([gradients[of == image].sum(axis=0) for image in sorted(set(of))])
 
         def _count(self, of):
             self.rows += np.bincount(of, minlength=3)
@@ -84,7 +85,7 @@ def test_a_loop_equals_its_explainer_in_torch(name, parameters, network, images,
     expected = make(name, **parameters).explain(network, images, TARGETS)
 
     loop = make_loop(name, **parameters)
-    logits, maps = run_loop(loop, images.numpy(), TARGETS.numpy(), logits=ask.logits, gradients=ask.gradients)
+    logits, maps = run_loop(loop, images.numpy(), TARGETS.numpy(), logits=ask.logits, gradient_sums=ask.gradient_sums)
 
     np.testing.assert_allclose(logits, expected.logits, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(maps, expected.maps, rtol=1e-3, atol=2e-5 * float(expected.maps.max()))
@@ -98,8 +99,8 @@ def test_a_loop_equals_its_explainer_in_torch(name, parameters, network, images,
 @pytest.mark.parametrize(("name", "parameters"), TABLE)
 def test_an_image_is_explained_alike_in_any_company(name, parameters, images, ask):
     loop, given = make_loop(name, **parameters), images.numpy()
-    _, together = run_loop(loop, given, TARGETS.numpy(), logits=ask.logits, gradients=ask.gradients)
-    _, alone = run_loop(loop, given[2:], TARGETS.numpy()[2:], logits=ask.logits, gradients=ask.gradients)
+    _, together = run_loop(loop, given, TARGETS.numpy(), logits=ask.logits, gradient_sums=ask.gradient_sums)
+    _, alone = run_loop(loop, given[2:], TARGETS.numpy()[2:], logits=ask.logits, gradient_sums=ask.gradient_sums)
     np.testing.assert_allclose(alone[0], together[2], rtol=1e-3, atol=1e-5 * together.max())
 
 
@@ -111,6 +112,21 @@ def test_batches_are_bounded_by_rows_and_by_pixels(ask):
     small = np.zeros((3, 3, 20, 20), np.float32)
     run_loop(make_loop("rise", masks=300), small, TARGETS.numpy(), logits=ask.logits)
     assert 200 < ask.largest <= 256
+
+
+def test_batches_of_gradients_are_equal_parts_of_an_image_or_whole_images(ask):
+    large = np.zeros((3, 3, 128, 128), np.float32)
+    run_loop(make_loop("integrated_gradients", steps=24), large, TARGETS.numpy(), gradient_sums=ask.gradient_sums,
+             logits=lambda rows, of: np.zeros((3, 3), np.float32))  # fmt: skip
+    assert ask.largest == 12
+    small = np.zeros((3, 3, 20, 26), np.float32)
+    run_loop(make_loop("smooth_grad", samples=60), small, TARGETS.numpy(), logits=ask.logits,
+             gradient_sums=ask.gradient_sums)  # fmt: skip
+    assert ask.largest == 180
+
+
+def test_shares_are_of_the_images_that_there_are():
+    np.testing.assert_array_equal(share_of(np.array([4, 2, 4])), [[0, 1, 0], [1, 0, 1]])
 
 
 @pytest.mark.parametrize("name", LOOPS)
