@@ -6,7 +6,7 @@ height, width)`: `share` times the gradients of the batch. A graph from before t
 gradient of each row as `map`.
 """
 
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,25 @@ from numpy.typing import NDArray
 from keylock.loops import share_of
 from keylock_server.graphs import Graph
 
-__all__ = ["SummedGradients", "Gradients", "Predictions", "SingleGradients"]
+__all__ = ["Gradients", "Predictions", "SingleGradients", "SummedGradients", "Variations"]
 
 _INPUTS: Final = frozenset({"image", "keyed", "key"})
+
+
+class Variations(NamedTuple):
+    """Variations of images, whose gradients are wanted.
+
+    Attributes:
+        rows: float32 `(rows, channels, height, width)`.
+        of: The number of the image that each was made from, `(rows,)`.
+        classes: The class of each, int64 `(rows,)`, none negative.
+        keyed: Which get the key, float32 `(rows,)`, 1 or 0; all of an image alike.
+    """
+
+    rows: NDArray[np.float32]
+    of: NDArray[np.intp]
+    classes: NDArray[np.int64]
+    keyed: NDArray[np.float32]
 
 
 class Predictions:
@@ -40,14 +56,8 @@ class Predictions:
 class Gradients(Protocol):
     """Asks for sums of gradients."""
 
-    def sums(
-        self,
-        rows: NDArray[np.float32],
-        of: NDArray[np.intp],
-        classes: NDArray[np.int64],
-        keyed: NDArray[np.float32],
-    ) -> NDArray[np.float32]:
-        """Returns a sum for each image that rows are `of`, in the order of their numbers."""
+    def sums(self, asked: Variations) -> NDArray[np.float32]:
+        """Returns a sum for each image that there are variations of, in the order of their numbers."""
 
 
 class SummedGradients:
@@ -62,21 +72,15 @@ class SummedGradients:
         graph.check_names(inputs=_INPUTS | {"target", "share"}, outputs={"sums"})
         self._graph = graph
 
-    def sums(
-        self,
-        rows: NDArray[np.float32],
-        of: NDArray[np.intp],
-        classes: NDArray[np.int64],
-        keyed: NDArray[np.float32],
-    ) -> NDArray[np.float32]:
+    def sums(self, asked: Variations) -> NDArray[np.float32]:
         """Runs the graph, on images with the key and on those without it in turn."""
-        found = np.empty((len(np.unique(of)), *rows.shape[1:]), np.float32)
-        for kind in np.unique(keyed):
-            chosen = keyed == kind
-            share = share_of(of[chosen])
-            found[np.isin(np.unique(of), of[chosen])] = self._graph.run(
-                ["sums"], image=rows[chosen], target=classes[chosen], keyed=keyed[chosen], share=share
-            )[0]
+        images = np.unique(asked.of)
+        found = np.empty((len(images), *asked.rows.shape[1:]), np.float32)
+        for kind in np.unique(asked.keyed):
+            chosen = asked.keyed == kind
+            rows, of, classes, keyed = (part[chosen] for part in asked)
+            (sums,) = self._graph.run(["sums"], image=rows, target=classes, keyed=keyed, share=share_of(of))
+            found[np.isin(images, of)] = sums
         return found
 
 
@@ -97,13 +101,7 @@ class SingleGradients:
         (logits,) = self._graph.run(["logits"], image=rows, keyed=keyed, target=np.full(len(rows), -1, np.int64))
         return logits
 
-    def sums(
-        self,
-        rows: NDArray[np.float32],
-        of: NDArray[np.intp],
-        classes: NDArray[np.int64],
-        keyed: NDArray[np.float32],
-    ) -> NDArray[np.float32]:
+    def sums(self, asked: Variations) -> NDArray[np.float32]:
         """Adds up the gradients."""
-        (gradients,) = self._graph.run(["map"], image=rows, keyed=keyed, target=classes)
-        return np.tensordot(share_of(of), gradients.reshape(rows.shape), 1)
+        (gradients,) = self._graph.run(["map"], image=asked.rows, keyed=asked.keyed, target=asked.classes)
+        return np.tensordot(share_of(asked.of), gradients.reshape(asked.rows.shape), 1)

@@ -14,7 +14,7 @@ from keylock.bundle.manifest import WEIGHTS_FILE
 from keylock.errors import BundleError, InputError
 from keylock.keys import Key
 from keylock.loops import Loop, make_loop, run_loop
-from keylock_server.asking import Gradients, SummedGradients, Predictions, SingleGradients
+from keylock_server.asking import Gradients, Predictions, SingleGradients, SummedGradients, Variations
 from keylock_server.graphs import Graph
 from keylock_server.requests import stop_if
 
@@ -111,7 +111,7 @@ class Looped:
         def sums(rows: NDArray[np.float32], of: NDArray[np.intp], classes: NDArray[np.int64]) -> NDArray[np.float32]:
             assert gradients is not None  # noqa: S101 - loops that read logits ask for no gradients
             stop_if(batch.abandoned)
-            return gradients.sums(rows, of, classes, batch.keyed[of])
+            return gradients.sums(Variations(rows, of, classes, batch.keyed[of]))
 
         return run_loop(self._loop, batch.images, batch.targets, logits=logits, gradient_sums=sums)
 
@@ -119,7 +119,8 @@ class Looped:
         """Asks once: a whole loop may take long."""
         logits = self._predictions.logits(batch.images, batch.keyed)
         if self._gradients is not None:
-            self._gradients.sums(batch.images, np.arange(len(batch.images)), logits.argmax(axis=1), batch.keyed)
+            numbers, classes = np.arange(len(batch.images)), logits.argmax(axis=1)
+            self._gradients.sums(Variations(batch.images, numbers, classes, batch.keyed))
         return logits, None
 
 
