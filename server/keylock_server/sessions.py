@@ -82,7 +82,7 @@ class Sessions:
             Exception: Whatever ONNX Runtime raises, if no provider can compute the graph.
         """
         whole = bind(model, given)
-        asked = self._suited(path, numbers)
+        asked = self._suited(path, inputs_of(whole), numbers)
         for first in range(len(asked)):
             try:
                 session = self._open_on(asked[first:], path, whole, may_be_kept=not given, half=numbers == "float16")
@@ -122,11 +122,16 @@ class Sessions:
         # ONNX Runtime's own falling back prints what went wrong, and takes providers that nobody asked for.
         return self._make(model, self._options, providers=providers, enable_fallback=0)
 
-    def _suited(self, path: str, numbers: str) -> list[str]:
-        """Returns the providers to ask for: TensorRT wants signed numbers of eight bits, processors unsigned ones."""
-        if numbers != "int8" or self._providers[0] == CPU:
+    def _suited(self, path: str, inputs: Mapping[str, tuple[int, ...]], numbers: str) -> list[str]:
+        """Returns the providers to ask for, without TensorRT where it does not suit the graph.
+
+        It has to know all sizes but that of the batch, and gets large batches in parts, so rows must be by themselves.
+        It wants signed numbers of eight bits, processors unsigned ones.
+        """
+        if numbers == "int8" and self._providers[0] != CPU:
+            _LOG.warning("%s computes in int8, which is made for processors: float16 is the variant for GPUs", path)
+        elif all(0 not in shape[1:] for shape in inputs.values()):
             return self._providers
-        _LOG.warning("%s computes in int8, which is made for processors: float16 is the variant for GPUs", path)
         return [name for name in self._providers if name != TENSORRT]
 
     @staticmethod

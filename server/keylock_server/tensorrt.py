@@ -79,7 +79,7 @@ def provider_options(
     to be written is said outright, because environment variables count where an option is left out.
 
     Args:
-        inputs: Shapes of the inputs of the graph by name; the first size is the batch.
+        inputs: Shapes of the inputs of the graph by name; a first size of 0 is the batch, no other is open.
         max_batch: Most rows of a batch; batches of that size are what the engine is made quickest for.
         half: Whether the graph computes in float16.
         engines: Folder that holds, or gets, the engine and what was timed to build it; None to write nothing.
@@ -101,7 +101,8 @@ def provider_options(
 
 
 def _shapes(inputs: Mapping[str, tuple[int, ...]], batch: int) -> str:
-    return ",".join(f"{name}:{'x'.join(str(size) for size in (batch, *shape[1:]))}" for name, shape in inputs.items())
+    batched = {name: (batch, *shape[1:]) for name, shape in inputs.items() if shape and shape[0] == 0}
+    return ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in batched.items())
 
 
 def _load(name: str, load: Callable[[str], Any]) -> Any:  # noqa: ANN401 - a library has no type

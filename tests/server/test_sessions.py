@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from graphics_cards import CPU, CUDA, EVERYTHING, TENSORRT, Runtime
+from onnx import TensorProto, helper
 
 from keylock.bundle import ExplainerEntry, open_bundle, write_bundle
 from keylock.bundle.manifest import VariantEntry
 from keylock.errors import BundleError, ServiceError
 from keylock_server.binding import bind
 from keylock_server.graphs import Loader
+from keylock_server.running import suited_to
 from keylock_server.runtime import ServedModel
 from keylock_server.sessions import Sessions
 
@@ -150,6 +152,28 @@ def test_graphs_in_int8_are_not_given_to_tensorrt(tiny, server_log):
     server_log.clear()
     sessions(runtime, providers=[CPU]).open("int8/x.onnx", tiny.prediction_graph(), {}, numbers="int8")
     assert server_log.text == ""
+
+
+def test_graphs_that_add_up_rows_are_not_given_to_tensorrt():
+    """TensorRT gets batches in parts, and the sums of parts are not those of the whole."""
+    inputs = [
+        helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 4]),
+        helper.make_tensor_value_info("share", TensorProto.FLOAT, ["images", "batch"]),
+    ]
+    outputs = [helper.make_tensor_value_info("sums", TensorProto.FLOAT, ["images", 4])]
+    node = helper.make_node("MatMul", ["share", "image"], ["sums"])
+    model = helper.make_model(
+        helper.make_graph([node], "sums", inputs, outputs),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=10,
+    )
+    runtime = Runtime()
+    session = sessions(runtime, device="tensorrt", max_batch=2).open("sums.onnx", model.SerializeToString(), {})
+    assert list(runtime.asked[0]) == [CUDA, CPU]
+    generator = np.random.default_rng(0)
+    share, image = (generator.standard_normal(shape, dtype=np.float32) for shape in ((3, 5), (5, 4)))
+    (sums,) = suited_to(session, most_rows=2)(["sums"], {"image": image, "share": share})
+    np.testing.assert_allclose(sums, share @ image, rtol=1e-5, atol=1e-6)
 
 
 def test_cuda_does_not_try_every_algorithm_for_every_size_of_a_batch(tiny):

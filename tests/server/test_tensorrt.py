@@ -60,6 +60,8 @@ def test_batches_of_every_size_are_told_beforehand():
     assert told["trt_profile_min_shapes"] == "image:1x3x8x8,target:1,keyed:1"
     assert told["trt_profile_opt_shapes"] == "image:16x3x8x8,target:16,keyed:16"
     assert told["trt_profile_max_shapes"] == told["trt_profile_opt_shapes"]
+    fixed = provider_options(INPUTS | {"scale": (), "mean": (3, 1)}, max_batch=16, half=False, engines=None)
+    assert fixed == told
 
 
 def test_nothing_is_written_unless_a_folder_is_named():
