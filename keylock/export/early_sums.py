@@ -22,7 +22,8 @@ aten = torch.ops.aten
 def sum_rows(share: Tensor, values: Tensor) -> Tensor:
     """Return weighted sums of rows: `share` (images, rows), `values` (rows, ...), the sums (images, ...)."""
     places = list(values.shape[1:])
-    sums: Tensor = aten.view(aten.mm(share, aten.view(values, [-1, math.prod(places)])), [-1, *places])
+    laid_out = aten.clone(values, memory_format=torch.contiguous_format)
+    sums: Tensor = aten.view(aten.mm(share, aten.view(laid_out, [-1, math.prod(places)])), [-1, *places])
     return sums
 
 
@@ -39,9 +40,10 @@ def sum_early(graph: fx.GraphModule, inputs: Sequence[GraphInput]) -> fx.GraphMo
     placeholders = zip(inputs, graph.graph.find_nodes(op="placeholder"), strict=True)
     given = {entry.name: node for entry, node in placeholders if entry.batched}
     for product in list(given[SHARE].users) if SHARE in given else []:
-        # What `sum_rows` writes: the rows laid flat, the product, and the sums in the shape of the rows.
+        # What `sum_rows` writes: the rows laid out and flat, the product, and the sums in the shape of the rows.
         (total,) = product.users
-        summed = _Sums(graph, given.values(), share=given[SHARE], before=total).of(product.args[1].args[0])
+        (laid_out,) = product.args[1].all_input_nodes
+        summed = _Sums(graph, given.values(), share=given[SHARE], before=total).of(laid_out.args[0])
         total.replace_all_uses_with(summed)
     graph.graph.eliminate_dead_code()
     graph.recompile()
@@ -74,7 +76,10 @@ class _Sums:
     def _product(self, node: fx.Node) -> fx.Node:
         places = list(node.meta["val"].shape[1:])
         with self._graph.inserting_before(self._before):
-            flat = self._graph.call_function(aten.view.default, (node, [-1, math.prod(places)]))
+            laid_out = self._graph.call_function(
+                aten.clone.default, (node,), {"memory_format": torch.contiguous_format}
+            )
+            flat = self._graph.call_function(aten.view.default, (laid_out, [-1, math.prod(places)]))
             product = self._graph.call_function(aten.mm.default, (self._share, flat))
             return self._graph.call_function(aten.view.default, (product, [-1, *places]))
 

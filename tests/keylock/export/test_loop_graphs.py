@@ -18,6 +18,7 @@ from keylock.export import (
     verify_loop,
 )
 from keylock.loops import LOOPS, share_of
+from keylock.models.vit import ViT
 
 SHAPE = (3, 16, 16)
 SMALL = {
@@ -111,6 +112,16 @@ def test_rows_are_summed_before_the_first_layer(graphs):
     behind = [node.op_type for node in nodes[sums[-1] :]]
     assert behind[-1] == "Add"
     assert "Conv" in behind
+
+
+def test_sums_of_a_transformer_are_taken_before_its_patches(images):
+    torch.manual_seed(0)
+    network = ViT(num_classes=3, image_size=16, width=24, depth=1).eval()
+    graph = compile_gradient_sums(network, image_shape=SHAPE, num_classes=3)
+    nodes = list(onnx.load_from_string(graph).graph.node)
+    (place,) = (index for index, node in enumerate(nodes) if "share" in node.input)
+    assert "ConvTranspose" in {node.op_type for node in nodes[place:]}
+    assert verify_gradient_sums(graph, network, images, np.array([0, 1, 2, 0, -1])).pcc_minimum > 0.999
 
 
 def test_the_proof_of_sums_covers_both_kinds_of_rows(two_factors, graphs, images, secrets):
