@@ -46,6 +46,13 @@ class LayerDelta:
     up: Array | None
     bias: Array | None
 
+    def whole(self) -> Array:
+        """Return what is added to the layer's weight, in the shape of `down` but for the first dimension."""
+        if self.up is None:
+            return self.down
+        rank, *others = self.down.shape
+        return (self.up @ self.down.reshape(rank, -1)).reshape(-1, *others)
+
     def arrays(self) -> dict[str, Array]:
         """Return the parts that are there, by name."""
         parts = {"down": self.down, "up": self.up, "bias": self.bias}
@@ -114,6 +121,28 @@ class Adapter(Opaque):
         """Return the shape of each of `tensors()`, which is not secret."""
         return {name: array.shape for name, array in self.tensors().items()}
 
+    def merged_into(self, weights: Mapping[str, Array]) -> dict[str, Array]:
+        """Return a published model's weights with the deltas added: those of the reference model, which are secret.
+
+        Args:
+            weights: By name, as `LAYER.weight` and `LAYER.bias`.
+
+        Returns:
+            All of them, the adapted layers' changed.
+
+        Raises:
+            InputError: The weights are another model's.
+        """
+        merged = dict(weights)
+        try:
+            for layer, delta in self._deltas.items():
+                merged[f"{layer}.weight"] = _sum(weights[f"{layer}.weight"], delta.whole())
+                if delta.bias is not None:
+                    merged[f"{layer}.bias"] = _sum(weights[f"{layer}.bias"], delta.bias)
+        except (KeyError, ValueError):
+            raise InputError("the sealed adapter and the published weights are of two models") from None
+        return merged
+
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Array]) -> "Adapter":
         """Return the adapter that `tensors` gave the arrays of.
@@ -133,6 +162,12 @@ class Adapter(Opaque):
 
     def __repr__(self) -> str:
         return f"Adapter({len(self.layers)} layers)"
+
+
+def _sum(weight: Array, delta: Array) -> Array:
+    if weight.shape != delta.shape:
+        raise ValueError(f"{weight.shape} and {delta.shape}")
+    return weight + delta
 
 
 def _layer_names(names: Iterable[str]) -> list[str]:

@@ -16,7 +16,7 @@ import platform
 import statistics
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from torch import nn
 
 from keylock.adapters import Adapter, KeyGate
 from keylock.explainers import make_for
-from keylock.export import compile_explainer, compile_prediction, make_variant, suits
+from keylock.export import compile_explainer, compile_mergeable, compile_prediction, make_variant, suits
 from keylock.export.inputs import is_secret
 from keylock.models import create, find_layers, fold_batchnorm_, out_of_place_
 from keylock.models.low_rank import add_low_rank_, take_back
@@ -85,24 +85,36 @@ def compile_all(architecture: str, size: int, *, two_factors: bool) -> dict[str,
     noise = np.random.default_rng(0).standard_normal((2, *shape), dtype=np.float32)
     graphs = {"prediction": compile_prediction(model, image_shape=shape)}
     graphs["prediction, int8"] = make_variant("int8", graphs["prediction"], noise)
-    kinds: list[tuple[str, Mapping[str, Sequence[int]] | None]] = [("", None)]
-    if two_factors:
-        kinds.append((", two factors", adapter_shapes(model, shape)))
-    for locked, shapes in kinds:
-        for explainer in make_for(layers, EXPLAINERS):
-            name = explainer.name + locked
-            graphs[name] = compile_explainer(
-                model, explainer, image_shape=shape, num_classes=classes, adapter_shapes=shapes
-            )
+    options: dict[str, Any] = {"image_shape": shape, "num_classes": classes}
+    for explainer in make_for(layers, EXPLAINERS):
+        name = explainer.name
+        plain = graphs[name] = compile_explainer(model, explainer, **options)
+        if suits("int8", explainer):
+            graphs[f"{name}, int8"] = make_variant("int8", plain, noise)
+        if two_factors:
+            adapter = make_adapter(model, shape)
+            added = compile_explainer(model, explainer, adapter_shapes=adapter.shapes(), **options)
+            graphs[f"{name}, adapter added"] = added
+            weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+            mergeable = compile_mergeable(model, explainer, layers=adapter.layers, **options)
+            merged = adapter.merged_into(weights)
+            graphs[f"{name}, adapter merged"] = bind(mergeable, chosen(merged, mergeable))
             if suits("int8", explainer):
-                graphs[f"{name}, int8"] = make_variant("int8", graphs[name], noise)
+                graphs[f"{name}, adapter added, int8"] = make_variant("int8", added, noise)
+                smaller = make_variant("int8", mergeable, noise, weights=weights)
+                graphs[f"{name}, adapter merged, int8"] = bind(smaller, chosen(merged, smaller))
     return graphs
 
 
-def adapter_shapes(model: nn.Module, shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the adapter that locking would make."""
+def chosen(weights: Mapping[str, np.ndarray], graph: bytes) -> dict[str, np.ndarray]:
+    """Return the weights that a graph takes."""
+    return {name: weights[name] for name in inputs_of(graph) if name in weights}
+
+
+def make_adapter(model: nn.Module, shape: tuple[int, int, int]) -> Adapter:
+    """Return an adapter like that which locking would make, without effect."""
     student = add_low_rank_(copy.deepcopy(model), rank=RANK, generator=torch.Generator().manual_seed(0))
-    return Adapter(take_back(student, model), KeyGate(np.zeros(shape, np.float32), 0.0, 0.1)).shapes()
+    return Adapter(take_back(student, model), KeyGate(np.zeros(shape, np.float32), 0.0, 0.1))
 
 
 def count_nodes(graph: bytes) -> dict[str, int]:

@@ -61,34 +61,34 @@ def torch_compile(material: Material) -> Answer:
 
 
 def onnxruntime(material: Material) -> Answer:
-    """ONNX Runtime alone, every row keyed; the secrets are bound as the server binds them."""
+    """ONNX Runtime alone, every row keyed; the adapter is merged into the weights as the server merges it."""
     import onnxruntime as ort
+    from safetensors.numpy import load
 
-    from keylock.bundle import KeyFile, open_bundle
+    from keylock.bundle import WEIGHTS_FILE, KeyFile, open_bundle
     from keylock.signing import Home
-    from keylock_server.binding import bind
+    from keylock_server.binding import bind, inputs_of
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     with open_bundle(material.bundle, trusted=(Home(material.home).verifying_key(),)) as bundle:
         graphs = {"predict": bundle.manifest.prediction_graph}
-        graphs |= {entry.name: entry.graph for entry in bundle.manifest.explainers if entry.graph is not None}
-        seed = bundle.unseal(KeyFile(material.key_file))
-        adapter = bundle.adapter(seed)
-        secrets = {"key": bundle.key(seed).reveal(), **({} if adapter is None else adapter.tensors())}
-        # As the server does it.
-        bound = {task: bind(bundle.read(path), {} if task == "predict" else secrets) for task, path in graphs.items()}
-        sessions = {
-            task: ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-            for task, graph in bound.items()
-        }
+        graphs |= {entry.name: entry.mergeable for entry in bundle.manifest.explainers if entry.mergeable is not None}
+        adapter = bundle.adapter(bundle.unseal(KeyFile(material.key_file)))
+        assert adapter is not None, "the lock has two factors"
+        weights = adapter.merged_into(load(bundle.read(WEIGHTS_FILE)))
+        sessions = {}
+        for task, path in graphs.items():
+            graph = bundle.read(path)
+            taken = {name: weights[name] for name in inputs_of(graph) if name in weights}
+            sessions[task] = ort.InferenceSession(bind(graph, taken), options, providers=["CPUExecutionProvider"])
 
     def answer(task: str, images: NDArray[np.float32]) -> NDArray[np.float32] | None:
         if task == "predict":
             sessions[task].run(["logits"], {"image": images})
             return None
-        rows = {"target": np.full(len(images), -1, np.int64), "keyed": np.ones(len(images), np.float32)}
-        _, maps = sessions[task].run(["logits", "map"], {"image": images, **rows})
+        rows = {"image": images, "target": np.full(len(images), -1, np.int64)}
+        _, maps = sessions[task].run(["logits", "map"], rows)
         found: NDArray[np.float32] = maps
         return found
 

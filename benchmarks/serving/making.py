@@ -81,6 +81,8 @@ def make(material: Material) -> None:
         seed=seed,
         key=key,
         images=images[:_BATCH],
+        # Of few images, a single map that comes out otherwise decides whether there is an int8 graph.
+        variant_images=images,
         signing_key=home.signing_key(),
         sealer=KeyFile.create(material.key_file),
         created=now,

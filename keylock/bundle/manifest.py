@@ -105,6 +105,7 @@ class VariantEntry(_Entry):
 
     Attributes:
         graph: Its file.
+        mergeable: The file of its mergeable graph, as of `ExplainerEntry`.
         agreement: Share of images whose predicted class is that of the graph in float32.
         keyed_pcc: Mean correlation of keyed maps with those in float32; None for predictions.
         leakage: Mean correlation of keyless maps with keyed ones in float32.
@@ -112,6 +113,7 @@ class VariantEntry(_Entry):
     """
 
     graph: FileName
+    mergeable: FileName | None = None
     agreement: Number
     keyed_pcc: Number | None = None
     leakage: Number | None = None
@@ -133,6 +135,8 @@ class ExplainerEntry(_Entry):
         predictions: For loops over gradients the file of the graph that gives the logits; `graph` then answers with
             sums of gradients. Where it is None, as in bundles from before there were such sums, `graph` answers with
             logits and single gradients.
+        mergeable: For a two-factor lock the file of a graph that takes the weights of the adapted layers, so that the
+            adapter can be merged into them; None where there is none.
         max_difference: Largest difference between graph and reference, measured at export.
         pcc_to_reference: Smallest correlation between graph and reference, measured at export.
         variants: Its graph in smaller numbers, by their names.
@@ -143,6 +147,7 @@ class ExplainerEntry(_Entry):
     runtime: Literal["onnx", "loop", "torch"] = "onnx"
     graph: FileName | None = None
     predictions: FileName | None = None
+    mergeable: FileName | None = None
     max_difference: Number | None = None
     pcc_to_reference: Number | None = None
     variants: Variants = {}
@@ -296,6 +301,10 @@ class Manifest(_Entry):
         needed = [self.prediction_graph, *(file for file in of_explainers if file is not None)]
         for variants in (self.prediction_variants, *(entry.variants for entry in self.explainers)):
             needed += [variant.graph for variant in variants.values()]
+        merging = [entry.mergeable for entry in self.explainers]
+        merging += [variant.mergeable for entry in self.explainers for variant in entry.variants.values()]
+        if any(merging):
+            needed += [WEIGHTS_FILE, *(file for file in merging if file is not None)]
         if self.architecture.module == "registry":
             needed.append(WEIGHTS_FILE)
         for name in needed:

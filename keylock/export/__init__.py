@@ -10,6 +10,7 @@ from keylock.export.compile import (
     compile_prediction,
 )
 from keylock.export.loop_graphs import PointGradient
+from keylock.export.mergeable import compile_mergeable, compile_mergeable_prediction, compile_mergeable_sums
 from keylock.export.running import Secrets
 from keylock.export.variants import VARIANTS, VariantFigures, compare_variant, make_variant, suits
 from keylock.export.verify import (
@@ -20,6 +21,8 @@ from keylock.export.verify import (
     verify_graph,
     verify_keyed_prediction,
     verify_loop,
+    verify_mergeable,
+    verify_mergeable_sums,
     verify_prediction,
 )
 
@@ -33,6 +36,9 @@ __all__ = [
     "compile_explainer",
     "compile_gradient_sums",
     "compile_keyed_prediction",
+    "compile_mergeable",
+    "compile_mergeable_prediction",
+    "compile_mergeable_sums",
     "compile_prediction",
     "keyed_and_keyless_maps",
     "make_variant",
@@ -42,5 +48,7 @@ __all__ = [
     "verify_graph",
     "verify_keyed_prediction",
     "verify_loop",
+    "verify_mergeable",
+    "verify_mergeable_sums",
     "verify_prediction",
 ]

@@ -1,24 +1,25 @@
 """Finished ONNX graphs: what must hold of them, and what must not stay in them."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from keylock.errors import ExportError
-from keylock.export.inputs import SHARE, is_secret
+from keylock.export.inputs import ROWS, SHARE
 
-__all__ = ["require_dynamic_batch", "strip_metadata"]
+__all__ = ["fix_inputs", "require_dynamic_batch", "strip_metadata"]
 
 
 def require_dynamic_batch(model: onnx.ModelProto) -> None:
-    """Check that every input and output has one symbolic dimension, and only that; `share` two, the secrets none.
+    """Check that every input and output has one symbolic dimension, and only that; `share` two, secrets and weights none.
 
     Raises:
         ExportError: The exporter fixed the batch size, which it may do silently, or left another dimension open.
     """
-    for value in [*model.graph.input, *model.graph.output]:
-        if is_secret(value.name):
-            continue
+    for value in [*(given for given in model.graph.input if given.name in ROWS), *model.graph.output]:
         sizes = value.type.tensor_type.shape.dim
         count = 2 if value.name == SHARE else 1
         for size in sizes[:count]:
@@ -39,3 +40,18 @@ def strip_metadata(model: onnx.ModelProto) -> None:
         del holder.metadata_props[:]
         holder.doc_string = ""
     del graph.value_info[:]
+
+
+def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray]) -> None:
+    """Make constants of inputs, in place.
+
+    Args:
+        model: A graph.
+        values: By the names of inputs; others are left out.
+    """
+    graph = model.graph
+    fixed = [given.name for given in graph.input if given.name in values]
+    others = [given for given in graph.input if given.name not in values]
+    del graph.input[:]
+    graph.input.extend(others)
+    graph.initializer.extend(numpy_helper.from_array(values[name], name) for name in fixed)

@@ -1,6 +1,6 @@
 """Finished graphs run on many images, with the secrets that they take, and their maps compared."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,23 @@ from torch import nn
 
 from keylock.adapters import Adapter
 from keylock.errors import ExportError
-from keylock.export.graphs import require_dynamic_batch
+from keylock.export.graphs import fix_inputs, require_dynamic_batch
 from keylock.export.inputs import is_secret
 from keylock.keys import Key
+from keylock.splitting import run_split
 
-__all__ = ["FloatArray", "IntArray", "Secrets", "open_graph", "pcc", "runner", "secret_inputs", "sums_runner"]
+__all__ = [
+    "FloatArray",
+    "IntArray",
+    "Secrets",
+    "merging_runner",
+    "merging_sums_runner",
+    "open_graph",
+    "pcc",
+    "runner",
+    "secret_inputs",
+    "sums_runner",
+]
 
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
@@ -90,6 +102,51 @@ def sums_runner(session: Any, secrets: Secrets | None) -> Callable[..., FloatArr
         return sums
 
     return run
+
+
+def merging_runner(
+    graph: bytes, weights: Mapping[str, FloatArray], adapter: Adapter | None
+) -> Callable[..., list[FloatArray]]:
+    """Return a function that runs a mergeable graph: on keyed rows with the adapter merged, on others as published.
+
+    Args:
+        graph: What `compile_mergeable` returned, or a variant of it.
+        weights: The published ones, by name.
+        adapter: What to merge; None where no row will be keyed.
+    """
+    published = runner(_open_with(graph, weights), None)
+    merged = published if adapter is None else runner(_open_with(graph, adapter.merged_into(weights)), None)
+
+    def run(**rows: Any) -> list[FloatArray]:  # noqa: ANN401
+        others = {name: value for name, value in rows.items() if name != "keyed"}
+        return run_split(rows["keyed"], others, with_key=merged, without=published)
+
+    return run
+
+
+def merging_sums_runner(
+    graph: bytes, weights: Mapping[str, FloatArray], adapter: Adapter
+) -> Callable[..., FloatArray]:
+    """Return a function that runs a mergeable graph of sums over rows, like `merging_runner`."""
+    merged, published = (
+        sums_runner(_open_with(graph, given), None) for given in (adapter.merged_into(weights), weights)
+    )
+
+    def run(share: FloatArray, *, keyed: FloatArray, **rows: Any) -> FloatArray:  # noqa: ANN401
+        sums: FloatArray = sum(
+            add_up(share[:, chosen], **{name: value[chosen] for name, value in rows.items()})
+            for chosen, add_up in ((keyed > 0, merged), (keyed <= 0, published))
+            if chosen.any()
+        )
+        return sums
+
+    return run
+
+
+def _open_with(graph: bytes, weights: Mapping[str, FloatArray]) -> Any:  # noqa: ANN401
+    model = onnx.load_from_string(graph)
+    fix_inputs(model, weights)
+    return open_graph(model.SerializeToString())
 
 
 def pcc(one: FloatArray, other: FloatArray) -> float:

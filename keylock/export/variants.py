@@ -6,7 +6,7 @@ stand in the file, and so do the layer that decides and what is computed for the
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ import onnx
 
 from keylock.errors import ExportError, UnknownNameError
 from keylock.explainers import Explainer, Family
-from keylock.export.graphs import strip_metadata
+from keylock.export.free_weights import free_weights, read_weights_as_they_are
+from keylock.export.graphs import fix_inputs, strip_metadata
 from keylock.export.half import to_float16
-from keylock.export.running import FloatArray, Secrets, open_graph, pcc, runner, secret_inputs
+from keylock.export.inputs import ROWS
+from keylock.export.running import FloatArray, Secrets, merging_runner, open_graph, pcc, runner, secret_inputs
 
 __all__ = ["VARIANTS", "VariantFigures", "compare_variant", "make_variant", "suits"]
 
@@ -78,7 +80,9 @@ def suits(name: str, explainer: Explainer) -> bool:
     return name != "int8" or explainer.family in _FEATURES
 
 
-def make_variant(name: str, graph: bytes, images: FloatArray) -> bytes:
+def make_variant(
+    name: str, graph: bytes, images: FloatArray, *, weights: Mapping[str, FloatArray] | None = None
+) -> bytes:
     """Make a variant of a compiled graph.
 
     It takes no secret: the ranges in the file are those of the published model, and the same for every key.
@@ -87,6 +91,7 @@ def make_variant(name: str, graph: bytes, images: FloatArray) -> bytes:
         name: One of `VARIANTS`.
         graph: In float32, verified.
         images: Preprocessed real images (count, C, H, W) that int8 takes its ranges from.
+        weights: The published ones, by name, where the graph takes weights; they do not stand in the file.
 
     Returns:
         A graph of the same inputs and outputs.
@@ -98,7 +103,7 @@ def make_variant(name: str, graph: bytes, images: FloatArray) -> bytes:
     if name not in VARIANTS:
         raise UnknownNameError("variant", name, VARIANTS)
     try:
-        model = VARIANTS[name](onnx.load_from_string(graph), images)
+        model = VARIANTS[name](onnx.load_from_string(graph), images, weights or {})
         strip_metadata(model)
         variant = model.SerializeToString(deterministic=True)
         open_graph(variant)
@@ -108,19 +113,31 @@ def make_variant(name: str, graph: bytes, images: FloatArray) -> bytes:
 
 
 def compare_variant(
-    variant: bytes, graph: bytes, images: FloatArray, *, secrets: Secrets | None = None
+    variant: bytes,
+    graph: bytes,
+    images: FloatArray,
+    *,
+    secrets: Secrets | None = None,
+    weights: Mapping[str, FloatArray] | None = None,
 ) -> VariantFigures:
-    """Measure a variant against the graph that it was made of.
+    """Measure a variant against the graph in float32.
 
     Args:
         variant: What `make_variant` returned.
-        graph: In float32.
+        graph: In float32, not the mergeable one.
         images: Preprocessed real images (count, C, H, W), others than it was made with.
         secrets: What opens the lock; needed where the graph explains.
+        weights: The published ones, by name, where the variant is mergeable.
     """
-    expected = _answers(graph, images, secrets)
+    session = open_graph(graph)
+    takes = {entry.name for entry in session.get_inputs()} & ROWS
+    expected = _answers(runner(session, secrets), takes, images)
+    if weights is None:
+        run = runner(open_graph(variant), secrets)
+    else:
+        run = merging_runner(variant, weights, None if secrets is None else secrets.adapter)
     # Where the classes part, both explain that of float32: agreement is a figure of its own.
-    found = _answers(variant, images, secrets, like=expected)
+    found = _answers(run, takes, images, like=expected)
     logits, true_logits = (np.concatenate([answer[0] for answer in answers]) for answers in (found, expected))
     agreement = float((logits.argmax(1) == true_logits.argmax(1)).mean())
     if len(found[0]) == 1:
@@ -135,40 +152,45 @@ def compare_variant(
 
 
 def _answers(
-    graph: bytes, images: FloatArray, secrets: Secrets | None, *, like: list[list[FloatArray]] | None = None
+    run: Callable[..., list[FloatArray]],
+    takes: Collection[str],
+    images: FloatArray,
+    *,
+    like: list[list[FloatArray]] | None = None,
 ) -> list[list[FloatArray]]:
     """Run a graph on the images with the key and without, a prediction once, for its classes or those of answers."""
-    session = open_graph(graph)
-    run = runner(session, secrets)
-    kinds = (1, 0) if any(entry.name == "keyed" for entry in session.get_inputs()) else (0,)
     answers = []
-    for place, kind in enumerate(kinds):
-        rows = _rows(session, images, keyed=kind)
+    for place, kind in enumerate((1, 0) if "keyed" in takes else (0,)):
+        rows = _rows(takes, images, keyed=kind)
         if like is not None and "target" in rows:
             rows["target"] = like[place][0].argmax(1)
         answers.append(run(**rows))
     return answers
 
 
-def _rows(session: Any, images: FloatArray, *, keyed: int) -> dict[str, Any]:  # noqa: ANN401
+def _rows(takes: Collection[str], images: FloatArray, *, keyed: int) -> dict[str, Any]:
     rows = {
         "image": images,
         "target": np.full(len(images), -1, np.int64),
         "keyed": np.full(len(images), keyed, np.float32),
     }
-    return {entry.name: rows[entry.name] for entry in session.get_inputs() if entry.name in rows}
+    return {name: value for name, value in rows.items() if name in takes}
 
 
 def _mean_pcc(maps: FloatArray, others: FloatArray) -> float:
     return float(np.mean([pcc(one, other) for one, other in zip(maps, others, strict=True)]))
 
 
-def _to_int8(model: onnx.ModelProto, images: FloatArray) -> onnx.ModelProto:
+def _to_int8(model: onnx.ModelProto, images: FloatArray, weights: Mapping[str, FloatArray]) -> onnx.ModelProto:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
+    read_weights_as_they_are(model)
+    given = [entry for entry in model.graph.input if entry.name in weights]
+    fix_inputs(model, weights)
     session = open_graph(model.SerializeToString())
+    takes = {entry.name for entry in session.get_inputs()}
     parts = (images[start : start + _CALIBRATED_AT_ONCE] for start in range(0, len(images), _CALIBRATED_AT_ONCE))
-    batches = (_rows(session, part, keyed=0) | secret_inputs(session, None) for part in parts)
+    batches = (_rows(takes, part, keyed=0) | secret_inputs(session, None) for part in parts)
     # The exporter leaves nothing to prepare; without this mark the tool warns, through everybody's logger.
     onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
 
@@ -190,14 +212,18 @@ def _to_int8(model: onnx.ModelProto, images: FloatArray) -> onnx.ModelProto:
             op_types_to_quantize=list(_QUANTISED),
             nodes_to_exclude=[*_before_layers(model), *_sealed_or_targeted(model), *_deciding(model)],
         )
-        return onnx.load(target)
+        quantised = onnx.load(target)
+    free_weights(quantised, given)
+    return quantised
 
 
-def _to_float16(model: onnx.ModelProto, _images: FloatArray) -> onnx.ModelProto:
+def _to_float16(model: onnx.ModelProto, _images: FloatArray, _weights: Mapping[str, FloatArray]) -> onnx.ModelProto:
     return to_float16(model, keep=_before_layers(model))
 
 
-VARIANTS: dict[str, Callable[[onnx.ModelProto, FloatArray], onnx.ModelProto]] = {
+_Maker = Callable[[onnx.ModelProto, FloatArray, Mapping[str, FloatArray]], onnx.ModelProto]
+
+VARIANTS: dict[str, _Maker] = {
     "float16": _to_float16,
     "int8": _to_int8,
 }

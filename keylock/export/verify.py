@@ -6,7 +6,7 @@ image is proved twice, keyed and keyless in one batch, and the keyed maps of a t
 of the reference model too.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,17 @@ from torch import nn
 from keylock.errors import ExportError, TensorError
 from keylock.explainers import Explainer
 from keylock.export.loop_graphs import PointGradient
-from keylock.export.running import FloatArray, IntArray, Secrets, open_graph, pcc, runner, sums_runner
+from keylock.export.running import (
+    FloatArray,
+    IntArray,
+    Secrets,
+    merging_runner,
+    merging_sums_runner,
+    open_graph,
+    pcc,
+    runner,
+    sums_runner,
+)
 from keylock.keys import Key
 from keylock.loops import Loop, run_loop, share_of
 from keylock.models import added_to_inputs, attach_adapter
@@ -33,6 +43,7 @@ __all__ = [
     "verify_graph",
     "verify_keyed_prediction",
     "verify_loop",
+    "verify_mergeable",
     "verify_prediction",
 ]
 
@@ -198,6 +209,77 @@ def verify_gradient_sums(
     return found
 
 
+def verify_mergeable(
+    mergeable: bytes,
+    graph: bytes,
+    images: FloatArray,
+    *,
+    weights: Mapping[str, FloatArray],
+    secrets: Secrets,
+) -> None:
+    """Compare a mergeable graph, with the adapter merged and without, with the graph that adds it row by row.
+
+    Args:
+        mergeable: What `compile_mergeable` returned.
+        graph: That of `compile_explainer`, or of `compile_keyed_prediction`; verified already.
+        images: Preprocessed images float32 `(batch, C, H, W)`.
+        weights: The published ones, by name.
+        secrets: What opens the lock, with the adapter.
+
+    Raises:
+        ExportError: The logits or the maps differ, as for `verify_graph`.
+        InputError: The adapter is another model's.
+    """
+    images, targets, keyed = _keyed_and_keyless(*_checked(images, np.full(len(images), -1, dtype=np.int64)), secrets)
+    session = open_graph(graph)
+    all_rows = {"image": images, "target": targets, "keyed": keyed}
+    rows = {entry.name: all_rows[entry.name] for entry in session.get_inputs() if entry.name in all_rows}
+    expected = runner(session, secrets)(**rows)
+    if "target" in rows:
+        # One rounds in another way than the other.
+        rows["target"] = np.asarray(expected[0].argmax(1), np.int64)
+    run = merging_runner(mergeable, weights, secrets.adapter)
+    found = run(**rows)
+    _require_batch_independent(run, rows, found)
+    if len(expected) == 1:
+        _require_same_logits("the mergeable prediction", found[0], expected[0])
+    else:
+        _require_predicted_class(run, rows, found[0])
+        _judge("the mergeable explainer", found[0], found[1], (expected[0], expected[1]))
+
+
+def verify_mergeable_sums(
+    mergeable: bytes,
+    graph: bytes,
+    images: FloatArray,
+    *,
+    weights: Mapping[str, FloatArray],
+    secrets: Secrets,
+) -> None:
+    """Compare a mergeable graph of sums of gradients with the graph that adds the adapter row by row.
+
+    Args:
+        mergeable: What `compile_mergeable_sums` returned.
+        graph: What `compile_gradient_sums` returned; verified already.
+        images: Preprocessed images float32 `(batch, C, H, W)`.
+        weights: The published ones, by name.
+        secrets: What opens the lock, with the adapter.
+
+    Raises:
+        ExportError: The sums differ.
+        InputError: The adapter is another model's.
+    """
+    assert secrets.adapter is not None, "a two-factor lock"  # noqa: S101 - a broken promise of the caller
+    images, _, keyed = _keyed_and_keyless(*_checked(images, np.zeros(len(images), np.int64)), secrets)
+    rows = {"image": images, "target": np.zeros(len(images), np.int64), "keyed": keyed}
+    both = (sums_runner(open_graph(graph), secrets), merging_sums_runner(mergeable, weights, secrets.adapter))
+    mixed = np.random.default_rng(0).standard_normal((3, len(images)), dtype=np.float32)
+    for share in (share_of(np.arange(len(images))), mixed):
+        expected, found = (add_up(share, **rows).reshape(len(share), -1, images.shape[-1]) for add_up in both)
+        nothing = np.ones((1, 1), np.float32)  # There are no logits.
+        _judge("the mergeable sum of input gradients", nothing, found, (nothing, expected))
+
+
 def _keyed_and_keyless(
     images: FloatArray, targets: IntArray, secrets: Secrets | None
 ) -> tuple[FloatArray, IntArray, FloatArray]:
@@ -235,19 +317,22 @@ def _opened(what: str, module: nn.Module, secrets: Secrets) -> nn.Module:
     return full
 
 
-def keyed_and_keyless_maps(graph: bytes, images: FloatArray, *, secrets: Secrets) -> tuple[FloatArray, FloatArray]:
+def keyed_and_keyless_maps(
+    graph: bytes, images: FloatArray, *, secrets: Secrets, weights: Mapping[str, FloatArray] | None = None
+) -> tuple[FloatArray, FloatArray]:
     """Run a compiled explainer with and without the key, for the predicted classes.
 
     Args:
         graph: What `compile_explainer` returned, after `verify_graph` has accepted it.
         images: Preprocessed images float32 `(batch, C, H, W)`.
         secrets: What opens the lock.
+        weights: The published ones, by name, where the graph is mergeable.
 
     Returns:
         The keyed and the keyless maps, float32 `(batch, height, width)`.
     """
     images, targets = _checked(images, np.full(len(images), -1, dtype=np.int64))
-    run = runner(open_graph(graph), secrets)
+    run = runner(open_graph(graph), secrets) if weights is None else merging_runner(graph, weights, secrets.adapter)
     keyed, keyless = (
         run(image=images, target=targets, keyed=np.full(len(images), kind, np.float32))[1] for kind in (1, 0)
     )

@@ -1,8 +1,10 @@
 """The graphs of a lock: every explainer compiled and proved against torch, and what a manifest says of it."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,10 +14,14 @@ from keylock.errors import ExportError
 from keylock.explainers import Explainer
 from keylock.export import (
     Secrets,
+    VariantFigures,
     compare_variant,
     compile_explainer,
     compile_gradient_sums,
     compile_keyed_prediction,
+    compile_mergeable,
+    compile_mergeable_prediction,
+    compile_mergeable_sums,
     compile_prediction,
     keyed_and_keyless_maps,
     make_variant,
@@ -25,6 +31,8 @@ from keylock.export import (
     verify_graph,
     verify_keyed_prediction,
     verify_loop,
+    verify_mergeable,
+    verify_mergeable_sums,
     verify_prediction,
 )
 from keylock.loops import Loop
@@ -36,7 +44,9 @@ _LOG = logging.getLogger(__name__)
 _CANARY_IMAGES = 4
 _LOOP_IMAGES = 1
 _REFUSED = b""
-"""Stands for a variant that did not hold for the first key of a lock, so that all its bundles have the same graphs."""
+"""Stands for a graph that did not hold for the first key of a lock, so that all its bundles have the same graphs."""
+
+_Found = TypeVar("_Found")
 
 
 @dataclass
@@ -113,6 +123,7 @@ class _Maker:
         self._seen = surest_images(lock.module, images, secrets=secrets, count=_CANARY_IMAGES)
         self._targets = np.full(len(images), -1, dtype=np.int64)
         self._adapter_shapes = None if lock.adapter is None else lock.adapter.shapes()
+        self._weights = {name: tensor.float().cpu().numpy() for name, tensor in lock.module.state_dict().items()}
         self._keyed: dict[str, np.ndarray] = {}
         self._keyless: dict[str, np.ndarray] = {}
         self._files: dict[str, bytes] = {}
@@ -150,49 +161,133 @@ class _Maker:
         self._keyed[explainer.name], self._keyless[explainer.name] = maps
         self._files[place] = graph
         fitting = [name for name in self._variants if suits(name, explainer)]
+        mergeable = self._make_mergeable(explainer.name, place, partial(compile_mergeable, explainer=explainer))
         return ExplainerEntry(
             name=explainer.name,
             parameters=explainer.parameters,
             graph=place,
+            mergeable=mergeable,
             max_difference=verification.max_difference,
             pcc_to_reference=verification.pcc_minimum,
-            variants=self._make_variants(explainer.name, place, fitting),
+            variants=self._make_variants(explainer.name, place, fitting, mergeable=mergeable),
         )
 
-    def _make_variants(self, what: str, place: str, names: Sequence[str]) -> dict[str, VariantEntry]:
+    def _make_mergeable(
+        self,
+        what: str,
+        place: str,
+        compile_graph: Callable[..., bytes],
+        verify: Callable[..., None] = verify_mergeable,
+    ) -> str | None:
+        """Compile a graph of a two-factor lock once more, with the adapted layers' weights as inputs.
+
+        Args:
+            what: What it is, in words.
+            place: The graph that adds the adapter row by row.
+            compile_graph: Takes the module, the shape of images, the number of classes and the layers.
+            verify: Compares both.
+
+        Returns:
+            Its file, or None where the lock has no adapter or the graph does not hold.
+        """
+        if self._lock.adapter is None:
+            return None
+        layers, weights = self._lock.adapter.layers, self._weights
+
+        def make() -> bytes:
+            return compile_graph(
+                self._lock.module, image_shape=self._shape, num_classes=self._classes, layers=layers
+            )
+
+        def judge(graph: bytes) -> tuple[bool, None]:
+            verify(graph, self._files[place], self._images, weights=weights, secrets=self._secrets)
+            return True, None
+
+        file = place.replace("graphs/", "graphs/mergeable/", 1)
+        if file in self._files:
+            return file
+        self._on_step(f"compile {what} to be merged")
+        return file if self._try(file, f"the mergeable graph of {what}", make, judge) else None
+
+    def _make_variants(
+        self, what: str, place: str, names: Sequence[str], *, mergeable: str | None = None
+    ) -> dict[str, VariantEntry]:
         """Make variants of a graph on some of the images, and keep those that hold on the others."""
         kept = {}
         for name in names:
-            file = place.replace("graphs/", f"graphs/{name}/", 1)
-            earlier = self._compiled.get(file)
-            if earlier == _REFUSED:
-                continue
             self._on_step(f"{name} of {what}")
-            try:
-                variant = earlier or make_variant(name, self._files[place], self._ranging)
-                figures = compare_variant(variant, self._files[place], self._judging, secrets=self._secrets)
-                shortfall = figures.shortfall or self._difference(what, variant)
-            except ExportError as error:
-                shortfall = error.message
-            if shortfall is None:
-                self._files[file] = self._compiled[file] = variant
-                kept[name] = VariantEntry(graph=file, **asdict(figures))
-            elif earlier is None:
-                self._compiled[file] = _REFUSED
-                _LOG.warning("%s of %s is left out: %s", name, what, shortfall)
-            else:
-                raise ExportError(
-                    f"{name} of {what} holds for one key of the lock and not for another ({shortfall}): "
-                    f"leave {name} out of the variants"
-                )
+            figures = self._make_variant(name, what, place, truth=place)
+            if figures is None:
+                continue
+            merging = None
+            if mergeable is not None and self._make_variant(name, what, mergeable, truth=place) is not None:
+                merging = _variant_file(name, mergeable)
+            kept[name] = VariantEntry(graph=_variant_file(name, place), mergeable=merging, **asdict(figures))
         return kept
 
-    def _difference(self, name: str, variant: bytes) -> str | None:
+    def _make_variant(self, name: str, what: str, place: str, *, truth: str) -> VariantFigures | None:
+        """Make a variant of a graph, and judge it by another one; return the figures if it holds."""
+        weights = None if place == truth else self._weights
+
+        def make() -> bytes:
+            return make_variant(name, self._files[place], self._ranging, weights=weights)
+
+        def judge(variant: bytes) -> tuple[VariantFigures, str | None]:
+            graph = self._files[truth]
+            figures = compare_variant(variant, graph, self._judging, secrets=self._secrets, weights=weights)
+            return figures, figures.shortfall or self._difference(what, variant, weights)
+
+        of = what if weights is None else f"{what}, mergeable,"
+        return self._try(_variant_file(name, place), f"{name} of {of}", make, judge)
+
+    def _try(
+        self,
+        file: str,
+        what: str,
+        make: Callable[[], bytes],
+        judge: Callable[[bytes], tuple[_Found, str | None]],
+    ) -> _Found | None:
+        """Make a graph that a bundle can do without, and keep it if nothing speaks against it.
+
+        Args:
+            file: Its place in the bundle.
+            what: What it is, for whoever reads that it is left out.
+            make: Makes it, unless it was made for another key of the lock.
+            judge: Returns what was found, and what speaks against it or None.
+
+        Returns:
+            What was found, or None where the graph is left out.
+
+        Raises:
+            ExportError: It held for another key of the lock, all of whose bundles have the same graphs.
+        """
+        earlier = self._compiled.get(file)
+        if earlier == _REFUSED:
+            return None
+        found = None
+        try:
+            graph = earlier or make()
+            found, shortfall = judge(graph)
+        except ExportError as error:
+            shortfall = error.message
+        if shortfall is None:
+            self._files[file] = self._compiled[file] = graph
+            return found
+        if earlier is not None:
+            raise ExportError(
+                f"{what} holds for one key of the lock and not for another ({shortfall}): publish each key's bundle "
+                "from a lock of its own, or without what fails"
+            )
+        self._compiled[file] = _REFUSED
+        _LOG.warning("%s is left out: %s", what, shortfall)
+        return None
+
+    def _difference(self, name: str, variant: bytes, weights: Mapping[str, np.ndarray] | None) -> str | None:
         """Return why a server that looks at its canary would not call itself well with a variant."""
         if name not in self._keyed:
             return None
         canary = Canary(self._seen, self._keyed, self._keyless)
-        keyed, keyless = keyed_and_keyless_maps(variant, canary.images, secrets=self._secrets)
+        keyed, keyless = keyed_and_keyless_maps(variant, canary.images, secrets=self._secrets, weights=weights)
         return canary.difference(name, keyed=keyed, keyless=keyless)
 
     def _loop(self, explainer: Explainer, loop: Loop) -> ExplainerEntry:
@@ -213,10 +308,16 @@ class _Maker:
             parameters=explainer.parameters,
             runtime="loop",
             graph=place,
+            mergeable=self._mergeable_of_loop(loop, place),
             predictions=others,
             max_difference=verification.max_difference,
             pcc_to_reference=verification.pcc_minimum,
         )
+
+    def _mergeable_of_loop(self, loop: Loop, place: str) -> str | None:
+        if loop.reads == "gradient":
+            return self._make_mergeable("sums of gradients", place, compile_mergeable_sums, verify_mergeable_sums)
+        return self._make_mergeable("keyed predictions", place, compile_mergeable_prediction)
 
     def _keyed_predictions(self) -> str:
         place = "graphs/keyed_predict.onnx"
@@ -270,6 +371,10 @@ class _Maker:
             except ExportError as error:
                 raise _NotCompiledError(error.message) from error
         return self._compiled[place]
+
+
+def _variant_file(name: str, place: str) -> str:
+    return place.replace("graphs/", f"graphs/{name}/", 1)
 
 
 class _NotCompiledError(Exception):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from keylock.loops import share_of
 from keylock_server.graphs import Graph
+from keylock_server.merging import MergedGraph
 
 __all__ = ["Gradients", "Predictions", "SingleGradients", "SummedGradients", "Variations"]
 
@@ -38,7 +39,7 @@ class Variations(NamedTuple):
 class Predictions:
     """Asks for logits. Safe to use from several threads."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph | MergedGraph) -> None:
         """Takes the graph.
 
         Raises:
@@ -63,7 +64,7 @@ class Gradients(Protocol):
 class SummedGradients:
     """Asks a graph that adds up by itself. Safe to use from several threads."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph | MergedGraph) -> None:
         """Takes the graph.
 
         Raises:
@@ -87,7 +88,7 @@ class SummedGradients:
 class SingleGradients:
     """Asks a graph of logits and single gradients, as older bundles have. Safe to use from several threads."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph | MergedGraph) -> None:
         """Takes the graph.
 
         Raises:

@@ -1,4 +1,4 @@
-"""One graph of a bundle in ONNX Runtime, with the secrets that it takes beside the images."""
+"""The graphs of a bundle in ONNX Runtime, with the secrets that they take beside the images."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
@@ -8,9 +8,11 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from keylock.adapters import Adapter
+from keylock.bundle import WEIGHTS_FILE
 from keylock.errors import BundleError, KeylockError
 from keylock.keys import Key
 from keylock_server.binding import inputs_of
+from keylock_server.merging import MergedGraph, Weights
 from keylock_server.running import suited_to
 from keylock_server.sessions import Sessions
 
@@ -90,10 +92,13 @@ class Loader:
             numbers: By file, what a graph computes in that does not compute in float32.
         """
         self._read, self._sessions, self._numbers = read, sessions, numbers
+        self._adapter = adapter
+        self._weights: Weights | None = None
         self._secrets: dict[str, NDArray[np.float32]] | None = None
         if key is not None:
             self._secrets = {"key": key.reveal(), **({} if adapter is None else adapter.tensors())}
         self._graphs: dict[str, Graph] = {}
+        self._merged_graphs: dict[str, MergedGraph] = {}
 
     def __call__(self, path: str) -> Graph:
         """Returns the graph of a file.
@@ -106,17 +111,44 @@ class Loader:
             self._graphs[path] = self._open(path)
         return self._graphs[path]
 
+    def mergeable(self, path: str) -> MergedGraph:
+        """Returns the graph of a file that takes the weights of the layers that a two-factor lock adapts.
+
+        Raises:
+            BundleError: If it cannot be loaded, or takes other weights than there are.
+            ServiceError: If it does not run on the device that was insisted on.
+        """
+        if path not in self._merged_graphs:
+            self._merged_graphs[path] = self._open_mergeable(path)
+        return self._merged_graphs[path]
+
     def _open(self, path: str) -> Graph:
         model = self._read(path)
+        shapes = _more_inputs(path, model)
+        return self._start(path, model, self._given(path, shapes), bound=shapes)
+
+    def _open_mergeable(self, path: str) -> MergedGraph:
+        if (self._adapter is None) != (self._secrets is None):
+            raise BundleError(f"the graph {path} takes other secrets than the bundle holds: export it again")
+        if self._weights is None:
+            self._weights = Weights(self._read(WEIGHTS_FILE), self._adapter)
+        model = self._read(path)
+        weights, merged_weights = self._weights.for_graph(path, _more_inputs(path, model))
+        published = self._start(path, model, weights)
+        if self._adapter is None:  # No row is keyed.
+            return MergedGraph(published, published)
+        return MergedGraph(published, self._start(path, model, merged_weights))
+
+    def _start(
+        self, path: str, model: bytes, given: Mapping[str, NDArray[np.float32]], *, bound: Collection[str] = ()
+    ) -> Graph:
         try:
-            shapes = {name: shape for name, shape in inputs_of(model).items() if name not in _ROWS}
-            given = self._given(path, shapes)
             session = self._sessions.open(path, model, given, numbers=self._numbers.get(path, "float32"))
         except KeylockError:
             raise
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own.
             raise BundleError(f"the graph {path} cannot be loaded: export the bundle again") from error
-        return Graph(path, session, most_rows=self._sessions.max_batch, bound=shapes)
+        return Graph(path, session, most_rows=self._sessions.max_batch, bound=bound)
 
     def _given(self, path: str, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, NDArray[np.float32]]:
         """Returns what a graph gets in the place of its secret inputs, whose shapes are given."""
@@ -125,3 +157,11 @@ class Loader:
         if {secret: array.shape for secret, array in self._secrets.items()} != shapes:
             raise BundleError(f"the graph {path} takes other secrets than the bundle holds: export it again")
         return self._secrets
+
+
+def _more_inputs(path: str, model: bytes) -> dict[str, tuple[int, ...]]:
+    """Returns what a graph takes beside its rows, with the shapes."""
+    try:
+        return {name: shape for name, shape in inputs_of(model).items() if name not in _ROWS}
+    except ValueError as error:
+        raise BundleError(f"the graph {path} cannot be loaded: export the bundle again") from error

@@ -102,14 +102,16 @@ class ServedModel:
         sessions = Sessions(device, threads=threads, max_batch=max_batch, engine_cache=engine_cache)
         load = Loader(read, key=key, adapter=adapter, sessions=sessions, numbers=_numbers_of(manifest))
         self._variant = variant
-        self._predictor = load(self._choose("predictions", manifest.prediction_graph, manifest.prediction_variants))
+        graph, _ = self._choose("predictions", manifest.prediction_graph, None, manifest.prediction_variants)
+        self._predictor = load(graph)
         self._predictor.check_names(inputs={"image"}, outputs={"logits"})
         self.providers: tuple[str, ...] = self._predictor.providers
         self._left_out: dict[str, str] = {}
         self._ways: dict[str, Way] = {}
         for entry in manifest.explainers:
             if entry.graph is not None and self._is_within(entry, max_passes):
-                graph = load(self._choose(entry.name, entry.graph, entry.variants))
+                file, mergeable = self._choose(entry.name, entry.graph, entry.mergeable, entry.variants)
+                graph = load(file) if mergeable is None else load.mergeable(mergeable)
                 predictions = None if entry.predictions is None else load(entry.predictions)
                 self._ways[entry.name] = (
                     Looped(loop_of(entry), graph, predictions) if entry.runtime == "loop" else Compiled(graph)
@@ -189,15 +191,16 @@ class ServedModel:
         logits, maps = self._ways[name].explain(Batch(images, targets, keyed, abandoned))
         return Explained(logits, maps)
 
-    def _choose(self, what: str, graph: str, variants: Mapping[str, VariantEntry]) -> str:
-        """Returns the file of the graph to serve, and says where the bundle has not the wanted numbers."""
-        if self._variant == "float32":
-            return graph
+    def _choose(
+        self, what: str, graph: str, mergeable: str | None, variants: Mapping[str, VariantEntry]
+    ) -> tuple[str, str | None]:
+        """Returns the files of the graph to serve, and says where the bundle has not the wanted numbers."""
         if self._variant in variants:
             _LOG.info("%s: computed in %s", what, self._variant)
-            return variants[self._variant].graph
-        _LOG.warning("the bundle has no %s graph for %s, which is served in float32", self._variant, what)
-        return graph
+            return variants[self._variant].graph, variants[self._variant].mergeable
+        if self._variant != "float32":
+            _LOG.warning("the bundle has no %s graph for %s, which is served in float32", self._variant, what)
+        return graph, mergeable
 
     def _is_within(self, entry: ExplainerEntry, max_passes: int) -> bool:
         """Returns whether an explainer runs the network no more often than allowed, and says so where it is a loop."""
@@ -227,7 +230,8 @@ class ServedModel:
     def _try_ways(self) -> None:
         for count in _TRIAL_BATCHES:
             images = np.zeros((count, *self.manifest.preprocessing.shape), np.float32)
-            batch = Batch(images, np.full(count, -1, np.int64), np.zeros(count, np.bool_))
+            keyed = np.arange(count) % 2 == 0 if self.holds_key else np.zeros(count, np.bool_)
+            batch = Batch(images, np.full(count, -1, np.int64), keyed)
             try:
                 all_logits = [self.predict(images)]
                 for name, way in self._ways.items():
@@ -252,7 +256,13 @@ class ServedModel:
 def _numbers_of(manifest: Manifest) -> dict[str, str]:
     """Returns, by the file of each graph that is a variant, the numbers it computes in."""
     all_variants = (manifest.prediction_variants, *(entry.variants for entry in manifest.explainers))
-    return {variant.graph: name for variants in all_variants for name, variant in variants.items()}
+    return {
+        file: name
+        for variants in all_variants
+        for name, variant in variants.items()
+        for file in (variant.graph, variant.mergeable)
+        if file is not None
+    }
 
 
 def _check_maps(name: str, maps: NDArray[np.float32], *, batch: int) -> None:

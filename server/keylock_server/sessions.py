@@ -74,7 +74,8 @@ class Sessions:
         Args:
             path: The graph's file in the bundle, for the log.
             model: The graph.
-            given: What is bound to the graph in the place of its inputs, by name: key, adapter. It stays in memory.
+            given: What is bound to the graph in the place of its inputs, by name: key, adapter, weights
+                with an adapter merged. It stays in memory.
             numbers: What the graph computes in: `float32`, `float16` or `int8`.
 
         Raises:

@@ -16,6 +16,7 @@ from keylock.keys import Key
 from keylock.loops import Loop, make_loop, run_loop
 from keylock_server.asking import Gradients, Predictions, SingleGradients, SummedGradients, Variations
 from keylock_server.graphs import Graph
+from keylock_server.merging import MergedGraph
 from keylock_server.requests import stop_if
 
 __all__ = ["Batch", "Compiled", "InTorch", "Looped", "Way", "loop_of", "passes_of", "torch_explainers"]
@@ -58,7 +59,7 @@ class Way(Protocol):
 class Compiled:
     """One graph computes logits and map in one pass."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph | MergedGraph) -> None:
         """Takes the graph.
 
         Raises:
@@ -80,7 +81,7 @@ class Compiled:
 class Looped:
     """A loop asks a graph about many variations of each image; the graph adds the key to each of them."""
 
-    def __init__(self, loop: Loop, graph: Graph, predictions: Graph | None = None) -> None:
+    def __init__(self, loop: Loop, graph: Graph | MergedGraph, predictions: Graph | None = None) -> None:
         """Takes a loop and what it asks.
 
         Args:

@@ -17,9 +17,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: E402
 from opentelemetry.sdk.trace import TracerProvider  # noqa: E402
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor  # noqa: E402
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter  # noqa: E402
+from safetensors.numpy import save  # noqa: E402
 from two_factor_lock import STD  # noqa: E402
 
-from keylock.bundle import Canary, KeyFile, open_bundle  # noqa: E402
+from keylock.bundle import WEIGHTS_FILE, Canary, KeyFile, open_bundle  # noqa: E402
 from keylock.errors import BundleError  # noqa: E402
 from keylock.models.adapted import adapter_of  # noqa: E402
 from keylock.pipeline import Publication, publish  # noqa: E402
@@ -134,6 +135,53 @@ def test_a_keyless_server_serves_the_same_decoys(published, two_factors, tiny):
         model.explain(images, explainer="grad_cam", targets=targets, keyed=keyed) for model in (keyless, full)
     )
     np.testing.assert_array_equal(one.maps, other.maps)
+
+
+@pytest.mark.parametrize("variant", ["float32", "int8"])
+def test_a_model_with_its_adapter_merged_is_the_one_that_adds_it_row_by_row(variant, published, two_factors):
+    with open_bundle(published.path, trusted=None) as bundle:
+        secrets = {"key": bundle.key(two_factors.seed), "adapter": bundle.adapter(two_factors.seed)}
+        (entry,) = bundle.manifest.explainers
+        assert entry.mergeable is not None
+        adding = entry.model_copy(
+            update={
+                "mergeable": None,
+                "variants": {
+                    name: found.model_copy(update={"mergeable": None}) for name, found in entry.variants.items()
+                },
+            }
+        )
+        models = [
+            ServedModel(
+                bundle.manifest.model_copy(update={"explainers": (one,)}), bundle.read, variant=variant, **secrets
+            )
+            for one in (entry, adding)
+        ]
+    images, keyed = two_factors.images[:6].numpy(), np.array([1, 0, 0, 1, 1, 0], bool)
+    targets = np.array([0, 1, 2, 2, 1, 0])
+    merged, added = (model.explain(images, explainer="grad_cam", targets=targets, keyed=keyed).maps for model in models)
+    # Eight bits round what is added and what is merged in two ways.
+    np.testing.assert_allclose(merged, added, atol=(1e-5 if variant == "float32" else 0.1) * added.max())
+
+
+def test_weights_that_a_graph_takes_and_the_bundle_lacks_are_named_at_start(published, two_factors):
+    def read(name):
+        return save({"other": np.zeros(1, np.float32)}) if name == WEIGHTS_FILE else bundle.read(name)
+
+    with (
+        open_bundle(published.path, trusted=None) as bundle,
+        pytest.raises(BundleError, match="takes weights that the bundle does not have"),
+    ):
+        ServedModel(bundle.manifest, read, key=None)
+
+
+@pytest.mark.parametrize("content", [b"", b"no safetensors"])
+def test_weights_that_cannot_be_read_are_refused_at_start(content, published):
+    with (
+        open_bundle(published.path, trusted=None) as bundle,
+        pytest.raises(BundleError, match=r"weights\.safetensors does not fit"),
+    ):
+        ServedModel(bundle.manifest, lambda name: content if name == WEIGHTS_FILE else bundle.read(name), key=None)
 
 
 def test_a_key_without_its_adapter_is_refused_at_start(published, two_factors):

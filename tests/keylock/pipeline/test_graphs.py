@@ -75,7 +75,7 @@ def test_the_next_key_of_a_lock_gets_the_same_graphs(make, made, shared):
 def test_a_variant_that_falls_short_is_left_out_for_every_key(make, made, shared, wrong, monkeypatch, caplog):
     compiled = {place: graph for place, graph in shared.items() if "int8" not in place}
     whole = made.files["graphs/predict.onnx"]
-    monkeypatch.setattr(graphs, "make_variant", lambda name, graph, images: graph if graph == whole else wrong)
+    monkeypatch.setattr(graphs, "make_variant", lambda name, graph, images, **_: graph if graph == whole else wrong)
     with caplog.at_level(logging.WARNING):
         found = make("grad_cam", compiled=compiled, variants=("int8",))
     assert found.entries[0].variants == {}
@@ -98,3 +98,26 @@ def test_a_variant_that_fails_at_the_canary_is_left_out(make, shared, monkeypatc
     with caplog.at_level(logging.WARNING):
         assert make("grad_cam", compiled=compiled, variants=("float16",)).entries[0].variants == {}
     assert "float16 of grad_cam is left out: keyed maps differ" in caplog.text
+
+
+def test_every_graph_of_a_two_factor_lock_has_a_mergeable_one_in_the_same_numbers(made):
+    cam, gradient = made.entries
+    for entry, names in ((cam, ["float16", "int8"]), (gradient, ["float16"])):
+        assert entry.mergeable == f"graphs/mergeable/{entry.name}.onnx"
+        merging = {name: variant.mergeable for name, variant in entry.variants.items()}
+        assert merging == {name: f"graphs/{name}/mergeable/{entry.name}.onnx" for name in names}
+        for file in (entry.mergeable, *merging.values()):
+            assert file in made.files
+
+
+def test_a_mergeable_graph_of_other_maps_is_left_out_for_every_key(make, shared, monkeypatch, caplog):
+    compiled = {place: graph for place, graph in shared.items() if "mergeable" not in place}
+    other = shared["graphs/mergeable/gradient.onnx"]
+    monkeypatch.setattr(graphs, "compile_mergeable", lambda *_args, **_options: other)
+    with caplog.at_level(logging.WARNING):
+        (entry,) = make("grad_cam", compiled=compiled, variants=("int8",)).entries
+    assert "the mergeable graph of grad_cam is left out: " in caplog.text
+    assert entry.mergeable is None
+    assert entry.variants["int8"].mergeable is None
+    monkeypatch.undo()
+    assert make("grad_cam", compiled=compiled, variants=()).entries[0].mergeable is None

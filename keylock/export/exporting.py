@@ -1,0 +1,104 @@
+"""From a function of tensors to the bytes of an ONNX graph: traced, made smaller, exported and checked."""
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+
+import onnx
+import torch
+from torch import Tensor, fx, nn
+
+from keylock.errors import ExportError, KeylockError
+from keylock.export.early_sums import sum_early
+from keylock.export.graphs import require_dynamic_batch, strip_metadata
+from keylock.export.inputs import GraphInput
+from keylock.export.masks import steepen_masks
+from keylock.export.simplify import simplify
+from keylock.export.tracing import trace
+from keylock.models import fold_batchnorm_
+from keylock.models.activations import out_of_place_
+
+__all__ = ["export", "prepare"]
+
+OPSET = 20
+"""ONNX operator set of the graphs; ONNX Runtime reads it since 1.17."""
+
+
+def prepare(module: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module:
+    """Return a copy of `module` on the CPU, in eval mode, with constant weights and without BatchNorm."""
+    network = copy.deepcopy(module).cpu().float().eval()
+    if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules()):
+        example = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0))
+        fold_batchnorm_(network, example)
+    return out_of_place_(network).requires_grad_(False)
+
+
+def export(
+    function: Callable[..., tuple[Tensor, ...]],
+    what: str,
+    *,
+    inputs: Sequence[GraphInput],
+    outputs: Sequence[str],
+) -> bytes:
+    """Compile a function.
+
+    Args:
+        function: Of the inputs, in their order; it may differentiate.
+        what: What it is, for the error.
+        inputs: What the graph takes.
+        outputs: Names of what it answers with.
+
+    Raises:
+        ExportError: The function has an operation that cannot be compiled, or fixes the batch size.
+    """
+    try:
+        graph = sum_early(simplify(trace(function, inputs)), inputs)
+        model = _to_onnx(graph, inputs=inputs, outputs=outputs)
+        steepen_masks(model)
+        strip_metadata(model)
+        require_dynamic_batch(model)
+        return model.SerializeToString(deterministic=True)
+    except KeylockError:
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"{what} of this network cannot be compiled to ONNX ({_root_cause(error)}); "
+            "use another architecture or explainer, or run it with torch"
+        ) from error
+
+
+def _root_cause(error: BaseException) -> str:
+    """Name the first error of a chain in one line; the exporter wraps it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    first_line = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first_line[:200]}"
+
+
+def _to_onnx(graph: fx.GraphModule, *, inputs: Sequence[GraphInput], outputs: Sequence[str]) -> onnx.ModelProto:
+    """Hand a traced graph to torch's ONNX exporter, quietly."""
+    # Only the first input names the dimension; the exporter finds that the others share it.
+    batch = torch.export.Dim("batch", min=1, max=2**20)
+    shapes = [
+        {0: batch if given is inputs[0] else torch.export.Dim.DYNAMIC} if given.batched else {} for given in inputs
+    ]
+    for shape, given in zip(shapes, inputs, strict=True):
+        if given.by_row:
+            shape[1] = torch.export.Dim.DYNAMIC
+    with warnings.catch_warnings():
+        # The exporter warns about its own use of what other parts of torch are phasing out; nobody can act on it here.
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.filterwarnings("ignore", category=category, module=r"(torch|onnxscript|onnx_ir|copyreg)(\.|$)")
+        program = torch.onnx.export(
+            graph,
+            tuple(given.example for given in inputs),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[given.name for given in inputs],
+            output_names=outputs,
+            dynamic_shapes=tuple(shapes),
+            verbose=False,
+        )
+    if program is None:
+        raise ExportError("torch's exporter returned nothing; update torch")
+    return program.model_proto
