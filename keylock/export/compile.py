@@ -31,6 +31,7 @@ from keylock.models.adapted import AdapterState, attach_blank_adapter
 
 __all__ = ["compile_explainer", "compile_gradient_sums", "compile_keyed_prediction", "compile_prediction"]
 
+
 def compile_prediction(module: nn.Module, *, image_shape: tuple[int, int, int]) -> bytes:
     """Compile the logits of `module`.
 

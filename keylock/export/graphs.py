@@ -14,7 +14,7 @@ __all__ = ["fix_inputs", "require_dynamic_batch", "strip_metadata"]
 
 
 def require_dynamic_batch(model: onnx.ModelProto) -> None:
-    """Check that every input and output has one symbolic dimension, and only that; `share` two, secrets and weights none.
+    """Check that every input and output has one symbolic dimension, and only that; `share` two, others none.
 
     Raises:
         ExportError: The exporter fixed the batch size, which it may do silently, or left another dimension open.

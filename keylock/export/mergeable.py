@@ -1,7 +1,8 @@
 """Compile graphs that an adapter can be merged into: the weights of the adapted layers are inputs.
 
-Run with the published weights, such a graph does what one of `keylock.export.compile` does with rows that are not keyed;
-with those of `Adapter.merged_into`, what that does with rows that are. It does so without the adapter's arithmetic.
+Run with the published weights, such a graph does what one of `keylock.export.compile` does with rows that are not
+keyed; with those of `Adapter.merged_into`, what that does with rows that are. It does so without the adapter's
+arithmetic.
 """
 
 from collections.abc import Iterator, Sequence

@@ -124,21 +124,20 @@ def merging_runner(
     return run
 
 
-def merging_sums_runner(
-    graph: bytes, weights: Mapping[str, FloatArray], adapter: Adapter
-) -> Callable[..., FloatArray]:
+def merging_sums_runner(graph: bytes, weights: Mapping[str, FloatArray], adapter: Adapter) -> Callable[..., FloatArray]:
     """Return a function that runs a mergeable graph of sums over rows, like `merging_runner`."""
     merged, published = (
         sums_runner(_open_with(graph, given), None) for given in (adapter.merged_into(weights), weights)
     )
 
     def run(share: FloatArray, *, keyed: FloatArray, **rows: Any) -> FloatArray:  # noqa: ANN401
-        sums: FloatArray = sum(
+        sums = [
             add_up(share[:, chosen], **{name: value[chosen] for name, value in rows.items()})
             for chosen, add_up in ((keyed > 0, merged), (keyed <= 0, published))
             if chosen.any()
-        )
-        return sums
+        ]
+        total: FloatArray = np.sum(sums, axis=0)
+        return total
 
     return run
 

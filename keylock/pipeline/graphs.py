@@ -195,9 +195,7 @@ class _Maker:
         layers, weights = self._lock.adapter.layers, self._weights
 
         def make() -> bytes:
-            return compile_graph(
-                self._lock.module, image_shape=self._shape, num_classes=self._classes, layers=layers
-            )
+            return compile_graph(self._lock.module, image_shape=self._shape, num_classes=self._classes, layers=layers)
 
         def judge(graph: bytes) -> tuple[bool, None]:
             verify(graph, self._files[place], self._images, weights=weights, secrets=self._secrets)

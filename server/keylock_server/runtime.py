@@ -102,8 +102,8 @@ class ServedModel:
         sessions = Sessions(device, threads=threads, max_batch=max_batch, engine_cache=engine_cache)
         load = Loader(read, key=key, adapter=adapter, sessions=sessions, numbers=_numbers_of(manifest))
         self._variant = variant
-        graph, _ = self._choose("predictions", manifest.prediction_graph, None, manifest.prediction_variants)
-        self._predictor = load(graph)
+        predictor, _ = self._choose("predictions", manifest.prediction_graph, None, manifest.prediction_variants)
+        self._predictor = load(predictor)
         self._predictor.check_names(inputs={"image"}, outputs={"logits"})
         self.providers: tuple[str, ...] = self._predictor.providers
         self._left_out: dict[str, str] = {}

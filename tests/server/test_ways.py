@@ -104,7 +104,7 @@ def test_a_bundle_from_before_there_were_sums_is_served_alike(bundle, two_factor
     older = compile_explainer(
         lock.module, PointGradient(), image_shape=(3, 16, 16), num_classes=3, adapter_shapes=lock.adapter.shapes()
     )
-    changed = entry.model_copy(update={"predictions": None})
+    changed = entry.model_copy(update={"predictions": None, "mergeable": None})
     manifest = bundle.manifest.model_copy(update={"explainers": (changed,)})
     seed = two_factors.seed
     served = ServedModel(

@@ -14,10 +14,14 @@ from keylock.export import (
     Secrets,
     compare_variant,
     compile_explainer,
+    compile_gradient_sums,
     compile_keyed_prediction,
     compile_mergeable,
+    compile_mergeable_prediction,
+    compile_mergeable_sums,
     make_variant,
     verify_mergeable,
+    verify_mergeable_sums,
 )
 from keylock.export.graphs import fix_inputs
 from keylock.export.running import merging_runner
@@ -80,9 +84,19 @@ def test_keyed_maps_are_the_references_and_others_the_published_models(graphs, t
 
 def test_predictions_alone_can_be_merged_too(two_factors, images, weights, secrets):
     lock, options = two_factors.lock, {"image_shape": SHAPE, "num_classes": CLASSES}
-    mergeable = compile_mergeable(lock.module, None, layers=lock.adapter.layers, **options)
+    mergeable = compile_mergeable_prediction(lock.module, layers=lock.adapter.layers, **options)
     adding = compile_keyed_prediction(lock.module, adapter_shapes=lock.adapter.shapes(), **options)
     verify_mergeable(mergeable, adding, images, weights=weights, secrets=secrets)
+
+
+def test_sums_of_gradients_can_be_merged_too(two_factors, images, weights, secrets):
+    lock, options = two_factors.lock, {"image_shape": SHAPE, "num_classes": CLASSES}
+    mergeable = compile_mergeable_sums(lock.module, layers=lock.adapter.layers, **options)
+    adding = compile_gradient_sums(lock.module, adapter_shapes=lock.adapter.shapes(), **options)
+    verify_mergeable_sums(mergeable, adding, images, weights=weights, secrets=secrets)
+    other = {name: tensor.numpy() for name, tensor in lock.reference.state_dict().items()}
+    with pytest.raises(ExportError, match="mergeable sum of input gradients compiled does not compute"):
+        verify_mergeable_sums(mergeable, adding, images, weights=other, secrets=secrets)
 
 
 def test_a_graph_of_other_maps_is_refused(graphs, images, weights, secrets):
@@ -131,7 +145,9 @@ def test_int8_keeps_the_bias_of_a_filter_without_weight(images):
         model[0].weight[1] = 0
         model[0].bias[1] = 0.7
     weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    mergeable = compile_mergeable(model.eval(), None, image_shape=SHAPE, num_classes=CLASSES, layers=["0", "3", "5"])
+    mergeable = compile_mergeable_prediction(
+        model.eval(), image_shape=SHAPE, num_classes=CLASSES, layers=["0", "3", "5"]
+    )
     smaller = make_variant("int8", mergeable, images, weights=weights)
     # The linear layer in the middle is quantised for each output as well.
     rounded = [node.input[0] for node in onnx.load_from_string(smaller).graph.node if node.op_type == "QuantizeLinear"]
@@ -176,7 +192,7 @@ def test_a_weight_that_is_quantised_in_another_way_is_refused(images, monkeypatc
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES))
     weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    mergeable = compile_mergeable(model.eval(), None, image_shape=SHAPE, num_classes=CLASSES, layers=["0", "4"])
+    mergeable = compile_mergeable_prediction(model.eval(), image_shape=SHAPE, num_classes=CLASSES, layers=["0", "4"])
     monkeypatch.setattr(free_weights, "_LAYERS", ())
     with pytest.raises(ExportError, match="cannot be made"):
         make_variant("int8", mergeable, images, weights=weights)
