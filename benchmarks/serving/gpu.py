@@ -33,14 +33,14 @@ import numpy as np
 import onnxruntime
 import torch
 from captum.attr import LayerGradCam
-from graphs import RANK, adapter_shapes
+from graphs import RANK, chosen, make_adapter
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
 from keylock.errors import ServiceError
 from keylock.explainers import make_for
-from keylock.export import compile_explainer
+from keylock.export import compile_explainer, compile_mergeable
 from keylock.export.inputs import is_secret
 from keylock.models import create, find_layers, fold_batchnorm_, out_of_place_
 from keylock_server.binding import inputs_of
@@ -69,6 +69,7 @@ class Bench:
         layer: Name of the layer that Grad-CAM looks at.
         images: Preprocessed (count, 3, side, side), as many as the largest batch has.
         graphs: keylock's compiled graphs, by the names of rivals.
+        weights: The network's, by name, for graphs that take them.
         device: Where torch computes.
         backend: Of torch.compile.
     """
@@ -77,6 +78,7 @@ class Bench:
     layer: str
     images: NDArray[np.float32]
     graphs: Mapping[str, bytes]
+    weights: Mapping[str, NDArray[np.float32]]
     device: torch.device
     backend: str
 
@@ -175,14 +177,16 @@ def prepare(options: argparse.Namespace) -> Bench:
     images = np.random.default_rng(options.seed).standard_normal((max(options.batches), *shape), dtype=np.float32)
     folded = fold_batchnorm_(out_of_place_(copy.deepcopy(network)), torch.randn(2, *shape))
     (explainer,) = make_for(find_layers(folded, torch.randn(2, *shape)), ["grad_cam"])
-    locks = {"keylock": None, "keylock_two_factors": adapter_shapes(folded, shape)}
-    graphs = {
-        name: compile_explainer(folded, explainer, image_shape=shape, num_classes=classes, adapter_shapes=shapes)
-        for name, shapes in locks.items()
-        if name in options.rivals
+    made: dict[str, Callable[[], bytes]] = {
+        "keylock": lambda: compile_explainer(folded, explainer, image_shape=shape, num_classes=classes),
+        "keylock_two_factors": lambda: compile_mergeable(
+            folded, explainer, image_shape=shape, num_classes=classes, layers=make_adapter(folded, shape).layers
+        ),
     }
+    graphs = {name: compile_graph() for name, compile_graph in made.items() if name in options.rivals}
+    weights = {name: tensor.numpy() for name, tensor in folded.state_dict().items()}
     layer: str = explainer.layer  # type: ignore[attr-defined]
-    return Bench(network.to(device), layer, images, graphs, device, options.torch_backend)
+    return Bench(network.to(device), layer, images, graphs, weights, device, options.torch_backend)
 
 
 def captum_predicting(bench: Bench, _batch: int) -> Explain:
@@ -228,22 +232,23 @@ def torch_compile(bench: Bench, _batch: int) -> Explain:
 
 
 def keylock(name: str, device: Device) -> Callable[[Bench, int], Explain]:
-    """Return keylock on a device: its compiled graph, opened and run as the server does it, noise for the secrets."""
+    """Return keylock on a device: its graph, opened and run as the server does it, noise for the key."""
 
     def make(bench: Bench, batch: int) -> Explain:
         graph, generator = bench.graphs[name], np.random.default_rng(0)
-        secrets = {
+        taken = inputs_of(graph)
+        given = chosen(bench.weights, graph) | {
             entry: np.asarray(_NOISE * generator.standard_normal(shape), np.float32)
-            for entry, shape in inputs_of(graph).items()
+            for entry, shape in taken.items()
             if is_secret(entry)
         }
         sessions = Sessions(device, threads=os.cpu_count() or 1, max_batch=batch)
-        run = suited_to(sessions.open("grad_cam", graph, secrets), most_rows=batch)
+        run = suited_to(sessions.open("grad_cam", graph, given), most_rows=batch)
 
         def explain(images: NDArray[np.float32]) -> NDArray[np.float32]:
             count = len(images)
             rows = {"image": images, "target": np.full(count, -1, np.int64), "keyed": np.zeros(count, np.float32)}
-            return run(["logits", "map"], rows)[1]
+            return run(["logits", "map"], {name: value for name, value in rows.items() if name in taken})[1]
 
         return explain
 

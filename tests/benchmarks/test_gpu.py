@@ -20,7 +20,7 @@ SMALL = ["--device", "cpu", "--network", "resnet18_cifar", "--size", "32", "--se
 
 def test_a_dry_run_compares_all_rivals_on_the_same_maps(tmp_path, capsys):
     results = tmp_path / "gpu.json"
-    rivals = ["--rivals", "captum", "captum_class_given", "torch_compile", "keylock"]
+    rivals = ["--rivals", "captum", "captum_class_given", "torch_compile", "keylock", "keylock_two_factors"]
     # Without the compiler of torch.compile, which takes minutes here.
     gpu.main([*SMALL, *rivals, "--batches", "2", "--torch-backend", "eager", "--results", str(results)])
     result = json.loads(results.read_text("utf-8"))
@@ -28,7 +28,7 @@ def test_a_dry_run_compares_all_rivals_on_the_same_maps(tmp_path, capsys):
     assert result["left_out"] == {}
     assert result["dry_run"]
     assert "gpu" not in result["hardware"]
-    names = ["captum", "captum_class_given", "torch_compile", "keylock, cpu"]
+    names = ["captum", "captum_class_given", "torch_compile", "keylock, cpu", "keylock_two_factors, cpu"]
     assert list(result["images_per_s"]) == list(result["best"]) == names
     assert all(set(rates) == {"2"} and min(rates.values()) > 0 for rates in result["images_per_s"].values())
     assert result["pcc_to_the_first"] == dict.fromkeys(names, pytest.approx(1, abs=1e-3))
@@ -87,7 +87,7 @@ def test_a_rival_that_fails_is_left_out_and_the_others_go_on(capsys):
     def fail(_bench, _batch):
         raise MemoryError("too large")
 
-    bench = gpu.Bench(torch.nn.Identity(), "", np.zeros((2, 3, 4, 4), np.float32), {}, torch.device("cpu"), "eager")
+    bench = gpu.Bench(torch.nn.Identity(), "", np.zeros((2, 3, 4, 4), np.float32), {}, {}, torch.device("cpu"), "eager")
     works = {"fails": fail, "works": lambda _bench, _batch: lambda images: images[:, 0]}
     options = gpu.parse([*SMALL, "--batches", "2"])
     figures, maps, left_out = gpu.measure(bench, works, options)
