@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load
 
 from keylock.adapters import Adapter
 from keylock.bundle import WEIGHTS_FILE
@@ -40,6 +38,10 @@ class Weights:
         Raises:
             BundleError: If they cannot be read, or are another model's than the adapter.
         """
+        # Where no adapter is merged, none of this is needed.
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
         try:
             self._published = {name: array.astype(np.float32, copy=False) for name, array in load(content).items()}
             self._merged = self._published if adapter is None else adapter.merged_into(self._published)
