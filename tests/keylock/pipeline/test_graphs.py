@@ -110,9 +110,9 @@ def test_every_graph_of_a_two_factor_lock_has_a_mergeable_one_in_the_same_number
             assert file in made.files
 
 
-def test_a_mergeable_graph_of_other_maps_is_left_out_for_every_key(make, shared, monkeypatch, caplog):
+def test_a_mergeable_graph_of_other_maps_is_left_out_for_every_key(make, made, shared, monkeypatch, caplog):
     compiled = {place: graph for place, graph in shared.items() if "mergeable" not in place}
-    other = shared["graphs/mergeable/gradient.onnx"]
+    other = made.files["graphs/mergeable/gradient.onnx"]
     monkeypatch.setattr(graphs, "compile_mergeable", lambda *_args, **_options: other)
     with caplog.at_level(logging.WARNING):
         (entry,) = make("grad_cam", compiled=compiled, variants=("int8",)).entries
