@@ -33,7 +33,6 @@ TRACED_BATCH = 7
 SHARE = "share"
 """The input that says how much of each row is in the sum of each image."""
 
-
 ROWS = frozenset({"image", "target", "keyed", SHARE})
 """The inputs that differ from batch to batch."""
 

@@ -44,6 +44,7 @@ __all__ = [
     "verify_keyed_prediction",
     "verify_loop",
     "verify_mergeable",
+    "verify_mergeable_sums",
     "verify_prediction",
 ]
 

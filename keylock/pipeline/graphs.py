@@ -154,7 +154,7 @@ class _Maker:
 
     def _graph(self, explainer: Explainer) -> ExplainerEntry:
         place = f"graphs/{explainer.name}.onnx"
-        graph = self._compile(explainer, place)
+        graph = self._compile(place, partial(compile_explainer, explainer=explainer))
         module, secrets = self._lock.module, self._secrets
         verification = verify_graph(graph, module, explainer, self._images, self._targets, secrets=secrets)
         maps = keyed_and_keyless_maps(graph, self._seen, secrets=secrets)
@@ -320,15 +320,7 @@ class _Maker:
     def _keyed_predictions(self) -> str:
         place = "graphs/keyed_predict.onnx"
         if place not in self._files:
-            graph = self._once(
-                place,
-                lambda: compile_keyed_prediction(
-                    self._lock.module,
-                    image_shape=self._shape,
-                    num_classes=self._classes,
-                    adapter_shapes=self._adapter_shapes,
-                ),
-            )
+            graph = self._compile(place, compile_keyed_prediction)
             verify_keyed_prediction(graph, self._lock.module, self._images, secrets=self._secrets)
             self._files[place] = graph
         return place
@@ -336,36 +328,26 @@ class _Maker:
     def _gradient_sums(self) -> str:
         place = "graphs/gradient_sums.onnx"
         if place not in self._files:
-            graph = self._once(
-                place,
-                lambda: compile_gradient_sums(
-                    self._lock.module,
-                    image_shape=self._shape,
-                    num_classes=self._classes,
-                    adapter_shapes=self._adapter_shapes,
-                ),
-            )
+            graph = self._compile(place, compile_gradient_sums)
             verify_gradient_sums(graph, self._lock.module, self._images, self._targets, secrets=self._secrets)
             self._files[place] = graph
         return place
 
-    def _compile(self, explainer: Explainer, place: str) -> bytes:
-        return self._once(
-            place,
-            lambda: compile_explainer(
-                self._lock.module,
-                explainer,
-                image_shape=self._shape,
-                num_classes=self._classes,
-                adapter_shapes=self._adapter_shapes,
-            ),
-        )
+    def _compile(self, place: str, compile_graph: Callable[..., bytes]) -> bytes:
+        """Return the graph of a place, compiled now or for an earlier key.
 
-    def _once(self, place: str, compile_graph: Callable[[], bytes]) -> bytes:
-        """Return the graph of a place, compiled now or for an earlier key."""
+        Args:
+            place: Its file.
+            compile_graph: Takes the module, the shape of images, the number of classes and the adapter's shapes.
+        """
         if place not in self._compiled:
             try:
-                self._compiled[place] = compile_graph()
+                self._compiled[place] = compile_graph(
+                    self._lock.module,
+                    image_shape=self._shape,
+                    num_classes=self._classes,
+                    adapter_shapes=self._adapter_shapes,
+                )
             except ExportError as error:
                 raise _NotCompiledError(error.message) from error
         return self._compiled[place]

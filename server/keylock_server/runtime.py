@@ -4,8 +4,9 @@ A graph that predicts takes `image` float32 `(batch, channels, height, width)` a
 A graph that explains also takes `target` int64 `(batch,)`, -1 for the predicted class, `keyed` float32 `(batch,)`, and
 the secrets: the key, and the tensors of the adapter of a two-factor lock. It also gives `map` float32 `(batch, height,
 width)`, non-negative. What loops ask is described in `asking`. The graph adds the key row by row under the mask, so
-that licensed and unlicensed rows share a batch, run the same instructions and cost the same time. No torch is needed,
-but for explainers that do not compile.
+that licensed and unlicensed rows share a batch, run the same instructions and cost the same time. Of a two-factor lock
+that has a mergeable graph, `merging` runs that in its place. No torch is needed, but for explainers that do not
+compile.
 """
 
 import logging
