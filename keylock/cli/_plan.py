@@ -153,7 +153,7 @@ def make_plan(
 def _variant_names(text: str) -> tuple[str, ...]:
     from keylock.export import VARIANTS
 
-    names = split_list(text)
+    names = tuple(dict.fromkeys(split_list(text)))
     for name in names:
         if name not in VARIANTS:
             raise UnknownNameError("variant", name, VARIANTS)

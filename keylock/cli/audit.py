@@ -86,7 +86,9 @@ def audit(
     secret = find_opener(
         bundle, key_seed_file=key_seed_file, key_file=key_file, key_passphrase_file=key_passphrase_file
     )
-    plan = AuditPlan(out=out, suite=suite, only=split_list(only), policy=Policy.load(policy), seed=seed)
+    plan = AuditPlan(
+        out=out, suite=suite, only=tuple(dict.fromkeys(split_list(only))), policy=Policy.load(policy), seed=seed
+    )
     manifest = open_bundle(bundle, trusted=None).manifest
     signing_key = _signing_key(home)
     _make_folder(out)

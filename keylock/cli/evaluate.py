@@ -105,7 +105,7 @@ def evaluate(
 def _names(text: str | None) -> tuple[str, ...] | None:
     if text is None:
         return None
-    names = split_list(text)
+    names = tuple(dict.fromkeys(split_list(text)))
     if not names:
         raise InputError("--explainers names none: give names with commas between them, or leave it out")
     return names
