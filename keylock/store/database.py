@@ -6,6 +6,7 @@ writes begins with `BEGIN IMMEDIATE`, so that several processes may write and ma
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
@@ -21,6 +22,7 @@ from keylock.store.schema import metadata
 __all__ = ["Database"]
 
 _BUSY_TIMEOUT_MS: Final = 10_000
+_PAUSE_S: Final = 0.01
 _WRITES: Final = "keylock_writes"
 _FORMS: Final = "sqlite:///PATH or postgresql://USER@HOST/DATABASE"
 # A server that stands still inside a transaction must not hold up the others; one that waits for it must outlast it.
@@ -205,8 +207,22 @@ def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
     connection.isolation_level = None
     # Before anything that may wait for another process.
     connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
-    connection.execute("PRAGMA journal_mode = WAL")
+    _write_ahead(connection)
     connection.execute("PRAGMA synchronous = FULL")
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Switches to a write-ahead log. Of several processes that do so at once, SQLite refuses some without waiting."""
+    last = time.monotonic() + _BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= last:
+                raise
+            time.sleep(_PAUSE_S)
+        else:
+            return
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -1,7 +1,10 @@
 """migrations.py: every store ends at the one schema the code knows, and one that is not there yet says what to do."""
 
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
+from typing import ClassVar
 
 import pytest
 
@@ -13,6 +16,7 @@ from sqlalchemy import create_engine, text
 
 from keylock.errors import StoreError
 from keylock.store import Database, LicenseStore
+from keylock.store.database import _prepare_sqlite
 from keylock.store.migrations import HEAD, _revisions
 from keylock.store.schema import metadata
 
@@ -77,3 +81,32 @@ def test_several_processes_fill_one_store(store_url):
     program = "import sys; from keylock.store import Database; Database(sys.argv[1]).close()"
     processes = [subprocess.Popen([sys.executable, "-c", program, store_url]) for _ in range(3)]
     assert [process.wait() for process in processes] == [0, 0, 0]
+
+
+class Refusing(sqlite3.Connection):
+    """Refuses to switch its journal, as SQLite does at once when another process switches at the same moment."""
+
+    refusals: ClassVar[list[int]] = []
+
+    def execute(self, statement, *parameters):
+        if "journal_mode =" in statement and self.refusals:
+            error = sqlite3.OperationalError("database is locked")
+            error.sqlite_errorcode = self.refusals.pop()
+            raise error
+        return super().execute(statement, *parameters)
+
+
+def test_a_process_that_opens_a_new_store_at_the_same_moment_is_waited_for(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "licenses.db", factory=Refusing)) as connection:
+        Refusing.refusals[:] = [sqlite3.SQLITE_BUSY] * 2
+        _prepare_sqlite(connection, None)
+        assert Refusing.refusals == []
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_other_failures_to_open_a_store_are_not_tried_again(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "licenses.db", factory=Refusing)) as connection:
+        Refusing.refusals[:] = [sqlite3.SQLITE_IOERR] * 2
+        with pytest.raises(sqlite3.OperationalError):
+            _prepare_sqlite(connection, None)
+        assert Refusing.refusals == [sqlite3.SQLITE_IOERR]
