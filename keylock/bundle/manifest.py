@@ -11,8 +11,9 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from keylock.class_names import normalise_class_names
 from keylock.digests import digest_of
-from keylock.errors import BundleError
+from keylock.errors import BundleError, DataError
 from keylock.keys import DERIVATION, Key
 from keylock.preprocessing import Preprocessing
 from keylock.signing import VerifyingKey, canonical_json
@@ -70,6 +71,18 @@ def _check_printable(text: str) -> str:
     if not text.isprintable():
         raise ValueError("it must be printable text on one line")
     return text
+
+
+def _check_class_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    # They are not put right here: what is signed is what is written in the file.
+    try:
+        normal = normalise_class_names(names, source="the classes")
+    except DataError as error:
+        raise ValueError(error.message) from None
+    for name, spelt in zip(names, normal, strict=True):
+        if name != spelt:
+            raise ValueError(f"the class name {name!r} must be spelt {spelt!r}, in Unicode form NFC")
+    return names
 
 
 FileName = Annotated[str, AfterValidator(check_file_name)]
@@ -252,7 +265,7 @@ class Manifest(_Entry):
         created: When, in UTC.
         keylock_version: Of the program that wrote it.
         architecture: How to build the network.
-        classes: Labels, in the order of the logits.
+        classes: Labels, in the order of the logits, spelt as `keylock.class_names` does.
         preprocessing: From pixels to the network's input.
         explainers: The explainers it offers.
         prediction_graph: The file of the graph that predicts.
@@ -274,7 +287,7 @@ class Manifest(_Entry):
     created: Moment
     keylock_version: Text
     architecture: Architecture
-    classes: Annotated[tuple[Text, ...], Field(min_length=1)]
+    classes: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_check_class_names)]
     preprocessing: Preprocessing
     explainers: tuple[ExplainerEntry, ...]
     prediction_graph: FileName
@@ -294,7 +307,6 @@ class Manifest(_Entry):
     def _check_consistency(self) -> Self:
         if len(self.classes) != self.architecture.num_classes:
             raise ValueError(f"{len(self.classes)} classes for {self.architecture.num_classes} logits")
-        _check_distinct("class", self.classes)
         _check_distinct("explainer", [entry.name for entry in self.explainers])
         _check_distinct("file", [name.lower() for name in self.files])
         of_explainers = [file for entry in self.explainers for file in (entry.graph, entry.predictions)]

@@ -35,8 +35,9 @@ from keylock.bundle.manifest import (
 from keylock.bundle.read import describe, open_bundle
 from keylock.bundle.sealing import Sealer, seal
 from keylock.bundle.signature import sign_manifest
+from keylock.class_names import normalise_class_names
 from keylock.digests import digest_of
-from keylock.errors import BundleError, KeySeedError
+from keylock.errors import BundleError, DataError, KeySeedError
 from keylock.keys import KeySeed
 from keylock.preprocessing import Preprocessing
 from keylock.signing import SigningKey, VerifyingKey
@@ -202,7 +203,7 @@ def _make_manifest(
             created=content.created,
             keylock_version=content.keylock_version,
             architecture=content.architecture,
-            classes=content.classes,
+            classes=normalise_class_names(content.classes, source="the classes"),
             preprocessing=content.preprocessing,
             explainers=content.explainers,
             prediction_graph=content.prediction_graph,
@@ -218,6 +219,8 @@ def _make_manifest(
             sealed_key=None if sealed is None else digest_of(sealed),
             issuer=Issuer.of(signing_key.verifying_key),
         )
+    except DataError as error:
+        raise BundleError(f"this does not make a bundle: {error.message}") from None
     except ValidationError as error:
         raise BundleError(f"this does not make a bundle: {describe(error)}") from None
 

@@ -143,7 +143,10 @@ def _class_names(path: Path, arrays: Arrays, train: ImageSet, test: ImageSet) ->
         return tuple(str(label) for label in range(highest + 1))
     if names.ndim != 1 or names.dtype.kind not in "US":
         raise DataError(f"{path}: class_names has shape {names.shape} and type {names.dtype}: give a list of texts")
-    return tuple(name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in names.tolist())
+    try:
+        return tuple(name.decode("utf-8") if isinstance(name, bytes) else str(name) for name in names.tolist())
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: class_names are bytes in another encoding than UTF-8: save them as text") from None
 
 
 def _size(images: ImageSet) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from keylock.class_names import normalise_class_names
 from keylock.data.files import ImageFiles
 from keylock.data.regions import ObjectRegions, resize_mask
 from keylock.errors import DataError
@@ -126,7 +127,7 @@ class DataSource:
 
     Attributes:
         name: Short name, kept in the manifest of what is trained on it.
-        classes: Class names in the order of the labels.
+        classes: Class names in the order of the labels, in the spelling of `keylock.class_names`.
         train: Images to train on.
         test: Images to measure on; none of them is in `train`, as far as the source says.
         preprocessing: The preprocessing that suits these images; a model may need another one.
@@ -147,8 +148,7 @@ class DataSource:
                 f"{self.name}: found {len(self.classes)} class{only}, a classifier needs at least two; "
                 "give each class a folder or label of its own"
             )
-        if len(set(self.classes)) != len(self.classes):
-            raise DataError(f"{self.name}: a class name occurs twice; give every class a name of its own")
+        object.__setattr__(self, "classes", normalise_class_names(self.classes, source=self.name))
         for split, images in (("training", self.train), ("test", self.test)):
             if not len(images):
                 raise DataError(f"{self.name}: there is no {split} image; add some")

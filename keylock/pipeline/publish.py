@@ -12,6 +12,7 @@ from torch import Tensor
 from keylock.bundle import CANARY_FILE, BundleContent, seal_canary, write_bundle
 from keylock.bundle.manifest import WEIGHTS_FILE, Architecture, Decoy, Figure, KeyEntry, Manifest
 from keylock.bundle.sealing import Sealer
+from keylock.class_names import normalise_class_names
 from keylock.decoys import decoy_of
 from keylock.evaluation import reference_digest
 from keylock.export import Secrets
@@ -28,9 +29,11 @@ __all__ = ["Publication", "publish"]
 class Publication:
     """What a bundle says beside what the lock knows itself.
 
+    Making one checks the class names, so make it before the training.
+
     Attributes:
         name: What clients ask for and licenses grant.
-        classes: Labels, in the order of the logits.
+        classes: Labels, in the order of the logits, in the spelling of `keylock.class_names`.
         preprocessing: Turns an image into what the module takes.
         architecture: A name of `keylock.models.architectures()`, or None for a module of your own, of which the
             bundle then carries weights and graphs.
@@ -46,6 +49,9 @@ class Publication:
     figures: tuple[Figure, ...] = ()
     training: Mapping[str, JsonValue] = field(default_factory=dict)
     variants: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", normalise_class_names(self.classes, source=self.name))
 
 
 def publish(

@@ -11,6 +11,7 @@ import numpy as np
 from google.protobuf import json_format, struct_pb2
 from numpy.typing import NDArray
 
+from keylock.class_names import normalise_class_name
 from keylock.digests import digest_of, digest_of_array
 from keylock.errors import InputError, TensorError, UnknownNameError
 from keylock.images import ImageLimits, decode
@@ -180,9 +181,10 @@ def choose_target(request: pb.ExplainRequest, classes: Sequence[str]) -> int:
         return request.target_index
     if chosen == "target_label":
         with at_field("target_label"):
-            if request.target_label not in classes:
-                raise UnknownNameError("class", request.target_label, classes)
-        return list(classes).index(request.target_label)
+            label = normalise_class_name(request.target_label)
+            if label not in classes:
+                raise UnknownNameError("class", label, classes)
+        return list(classes).index(label)
     return PREDICTED
 
 

@@ -67,7 +67,9 @@ def test_request_id_is_made_up_when_empty(calls, tiny):
     assert len({calls.explain(image).request_id, calls.explain(image).request_id, ""}) == 3
 
 
-@pytest.mark.parametrize("target", [{"target_index": 2}, {"target_label": "south-west"}])
+@pytest.mark.parametrize(
+    "target", [{"target_index": 2}, {"target_label": "south-west"}, {"target_label": " south-west\u00a0"}]
+)
 def test_target_by_index_and_by_label(calls, tiny, target):
     images = tiny.images(2)
     answer = calls.explain(*map(tiny.tensor_image, images), **target)

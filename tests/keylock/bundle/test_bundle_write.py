@@ -111,6 +111,7 @@ def merging(graph, mergeable):
     [
         ({"name": "my model"}, "name"),
         ({"classes": ("a", "b")}, "2 classes for 3 logits"),
+        ({"classes": ("a", "b", "c\r")}, "control character"),
         ({"explainers": (ExplainerEntry(name="x", runtime="torch"),) * 2}, "listed twice"),
         ({"prediction_graph": "graphs/missing.onnx"}, "needed and not listed"),
         ({"files": {"weights.safetensors": b""}}, "needed and not listed"),

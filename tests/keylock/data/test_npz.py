@@ -55,7 +55,7 @@ def test_classes_without_names_are_numbered(npz):
         ({"train_labels": np.arange(30) % 4}, "a training label is 3, but there are 3 classes: labels must be 0 to 2"),
         ({"test_labels": np.arange(12) - 1}, "a test label is -1"),
         ({"train_labels": np.arange(30) % 2}, "class 'blue' has no training image"),
-        ({"class_names": np.array(["a", "b", "a"])}, "a class name occurs twice"),
+        ({"class_names": np.array(["a", "b", "a"])}, "classes 0 and 2 have the same name"),
         ({"class_names": np.arange(3)}, "class_names has shape .* give a list of texts"),
         ({"class_names": np.array(["a", "b", "c"], dtype=object)}, "class_names holds pickled objects"),
         ({"train_labels": np.zeros(30, int), "test_labels": np.zeros(12, int), "class_names": None}, "found 1 class"),
