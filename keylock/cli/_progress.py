@@ -109,7 +109,7 @@ def shown_progress() -> Iterator[Display]:
     bars = _make_bars() if sys.stderr.isatty() else None
     display = Display(bars)
     if bars is not None:
-        bars.display = display
+        bars.line_below = lambda: display.line
         bars.start()
     numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, display.on_signal) for number in numbers}
@@ -192,12 +192,13 @@ def _make_bars() -> Any:  # noqa: ANN401 - the class is made here, so that rich 
     class Bars(Progress):
         """Bars with one line of figures below the last."""
 
-        display: Display
+        # A default, because rich asks for what to show before its constructor has returned.
+        line_below: Callable[[], str] = staticmethod(str)
 
         def get_renderables(self) -> Iterator[Any]:
             yield self.make_tasks_table(self.tasks)
-            if self.display.line:
-                yield Text(f"  {self.display.line}", style="dim", no_wrap=True, overflow="ellipsis")
+            if line := self.line_below():
+                yield Text(f"  {line}", style="dim", no_wrap=True, overflow="ellipsis")
 
     return Bars(
         TextColumn("{task.description}"),
