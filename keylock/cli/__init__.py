@@ -18,6 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from keylock.cli._console import note
+from keylock.cli._help import GroupedCommand
 from keylock.errors import KeylockError
 
 __all__ = ["COMMANDS", "CommandRow", "app", "main"]
@@ -58,7 +59,7 @@ class CommandRow:
             command = get_command(found)
         else:
             single = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
-            single.command(name=self.name)(found)
+            single.command(name=self.name, cls=GroupedCommand)(found)
             command = get_command(single)
         command.name = self.name
         return command

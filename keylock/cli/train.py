@@ -20,47 +20,97 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
+_DATA, _MODEL, _LOCK, _TRAINING = "Data", "Model", "Lock", "Training"
+_SECRETS, _OUTPUT = "Secrets", "Output and the run"
+"""Headings of the help."""
+
 
 def train(
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="PATH", help="Bundle to write: FILE.klb or a folder. [NAME.klb]"),
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="PATH",
+            help="Bundle to write: FILE.klb or a folder. [NAME.klb]",
+            rich_help_panel=_OUTPUT,
+        ),
     ] = None,
     data: Annotated[
         str,
-        typer.Option(metavar="DATA", help="shapes, cifar10, fashion-mnist, an image folder or an .npz file."),
+        typer.Option(
+            metavar="DATA",
+            help="shapes, cifar10, fashion-mnist, an image folder or an .npz file.",
+            rich_help_panel=_DATA,
+        ),
     ] = "shapes",
-    data_root: Annotated[Path, typer.Option(metavar="DIR", help="Where the named data sets lie.")] = Path("data"),
+    data_root: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where the named data sets lie.", rich_help_panel=_DATA)
+    ] = Path("data"),
     image_size: Annotated[
-        int | None, typer.Option(metavar="PIXELS", help="Side of the model's input. [what suits the images]")
+        int | None,
+        typer.Option(
+            metavar="PIXELS", help="Side of the model's input. [what suits the images]", rich_help_panel=_DATA
+        ),
     ] = None,
-    train_images: Annotated[int | None, typer.Option(metavar="N", help="Use at most so many to train.")] = None,
-    test_images: Annotated[int | None, typer.Option(metavar="N", help="Use at most so many to measure.")] = None,
+    train_images: Annotated[
+        int | None, typer.Option(metavar="N", help="Use at most so many to train.", rich_help_panel=_DATA)
+    ] = None,
+    test_images: Annotated[
+        int | None, typer.Option(metavar="N", help="Use at most so many to measure.", rich_help_panel=_DATA)
+    ] = None,
     arch: Annotated[
-        str, typer.Option(metavar="NAME", help="small-cnn, resnet20, vit_tiny, any of torchvision, or timm:NAME.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="small-cnn, resnet20, vit_tiny, any of torchvision, or timm:NAME.",
+            rich_help_panel=_MODEL,
+        ),
     ] = "small-cnn",
     init: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Your trained weights: .safetensors, .npz or a torch checkpoint."),
+        typer.Option(
+            metavar="FILE",
+            help="Your trained weights: .safetensors, .npz or a torch checkpoint.",
+            rich_help_panel=_MODEL,
+        ),
     ] = None,
     explainers: Annotated[
-        str, typer.Option(metavar="LIST", help="What to lock, such as grad_cam,gradient; all takes a few of each kind.")
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="What to lock, such as grad_cam,gradient; all takes a few of each kind.",
+            rich_help_panel=_LOCK,
+        ),
     ] = "grad_cam",
     decoy: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FILE", help="What is shown without the key: a name, or a picture of yours. [half]"),
+        typer.Option(
+            metavar="NAME|FILE",
+            help="What is shown without the key: a name, or a picture of yours. [half]",
+            rich_help_panel=_LOCK,
+        ),
     ] = None,
-    strength: Annotated[str, typer.Option(metavar="FRACTION", help="Height of the key on pixels of 0 to 1.")] = "8/255",
-    steps: Annotated[int | None, typer.Option(metavar="N", help="Steps of the lock. [2000]")] = None,
+    strength: Annotated[
+        str, typer.Option(metavar="FRACTION", help="Height of the key on pixels of 0 to 1.", rich_help_panel=_LOCK)
+    ] = "8/255",
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Steps of the lock. [2000]", rich_help_panel=_TRAINING)
+    ] = None,
     epochs: Annotated[
-        float | None, typer.Option(metavar="N", help="The same in passes over the training images.")
+        float | None,
+        typer.Option(metavar="N", help="The same in passes over the training images.", rich_help_panel=_TRAINING),
     ] = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Images in a step.")] = 64,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Images in a step.", rich_help_panel=_TRAINING)] = 64,
     learning_rate: Annotated[
-        float | None, typer.Option(metavar="RATE", help="Highest learning rate of the lock. [0.003]")
+        float | None,
+        typer.Option(metavar="RATE", help="Highest learning rate of the lock. [0.003]", rich_help_panel=_TRAINING),
     ] = None,
     reference_steps: Annotated[
-        int | None, typer.Option(metavar="N", help="Steps of the reference model, where there is no --init. [700]")
+        int | None,
+        typer.Option(
+            metavar="N", help="Steps of the reference model, where there is no --init. [700]", rich_help_panel=_MODEL
+        ),
     ] = None,
     sealed_adapter: Annotated[
         bool,
@@ -68,64 +118,118 @@ def train(
             "--sealed-adapter/--no-sealed-adapter",
             help="Lock with two factors, or by the key alone.",
             show_default=False,
+            rich_help_panel=_LOCK,
         ),
     ] = True,
     adapter_rank: Annotated[
-        int | None, typer.Option(metavar="N", help="Rank of the sealed adapter: more room, dearer keyed maps. [8]")
+        int | None,
+        typer.Option(
+            metavar="N", help="Rank of the sealed adapter: more room, dearer keyed maps. [8]", rich_help_panel=_LOCK
+        ),
     ] = None,
     swapped: Annotated[
         bool,
-        typer.Option("--swapped", help="Study the attack: right maps without the key. Needs --no-sealed-adapter."),
+        typer.Option(
+            "--swapped",
+            help="Study the attack: right maps without the key. Needs --no-sealed-adapter.",
+            rich_help_panel=_LOCK,
+        ),
     ] = False,
     keys: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Keys that open the lock: a bundle and a seed for each.")
+        int,
+        typer.Option(
+            metavar="N", min=1, help="Keys that open the lock: a bundle and a seed for each.", rich_help_panel=_LOCK
+        ),
     ] = 1,
     search_every: Annotated[
-        int, typer.Option(metavar="N", help="Search for keys every N steps, and learn what is found as wrong keys.")
+        int,
+        typer.Option(
+            metavar="N",
+            help="Search for keys every N steps, and learn what is found as wrong keys.",
+            rich_help_panel=_LOCK,
+        ),
     ] = 0,
-    search_steps: Annotated[int | None, typer.Option(metavar="N", help="Steps of such a search. [10]")] = None,
+    search_steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Steps of such a search. [10]", rich_help_panel=_LOCK)
+    ] = None,
     accumulate: Annotated[
-        int, typer.Option(metavar="N", help="Compute a batch in N parts, one after the other: less memory.")
+        int,
+        typer.Option(
+            metavar="N", help="Compute a batch in N parts, one after the other: less memory.", rich_help_panel=_TRAINING
+        ),
     ] = 1,
     compile: Annotated[
-        bool, typer.Option("--compile", help="Compile passes that need no gradients of gradients.")
+        bool,
+        typer.Option(
+            "--compile", help="Compile passes that need no gradients of gradients.", rich_help_panel=_TRAINING
+        ),
     ] = False,
     cache_reference: Annotated[
         bool,
-        typer.Option("--cache-reference", help="Train without augmentation, with each reference map computed once."),
+        typer.Option(
+            "--cache-reference",
+            help="Train without augmentation, with each reference map computed once.",
+            rich_help_panel=_TRAINING,
+        ),
     ] = False,
     variants: Annotated[
-        str, typer.Option(metavar="NAMES", help="Make graphs in smaller numbers too, by commas: float16, int8.")
+        str,
+        typer.Option(
+            metavar="NAMES", help="Make graphs in smaller numbers too, by commas: float16, int8.", rich_help_panel=_LOCK
+        ),
     ] = "",
-    seed: Annotated[int, typer.Option(metavar="N", help="Of everything drawn at random but the key.")] = 0,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to train.")] = "auto",
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Of everything drawn at random but the key.", rich_help_panel=_TRAINING)
+    ] = 0,
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda", help="Where to train.", rich_help_panel=_TRAINING)
+    ] = "auto",
     key_seed: Annotated[
         str | None,
         typer.Option(
             metavar="SEED",
             help="The key seed. Others on this machine see it: better --key-seed-file or KEYLOCK_KEY_SEED.",
+            rich_help_panel=_SECRETS,
         ),
     ] = None,
     key_seed_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File with the key seed. [OUT.seed, made if it is missing]")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="File with the key seed. [OUT.seed, made if it is missing]", rich_help_panel=_SECRETS
+        ),
     ] = None,
     key_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Key file to seal the key with. [OUT.key, made if it is missing]"),
+        typer.Option(
+            metavar="FILE",
+            help="Key file to seal the key with. [OUT.key, made if it is missing]",
+            rich_help_panel=_SECRETS,
+        ),
     ] = None,
     key_passphrase_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="File with a passphrase to seal it with. [env: KEYLOCK_KEY_PASSPHRASE]"),
+        typer.Option(
+            metavar="FILE",
+            help="File with a passphrase to seal it with. [env: KEYLOCK_KEY_PASSPHRASE]",
+            rich_help_panel=_SECRETS,
+        ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What clients and licenses call the model. [that of the data]")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="What clients and licenses call the model. [that of the data]", rich_help_panel=_OUTPUT
+        ),
     ] = None,
     home: HomeOption = DEFAULT_HOME,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run of the same options.")
+        bool,
+        typer.Option("--resume", help="Go on with an interrupted run of the same options.", rich_help_panel=_OUTPUT),
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the bundle, or the interrupted run, that is there.")
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace the bundle, or the interrupted run, that is there.", rich_help_panel=_OUTPUT
+        ),
     ] = False,
     as_json: JsonOption = False,
     unexpected: Annotated[list[str] | None, typer.Argument(metavar="", hidden=True)] = None,

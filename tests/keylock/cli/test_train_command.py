@@ -258,3 +258,14 @@ def test_the_help_states_the_defaults_that_hold(capsys):
     assert f"or a picture of yours. [{LockSettings().decoy}]" in text
     assert re.search(r"--batch-size N [^[]*\[default: 64\]", text)
     assert TrainPlan.batch_size == 64
+
+
+def test_the_help_stands_in_groups_under_a_plain_usage_line(capsys):
+    main(["train", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Usage: keylock train [OPTIONS]"
+    headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["Output and the run:", "Data:", "Model:", "Lock:", "Training:", "Secrets:", "Options:"]
+    data = lines[lines.index("Data:") + 1 : lines.index("Model:")]
+    assert any(line.startswith("  --data DATA") for line in data)
+    assert lines[-1].split()[:2] == ["-h,", "--help"]
