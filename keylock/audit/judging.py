@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable
 
 from keylock.audit.policy import Policy
-from keylock.audit.record import Finding, Judged, Recovery, Verdict
 from keylock.audit.scoring import SELF
+from keylock.auditreport.record import Finding, Judged, Recovery, Verdict
 
 __all__ = ["judge", "worst_first"]
 

@@ -8,17 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keylock.audit.case import Case
-from keylock.audit.record import AuditRecord, Judged
 from keylock.audit.report import render
 from keylock.audit.run import AuditPlan, AuditResult
-from keylock.audit.signed import page_digest, sign_audit
+from keylock.auditreport import FIGURES_FILE, PAGE_FILE, AuditRecord, Judged, page_digest, sign_audit
 from keylock.signing import SigningKey
 from keylock.versions import installed_versions
 
-__all__ = ["FIGURES_FILE", "PAGE_FILE", "publish_audit"]
-
-PAGE_FILE = "report.html"
-FIGURES_FILE = "audit.json"
+__all__ = ["publish_audit"]
 
 
 def publish_audit(

@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from keylock.audit.charts import Series, line_chart
-from keylock.audit.record import AuditRecord, Judged
 from keylock.audit.run import AuditResult
 from keylock.audit.scoring import similarity_to
+from keylock.auditreport.record import AuditRecord, Judged
 from keylock.heatmaps import colourise, resize
 from keylock.pages import cell, definitions, page, picture, table
 

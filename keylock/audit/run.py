@@ -23,10 +23,10 @@ from keylock.audit.judging import judge, worst_first
 from keylock.audit.learning import explained
 from keylock.audit.own_model import OwnModels
 from keylock.audit.policy import Policy
-from keylock.audit.record import CheckRecord, Finding, Judged, Point, Recovery
 from keylock.audit.scoring import recoveries, separation, similarity_to
 from keylock.audit.service.bench import Bench
 from keylock.audit.views import PairsView, PublicView, WeightsView
+from keylock.auditreport.record import CheckRecord, Finding, Judged, Point, Recovery
 from keylock.errors import KeylockError
 from keylock.evaluation import gate_curve
 from keylock.replacing import replacing

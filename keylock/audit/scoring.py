@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from keylock.audit.record import Recovery
+from keylock.auditreport.record import Recovery
 from keylock.evaluation import enlarge, estimate_mean, pearson, top_overlap
 
 __all__ = ["SELF", "recoveries", "separation", "similarity_to"]

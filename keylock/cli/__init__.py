@@ -77,9 +77,6 @@ COMMANDS = (
     CommandRow("audit", "keylock.cli.audit:audit", "Attack a lock, and write a report.", "Vendor"),
     CommandRow("inspect", "keylock.cli.inspect:inspect", "Show what is in a bundle.", "Vendor"),
     CommandRow("verify", "keylock.cli.inspect:verify", "Check the signature and every file of a bundle.", "Vendor"),
-    CommandRow(
-        "verify-audit", "keylock.cli.audit:verify_audit", "Check that the report of an audit is as signed.", "Vendor"
-    ),
     CommandRow("export", "keylock.cli.inspect:export", "Copy a bundle without its key.", "Vendor"),
     CommandRow("serve", "keylock.cli.serve:serve", "Serve predictions and explanations over gRPC.", "Vendor"),
     CommandRow("license", "keylock.cli.license:app", "Issue, show, renew, suspend and revoke licenses.", "Vendor"),
@@ -96,7 +93,13 @@ COMMANDS = (
     ),
     CommandRow("predict", "keylock.cli.predict:predict", "Ask a server to classify images.", "Customer"),
     CommandRow("explain", "keylock.cli.explain:explain", "Ask a server why: saliency maps of images.", "Customer"),
-    CommandRow("receipt", "keylock.cli.receipt:app", "Check receipts: what was charged, for which answer.", "Customer"),
+    CommandRow("receipt", "keylock.cli.receipt:app", "Show and check receipts: what was charged for what.", "Customer"),
+    CommandRow(
+        "verify-audit",
+        "keylock.cli.verify_audit:verify_audit",
+        "Check that the report of an audit is as signed.",
+        "Customer",
+    ),
 )
 """Every command, in the order of `keylock --help`."""
 

@@ -17,7 +17,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["JsonOption", "new_app", "note", "print_json", "print_pairs", "print_table", "stderr", "stdout"]
+__all__ = ["JsonOption", "new_app", "note", "print_json", "print_pairs", "print_table", "printable", "stderr", "stdout"]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 """The `--json` switch: `as_json: JsonOption = False`."""
@@ -74,16 +74,23 @@ def print_json(document: object) -> None:
     typer.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False, default=_plain))
 
 
+def printable(value: object) -> str:
+    """Return a value as text for a terminal: where something in it does not print, as a JSON string."""
+    text = str(value)
+    return text if text.isprintable() else json.dumps(text)
+
+
 def print_pairs(pairs: Mapping[str, object] | Iterable[tuple[str, object]]) -> None:
     """Print names and values, one pair a line, the values aligned.
 
     Args:
-        pairs: What to print, in order. Values are printed with `str`.
+        pairs: What to print, in order. Values are printed with `str`; what does not print is escaped, because anybody
+            may have written it.
     """
     rows = list(pairs.items() if isinstance(pairs, Mapping) else pairs)
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
-        typer.echo(f"{name:<{width}}  {value}".rstrip())
+        typer.echo(f"{name:<{width}}  {printable(value)}".rstrip())
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -91,9 +98,9 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
 
     Args:
         header: Names of the columns.
-        rows: Cells, as many in each row as there are columns. Cells are printed with `str`.
+        rows: Cells, as many in each row as there are columns. They are printed as the values of `print_pairs` are.
     """
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[printable(cell) for cell in row] for row in rows]
     columns = list(zip(header, *cells, strict=True))
     widths = [max(len(cell) for cell in column) for column in columns]
     numeric = [bool(cells) and all(_is_number(cell) for cell in column[1:]) for column in columns]

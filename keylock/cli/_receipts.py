@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
 
 from keylock.cli._home import own_issuers, read_issuers
 from keylock.errors import InputError, SignatureError
@@ -10,23 +12,68 @@ from keylock.errors import InputError, SignatureError
 if TYPE_CHECKING:
     from keylock.signing import VerifyingKey
 
-__all__ = ["find_trust", "read_small_text"]
+__all__ = ["TrustedLicenseOption", "find_trust", "known_trust", "read_revoked", "read_small_text"]
 
 _MAX_BYTES: Final = 4 * 1024 * 1024
 
 
-def find_trust(issuer: list[Path] | None, home: Path) -> "Callable[[VerifyingKey], bool]":
-    """Returns a test for trusted issuers: those of `--issuer`, or those of the vendor's directory.
+TrustedLicenseOption = Annotated[
+    Path | None,
+    typer.Option("--license-file", metavar="FILE", help="Your license, in place of --issuer: trust who issued it."),
+]
+"""`license_file: TrustedLicenseOption = None`."""
+
+
+def find_trust(
+    issuer: list[Path] | None, home: Path, license_file: Path | None = None
+) -> "Callable[[VerifyingKey], bool]":
+    """Returns a test for trusted issuers: those of `--issuer`, of the license, or of the vendor's directory.
 
     Raises:
-        SignatureError: If there is neither, or a key cannot be read.
+        SignatureError: If there is none of them, or a key cannot be read.
+        InputError: If the license cannot be read.
     """
-    from keylock.licensing.receipts import trusts_any
-
-    keys = read_issuers(issuer) or own_issuers(home)
-    if not keys:
+    found = known_trust(issuer, home, license_file)
+    if found is None:
         raise SignatureError("say whom you trust: give --issuer with the vendor's public key")
-    return trusts_any(keys)
+    return found
+
+
+def known_trust(
+    issuer: list[Path] | None, home: Path, license_file: Path | None = None
+) -> "Callable[[VerifyingKey], bool] | None":
+    """Returns a test as `find_trust` does, or None where nobody is known."""
+    from keylock.licensing.receipts import trusts_any, trusts_id
+
+    keys = read_issuers(issuer)
+    if keys is None and license_file is not None:
+        return trusts_id(_issuer_of(license_file))
+    keys = keys or own_issuers(home)
+    return trusts_any(keys) if keys else None
+
+
+def read_revoked(path: Path | None, trusts: "Callable[[VerifyingKey], bool]") -> frozenset[str]:
+    """Returns the ids of receipt keys in a list of the vendor's of those taken back; none where none is given.
+
+    Raises:
+        InputError: If it cannot be read.
+        ReceiptError: If it does not hold.
+    """
+    from keylock.licensing.revocations import Revocations
+
+    return frozenset() if path is None else Revocations.read(read_small_text(path, "list of receipt keys"), trusts).keys
+
+
+def _issuer_of(path: Path) -> str:
+    """Returns the id of the key that a license says it is signed with. The owner got the license from the vendor."""
+    from keylock.armour import unarmour
+    from keylock.jws import unverified_header
+
+    header = unverified_header(unarmour(read_small_text(path, "license")))
+    key_id = header.get("kid")
+    if header.get("typ") != "keylock-license+jws" or not isinstance(key_id, str):
+        raise InputError(f"{path} holds no license: give the file that the vendor issued")
+    return key_id
 
 
 def read_small_text(path: Path, what: str) -> str:

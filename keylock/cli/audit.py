@@ -1,4 +1,4 @@
-"""`keylock audit` and `verify-audit`: attack your own lock, and check the report of an audit."""
+"""`keylock audit`: attack your own lock, and write a report."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keylock.cli._console import JsonOption, note, print_json, print_pairs, print_table
-from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption, read_issuers
+from keylock.cli._console import JsonOption, note, print_json, print_table
+from keylock.cli._home import DEFAULT_HOME, HomeOption
 from keylock.cli._lists import split_list
 from keylock.cli._measured_data import (
     DataOption,
@@ -25,15 +25,16 @@ from keylock.cli._measured_data import (
     seed_of,
 )
 from keylock.cli._secrets import find_opener
-from keylock.errors import InputError, SignatureError, UnknownNameError
+from keylock.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
-    from keylock.audit import AuditPlan, AuditRecord, Case, Judged, Oracle
+    from keylock.audit import AuditPlan, Case, Judged, Oracle
     from keylock.audit.service.bench import Bench
+    from keylock.auditreport import AuditRecord
     from keylock.cli._progress import Display
     from keylock.signing import SigningKey
 
-__all__ = ["audit", "verify_audit"]
+__all__ = ["audit"]
 
 _INTERRUPTED = 130
 _SERVED_IMAGES = 8
@@ -192,7 +193,7 @@ def _asked(oracle: str, bundle: Path) -> "Iterator[Callable[[], Oracle] | None]"
 
 
 def _report(record: "AuditRecord", out: Path, *, signed: bool, as_json: bool) -> None:
-    from keylock.audit.publish import FIGURES_FILE, PAGE_FILE
+    from keylock.auditreport import FIGURES_FILE, PAGE_FILE
 
     if as_json:
         files = [out / PAGE_FILE, out / FIGURES_FILE]
@@ -216,47 +217,3 @@ def _row(one: "Judged") -> tuple[str, ...]:
     advantage = "-" if one.advantage is None else f"{one.advantage:+.3f}"
     pcc, chance = f"{recovery.pcc[0]:+.3f}", f"{recovery.chance:.3f}"
     return one.verdict, one.finding.attack, recovery.label, pcc, chance, own, advantage
-
-
-def verify_audit(
-    report: Annotated[Path, typer.Argument(metavar="AUDIT.JSON", help="The audit.json of a report.")],
-    issuer: IssuerOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Check that the report of an audit is as the vendor signed it.
-
-    With --issuer it must be signed by one of these keys. Where report.html is beside it, that is checked too.
-    """
-    from keylock.audit.publish import PAGE_FILE
-    from keylock.audit.signed import page_digest
-    from keylock.audit.signed import verify_audit as verify
-
-    trusted = read_issuers(issuer)
-    found = verify(report.read_text("utf-8"), trusted=trusted)
-    page = report.with_name(PAGE_FILE)
-    if page.is_file() and page_digest(page.read_text("utf-8")) != found.page:
-        raise SignatureError(f"{page} is not the page that was signed with these figures")
-    record = found.record
-    if as_json:
-        print_json(
-            {
-                "model_digest": record.model_digest,
-                "created": record.created,
-                "suite": record.suite,
-                "issuer": found.key_id,
-                "issuer_trusted": found.trusted,
-                "page": page if page.is_file() else None,
-                "failed": [one.finding.attack for one in record.judged if one.verdict == "fail"],
-            }
-        )
-        return
-    print_pairs(
-        [
-            ("signature", "good"),
-            ("issuer", found.key_id + (" (trusted)" if found.trusted else " (not checked: give --issuer)")),
-            ("page", "as signed" if page.is_file() else "not beside it"),
-            ("model", f"{record.model} {record.model_digest}"),
-            ("audit", f"suite {record.suite}, {record.created:%Y-%m-%d %H:%M} UTC, {record.about}"),
-            ("failed", ", ".join(one.finding.attack for one in record.judged if one.verdict == "fail") or "none"),
-        ]
-    )

@@ -1,4 +1,4 @@
-"""`keylock audit-log`: the vendor's side of the log of everything charged."""
+"""`keylock audit-log`: the vendor's side of the log of everything charged, and checking a proof from it anywhere."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,10 +8,11 @@ import typer
 
 from keylock.cli._console import JsonOption, new_app, note, print_json, print_pairs
 from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption
-from keylock.cli._receipts import find_trust, read_small_text
+from keylock.cli._receipts import TrustedLicenseOption, find_trust, read_revoked, read_small_text
 from keylock.cli._store import StoreOption, open_store
 
 if TYPE_CHECKING:
+    from keylock.auditlog import Checkpoint
     from keylock.licensing.receipt_keys import ReceiptKey
 
 __all__ = ["app"]
@@ -146,6 +147,65 @@ def audit_log_prove(
         typer.echo(str(out))
     else:
         typer.echo(str(proof), nl=False)
+
+
+@app.command("verify-proof")
+def audit_log_verify_proof(
+    proof: Annotated[Path, typer.Argument(metavar="PROOF", help="A file that keylock audit-log prove wrote.")],
+    since: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The earlier checkpoint that the log must go on from.")
+    ] = None,
+    receipt: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The receipt that must be in the log, in place of --since.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the newer checkpoint here, to keep in place of the old.")
+    ] = None,
+    revocations: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The vendor's list of receipt keys that were taken back.")
+    ] = None,
+    issuer: IssuerOption = None,
+    license_file: TrustedLicenseOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a proof offline, with the vendor's public key alone: no server and no store is asked.
+
+    It shows that the log goes on from an earlier checkpoint, with nothing in it changed or taken out since, or that it
+    holds a receipt.
+    """
+    from keylock.auditlog import ConsistencyProof, InclusionProof
+    from keylock.errors import InputError
+    from keylock.licensing.receipt_keys import open_checkpoint
+    from keylock.licensing.receipts import Receipt
+
+    if (receipt is None) == (since is None):
+        raise InputError("say what is to be shown: --since with the earlier checkpoint, or --receipt, one of them")
+    trusts = find_trust(issuer, home, license_file)
+    revoked = read_revoked(revocations, trusts)
+    text = read_small_text(proof, "proof")
+
+    def read(signed: str) -> "Checkpoint":
+        return open_checkpoint(signed, trusts, revoked=revoked)
+
+    shown: tuple[str, str]
+    if since is not None:
+        old = read(read_small_text(since, "checkpoint"))
+        goes_on = ConsistencyProof.parse(text)
+        state, signed = goes_on.verify(old, read), goes_on.checkpoint
+        shown = "goes on", f"from {old.size} entries to {state.size}; none of the {old.size} was changed or taken out"
+    elif receipt is not None:
+        # Its key may have been taken back: the proof is what counts then.
+        entry = Receipt.verify(read_small_text(receipt, "receipt"), trusts).entry
+        holds = InclusionProof.parse(text)
+        state, signed = holds.verify(entry, read), holds.checkpoint
+        shown = "holds", f"the receipt, as entry {holds.index} of {state.size}"
+    if out is not None:
+        out.write_text(signed, "utf-8")
+    if as_json:
+        print_json({"log": state.origin, "size": state.size, "root": state.root.hex(), "checkpoint": signed})
+        return
+    print_pairs([("proof", "good"), ("log", state.origin), shown, ("root hash", state.root.hex())])
 
 
 def _receipt_key(path: Path | None, home: Path) -> "ReceiptKey":

@@ -1,6 +1,5 @@
 """`keylock inspect`, `verify` and `export`: what a bundle says, whether it is whole, and its public copy."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -158,7 +157,7 @@ def _describe_adapter(bundle: "Bundle") -> str:
 
 
 def _explainer_row(entry: "ExplainerEntry", manifest: "Manifest") -> tuple[object, ...]:
-    parameters = ", ".join(f"{_show(name)}={_show(value)}" for name, value in sorted(entry.parameters.items())) or "-"
+    parameters = ", ".join(f"{name}={value}" for name, value in sorted(entry.parameters.items())) or "-"
     correlation = "-" if entry.pcc_to_reference is None else f"{entry.pcc_to_reference:.5f}"
     return entry.name, _describe_runtime(entry, manifest), parameters, correlation
 
@@ -189,9 +188,3 @@ def _with_variants(runtime: str, variants: "Mapping[str, VariantEntry]") -> str:
 def _figure_row(figure: "Figure") -> tuple[object, ...]:
     interval = "-" if figure.low is None or figure.high is None else f"{figure.low:.4g} to {figure.high:.4g}"
     return figure.name, f"{figure.value:.4g}", interval, figure.unit or "-", figure.about or "-"
-
-
-def _show(value: object) -> str:
-    """Returns a parameter as text; what is not printable is escaped, because anybody may have written it."""
-    text = str(value)
-    return text if text.isprintable() else json.dumps(text)

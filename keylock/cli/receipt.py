@@ -1,7 +1,10 @@
-"""`keylock receipt`: the customer's and the auditor's side. Receipts are verified offline; proofs are asked for."""
+"""`keylock receipt`: the customer's and the auditor's side. Receipts are shown and verified offline, proofs asked for.
+
+What is shown may come from anybody: `print_pairs` escapes what does not print.
+"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,21 +18,62 @@ from keylock.cli._connection import (
 )
 from keylock.cli._console import JsonOption, new_app, note, print_json, print_pairs
 from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption
-from keylock.cli._receipts import find_trust, read_small_text
+from keylock.cli._receipts import TrustedLicenseOption, find_trust, known_trust, read_revoked, read_small_text
+from keylock.errors import InputError
+
+if TYPE_CHECKING:
+    from keylock.licensing.receipts import Receipt
 
 __all__ = ["app"]
 
-app = new_app("Check receipts: what was charged, for which answer.")
+app = new_app("Show and check receipts: what was charged for what.")
 
 
-@app.callback()
-def _group() -> None:
-    """Check receipts: what was charged, for which answer."""
+ReceiptArgument = Annotated[Path, typer.Argument(metavar="RECEIPT", help="A file with a receipt.")]
+RevocationsOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="The vendor's list of receipt keys that were taken back.")
+]
+
+
+@app.command("show")
+def receipt_show(
+    receipt: ReceiptArgument,
+    issuer: IssuerOption = None,
+    license_file: TrustedLicenseOption = None,
+    revocations: RevocationsOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a receipt says.
+
+    It must be whole and signed by the key that it names. Whether that key is the vendor's is checked where the issuer
+    is known: by --issuer, --license-file or the vendor's directory.
+    """
+    from keylock.licensing.receipts import Receipt
+
+    trusts = known_trust(issuer, home, license_file)
+    if trusts is None and revocations is not None:
+        raise InputError("a list of receipt keys is checked with the issuer's key: give --issuer or --license-file")
+    revoked = frozenset[str]() if trusts is None else read_revoked(revocations, trusts)
+    read = Receipt.verify(read_small_text(receipt, "receipt"), trusts or (lambda _key: True), revoked=revoked)
+    if as_json:
+        print_json(
+            {
+                "charge": read.charge,
+                "issuer": read.certificate.issuer.key_id,
+                "issuer_trusted": trusts is not None,
+            }
+        )
+        return
+    by = read.certificate.issuer.key_id
+    checked = f"good, certified by {by}"
+    unknown = f"not checked: it names the issuer {by}; give --issuer, or --license-file with your license"
+    print_pairs([("signature", unknown if trusts is None else checked), *_told(read), *_digests(read)])
 
 
 @app.command("verify")
 def receipt_verify(
-    receipt: Annotated[Path, typer.Argument(metavar="RECEIPT", help="A file with a receipt.")],
+    receipt: ReceiptArgument,
     image: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="An image file as it was sent, in the order of the request; repeat it."),
@@ -41,10 +85,9 @@ def receipt_verify(
     proof: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A proof that the receipt is in the vendor's log.")
     ] = None,
-    revocations: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The vendor's list of receipt keys that were taken back.")
-    ] = None,
+    revocations: RevocationsOption = None,
     issuer: IssuerOption = None,
+    license_file: TrustedLicenseOption = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
@@ -55,12 +98,9 @@ def receipt_verify(
     from keylock.auditlog import InclusionProof
     from keylock.licensing.receipt_keys import open_checkpoint
     from keylock.licensing.receipts import Receipt
-    from keylock.licensing.revocations import Revocations
 
-    trusts = find_trust(issuer, home)
-    revoked = frozenset[str]()
-    if revocations is not None:
-        revoked = Revocations.read(read_small_text(revocations, "list of receipt keys"), trusts).keys
+    trusts = find_trust(issuer, home, license_file)
+    revoked = read_revoked(revocations, trusts)
     # What is proven to be in the log holds although its key was taken back.
     verified = Receipt.verify(
         read_small_text(receipt, "receipt"), trusts, revoked=revoked if proof is None else frozenset()
@@ -89,13 +129,7 @@ def receipt_verify(
     print_pairs(
         [
             ("receipt", f"good, certified by {verified.certificate.issuer.key_id}"),
-            ("license", charge.license_id),
-            ("request", charge.request_id),
-            ("time", f"{charge.time:%Y-%m-%d %H:%M:%S} UTC"),
-            ("model", charge.model_digest),
-            ("explainer", charge.explainer),
-            ("maps", f"{len(charge.map_digests)}, {'true ones' if charge.keyed else 'decoys'}"),
-            ("units", charge.units),
+            *_told(verified),
             *([] if logged is None else [("log", f"entry of {logged.origin}, which had {logged.size}")]),
         ]
     )
@@ -131,6 +165,31 @@ def receipt_prove(
         print_pairs([("log", f"{proof.log}, entry {proof.index} of {proof.size}"), ("file", out)])
 
 
+def _told(receipt: "Receipt") -> list[tuple[str, object]]:
+    charge = receipt.charge
+    return [
+        ("license", charge.license_id),
+        ("request", charge.request_id),
+        ("time", f"{charge.time:%Y-%m-%d %H:%M:%S} UTC"),
+        ("model", charge.model_digest),
+        ("explainer", charge.explainer),
+        ("maps", f"{len(charge.map_digests)}, {'true ones' if charge.keyed else 'decoys'}"),
+        ("units", charge.units),
+    ]
+
+
+def _digests(receipt: "Receipt") -> list[tuple[str, object]]:
+    charge = receipt.charge
+    parameters = ", ".join(f"{name}={value}" for name, value in sorted(charge.parameters.items()))
+    rows: list[tuple[str, object]] = [
+        ("parameters", parameters or "-"),
+        ("class", "the predicted one" if charge.target < 0 else f"number {charge.target}"),
+    ]
+    for number, (image, saliency) in enumerate(zip(charge.image_digests, charge.map_digests, strict=False), start=1):
+        rows += [(f"image {number}", image), (f"map {number}", saliency)]
+    return rows
+
+
 def _check(what: str, certified: tuple[str, ...], given: list[str] | None) -> None:
     from keylock.errors import ReceiptError
 
@@ -144,7 +203,6 @@ def _check(what: str, certified: tuple[str, ...], given: list[str] | None) -> No
 
 def _digest_of_image(path: Path) -> str:
     from keylock.digests import digest_of
-    from keylock.errors import InputError
 
     try:
         return digest_of(path.read_bytes())
@@ -156,7 +214,6 @@ def _digest_of_map(path: Path) -> str:
     import numpy as np
 
     from keylock.digests import digest_of_array
-    from keylock.errors import InputError
 
     try:
         array = np.load(path, allow_pickle=False)

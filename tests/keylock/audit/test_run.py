@@ -16,10 +16,10 @@ from keylock.audit.judging import judge
 from keylock.audit.naive import NAIVE_ATTACKS, naive_case
 from keylock.audit.oracle import Oracle
 from keylock.audit.publish import publish_audit
-from keylock.audit.record import Finding, Recovery
 from keylock.audit.scoring import SELF, recoveries
-from keylock.audit.signed import page_digest, sign_audit, verify_audit
 from keylock.audit.views import PublicView
+from keylock.auditreport.record import Finding, Recovery
+from keylock.auditreport.signed import page_digest, sign_audit, verify_audit
 from keylock.errors import InputError, SignatureError, UnknownNameError
 from keylock.signing import SigningKey
 from keylock.training import Silent

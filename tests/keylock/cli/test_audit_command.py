@@ -6,6 +6,8 @@ import pytest
 
 pytest.importorskip("torch")
 
+from client_install import run_as_customer
+
 from keylock.cli import main
 from keylock.signing import Home
 
@@ -45,6 +47,9 @@ def test_a_report_is_written_signed_and_verified(run, tmp_path, capfd):
     shown = capfd.readouterr().out
     assert "(trusted)" in shown
     assert "as signed" in shown
+    as_customer = run_as_customer("verify-audit", figures, "--issuer", issuer, "--json", folder=tmp_path)
+    assert as_customer.returncode == 0, as_customer.stderr
+    assert json.loads(as_customer.stdout)["issuer_trusted"]
     page = tmp_path / "report" / "report.html"
     page.write_text(page.read_text().replace("Audit of", "Praise of"))
     assert main(["verify-audit", str(figures)]) == 6

@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("sqlalchemy")
 
+from client_install import run_as_customer
 from sqlalchemy import text
 
 from keylock.auditlog import table
@@ -90,6 +91,93 @@ def test_a_receipt_is_checked_and_proven_offline_with_the_public_key_alone(vendo
     assert answer["images_checked"] is answer["maps_checked"] is True
     assert run("receipt verify r1.receipt --issuer issuer.pem").err.count("not checked") == 3
     assert "say whom you trust" in run("receipt verify r1.receipt", code=6).err
+
+
+def test_a_receipt_is_shown_with_or_without_knowing_whom_to_trust(vendor, run, tmp_path, monkeypatch):
+    vendor(0)
+    shown = run("receipt show r0.receipt").out
+    assert "signature   good, certified by" in shown
+    assert digest_of(IMAGE) in shown
+    assert "beta=8.0" in shown
+    monkeypatch.setenv("KEYLOCK_HOME", str(tmp_path / "nowhere"))
+    assert "not checked: it names the issuer" in run("receipt show r0.receipt").out
+    answer = json.loads(run("receipt show r0.receipt --json").out)
+    assert answer["issuer_trusted"] is False
+    assert answer["charge"]["request_id"] == "r-0"
+    Home.open(tmp_path / "others", create=True)
+    assert "not trusted here" in run("receipt show r0.receipt --issuer others/issuer.pub.pem", code=11).err
+    assert "receipt" in run("receipt show image.png", code=11).err
+
+
+def test_a_license_says_whom_to_trust(vendor, run, tmp_path, monkeypatch):
+    vendor(0)
+    run("license issue --customer Acme --model * --out acme.license")
+    monkeypatch.setenv("KEYLOCK_HOME", str(tmp_path / "nowhere"))
+    assert "good" in run("receipt show r0.receipt --license-file acme.license").out
+    assert "good" in run("receipt verify r0.receipt --license-file acme.license").out
+    assert "holds no license" in run("receipt show r0.receipt --license-file r0.receipt", code=3).err
+    monkeypatch.setenv("KEYLOCK_HOME", str(tmp_path / "others"))
+    run("issuer init --home others")
+    run("license issue --customer Acme --model * --home others --out other.license")
+    monkeypatch.setenv("KEYLOCK_HOME", str(tmp_path / "nowhere"))
+    assert run("receipt show r0.receipt --license-file other.license", code=11).out == ""
+
+
+def test_a_proof_is_checked_with_what_a_client_has_installed(vendor, run, tmp_path):
+    vendor(0, 1)
+    run("audit-log checkpoint --out kept.txt")
+    vendor(2, 3, 4)
+    newest = run("audit-log checkpoint").out
+    run("audit-log prove --since kept.txt --out since.proof")
+    run("audit-log prove r1.receipt --out r1.tlog-proof")
+    line = ["audit-log", "verify-proof", "since.proof", "--since", "kept.txt", "--issuer", "home/issuer.pub.pem"]
+    done = run_as_customer(*line, "--out", "newer.txt", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "from 2 entries to 5; none of the 2 was changed" in done.stdout
+    assert (tmp_path / "newer.txt").read_text() == newest
+    line = ["audit-log", "verify-proof", "r1.tlog-proof", "--receipt", "r1.receipt", "--issuer", "home/issuer.pub.pem"]
+    answer = json.loads(run_as_customer(*line, "--json", folder=tmp_path).stdout)
+    assert answer["size"] == 5
+    assert answer["checkpoint"] == newest
+    # The one it leads to is where the next one begins.
+    vendor(5)
+    run("audit-log checkpoint")
+    run("audit-log prove --since newer.txt --out later.proof")
+    assert "from 5 entries to 6" in run("audit-log verify-proof later.proof --since newer.txt").out
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "what"),
+    [
+        ("since.proof --since other.txt", 11, "another log, or not for the checkpoint of 1 entries"),
+        ("changed.proof --since kept.txt", 11, "does not go on"),
+        ("since.proof --receipt r0.receipt", 11, "no proof of the form c2sp.org"),
+        ("r0.tlog-proof --since kept.txt", 11, "no proof of the form keylock/log-consistency"),
+        ("r0.tlog-proof --receipt r1.receipt", 11, "is not in the log"),
+        ("since.proof", 3, "one of them"),
+        ("since.proof --since kept.txt --receipt r0.receipt", 3, "one of them"),
+        ("missing.proof --since kept.txt", 3, "cannot read"),
+        ("since.proof --since image.png", 11, "checkpoint"),
+        ("since.proof --since kept.txt --issuer others/issuer.pub.pem", 11, "not to be trusted"),
+        ("since.proof --since kept.txt --home nowhere", 6, "say whom you trust"),
+    ],
+)
+def test_a_proof_that_does_not_show_it_is_refused(options, code, what, vendor, run, tmp_path):
+    vendor(0)
+    run("audit-log checkpoint --out other.txt")
+    vendor(1)
+    run("audit-log checkpoint --out kept.txt")
+    vendor(2)
+    run("audit-log checkpoint")
+    run("audit-log prove --since kept.txt --out since.proof")
+    run("audit-log prove r0.receipt --out r0.tlog-proof")
+    head, _, tail = (tmp_path / "since.proof").read_text().partition("\n\n")
+    first, old, *hashes = head.split("\n")
+    (tmp_path / "changed.proof").write_text("\n".join([first, old, *reversed(hashes), hashes[0]]) + "\n\n" + tail)
+    Home.open(tmp_path / "others", create=True)
+    refused = run(f"audit-log verify-proof {options}", code=code)
+    assert what in refused.err
+    assert refused.out == ""
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,15 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from keylock.audit.record import AuditRecord
+from keylock.auditreport.record import AuditRecord
 from keylock.digests import digest_of
 from keylock.errors import SignatureError
 from keylock.signing import SigningKey, VerifyingKey, canonical_json, decode_base64url, encode_base64url
 
-__all__ = ["VerifiedAudit", "page_digest", "sign_audit", "verify_audit"]
+__all__ = ["FIGURES_FILE", "PAGE_FILE", "VerifiedAudit", "page_digest", "sign_audit", "verify_audit"]
+
+PAGE_FILE: Final = "report.html"
+FIGURES_FILE: Final = "audit.json"
 
 # What is signed starts with this, so that a signature over an audit never passes for one over anything else.
 _CONTEXT: Final = b"keylock/v1/audit\n"
