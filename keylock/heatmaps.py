@@ -18,7 +18,12 @@ from keylock.errors import TensorError, UnknownNameError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["COLORMAPS", "colourise", "normalise", "overlay", "resize"]
+__all__ = ["COLORMAPS", "colourise", "normalise", "overlay", "resize", "viewing_scale"]
+
+# The longer side that a picture has at least, in pixels, to be seen well by a person.
+_VISIBLE = 256
+_MAX_SCALE = 64
+_MAX_PIXELS = 100_000_000
 
 COLORMAPS: Mapping[str, tuple[tuple[int, int, int], ...]] = MappingProxyType(
     {
@@ -99,6 +104,7 @@ def overlay(
     saliency: NDArray[Any],
     *,
     box: tuple[int, int, int, int] | None = None,
+    scale: int = 1,
     opacity: float = 0.75,
     colormap: str = "ember",
 ) -> "Image":
@@ -108,14 +114,15 @@ def overlay(
         image: The image, in any mode of Pillow, or uint8 pixels `(height, width, 3)` or `(height, width)`.
         saliency: A map `(height, width)`, at any resolution.
         box: The part of the image the map covers, as left, upper, right and lower pixel; the whole image if left out.
+        scale: How many pixels wide and high each pixel of the image becomes.
         opacity: How much the hottest pixel hides of the image, 0 to 1.
         colormap: A name in `COLORMAPS`.
 
     Returns:
-        An RGB image of the size of `image`.
+        An RGB image, `scale` times the size of `image`.
 
     Raises:
-        TensorError: The image, the map, the box or the opacity is unusable.
+        TensorError: The image, the map, the box, the scale or the opacity is unusable.
         UnknownNameError: There is no such colormap.
     """
     from PIL import Image
@@ -126,6 +133,12 @@ def overlay(
         raise TensorError(f"the box {box} does not lie inside an image of {pixels.shape[1]} x {pixels.shape[0]} pixels")
     if not 0 <= opacity <= 1:
         raise TensorError(f"opacity must lie between 0 and 1, not {opacity}")
+    if isinstance(scale, bool) or not isinstance(scale, int) or not 1 <= scale <= _MAX_SCALE:
+        raise TensorError(f"scale must be a whole number from 1 to {_MAX_SCALE}, not {scale!r}")
+    if scale > 1 and pixels.shape[0] * pixels.shape[1] * scale**2 > _MAX_PIXELS:
+        raise TensorError(f"the picture would have more than {_MAX_PIXELS:,} pixels: give a scale below {scale}")
+    pixels = pixels.repeat(scale, axis=0).repeat(scale, axis=1)
+    left, upper, right, lower = (scale * side for side in box)
     # Normalised before it is resized and not again: resizing flattens a peak, and the peak's colour with it.
     heat = resize(normalise(saliency), size=(lower - upper, right - left))
     # The square root keeps the middle of the scale visible: with the map itself as alpha, half heat all but vanishes.
@@ -134,6 +147,19 @@ def overlay(
     blended = pixels.astype(np.float32)
     blended[upper:lower, left:right] = (1 - alpha) * blended[upper:lower, left:right] + alpha * colours
     return Image.fromarray(np.rint(blended).astype(np.uint8))
+
+
+def viewing_scale(height: int, width: int) -> int:
+    """Return by how much to enlarge an image so that a person sees it well; 1 for all but small ones.
+
+    Args:
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
+
+    Returns:
+        The least whole number that makes the longer side 256 pixels or more, and 64 at most.
+    """
+    return min(_MAX_SCALE, max(1, -(-_VISIBLE // max(height, width, 1))))
 
 
 def _interpolate(heat: NDArray[np.float32], colormap: str) -> NDArray[np.uint8]:

@@ -7,24 +7,38 @@
 It needs gRPC, NumPy and Pillow, and no machine learning framework.
 """
 
+from keylock import __version__
+from keylock_client import errors
 from keylock_client._async import AsyncClient
 from keylock_client._operators import DEFAULT_ADMIN_TARGET, AdminClient
 from keylock_client._settings import DEFAULT_PORT, DEFAULT_TARGET, Tls
 from keylock_client._sources import ImageLike
 from keylock_client._sync import Client
 from keylock_client.errors import (
+    AuditLogError,
     BadAnswerError,
     BadReceiptError,
     ClientError,
     ClosedError,
     DeadlineError,
+    ImageError,
+    InputError,
+    KeylockError,
+    LicenseError,
+    LicenseReason,
     LicenseRefusedError,
+    MeteringError,
     OverloadedError,
     QuotaSpentError,
     RateLimitedError,
+    ReceiptError,
     RequestIdReusedError,
     RequestRefusedError,
     ServerFaultError,
+    ServiceError,
+    SignatureError,
+    TensorError,
+    UnknownNameError,
     UnreachableError,
     UnsupportedError,
     Violation,
@@ -52,6 +66,7 @@ __all__ = [
     "DEFAULT_TARGET",
     "AdminClient",
     "AsyncClient",
+    "AuditLogError",
     "BadAnswerError",
     "BadReceiptError",
     "ClassScore",
@@ -63,9 +78,15 @@ __all__ = [
     "Explained",
     "Explainer",
     "Explanation",
+    "ImageError",
     "ImageLike",
+    "InputError",
+    "KeylockError",
+    "LicenseError",
     "LicenseInfo",
+    "LicenseReason",
     "LicenseRefusedError",
+    "MeteringError",
     "Model",
     "ModelInfo",
     "OverloadedError",
@@ -76,12 +97,19 @@ __all__ = [
     "QuotaSpentError",
     "RateLimitedError",
     "Receipt",
+    "ReceiptError",
     "RequestIdReusedError",
     "RequestRefusedError",
     "ServerFaultError",
+    "ServiceError",
+    "SignatureError",
+    "TensorError",
     "Tls",
+    "UnknownNameError",
     "UnreachableError",
     "UnsupportedError",
     "Usage",
     "Violation",
+    "__version__",
+    "errors",
 ]

@@ -1,4 +1,4 @@
-"""Every error a call to a server can end in, in one tree. Each is also one of keylock's general errors.
+"""Every error that a user of the client can meet, in one place.
 
     ClientError                     a call failed; carries the gRPC status and the request id
     ├── LicenseRefusedError         (LicenseError)  the server refuses the license, or wants one; carries the reason
@@ -15,14 +15,19 @@
     ├── BadReceiptError             (ReceiptError)  the receipt of an answer does not hold, or is for another answer
     └── ClosedError                 (ServiceError)  this client was closed
 
-What is wrong with an image or an option before anything is sent is an `ImageError`, a `TensorError` or an `InputError`
-of `keylock.errors`, so `except KeylockError` covers everything. No message ever contains the license token.
+Each of them is also one of keylock's general errors, named in brackets, which stand here too (`keylock.errors` draws
+their tree). Before anything is sent, an image or an option that cannot be used is an `InputError` (`ImageError`,
+`TensorError` or `UnknownNameError`, if it is one of these), a license file without a license a `LicenseError`, and an
+issuer's key that cannot be read a `SignatureError`. A receipt or proof that was kept and does not hold is a
+`ReceiptError` or an `AuditLogError`. `except KeylockError` covers everything. No message contains the license token.
 """
 
 from dataclasses import dataclass
 from datetime import datetime
 
 from keylock.errors import (
+    AuditLogError,
+    ImageError,
     InputError,
     KeylockError,
     LicenseError,
@@ -30,21 +35,36 @@ from keylock.errors import (
     MeteringError,
     ReceiptError,
     ServiceError,
+    SignatureError,
+    TensorError,
+    UnknownNameError,
 )
 
 __all__ = [
+    "AuditLogError",
     "BadAnswerError",
     "BadReceiptError",
     "ClientError",
     "ClosedError",
     "DeadlineError",
+    "ImageError",
+    "InputError",
+    "KeylockError",
+    "LicenseError",
+    "LicenseReason",
     "LicenseRefusedError",
+    "MeteringError",
     "OverloadedError",
     "QuotaSpentError",
     "RateLimitedError",
+    "ReceiptError",
     "RequestIdReusedError",
     "RequestRefusedError",
     "ServerFaultError",
+    "ServiceError",
+    "SignatureError",
+    "TensorError",
+    "UnknownNameError",
     "UnreachableError",
     "UnsupportedError",
     "Violation",

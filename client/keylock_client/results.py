@@ -4,6 +4,7 @@ explanation.prediction.label    what the model sees
 explanation.map                 why: a float32 array (height, width), non-negative, at the explainer's resolution
 explanation.keyed               True: the true map. False: a decoy, because no license was presented
 explanation.save("why.png")     the map laid over the image
+explanation.show()              the same, on the screen; the last line of a notebook's cell shows it by itself
 """
 
 import base64
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from PIL import Image
 
 from keylock.errors import InputError, KeylockError
-from keylock.heatmaps import overlay
+from keylock.heatmaps import colourise, overlay, viewing_scale
 from keylock.preprocessing import Preprocessing
+from keylock.printable import printable
+from keylock_client import _display as display
 from keylock_client._sources import ImageLike, Source, read_sources
 
 __all__ = [
@@ -82,6 +85,10 @@ class Prediction:
 
     def __repr__(self) -> str:
         return f"Prediction({self.label!r}, {self.probability:.4f})"
+
+    def _repr_html_(self) -> str:
+        """Show the most probable classes in a notebook."""
+        return display.prediction_html(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the prediction as plain values, ready for JSON."""
@@ -152,6 +159,12 @@ class ModelInfo:
     preprocessing: Preprocessing
     explainers: tuple[Explainer, ...]
     key_available: bool
+
+    def __repr__(self) -> str:
+        names = printable(", ".join(one.name for one in self.explainers))
+        maps = "keyed maps with a license" if self.key_available else "decoys only"
+        model = f"{self.model.name!r} {printable(self.model.digest[:19])}"
+        return f"<ModelInfo {model}, {len(self.classes)} classes, {names}, {maps}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,34 +368,96 @@ class Explanation:
         target = "" if self.target.index == self.prediction.index else f" target={self.target.label!r}"
         return (
             f"<Explanation {self.prediction.label!r} ({self.prediction.probability:.4f}){target} "
-            f"by {self.explainer.name}, {kind} map {height}x{width}>"
+            f"by {printable(self.explainer.name)}, {kind} map {height}x{width}>"
         )
 
-    def overlay(self, image: ImageLike | None = None, *, opacity: float = 0.75, colormap: str = "ember") -> Image.Image:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        """Return the map, so that NumPy and what builds on it take an explanation for its map.
+
+        Args:
+            dtype: Type of the elements; float32 if left out.
+            copy: Whether to copy; None copies only where the type asks for it, as NumPy 2 has it.
+
+        Returns:
+            The map `(height, width)`: the read-only one itself, unless it was copied.
+
+        Raises:
+            ValueError: `copy` is False and the type asks for a copy.
+        """
+        if copy is False and dtype is not None and np.dtype(dtype) != self.map.dtype:
+            raise ValueError(f"a map of {self.map.dtype} cannot become {np.dtype(dtype)} without a copy")
+        return self.map.astype(dtype or self.map.dtype, copy=bool(copy))
+
+    def _repr_png_(self) -> bytes:
+        """Show the overlay where a notebook takes pictures alone."""
+        return display.png(self._pictures()[-1][0])
+
+    def _repr_html_(self) -> str:
+        """Show image, overlay and prediction in a notebook."""
+        return display.explanation_html(self, self._pictures())
+
+    def show(self) -> Path | None:
+        """Show the explanation: in a notebook as it shows itself, elsewhere the overlay in the viewer of the system.
+
+        Returns:
+            The temporary file that the overlay was written to, where there is no display; its name is printed on
+            standard error too. None where it is shown.
+
+        Raises:
+            InputError: There is neither a display nor room for a temporary file.
+        """
+        return display.show(self._pictures()[-1][0], self)
+
+    def _pictures(self) -> list[tuple[Image.Image, str]]:
+        """Return the image and the overlay, or the map alone where the image cannot be read here."""
+        text = f"what {self.target.label} is seen in"
+        try:
+            pixels, _ = self._source.pixels(self._preprocessing)
+        except KeylockError:
+            alone = display.fitted(Image.fromarray(colourise(self.map)))
+            scale = viewing_scale(alone.height, alone.width)
+            return [(alone.resize((alone.width * scale, alone.height * scale), Image.Resampling.NEAREST), text)]
+        # Made smaller before it is drawn on, because photographs are large and notebooks are not.
+        image = display.fitted(Image.fromarray(pixels))
+        hot = self.overlay(image)
+        return [(image.resize(hot.size, Image.Resampling.NEAREST), "the image"), (hot, text)]
+
+    def overlay(
+        self,
+        image: ImageLike | None = None,
+        *,
+        scale: int | None = None,
+        opacity: float = 0.75,
+        colormap: str = "ember",
+    ) -> Image.Image:
         """Lay the map over the image.
 
         Args:
             image: The image to draw on, framed like the one that was explained; that one itself if left out.
+            scale: How many pixels wide and high each pixel of the image becomes; 1 for the size of the image. If left
+                out, small images are enlarged until the longer side has 256 pixels or more.
             opacity: How much the hottest pixel hides of the image, 0 to 1.
             colormap: A name in `keylock.heatmaps.COLORMAPS`.
 
         Returns:
-            An RGB image of the size of the image. What the model never saw of it (it may look at the middle only)
-            stays uncoloured.
+            An RGB image. What the model never saw of it (it may look at the middle only) stays uncoloured.
 
         Raises:
-            InputError: The image, the opacity or the colormap is unusable.
+            InputError: The image, the scale, the opacity or the colormap is unusable.
         """
         source = self._source if image is None else read_sources([image])[0][0]
         pixels, box = source.pixels(self._preprocessing)
-        return overlay(pixels, self.map, box=box, opacity=opacity, colormap=colormap)
+        if scale is None:
+            scale = viewing_scale(*pixels.shape[:2])
+        return overlay(pixels, self.map, box=box, scale=scale, opacity=opacity, colormap=colormap)
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(self, path: str | os.PathLike[str], *, scale: int | None = None) -> Path:
         """Write the explanation to a file, in the form its suffix names.
 
         Args:
             path: `.png`, `.jpg`, `.webp` or `.bmp` for the overlay, `.npy` for the map, `.json` for everything. A file
                 that exists is replaced.
+            scale: By how much the overlay enlarges the image, as in `overlay`; 1 for the size of the image.
 
         Returns:
             The path.
@@ -394,7 +469,7 @@ class Explanation:
         suffix = out.suffix.lower()
         try:
             if suffix in _PICTURES:
-                self.overlay().save(out)
+                self.overlay(scale=scale).save(out)
             elif suffix == ".npy":
                 np.save(out, self.map, allow_pickle=False)
             elif suffix == ".json":
@@ -461,6 +536,28 @@ class Explained:
 
     def __repr__(self) -> str:
         return f"<Explained {self.number}: {self.name!r}, {'failed' if self.error else 'explained'}>"
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        """Return the map, as `Explanation` does; raises `error`, where the image was not explained."""
+        return self.explanation.__array__(dtype, copy)
+
+    def _repr_png_(self) -> bytes | None:
+        """Show the overlay; there is none of an image that was not explained."""
+        return None if self._explanation is None else self._explanation._repr_png_()
+
+    def _repr_html_(self) -> str:
+        """Show the explanation in a notebook, or why there is none."""
+        if self._explanation is None:
+            return display.failure_html(self.name, str(self.error))
+        return self._explanation._repr_html_()
+
+    def show(self) -> Path | None:
+        """Show the explanation, as `Explanation.show` does.
+
+        Raises:
+            KeylockError: `error`, where the image was not explained.
+        """
+        return self.explanation.show()
 
     @property
     def explanation(self) -> Explanation:

@@ -26,6 +26,7 @@ from keylock.bundle.signature import MAX_SIGNATURE_BYTES, verify_manifest
 from keylock.digests import digest_of
 from keylock.errors import BundleError, BundleTamperedError, UnsealError
 from keylock.keys import Key, KeySeed
+from keylock.printable import printable
 from keylock.signing import VerifyingKey
 
 __all__ = ["Bundle", "open_bundle"]
@@ -284,4 +285,4 @@ def describe(error: ValidationError) -> str:
     what = first["msg"].removeprefix("Value error, ")
     text = f"{where}: {what}" if where else what
     # Names in an error may come from anybody, and terminals obey control characters.
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return printable(text)

@@ -44,11 +44,11 @@ def test_an_explanation_can_be_pickled(explanation):
     again = pickle.loads(pickle.dumps(explanation))  # noqa: S301 - our own
     np.testing.assert_array_equal(again.map, explanation.map)
     assert again.prediction == explanation.prediction
-    assert again.overlay().size == (14, 8)
+    assert again.overlay(scale=1).size == (14, 8)
 
 
 def test_an_overlay_colours_what_the_model_saw_of_the_image(explanation, picture):
-    shown = explanation.overlay()
+    shown = explanation.overlay(scale=1)
     assert (shown.mode, shown.size) == ("RGB", (14, 8))
     changed = (np.asarray(shown) != picture).any(axis=2)
     # The model sees the middle square, and the map is hottest at its lower right.
@@ -59,8 +59,8 @@ def test_an_overlay_colours_what_the_model_saw_of_the_image(explanation, picture
 
 def test_an_overlay_can_be_drawn_on_another_copy_of_the_image(explanation, picture):
     large = Image.fromarray(picture).resize((140, 80))
-    assert explanation.overlay(large).size == (140, 80)
-    assert explanation.overlay(large, colormap="grey", opacity=0).tobytes() == large.tobytes()
+    assert explanation.overlay(large).size == (280, 160)
+    assert explanation.overlay(large, scale=1, colormap="grey", opacity=0).tobytes() == large.tobytes()
     with pytest.raises(UnknownNameError, match="ember"):
         explanation.overlay(colormap="jet")
 
@@ -73,9 +73,10 @@ def test_an_image_that_is_changed_later_does_not_change_the_overlay(explanation,
 
 @pytest.mark.parametrize("suffix", [".png", ".PNG", ".jpg", ".jpeg", ".webp", ".bmp"])
 def test_an_explanation_is_saved_as_a_picture(explanation, tmp_path, suffix):
-    path = explanation.save(tmp_path / f"why{suffix}")
-    with Image.open(path) as image:
-        assert image.size == (14, 8)
+    for scale, size in ((None, (266, 152)), (1, (14, 8)), (3, (42, 24))):
+        path = explanation.save(tmp_path / f"why{suffix}", scale=scale)
+        with Image.open(path) as image:
+            assert image.size == size
 
 
 def test_an_explanation_is_saved_as_an_array_and_as_json(explanation, tmp_path):

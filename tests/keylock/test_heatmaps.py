@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from keylock.errors import TensorError, UnknownNameError
-from keylock.heatmaps import COLORMAPS, colourise, normalise, overlay, resize
+from keylock.heatmaps import COLORMAPS, colourise, normalise, overlay, resize, viewing_scale
 
 
 @pytest.fixture
@@ -135,3 +135,34 @@ def test_overlay_refuses_wrong_pixels_and_opacity(saliency):
         overlay(np.zeros((4, 4, 4), dtype=np.uint8), saliency)
     with pytest.raises(TensorError, match="opacity"):
         overlay(np.zeros((4, 4), dtype=np.uint8), saliency, opacity=1.5)
+
+
+def test_overlay_enlarges_pixels_whole_and_the_map_smoothly(saliency):
+    image = np.random.default_rng(1).integers(0, 255, (6, 9, 3), dtype=np.uint8)
+    plain = np.asarray(overlay(image, saliency, opacity=0, scale=5))
+    np.testing.assert_array_equal(plain, image.repeat(5, axis=0).repeat(5, axis=1))
+    boxed = np.asarray(overlay(image, saliency, box=(2, 1, 7, 6), scale=4))
+    outside = np.ones((24, 36), dtype=bool)
+    outside[4:24, 8:28] = False
+    np.testing.assert_array_equal(boxed[outside], image.repeat(4, axis=0).repeat(4, axis=1)[outside])
+    # Drawn at the larger size, and not drawn and then enlarged: neighbours within a pixel of the image differ.
+    heat = np.asarray(overlay(np.zeros((2, 2, 3), np.uint8), np.array([[0.0, 1.0], [0.0, 1.0]]), scale=32))
+    assert len(np.unique(heat[0, :, 0])) > 16
+
+
+@pytest.mark.parametrize("scale", [0, -1, 65, 1.5, True, "2"])
+def test_overlay_refuses_a_scale_that_is_none(scale, saliency):
+    with pytest.raises(TensorError, match="scale"):
+        overlay(np.zeros((4, 4, 3), np.uint8), saliency, scale=scale)
+
+
+def test_overlay_refuses_to_make_a_gigantic_picture(saliency):
+    with pytest.raises(TensorError, match="give a scale below 64"):
+        overlay(np.zeros((2000, 2000), np.uint8), saliency, scale=64)
+
+
+@pytest.mark.parametrize(
+    ("size", "scale"), [((32, 32), 8), ((28, 28), 10), ((1, 1), 64), ((64, 300), 1), ((255, 20), 2), ((256, 256), 1)]
+)
+def test_a_scale_to_see_by_is_the_least_that_is_enough(size, scale):
+    assert viewing_scale(*size) == scale
