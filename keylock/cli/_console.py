@@ -17,7 +17,18 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["JsonOption", "new_app", "note", "print_json", "print_pairs", "print_table", "printable", "stderr", "stdout"]
+__all__ = [
+    "JsonOption",
+    "new_app",
+    "note",
+    "note_all",
+    "print_json",
+    "print_pairs",
+    "print_table",
+    "printable",
+    "stderr",
+    "stdout",
+]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 """The `--json` switch: `as_json: JsonOption = False`."""
@@ -62,6 +73,16 @@ def note(text: str) -> None:
         text: One line.
     """
     typer.echo(text, err=True)
+
+
+def note_all(texts: Iterable[str]) -> None:
+    """Print several remarks to standard error.
+
+    Args:
+        texts: One line each.
+    """
+    for text in texts:
+        note(f"note: {printable(text)}")
 
 
 def print_json(document: object) -> None:

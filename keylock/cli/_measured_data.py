@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from keylock.cli._console import note_all
+
 if TYPE_CHECKING:
     from keylock.bundle import Manifest
     from keylock.data import DataSource
@@ -68,7 +70,7 @@ def open_data_of(
     from keylock.data import open_data
 
     height, width = manifest.preprocessing.size
-    return open_data(
+    source = open_data(
         data,
         root=root,
         seed=seed_of(manifest),
@@ -76,3 +78,5 @@ def open_data_of(
         train_count=train_count,
         test_count=test_count,
     )
+    note_all(source.notes)
+    return source

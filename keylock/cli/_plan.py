@@ -6,6 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from keylock.cli._console import note_all
 from keylock.cli._lists import split_list
 from keylock.errors import BundleError, InputError, ResumeError, UnknownNameError
 
@@ -128,6 +129,7 @@ def make_plan(
     source = open_data(
         data, root=data_root, seed=seed, image_size=image_size, train_count=train_images, test_count=test_images
     )
+    note_all(source.notes)
     if epochs is not None:
         batches = max(1, len(source.train) // min(batch_size, len(source.train)))
         settings = replace(settings, steps=max(1, round(epochs * batches)))

@@ -1,19 +1,20 @@
 """Folders of image files, one folder for each class: the layout torchvision's ImageFolder reads.
 
-Two layouts are known: `train/CLASS/*.png` with `test/CLASS/*.png` (or one of their other usual names), and
+Two layouts are known: `train/CLASS/*.png` with `test/CLASS/*.png` (or another usual name, `keylock.data.splits`), and
 `CLASS/*.png` alone, of which a seeded share becomes the test set. Files are found at any depth below their class.
 Beside them may lie `masks/` and `boxes.csv`, which say where the objects are.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from keylock.data._request import DataRequest, preprocessing_of_size
 from keylock.data.files import SUFFIXES, ImageFiles
+from keylock.data.layout import Listing, class_folders, describe_files, find_layout, list_images
 from keylock.data.regions import MASKS_FOLDER, Box, ObjectRegions, find_regions, mask_file, read_boxes
 from keylock.data.sets import Augmentation, DataSource, ImageSet, split_by_share
 from keylock.errors import DataError
@@ -21,12 +22,16 @@ from keylock.preprocessing import Preprocessing
 
 __all__ = ["open_folder"]
 
-_TRAIN_NAMES = ("train", "training", "trainval")
-_TEST_NAMES = ("test", "val", "valid", "validation")
-_LAYOUT = "expected train/CLASS/*.png and test/CLASS/*.png, or CLASS/*.png"
 _SMALL_SIDE = 128
 _LARGE_SIZE = (224, 224)
 _PROBES = 32
+
+
+class _Found(NamedTuple):
+    train: ImageSet
+    test: ImageSet
+    classes: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def open_folder(request: DataRequest) -> DataSource:
@@ -39,55 +44,59 @@ def open_folder(request: DataRequest) -> DataSource:
         The data source; its files are listed, and decoded when they are first needed.
 
     Raises:
-        DataError: The folder has another layout, a class without images, or masks or boxes for some test images only.
+        DataError: The folder has another layout, an unknown split, a class without images, or masks or boxes for some
+            test images only.
     """
     folder = request.path
     try:
-        train, test, classes = _find(folder, request)
+        found = _find(folder, request)
     except OSError as exc:
         raise DataError(f"the folder {exc.filename} cannot be read ({exc.strerror}): check its permissions") from exc
-    preprocessing = _preprocessing(train, request)
+    preprocessing = _preprocessing(found.train, request)
     return DataSource(
         name=folder.resolve().name,
-        classes=classes,
-        train=train,
-        test=test,
+        classes=found.classes,
+        train=found.train,
+        test=found.test,
         preprocessing=preprocessing,
         augmentation=Augmentation(flip=True, crop_padding=min(preprocessing.size) // 8),
+        notes=found.notes,
     )
 
 
-def _find(folder: Path, request: DataRequest) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
-    """Return the training set, the test set and the class names of either layout."""
-    tests = [folder / name for name in _TEST_NAMES if (folder / name).is_dir()]
-    trains = [folder / name for name in _TRAIN_NAMES if (folder / name).is_dir()]
-    if tests and not trains:
-        raise DataError(f"{folder} has {tests[0].name} and no train: {_LAYOUT}")
-    train_folder = trains[0] if trains else folder
-    classes = _class_names(train_folder)
-    if not trains and MASKS_FOLDER in classes:
+def _find(folder: Path, request: DataRequest) -> _Found:
+    """Return the images and the class names of either layout."""
+    layout = find_layout(folder)
+    classes = class_folders(layout.train)
+    if layout.train == folder and MASKS_FOLDER in classes:
         classes = _without_masks(folder, classes)
-    train = _read_set(train_folder, classes)
-    if not tests:
+    notes = list(layout.notes)
+    train = _read_set(layout.train, classes, notes)
+    if layout.test is None:
         train, test = split_by_share(train, test_share=request.test_share, seed=request.seed)
     else:
-        unknown = sorted(set(_class_names(tests[0])) - set(classes))
+        below = class_folders(layout.test)
+        unknown = sorted(below.keys() - classes.keys())
         if unknown:
             raise DataError(
-                f"{tests[0]} has a class {unknown[0]!r} that {train_folder} has not: name the class folders alike"
+                f"{layout.test} has a class {unknown[0]!r} that {layout.train} has not: name the class folders alike"
             )
-        test = _read_set(tests[0], classes)
-    if not trains and MASKS_FOLDER in classes:
-        return train, test, classes
+        test = _read_set(layout.test, {name: below.get(name) for name in classes}, notes)
+        missing = sorted(classes.keys() - below.keys())
+        if missing:
+            notes.append(f"{layout.test.name} has no images of {len(missing)} classes, the first is {missing[0]!r}")
+    names = tuple(classes)
+    if layout.train == folder and MASKS_FOLDER in classes:
+        return _Found(train, test, names, tuple(notes))
     boxes = read_boxes(folder)
     train = replace(train, masks=_regions(train, folder, boxes, required=False))
-    return train, replace(test, masks=_regions(test, folder, boxes, required=True)), classes
+    return _Found(train, replace(test, masks=_regions(test, folder, boxes, required=True)), names, tuple(notes))
 
 
-def _without_masks(folder: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
+def _without_masks(folder: Path, classes: dict[str, Path]) -> dict[str, Path]:
     """Take `masks` out of the classes where it holds the masks of the others, and is not a class of that name."""
-    others = tuple(name for name in classes if name != MASKS_FOLDER)
-    images = [path for name in others for path in _image_files(folder / name)]
+    others = {name: path for name, path in classes.items() if name != MASKS_FOLDER}
+    images = [path for below in others.values() for path in list_images(below).images]
     masks = {mask_file(folder, path) for path in images} - {None}
     # A class of that name has images of its own, which bear the name of no other image or of several.
     return others if len(masks) > len(images) / 2 else classes
@@ -102,39 +111,25 @@ def _regions(
     return find_regions(folder, images.images.paths, boxes, required=required)
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
-    """Return the names of the class folders, sorted."""
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
-        raise DataError(f"{folder} has no class folders: {_LAYOUT}")
-    return tuple(names)
-
-
-def _read_set(folder: Path, classes: tuple[str, ...]) -> ImageSet:
-    """List the image files of every class that the folder has."""
+def _read_set(folder: Path, classes: Mapping[str, Path | None], notes: list[str]) -> ImageSet:
+    """List the image files of every class that the folder has, and note what is left out."""
     paths: list[Path] = []
     labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = _image_files(folder / name) if (folder / name).is_dir() else []
-        if not found and folder.joinpath(name).is_dir():
+    left_out: list[Path] = []
+    for label, below in enumerate(classes.values()):
+        found = Listing((), ()) if below is None else list_images(below)
+        if below is not None and not found.images:
+            others = f"; it holds {describe_files(found.others, below=below)}" if found.others else ""
             endings = ", ".join(sorted(SUFFIXES))
-            raise DataError(f"{folder / name} holds no image files ({endings}): add some, or remove the folder")
-        paths += found
-        labels += [label] * len(found)
+            raise DataError(f"{below} holds no image files ({endings}){others}: add some, or remove the folder")
+        paths += found.images
+        labels += [label] * len(found.images)
+        left_out += found.others
+    if left_out:
+        notes.append(
+            f"left out of {folder.resolve().name}, not being image files: {describe_files(left_out, below=folder)}"
+        )
     return ImageSet(ImageFiles(paths), np.asarray(labels, dtype=np.int64))
-
-
-def _image_files(folder: Path) -> list[Path]:
-    """Return the image files below a folder, in an order that is the same on every machine."""
-    found = []
-    for where, below, names in os.walk(folder, followlinks=False):
-        below[:] = [name for name in below if not name.startswith(".")]
-        found += [
-            Path(where, name)
-            for name in names
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
-        ]
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def _preprocessing(train: ImageSet, request: DataRequest) -> Preprocessing:

@@ -132,6 +132,7 @@ class DataSource:
         test: Images to measure on; none of them is in `train`, as far as the source says.
         preprocessing: The preprocessing that suits these images; a model may need another one.
         augmentation: The variations under which these images keep their class.
+        notes: What was found and is not used, or is taken for something else than its name says, in sentences.
     """
 
     name: str
@@ -140,6 +141,7 @@ class DataSource:
     test: ImageSet
     preprocessing: Preprocessing
     augmentation: Augmentation = Augmentation()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:

@@ -45,6 +45,7 @@ def test_only_image_files_count(split_folder):
     more.mkdir()
     Image.new("L", (16, 16), 200).save(more / "grey.JPG", format="JPEG")
     source = open_data(split_folder)
+    assert source.notes[1:] == ("left out of train, not being image files: 1 .txt file (cat/notes.txt)",)
     assert np.bincount(source.train.labels).tolist() == [9, 8]
     assert source.train.images[8].shape == (16, 16, 3)
 
