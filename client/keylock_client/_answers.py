@@ -140,6 +140,7 @@ def explanations(
                 probability=told.prediction.probability,
                 top=tuple(_score(one) for one in told.prediction.top),
                 logits=tuple(told.prediction.logits),
+                keyed=told.prediction.keyed,
             ),
             target=_score(told.target),
             explainer=_explainer(told.explainer),

@@ -66,6 +66,7 @@ class AsyncClient(BaseClient):
         target: int | str | None = ...,
         parameters: Mapping[str, Any] | None = ...,
         map_dtype: str | None = ...,
+        prediction: str = ...,
         request_id: str | None = ...,
         timeout_s: float | None = ...,
     ) -> Explanation: ...
@@ -78,6 +79,7 @@ class AsyncClient(BaseClient):
         target: int | str | None = ...,
         parameters: Mapping[str, Any] | None = ...,
         map_dtype: str | None = ...,
+        prediction: str = ...,
         request_id: str | None = ...,
         timeout_s: float | None = ...,
     ) -> list[Explanation]: ...
@@ -89,6 +91,7 @@ class AsyncClient(BaseClient):
         target: int | str | None = None,
         parameters: Mapping[str, Any] | None = None,
         map_dtype: str | None = None,
+        prediction: str = "public",
         request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> Explanation | list[Explanation]:
@@ -100,6 +103,7 @@ class AsyncClient(BaseClient):
             target=target,
             parameters=parameters,
             map_dtype=map_dtype,
+            prediction=prediction,
             request_id=request_id,
         )
         return await self._run(exchange, timeout_s)
@@ -112,6 +116,7 @@ class AsyncClient(BaseClient):
         target: int | str | None = None,
         parameters: Mapping[str, Any] | None = None,
         map_dtype: str | None = None,
+        prediction: str = "public",
         request_id: str | None = None,
         in_flight: int = 16,
         progress: Callable[[Progress], object] | None = None,
@@ -128,6 +133,7 @@ class AsyncClient(BaseClient):
             target=target,
             parameters=parameters,
             map_dtype=map_dtype,
+            prediction=prediction,
         )
         feed = Feed(several, images, in_flight=check_in_flight(in_flight))
         return self._give_out(feed, self._limit(timeout_s), progress)

@@ -279,11 +279,14 @@ def explain(
     target: int | str | None,
     parameters: Mapping[str, Any] | None,
     map_dtype: str | None,
+    prediction: str,
     request_id: str | None,
 ) -> Exchange[Explanation | list[Explanation]]:
     """Explain images, in as many calls as it takes."""
     sources, single = read_sources(images)
-    options = explain_options(memory, explainer=explainer, target=target, parameters=parameters, map_dtype=map_dtype)
+    options = explain_options(
+        memory, explainer=explainer, target=target, parameters=parameters, map_dtype=map_dtype, prediction=prediction
+    )
     info = yield from describe(memory)
     found: list[Explanation] = []
     for call_id, first, chunk in chunks(sources, request_id):

@@ -34,6 +34,7 @@ COMPRESSIONS: dict[str | None, pb.Compression.ValueType] = {
     "gzip": pb.COMPRESSION_GZIP,
     "deflate": pb.COMPRESSION_DEFLATE,
 }
+_PREDICTIONS = {"public": pb.PREDICTION_KIND_PUBLIC, "keyed": pb.PREDICTION_KIND_KEYED}
 _DTYPES = {"float32": pb.DATA_TYPE_FLOAT32, "float16": pb.DATA_TYPE_FLOAT16, "uint8": pb.DATA_TYPE_UINT8}
 
 
@@ -84,13 +85,17 @@ def explain_request(
     target: int | str | None,
     parameters: Mapping[str, Any] | None,
     map_dtype: str | None,
+    prediction: str,
     compression: str | None,
 ) -> pb.ExplainRequest:
     """Write the options of `explain` into a request without images.
 
     Raises:
-        InputError: The target is neither a label nor an index, a parameter has no JSON form, or maps have no such type.
+        InputError: The target is neither a label nor an index, a parameter has no JSON form, maps have no such type, or
+            there is no such prediction.
     """
+    if prediction not in _PREDICTIONS:
+        raise InputError(f"prediction is {prediction!r}: give {' or '.join(_PREDICTIONS)}")
     if map_dtype is not None and map_dtype not in _DTYPES:
         raise InputError(f"map_dtype is {map_dtype!r}: give one of {', '.join(_DTYPES)}")
     form = pb.AnswerOptions(
@@ -99,6 +104,7 @@ def explain_request(
         max_bytes=MAX_ANSWER_BYTES,
     )
     request = pb.ExplainRequest(model_name=model, model_version=version, explainer=explainer or "", answer=form)
+    request.prediction = _PREDICTIONS[prediction]
     if isinstance(target, str):
         request.target_label = target
     elif target is not None:

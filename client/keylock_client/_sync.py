@@ -90,6 +90,7 @@ class Client(BaseClient):
         target: int | str | None = ...,
         parameters: Mapping[str, Any] | None = ...,
         map_dtype: str | None = ...,
+        prediction: str = ...,
         request_id: str | None = ...,
         timeout_s: float | None = ...,
     ) -> Explanation: ...
@@ -102,6 +103,7 @@ class Client(BaseClient):
         target: int | str | None = ...,
         parameters: Mapping[str, Any] | None = ...,
         map_dtype: str | None = ...,
+        prediction: str = ...,
         request_id: str | None = ...,
         timeout_s: float | None = ...,
     ) -> list[Explanation]: ...
@@ -113,6 +115,7 @@ class Client(BaseClient):
         target: int | str | None = None,
         parameters: Mapping[str, Any] | None = None,
         map_dtype: str | None = None,
+        prediction: str = "public",
         request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> Explanation | list[Explanation]:
@@ -123,11 +126,15 @@ class Client(BaseClient):
         Args:
             image: One image or a list of them, as in `predict`.
             explainer: Name of the saliency method; the server's first if left out.
-            target: Label or index of the class to explain, for all images; the predicted class of each if left out.
+            target: Label or index of the class to explain, for all images; if left out, the class that the network
+                behind the map predicts for each.
             parameters: Parameters of the explainer to insist on. They are fixed by the vendor: others than those in
                 use are refused.
             map_dtype: Type in which maps travel: `float32` if left out, `float16` or `uint8` for a half or a quarter of
                 the bytes. `Explanation.map` is float32 in any case, and then not quite exact.
+            prediction: Which prediction `Explanation.prediction` is: `public`, the one that `predict` gives and
+                everybody gets, or `keyed`, the one of the network with the key, which a true map is about and which
+                needs a license. They differ a little.
             request_id: The id under which the server is to know the call, at most 120 visible ASCII characters without
                 spaces; random if left out. A call that is made again with the same id and the same content is answered
                 again and costs nothing.
@@ -150,6 +157,7 @@ class Client(BaseClient):
             target=target,
             parameters=parameters,
             map_dtype=map_dtype,
+            prediction=prediction,
             request_id=request_id,
         )
         return self._run(exchange, timeout_s)
@@ -162,6 +170,7 @@ class Client(BaseClient):
         target: int | str | None = None,
         parameters: Mapping[str, Any] | None = None,
         map_dtype: str | None = None,
+        prediction: str = "public",
         request_id: str | None = None,
         in_flight: int = 16,
         progress: Callable[[Progress], object] | None = None,
@@ -183,9 +192,11 @@ class Client(BaseClient):
         Args:
             images: Images as `explain` takes them, one after the other. They are read in another thread.
             explainer: Name of the saliency method; the server's first if left out.
-            target: Label or index of the class to explain, for all images; the predicted class of each if left out.
+            target: Label or index of the class to explain, for all images; if left out, the class that the network
+                behind the map predicts for each.
             parameters: Parameters of the explainer to insist on.
             map_dtype: Type in which maps travel, as in `explain`.
+            prediction: Which prediction to give, as in `explain`.
             request_id: The id of the whole, at most 117 visible ASCII characters without spaces; random if left out.
                 Given again with the same images in the same order, what was charged before costs nothing.
             in_flight: How many images are on their way, or answered and not given out yet.
@@ -208,6 +219,7 @@ class Client(BaseClient):
             target=target,
             parameters=parameters,
             map_dtype=map_dtype,
+            prediction=prediction,
         )
         feed = Feed(several, images, in_flight=check_in_flight(in_flight))
         return self._give_out(feed, self._limit(timeout_s), progress)

@@ -75,6 +75,7 @@ class Prediction:
         probability: How probable it is, 0 to 1.
         top: The most probable classes, best first, five at most.
         logits: The output of the model, one number for each class.
+        keyed: Whether it was made with the key. If not, it is the public one, which everybody gets for this image.
     """
 
     label: str
@@ -82,9 +83,10 @@ class Prediction:
     probability: float
     top: tuple[ClassScore, ...]
     logits: tuple[float, ...] = field(repr=False)
+    keyed: bool = False
 
     def __repr__(self) -> str:
-        return f"Prediction({self.label!r}, {self.probability:.4f})"
+        return f"Prediction({self.label!r}, {self.probability:.4f}{', keyed' if self.keyed else ''})"
 
     def _repr_html_(self) -> str:
         """Show the most probable classes in a notebook."""
@@ -98,6 +100,7 @@ class Prediction:
             "probability": self.probability,
             "top": [{"label": one.label, "index": one.index, "probability": one.probability} for one in self.top],
             "logits": list(self.logits),
+            "keyed": self.keyed,
         }
 
 
@@ -337,8 +340,9 @@ class Explanation:
 
     Attributes:
         map: Saliency, float32 `(height, width)`, non-negative, at the explainer's own resolution, read-only.
-        prediction: What the model takes the image for.
-        target: The class the map is about: the predicted one, unless another was asked for.
+        prediction: What the model takes the image for: what `predict` says, unless the keyed one was asked for.
+        target: The class the map is about, with its probability in `prediction`: the one that the network behind the
+            map predicts, unless another was asked for.
         explainer: The saliency method, with the parameters really used.
         keyed: Whether the map was computed with the key. If not, it is a decoy and explains nothing.
         model: The model that answered.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from keylock.errors import KeylockError
     from keylock_client import Client
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "TlsCaOption",
     "TlsOption",
     "connect",
+    "name_image",
     "read_images",
 ]
 
@@ -102,3 +104,16 @@ def read_images(paths: list[str]) -> list[str | bytes]:
         return [*paths]
     data = typer.get_binary_stream("stdin").read()
     return [data if path == "-" else path for path in paths]
+
+
+def name_image(error: "KeylockError", image: str) -> "KeylockError":
+    """Return an error whose message says which image it is about.
+
+    Args:
+        error: What was wrong with the image.
+        image: The argument.
+    """
+    if image not in error.message:
+        error.message = f"{image}: {error.message}"
+        error.args = (error.message,)
+    return error

@@ -14,11 +14,12 @@ from keylock.cli._connection import (
     TlsCaOption,
     TlsOption,
     connect,
+    name_image,
     read_images,
 )
 from keylock.cli._console import JsonOption, note, print_json, print_table
 from keylock.cli._progress import counted
-from keylock.errors import InputError, KeylockError
+from keylock.errors import InputError, KeylockError, ReceiptError
 
 if TYPE_CHECKING:
     from keylock_client import Client, Explanation
@@ -49,6 +50,22 @@ def explain(
             help="Label or index of the class to explain; the predicted one if left out.",
         ),
     ] = None,
+    receipt: Annotated[
+        Path | None,
+        typer.Option(
+            "--receipt",
+            metavar="PATH",
+            help="Where to save receipts: a file cat.receipt, a directory for several.",
+        ),
+    ] = None,
+    prediction: Annotated[
+        str,
+        typer.Option(
+            "--prediction",
+            metavar="public|keyed",
+            help="The prediction to show: the one that everybody gets, or that of the network with the key.",
+        ),
+    ] = "public",
     license_file: LicenseFileOption = None,
     server: ServerOption = None,
     timeout_s: TimeoutOption = None,
@@ -56,8 +73,12 @@ def explain(
     tls_ca: TlsCaOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a server why: saliency maps of images. Without a license the maps are decoys."""
-    files = None if out is None else _name_files(out, images)
+    """Ask a server why: saliency maps of images. Without a license the maps are decoys.
+
+    What is wrong with one of several images does not stop the others; the exit code is then that of the first error.
+    """
+    files = None if out is None else _name_files(out, images, option="--out", suffix=".png")
+    receipts = None if receipt is None else _name_files(receipt, images, option="--receipt", suffix=".receipt")
     # What is shown, and not the explanations themselves: there may be thousands, and each keeps its image.
     shown: dict[int, Any] = {}
     failures: list[KeylockError] = []
@@ -65,7 +86,10 @@ def explain(
     with connect(server=server, timeout_s=timeout_s, tls=tls, tls_ca=tls_ca, license_file=license_file) as client:
         classes = () if target is None else client.model().classes
         chosen = None if target is None else _choose_class(target, classes)
-        for number, explanation in _ask(client, images, failures, explainer=explainer, target=chosen):
+        asked = {"explainer": explainer, "target": chosen, "prediction": prediction}
+        for number, explanation in _ask(client, images, failures, asked):
+            if receipts is not None:
+                _save_receipt(explanation, receipts[number], images[number], failures)
             file = None if files is None else explanation.save(files[number])
             show = _document if as_json else _describe
             shown[number] = show(images[number], explanation, file)
@@ -77,6 +101,8 @@ def explain(
         print_json({"explanations": rows})
     elif rows:
         header = ("image", "label", "probability", "target", "explainer", "map")
+        if prediction == "keyed":
+            header = ("image", "label", "keyed probability", "target", "explainer", "map")
         print_table(header if files is None else (*header, "file"), rows)
     for failure in failures[1:]:
         note(f"error: {failure}")
@@ -88,9 +114,7 @@ def _ask(
     client: "Client",
     images: list[str],
     failures: list[KeylockError],
-    *,
-    explainer: str | None,
-    target: int | str | None,
+    asked: dict[str, Any],
 ) -> Iterator[tuple[int, "Explanation"]]:
     """Ask for one image, or over a stream for several, so that what is wrong with one of them fails that one alone.
 
@@ -98,31 +122,31 @@ def _ask(
         client: Asks.
         images: The arguments.
         failures: Gets the errors of images that were not explained.
-        explainer: Name of the saliency method.
-        target: The class to explain.
+        asked: What is asked for: options of `Client.explain`.
 
     Yields:
         The place of an image, and its explanation, as they are ready.
     """
     given = read_images(images)
     if len(given) == 1:
-        yield 0, client.explain(given[0], explainer=explainer, target=target)
+        yield 0, client.explain(given[0], **asked)
         return
     with counted(len(given), "explain") as advance:
-        for result in client.explain_many(given, explainer=explainer, target=target):
+        for result in client.explain_many(given, **asked):
             if result.error is None:
                 yield result.number, result.explanation
             else:
-                failures.append(_name(result.error, images[result.number]))
+                failures.append(name_image(result.error, images[result.number]))
             advance()
 
 
-def _name(error: KeylockError, image: str) -> KeylockError:
-    """Return an error whose message says which image it is about."""
-    if image not in error.message:
-        error.message = f"{image}: {error.message}"
-        error.args = (error.message,)
-    return error
+def _save_receipt(explanation: "Explanation", file: Path, image: str, failures: list[KeylockError]) -> None:
+    """Save the receipt of an explanation; where there is none, that is a failure of its own."""
+    if explanation.receipt is not None:
+        explanation.receipt.save(file)
+        return
+    why = "the server signs none" if explanation.keyed else "there is none for a decoy"
+    failures.append(ReceiptError(f"no receipt was saved for {image}: {why}"))
 
 
 def _document(image: str, explanation: "Explanation", file: Path | None) -> dict[str, object]:
@@ -147,25 +171,38 @@ def _choose_class(text: str, classes: tuple[str, ...]) -> int | str:
     return int(text) if text not in classes and text.isascii() and text.isdigit() else text
 
 
-def _name_files(out: Path, images: list[str]) -> list[Path]:
+def _name_files(given: Path, images: list[str], *, option: str, suffix: str) -> list[Path]:
     """Choose the file for each image, before anything is asked of the server.
+
+    Args:
+        given: What the option says: a file for one image, a directory for several.
+        images: The arguments.
+        option: Its name, for errors.
+        suffix: Of the files in a directory.
 
     Raises:
         InputError: Several images would go to one file, or the directory cannot be made.
     """
-    if len(images) == 1 and not out.is_dir() and out.suffix:
-        if not out.parent.is_dir():
-            raise InputError(f"cannot write {str(out)!r}: there is no directory {str(out.parent)!r}; make it first")
-        return [out]
-    if out.suffix and not out.is_dir():
-        raise InputError(f"{str(out)!r} is one file and there are {len(images)} images: give a directory with --out")
+    if not given.is_dir() and given.suffix:
+        if len(images) > 1:
+            raise InputError(
+                f"{str(given)!r} is one file and there are {len(images)} images: give a directory with {option}"
+            )
+        if not given.parent.is_dir():
+            raise InputError(f"cannot write {str(given)!r}: there is no directory {str(given.parent)!r}; make it first")
+        return [given]
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        given.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot make the directory {str(out)!r}: {error.strerror}") from None
+        raise InputError(f"cannot make the directory {str(given)!r}: {error.strerror}") from None
     stems = ["stdin" if image == "-" else Path(image).stem for image in images]
-    # Images of one name in several directories are told apart by their number.
-    return [
-        out / (f"{stem}.png" if stems.count(stem) == 1 else f"{stem}-{number}.png")
-        for number, stem in enumerate(stems, start=1)
-    ]
+    taken = {stem for stem in stems if stems.count(stem) == 1}
+    names = []
+    for number, stem in enumerate(stems, start=1):
+        # Images of one name in several directories are told apart by their number.
+        name = stem if stem in taken else f"{stem}-{number}"
+        while name != stem and name in taken:
+            name += "-"
+        taken.add(name)
+        names.append(name)
+    return [given / f"{name}{suffix}" for name in names]

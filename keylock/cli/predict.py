@@ -1,5 +1,8 @@
 """`keylock predict IMAGE...`: what a served model takes images for. Needs no license."""
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 from keylock.cli._connection import (
     ImagesArgument,
     ServerOption,
@@ -7,11 +10,20 @@ from keylock.cli._connection import (
     TlsCaOption,
     TlsOption,
     connect,
+    name_image,
     read_images,
 )
-from keylock.cli._console import JsonOption, print_json, print_table
+from keylock.cli._console import JsonOption, note, print_json, print_table
+from keylock.cli._progress import counted
+from keylock.errors import InputError, KeylockError
+
+if TYPE_CHECKING:
+    from keylock_client import Client, Prediction
 
 __all__ = ["predict"]
+
+# As many as the client sends in one request.
+_TOGETHER = 16
 
 
 def predict(
@@ -22,12 +34,61 @@ def predict(
     tls_ca: TlsCaOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a server to classify images. Predictions need no license."""
-    with connect(server=server, timeout_s=timeout_s, tls=tls, tls_ca=tls_ca) as client:
-        predictions = client.predict(read_images(images))
-    answers = list(zip(images, predictions, strict=True))
-    if as_json:
-        print_json({"predictions": [{"image": image, **prediction.to_dict()} for image, prediction in answers]})
-        return
-    rows = [(image, prediction.label, f"{prediction.probability:.1%}") for image, prediction in answers]
-    print_table(("image", "label", "probability"), rows)
+    """Ask a server to classify images. Predictions need no license.
+
+    What is wrong with one of several images does not stop the others; the exit code is then that of the first error.
+    """
+    given = read_images(images)
+    answers: dict[int, Prediction] = {}
+    failures: dict[int, KeylockError] = {}
+    with (
+        connect(server=server, timeout_s=timeout_s, tls=tls, tls_ca=tls_ca) as client,
+        counted(len(given), "predict") as advance,
+    ):
+        for first in range(0, len(given), _TOGETHER):
+            places = list(range(first, min(first + _TOGETHER, len(given))))
+            for place, answer in _ask(client, given, places):
+                if isinstance(answer, KeylockError):
+                    failures[place] = answer if len(given) == 1 else name_image(answer, images[place])
+                else:
+                    answers[place] = answer
+                advance()
+    if as_json and (answers or not failures):
+        print_json({"predictions": [{"image": images[place], **one.to_dict()} for place, one in answers.items()]})
+    elif answers:
+        rows = [(images[place], one.label, f"{one.probability:.1%}") for place, one in answers.items()]
+        print_table(("image", "label", "probability"), rows)
+    first_failure, *others = failures.values() or [None]
+    for failure in others:
+        note(f"error: {failure}")
+    if first_failure is not None:
+        raise first_failure
+
+
+def _ask(
+    client: "Client", given: list[str | bytes], places: list[int]
+) -> "Iterator[tuple[int, Prediction | KeylockError]]":
+    """Ask for some images together; where one of them is refused, for each half by itself, so that the others go on.
+
+    Args:
+        client: Asks.
+        given: All images.
+        places: Which of them to ask for, at least one.
+
+    Yields:
+        The place of each image, in order, and its prediction or what is wrong with it.
+
+    Raises:
+        KeylockError: What concerns all images, such as a server that is away.
+    """
+    from keylock_client import RequestRefusedError
+
+    try:
+        yield from zip(places, client.predict([given[place] for place in places]), strict=True)
+    except (InputError, RequestRefusedError) as error:
+        if len(places) == 1:
+            yield places[0], error
+            return
+        half = len(places) // 2
+        yield from _ask(client, given, places[:half])
+        yield from _ask(client, given, places[half:])

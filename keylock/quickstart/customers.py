@@ -46,7 +46,7 @@ def ask(client: Client, images: NDArray[np.uint8], explainers: tuple[str, ...]) 
     first = answers[explainers[0]]
     return Answers(
         predicted=torch.tensor([prediction.index for prediction in predictions]),
-        explained=torch.tensor([answer.prediction.index for answer in first]),
+        explained=torch.tensor([answer.target.index for answer in first]),
         maps={name: torch.from_numpy(np.stack([one.map for one in found])) for name, found in answers.items()},
         keyed=all(one.keyed for found in answers.values() for one in found),
     )

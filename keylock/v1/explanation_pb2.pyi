@@ -70,6 +70,36 @@ COMPRESSION_GZIP: Compression.ValueType  # 2
 COMPRESSION_DEFLATE: Compression.ValueType  # 3
 Global___Compression: _TypeAlias = Compression  # noqa: Y015
 
+class _PredictionKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PredictionKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PredictionKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PREDICTION_KIND_UNSPECIFIED: _PredictionKind.ValueType  # 0
+    """That of the run that made the map: with the key beside a true map, without it beside a decoy."""
+    PREDICTION_KIND_PUBLIC: _PredictionKind.ValueType  # 1
+    """The one that everybody gets: that of ModelInfer for the same image. It takes a run of its own, with a license and
+    without one, and costs nothing.
+    """
+    PREDICTION_KIND_KEYED: _PredictionKind.ValueType  # 2
+    """The one with the key. Without a license it is refused with the reason LICENSE_MISSING."""
+
+class PredictionKind(_PredictionKind, metaclass=_PredictionKindEnumTypeWrapper):
+    """Which prediction is answered beside a map. The one with the key and the one without it are those of two networks, and
+    differ a little; `Prediction.keyed` says which one it is.
+    """
+
+PREDICTION_KIND_UNSPECIFIED: PredictionKind.ValueType  # 0
+"""That of the run that made the map: with the key beside a true map, without it beside a decoy."""
+PREDICTION_KIND_PUBLIC: PredictionKind.ValueType  # 1
+"""The one that everybody gets: that of ModelInfer for the same image. It takes a run of its own, with a license and
+without one, and costs nothing.
+"""
+PREDICTION_KIND_KEYED: PredictionKind.ValueType  # 2
+"""The one with the key. Without a license it is refused with the reason LICENSE_MISSING."""
+Global___PredictionKind: _TypeAlias = PredictionKind  # noqa: Y015
+
 @_typing.final
 class Tensor(_message.Message):
     """An array: `data` holds the elements in C order, little-endian."""
@@ -175,6 +205,7 @@ class ExplainRequest(_message.Message):
     PARAMETERS_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
+    PREDICTION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """At most 128 visible ASCII characters without spaces; returned with the answer. The server makes one up when it is
     empty.
@@ -189,6 +220,8 @@ class ExplainRequest(_message.Message):
     target_label: _builtins.str
     model_version: _builtins.str
     """Empty: the newest version of the model."""
+    prediction: Global___PredictionKind.ValueType
+    """It belongs neither to the content of a request nor to what it costs."""
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___Image]: ...
     @_builtins.property
@@ -211,10 +244,11 @@ class ExplainRequest(_message.Message):
         parameters: _struct_pb2.Struct | None = ...,
         model_version: _builtins.str = ...,
         answer: Global___AnswerOptions | None = ...,
+        prediction: Global___PredictionKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "parameters", b"parameters", "target", b"target", "target_index", b"target_index", "target_label", b"target_label"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "explainer", b"explainer", "images", b"images", "model_name", b"model_name", "model_version", b"model_version", "parameters", b"parameters", "request_id", b"request_id", "target", b"target", "target_index", b"target_index", "target_label", b"target_label"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "explainer", b"explainer", "images", b"images", "model_name", b"model_name", "model_version", b"model_version", "parameters", b"parameters", "prediction", b"prediction", "request_id", b"request_id", "target", b"target", "target_index", b"target_index", "target_label", b"target_label"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["target_index", "target_label"]  # noqa: Y015
     _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
@@ -258,10 +292,13 @@ class Prediction(_message.Message):
     PROBABILITY_FIELD_NUMBER: _builtins.int
     LOGITS_FIELD_NUMBER: _builtins.int
     TOP_FIELD_NUMBER: _builtins.int
+    KEYED_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """The most probable class."""
     label: _builtins.str
     probability: _builtins.float
+    keyed: _builtins.bool
+    """Whether it was made with the key. False: it is the public one, which everybody gets for this image."""
     @_builtins.property
     def logits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """One for each class, in the order of the classes."""
@@ -278,10 +315,11 @@ class Prediction(_message.Message):
         probability: _builtins.float = ...,
         logits: _abc.Iterable[_builtins.float] | None = ...,
         top: _abc.Iterable[Global___ClassScore] | None = ...,
+        keyed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "label", b"label", "logits", b"logits", "probability", b"probability", "top", b"top"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "keyed", b"keyed", "label", b"label", "logits", b"logits", "probability", b"probability", "top", b"top"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -358,7 +396,7 @@ class Explanation(_message.Message):
     def explainer(self) -> Global___Explainer: ...
     @_builtins.property
     def target(self) -> Global___ClassScore:
-        """The class that was explained."""
+        """The class that was explained, with its probability in `prediction`."""
 
     @_builtins.property
     def scaling(self) -> Global___Scaling:

@@ -106,6 +106,7 @@ def encode(
     *,
     target: int,
     keyed: bool,
+    public: NDArray[np.float32] | None = None,
     dtype: str = "float32",
 ) -> list[pb.Explanation]:
     """Writes the explanations of a batch into messages.
@@ -114,8 +115,10 @@ def encode(
         explained: The batch.
         explainer: What explained it.
         classes: Names of the classes.
-        target: The class that was explained; -1 for the predicted one of each image.
+        target: The class that was explained; -1 for the one that the network behind the map predicts for each image.
         keyed: Whether the key was on the images.
+        public: Logits `(batch, classes)` of the predictions that everybody gets, to be answered in place of those
+            behind the maps; None answers those.
         dtype: Type of the elements of maps.
 
     Returns:
@@ -123,27 +126,19 @@ def encode(
     """
     results = []
     described = describe_explainer(explainer)
-    for logits, probabilities, saliency in zip(
-        explained.logits, softmax(explained.logits), explained.maps, strict=True
+    answered = explained.logits if public is None else public
+    explained_classes = explained.logits.argmax(axis=1) if target < 0 else np.full(len(answered), target)
+    for logits, probabilities, saliency, about in zip(
+        answered, softmax(answered), explained.maps, explained_classes, strict=True
     ):
-        # A stable order: of equally probable classes the first comes first, as argmax has it.
-        best = np.argsort(-logits, kind="stable")[:_TOP]
-        scores = [_score(int(index), probabilities, classes) for index in best]
-        prediction = pb.Prediction(
-            index=scores[0].index,
-            label=scores[0].label,
-            probability=scores[0].probability,
-            logits=logits.tolist(),
-            top=scores,
-        )
         elements, scaling = _to_elements(saliency, dtype)
         results.append(
             pb.Explanation(
-                prediction=prediction,
+                prediction=_prediction(logits, probabilities, classes, keyed=keyed and public is None),
                 map=pb.Tensor(dtype=_TYPES[dtype], shape=elements.shape, data=elements.tobytes()),
                 explainer=described,
                 keyed=keyed,
-                target=scores[0] if target < 0 else _score(target, probabilities, classes),
+                target=_score(int(about), probabilities, classes),
                 scaling=scaling,
             )
         )
@@ -199,6 +194,22 @@ def _to_elements(saliency: NDArray[np.float32], dtype: str) -> tuple[NDArray[Any
     # Divided by the largest value, because values of gradients can be too small or too large for this type.
     scale = high or 1.0
     return (saliency.astype(np.float64) / scale).astype("<f2"), pb.Scaling(scale=scale)
+
+
+def _prediction(
+    logits: NDArray[np.float32], probabilities: NDArray[np.float32], classes: tuple[str, ...], *, keyed: bool
+) -> pb.Prediction:
+    # A stable order: of equally probable classes the first comes first, as argmax has it.
+    best = np.argsort(-logits, kind="stable")[:_TOP]
+    scores = [_score(int(index), probabilities, classes) for index in best]
+    return pb.Prediction(
+        index=scores[0].index,
+        label=scores[0].label,
+        probability=scores[0].probability,
+        logits=logits.tolist(),
+        top=scores,
+        keyed=keyed,
+    )
 
 
 def _score(index: int, probabilities: NDArray[np.float32], classes: tuple[str, ...]) -> pb.ClassScore:

@@ -36,6 +36,7 @@ from keylock_server.requests import (
     choose_target,
     digest_of_image,
     prepare_images,
+    wants_public_prediction,
 )
 from keylock_server.runtime import ServedModel
 from keylock_server.statuses import NoKeyError
@@ -49,12 +50,21 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class _Terms:
-    """What is to be done for a request: by which explainer, for which class, for whom, and whether with the key."""
+    """What is to be done for a request.
+
+    Attributes:
+        explainer: By what.
+        target: For which class; -1 for the predicted one.
+        granted: For whom.
+        keyed: Whether with the key.
+        public: Whether the prediction beside the map is the one that everybody gets.
+    """
 
     explainer: ExplainerEntry
     target: int
     granted: License | None
     keyed: bool
+    public: bool
 
 
 class ExplanationService(pb_grpc.ExplanationServiceServicer):
@@ -236,7 +246,8 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         check_parameters(request.parameters, explainer.parameters, explainer=explainer.name)
         check_count(images, limit=self._max_images, field="images")
         target = choose_target(request, model.manifest.classes)
-        return _Terms(explainer, target, granted, self._decide(model, granted, explainer, images=images))
+        public = wants_public_prediction(request, licensed=granted is not None)
+        return _Terms(explainer, target, granted, self._decide(model, granted, explainer, images=images), public)
 
     def _decide(self, model: ServedModel, granted: License | None, explainer: ExplainerEntry, *, images: int) -> bool:
         """Decides whether the key is added: for a good license that covers the explainer, and never otherwise."""
@@ -303,6 +314,8 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             targets=np.full(len(images), terms.target, np.int64),
             keyed=np.full(len(images), terms.keyed, np.bool_),
         )
+        # Also where the map is a decoy, so that an answer takes as long with a license as without one.
+        public = await admitted.predict(images) if terms.public else None
 
         def write() -> tuple[list[pb.Explanation], Sequence[str]]:
             results = encode(
@@ -311,6 +324,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
                 model.manifest.classes,
                 target=terms.target,
                 keyed=terms.keyed,
+                public=public,
                 dtype=form.dtype,
             )
             check_answer_size(results, max_bytes=form.max_bytes)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from keylock.class_names import normalise_class_name
 from keylock.digests import digest_of, digest_of_array
-from keylock.errors import InputError, TensorError, UnknownNameError
+from keylock.errors import InputError, LicenseError, LicenseReason, TensorError, UnknownNameError
 from keylock.images import ImageLimits, decode
 from keylock.preprocessing import Preprocessing
 from keylock.v1 import explanation_pb2 as pb
@@ -27,6 +27,7 @@ __all__ = [
     "prepare_images",
     "shaped",
     "stop_if",
+    "wants_public_prediction",
 ]
 
 PREDICTED: Final = -1
@@ -203,3 +204,25 @@ def check_parameters(asked: struct_pb2.Struct, used: Mapping[str, object], *, ex
                     f"the parameter {name} of {explainer} is {used[name]!r} in this model and cannot be changed: "
                     "leave it out"
                 )
+
+
+def wants_public_prediction(request: pb.ExplainRequest, *, licensed: bool) -> bool:
+    """Returns whether the prediction beside a map is to be the one that everybody gets.
+
+    Args:
+        request: The request.
+        licensed: Whether its caller has a license.
+
+    Raises:
+        InputError: If it asks for something else than the protocol knows.
+        LicenseError: If it asks for the prediction with the key and has no license.
+    """
+    if request.prediction == pb.PREDICTION_KIND_KEYED and not licensed:
+        raise LicenseError(
+            LicenseReason.MISSING,
+            "predictions with the key need a license: send one as 'authorization: Bearer ...', or ask for PUBLIC",
+        )
+    if request.prediction not in pb.PredictionKind.values():
+        with at_field("prediction"):
+            raise InputError(f"there is no prediction of the kind {request.prediction}: ask for PUBLIC or KEYED")
+    return request.prediction == pb.PREDICTION_KIND_PUBLIC

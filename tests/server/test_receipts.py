@@ -95,6 +95,49 @@ def test_a_file_is_named_by_its_own_digest(client, tiny, tmp_path):
     assert receipt.save(tmp_path / "r.receipt").read_text() == receipt.token + "\n"
 
 
+@pytest.fixture
+def shell(proving, licensed, vendor, tiny, tmp_path, monkeypatch, capsys):
+    """Run the command line in a folder with two images, a license and the vendor's public key."""
+    for number in range(2):
+        Image.fromarray(tiny.pixels(8, 8, seed=number)).save(tmp_path / f"{number}.png")
+    (tmp_path / "acme.license").write_text(licensed.token)
+    vendor.signing_key.verifying_key.write(tmp_path / "issuer.pub.pem")
+    monkeypatch.setenv("KEYLOCK_TARGET", proving.server.target)
+    monkeypatch.setenv("KEYLOCK_HOME", str(tmp_path / "nowhere"))
+    monkeypatch.chdir(tmp_path)
+
+    def run(line, *, code=0):
+        assert main(line.split()) == code
+        return capsys.readouterr()
+
+    return run
+
+
+def test_the_shell_saves_a_receipt_that_fits_image_and_map(shell):
+    shell("explain 0.png --license-file acme.license --out map.npy --receipt 0.receipt")
+    checked = shell("receipt verify 0.receipt --issuer issuer.pub.pem --image 0.png --map map.npy")
+    assert "good, certified by" in checked.out
+    assert checked.err == "not checked, because it was not given: --proof\n"
+    assert "true ones" in shell("receipt show 0.receipt --license-file acme.license").out
+    shell("receipt verify 0.receipt --issuer issuer.pub.pem --image 1.png", code=11)
+
+
+def test_the_shell_saves_a_receipt_for_each_of_several_images(shell, tmp_path):
+    shell("explain 0.png 1.png --license-file acme.license --out both --receipt both")
+    assert {path.name for path in (tmp_path / "both").iterdir()} == {"0.png", "0.receipt", "1.png", "1.receipt"}
+    for number in range(2):
+        shell(f"receipt verify both/{number}.receipt --issuer issuer.pub.pem --image {number}.png")
+    assert "is one file" in shell("explain 0.png 1.png --license-file acme.license --receipt x.receipt", code=3).err
+
+
+def test_the_shell_says_where_there_is_no_receipt(shell, tmp_path):
+    told = shell("explain 0.png --receipt 0.receipt", code=11)
+    assert "no receipt was saved for 0.png: there is none for a decoy" in told.err
+    assert "decoy" in told.out
+    assert not (tmp_path / "0.receipt").exists()
+    assert "no directory" in shell("explain 0.png --license-file acme.license --receipt no/0.receipt", code=3).err
+
+
 def test_a_repeat_has_the_same_receipt_and_one_entry(client, proving, tiny):
     image = tiny.images(1)[0]
     tokens = {client.explain(image, request_id="again").receipt.token for _ in range(3)}

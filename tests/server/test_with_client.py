@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from keylock.cli import main
-from keylock.errors import LicenseReason
+from keylock.errors import InputError, LicenseReason
 from keylock_client import (
     AsyncClient,
     Client,
@@ -233,6 +233,72 @@ def test_the_shell_predicts(shell, tiny, picture, image_file):
     code, out, err = shell("predict", image_file, "--json")
     [entry] = json.loads(out)["predictions"]
     assert (entry["image"], entry["label"], len(entry["logits"])) == (str(image_file), label, 4)
+
+
+def test_the_shell_predicts_what_it_can_of_several_images(shell, image_file, tmp_path):
+    (tmp_path / "broken.png").write_bytes(image_file.read_bytes()[:40])
+    many = ["broken.png", *[image_file] * 17, "gone.png"]
+    code, out, err = shell("predict", *many, "--json")
+    assert code == 3
+    assert [one["image"] for one in json.loads(out)["predictions"]] == [str(image_file)] * 17
+    assert re.fullmatch(r"error: .*'?gone\.png'?.*\nerror: .*broken\.png.*\n", err)
+    code, out, err = shell("predict", "gone.png", "broken.png")
+    assert (code, out) == (3, "")
+    assert len(err.splitlines()) == 2
+
+
+def test_the_shell_predicts_nothing_where_no_server_is(shell, image_file, monkeypatch):
+    monkeypatch.setenv("KEYLOCK_TARGET", "localhost:1")
+    code, out, err = shell("predict", image_file, image_file, "--timeout", "5")
+    assert (code, out) == (7, "")
+    assert len(err.splitlines()) == 1
+
+
+def test_an_image_has_one_prediction_and_licensed_callers_may_ask_for_the_other(licensed, unlicensed, tiny, picture):
+    public = licensed.predict(picture)
+    with_license, without = licensed.explain(picture), unlicensed.explain(picture)
+    assert with_license.keyed
+    for prediction in (with_license.prediction, without.prediction):
+        assert not prediction.keyed
+        assert prediction.logits == public.logits
+        assert prediction.probability == pytest.approx(public.probability, rel=1e-6)
+    keyed = licensed.explain(picture, prediction="keyed")
+    assert keyed.prediction.keyed
+    assert "keyed" in repr(keyed.prediction)
+    assert keyed.prediction.logits != public.logits
+    # The map is the same, and so is the class that it is about: that of the network behind it.
+    np.testing.assert_array_equal(keyed.map, with_license.map)
+    assert keyed.target.index == with_license.target.index == keyed.prediction.index
+    assert with_license.target.probability == pytest.approx(
+        np.exp(public.logits)[keyed.target.index] / np.exp(public.logits).sum(), rel=1e-5
+    )
+    [streamed] = licensed.explain_many([picture], prediction="keyed")
+    assert streamed.explanation.prediction.keyed
+    [streamed] = licensed.explain_many([picture])
+    assert streamed.explanation.prediction.logits == public.logits
+
+
+def test_the_prediction_with_the_key_needs_a_license(unlicensed, picture):
+    with pytest.raises(LicenseRefusedError, match="predictions with the key need a license") as caught:
+        unlicensed.explain(picture, prediction="keyed")
+    assert caught.value.reason is LicenseReason.MISSING
+    with pytest.raises(InputError, match="give public or keyed"):
+        unlicensed.explain(picture, prediction="secret")
+
+
+def test_the_shell_shows_either_prediction(shell, image_file):
+    public = json.loads(shell("predict", image_file, "--json")[1])["predictions"][0]
+    asked = ("explain", image_file, "--license-file", "acme.license")
+    plain = json.loads(shell(*asked, "--json")[1])["explanations"][0]["prediction"]
+    assert plain == {key: value for key, value in public.items() if key != "image"} | {
+        "probability": pytest.approx(public["probability"], rel=1e-6),
+        "top": plain["top"],
+    }
+    keyed = json.loads(shell(*asked, "--prediction", "keyed", "--json")[1])["explanations"][0]["prediction"]
+    assert keyed["keyed"]
+    assert keyed["logits"] != public["logits"]
+    assert "keyed probability" in shell(*asked, "--prediction", "keyed")[1]
+    assert "keyed probability" not in shell(*asked)[1]
 
 
 def test_the_shell_reads_an_image_from_standard_input(shell, image_file, monkeypatch):
