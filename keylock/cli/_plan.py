@@ -203,7 +203,11 @@ def _check_numbers(
     if init is not None and reference_steps is not None:
         raise InputError("give --init or --reference-steps, not both: your trained weights are the reference model")
     if init is not None and not init.is_file():
-        raise InputError(f"there is no file {init}: give the path of your trained weights")
+        from keylock.models import split_entry
+
+        file, _ = split_entry(init)
+        if not file.is_file():
+            raise InputError(f"there is no file {file}: give the path of your trained weights")
 
 
 def _parse_strength(text: str) -> float:

@@ -16,7 +16,7 @@ from keylock.models.patches import patch_grid
 from keylock.models.recording import capture_outputs
 from keylock.models.registry import OWN_ARCHITECTURES, architectures, create, require_architecture
 from keylock.models.splitting import split_rows
-from keylock.models.weights import digest_of_weights, load_weights
+from keylock.models.weights import digest_of_weights, load_weights, split_entry
 
 __all__ = [
     "OWN_ARCHITECTURES",
@@ -38,6 +38,7 @@ __all__ = [
     "plain_attention",
     "require_architecture",
     "smooth_activations",
+    "split_entry",
     "split_rows",
     "unbalance_filters_",
 ]

@@ -1,11 +1,13 @@
 """Users' weights in every form they come in, and files that are not what they say."""
 
+import argparse
 import pickle
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from keylock.errors import ModelError
 from keylock.models import load_weights
@@ -96,14 +98,18 @@ def test_objects_in_an_npz_are_refused(tiny_net, tmp_path):
         load_weights(tiny_net(), tmp_path / "w.npz")
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
 def test_a_whole_model_or_a_list_is_refused(tiny_net, tmp_path):
     torch.save([torch.ones(2)], tmp_path / "list.pt")
     torch.save(tiny_net(), tmp_path / "model.pt")
 
     with pytest.raises(ModelError, match="no state dict"):
         load_weights(tiny_net(), tmp_path / "list.pt")
-    with pytest.raises(ModelError, match="more than tensors"):
+    with pytest.raises(ModelError, match=r"whole module \(.*TinyNet\).* save its weights alone"):
         load_weights(tiny_net(), tmp_path / "model.pt")
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "script.pt")
+    with pytest.raises(ModelError, match="TorchScript archive"):
+        load_weights(tiny_net(), tmp_path / "script.pt")
 
 
 def test_weights_of_another_architecture_are_refused_and_change_nothing(weights, tiny_net, tmp_path):
@@ -116,6 +122,148 @@ def test_weights_of_another_architecture_are_refused_and_change_nothing(weights,
     with pytest.raises(ModelError) as caught:
         load_weights(model, saved(tmp_path / "weights", weights, "pt"))
 
-    for part in ("missing: conv3.bias", "not of this architecture: extra", "of another shape: head.weight", "--arch"):
+    for part in (
+        "missing: conv3.bias",
+        "not of this architecture: extra",
+        "of another shape: head.weight is (5, 16), not (3, 16)",
+        "--arch",
+    ):
         assert part in str(caught.value)
     assert torch.equal(model.conv1.weight, before)
+
+
+def under(prefix, weights):
+    return {prefix + name: tensor for name, tensor in weights.items()}
+
+
+def halved(weights):
+    return {name: tensor / 2 if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+
+
+LEFT_BY_SCRIPTS = {
+    "torch.compile": (lambda w: under("_orig_mod.", w), ["'_orig_mod.'"]),
+    "compiled and parallel": (lambda w: under("module._orig_mod.", w), ["'module._orig_mod.'"]),
+    "parallel and compiled": (lambda w: under("_orig_mod.module.", w), ["'_orig_mod.module.'"]),
+    "Lightning": (
+        lambda w: {"state_dict": under("model.", w) | {"loss.weight": torch.ones(3)}, "hyper_parameters": {"lr": 0.1}},
+        ["entry state_dict", "'model.'", "left out 1", "loss.weight"],
+    ),
+    "deep": (lambda w: {"state_dict": under("net.model.module._orig_mod.", w)}, ["'net.model.module._orig_mod.'"]),
+    "net": (lambda w: {"net": under("module.", w), "acc": 93.1}, ["entry net", "'module.'"]),
+    "weights": (lambda w: {"weights": w}, ["entry weights"]),
+    "ema": (lambda w: {"ema": w, "optimizer": {"state": {}}}, ["entry ema"]),
+    "averaged": (lambda w: {"model_ema": {"n_averaged": torch.tensor(1), **under("module.", w)}}, ["left out 1"]),
+    "nested": (lambda w: {"state": {"model": w}, "epoch": 1}, ["entry state/model"]),
+    "the same twice": (lambda w: {"state_dict": w, "state_dict_ema": dict(w)}, ["entry state_dict"]),
+    "options": (lambda w: {"model": w, "args": argparse.Namespace(lr=0.1)}, ["entry model"]),
+    "figures of NumPy": (lambda w: {"model": w, "acc": np.float64(0.9), "curve": np.ones(3)}, ["entry model"]),
+    "profiled": (
+        lambda w: {**w, "total_ops": torch.zeros(1), "conv1.total_params": torch.zeros(1)},
+        ["left out 2", "total_ops", "conv1.total_params"],
+    ),
+    "compiled inside": (
+        lambda w: {name.replace("conv1.", "conv1._orig_mod."): tensor for name, tensor in w.items()},
+        ["'_orig_mod.'"],
+    ),
+    "in two parts": (
+        lambda w: {
+            "head": {name.removeprefix("head."): tensor for name, tensor in w.items() if name.startswith("head.")},
+            "rest": {"metrics": {}},
+            **{
+                part: {
+                    name.removeprefix(f"{part}."): tensor for name, tensor in w.items() if name.startswith(f"{part}.")
+                }
+                for part in ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3")
+            },
+        },
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LEFT_BY_SCRIPTS)
+def test_checkpoints_as_scripts_leave_them_load_and_say_what_was_done(kind, weights, tiny_net, tmp_path, caplog):
+    leave, told = LEFT_BY_SCRIPTS[kind]
+    torch.save(leave(weights), tmp_path / "left.ckpt")
+
+    model = load_weights(tiny_net(), tmp_path / "left.ckpt")
+
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    for part in told:
+        assert part in caplog.text
+    assert bool(caplog.text) == bool(told)
+
+
+@pytest.mark.parametrize(
+    ("leave", "choices"),
+    [
+        (lambda w: {"student": halved(w), "teacher": w}, ("student", "teacher")),
+        (lambda w: under("student.", halved(w)) | under("teacher.", w), ("student", "teacher")),
+        (lambda w: {"model": halved(w), "model_ema": under("module.", w)}, ("model", "model_ema/module")),
+        (lambda w: {"state_dict": under("net.", halved(w)) | under("ema.module.", w)}, ("state_dict/ema.module",)),
+    ],
+    ids=["entries", "prefixes", "averaged", "prefixes in an entry"],
+)
+def test_two_sets_of_weights_are_refused_until_one_is_named(leave, choices, weights, tiny_net, tmp_path):
+    torch.save(leave(weights), tmp_path / "two.pt")
+    model = tiny_net()
+    before = model.conv1.weight.clone()
+
+    with pytest.raises(ModelError, match="2 different sets of weights") as caught:
+        load_weights(model, tmp_path / "two.pt")
+
+    assert all(choice in str(caught.value) for choice in choices)
+    assert torch.equal(model.conv1.weight, before)
+    load_weights(model, tmp_path / f"two.pt#{choices[-1].split('/')[-1]}")
+    assert torch.equal(model.conv1.weight, weights["conv1.weight"])
+    with pytest.raises(ModelError, match="has no weights under 'nobody': there are"):
+        load_weights(model, tmp_path / "two.pt#nobody")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_by_name(value, weights, tiny_net, tmp_path):
+    weights["bn2.running_var"][3] = value
+    model = tiny_net()
+    before = model.conv1.weight.clone()
+
+    with pytest.raises(ModelError, match=r"'bn2.running_var' .* NaN or infinite"):
+        load_weights(model, saved(tmp_path / "weights", weights, "npz"))
+
+    assert torch.equal(model.conv1.weight, before)
+
+
+def test_quantised_weights_are_refused_by_name(weights, tiny_net, tmp_path):
+    weights["head.weight"] = weights["head.weight"].to(torch.int8)
+
+    with pytest.raises(ModelError, match=r"'head.weight' .* int8"):
+        load_weights(tiny_net(), saved(tmp_path / "weights", weights, "safetensors"))
+
+
+def test_one_logit_becomes_two(tiny_net, tmp_path, smooth_images, caplog):
+    single, images = tiny_net(classes=1), smooth_images(2, 16)
+    torch.save(single.state_dict(), tmp_path / "single.pt")
+
+    double = load_weights(tiny_net(classes=2), tmp_path / "single.pt")
+
+    with torch.no_grad():
+        torch.testing.assert_close(double(images).softmax(dim=1)[:, 1:], single(images).sigmoid())
+    assert "one logit" in caplog.text
+    with pytest.raises(ModelError, match="of another shape"):
+        load_weights(tiny_net(classes=3), tmp_path / "single.pt")
+
+
+def test_what_stands_beside_tensors_is_named(weights, tiny_net, tmp_path):
+    torch.save({"model": weights, "surprise": Payload(tmp_path / "ran")}, tmp_path / "more.pt")
+
+    with pytest.raises(ModelError, match=r"more than tensors \(.*open"):
+        load_weights(tiny_net(), tmp_path / "more.pt")
+
+
+def test_names_of_another_network_are_listed(tiny_net, tmp_path):
+    torch.save({"state_dict": {"features.0.weight": torch.ones(3)}}, tmp_path / "other.pt")
+
+    with pytest.raises(ModelError) as caught:
+        load_weights(tiny_net(), tmp_path / "other.pt")
+
+    for part in ("under state_dict", "missing: conv1.weight, bn1.weight, bn1.bias, ...", "features.0.weight"):
+        assert part in str(caught.value)
