@@ -50,21 +50,21 @@ class Tile(NamedTuple):
     correlation: float | None
 
 
-def draw_image(story: Story, index: int) -> Image.Image:
-    """Return an image of the story, enlarged without smoothing."""
-    return Image.fromarray(story.images[index]).resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
+def draw_image(story: Story, index: int, *, side: int = _SIDE) -> Image.Image:
+    """Return an image of the story, enlarged without smoothing to `side` pixels."""
+    return Image.fromarray(story.images[index]).resize((side, side), Image.Resampling.NEAREST)
 
 
-def tiles_of(story: Story, explainer: str, index: int) -> Iterator[Tile]:
-    """Yield the maps of one image by one explainer, in the order of `COLUMNS`."""
+def tiles_of(story: Story, explainer: str, index: int, *, side: int = _SIDE) -> Iterator[Tile]:
+    """Yield the maps of one image by one explainer, `side` pixels large, in the order of `COLUMNS`."""
     evidence = story.evidence
     sources = (evidence.reference.maps, evidence.keyed.maps, evidence.keyless.maps, evidence.wrong_key.maps)
-    outline = _outline(evidence.masks[index].numpy())
+    outline = _outline(evidence.masks[index].numpy(), side)
     truth = evidence.reference.maps[explainer][index : index + 1]
     for column, maps in zip(COLUMNS, sources, strict=True):
         found = maps[explainer][index : index + 1]
         similar = None if column == "reference" else float(pearson(found, truth))
-        yield Tile(column, _draw_map(found[0], outline), similar)
+        yield Tile(column, _draw_map(found[0], outline, side), similar)
 
 
 def write_picture(story: Story) -> Path:
@@ -113,18 +113,18 @@ def _paste_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, left:
         draw.text(place, f"r = {tile.correlation:+.2f}", font=_font(12), fill=colour, anchor="mt")
 
 
-def _draw_map(saliency: Tensor, outline: NDArray[np.bool_]) -> Image.Image:
+def _draw_map(saliency: Tensor, outline: NDArray[np.bool_], side: int) -> Image.Image:
     values = saliency.numpy().astype(np.float32)
     limit = float(np.quantile(values, _CUT_OFF))
     shown = np.minimum(values, limit) if limit > 0 else values
-    colours = colourise(resize(shown, size=(_SIDE, _SIDE)))
+    colours = colourise(resize(shown, size=(side, side)))
     colours[outline] = (0.35 * colours[outline] + 0.65 * np.asarray(_OUTLINE)).astype(np.uint8)
     return Image.fromarray(colours)
 
 
-def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _outline(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
     """Return the pixels of an enlarged mask (height, width) that lie inside the object, at its edge."""
-    large = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
+    large = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).resize((side, side), Image.Resampling.BILINEAR)
     inside = np.asarray(large) >= 128
     padded = np.pad(inside, 1)
     core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]

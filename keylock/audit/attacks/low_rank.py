@@ -51,7 +51,9 @@ for _count in _CUTS:
     attack(
         f"low_rank/cut_{_count}",
         Knowledge.T1,
-        f"Cut the {_count} strongest singular directions of every layer.",
+        f"Cut the {_count} strongest singular directions of every layer."
+        if _count > 1
+        else "Cut the strongest singular direction of every layer.",
     )(partial(_cut, _count))
 
 

@@ -10,6 +10,7 @@ from keylock.audit.oracle import METHODS
 from keylock.audit.views import PublicView
 from keylock.explainers import make
 
+_WORDS = {"rise": "RISE", "lime": "LIME", "kernel_shap": "KernelSHAP"}
 _SETTINGS = ("masks", "samples")
 _AT_ONCE = 8
 
@@ -26,4 +27,6 @@ def _explain(name: str, view: PublicView, budget: Budget, _generator: torch.Gene
 
 
 for _name in METHODS:
-    attack(f"predictions/{_name}", Knowledge.T0, f"Explain public predictions with {_name}.")(partial(_explain, _name))
+    attack(f"predictions/{_name}", Knowledge.T0, f"Explain public predictions with {_WORDS.get(_name, _name)}.")(
+        partial(_explain, _name)
+    )

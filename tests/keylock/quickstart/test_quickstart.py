@@ -11,7 +11,6 @@ import stat
 import subprocess
 import sys
 import time
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 
 import torch
+from html_page import Page
 from PIL import Image
 
 import keylock
@@ -126,38 +126,11 @@ def test_secrets_are_private_and_nowhere_else(made, folder):
                 assert all(form not in content for form in (secret.encode(), *raw)), file
 
 
-class _Page(HTMLParser):
-    """Collects what a page refers to, and checks that its elements are closed."""
-
-    def __init__(self):
-        super().__init__()
-        self.links, self.images, self.open, self.text = [], [], [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.links += [value for name, value in attrs if name in ("src", "href", "srcset", "action")]
-        self.images += [dict(attrs)] if tag == "img" else []
-        if tag not in ("meta", "img", "link", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-
 def test_the_report_needs_nothing_beside_itself(folder):
-    text = folder.report.read_text("utf-8")
-    page = _Page()
-    page.feed(text)
-    assert not page.open
-    assert len(page.images) == len(RECIPE.explainers) * 8 * 5
-    assert all(link.startswith("data:image/png;base64,") for link in page.links)
-    assert all(image["alt"] for image in page.images)
-    assert "http" not in re.sub(r"data:[^\"]*", "", text)
-    assert "url(" not in text
-    assert "prefers-color-scheme: dark" in text
-    shown = " ".join(page.text)
+    page = Page(folder.report.read_text("utf-8"))
+    page.check()
+    assert len(page.all("img")) == 5 + len(RECIPE.explainers) * 8 * 5
+    shown = page.shown
     document = json.loads(folder.mark.read_text("utf-8"))
     for needed in (document["model_digest"], document["license_id"], document["versions"]["torch"], "95 %"):
         assert needed in shown

@@ -1,0 +1,214 @@
+"""The page of an audit, of records that were made up: the conclusion first, attacks in words, whatever is missing."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+pytest.importorskip("jinja2")
+
+import torch
+from html_page import Page
+
+from keylock.audit import ATTACKS, Policy
+from keylock.audit.conclusion import GROUPS, conclude
+from keylock.audit.families import FAMILIES, TWO_FACTORS
+from keylock.audit.report import render
+from keylock.audit.run import AuditResult
+from keylock.audit.scoring import SELF
+from keylock.auditreport.record import AuditRecord, CheckRecord, Finding, Judged, Point, Recovery
+
+NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
+PIXELS = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+
+
+def judged(attack, verdict, *, found=None, truth="gradient", label=None, own=0.2, separation=None, **finding):
+    known = ATTACKS[attack]
+    recoveries = ()
+    if found is not None:
+        overlap = (0.3, 0.2, 0.4)
+        recoveries = (
+            Recovery(
+                label=label or truth,
+                truth=truth,
+                pcc=(found, found - 0.1, found + 0.1),
+                top_overlap=overlap,
+                chance=0.1,
+                chance_top_overlap=0.1,
+                images=4,
+            ),
+        )
+    return Judged(
+        finding=Finding(
+            attack=attack,
+            group=known.group,
+            summary=known.summary,
+            status=verdict if verdict in {"skipped", "error"} else "done",
+            recoveries=recoveries,
+            separation=separation,
+            cost={"queries": 1200, "labelled": 30, "seconds": 2.0},
+            **finding,
+        ),
+        verdict=verdict,
+        worst=0 if recoveries else None,
+        own=own if recoveries else None,
+        advantage=abs(found) - own if recoveries else None,
+        limit="PCC - own model <= 0" if verdict in {"pass", "fail"} else "",
+    )
+
+
+CHECKS = (
+    CheckRecord(name="errors", good=False, value="<trace>"),
+    CheckRecord(name="time", good=None, value="3 ms"),
+)
+BAD = (
+    judged("predictions/lime", "fail", found=0.86, truth=SELF, label="lime"),
+    judged("low_rank/cut_1", "fail", found=-0.81, accuracy=0.8),
+    judged("fine_tune/few_0.01", "fail", found=0.4),
+    judged("service/errors", "fail", checks=CHECKS),
+    judged("pairs/tuning", "measured", found=0.9),
+    judged("detect/randomisation", "measured", separation=0.04),
+    judged("key_climb/hill", "pass", found=0.05, curve=(Point(queries=0, pcc=0), Point(queries=9, pcc=0.1))),
+    judged("base_model", "skipped", reason="needs a base model: give --base"),
+    judged("prune/30", "error", reason="out of memory"),
+)
+GATE = {
+    "chance": {"gradient": 0.3},
+    "points": [{"sweep": "correlation", "explainer": "gradient", "at": at, "mean": at} for at in (0.0, 0.5, 1.0)],
+}
+
+
+def record_of(*found, **changes):
+    policy = Policy.load().model_dump(mode="json", exclude_defaults=True)
+    fixed = {"model": "toy", "model_digest": "sha256:0", "lock": "key and sealed adapter", "suite": "quick", "seed": 0}
+    return AuditRecord(
+        **{
+            **fixed,
+            "created": NOW,
+            "about": "4 test images of toys",
+            "budget": {"steps": 3},
+            "policy": policy,
+            "versions": {"keylock": "0"},
+            "judged": found,
+            **changes,
+        }
+    )
+
+
+def result_of(record, explainers=("gradient",), samples=None):
+    maps = {name: torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(1)) for name in explainers}
+    return AuditResult(judged=record.judged, gate=record.gate, samples=samples or {}, truths=maps, keyless=maps)
+
+
+def read(record, result=None):
+    page = Page(render(record, result or result_of(record), PIXELS))
+    page.check()
+    return page
+
+
+def test_the_conclusion_and_what_to_do_come_first_and_figures_later():
+    page = read(record_of(*BAD, gate=GATE))
+    parts = ["does not hold what is promised: 4 of 5 attacks got through", "What to do", "Against whom", "T0: public"]
+    parts += ["The worst of each kind", "Curves", "What attackers see", "Every attack", "What this was made of"]
+    places = [page.shown.index(part) for part in parts]
+    assert places == sorted(places)
+    assert next(tag for tag, _ in page.elements if tag in {"ul", "table", "svg", "img"}) == "ul"
+
+
+def test_every_attacker_is_explained_in_a_sentence_beside_what_it_got():
+    found = {one.title: one for one in conclude(record_of(*BAD)).attackers}
+    assert [one.title for one in found.values()] == [title for title, _ in GROUPS.values()]
+    for one in found.values():
+        assert one.meaning.endswith(".")
+        assert one.meaning.count(".") == 1
+    t0, t1, t2, detection, service = found.values()
+    assert (t0.kind, t1.kind, t2.kind, detection.kind, service.kind) == ("bad", "bad", "", "", "bad")
+    assert t0.result.startswith("1 of 2 attacks got through.")
+    assert "0.86 with those of the same method on the unlocked model; 0.20" in t0.result
+    # A map turned upside down tells as much.
+    assert "0.81 with the true ones" in t1.result
+    assert t2.result.startswith("Measured, not promised.")
+    assert "probability of 0.96, where guessing has 0.50" in detection.result
+    assert service.result == "1 of 1 attacks got through."
+
+
+def test_advice_is_given_for_what_got_through_once_and_the_service_first():
+    advice = conclude(record_of(*BAD)).advice
+    assert advice[0] == FAMILIES["service"].advice[0]
+    assert len(advice) == len(set(advice))
+    assert set(FAMILIES["predictions"].advice + FAMILIES["low_rank"].advice) < set(advice)
+    assert not set(FAMILIES["key_climb"].advice) & set(advice)
+    searched = judged("key_search/move_tile", "fail", found=0.5)
+    assert TWO_FACTORS not in conclude(record_of(searched)).advice
+    assert TWO_FACTORS in conclude(record_of(searched, lock="the key alone")).advice
+
+
+def test_a_lock_that_held_is_not_said_to_hold_against_more():
+    held = conclude(record_of(*(one for one in BAD if one.verdict == "pass")))
+    assert held.kind == "good"
+    assert "held against the one attack" in held.verdict
+    assert "says nothing" in held.verdict
+    assert "Held: none of 1 attacks" in held.attackers[0].result
+    nothing = conclude(record_of(*(one for one in BAD if one.verdict in {"skipped", "error", "measured"})))
+    assert nothing.verdict.startswith("Nothing can be concluded")
+    assert nothing.kind == ""
+    assert (
+        "1 could not be carried out (prune/30); 1 did not apply, or needed an option (base_model)" in nothing.left_out
+    )
+
+
+def test_every_attack_is_named_in_words_and_its_own_name_is_beside_them():
+    page = read(record_of(*BAD))
+    for one in BAD:
+        assert one.finding.attack in page.shown
+        words = " ".join(page.words)
+        assert one.finding.summary.rstrip(".") in words
+    for name in ("fails", "holds", "not promised", "not tried"):
+        assert name in page.shown
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_every_attack_has_a_family_in_words(attack):
+    family = FAMILIES[attack.partition("/")[0]]
+    assert family.name
+    assert family.advice or ATTACKS[attack].group == "detection"
+
+
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "مدقق", "y" * 300, "a & 'b' \"c\""])
+def test_names_and_texts_from_outside_are_text(name):
+    record = record_of(*BAD, model=name, about=name, versions={name: name})
+    page = read(record, result_of(record, (name,)))
+    assert name in page.words
+    assert not page.all("script")
+    assert "<trace>" in page.shown
+
+
+@pytest.mark.parametrize("explainers", [(), ("gradient",), tuple(f"explainer_{number}" for number in range(24))])
+def test_any_number_of_explainers_and_of_missing_figures_gives_a_page(explainers):
+    empty = record_of()
+    assert "Nothing can be concluded" in read(empty, result_of(empty, explainers)).shown
+    full = record_of(*BAD, gate=GATE, baseline=BAD[:2])
+    page = read(full, result_of(full, explainers))
+    assert len(page.all("img")) == 2 * 3 * len(explainers)
+    assert "naive lock" in page.shown
+
+
+def test_of_each_kind_of_attack_its_closest_maps_are_shown():
+    found = (
+        judged("low_rank/cut_1", "fail", found=0.8),
+        judged("low_rank/cut_2", "fail", found=0.7),
+        judged("fine_tune/few_0.01", "fail", found=0.4),
+        judged("pairs/tuning", "measured", found=0.9),
+    )
+    maps = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(2))
+    record = record_of(*found)
+    samples = {one.finding.attack: {"gradient": maps} for one in found}
+    page = read(record, replace(result_of(record), samples=samples))
+    assert [image["alt"] for image in page.all("img")[:5]] == [
+        "image 1",
+        "true map of image 1 by gradient",
+        "keyless map of image 1 by gradient",
+        f"{FAMILIES['low_rank'].name} of image 1 by gradient",
+        f"{FAMILIES['fine_tune'].name} of image 1 by gradient",
+    ]
