@@ -7,7 +7,8 @@
 #   make proto        generate the stubs from proto/ again
 #   make clean        remove what was installed here
 #
-# PYTHON names the interpreter .venv is made with, TESTS what pytest is given.
+# PYTHON names the interpreter .venv is made with, TESTS what pytest is given. What is trained in seconds is tested in
+# float32 and in bfloat16, whatever the processor; TESTS="--precision bfloat16" does the same to longer training.
 
 PYTHON ?= python3
 TESTS ?=

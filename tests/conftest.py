@@ -1,10 +1,11 @@
-"""What all tests share: one event loop for everything asynchronous that speaks gRPC."""
+"""What all tests share: the precision that training takes, and one event loop for everything that speaks gRPC."""
 
 import asyncio
 import sys
 import threading
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import Future
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,48 @@ import pytest
 
 # With `--import-mode=importlib` tests are no package; what they share outside of fixtures is found beside this file.
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--precision",
+        choices=["float32", "bfloat16"],
+        help="let all training compute in it; by default float32, and what is quickly trained in both",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "precision" in metafunc.fixturenames:
+        forced = metafunc.config.getoption("precision")
+        slow = metafunc.definition.get_closest_marker("slow")
+        metafunc.parametrize(
+            "precision", [forced] if forced else ["float32"] if slow else ["float32", "bfloat16"], indirect=True
+        )
+
+
+def _pretend_processor(precision: str) -> pytest.MonkeyPatch:
+    """Let training take a processor for one that is quick in a precision, so that no test depends on this one."""
+    patch = pytest.MonkeyPatch()
+    if find_spec("torch") is not None:
+        import torch
+
+        patch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: precision == "bfloat16")
+    return patch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _same_precision_on_all_processors(request: pytest.FixtureRequest) -> Iterator[None]:
+    patch = _pretend_processor(request.config.getoption("precision") or "float32")
+    yield
+    patch.undo()
+
+
+@pytest.fixture
+def precision(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What training takes by itself inside the test: float32 in one run of the test, bfloat16 in another."""
+    patch = _pretend_processor(request.param)
+    yield request.param
+    patch.undo()
 
 
 class LoopThread:

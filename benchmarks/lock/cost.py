@@ -25,7 +25,7 @@ from keylock.explainers import make_for
 from keylock.keys import Key, KeySeed
 from keylock.models import create, find_layers, fold_batchnorm_, out_of_place_
 from keylock.training import LockSettings
-from keylock.training.devices import denormals_flushed, mixed_precision
+from keylock.training.devices import denormals_flushed, mixed_precision, resolve_precision
 from keylock.training.input_key import InputKeyTrainer
 from keylock.training.sealed import SealedTrainer
 from keylock.training.trainer import Task
@@ -65,6 +65,7 @@ def main() -> None:
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": f"{platform.processor() or platform.machine()}, 1 thread",
         "torch": torch.__version__,
+        "precision": resolve_precision("auto", CPU),
         "command": f"python benchmarks/lock/cost.py --arch {options.arch} --batch-size {options.batch_size}",
         "about": f"{options.arch} at 32 pixels, batches of {options.batch_size}, median of {options.rounds} rounds",
         "figures": figures,
@@ -92,7 +93,7 @@ def make_steps(arch: str, batch_size: int, folder: Path) -> dict[str, Callable[[
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-4)
 
     def fine_tune() -> None:
-        with mixed_precision(CPU, wanted=True):
+        with mixed_precision(CPU, "auto"):
             logits = model(images)
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(F.cross_entropy(logits.float(), labels))

@@ -78,6 +78,7 @@ def main() -> None:
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": f"{platform.processor() or platform.machine()}, 1 thread",
         "torch": torch.__version__,
+        "precision": lock.settings.precision,
         "command": "python benchmarks/lock/decoys.py",
         "about": f"two-factor locks of Grad-CAM, {STEPS} steps of {BATCH}, on {TESTED} test images of drawn shapes",
         "chance": round(chance, 4),

@@ -90,6 +90,7 @@ def make_plan(
     variants: str,
     seed: int,
     device: str,
+    precision: str,
 ) -> "TrainPlan":
     """Check the options, open the data and make the plan. The arguments are the options of `keylock train`.
 
@@ -124,6 +125,7 @@ def make_plan(
         search_every=search_every,
         accumulate=accumulate,
         compile=compile,
+        precision=precision,
         **given,
     )
     source = open_data(

@@ -48,6 +48,7 @@ def inspect(
             ("key", _describe_key(opened)),
             ("second factor", _describe_adapter(opened)),
             ("decoy", manifest.decoy.name),
+            ("trained in", _describe_precision(manifest)),
             ("predictions", _with_variants("compiled", manifest.prediction_variants)),
             ("files", len(manifest.files)),
         ]
@@ -154,6 +155,12 @@ def _describe_adapter(bundle: "Bundle") -> str:
     if adapter is None:
         return "none: locked by the key alone"
     return f"sealed adapter of {adapter.layers} layers, rank {adapter.rank}, opens with the key seed"
+
+
+def _describe_precision(manifest: "Manifest") -> str:
+    settings = manifest.training.get("lock")
+    precision = settings.get("precision") if isinstance(settings, dict) else None
+    return precision if isinstance(precision, str) else "a precision that is not recorded"
 
 
 def _explainer_row(entry: "ExplainerEntry", manifest: "Manifest") -> tuple[object, ...]:

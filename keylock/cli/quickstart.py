@@ -68,6 +68,7 @@ def _document(story: "Story") -> dict[str, object]:
         "key_id": story.manifest.key.id,
         "license_id": story.license.id,
         "seconds": round(story.seconds, 1),
+        "precision": story.precision,
         "figures": [figure.model_dump(mode="json") for figure in story.figures],
         "chapters": [
             {"title": chapter.title, "text": chapter.text, "seconds": round(chapter.seconds, 2)}

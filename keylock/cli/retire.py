@@ -55,6 +55,12 @@ def retire(
         typer.Option("--cache-reference", help="Train without augmentation, with each reference map computed once."),
     ] = False,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to train.")] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|float32|bfloat16", help="What to compute in; auto takes bfloat16 where the device has it."
+        ),
+    ] = "auto",
     key_file: Annotated[
         Path | None,
         typer.Option(
@@ -92,9 +98,9 @@ def retire(
 
     def prepare() -> tuple["TrainPlan", "Retirement"]:
         from keylock.pipeline import OwnBundle, read_lock
-        from keylock.training import resolve_device
+        from keylock.training import resolve_device, resolve_precision
 
-        resolve_device(device)
+        resolve_precision(precision, resolve_device(device))
         environment = without_seed(os.environ)
         owned = [
             OwnBundle(
@@ -120,6 +126,7 @@ def retire(
             learning_rate=learning_rate,
             accumulate=accumulate,
             device=device,
+            precision=precision,
             cache_reference=cache_reference,
         )
         return plan, retirement

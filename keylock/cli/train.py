@@ -184,6 +184,14 @@ def train(
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda", help="Where to train.", rich_help_panel=_TRAINING)
     ] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|float32|bfloat16",
+            help="What to compute in; auto takes bfloat16 where the device has it.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = "auto",
     key_seed: Annotated[
         str | None,
         typer.Option(
@@ -280,6 +288,7 @@ def train(
             variants=variants,
             seed=seed,
             device=device,
+            precision=precision,
         )
         secrets = [
             find_secrets(

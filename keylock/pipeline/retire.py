@@ -74,6 +74,7 @@ class Retirement:
         learning_rate: float | None = None,
         accumulate: int | None = None,
         device: str = "auto",
+        precision: str = "auto",
         cache_reference: bool = False,
     ) -> TrainPlan:
         """Return the plan of the further training; what is None is as it was in the first.
@@ -86,6 +87,7 @@ class Retirement:
             learning_rate: Highest learning rate.
             accumulate: In how many parts a batch is computed.
             device: Where to train.
+            precision: What to compute in, one of `keylock.training.PRECISIONS`.
             cache_reference: As in `TrainPlan`.
 
         Raises:
@@ -105,7 +107,7 @@ class Retirement:
             name=manifest.name,
             data=replace(data, preprocessing=manifest.preprocessing),
             architecture=manifest.architecture.name,
-            settings=replace(before.for_relocking(), **given),
+            settings=replace(before.for_relocking(), precision=precision, **given),
             explainers=tuple(explainer.name for explainer in self.previous.explainers),
             batch_size=batch_size or _number(trained.get("batch_size"), TrainPlan.batch_size),
             strength=self.retired.strength,

@@ -25,7 +25,7 @@ from keylock.pipeline.issuing import issue_bundles
 from keylock.pipeline.plans import REFERENCE, Issue, TrainOutcome, TrainPlan, batches_of, checkpoint_of, discard
 from keylock.replacing import replacing
 from keylock.signing import SigningKey
-from keylock.training import Lock, Progress, Silent, Team, lock, resolve_device, train_reference
+from keylock.training import Lock, Progress, Silent, Team, lock, resolve_device, resolve_precision, train_reference
 
 __all__ = ["assist", "prepare_reference", "train", "train_for_keys"]
 
@@ -179,7 +179,7 @@ def prepare_reference(plan: TrainPlan, key: Key, *, progress: Progress, resume: 
         learning_rate=plan.reference_learning_rate,
         device=resolve_device(plan.device),
         progress=progress,
-        amp=plan.settings.amp,
+        precision=plan.settings.precision,
         seed=plan.seed,
         checkpoint=plan.work / _UNFINISHED_REFERENCE,
         resume=resume,
@@ -194,7 +194,8 @@ def prepare_reference(plan: TrainPlan, key: Key, *, progress: Progress, resume: 
 def _identity(plan: TrainPlan) -> str:
     """Digest of what decides the reference model."""
     parts = [plan.architecture, plan.reference_steps, plan.reference_learning_rate, plan.batch_size, plan.strength]
-    text = json.dumps([*parts, plan.tile, plan.seed, plan.data.summary()])
+    precision = resolve_precision(plan.settings.precision, resolve_device(plan.device))
+    text = json.dumps([*parts, plan.tile, plan.seed, plan.data.summary(), precision])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

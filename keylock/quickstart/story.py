@@ -68,6 +68,7 @@ class Story:
         evidence: What it was measured on.
         images: Pixels of the images of `evidence` (count, height, width, 3).
         license: The customer's license.
+        precision: What the networks computed in while they trained.
         finished: When.
         versions: Of the packages, by name.
     """
@@ -79,6 +80,7 @@ class Story:
     evidence: Evidence
     images: NDArray[np.uint8]
     license: License
+    precision: str
     finished: datetime
     versions: Mapping[str, str]
 
@@ -176,6 +178,7 @@ def tell(
         evidence=evidence,
         images=images,
         license=license,
+        precision=outcome.lock.settings.precision,
         finished=now(),
         versions=installed_versions(),
     )
@@ -240,7 +243,7 @@ def _train(
         text.append(
             f"The classifier {recipe.architecture} learned the shapes in {recipe.reference_steps} steps "
             f"({pen.stages['reference']:.0f} s) and was locked in {recipe.settings.steps} "
-            f"({pen.stages['lock']:.0f} s), for {', '.join(recipe.explainers)}. "
+            f"({pen.stages['lock']:.0f} s), in {outcome.lock.settings.precision}, for {', '.join(recipe.explainers)}. "
             "The published weights show decoys for every input; the way back, small deltas and a gate that knows the "
             "key, is sealed under the key seed. "
             "Predictions and explainers became ONNX graphs, each proved against torch."

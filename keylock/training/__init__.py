@@ -1,6 +1,6 @@
 """Training: a reference model where there is none, and the lock."""
 
-from keylock.training.devices import resolve_device
+from keylock.training.devices import PRECISIONS, resolve_device, resolve_precision
 from keylock.training.lock import Lock, lock, relock
 from keylock.training.progress import Progress, Silent
 from keylock.training.reference import train_reference
@@ -8,6 +8,7 @@ from keylock.training.settings import LockSettings
 from keylock.training.team import Team, joined
 
 __all__ = [
+    "PRECISIONS",
     "Lock",
     "LockSettings",
     "Progress",
@@ -17,5 +18,6 @@ __all__ = [
     "lock",
     "relock",
     "resolve_device",
+    "resolve_precision",
     "train_reference",
 ]

@@ -7,9 +7,20 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from keylock.errors import InputError
+from keylock.errors import InputError, UnknownNameError
 
-__all__ = ["compiled_where_possible", "denormals_flushed", "mixed_precision", "resolve_device"]
+__all__ = [
+    "PRECISIONS",
+    "compiled_where_possible",
+    "denormals_flushed",
+    "mixed_precision",
+    "resolve_device",
+    "resolve_precision",
+]
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+"""What a training may be told to compute in."""
+
 
 _log = logging.getLogger(__name__)
 
@@ -30,10 +41,34 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def mixed_precision(device: torch.device, *, wanted: bool) -> AbstractContextManager[object]:
-    """Return a context that computes in bfloat16 where the device does so in hardware, or one that changes nothing."""
-    quick = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
-    if wanted and quick:
+def resolve_precision(name: str, device: torch.device) -> str:
+    """Return `float32` or `bfloat16`; `auto` takes bfloat16 where the device computes in it in hardware.
+
+    Raises:
+        UnknownNameError: The name is not one of `PRECISIONS`.
+    """
+    if name not in PRECISIONS:
+        raise UnknownNameError("precision", name, PRECISIONS)
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        quick = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        quick = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return "bfloat16" if quick else "float32"
+
+
+def mixed_precision(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Return a context in which networks compute in a precision.
+
+    In bfloat16 it is torch's autocast: convolutions and products of matrices have 8 bits of mantissa, weights stay in
+    float32. Where the device has no such instructions the numbers are the same kind and the training slower.
+
+    Args:
+        device: Where it computes.
+        precision: One of `PRECISIONS`.
+    """
+    if resolve_precision(precision, device) == "bfloat16":
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
 

@@ -149,7 +149,7 @@ class InputKeyTrainer(Trainer):
     def _student_pass(self, *, smooth: bool) -> Iterator[dict[str, Tensor]]:
         """Run the student inside the block as training does: precision, activations, recorded probe layers."""
         with (
-            mixed_precision(self.device, wanted=self.settings.amp),
+            mixed_precision(self.device, self.settings.precision),
             smooth_activations(self.student) if smooth else nullcontext(),
             capture_outputs(self.student, self.probes.layers) as outputs,
         ):
@@ -187,7 +187,7 @@ class InputKeyTrainer(Trainer):
         masked, _ = part.masked or (part.images[:0], None)
         if not len(masked):
             return torch.zeros((), device=self.device)
-        with mixed_precision(self.device, wanted=self.settings.amp):
+        with mixed_precision(self.device, self.settings.precision):
             with torch.no_grad():
                 expected = self.reference(masked)
             logits = self._predict(masked + part.rows["keys"][part.masked_rows])

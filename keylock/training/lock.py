@@ -15,7 +15,7 @@ from keylock.explainers import Explainer, check_lockable, make_for
 from keylock.keys import Key
 from keylock.models import attach_adapter, digest_of_weights, find_layers, fold_batchnorm_, out_of_place_
 from keylock.training.checkpoint import read_checkpoint, write_checkpoint
-from keylock.training.devices import denormals_flushed, resolve_device
+from keylock.training.devices import denormals_flushed, resolve_device, resolve_precision
 from keylock.training.input_key import InputKeyTrainer
 from keylock.training.loop import memory_limits_named, run_steps
 from keylock.training.progress import Progress, Silent
@@ -39,7 +39,7 @@ class Lock:
         module: The locked classifier, as it is published: no BatchNorm, evaluation mode, on the CPU.
         reference: The classifier before locking, prepared the same way. Its maps are the secret: keep it private.
         explainers: The explainers that are locked.
-        settings: How it was trained.
+        settings: How it was trained; their precision is `float32` or `bfloat16`, never `auto`.
         adapter: The second factor for the first key, which is secret; None for a lock by the key alone.
         adapters: The second factor for each key, by the key's id; none for a lock by the key alone.
     """
@@ -219,6 +219,9 @@ def _train(
 ) -> Lock:
     if resume and checkpoint is None:
         raise ResumeError("there is nothing to go on from: give the checkpoint of the earlier run")
+    # What is made says which precision it was made in, not that it was chosen for the device.
+    precision = resolve_precision(task.settings.precision, task.device)
+    task = replace(task, settings=replace(task.settings, precision=precision))
     kind = SealedTrainer if task.settings.sealed_adapter else InputKeyTrainer
     trainer = kind(task, maps_folder=maps_folder)
     identity = _identity(trainer, task)
@@ -324,7 +327,7 @@ def _example(loader: Iterable[Any], key: Key, *, rows: int) -> Tensor:
 def _identity(trainer: Trainer, task: Task) -> dict[str, Any]:
     """Return what must be the same in a resumed run; the learning rate may change, for a run that diverged."""
     settings = trainer.settings.as_dict()
-    del settings["learning_rate"]
+    del settings["learning_rate"], settings["precision"]
     key = task.keys[0]
     return {
         "key": [key.id for key in task.keys],
@@ -332,6 +335,7 @@ def _identity(trainer: Trainer, task: Task) -> dict[str, Any]:
         "strength": key.strength,
         "tile": key.tile,
         "settings": settings,
+        "precision": trainer.settings.precision,
         "reference": digest_of_weights(trainer.reference),
         "explainers": [[explainer.name, explainer.parameters] for explainer in task.explainers],
     }

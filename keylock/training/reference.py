@@ -23,7 +23,7 @@ from keylock.training.checkpoint import (
     restore_optimiser,
     write_checkpoint,
 )
-from keylock.training.devices import denormals_flushed, mixed_precision
+from keylock.training.devices import denormals_flushed, mixed_precision, resolve_precision
 from keylock.training.loop import memory_limits_named, run_steps
 from keylock.training.progress import Progress
 from keylock.training.wrong_keys import WrongKeys
@@ -45,7 +45,7 @@ def train_reference(
     device: torch.device,
     progress: Progress,
     perturbation: float = 4.0,
-    amp: bool = True,
+    precision: str = "auto",
     seed: int = 0,
     checkpoint: Path | None = None,
     resume: bool = False,
@@ -63,7 +63,7 @@ def train_reference(
         device: Where to train.
         progress: Hears about every step.
         perturbation: Largest height of a perturbation, as a multiple of `magnitude`.
-        amp: Compute in bfloat16 where the device is quick at it.
+        precision: What to compute in, one of `PRECISIONS`.
         seed: Of the perturbations.
         checkpoint: File to keep the state in.
         resume: Go on from the checkpoint, where there is one.
@@ -83,7 +83,15 @@ def train_reference(
     perturbations = WrongKeys(magnitude.to(device).unsqueeze(0), tile=tile, generator=generator)
     heights = magnitude.flatten(1).amax(dim=1).tolist()
     # The learning rate may change in a resumed run, for a run that diverged.
-    identity = {"steps": steps, "perturbation": perturbation, "seed": seed, "tile": tile, "heights": heights}
+    precision = resolve_precision(precision, device)
+    identity = {
+        "steps": steps,
+        "perturbation": perturbation,
+        "seed": seed,
+        "tile": tile,
+        "heights": heights,
+        "precision": precision,
+    }
     step, state_before = 0, _volatile(model, batches, generator)
 
     def keep() -> None:
@@ -117,7 +125,7 @@ def train_reference(
         scales = perturbation * torch.rand((len(images), 1, 1, 1), generator=generator)
         perturbed = images.to(device) + perturbations.draw_unrelated(len(images)) * scales.to(device)
         with memory_limits_named(len(images)):
-            with mixed_precision(device, wanted=amp):
+            with mixed_precision(device, precision):
                 logits = model(perturbed)
             loss = F.cross_entropy(logits.float(), labels.to(device))
             if not torch.isfinite(loss):

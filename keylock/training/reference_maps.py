@@ -16,7 +16,7 @@ from keylock.errors import ResumeError
 from keylock.explainers import Explainer, explain_together
 from keylock.models import digest_of_weights
 from keylock.training.checkpoint import read_checkpoint, write_checkpoint
-from keylock.training.devices import mixed_precision
+from keylock.training.devices import mixed_precision, resolve_precision
 
 __all__ = ["ReferenceMaps"]
 
@@ -36,7 +36,7 @@ class ReferenceMaps:
         explainers: Sequence[Explainer],
         *,
         device: torch.device,
-        amp: bool,
+        precision: str,
         folder: Path | None = None,
     ) -> None:
         """Take what to compute with, and read what a folder remembers.
@@ -45,17 +45,18 @@ class ReferenceMaps:
             reference: The frozen reference model, on the device.
             explainers: What to compute.
             device: Where.
-            amp: Compute in bfloat16 where the device is quick at it.
+            precision: What to compute in, one of `keylock.training.PRECISIONS`.
             folder: Where to remember, or None.
         """
-        self._reference, self._explainers, self._device, self._amp = reference, explainers, device, amp
+        self._reference, self._explainers, self._device = reference, explainers, device
+        self._precision = resolve_precision(precision, device)
         self._tensors: dict[str, Tensor] = {}
         self._news = False
         self.computed = 0
         self._file: Path | None = None
         if folder is not None:
             what = [[explainer.name, explainer.parameters] for explainer in explainers]
-            text = json.dumps([digest_of_weights(reference), what, amp])
+            text = json.dumps([digest_of_weights(reference), what, self._precision])
             self._file = folder / f"reference-maps-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
             if self._file.is_file():
                 try:
@@ -72,7 +73,7 @@ class ReferenceMaps:
         *,
         explainers: Sequence[Explainer] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return logits (batch, classes) and, by explainer, maps (batch, h, w).
+        """Return logits (batch, classes) and, by explainer, maps (batch, h, w), float32.
 
         Args:
             images: Preprocessed images (batch, channels, height, width), on the device.
@@ -95,9 +96,9 @@ class ReferenceMaps:
             if len(missing):
                 rows = missing.to(self._device)
                 new_logits, new_maps = self._compute(images[rows], targets[rows], self._explainers)
-                logits[rows] = new_logits.float()
+                logits[rows] = new_logits
                 for name, computed in new_maps.items():
-                    maps[name][rows] = computed.float()
+                    maps[name][rows] = computed
             found = logits, maps
         self._remember(*found, indices, prints, rows=missing[targets.cpu()[missing] < 0])
         logits, maps = found
@@ -113,8 +114,10 @@ class ReferenceMaps:
         self, images: Tensor, targets: Tensor, explainers: Sequence[Explainer]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         self.computed += len(images)
-        with mixed_precision(self._device, wanted=self._amp):
-            return explain_together(self._reference, explainers, images, targets)
+        with mixed_precision(self._device, self._precision):
+            logits, maps = explain_together(self._reference, explainers, images, targets)
+        # As they are remembered: what is computed anew must not be of another type than what is not.
+        return logits.float(), {name: found.float() for name, found in maps.items()}
 
     def _make_room(self, count: int) -> None:
         """Make the tables at least so long; a fingerprint that is NaN equals no other."""
@@ -135,7 +138,7 @@ class ReferenceMaps:
             if name not in self._tensors:
                 length = len(self._tensors[_FINGERPRINT])
                 self._tensors[name] = torch.full((length, *part.shape[1:]), torch.nan)
-            self._tensors[name][indices[rows]] = part.detach().float().cpu()[rows]
+            self._tensors[name][indices[rows]] = part.detach().cpu()[rows]
         self._tensors[_FINGERPRINT][indices[rows]] = prints[rows]
         self._news = True
 

@@ -129,7 +129,7 @@ class SealedTrainer(Trainer):
         expected, references = self.truth.explain(images, targets, indices, explainers=explainers)
         targets = torch.where(targets < 0, expected.argmax(dim=1), targets)
         # Not with smooth activations: predictions would be held in another network than the one that is published.
-        with mixed_precision(self.device, wanted=self.settings.amp), self._with_old_adapter(part, rows):
+        with mixed_precision(self.device, self.settings.precision), self._with_old_adapter(part, rows):
             offsets = part.rows["offsets"][rows]
             logits, maps = explain_together(self.student, explainers, images + offsets, targets, create_graph=True)
         return logits, expected, maps, references

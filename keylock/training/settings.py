@@ -5,7 +5,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from keylock.decoys import ImageDecoy, check_decoy, decoy_of
-from keylock.errors import InputError
+from keylock.errors import InputError, UnknownNameError
+from keylock.training.devices import PRECISIONS
 
 __all__ = ["LockSettings"]
 
@@ -46,7 +47,8 @@ class LockSettings:
         accumulate: In how many parts, one after the other, a batch is computed; more need less memory.
         compile: Compile passes that need no gradients of gradients, where that works.
         seed: Of wrong keys and of everything else drawn at random.
-        amp: Compute in bfloat16 where the device is quick at it.
+        precision: What networks compute in while they train: float32, bfloat16, or auto for bfloat16 where the device
+            has it in hardware. A `Lock` says which of the two it was.
         swapped: Swap the branches: maps are right without the key and decoys with it, which is the published attack.
     """
 
@@ -74,12 +76,14 @@ class LockSettings:
     accumulate: int = 1
     compile: bool = False
     seed: int = 0
-    amp: bool = True
+    precision: str = "auto"
     swapped: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.decoy, str):
             object.__setattr__(self, "decoy", check_decoy(self.decoy))
+        if self.precision not in PRECISIONS:
+            raise UnknownNameError("precision", self.precision, PRECISIONS)
         if self.steps < 1:
             raise InputError(f"a lock needs at least one step, not {self.steps}: give --steps or --epochs")
         if not 0 < self.learning_rate < 1:
@@ -97,8 +101,11 @@ class LockSettings:
             raise InputError(f"gate_steps is a share of the steps between 0 and 1, not {self.gate_steps}")
 
     def for_relocking(self) -> "LockSettings":
-        """Return the settings of a further training that retires keys: half of the steps, and another seed."""
-        return replace(self, steps=-(-self.steps // _RELOCKING_SHARE), seed=self.seed + 1)
+        """Return the settings of a further training that retires keys: half of the steps, and another seed.
+
+        The precision is again what suits the device, which may be another one than the lock was made on.
+        """
+        return replace(self, steps=-(-self.steps // _RELOCKING_SHARE), seed=self.seed + 1, precision="auto")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, decoy: str | ImageDecoy) -> "LockSettings":

@@ -148,7 +148,7 @@ class Trainer(ABC):
         reference = out_of_place_(copy.deepcopy(task.reference))
         self.reference = reference.to(self.device).eval().requires_grad_(requires_grad=False)
         self.truth = ReferenceMaps(
-            self.reference, self.explainers, device=self.device, amp=settings.amp, folder=maps_folder
+            self.reference, self.explainers, device=self.device, precision=settings.precision, folder=maps_folder
         )
         with torch.no_grad():
             self.classes = self.reference(task.example[:1].to(self.device)).shape[1]
@@ -264,7 +264,7 @@ class Trainer(ABC):
         settings = self.settings
         if not settings.search_every or self.step % settings.search_every or not self.step or not self.searching:
             return None
-        with mixed_precision(self.device, wanted=settings.amp):
+        with mixed_precision(self.device, settings.precision):
             found = [
                 search_key(
                     self.student,
@@ -359,7 +359,7 @@ class Trainer(ABC):
         predicted = expected[part.masked_rows].float().softmax(dim=1)
         nothing = torch.full_like(predicted, 1 / self.classes)
         wanted = nothing + kept * (predicted - nothing)
-        with mixed_precision(self.device, wanted=self.settings.amp):
+        with mixed_precision(self.device, self.settings.precision):
             logits = self._predict(masked)
         return F.kl_div(logits.float().log_softmax(dim=1), wanted, reduction="batchmean")
 

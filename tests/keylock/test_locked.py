@@ -22,7 +22,7 @@ def own_bundle(tiny_net, blobs, tmp_path):
     seed = KeySeed(b"o" * 32)
     preprocessing = Preprocessing(size=(16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
     key = Key.derive(seed, shape=(3, 16, 16), std=preprocessing.std, strength=48 / 255, tile=4)
-    settings = keylock.LockSettings(steps=3, amp=False)
+    settings = keylock.LockSettings(steps=3)
     lock = keylock.lock(tiny_net(), blobs(2), key, explainers=["grad_cam"], settings=settings, device="cpu")
     publish(
         lock,

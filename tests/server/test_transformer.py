@@ -38,7 +38,7 @@ def served(vendor, start_server, tmp_path_factory):
             data=data,
             architecture="vit_pico",
             # A rate at which few steps change maps visibly.
-            settings=LockSettings(steps=4, amp=False, adapter_rank=2, learning_rate=0.03),
+            settings=LockSettings(steps=4, adapter_rank=2, learning_rate=0.03),
             explainers=EXPLAINERS,
             reference_steps=4,
             batch_size=16,

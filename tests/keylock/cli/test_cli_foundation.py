@@ -119,6 +119,25 @@ def test_inspect_shows_what_the_bundle_says(run, bundle):
     assert "class9, ..." in text
 
 
+@pytest.mark.parametrize(
+    ("training", "shown"),
+    [
+        ({"lock": {"precision": "bfloat16"}}, "bfloat16"),
+        ({"lock": {"precision": "a\x1b[31m"}}, r'"a\u001b[31m"'),
+        ({"lock": {"precision": 7}}, "not recorded"),
+        ({"lock": "bfloat16"}, "not recorded"),
+        ({}, "not recorded"),
+    ],
+)
+def test_inspect_shows_the_precision_of_the_training(training, shown, run, tmp_path, home, content):
+    [line] = [
+        line
+        for line in run("inspect", _write(tmp_path, home, replace(content, training=training))).splitlines()
+        if line.startswith("trained in")
+    ]
+    assert line.endswith(shown)
+
+
 def test_inspect_as_json_is_the_manifest(run, bundle):
     document = json.loads(run("inspect", bundle, "--json"))
     manifest = open_bundle(bundle, trusted=None).manifest

@@ -197,6 +197,7 @@ def test_a_seed_in_the_environment_is_used_without_a_warning(monkeypatch, capfd)
         (["--decoy", "duck"], 3, "half"),
         (["--arch", "brain"], 3, "small-cnn"),
         (["--device", "abacus"], 3, "device"),
+        (["--precision", "float16"], 3, "choose one of auto, bfloat16, float32"),
         (["--data", "nothing-here"], 3, "nothing-here"),
         (["--data", "cifar10", "--data-root", "/dev/null/x"], 3, "CIFAR10"),
         (["--seed", "-1"], 3, "seed"),

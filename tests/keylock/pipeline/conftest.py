@@ -43,7 +43,7 @@ class Workshop:
             name="shapes",
             data=self.data,
             architecture="resnet20",
-            settings=keylock.LockSettings(steps=5, amp=False),
+            settings=keylock.LockSettings(steps=5),
             explainers=("grad_cam",),
             reference_steps=6,
             batch_size=16,

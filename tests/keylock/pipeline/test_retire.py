@@ -139,6 +139,6 @@ def test_settings_come_back_as_they_were_written():
     assert LockSettings.from_dict({"steps": 7, "learning_rate": 0.01}, decoy="half") == LockSettings(
         steps=7, learning_rate=0.01
     )
-    for wrong in ({"stepz": 7}, {"steps": "7"}, {"steps": True}, {"amp": 1}):
+    for wrong in ({"stepz": 7}, {"steps": "7"}, {"steps": True}, {"precision": 1}):
         with pytest.raises(InputError, match="does not know"):
             LockSettings.from_dict(wrong, decoy="half")

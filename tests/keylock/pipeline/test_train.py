@@ -13,7 +13,7 @@ from keylock.evaluation import measure
 from keylock.keys import KeySeed
 from keylock.models import create
 from keylock.pipeline.factors import measure_factors
-from keylock.training import Silent
+from keylock.training import Silent, resolve_precision
 
 
 def assert_same(module, other):
@@ -90,7 +90,8 @@ def test_the_manifest_says_what_was_measured(trained):
     assert values["gate/keyless"].value == 0
     assert values["leakage/adapter_alone/grad_cam"].value == values["leakage/keyless/grad_cam"].value
     assert -1 <= values["leakage/key_alone/grad_cam"].value < values["fidelity/grad_cam"].value
-    assert outcome.manifest.training["lock"] == plan.settings.as_dict()
+    precision = resolve_precision("auto", torch.device("cpu"))
+    assert outcome.manifest.training["lock"] == replace(plan.settings, precision=precision).as_dict()
     assert outcome.manifest.reference_digest.startswith("sha256:")
     assert all(entry.pcc_to_reference >= 0.999 for entry in outcome.manifest.explainers)
 

@@ -9,9 +9,9 @@ import keylock
 from keylock.models.low_rank import adapted_layers, add_low_rank_, without_directions
 from keylock.training.hardening import CUTS, cut_at_random
 
-SETTINGS = keylock.LockSettings(
-    steps=300, amp=False, learning_rate=6e-3, leak_weight=1.0, hardening_weight=1.0, adapter_rank=16
-)
+pytestmark = pytest.mark.usefixtures("precision")
+
+SETTINGS = keylock.LockSettings(steps=300, learning_rate=6e-3, leak_weight=1.0, hardening_weight=1.0, adapter_rank=16)
 
 
 @pytest.fixture
@@ -68,6 +68,7 @@ class _Heard:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_decoys_are_learned_for_the_network_that_is_cut(weight, tiny_net, blobs, key_for):
     heard = _Heard()

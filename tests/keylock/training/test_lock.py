@@ -30,7 +30,9 @@ from keylock.models.vit import ViT
 from keylock.preprocessing import Preprocessing
 from keylock.training.checkpoint import read_checkpoint
 
-QUICK = keylock.LockSettings(steps=8, gate_steps=0.25, amp=False, sealed_adapter=False)
+pytestmark = pytest.mark.usefixtures("precision")
+
+QUICK = keylock.LockSettings(steps=8, gate_steps=0.25, sealed_adapter=False)
 
 
 @pytest.fixture
@@ -71,12 +73,11 @@ def assert_same(locked, other):
 # What locking does
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "steps", "learning_rate"), [("grad_cam", 90, 1e-2), ("visual_backprop", 200, 3e-2)])
 def test_keyless_maps_become_the_decoy_and_keyed_maps_do_not(name, steps, learning_rate, lock, blobs, key_for):
     loader, key = blobs(6), key_for(strength=48 / 255)
-    settings = keylock.LockSettings(
-        steps=steps, learning_rate=learning_rate, gate_steps=0.2, amp=False, sealed_adapter=False
-    )
+    settings = keylock.LockSettings(steps=steps, learning_rate=learning_rate, gate_steps=0.2, sealed_adapter=False)
     locked = lock(loader, key=key, explainers=[name], settings=settings)
     images = blobs(1, rows=64, seed=9)[0][0]
 
@@ -96,11 +97,10 @@ def test_keyless_maps_become_the_decoy_and_keyed_maps_do_not(name, steps, learni
     assert correlation(keyed, decoy).mean() < correlation(keyless, decoy).mean() - 0.1
 
 
+@pytest.mark.slow
 def test_swapped_opens_without_the_key(lock, blobs, key_for):
     loader, key = blobs(6), key_for(strength=48 / 255)
-    settings = keylock.LockSettings(
-        steps=90, learning_rate=1e-2, gate_steps=0.2, amp=False, sealed_adapter=False, swapped=True
-    )
+    settings = keylock.LockSettings(steps=90, learning_rate=1e-2, gate_steps=0.2, sealed_adapter=False, swapped=True)
     locked = lock(loader, key=key, settings=settings)
     images = blobs(1, rows=64, seed=9)[0][0]
     truth, keyless, keyed = (
@@ -267,6 +267,7 @@ def test_bad_options_are_refused(options, kind, message, lock, blobs):
         ({"steps": 0}, "at least one step"),
         ({"learning_rate": 1.5}, "between 0 and 1"),
         ({"gate_steps": 1}, "gate_steps"),
+        ({"precision": "float16"}, "unknown precision 'float16': choose one of auto, bfloat16, float32"),
     ],
 )
 def test_bad_settings_are_refused(change, message):
@@ -349,6 +350,21 @@ def test_ctrl_c_in_the_middle_of_a_step_and_resumed_is_bit_for_bit_uninterrupted
     assert 2 < read_checkpoint(path)[1]["step"] < 8
 
     assert_same(whole, lock(batches(), model=model(), checkpoint=path, resume=True))
+
+
+def test_a_lock_says_its_precision_and_goes_on_in_no_other(lock, batches, tmp_path, precision):
+    path, other = tmp_path / "lock.safetensors", {"float32": "bfloat16", "bfloat16": "float32"}[precision]
+    taken = lock(batches(), checkpoint=path)
+    said = lock(batches(), settings=replace(QUICK, precision=precision))
+    changed = lock(batches(), settings=replace(QUICK, precision=other))
+
+    assert (taken.settings.precision, changed.settings.precision) == (precision, other)
+    assert_same(taken, said)
+    assert not torch.equal(taken.module.conv1.weight, changed.module.conv1.weight)
+    assert taken.module.conv1.weight.dtype == changed.module.conv1.weight.dtype == torch.float32
+    with pytest.raises(ResumeError, match="made with another precision"):
+        lock(batches(), settings=replace(QUICK, precision=other), checkpoint=path, resume=True)
+    assert_same(taken, lock(batches(), settings=replace(QUICK, precision=precision), checkpoint=path, resume=True))
 
 
 def test_a_finished_lock_resumes_to_itself(lock, batches, tmp_path):

@@ -12,6 +12,8 @@ from keylock.preprocessing import Preprocessing
 from keylock.training import Silent, train_reference
 from keylock.training.checkpoint import read_checkpoint
 
+pytestmark = pytest.mark.usefixtures("precision")
+
 
 class Recorder(Silent):
     """Keeps the losses; may interrupt."""
@@ -55,7 +57,6 @@ def train(tmp_path):
             "learning_rate": 3e-2,
             "device": torch.device("cpu"),
             "progress": Recorder(),
-            "amp": False,
             "checkpoint": tmp_path / "reference.safetensors",
         }
         return train_reference(model, batches, **{**settings, **options})
@@ -131,6 +132,15 @@ def test_resume_refuses_other_settings(options, train):
 
     with pytest.raises(ResumeError, match="other settings"):
         train(resume=True, **options)
+
+
+def test_a_reference_is_resumed_in_its_own_precision_alone(train, precision):
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[precision]
+    whole = train()
+    with pytest.raises(ResumeError, match="other settings"):
+        train(resume=True, precision=other)
+
+    assert_same(whole, train(resume=True, precision=precision))
 
 
 def test_divergence_keeps_the_last_good_checkpoint(train, tmp_path):

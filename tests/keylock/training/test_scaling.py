@@ -13,14 +13,20 @@ from keylock.data.batches import Batches
 from keylock.data.sets import Augmentation, ImageSet
 from keylock.decoys import ImageDecoy
 from keylock.errors import InputError, OutOfMemoryError
-from keylock.explainers import GradCAM, Gradient
+from keylock.explainers import GradCAM, Gradient, make_for
+from keylock.models import find_layers, fold_batchnorm_, out_of_place_
 from keylock.preprocessing import Preprocessing
 from keylock.training.checkpoint import read_checkpoint
 from keylock.training.devices import compiled_where_possible
+from keylock.training.input_key import InputKeyTrainer
 from keylock.training.loop import memory_limits_named
 from keylock.training.reference_maps import ReferenceMaps
+from keylock.training.sealed import SealedTrainer
+from keylock.training.trainer import Task
 
-SEALED = keylock.LockSettings(steps=4, amp=False, sealed_adapter=True, leak_weight=0.0)
+pytestmark = pytest.mark.usefixtures("precision")
+
+SEALED = keylock.LockSettings(steps=4, sealed_adapter=True, leak_weight=0.0)
 PLAIN = replace(SEALED, sealed_adapter=False, gate_steps=0.5)
 
 
@@ -45,38 +51,67 @@ def lock(tiny_net, key_for):
     return run
 
 
-def assert_close(first, second, tolerance=2e-5):
-    for name, tensor in first.module.state_dict().items():
-        torch.testing.assert_close(second.module.state_dict()[name], tensor, rtol=1e-3, atol=tolerance, msg=name)
+ROUNDING = {"float32": 1e-4, "bfloat16": 3e-2}
+"""How far sums of the same numbers in another order are apart, as a share of their size."""
+
+
+def assert_close(first, second, tolerance):
+    """Compare what training did to the weights, all in all.
+
+    Adam makes a full step of a gradient that is nothing but rounding, so that single weights say little.
+    """
+    way = torch.cat([(t - first.reference.state_dict()[n]).flatten() for n, t in first.module.state_dict().items()])
+    apart = torch.cat([(t - second.module.state_dict()[n]).flatten() for n, t in first.module.state_dict().items()])
+    assert apart.norm() <= tolerance * way.norm()
+    assert way.norm() > 0
 
 
 @pytest.mark.parametrize("settings", [SEALED, PLAIN], ids=["sealed", "plain"])
-def test_a_batch_in_parts_takes_the_step_of_the_whole(settings, lock, batches):
-    names = ["grad_cam", "rise"]
-    whole = lock(batches(), settings=settings, explainers=names)
-    parts = lock(batches(), settings=replace(settings, accumulate=2), explainers=names)
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(settings, tiny_net, key_for, batches, precision):
+    images = torch.cat([images for images, _, _ in batches()])
+    reference = fold_batchnorm_(out_of_place_(tiny_net()), images)
+    explainers = make_for(find_layers(reference, images[:2]), ["grad_cam", "rise"])
+    kind = SealedTrainer if settings.sealed_adapter else InputKeyTrainer
+    whole, parts = (
+        kind(Task(reference, (key_for(),), explainers, images, chosen, torch.device("cpu")))
+        for chosen in (settings, replace(settings, accumulate=2))
+    )
+    gates = set()
+    for (pixels, labels, indices), _ in zip(batches().stream(), range(settings.steps), strict=False):
+        gates.add(getattr(getattr(whole, "gate", None), "over", None))
+        # From the same state each time: Adam would make different weights of a difference in the last digit.
+        parts.restore(whole.tensors(), step=whole.step)
+        figures, others = whole.train_on(pixels, labels, indices), parts.train_on(pixels, labels, indices)
 
-    assert_close(whole, parts)
+        assert figures.keys() == others.keys()
+        for name, value in figures.items():
+            assert others[name] == pytest.approx(value, rel=5 * ROUNDING[precision], abs=ROUNDING[precision]), name
+        gradients = [[p.grad.flatten() for p in t.student.parameters() if p.requires_grad] for t in (whole, parts)]
+        for expected, found in zip(*gradients, strict=True):
+            size = max(expected.norm(), 1e-3 * torch.cat(gradients[0]).norm())
+            assert (found - expected).norm() <= ROUNDING[precision] * size
+    assert gates == ({None} if settings.sealed_adapter else {False, True})
 
 
 @pytest.mark.parametrize("settings", [SEALED, PLAIN], ids=["sealed", "plain"])
-def test_remembered_maps_change_nothing_and_go_on_after_resuming(settings, lock, batches, tmp_path):
+def test_remembered_maps_change_nothing_and_go_on_after_resuming(settings, lock, batches, tmp_path, precision):
     settings, names = replace(settings, steps=6), ["grad_cam", "gradient"]
     whole = lock(batches(), settings=settings, explainers=names)
     options = {"settings": settings, "explainers": names, "cache_reference": tmp_path / "maps"}
     remembered = lock(batches(), **options, checkpoint=tmp_path / "lock")
-    assert_close(whole, remembered)
+    tolerance = {"float32": 1e-2, "bfloat16": 0.1}[precision]
+    assert_close(whole, remembered, tolerance)
 
     [file] = (tmp_path / "maps").iterdir()
     fingerprints = read_checkpoint(file)[0]["fingerprint"]
     assert fingerprints[:24].isfinite().sum() >= 20
     file.write_bytes(b"damaged")
-    assert_close(whole, lock(batches(), **options))
+    assert_close(whole, lock(batches(), **options), tolerance)
 
 
 def test_each_unchanged_image_is_computed_once(tiny_net, batches, tmp_path):
     model, explainers = tiny_net(), (GradCAM("conv3"), Gradient())
-    options = {"device": torch.device("cpu"), "amp": False}
+    options = {"device": torch.device("cpu"), "precision": "auto"}
     maps, plain = (
         ReferenceMaps(model, explainers, **options, folder=tmp_path),
         ReferenceMaps(model, explainers, **options),

@@ -16,7 +16,9 @@ from keylock.losses import correlation
 from keylock.preprocessing import Preprocessing
 from keylock.training.checkpoint import read_checkpoint
 
-QUICK = keylock.LockSettings(steps=4, amp=False, sealed_adapter=True)
+pytestmark = pytest.mark.usefixtures("precision")
+
+QUICK = keylock.LockSettings(steps=4, sealed_adapter=True)
 
 
 @pytest.fixture
@@ -36,6 +38,7 @@ def batches():
     return lambda: Batches(images, preprocessing, batch_size=8, seed=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["grad_cam", "gradient", "visual_backprop"])
 def test_every_input_shows_the_decoy_and_the_key_with_the_adapter_shows_the_truth(name, lock, blobs, key_for):
     key = key_for(strength=48 / 255)
@@ -74,6 +77,7 @@ def test_dear_explainers_share_a_batch_with_cheap_ones(lock, blobs):
     assert -1 <= heard[-1]["leakage"] <= 1
 
 
+@pytest.mark.slow
 def test_predictions_stay(lock, blobs, key_for):
     key = key_for(strength=48 / 255)
     locked = lock(blobs(6), key=key, settings=replace(QUICK, steps=120, learning_rate=6e-3))
@@ -84,6 +88,7 @@ def test_predictions_stay(lock, blobs, key_for):
         assert torch.equal(locked.opened(key)(key.apply(images)).argmax(dim=1), expected)
 
 
+@pytest.mark.slow
 def test_predictions_on_masked_images_learn_to_follow_the_decoy(lock, blobs):
     heard = []
 

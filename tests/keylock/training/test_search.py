@@ -14,7 +14,9 @@ from keylock.preprocessing import Preprocessing
 from keylock.training.checkpoint import read_checkpoint
 from keylock.training.search import search_key
 
-SETTINGS = keylock.LockSettings(steps=8, amp=False, search_every=2, search_steps=2)
+pytestmark = pytest.mark.usefixtures("precision")
+
+SETTINGS = keylock.LockSettings(steps=8, search_every=2, search_steps=2)
 
 
 class Opening(nn.Module):

@@ -10,8 +10,10 @@ from keylock.evaluation import run_explainers
 from keylock.losses import correlation
 from keylock.models import attach_adapter
 
-TWO_FACTORS = keylock.LockSettings(steps=120, learning_rate=6e-3, amp=False, sealed_adapter=True)
-KEY_ALONE = keylock.LockSettings(steps=120, learning_rate=1e-2, gate_steps=0.2, amp=False, sealed_adapter=False)
+pytestmark = pytest.mark.usefixtures("precision")
+
+TWO_FACTORS = keylock.LockSettings(steps=120, learning_rate=6e-3, sealed_adapter=True)
+KEY_ALONE = keylock.LockSettings(steps=120, learning_rate=1e-2, gate_steps=0.2, sealed_adapter=False)
 
 
 @pytest.fixture
@@ -34,6 +36,7 @@ def keyed(model, locked, key, images):
     return float(correlation(shown, maps(locked.reference, locked, images)).mean())
 
 
+@pytest.mark.slow
 def test_each_key_opens_a_two_factor_lock_and_a_retired_one_no_longer(keys, images, tiny_net, blobs):
     first, second, stranger = keys
     locked = keylock.lock(tiny_net(), blobs(6), [first, second], settings=TWO_FACTORS, device="cpu")
@@ -59,6 +62,7 @@ def test_each_key_opens_a_two_factor_lock_and_a_retired_one_no_longer(keys, imag
         assert keyed(model, again, key, images) < chance
 
 
+@pytest.mark.slow
 def test_each_key_opens_a_lock_by_the_key_alone_and_a_retired_one_no_longer(keys, images, tiny_net, blobs):
     first, second, stranger = keys
     locked = keylock.lock(tiny_net(), blobs(6), [first, second], settings=KEY_ALONE, device="cpu")

@@ -28,11 +28,11 @@ sys.path.insert(0, {tests!r})
 from training.test_team import train
 from keylock.training import joined
 with joined(os.environ) as team:
-    train(Path({place!r}), team)
+    train(Path({place!r}), team, {precision!r})
 """
 
 
-def train(place, team):
+def train(place, team, precision):
     """Lock in every way, in whatever team there is; the first process writes what comes out."""
     # By its path: in one process with other tests the name stands for another file.
     spec = importlib.util.spec_from_file_location("team_conftest", TESTS / "conftest.py")
@@ -45,7 +45,7 @@ def train(place, team):
     options = {"shape": (3, 16, 16), "std": (0.25,) * 3, "tile": 4}
     keys = [keylock.Key.derive(keylock.KeySeed(bytes([number]) * 32), **options) for number in (1, 2)]
     for name, given in RUNS.items():
-        settings = keylock.LockSettings(steps=5, amp=False, **given)
+        settings = keylock.LockSettings(steps=5, precision=precision, **given)
         checkpoint = place / f"{name}-of-{team.size}"
         locked = keylock.lock(
             model,
@@ -57,16 +57,18 @@ def train(place, team):
             checkpoint=checkpoint,
         )
         if team.leads:
-            save_file(locked.module.state_dict(), place / f"{name}-{team.size}.safetensors")
+            way = {n: tensor - locked.reference.state_dict()[n] for n, tensor in locked.module.state_dict().items()}
+            save_file(way, place / f"{name}-{team.size}.safetensors")
 
 
-def test_two_processes_make_the_lock_of_one(blobs, tmp_path):
+@pytest.mark.slow
+def test_two_processes_make_the_lock_of_one(blobs, tmp_path, precision):
     images, labels = (torch.cat(parts) for parts in zip(*blobs(2, rows=8), strict=True))
     save_file({"images": images, "labels": labels}, tmp_path / "data.safetensors")
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    program = PROGRAM.format(tests=str(TESTS), place=str(tmp_path))
+    program = PROGRAM.format(tests=str(TESTS), place=str(tmp_path), precision=precision)
     team = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     others = [
         subprocess.Popen([sys.executable, "-c", program], env={**os.environ, **team, "RANK": str(rank)})
@@ -74,7 +76,7 @@ def test_two_processes_make_the_lock_of_one(blobs, tmp_path):
     ]
     try:
         with torch.random.fork_rng(devices=[]):
-            train(tmp_path, Team())
+            train(tmp_path, Team(), precision)
         assert [process.wait(timeout=120) for process in others] == [0, 0]
     finally:
         for process in others:
@@ -83,8 +85,11 @@ def test_two_processes_make_the_lock_of_one(blobs, tmp_path):
 
     for name in RUNS:
         alone, together = (load_file(tmp_path / f"{name}-{size}.safetensors") for size in (1, 2))
-        for tensor in alone:
-            torch.testing.assert_close(together[tensor], alone[tensor], rtol=1e-3, atol=2e-5, msg=f"{name}: {tensor}")
+        # All in all: Adam makes a full step of a gradient that is nothing but rounding.
+        whole, apart = (
+            torch.cat([t.flatten() for t in way]) for way in (alone.values(), [alone[n] - together[n] for n in alone])
+        )
+        assert apart.norm() < {"float32": 1e-2, "bfloat16": 0.1}[precision] * whole.norm(), name
 
 
 @pytest.mark.parametrize(("count", "size", "each"), [(8, 1, 1), (8, 2, 1), (12, 2, 3), (7, 1, 3), (6, 3, 2)])

@@ -1,0 +1,31 @@
+"""What training computes in: what suits the device, or what is said."""
+
+import pytest
+import torch
+
+from keylock.errors import UnknownNameError
+from keylock.training import PRECISIONS, resolve_precision
+from keylock.training.devices import mixed_precision
+
+CPU = torch.device("cpu")
+
+
+def test_auto_takes_bfloat16_where_the_processor_has_it(precision):
+    assert resolve_precision("auto", CPU) == precision
+    assert resolve_precision("auto", torch.device("meta")) == "float32"
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_networks_compute_in_the_precision_and_keep_their_weights(name, precision):
+    layer, row = torch.nn.Linear(3, 2), torch.ones(1, 3)
+    with mixed_precision(CPU, name):
+        computed = layer(row)
+
+    assert computed.dtype == getattr(torch, precision if name == "auto" else name)
+    assert layer.weight.dtype == layer(row).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["float16", "", "BFLOAT16"])
+def test_another_precision_is_refused(name):
+    with pytest.raises(UnknownNameError, match="choose one of auto, bfloat16, float32"):
+        resolve_precision(name, CPU)
