@@ -14,6 +14,7 @@ from typing import Final
 from keylock.errors import SignatureError
 from keylock.replacing import replacing
 from keylock.signing import Home, SigningKey, VerifyingKey
+from keylock.texts import decode_text
 
 __all__ = ["IssuerKeys", "home_keys", "load_keys", "retire", "rotate", "to_jwks", "trusted_file"]
 
@@ -33,10 +34,14 @@ def load_keys(path: str | os.PathLike[str]) -> tuple[VerifyingKey, ...]:
             content = file.read(_MAX_BYTES)
     except OSError as error:
         raise SignatureError(f"cannot read the key {name}: {error.strerror or 'unreadable'}") from None
-    if not content.lstrip().startswith(b"{"):
+    try:
+        text = decode_text(content)
+    except UnicodeDecodeError:
+        raise SignatureError(f"{name} is neither a PEM file nor a JWKS: give a public key") from None
+    if not text.lstrip().startswith("{"):
         return (VerifyingKey.load(path),)
     try:
-        entries = json.loads(content)["keys"]
+        entries = json.loads(text)["keys"]
         keys = tuple(_from_entry(entry) for entry in entries)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise SignatureError(f"{name} is no JWKS: give the file that `keylock issuer jwks` writes") from None

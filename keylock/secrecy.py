@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import Final, NoReturn
 
+from keylock.texts import decode_text
+
 __all__ = ["MAX_SECRET_FILE_BYTES", "NotSecretTextError", "Opaque", "read_secret_text", "wipe", "write_secret_file"]
 
 MAX_SECRET_FILE_BYTES: Final = 4096
@@ -41,19 +43,23 @@ def write_secret_file(path: str | os.PathLike[str], content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def read_secret_text(path: str | os.PathLike[str]) -> str:
-    """Returns the text of a small file, without white space at its ends.
+def read_secret_text(path: str | os.PathLike[str], *, max_bytes: int = MAX_SECRET_FILE_BYTES) -> str:
+    """Returns the text of a small file, without white space at its ends and without a byte order mark.
+
+    Args:
+        path: The file.
+        max_bytes: How large it may be.
 
     Raises:
         OSError: If the file cannot be read.
-        NotSecretTextError: If it is empty, too long or not UTF-8.
+        NotSecretTextError: If it is empty, too long, or neither UTF-8 nor, by its mark, UTF-16.
     """
     with Path(path).open("rb") as file:
-        content = file.read(MAX_SECRET_FILE_BYTES + 1)
-    if len(content) > MAX_SECRET_FILE_BYTES:
-        raise NotSecretTextError(f"it has more than {MAX_SECRET_FILE_BYTES} bytes")
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise NotSecretTextError(f"it has more than {max_bytes} bytes")
     try:
-        text = content.decode("utf-8").strip()
+        text = decode_text(content).strip()
     except UnicodeDecodeError:
         raise NotSecretTextError("it is not text") from None
     if not text:

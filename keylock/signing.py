@@ -19,7 +19,14 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from keylock.errors import SignatureError
-from keylock.secrecy import NotSecretTextError, Opaque, read_secret_text, write_secret_file
+from keylock.secrecy import (
+    MAX_SECRET_FILE_BYTES,
+    NotSecretTextError,
+    Opaque,
+    read_secret_text,
+    write_secret_file,
+)
+from keylock.texts import ChangedTextError, repair_pem
 
 __all__ = [
     "Home",
@@ -32,6 +39,7 @@ __all__ = [
 ]
 
 _KEY_ID_CHARACTERS: Final = 16
+_MAX_PUBLIC_FILE_BYTES: Final = 64 * 1024  # A public key may come in a mail.
 
 
 class VerifyingKey:
@@ -56,9 +64,13 @@ class VerifyingKey:
         Raises:
             SignatureError: If the file cannot be read or holds no Ed25519 public key.
         """
-        pem = _read_pem(path)
+        pem = _read_pem(path, max_bytes=_MAX_PUBLIC_FILE_BYTES)
         if b"PRIVATE KEY" in pem:
             raise SignatureError(f"{os.fspath(path)} is a private key: keep it to yourself and give the public one")
+        try:
+            pem = repair_pem(pem.decode("utf-8"), "PUBLIC KEY").encode("utf-8")
+        except ChangedTextError as error:
+            raise SignatureError(f"the public key in {os.fspath(path)} cannot be read: {error}") from None
         try:
             key = serialization.load_pem_public_key(pem)
         except (ValueError, UnsupportedAlgorithm):
@@ -316,9 +328,9 @@ def decode_base64url(text: str) -> bytes:
     raise ValueError("not base64url")
 
 
-def _read_pem(path: str | os.PathLike[str]) -> bytes:
+def _read_pem(path: str | os.PathLike[str], *, max_bytes: int = MAX_SECRET_FILE_BYTES) -> bytes:
     try:
-        return read_secret_text(path).encode("utf-8")
+        return read_secret_text(path, max_bytes=max_bytes).encode("utf-8")
     except OSError as error:
         raise SignatureError(f"cannot read the key {os.fspath(path)}: {error.strerror or 'unreadable'}") from None
     except NotSecretTextError as error:

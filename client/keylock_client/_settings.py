@@ -12,7 +12,7 @@ from pathlib import Path
 
 import grpc
 
-from keylock.armour import MAX_FILE_BYTES, unarmour
+from keylock.armour import MAX_FILE_BYTES, is_token, read_token, unarmour
 from keylock.errors import InputError, LicenseError, LicenseReason
 from keylock.secrecy import Opaque
 from keylock_client._requests import COMPRESSIONS, MAX_ANSWER_BYTES
@@ -255,7 +255,7 @@ def _parse_target(target: str) -> str:
 
 
 def _read_token(license: str | os.PathLike[str]) -> Token:
-    if isinstance(license, str) and _looks_like_token(license):
+    if isinstance(license, str) and _is_token(unarmour(license)):
         return Token(unarmour(license))
     try:
         path = Path(license)
@@ -268,17 +268,15 @@ def _read_token(license: str | os.PathLike[str]) -> Token:
         form = "" if isinstance(license, os.PathLike) else " and it is no token either"
         message = f"{what} cannot be read ({why}){form}: check the path, or ask the vendor for a license"
         raise LicenseError(LicenseReason.MALFORMED, message) from None
-    text = data.decode("ascii", errors="replace")
-    if not _looks_like_token(text):
-        message = f"the license file {os.fspath(license)!r} holds no license token: ask the vendor for the file again"
+    token = read_token(data, name=f"the license file {os.fspath(license)!r}")
+    if not _is_token(token):
+        message = f"the license file {os.fspath(license)!r} holds no license that a server accepts: it is too long"
         raise LicenseError(LicenseReason.MALFORMED, message)
-    return Token(unarmour(text))
+    return Token(token)
 
 
-def _looks_like_token(text: str) -> bool:
-    """Whether a text has the form of a license file, or of the compact JWS in it."""
-    stripped = unarmour(text)
-    return len(stripped) <= _MAX_TOKEN_BYTES and bool(re.fullmatch(r"ey[\w-]+\.[\w-]+\.[\w-]+", stripped, re.ASCII))
+def _is_token(text: str) -> bool:
+    return len(text) <= _MAX_TOKEN_BYTES and is_token(text)
 
 
 def _read_pem(path: str | os.PathLike[str] | None) -> bytes | None:

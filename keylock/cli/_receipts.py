@@ -8,11 +8,12 @@ import typer
 
 from keylock.cli._home import own_issuers, read_issuers
 from keylock.errors import InputError, SignatureError
+from keylock.texts import decode_text
 
 if TYPE_CHECKING:
     from keylock.signing import VerifyingKey
 
-__all__ = ["TrustedLicenseOption", "find_trust", "known_trust", "read_revoked", "read_small_text"]
+__all__ = ["TrustedLicenseOption", "find_trust", "known_trust", "read_license", "read_revoked", "read_small_text"]
 
 _MAX_BYTES: Final = 4 * 1024 * 1024
 
@@ -66,14 +67,29 @@ def read_revoked(path: Path | None, trusts: "Callable[[VerifyingKey], bool]") ->
 
 def _issuer_of(path: Path) -> str:
     """Returns the id of the key that a license says it is signed with. The owner got the license from the vendor."""
-    from keylock.armour import unarmour
     from keylock.jws import unverified_header
 
-    header = unverified_header(unarmour(read_small_text(path, "license")))
+    header = unverified_header(read_license(path))
     key_id = header.get("kid")
     if header.get("typ") != "keylock-license+jws" or not isinstance(key_id, str):
         raise InputError(f"{path} holds no license: give the file that the vendor issued")
     return key_id
+
+
+def read_license(path: Path) -> str:
+    """Returns the license token in a file.
+
+    Raises:
+        InputError: If it cannot be read.
+        LicenseError: If it holds no license.
+    """
+    from keylock.armour import MAX_FILE_BYTES, read_token
+
+    try:
+        with path.open("rb") as file:
+            return read_token(file.read(MAX_FILE_BYTES + 1), name=str(path))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
 
 
 def read_small_text(path: Path, what: str) -> str:
@@ -86,7 +102,7 @@ def read_small_text(path: Path, what: str) -> str:
         with path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
         if len(content) <= _MAX_BYTES:
-            return content.decode("utf-8")
+            return decode_text(content)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:

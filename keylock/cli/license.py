@@ -9,6 +9,7 @@ import typer
 
 from keylock.cli._console import JsonOption, new_app, note, print_json, print_pairs, print_table
 from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption, open_home, own_issuers, read_issuers
+from keylock.cli._receipts import read_license
 from keylock.cli._store import StoreOption, open_store
 from keylock.cli._terms import (
     BurstOption,
@@ -374,21 +375,14 @@ def _write_token(path: Path, token: str) -> None:
 
 def _read_token(argument: str) -> str | None:
     """Returns the token in a file or on stdin, or None where the argument is the id of a license."""
-    from keylock.armour import MAX_FILE_BYTES, unarmour
-    from keylock.errors import InputError
+    from keylock.armour import MAX_FILE_BYTES, is_token, read_token
 
     if argument == "-":
-        return unarmour(sys.stdin.read(MAX_FILE_BYTES))
-    if argument.count(".") == 2 and argument.startswith("ey"):
+        return read_token(sys.stdin.buffer.read(MAX_FILE_BYTES + 1), name="standard input")
+    if is_token(argument):
         return argument
     path = Path(argument)
-    if not path.is_file():
-        return None
-    try:
-        with path.open(encoding="ascii") as file:
-            return unarmour(file.read(MAX_FILE_BYTES))
-    except (OSError, ValueError):
-        raise InputError(f"{path} holds no license token") from None
+    return read_license(path) if path.is_file() else None
 
 
 def _describe_token(

@@ -8,7 +8,7 @@ import typer
 
 from keylock.cli._console import JsonOption, note, print_json
 from keylock.cli._home import DEFAULT_HOME, HomeOption, own_issuers, read_issuers
-from keylock.cli._receipts import read_small_text
+from keylock.cli._receipts import read_license
 from keylock.cli.key import KeyFileOption, ProviderOption, SeedFileOption, open_seed
 
 __all__ = ["offline_license"]
@@ -33,7 +33,6 @@ def offline_license(
     The customer makes its key with keylock key new-recipient, and serves with --offline-license. Expiry and units are
     counted on the customer's machine, by the customer's clock: docs/threat-model.md says what that is worth.
     """
-    from keylock.armour import unarmour
     from keylock.bundle import HpkeRecipient, open_bundle, seal_for
     from keylock.bundle import key_provider as make_provider
     from keylock.errors import InputError
@@ -41,7 +40,7 @@ def offline_license(
     from keylock.licensing.offline import OfflineLicense, check_limits
 
     keys = read_issuers(issuer) or own_issuers(home)
-    token = unarmour(read_small_text(license, "license"))
+    token = read_license(license)
     granted = verify_ignoring_time(token, keys)
     check_limits(granted)
     opened = open_bundle(bundle, trusted=None)

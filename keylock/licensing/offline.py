@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from keylock.errors import LicenseError, LicenseReason
 from keylock.licensing.claims import License
 from keylock.signing import canonical_json
+from keylock.texts import decode_text
 
 __all__ = ["OfflineLicense", "check_limits"]
 
@@ -54,7 +55,7 @@ class OfflineLicense:
                 content = file.read(_MAX_BYTES + 1)
             if len(content) > _MAX_BYTES:
                 raise ValueError("too long")
-            parsed = _File.model_validate_json(content)
+            parsed = _File.model_validate_json(decode_text(content))
         except OSError as error:
             why = error.strerror or "unreadable"
             raise LicenseError(LicenseReason.MALFORMED, f"cannot read {os.fspath(path)}: {why}") from None

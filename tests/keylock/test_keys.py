@@ -128,7 +128,7 @@ def test_write_into_a_missing_folder_says_so(tmp_path):
     [
         (b"", "empty"),
         (b" \n", "empty"),
-        (b"\xff\xfe" * 20, "not text"),
+        (b"\xff" * 40, "not text"),
         (b"a" * 5000, "more than"),
         (b"abc", "guessed"),
     ],

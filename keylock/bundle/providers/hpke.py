@@ -16,6 +16,7 @@ from keylock.bundle.providers.base import Entry, Provider, decode, new_data_key,
 from keylock.errors import UnsealError
 from keylock.secrecy import write_secret_file
 from keylock.signing import encode_base64url, thumbprint_id
+from keylock.texts import repair_pem
 
 __all__ = ["HpkeEntry", "HpkeIdentity", "HpkeRecipient", "read_hpke"]
 
@@ -157,7 +158,7 @@ def read_hpke(path: str | os.PathLike[str]) -> HpkeIdentity | HpkeRecipient:
             if isinstance(private, X25519PrivateKey):
                 return HpkeIdentity(private)
         else:
-            public = serialization.load_pem_public_key(pem)
+            public = serialization.load_pem_public_key(repair_pem(pem.decode("utf-8"), "PUBLIC KEY").encode("utf-8"))
             if isinstance(public, X25519PublicKey):
                 return HpkeRecipient(public)
     except (TypeError, ValueError, UnsupportedAlgorithm):
