@@ -224,7 +224,7 @@ class NonFiniteLossError(TrainingError):
         self.term, self.step = term, step
         super().__init__(
             f"the loss term {term!r} became NaN or infinite at step {step}; the last good checkpoint is kept: "
-            "resume with a lower --learning-rate"
+            "resume with a lower learning rate (learning_rate=)"
         )
 
 
@@ -238,10 +238,10 @@ class OutOfMemoryError(TrainingError):
     def __init__(self, rows: int, parts: int | None = None) -> None:
         self.rows = rows
         in_parts = (
-            "" if parts is None else f", or --accumulate {2 * parts}, which keeps the batch and computes it in parts"
+            "" if parts is None else f", or accumulate={2 * parts}, which keeps the batch and computes it in parts"
         )
         super().__init__(
-            f"a batch of {rows} images does not fit into memory: try --batch-size {max(1, rows // 2)}{in_parts}"
+            f"a batch of {rows} images does not fit into memory: try batch_size={max(1, rows // 2)}{in_parts}"
         )
 
 

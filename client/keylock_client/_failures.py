@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 from keylock.errors import LicenseReason
+from keylock.printable import printable
 from keylock_client._settings import Settings, Token
 from keylock_client.errors import (
     ClientError,
@@ -36,6 +37,16 @@ __all__ = ["translate", "translate_status"]
 _DOMAIN = "keylock"
 _DETAILS_KEY = "grpc-status-details-bin"
 _MAX_TEXT = 600
+# Fields of a request, and the arguments that they come from.
+_ARGUMENTS = {
+    "answer.map_dtype": "map_dtype",
+    "map_dtype": "map_dtype",
+    "model_name": "model",
+    "model_version": "model_version",
+    "target_index": "target",
+    "target_label": "target",
+}
+_FIELDS = re.compile(rf"(?<![\w.])({'|'.join(re.escape(one) for one in _ARGUMENTS)})(?![\w=])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +119,11 @@ def _secrets(settings: Settings, access: Token | None) -> tuple[str, ...]:
 
 def _choose(failure: _Failure) -> ClientError:
     if failure.reason in {reason.value for reason in LicenseReason}:
+        # What the server says of this is for those who write the header of a call themselves.
+        missing = failure.reason == LicenseReason.MISSING
+        text = "this needs a license, and none was presented: give one with license=" if missing else failure.text
         return LicenseRefusedError(
-            failure.text, reason=LicenseReason(failure.reason), code=failure.code, request_id=failure.request_id
+            text, reason=LicenseReason(failure.reason), code=failure.code, request_id=failure.request_id
         )
     return (_REASONS.get(failure.reason) or _ROWS.get(failure.code, _fault))(failure)
 
@@ -183,7 +197,7 @@ def _overloaded(failure: _Failure) -> ClientError:
 def _late(failure: _Failure) -> ClientError:
     text = (
         f"the server at {failure.target} did not answer within {failure.timeout_s:g} s: try again, send fewer images "
-        "or allow a longer timeout"
+        "or allow more time (timeout_s=)"
     )
     return DeadlineError(text, code=failure.code, request_id=failure.request_id)
 
@@ -250,7 +264,7 @@ def _read(
             facts = {key: _clean(value, secrets) for key, value in info.metadata.items()}
         elif _unpack(detail, request):
             violations = tuple(
-                Violation(_clean(one.field, secrets), _clean(one.description, secrets))
+                Violation(_clean(one.field, secrets), _in_arguments(_clean(one.description, secrets)))
                 for one in request.field_violations
             )
         elif _unpack(detail, retry):
@@ -259,7 +273,7 @@ def _read(
             named = _clean(call.request_id, secrets)
     return _Failure(
         code=code,
-        text=_clean(text, secrets),
+        text=_in_arguments(_clean(text, secrets)),
         reason=reason,
         facts=facts,
         violations=violations,
@@ -287,8 +301,13 @@ def _unpack(packed: PackedMessage, into: Message) -> bool:
         return False
 
 
+def _in_arguments(text: str) -> str:
+    """Return what a server says with fields of a request called by the arguments that a user of this client gives."""
+    return _FIELDS.sub(lambda match: f"{_ARGUMENTS[match[1]]}=", text)
+
+
 def _clean(text: str, secrets: tuple[str, ...]) -> str:
     for secret in secrets:
         text = text.replace(secret, "***")
-    one_line = " ".join(re.sub(r"[^\x20-\x7e\xa0-\uffff]", " ", text).split())
+    one_line = printable(" ".join(text.split()))
     return one_line if len(one_line) <= _MAX_TEXT else one_line[: _MAX_TEXT - 3] + "..."

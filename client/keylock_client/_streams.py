@@ -159,7 +159,8 @@ class Images:
     def too_slow(self, limit_s: float) -> DeadlineError:
         """Returns the error for a stream on which nothing has come for too long, in seconds."""
         return DeadlineError(
-            f"no image was answered within {limit_s:g} s: try again with this request_id, or allow a longer timeout",
+            f"no image was answered within {limit_s:g} s: try again with the same request id, or allow more time "
+            "(timeout_s=)",
             code="DEADLINE_EXCEEDED",
             request_id=self.request_id,
         )

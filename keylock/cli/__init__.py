@@ -19,6 +19,7 @@ from typer.main import get_command
 
 from keylock.cli._console import note
 from keylock.cli._help import GroupedCommand
+from keylock.cli._wording import teach, use_words
 from keylock.errors import KeylockError
 
 __all__ = ["COMMANDS", "CommandRow", "app", "main"]
@@ -62,6 +63,7 @@ class CommandRow:
             single.command(name=self.name, cls=GroupedCommand)(found)
             command = get_command(single)
         command.name = self.name
+        teach(command)
         return command
 
 
@@ -192,6 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, one of those in `docs/cli.md`.
     """
+    use_words({})
     arguments, debug = _hoist_debug(list(sys.argv[1:] if argv is None else argv))
     try:
         outcome = get_command(app).main(arguments, prog_name="keylock", standalone_mode=False)

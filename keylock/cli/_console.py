@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from keylock.cli._wording import spoken
+from keylock.printable import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -25,7 +28,6 @@ __all__ = [
     "print_json",
     "print_pairs",
     "print_table",
-    "printable",
     "stderr",
     "stdout",
 ]
@@ -70,9 +72,9 @@ def note(text: str) -> None:
     """Print a remark to standard error, where it does not disturb the answer.
 
     Args:
-        text: One line.
+        text: One line, or a few; arguments that it names are called by the options of the command.
     """
-    typer.echo(text, err=True)
+    typer.echo("\n".join(printable(line) for line in spoken(text).split("\n")), err=True)
 
 
 def note_all(texts: Iterable[str]) -> None:
@@ -92,13 +94,9 @@ def print_json(document: object) -> None:
         document: Mappings, sequences, strings, numbers; also dataclasses, pydantic models, paths, times and NumPy
             values. NaN and infinity are no JSON and raise `ValueError`.
     """
-    typer.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False, default=_plain))
-
-
-def printable(value: object) -> str:
-    """Return a value as text for a terminal: where something in it does not print, as a JSON string."""
-    text = str(value)
-    return text if text.isprintable() else json.dumps(text)
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
+    # JSON lets characters stand that terminals obey, such as the control sequence introducer of one byte, 9B.
+    typer.echo("".join(one if one.isprintable() or one == "\n" else json.dumps(one)[1:-1] for one in text))
 
 
 def print_pairs(pairs: Mapping[str, object] | Iterable[tuple[str, object]]) -> None:
@@ -111,7 +109,7 @@ def print_pairs(pairs: Mapping[str, object] | Iterable[tuple[str, object]]) -> N
     rows = list(pairs.items() if isinstance(pairs, Mapping) else pairs)
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
-        typer.echo(f"{name:<{width}}  {printable(value)}".rstrip())
+        typer.echo(f"{name:<{width}}  {printable(str(value))}".rstrip())
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -121,7 +119,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
         header: Names of the columns.
         rows: Cells, as many in each row as there are columns. They are printed as the values of `print_pairs` are.
     """
-    cells = [[printable(cell) for cell in row] for row in rows]
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
     columns = list(zip(header, *cells, strict=True))
     widths = [max(len(cell) for cell in column) for column in columns]
     numeric = [bool(cells) and all(_is_number(cell) for cell in column[1:]) for column in columns]

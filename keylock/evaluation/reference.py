@@ -26,8 +26,8 @@ def find_reference(bundle: Path) -> Path:
     place = bundle.with_name(f"{bundle.name}.work") / "reference.safetensors"
     if not place.is_file():
         raise ModelError(
-            f"the reference model is not at {place}: give its weights with --reference "
-            "(those that train was given as --init, or reference.safetensors of its work folder)"
+            f"the reference model is not at {place}: give its weights (reference=): "
+            "those that the training began with, or reference.safetensors of its work folder"
         )
     return place
 

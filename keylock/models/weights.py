@@ -122,7 +122,7 @@ def _fitting(entry: Entry, own: Mapping[str, Tensor], file: Path) -> tuple[dict[
         found = "; ".join(f"{kind}: {_list_some(names)}" for kind, names in kinds if names)
         where = f" under {entry.label}" if entry.place else ""
         raise ModelError(
-            f"the weights in {file}{where} do not fit the architecture ({found}): check --arch and the classes"
+            f"the weights in {file}{where} do not fit the architecture ({found}): check arch= and the classes"
         )
     return weights, notes
 

@@ -167,7 +167,7 @@ def prepare_reference(plan: TrainPlan, key: Key, *, progress: Progress, resume: 
     identity = _identity(plan)
     if resume and finished.is_file():
         if _read_identity(finished) != identity:
-            raise ResumeError(f"{finished} was trained with other settings: use the same, or start without --resume")
+            raise ResumeError(f"{finished} was trained with other settings: use the same, or start without resume=True")
         model.load_state_dict(load_file(finished))
         return model.eval()
     train_reference(

@@ -80,7 +80,7 @@ class Folder:
         try:
             if self.path.is_dir() and any(self.path.iterdir()) and not self._is_ours():
                 raise InputError(
-                    f"{self.path} holds files that no quickstart made: choose another folder with --out, or empty it"
+                    f"{self.path} holds files that no quickstart made: choose another folder (out=), or empty it"
                 )
             self.images.mkdir(parents=True, exist_ok=True)
             for file in (self.report, self.picture, self.license, *self.images.glob("*.png")):

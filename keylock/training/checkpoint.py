@@ -49,13 +49,13 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ResumeError: There is none, or it is damaged.
     """
     if not path.is_file():
-        raise ResumeError(f"there is no checkpoint at {path}: start without --resume")
+        raise ResumeError(f"there is no checkpoint at {path}: start without resume=True")
     try:
         with safe_open(path, framework="pt") as file:
             state = json.loads((file.metadata() or {})["state"])
             return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise ResumeError(f"the checkpoint {path} is damaged: remove it and start without --resume") from error
+        raise ResumeError(f"the checkpoint {path} is damaged: remove it and start without resume=True") from error
 
 
 def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -73,7 +73,7 @@ def restore_module(module: nn.Module, prefix: str, tensors: dict[str, Tensor]) -
     try:
         module.load_state_dict(own)
     except RuntimeError as error:
-        raise ResumeError("the checkpoint belongs to another architecture: start without --resume") from error
+        raise ResumeError("the checkpoint belongs to another architecture: start without resume=True") from error
 
 
 def optimiser_tensors(optimiser: optim.Optimizer) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
-        raise InputError(f"this machine has no device {name!r}: give --device auto, cpu or cuda") from None
+        raise InputError(f"this machine has no device {name!r}: give device=auto, cpu or cuda") from None
     return device
 
 

@@ -85,13 +85,13 @@ class LockSettings:
         if self.precision not in PRECISIONS:
             raise UnknownNameError("precision", self.precision, PRECISIONS)
         if self.steps < 1:
-            raise InputError(f"a lock needs at least one step, not {self.steps}: give --steps or --epochs")
+            raise InputError(f"a lock needs at least one step, not {self.steps}: give steps= or epochs=")
         if not 0 < self.learning_rate < 1:
             raise InputError(f"the learning rate {self.learning_rate} is out of range: give one between 0 and 1")
         if self.adapter_rank < 1:
-            raise InputError(f"the adapter needs a rank of at least 1, not {self.adapter_rank}: give --adapter-rank")
+            raise InputError(f"the adapter needs a rank of at least 1, not {self.adapter_rank}: give adapter_rank=")
         if self.sealed_adapter and self.swapped:
-            raise InputError("swapped branches are for a lock by the key alone: add --no-sealed-adapter")
+            raise InputError("swapped branches are for a lock by the key alone: add sealed_adapter=False")
         if self.search_every < 0 or self.search_steps < 1 or self.accumulate < 1:
             raise InputError(
                 f"search_every {self.search_every}, search_steps {self.search_steps} and accumulate {self.accumulate} "

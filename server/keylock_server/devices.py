@@ -87,7 +87,7 @@ def choose_providers(
         if device == "auto":
             _LOG.info("computing on the CPU: this machine has %s", lacking)
             return [CPU]
-        raise ServiceError(f"the device {device} was asked for and this machine has {lacking}: use --device cpu")
+        raise ServiceError(f"the device {device} was asked for and this machine has {lacking}: use device=cpu")
     _load_cuda_libraries()
     if device == "cuda":
         return [CUDA, CPU]
@@ -97,7 +97,7 @@ def choose_providers(
     if device == "auto":
         _LOG.info("computing on CUDA without TensorRT: this machine has %s", lacking)
         return [CUDA, CPU]
-    raise ServiceError(f"the device tensorrt was asked for and this machine has {lacking}: use --device cuda")
+    raise ServiceError(f"the device tensorrt was asked for and this machine has {lacking}: use device=cuda")
 
 
 def check_providers(device: Device, *, asked: Sequence[str], used: Sequence[str]) -> None:

@@ -262,7 +262,7 @@ async def start(
     """
     name_calls()
     if shared is None and settings.workers != 1:
-        raise ServiceError("several workers are processes of their own: start them with keylock serve --workers")
+        raise ServiceError("several workers are processes of their own: start them with serve, or keylock serve")
     if shared is None:
         check_address(settings.host, settings.port)
         if settings.admin_port is not None:
@@ -530,11 +530,11 @@ def _announce(running: RunningServer, settings: ServerSettings, keys: tuple[Veri
     )
     if settings.license_store is None and not settings.keyless:
         _LOG.warning(
-            "there is no license store: revoked licenses are not noticed and use is not recorded; name one with "
-            "--license-store"
+            "there is no license store: revoked licenses are not noticed and use is not recorded; name one in the "
+            "setting license_store"
         )
     if settings.tls_certificate is None and not _is_loopback(settings.host):
-        _LOG.warning("listening on %s without TLS: licenses travel in the clear; give --tls-certificate", settings.host)
+        _LOG.warning("listening on %s without TLS: licenses travel in the clear; set tls_certificate", settings.host)
     if settings.ready_file is not None:
         write_ready_file(settings.ready_file, running.target)
 

@@ -23,7 +23,7 @@ def check_address(host: str, port: int) -> None:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError:
-        raise ServiceError(f"the host {host!r} has no address here: choose another --host") from None
+        raise ServiceError(f"the host {host!r} has no address here: choose another host=") from None
     family, kind, protocol, _, where = found[0]
     try:
         with socket.socket(family, kind, protocol) as probe:
@@ -31,10 +31,10 @@ def check_address(host: str, port: int) -> None:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(where)
     except PermissionError:
-        raise ServiceError(f"not allowed to listen on {address}: choose a --port above 1023") from None
+        raise ServiceError(f"not allowed to listen on {address}: choose a port above 1023 (port=)") from None
     except OSError as error:
         why = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror
-        raise ServiceError(f"cannot listen on {address}, {why}: choose another --port, or 0 for a free one") from None
+        raise ServiceError(f"cannot listen on {address}, {why}: choose another port=, or 0 for a free one") from None
 
 
 def reserve(host: str, port: int) -> socket.socket:
@@ -61,7 +61,7 @@ def reserve(host: str, port: int) -> socket.socket:
         holder.bind(where)
     except OSError as error:
         holder.close()
-        raise ServiceError(f"cannot listen on {join(host, port)}, {error.strerror}: choose another --port") from None
+        raise ServiceError(f"cannot listen on {join(host, port)}, {error.strerror}: choose another port=") from None
     return holder
 
 
@@ -89,7 +89,7 @@ def listen(server: grpc.aio.Server, host: str, port: int, credentials: grpc.Serv
     except RuntimeError:
         bound = 0
     if not bound:
-        raise ServiceError(f"cannot listen on {address}: choose another --host or --port")
+        raise ServiceError(f"cannot listen on {address}: choose another host= or port=")
     return bound
 
 

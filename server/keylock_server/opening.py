@@ -95,12 +95,12 @@ class Opener:
         if self._signers and bundle.issuer not in self._signers:
             raise BundleError(
                 f"{bundle.path} was signed by {bundle.issuer.key_id} and another bundle by "
-                f"{self._signers[0].key_id}: name the public keys you trust with --issuer"
+                f"{self._signers[0].key_id}: name the public keys you trust with issuer="
             )
         if not self._signers:
             self._signers = (bundle.issuer,)
             _LOG.warning(
-                "the bundle was signed by %s, which nobody vouches for: name the public key you trust with --issuer",
+                "the bundle was signed by %s, which nobody vouches for: name the key you trust in the setting issuer",
                 bundle.issuer.key_id,
             )
 

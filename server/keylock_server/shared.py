@@ -85,12 +85,12 @@ def find_seed(bundle: Bundle, source: Source, settings: ServerSettings) -> KeySe
             return bundle.unseal(sealer, sealed=_read_sealed(source, settings))
     if bundle.has_key:
         raise UnsealError(
-            f"the key in {bundle.path} is sealed: give --key-file, --key-passphrase-file, --key-provider or "
-            "KEYLOCK_KEY_PASSPHRASE, or serve predictions and decoys alone with --keyless"
+            f"the key in {bundle.path} is sealed: give key_file=, key_passphrase_file=, key_provider= or "
+            "KEYLOCK_KEY_PASSPHRASE, or serve predictions and decoys alone with keyless=True"
         )
     raise UnsealError(
-        f"{bundle.path} is a public copy without a key: give --sealed-key with what opens it, --key-seed-file, or "
-        "serve predictions and decoys alone with --keyless"
+        f"{bundle.path} is a public copy without a key: give sealed_key= with what opens it, key_seed_file=, or "
+        "serve predictions and decoys alone with keyless=True"
     )
 
 

@@ -120,7 +120,7 @@ class NoStoreError(ServiceError):
     """An operator asked about licenses, and the server has no store of them."""
 
     def __init__(self) -> None:
-        super().__init__("this server has no license store: start it with --license-store")
+        super().__init__("this server has no license store: start it with one (its setting license_store)")
 
 
 class NotLoadedError(ServiceError):
@@ -144,7 +144,7 @@ class OperatorsOnlyError(ServiceError):
 
     def __init__(self) -> None:
         super().__init__(
-            "only operators load and unload models: ask on the admin port, with a certificate of theirs (--admin-port)"
+            "only operators load and unload models: ask on the admin port (setting admin_port), with a certificate"
         )
 
 

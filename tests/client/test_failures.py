@@ -68,7 +68,9 @@ def test_every_reason_of_a_refused_license_arrives(server, connect, png, toolbox
     error = fail(server, connect, png, refusal)
     assert isinstance(error, LicenseRefusedError)
     assert isinstance(error, LicenseError)
-    assert (error.reason, error.message, error.exit_code) == (why, "the license is not good", 5)
+    # One that is missing is asked for in the words of this client: see below.
+    said = error.message if why is LicenseReason.MISSING else "the license is not good"
+    assert (error.reason, error.message, error.exit_code) == (why, said, 5)
 
 
 def test_reasons_of_another_domain_are_not_ours(server, connect, png, toolbox):
@@ -164,7 +166,7 @@ def test_a_packed_detail_that_is_broken_does_no_harm(server, connect, png):
 def test_what_a_server_says_is_one_line_of_limited_length(server, connect, png):
     nasty = "red \x1b[31m\r\nalert\u2028 " + "x" * 5000
     error = fail(server, connect, png, lambda request, context: context.abort(grpc.StatusCode.INVALID_ARGUMENT, nasty))
-    assert error.message.startswith("red [31m alert xxx")
+    assert error.message.startswith(r"red \x1b[31m alert xxx")
     assert len(error.message) <= 600
 
 
@@ -189,3 +191,35 @@ def test_no_exception_of_grpc_comes_along(server, connect, png, toolbox):
     error = fail(server, connect, png, toolbox.refuse(grpc.StatusCode.INTERNAL, "no"))
     assert error.__cause__ is None
     assert error.__context__ is None
+
+
+def test_a_missing_license_is_asked_for_as_an_argument(connect, server, toolbox, png):
+    server.answers["Explain"] = toolbox.refuse(
+        grpc.StatusCode.UNAUTHENTICATED,
+        "explanations need a license here: send one as 'authorization: Bearer ...'",
+        toolbox.reason("LICENSE_MISSING"),
+    )
+    with pytest.raises(LicenseRefusedError, match=r"none was presented: give one with license=$"):
+        connect(server.target).explain(png())
+
+
+def test_fields_of_a_request_are_called_by_the_arguments_that_they_come_from(connect, server, toolbox, png):
+    said = "the request names no model: set model_name; ask for another type (answer.map_dtype); not a.target_label"
+    server.answers["Explain"] = toolbox.refuse(grpc.StatusCode.INVALID_ARGUMENT, said)
+    told = "the request names no model: set model=; ask for another type (map_dtype=); not a.target_label"
+    with pytest.raises(RequestRefusedError) as caught:
+        connect(server.target).explain(png())
+    assert caught.value.message == told
+
+
+def test_what_a_server_says_is_shown_and_does_nothing(connect, server, toolbox, png):
+    server.answers["Explain"] = toolbox.refuse(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "bad",
+        BadRequest(field_violations=[BadRequest.FieldViolation(field="\x1b[2Jx", description="a\u202eb 猫 🙂")]),
+    )
+    with pytest.raises(RequestRefusedError) as caught:
+        connect(server.target).explain(png())
+    (violation,) = caught.value.violations
+    assert violation.field == r"\x1b[2Jx"
+    assert violation.description == r"a\u202eb 猫 🙂"

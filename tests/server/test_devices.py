@@ -53,12 +53,12 @@ def test_lesser_devices_can_be_asked_for():
 @pytest.mark.parametrize(
     ("device", "available", "libraries", "missing"),
     [
-        ("tensorrt", EVERYTHING, (DRIVER, PARSER), r"no libnvinfer\.so\.10, .* built for: use --device cuda"),
-        ("tensorrt", EVERYTHING, (DRIVER, INFER), r"no libnvonnxparser\.so\.10, .*: use --device cuda"),
-        ("tensorrt", [CUDA, CPU], (DRIVER, INFER, PARSER), "an ONNX Runtime without TensorRT: use --device cuda"),
-        ("tensorrt", EVERYTHING, (INFER, PARSER), "the device tensorrt .* no CUDA device: use --device cpu"),
-        ("cuda", EVERYTHING, (INFER, PARSER), "the device cuda .* no CUDA device: use --device cpu"),
-        ("cuda", [CPU], (DRIVER,), "without CUDA, where onnxruntime-gpu is needed: use --device cpu"),
+        ("tensorrt", EVERYTHING, (DRIVER, PARSER), r"no libnvinfer\.so\.10, .* built for: use device=cuda"),
+        ("tensorrt", EVERYTHING, (DRIVER, INFER), r"no libnvonnxparser\.so\.10, .*: use device=cuda"),
+        ("tensorrt", [CUDA, CPU], (DRIVER, INFER, PARSER), "an ONNX Runtime without TensorRT: use device=cuda"),
+        ("tensorrt", EVERYTHING, (INFER, PARSER), "the device tensorrt .* no CUDA device: use device=cpu"),
+        ("cuda", EVERYTHING, (INFER, PARSER), "the device cuda .* no CUDA device: use device=cpu"),
+        ("cuda", [CPU], (DRIVER,), "without CUDA, where onnxruntime-gpu is needed: use device=cpu"),
     ],
 )
 def test_what_is_insisted_on_and_missing_is_named(device, available, libraries, missing):
@@ -83,7 +83,7 @@ def test_this_machine_is_looked_at_where_nothing_else_is_said():
         pytest.skip("this machine has a GPU")
     assert choose_providers("auto") == [CPU]
     for device in ("cuda", "tensorrt"):
-        with pytest.raises(ServiceError, match="--device cpu"):
+        with pytest.raises(ServiceError, match="use device=cpu"):
             choose_providers(device)
 
 

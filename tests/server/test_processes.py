@@ -205,7 +205,7 @@ def test_what_keeps_workers_from_starting_is_told_once(vendor, tmp_path, argumen
 
 def test_a_server_in_this_process_is_one_process(vendor, loop_thread):
     settings = ServerSettings.load(bundle=vendor.bundle, port=0, keyless=True, workers=2)
-    with pytest.raises(ServiceError, match="--workers"):
+    with pytest.raises(ServiceError, match="keylock serve"):
         loop_thread.run(start(settings))
 
 

@@ -21,7 +21,7 @@ def base_model(view: WeightsView, _budget: Budget, _generator: torch.Generator, 
         NotApplicableError: No public base was named.
     """
     if view.base is None:
-        raise NotApplicableError("no public model was named that this one may come from: give --base")
+        raise NotApplicableError("no public model was named that this one may come from: name one (base=)")
     published, base = view.module.state_dict(), view.base.state_dict()
     shares = (0.0, 0.25, 0.5, -0.5)
     maps: dict[str, Tensor] = {}

@@ -86,7 +86,9 @@ def base_statistics(view: WeightsView, budget: Budget, _generator: torch.Generat
         NotApplicableError: No public base with BatchNorm was named.
     """
     if not view.base_statistics:
-        raise NotApplicableError("no public model with BatchNorm was named that this one may come from: give --base")
+        raise NotApplicableError(
+            "no public model with BatchNorm was named that this one may come from: name one (base=)"
+        )
     images = view.own_images[: budget.few_images]
     model = renormalised(view.module, images, batch_statistics=False, target_statistics=view.base_statistics)
     return _outcome(model, view, len(images))

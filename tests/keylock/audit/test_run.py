@@ -45,7 +45,7 @@ def test_findings_are_sorted_worst_first(audited):
     assert verdicts[0] == "fail"
     assert result.judged[0].finding.attack == "other_classes"
     assert verdicts[-1] == "skipped"
-    assert result.judged[-1].finding.reason.endswith("give --base")
+    assert result.judged[-1].finding.reason.endswith("name one (base=)")
     advantages = [one.advantage for one in result.judged if one.verdict == "fail"]
     assert advantages == sorted(advantages, reverse=True)
 

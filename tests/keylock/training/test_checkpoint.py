@@ -73,12 +73,12 @@ def test_damaged_checkpoints_are_refused(damage, tmp_path):
     else:
         save_file({"a": torch.ones(2)}, path, metadata=None if damage == "no state" else {"state": "{"})
 
-    with pytest.raises(ResumeError, match="is damaged: remove it and start without --resume"):
+    with pytest.raises(ResumeError, match="is damaged: remove it and start without resume=True"):
         read_checkpoint(path)
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
-    with pytest.raises(ResumeError, match=r"no checkpoint at .*none.safetensors: start without --resume"):
+    with pytest.raises(ResumeError, match=r"no checkpoint at .*none.safetensors: start without resume=True"):
         read_checkpoint(tmp_path / "none.safetensors")
 
 

@@ -456,7 +456,7 @@ def test_a_run_that_diverged_goes_on_with_a_lower_learning_rate(lock, batches, t
         return made
 
     path = tmp_path / "lock.safetensors"
-    with pytest.raises(NonFiniteLossError, match="resume with a lower --learning-rate"):
+    with pytest.raises(NonFiniteLossError, match="resume with a lower learning rate \\(learning_rate=\\)"):
         lock(batches(), model=model(), checkpoint=path, settings=replace(QUICK, learning_rate=0.99))
 
     lock(batches(), model=model(), checkpoint=path, resume=True, settings=replace(QUICK, learning_rate=1e-5))

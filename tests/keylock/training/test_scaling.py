@@ -178,7 +178,7 @@ def test_out_of_memory_says_what_to_try_and_loses_nothing(error, lock, batches, 
         def advance(self, figures):
             Small.fits = 6
 
-    with pytest.raises(OutOfMemoryError, match=r"batch of 8 images .* try --batch-size 4, or --accumulate 2"):
+    with pytest.raises(OutOfMemoryError, match=r"batch of 8 images .* try batch_size=4, or accumulate=2"):
         lock(batches(), model=model(), checkpoint=path, progress=Shrinking())
     assert read_checkpoint(path)[1]["step"] == 1
     Small.fits = 100
