@@ -35,6 +35,8 @@ COLORMAPS: Mapping[str, tuple[tuple[int, int, int], ...]] = MappingProxyType(
 )  # fmt: skip
 """Colours as RGB anchors at equal distances from 0 to 1, linearly interpolated."""
 
+_PEAKS = 0.99
+
 
 def normalise(saliency: NDArray[Any]) -> NDArray[np.float32]:
     """Scale a map so that its smallest value becomes 0 and its largest 1.
@@ -80,6 +82,23 @@ def resize(saliency: NDArray[Any], *, size: tuple[int, int]) -> NDArray[np.float
     picture = Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR)
     # Clipped, because interpolation in floating point may overshoot by a rounding error.
     return np.clip(np.asarray(picture, dtype=np.float32), values.min(), values.max())
+
+
+def without_peaks(saliency: NDArray[Any]) -> NDArray[np.float32]:
+    """Cut off the top hundredth of a map, so that a single hot pixel does not darken the rest when it is drawn.
+
+    Args:
+        saliency: A map `(height, width)` of finite numbers.
+
+    Returns:
+        The map, float32, with what was larger brought down to its 99th percentile, unless that is no larger than 0.
+
+    Raises:
+        TensorError: The map is unusable.
+    """
+    values = _checked(saliency).astype(np.float32)
+    limit = np.quantile(values, _PEAKS)
+    return np.minimum(values, limit) if limit > 0 else values
 
 
 def colourise(saliency: NDArray[Any], *, colormap: str = "ember") -> NDArray[np.uint8]:

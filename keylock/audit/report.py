@@ -15,7 +15,7 @@ from keylock.audit.policy import Policy
 from keylock.audit.run import AuditResult
 from keylock.audit.scoring import similarity_to
 from keylock.auditreport.record import AuditRecord, Judged
-from keylock.heatmaps import colourise, resize
+from keylock.heatmaps import colourise, resize, without_peaks
 from keylock.pages import Cell, Picture, Table, embed, render_page
 
 __all__ = ["render"]
@@ -31,7 +31,6 @@ _SUMMARY = ("attack", "the lock", "attacker", "PCC", "allowed", "advantage", "wh
 _COLUMNS = ("attack", "the lock", "PCC", "chance", "own model", "advantage", "top 10 %", "accuracy", "what it took")
 _SHOWN_ATTACKS = 5
 _SIDE = 96
-_CUT_OFF = 0.99
 
 
 class _Group(NamedTuple):
@@ -179,9 +178,7 @@ def _closest(record: AuditRecord, explainer: str) -> list[tuple[str, str, str]]:
 
 
 def _drawn(saliency: Tensor) -> Image.Image:
-    values = saliency.float().numpy()
-    limit = float(np.quantile(values, _CUT_OFF))
-    shown = np.minimum(values, limit) if limit > 0 else values
+    shown = without_peaks(saliency.float().numpy())
     return Image.fromarray(colourise(resize(shown, size=(_SIDE, _SIDE))))
 
 

@@ -1,6 +1,6 @@
 """An evaluation as tables: predictions, similarity of maps, localisation, faithfulness, the gate."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import typer
@@ -10,42 +10,21 @@ from keylock.cli._console import print_table
 if TYPE_CHECKING:
     from keylock.bundle import Figure
     from keylock.evaluation import Evaluation, GateCurve
+    from keylock.evaluation.tables import FigureTable
 
 __all__ = ["print_evaluation"]
-
-_TITLES = {
-    "reference": "reference",
-    "keyed": "keyed",
-    "keyless": "keyless",
-    "wrong_key": "wrong key",
-    "flipped_key": "flipped key",
-    "chance": "chance",
-    "random": "random map",
-}
-_PREDICTIONS = {"accuracy": "accuracy", "agreement": "agreement"}
-_SIMILARITIES = {"pcc": "PCC", "ssim": "SSIM", "spearman": "Spearman", "top_overlap": "top 10 %"}
-_LOCALISATION = {"energy": "energy in object", "pointing": "pointing game"}
-_FAITHFULNESS = {
-    "deletion": "deletion",
-    "insertion": "insertion",
-    "deletion_by_reference": "deletion (reference)",
-    "insertion_by_reference": "insertion (reference)",
-}
 
 
 def print_evaluation(evaluation: "Evaluation") -> None:
     """Print what was found; after ± stands half of the 95 % interval."""
+    from keylock.evaluation.tables import map_tables, prediction_table
+
     figures = evaluation.values()
     typer.echo(f"{evaluation.model}, {evaluation.about}; ± is half of the 95 % interval\n")
-    _print_predictions(figures)
-    locked = set(evaluation.labels(locked=True))
-    named = [(label, label if label in locked else f"{label} (unseen)") for label in evaluation.labels()]
-    for head, columns, form in (
-        ("map", _SIMILARITIES, "{:+.3f}".format),
-        ("map", _LOCALISATION, "{:.3f}".format),
-        ("map", _FAITHFULNESS, "{:.3f}".format),
-    ):
-        _print_maps(head, columns, figures, named, form)
+    _print_figures(prediction_table(evaluation))
+    for table in map_tables(evaluation):
+        typer.echo()
+        _print_figures(table)
     if "object_area" in figures:
         typer.echo(f"\nthe object's share of the area: {_cell(figures['object_area'], '{:.3f}'.format)}")
     if evaluation.gate is not None:
@@ -54,31 +33,9 @@ def print_evaluation(evaluation: "Evaluation") -> None:
         typer.echo(f"\nleft out: {name}: {why}")
 
 
-def _print_predictions(figures: "Mapping[str, Figure]") -> None:
-    rows = [
-        (title, *(_cell(figures.get(f"{name}/{kind}"), "{:.1%}".format) for name in _PREDICTIONS))
-        for kind, title in _TITLES.items()
-        if f"accuracy/{kind}" in figures
-    ]
-    print_table(("input", *_PREDICTIONS.values()), rows)
-
-
-def _print_maps(
-    head: str,
-    columns: Mapping[str, str],
-    figures: "Mapping[str, Figure]",
-    named: Iterable[tuple[str, str]],
-    form: Callable[[float], str],
-) -> None:
-    rows = [
-        (shown, title, *(_cell(figures.get(f"{name}/{kind}/{label}"), form) for name in columns))
-        for label, shown in named
-        for kind, title in _TITLES.items()
-        if any(f"{name}/{kind}/{label}" in figures for name in columns)
-    ]
-    if rows:
-        typer.echo()
-        print_table((head, "input", *columns.values()), rows)
+def _print_figures(table: "FigureTable") -> None:
+    rows = [(*row.names, *(_cell(figure, table.form) for figure in row.figures)) for row in table.rows]
+    print_table(table.header, rows)
 
 
 def _print_gate(curve: "GateCurve") -> None:

@@ -57,7 +57,7 @@ def evaluate(
     ] = None,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")] = "auto",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder for JSON, curves and map grids.")
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder for a page, JSON, curves and map grids.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -114,10 +114,12 @@ def _names(text: str | None) -> tuple[str, ...] | None:
 def _write(out: Path, evaluation: "Evaluation", gallery: "Gallery") -> list[Path]:
     """Write everything into the folder; what an earlier evaluation left there under the same names is replaced."""
     from keylock.evaluation.drawing import draw_gate, draw_maps
+    from keylock.evaluation.page import render_evaluation
 
     out.mkdir(parents=True, exist_ok=True)
-    files = [out / "evaluation.json"]
-    files[0].write_text(json.dumps(evaluation.as_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    files = [out / "report.html", out / "evaluation.json"]
+    files[0].write_text(render_evaluation(evaluation, gallery.pixels, gallery.samples), encoding="utf-8")
+    files[1].write_text(json.dumps(evaluation.as_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     if evaluation.gate is not None:
         files += draw_gate(evaluation.gate, out / "gate")
     for label, maps in gallery.samples.items():

@@ -6,14 +6,17 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from keylock.evaluation.gate import GateCurve, Sweep
 from keylock.evaluation.similarity import pearson
-from keylock.heatmaps import colourise
+from keylock.heatmaps import colourise, without_peaks
 
 __all__ = ["draw_gate", "draw_maps"]
 
@@ -22,7 +25,6 @@ _SWEEPS: tuple[tuple[Sweep, str], ...] = (
     ("correlation", "correlation with the key"),
     ("strength", "strength, in that of the key"),
 )
-_CUT_OFF = 0.99
 _STYLE: dict[Any, Any] = {
     # The same picture gives the same file: ids of an SVG are drawn from this, and not at random.
     "svg.hashsalt": "keylock",
@@ -35,7 +37,8 @@ _STYLE: dict[Any, Any] = {
 def draw_gate(curve: GateCurve, place: Path) -> tuple[Path, Path]:
     """Draw leakage against correlation with the key, and against its strength.
 
-    The line is the mean, the band its 95 % interval, the dots are the largest draw, and the dashed line is chance.
+    The line is the mean, the band its 95 % interval, the dots are the largest draw, and the dashed line is chance; the
+    legend says so, beside the colours of the explainers.
 
     Args:
         curve: What was measured.
@@ -45,7 +48,7 @@ def draw_gate(curve: GateCurve, place: Path) -> tuple[Path, Path]:
         The PNG and the SVG file.
     """
     with mpl.rc_context(_STYLE):
-        sheet = Figure(figsize=(9, 3.6), layout="constrained")
+        sheet = Figure(figsize=(10, 3.6), layout="constrained")
         axes = sheet.subplots(1, len(_SWEEPS), sharey=True, squeeze=False)[0]
         for number, explainer in enumerate(curve.chance):
             for axis, (sweep, _) in zip(axes, _SWEEPS, strict=True):
@@ -54,7 +57,7 @@ def draw_gate(curve: GateCurve, place: Path) -> tuple[Path, Path]:
             axis.set_xlabel(title)
             axis.axhline(0, color="0.8", linewidth=0.8, zorder=0)
         axes[0].set_ylabel("PCC to the reference map")
-        axes[0].legend(frameon=False, loc="upper left")
+        sheet.legend(handles=_legend(curve), loc="outside right upper", frameon=False)
         return _save(sheet, place)
 
 
@@ -87,7 +90,7 @@ def draw_maps(label: str, pixels: NDArray[np.uint8], samples: Mapping[str, Tenso
             axes[0, column].set_title(title)
             similar = pearson(samples[kind], samples["reference"])
             for axis, saliency, value in zip(axes[:, column], samples[kind], similar, strict=True):
-                axis.imshow(_coloured(saliency), interpolation="nearest")
+                axis.imshow(colourise(without_peaks(saliency.float().numpy())), interpolation="nearest")
                 if kind != "reference":
                     axis.set_xlabel(f"{float(value):+.2f}", labelpad=2)
         for axis in axes.flat:
@@ -108,10 +111,19 @@ def _draw_line(axis: Axes, curve: GateCurve, sweep: Sweep, explainer: str, colou
     axis.axhline(curve.chance[explainer], color=colour, linestyle="--", linewidth=0.8)
 
 
-def _coloured(saliency: Tensor) -> NDArray[np.uint8]:
-    values = saliency.float().numpy()
-    limit = float(np.quantile(values, _CUT_OFF))
-    return colourise(np.minimum(values, limit) if limit > 0 else values)
+def _legend(curve: GateCurve) -> list[Artist]:
+    """Return a line for each explainer, and in grey what lines, bands, dots and dashes are."""
+    grey = "0.45"
+    colours: list[Artist] = [
+        Line2D([], [], color=f"C{number % 10}", label=explainer) for number, explainer in enumerate(curve.chance)
+    ]
+    return [
+        *colours,
+        Line2D([], [], color=grey, label="mean"),
+        Patch(color=grey, alpha=0.3, linewidth=0, label="95 % interval"),
+        Line2D([], [], color=grey, marker=".", linestyle="", label="largest draw"),
+        Line2D([], [], color=grey, linestyle="--", linewidth=0.8, label="chance"),
+    ]
 
 
 def _save(sheet: Figure, place: Path) -> tuple[Path, Path]:

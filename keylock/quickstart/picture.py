@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from keylock.evaluation import pearson
-from keylock.heatmaps import colourise, resize
+from keylock.heatmaps import colourise, resize, without_peaks
 from keylock.quickstart.story import Story
 
 __all__ = ["COLUMNS", "Tile", "draw_image", "tiles_of", "write_picture"]
@@ -29,7 +29,6 @@ _MARGIN = 24
 _LABEL_WIDTH = 84
 _HEADER = 62
 _CAPTION = 20
-_CUT_OFF = 0.99
 _INK, _FAINT, _PAPER = (28, 30, 38), (110, 114, 128), (255, 255, 255)
 _GOOD, _OUTLINE = (14, 116, 72), (120, 230, 255)
 
@@ -114,10 +113,7 @@ def _paste_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, left:
 
 
 def _draw_map(saliency: Tensor, outline: NDArray[np.bool_], side: int) -> Image.Image:
-    values = saliency.numpy().astype(np.float32)
-    limit = float(np.quantile(values, _CUT_OFF))
-    shown = np.minimum(values, limit) if limit > 0 else values
-    colours = colourise(resize(shown, size=(side, side)))
+    colours = colourise(resize(without_peaks(saliency.numpy()), size=(side, side)))
     colours[outline] = (0.35 * colours[outline] + 0.65 * np.asarray(_OUTLINE)).astype(np.uint8)
     return Image.fromarray(colours)
 

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from html_page import Page
 
 pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
@@ -59,7 +60,12 @@ def test_figures_curves_and_grids_are_written_and_the_json_document_names_them(r
     names = {
         f"{base}.{suffix}" for base in ("gate", *(f"maps-{label}" for label in labels)) for suffix in ("png", "svg")
     }
-    assert {file.name for file in (tmp_path / "made").iterdir()} == names | {"evaluation.json"}
+    assert {file.name for file in (tmp_path / "made").iterdir()} == names | {"evaluation.json", "report.html"}
+    page = Page((tmp_path / "made" / "report.html").read_text("utf-8"))
+    page.check()
+    assert f"{figures['pcc/keyed/grad_cam']:+.3f}" in page.shown
+    # Six images, each with four maps, for each explainer.
+    assert len(page.all("img")) == 6 * 5 * len(labels)
     assert sorted(document["files"]) == sorted(str(file) for file in (tmp_path / "made").iterdir())
     assert json.loads((tmp_path / "made" / "evaluation.json").read_text()) == {
         name: value for name, value in document.items() if name != "files"

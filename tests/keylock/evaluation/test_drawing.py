@@ -33,6 +33,9 @@ def test_a_gate_curve_is_drawn_with_both_sweeps_and_every_explainer(tmp_path):
         assert picture.size[0] > picture.size[1] > 300
     words = text_of(svg)
     assert {"grad_cam", "gradient", "correlation with the key", "PCC to the reference map"} <= set(words)
+    # The legend names what is drawn, once, and every explainer.
+    assert [words.count(entry) for entry in ("mean", "95 % interval", "largest draw", "chance")] == [1, 1, 1, 1]
+    assert words.count("grad_cam") == 1
 
 
 def test_a_grid_of_maps_shows_every_kind_with_its_correlation(tmp_path):
