@@ -16,6 +16,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from keylock.errors import LicenseReason
 from keylock.printable import printable
+from keylock_client._connections import explain_unavailable, speaks_another_protocol
 from keylock_client._settings import Settings, Token
 from keylock_client.errors import (
     ClientError,
@@ -59,9 +60,13 @@ class _Failure:
     facts: dict[str, str]
     violations: tuple[Violation, ...]
     retry_after_s: float | None
-    target: str
+    settings: Settings
     timeout_s: float
     request_id: str
+
+    @property
+    def target(self) -> str:
+        return self.settings.target
 
 
 def translate(
@@ -88,7 +93,7 @@ def translate(
         text or "",
         _details(trailers or ()),
         _secrets(settings, access),
-        target=settings.target,
+        settings=settings,
         timeout_s=timeout_s,
         request_id=request_id,
     )
@@ -106,7 +111,7 @@ def translate_status(
             status.message,
             list(status.details),
             _secrets(settings, access),
-            target=settings.target,
+            settings=settings,
             timeout_s=timeout_s,
             request_id="",
         )
@@ -125,6 +130,8 @@ def _choose(failure: _Failure) -> ClientError:
         return LicenseRefusedError(
             text, reason=LicenseReason(failure.reason), code=failure.code, request_id=failure.request_id
         )
+    if not failure.reason and speaks_another_protocol(failure.text):
+        return _unavailable(failure)
     return (_REASONS.get(failure.reason) or _ROWS.get(failure.code, _fault))(failure)
 
 
@@ -140,17 +147,14 @@ def _precondition(failure: _Failure) -> ClientError:
 def _unavailable(failure: _Failure) -> ClientError:
     if failure.reason:
         return _overloaded(failure)
-    text = (
-        f"no keylock server answers at {failure.target} ({failure.text}): check the address, that the server is "
-        "running, and whether it expects TLS"
-    )
+    text = explain_unavailable(failure.text, failure.settings)
     return UnreachableError(text, code=failure.code, request_id=failure.request_id)
 
 
 def _exhausted(failure: _Failure) -> ClientError:
     # gRPC itself refuses messages over the limit of the server with this status and without details.
     if "larger than max" in failure.text:
-        text = f"an image is larger than the server at {failure.target} accepts ({failure.text}): send a smaller one"
+        text = f"an image is larger than the server at {failure.target} accepts: send a smaller one"
         return RequestRefusedError(text, code=failure.code, request_id=failure.request_id)
     return _overloaded(failure)
 
@@ -190,7 +194,8 @@ def _moment(text: str) -> datetime | None:
 
 
 def _overloaded(failure: _Failure) -> ClientError:
-    text = failure.text or f"the server at {failure.target} has too much to do: try again later"
+    # Without a reason it is gRPC's own text, or that of some other server.
+    text = failure.text if failure.reason else f"the server at {failure.target} has too much to do: try again later"
     return OverloadedError(text, retry_after_s=failure.retry_after_s, code=failure.code, request_id=failure.request_id)
 
 
@@ -203,9 +208,13 @@ def _late(failure: _Failure) -> ClientError:
 
 
 def _unsupported(failure: _Failure) -> ClientError:
-    text = failure.text if failure.reason else f"the server at {failure.target} does not offer this ({failure.text})"
-    hint = "" if failure.reason else ": check that it is a keylock server of this version"
-    return UnsupportedError(f"{text}{hint}", code=failure.code, request_id=failure.request_id)
+    # Without a reason it is gRPC's own text, or that of some other server.
+    text = (
+        failure.text
+        if failure.reason
+        else (f"the server at {failure.target} does not offer this: check that it is a keylock server of this version")
+    )
+    return UnsupportedError(text, code=failure.code, request_id=failure.request_id)
 
 
 def _fault(failure: _Failure) -> ClientError:
@@ -213,7 +222,7 @@ def _fault(failure: _Failure) -> ClientError:
     if error_id:
         text = f"the server at {failure.target} failed: quote the id {error_id} to its operator"
     else:
-        text = f"the server at {failure.target} failed ({failure.text or failure.code}): try again later"
+        text = f"the server at {failure.target} failed ({failure.code}): try again later"
     return ServerFaultError(text, error_id=error_id, code=failure.code, request_id=failure.request_id)
 
 
@@ -251,7 +260,7 @@ def _read(
     details: list[PackedMessage],
     secrets: tuple[str, ...],
     *,
-    target: str,
+    settings: Settings,
     timeout_s: float,
     request_id: str,
 ) -> _Failure:
@@ -278,7 +287,7 @@ def _read(
         facts=facts,
         violations=violations,
         retry_after_s=retry_after_s,
-        target=target,
+        settings=settings,
         timeout_s=timeout_s,
         request_id=request_id or named,
     )

@@ -177,9 +177,9 @@ class Settings:
         if (self.tls.certificate is None) != (self.tls.private_key is None):
             raise InputError("a client certificate needs its private key and the other way round: give both or none")
         return grpc.ssl_channel_credentials(
-            root_certificates=_read_pem(self.tls.ca),
-            private_key=_read_pem(self.tls.private_key),
-            certificate_chain=_read_pem(self.tls.certificate),
+            root_certificates=_read_certificates(self.tls.ca),
+            private_key=_read_private_key(self.tls.private_key, self.tls.certificate),
+            certificate_chain=_read_certificates(self.tls.certificate),
         )
 
 
@@ -277,6 +277,41 @@ def _read_token(license: str | os.PathLike[str]) -> Token:
 
 def _is_token(text: str) -> bool:
     return len(text) <= _MAX_TOKEN_BYTES and is_token(text)
+
+
+def _read_certificates(path: str | os.PathLike[str] | None) -> bytes | None:
+    """Return the content of a file of certificates, which gRPC would take whatever it is, and fail with each call."""
+    from cryptography import x509
+
+    content = _read_pem(path)
+    if path is None or content is None:
+        return None
+    try:
+        x509.load_pem_x509_certificates(content)
+    except ValueError:
+        raise InputError(f"{os.fspath(path)!r} holds no PEM certificate: give a file that does for TLS") from None
+    return content
+
+
+def _read_private_key(path: str | os.PathLike[str] | None, certificate: str | os.PathLike[str] | None) -> bytes | None:
+    """Return the content of the file of a private key that belongs to a certificate."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    content, certified = _read_pem(path), _read_certificates(certificate)
+    if path is None or content is None or certified is None:
+        return None
+    try:
+        key = load_pem_private_key(content, password=None)
+    except (ValueError, TypeError):
+        raise InputError(
+            f"{os.fspath(path)!r} holds no PEM private key without a passphrase: give such a one"
+        ) from None
+    if key.public_key() != x509.load_pem_x509_certificates(certified)[0].public_key():
+        raise InputError(
+            f"{os.fspath(path)!r} is not the private key of the certificate: give the two that belong together"
+        )
+    return content
 
 
 def _read_pem(path: str | os.PathLike[str] | None) -> bytes | None:

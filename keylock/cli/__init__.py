@@ -195,6 +195,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code, one of those in `docs/cli.md`.
     """
     use_words({})
+    # Read when gRPC is imported: its C core writes lines of its libraries about connections, which errors say in words.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     arguments, debug = _hoist_debug(list(sys.argv[1:] if argv is None else argv))
     try:
         outcome = get_command(app).main(arguments, prog_name="keylock", standalone_mode=False)

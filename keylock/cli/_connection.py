@@ -4,7 +4,6 @@ The license token itself is no option, because arguments are visible to every pr
 file or from the environment.
 """
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,8 +74,6 @@ def connect(
         InputError: An option or a variable is unusable.
         LicenseError: The license file is none.
     """
-    # gRPC reports lost connections on standard error by itself; the error that follows says it better.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from keylock.errors import InputError
     from keylock_client import Client, Tls
 

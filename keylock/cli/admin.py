@@ -181,8 +181,6 @@ def _connect(
     server: str | None, ca: Path | None, certificate: Path | None, key: Path | None, timeout_s: float
 ) -> "AdminClient":
     """Makes a client from options, with the environment for those that were not given."""
-    # gRPC reports lost connections on standard error by itself; the error that follows says it better.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from keylock.errors import InputError
     from keylock_client import DEFAULT_ADMIN_TARGET, AdminClient, Tls
 

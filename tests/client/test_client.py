@@ -176,7 +176,7 @@ def test_no_server_at_all_is_reported_with_its_address(connect, toolbox, png):
     gone = toolbox.Scripted()
     gone.stop()
     start = time.monotonic()
-    with pytest.raises(UnreachableError, match=f"no keylock server answers at localhost:{gone.port}"):
+    with pytest.raises(UnreachableError, match=f"no server listens at localhost:{gone.port}"):
         connect(gone.target).explain(png())
     assert time.monotonic() - start < 10
 

@@ -368,7 +368,7 @@ def test_the_shell_explains_what_it_can_of_several_images(shell, image_file, tmp
         (["explain", "picture.png", "picture.png", "--out", "a.png"], 3, "give a directory"),
         (["explain", "picture.png", "--license-file", "gone"], 5, "cannot read|cannot be read"),
         (["explain", "picture.png", "--license-file", "picture.png"], 5, "holds no license"),
-        (["explain", "picture.png", "--server", "localhost:1"], 7, "no keylock server answers at localhost:1"),
+        (["explain", "picture.png", "--server", "localhost:1"], 7, "no server listens at localhost:1"),
         (["explain", "picture.png", "--no-tls", "--tls-ca", "x"], 3, "exclude each other"),
         (["explain", "picture.png", "--tls-ca", "gone.pem"], 3, "for TLS"),
     ],
