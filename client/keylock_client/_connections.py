@@ -38,18 +38,16 @@ _ROWS: Final = (
     ),
     _Row(
         r"hostname verification|hostname mismatch|peer name .* is not in peer certificate",
-        "the certificate of the server at {target} is for another name: check the address; where another name is "
-        "meant, give it as Tls(server_name=...)",
+        "the certificate of the server at {target} is for another name: connect to the name that it was made for",
     ),
     _Row(
         r"certificate_verify_failed|certificate verify failed|self.signed certificate",
         "the certificate of the server at {target} is signed by nobody who is trusted here: give the file of its "
-        "authority as Tls(ca=...), or --tls-ca on the command line",
+        "authority with ca=",
     ),
     _Row(
         r"wrong_version_number|wrong version number|http_request",
-        "the server at {target} does not speak TLS: check the address, or connect without encryption by tls=False, or "
-        "--no-tls on the command line",
+        "the server at {target} does not speak TLS: check the address, or connect without encryption with tls=False",
     ),
     _Row(
         r"missing selected alpn|received http2 header|failed parsing http/2|invalid content-type|http/?1|http status",
@@ -78,13 +76,13 @@ _ROWS: Final = (
     _Row(
         r"failed to connect.*(socket closed|connection reset|broken pipe|eof)",
         "the server at {target} closes connections in clear text, as one does that expects TLS: connect with "
-        "tls=True or Tls(ca=...), or --tls or --tls-ca on the command line",
+        "tls=True, and where its authority is your own, give the file of that with ca=",
         encrypted=False,
     ),
     _Row(
         r"failed to connect.*(socket closed|connection reset|broken pipe|eof)|alert certificate|certificate_required",
         "the server at {target} closes the encrypted connection, as one does that asks for a certificate of the "
-        "client: give it as Tls(certificate=..., private_key=...)",
+        "client, or does not take the one it was given: give one that it trusts with certificate= and private_key=",
         encrypted=True,
     ),
     _Row(

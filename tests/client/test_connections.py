@@ -213,6 +213,7 @@ def test_the_command_line_prints_one_line(name, ca, what, ports, folder, tmp_pat
     assert (done.returncode, done.stdout) == (7, "")
     [said] = done.stderr.splitlines()
     assert said.startswith("error: ")
+    assert "=" not in said, "an argument of Python in a message for people at a terminal"
     assert_said(said, what)
 
 

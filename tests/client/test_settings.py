@@ -187,7 +187,7 @@ def test_tls_works_and_a_wrong_authority_does_not(toolbox, connect, tmp_path, pn
         assert connect(server.target, license=token, tls=tls).explain(png()).keyed
         ca.write_bytes(_certificate("keylock.test")[1])
         for wrong in (Tls(ca=ca, server_name="keylock.test"), False):
-            with pytest.raises(UnreachableError, match="signed by nobody who is trusted|one does that expects TLS"):
+            with pytest.raises(UnreachableError, match=r"signed by nobody who is trusted|one does that expects TLS"):
                 connect(server.target, license=token, tls=wrong, timeout_s=5).explain(png())
         assert len(server.asked("Explain")) == 1
     finally:

@@ -279,7 +279,7 @@ def test_an_image_has_one_prediction_and_licensed_callers_may_ask_for_the_other(
 
 
 def test_the_prediction_with_the_key_needs_a_license(unlicensed, picture):
-    with pytest.raises(LicenseRefusedError, match="predictions with the key need a license") as caught:
+    with pytest.raises(LicenseRefusedError, match="needs a license, and none was presented") as caught:
         unlicensed.explain(picture, prediction="keyed")
     assert caught.value.reason is LicenseReason.MISSING
     with pytest.raises(InputError, match="give public or keyed"):
@@ -315,7 +315,7 @@ def test_the_shell_explains_and_writes_what_the_suffix_says(shell, image_file, t
         assert (code, err) == (0, "")
         assert "keyed" in out
     with Image.open(tmp_path / "overlay.png") as overlay:
-        assert overlay.size == (8, 8)
+        assert overlay.size == (256, 256)
     np.testing.assert_array_equal(np.load(tmp_path / "map.npy"), licensed.explain(picture).map)
     assert json.loads((tmp_path / "all.json").read_text())["keyed"] is True
 
