@@ -90,6 +90,7 @@ def issue_access(
     *,
     now: datetime,
     lifetime_s: int,
+    ends: datetime | None = None,
     thumbprint: str | None = None,
 ) -> tuple[str, AccessToken]:
     """Makes an access token.
@@ -99,13 +100,14 @@ def issue_access(
         signing_key: The server's key for access tokens.
         now: The time, with its zone.
         lifetime_s: For how many seconds it holds; the license's own end may come sooner.
+        ends: The end of the license as the store has it, which may come sooner still; None where there is no store.
         thumbprint: Of the certificate it is bound to; None for a token that is not bound.
 
     Returns:
         The text to present, and what it says.
     """
     issued_at = now.astimezone(UTC).replace(microsecond=0)
-    expires = min(issued_at + timedelta(seconds=lifetime_s), license.expires)
+    expires = min(issued_at + timedelta(seconds=lifetime_s), license.expires, ends or license.expires)
     token = AccessToken(id="tok_" + secrets.token_hex(10), license=license, issued_at=issued_at, expires=expires)
     claims: dict[str, object] = {
         "iss": signing_key.key_id,

@@ -193,7 +193,6 @@ class Authenticator:
                     f"the license {presented.id} in the store is not what was issued, it was changed by hand: renew it "
                     "with the terms it shall have"
                 )
-            return current
         except StoreError as error:
             _LOG.error("%s", error)
             raise ServiceError("licenses cannot be checked at the moment: try again later") from None
@@ -205,3 +204,6 @@ class Authenticator:
             raise LicenseError(
                 error.reason, f"the license {presented.id} {why}: ask the vendor for a new one"
             ) from None
+        # A license may have been renewed with an earlier end than the file says that was presented.
+        check_time(current.id, current.not_before, current.expires, now=self._now(), leeway_s=self._leeway_s)
+        return current

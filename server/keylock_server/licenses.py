@@ -98,6 +98,7 @@ class LicenseService(pb_grpc.LicenseServiceServicer):
             self._access_key,
             now=self._now(),
             lifetime_s=lifetime_s,
+            ends=identity.license.expires,
             thumbprint=caller.thumbprint if request.bind_certificate else None,
         )
         return pb.ExchangeTokenResponse(access_token=token, expires=timestamp(access.expires))

@@ -213,3 +213,40 @@ def test_client_tells_quota_rate_and_reused_ids_apart(calls, vendor, tiny):
         with pytest.raises(RateLimitedError) as caught:
             client.explain(pixels)
         assert caught.value.retry_after_s == pytest.approx(10, abs=0.1)
+
+
+def test_license_renewed_with_an_earlier_end_is_over_for_every_token_of_it(start_server, vendor, image, tiny):
+    clock = [tiny.now]
+    calls = start_server(now=lambda: clock[0], leeway_s=0)
+    granted = vendor.grant()
+    before = exchange(calls.license, granted.token).access_token
+    end = tiny.now + timedelta(minutes=3)
+    shorter = granted.license.model_copy(update={"issued_at": tiny.now, "expires": end})
+    vendor.store.renew(shorter, issuer=vendor.signing_key.key_id)
+    after = exchange(calls.license, granted.token)
+    assert after.expires.ToDatetime(UTC) == end
+    shown = calls.license.GetLicense(
+        license_pb2.GetLicenseRequest(), metadata=bearer(granted.token), timeout=20
+    ).license
+    assert shown.expires.ToDatetime(UTC) == end
+    clock[0] = end - timedelta(seconds=1)
+    assert calls.explain(image, token=granted.token).results[0].keyed
+    clock[0] = end
+    for token in (granted.token, before, after.access_token):
+        assert reason(lambda token=token: calls.explain(image, token=token)) == LicenseReason.EXPIRED
+    for call, request in (
+        (calls.license.GetLicense, license_pb2.GetLicenseRequest()),
+        (calls.license.GetUsage, license_pb2.GetUsageRequest()),
+        (calls.license.ExchangeToken, license_pb2.ExchangeTokenRequest()),
+    ):
+        refused = reason(lambda call=call, ask=request: call(ask, metadata=bearer(granted.token), timeout=20))
+        assert refused == LicenseReason.EXPIRED
+
+
+def test_license_renewed_with_a_later_start_waits_for_it(start_server, vendor, image, tiny):
+    calls = start_server(leeway_s=0)
+    granted = vendor.grant()
+    start = tiny.now + timedelta(days=1)
+    later = granted.license.model_copy(update={"issued_at": tiny.now, "not_before": start})
+    vendor.store.renew(later, issuer=vendor.signing_key.key_id)
+    assert reason(lambda: calls.explain(image, token=granted.token)) == LicenseReason.NOT_YET_VALID
