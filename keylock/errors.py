@@ -23,6 +23,7 @@
     ├── ExportError             a compiled graph that disagrees with its reference
     └── ServiceError            the server cannot start, or the client cannot reach it
         ├── StoreError          the store of licenses and usage cannot be used
+        │   └── StoreReplacedError  it is not the one that was opened
         └── MeteringError       a good license whose use does not fit
             ├── QuotaError      its quota is spent; carries what is left and when it is filled again
             ├── RateError       it comes too fast; carries when to come again
@@ -61,6 +62,7 @@ __all__ = [
     "ServiceError",
     "SignatureError",
     "StoreError",
+    "StoreReplacedError",
     "TensorError",
     "TrainingError",
     "UnknownNameError",
@@ -271,6 +273,10 @@ class StoreError(ServiceError):
     def __init__(self, message: str, *, passing: bool = False) -> None:
         self.passing = passing
         super().__init__(message)
+
+
+class StoreReplacedError(StoreError):
+    """The store is not the one that was opened: its file was replaced or removed, or it was put back from a backup."""
 
 
 class MeteringError(ServiceError):

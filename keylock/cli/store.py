@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from keylock.cli._console import JsonOption, new_app, print_json, print_pairs
+from keylock.cli._console import JsonOption, new_app, note, print_json, print_pairs
 from keylock.cli._home import DEFAULT_HOME, HomeOption
 from keylock.cli._store import StoreOption, open_store, store_url
 
 __all__ = ["app"]
 
-app = new_app("Migrate, check and back up the store of licenses and usage.")
+app = new_app("Migrate, check, back up and restore the store of licenses and usage.")
 
 
 @app.command("migrate")
@@ -59,3 +59,55 @@ def store_backup(
         print_json({"file": out})
     else:
         typer.echo(str(out))
+
+
+@app.command("restore")
+def store_restore(
+    backup: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="A backup; none for PostgreSQL.", show_default=False),
+    ] = None,
+    store: StoreOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Put a backup in the place of a store; stop its servers first.
+
+    Revocations, suspensions and cut-off times that came after the backup are carried over where the old store can still
+    be read; it is moved aside and kept. A PostgreSQL database is put back with pg_restore: run this without a file
+    afterwards, so that servers which still run notice it.
+    """
+    from datetime import UTC, datetime
+
+    from keylock.errors import InputError
+    from keylock.store import Database
+    from keylock.store.database import sqlite_path
+    from keylock.store.restoring import adopt, restore
+
+    url, now = store_url(store, home), datetime.now(UTC)
+    path = sqlite_path(url)
+    if path is not None:
+        if backup is None:
+            raise InputError("name the backup to restore: a file that `keylock store backup` wrote")
+        restored = restore(path, backup, now=now)
+    elif backup is not None:
+        raise InputError("the store is a PostgreSQL database: use pg_restore, then run this without a file")
+    else:
+        with Database.of_any_schema(url) as database:
+            database.migrate()
+            restored = adopt(database, now=now)
+    if as_json:
+        print_json(restored)
+        return
+    print_pairs(
+        [
+            ("store", restored.name),
+            ("replaced store", restored.kept or "none"),
+            ("licenses closed again", restored.closed),
+            ("tokens revoked again", restored.tokens),
+            ("licenses lost", restored.lost_licenses),
+            ("charges lost", f"{restored.lost_charges} ({restored.lost_units} units)"),
+        ]
+    )
+    if not restored.readable:
+        note("what was revoked or suspended after the backup is not known: do it again before the servers start")

@@ -2,6 +2,9 @@
 
 SQLite runs in WAL mode with `synchronous = FULL`: what was committed survives a power cut. Every transaction that
 writes begins with `BEGIN IMMEDIATE`, so that several processes may write and many may read.
+
+A file can be replaced or removed while it is open, and then old connections go on with the old one. So whoever uses a
+`Database` is told, before it reads and after it has written, that the path leads to another file.
 """
 
 import os
@@ -9,17 +12,18 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
 from sqlalchemy import URL, Connection, create_engine, event, func, make_url, select
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
 
-from keylock.errors import StoreError
+from keylock.errors import StoreError, StoreReplacedError
 from keylock.store import migrations
 from keylock.store.schema import metadata
 
-__all__ = ["Database"]
+__all__ = ["Database", "sqlite_path"]
 
 _BUSY_TIMEOUT_MS: Final = 10_000
 _PAUSE_S: Final = 0.01
@@ -50,6 +54,7 @@ class Database:
         self._open(url)
         try:
             with self.transaction() as connection:
+                self._file = self._look()
                 empty = migrations.revision_of(connection) is None
                 if not empty:
                     migrations.check(connection, name=self.name)
@@ -73,6 +78,8 @@ class Database:
     def _open(self, url: str) -> None:
         parsed = _parse(url)
         self.path: str | None = None
+        self._file: tuple[int, int] | None = None
+        self._replaced: StoreReplacedError | None = None
         options: dict[str, Any] = {}
         if parsed.get_backend_name() == "sqlite":
             self.name = self.path = str(parsed.database)
@@ -107,11 +114,15 @@ class Database:
         options: dict[str, Any] = {_WRITES: writes}
         if snapshot and self.path is None:
             options["isolation_level"] = "REPEATABLE READ"
+        self._check_file()
         try:
             with self._engine.connect().execution_options(**options) as connection, connection.begin():
                 yield connection
         except SQLAlchemyError as error:
             raise self._failure(error) from None
+        if writes:
+            # What went into a file that is gone is lost, and nobody may rely on it.
+            self._check_file()
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -125,11 +136,43 @@ class Database:
         Raises:
             StoreError: If the store cannot be used.
         """
+        self._check_file()
         try:
             with self._engine.connect() as connection:
                 yield connection
         except SQLAlchemyError as error:
             raise self._failure(error) from None
+
+    def disown(self, why: str) -> StoreReplacedError:
+        """Ends the use of a store that is not the one it was: from now on every call fails, until it is opened anew.
+
+        Args:
+            why: What it is, in words that follow its name.
+
+        Returns:
+            The error that every call raises, to be raised by the caller.
+        """
+        self._replaced = StoreReplacedError(
+            f"the store {self.name} {why}: stop its servers, run `keylock store restore`, and start them again"
+        )
+        return self._replaced
+
+    def _check_file(self) -> None:
+        """Raises `StoreReplacedError` where the path leads to another file than the one that was opened."""
+        if self._replaced is None and self._file is not None:
+            found = self._look()
+            if found != self._file:
+                self.disown("was removed while it was in use" if found is None else "was replaced by another file")
+        if self._replaced is not None:
+            raise self._replaced
+
+    def _look(self) -> tuple[int, int] | None:
+        """Returns device and inode of the file; None where there is none, or the store is no file."""
+        try:
+            found = None if self.path is None else os.stat(self.path)
+        except OSError:
+            return None
+        return None if found is None else (found.st_dev, found.st_ino)
 
     def migrate(self) -> tuple[str | None, str]:
         """Brings the store to the schema of this keylock.
@@ -187,6 +230,19 @@ class Database:
         )
         passing = isinstance(error, (OperationalError, InterfaceError, TimeoutError))
         return StoreError(f"cannot use the license store {self.name} ({why}): {advice}", passing=passing)
+
+
+def sqlite_path(url: str) -> Path | None:
+    """Returns the file of a store, which need not be there; None for a PostgreSQL database.
+
+    Args:
+        url: As `Database` takes it.
+
+    Raises:
+        StoreError: If it is neither.
+    """
+    parsed = _parse(url)
+    return Path(str(parsed.database)) if parsed.get_backend_name() == "sqlite" else None
 
 
 def _parse(url: str) -> URL:

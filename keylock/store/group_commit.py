@@ -27,7 +27,9 @@ _MAX_BATCH: Final = 256
 _ATTEMPTS: Final = 3
 _PAUSE_S: Final = 0.05
 _LONGEST_WAIT_S: Final = 0.005
+_STALLED_S: Final = 5.0
 _DEFERRED: Final = "keylock_deferred"
+_ENDED: Final = "the thread that writes to the license store has ended: start the server again"
 
 
 _Outcome: TypeAlias = tuple[Any, BaseException | None]
@@ -71,6 +73,8 @@ class GroupCommit:
         self._database = database
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False
+        self._ended = False
+        self._busy_since: float | None = None
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="keylock-store", daemon=True)
         self._thread.start()
@@ -87,14 +91,26 @@ class GroupCommit:
             Its result, once it is committed. One that is cancelled before it began is not run.
 
         Raises:
-            StoreError: If the store was closed.
+            StoreError: If the store was closed, or its thread has ended.
         """
         future: Future[T] = Future()
         with self._lock:
             if self._closed:
                 raise StoreError("the license store is closed")
+            if self._ended:
+                raise StoreError(_ENDED)
             self._jobs.put(_Job(order, operation, future))
         return future
+
+    def problem(self) -> str | None:
+        """Returns what keeps operations from being run, in words for the operator; None where nothing does."""
+        if self._ended or not self._thread.is_alive():
+            return _ENDED
+        since = self._busy_since
+        waited_s = 0.0 if since is None else time.perf_counter() - since
+        if waited_s > _STALLED_S:
+            return f"the license store has not finished what it began {waited_s:.0f} s ago: check its disk or database"
+        return None
 
     def close(self) -> None:
         """Runs what was handed over, and ends the thread."""
@@ -105,6 +121,24 @@ class GroupCommit:
         self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._work()
+        finally:
+            # Whatever ended the thread, nobody waits for it in vain.
+            with self._lock:
+                self._ended = True
+            self._refuse_the_rest()
+
+    def _refuse_the_rest(self) -> None:
+        while True:
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                return
+            if job is not None and job.future.set_running_or_notify_cancel():
+                job.future.set_exception(StoreError(_ENDED))
+
+    def _work(self) -> None:
         open_, wait_s = True, 0.0
         while open_:
             jobs = [self._jobs.get()]
@@ -117,8 +151,9 @@ class GroupCommit:
                     break
             open_ = None not in jobs
             wanted = [job for job in jobs if job is not None and job.future.set_running_or_notify_cancel()]
-            began = time.perf_counter()
+            began = self._busy_since = time.perf_counter()
             self._answer(sorted(wanted, key=lambda job: job.order))
+            self._busy_since = None
             # Whoever is alone is not kept waiting.
             wait_s = min(_LONGEST_WAIT_S, (time.perf_counter() - began) / 2) if len(wanted) > 1 else 0.0
 
@@ -129,6 +164,10 @@ class GroupCommit:
             outcomes = self._together(jobs)
         except Exception:
             outcomes = self._one_by_one(jobs)
+        except BaseException:
+            for job in jobs:
+                job.future.set_exception(StoreError(_ENDED))
+            raise
         for job, (result, error) in zip(jobs, outcomes, strict=True):
             if error is None:
                 job.future.set_result(result)

@@ -206,6 +206,10 @@ class Ledger:
         with self._database.transaction() as connection:
             return look_up(connection, license, now)
 
+    def problem(self) -> str | None:
+        """Returns what keeps reservations and charges from being written, for the operator; None where nothing does."""
+        return self._commits.problem()
+
     def close(self) -> None:
         """Finishes what was handed over."""
         self._commits.close()

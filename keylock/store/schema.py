@@ -5,7 +5,7 @@ Times are seconds since 1970 unless a name says otherwise. Ids are texts chosen 
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Column, Index, MetaData, Table, Text
+from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, Table, Text
 
 from keylock.auditlog.table import define
 
@@ -81,6 +81,24 @@ RATES: Final = Table(
     Column("full_at_us", BigInteger, nullable=False),
     Column("touched_at_us", BigInteger, nullable=False),
     sqlite_with_rowid=False,
+)
+
+# One row: which store this is. `keylock.store.identity` reads and writes this table and the next.
+Table(
+    "store_identity",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("store_id", Text, nullable=False),
+    Column("generation", Text, nullable=False),
+)
+
+# What each server that runs wrote when it looked last.
+Table(
+    "server_marks",
+    metadata,
+    Column("server_id", Text, primary_key=True),
+    Column("mark", Text, nullable=False),
+    Column("seen_at", BigInteger, nullable=False),
 )
 
 # Entries, head and checkpoints of the audit log, of which keylock.auditlog.table is the only reader and writer.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
-from keylock.errors import LicenseError, LicenseReason, ServiceError, StoreError
+from keylock.errors import LicenseError, LicenseReason, ServiceError, StoreError, StoreReplacedError
 from keylock.licensing import (
     ACCESS_TYPE,
     License,
@@ -25,6 +25,7 @@ from keylock.licensing import (
     verify_ignoring_time,
 )
 from keylock.signing import VerifyingKey
+from keylock_server.statuses import StoreLostError
 
 if TYPE_CHECKING:
     from keylock.store import LicenseStore
@@ -195,6 +196,8 @@ class Authenticator:
                 )
         except StoreError as error:
             _LOG.error("%s", error)
+            if isinstance(error, StoreReplacedError):
+                raise StoreLostError from None
             raise ServiceError("licenses cannot be checked at the moment: try again later") from None
         except LicenseError as error:
             why = {

@@ -30,11 +30,13 @@ class Check:
         find: Returns what is wrong, in words for the operator, or None; it may block, and raise a `KeylockError`.
         every_s: How often, in seconds.
         services: Names of the services that are not well while something is wrong.
+        end: Called once when nobody looks any more; it may block.
     """
 
     find: Callable[[], str | None]
     every_s: float
     services: frozenset[str]
+    end: Callable[[], None] | None = None
 
 
 class Condition:
@@ -74,6 +76,9 @@ class Condition:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for check in self._checks.values():
+            if check.end is not None:
+                await asyncio.to_thread(check.end)
 
     async def _run(self, name: str, check: Check) -> None:
         while True:

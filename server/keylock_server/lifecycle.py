@@ -38,7 +38,7 @@ from keylock_server.proof import CheckpointSigner, Prover, load_receipt_key
 from keylock_server.runtime import ServedModel
 from keylock_server.settings import ServerSettings, Source
 from keylock_server.shared import Shared, access_keys
-from keylock_server.store_checks import compare_clocks, try_store
+from keylock_server.store_checks import compare_clocks
 from keylock_server.streams import StreamLimits
 from keylock_server.tls import load_credentials
 from keylock_server.tracing import open_tracing
@@ -314,7 +314,7 @@ async def start(
     models.on_unload(batchers.drop)
     workers = Workers(threads=max(1, available_cores() // settings.workers))
     health_service = health.aio.HealthServicer()
-    condition = _make_condition(settings, models, store, health_service, clock)
+    condition = _make_condition(settings, models, store, meter, health_service, clock)
     metrics = Metrics(pending=lambda: batchers.held, problems=lambda: condition.problems)
     running_calls = Running()
     layers = (
@@ -469,6 +469,7 @@ def _make_condition(
     settings: ServerSettings,
     models: Models,
     store: "LicenseStore | None",
+    meter: Meter,
     health_service: Any,  # noqa: ANN401 - the health package has no types
     now: Callable[[], datetime],
 ) -> Condition:
@@ -476,8 +477,12 @@ def _make_condition(
     checks = {}
     if store is not None:
         # Without its store a server predicts still, and a balancer that asks for the whole must not take it out.
+        from keylock.store.identity import Presence
+
         licensed = frozenset(_SERVICES[1:])
-        checks["store"] = Check(lambda: try_store(store), every_s=settings.store_check_s, services=licensed)
+        presence = Presence(store.database, now=now)
+        checks["store"] = Check(presence.confirm, every_s=settings.store_check_s, services=licensed, end=presence.leave)
+        checks["metering"] = Check(meter.problem, every_s=settings.store_check_s, services=licensed)
         # Named and no more: to whom a wrong clock does harm is for the operator to say.
         checks["clock"] = Check(
             lambda: compare_clocks(store, now=now, leeway_s=settings.leeway_s),

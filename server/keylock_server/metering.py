@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from keylock.digests import digest_of
-from keylock.errors import AuditLogError, KeylockError, ServiceError, StoreError
+from keylock.errors import AuditLogError, KeylockError, ServiceError, StoreError, StoreReplacedError
 from keylock.licensing import Charge, License, Quota
 from keylock.signing import canonical_json
 from keylock.v1 import explanation_pb2 as pb
-from keylock_server.statuses import NoMeteringError
+from keylock_server.statuses import NoMeteringError, StoreLostError
 
 if TYPE_CHECKING:
     from keylock.store.ledger import Ledger, Order, Reservation, Standing, Window
@@ -112,15 +112,16 @@ class Meter:
         if self._ledger is None:
             return await self._unrecorded(license, request, work)
         order = _order(license, request)
-        reservation = await self._durable(self._reserve(self._ledger, order), order)
+        ledger = self._ledger
+        reservation = await self._durable(lambda: self._reserve(ledger, order), order)
         try:
             answer, maps = await work()
             charge = replace(request, map_digests=tuple(maps), time=self.now().replace(microsecond=0))
         except BaseException:
             self._give_back(order)
             raise
-        commit = self._ledger.commit(reservation, charge, answer_digest=_answer_digest(maps))
-        standing = await self._durable(commit, order)
+        digest = _answer_digest(maps)
+        standing = await self._durable(lambda: ledger.commit(reservation, charge, answer_digest=digest), order)
         charge = replace(charge, time=standing.charged_at)
         return Metered(answer, charge, _usage(charge, standing), standing.same_answer)
 
@@ -136,6 +137,10 @@ class Meter:
             return await asyncio.to_thread(self._ledger.windows, license, now=self.now())
         except StoreError as error:
             raise _unavailable(error) from None
+
+    def problem(self) -> str | None:
+        """Returns what keeps use from being recorded, in words for the operator; None where nothing does."""
+        return None if self._ledger is None else self._ledger.problem()
 
     def start(self) -> None:
         """Begins to take back what dead servers have set aside; called in the event loop."""
@@ -165,10 +170,10 @@ class Meter:
     def _reserve(self, ledger: "Ledger", order: "Order") -> "Future[Reservation]":
         return ledger.reserve(order, now=self.now(), lifetime_s=self._lifetime_s)
 
-    async def _durable(self, future: "Future[T]", order: "Order") -> T:
+    async def _durable(self, begin: "Callable[[], Future[T]]", order: "Order") -> T:
         """Waits for the store; when the caller goes away meanwhile, what was not charged is given back."""
         try:
-            return await asyncio.wrap_future(future)
+            return await asyncio.wrap_future(begin())
         except (StoreError, AuditLogError) as error:
             self._give_back(order)
             raise _unavailable(error) from None
@@ -275,6 +280,8 @@ def _usage(charge: Charge, standing: "Standing") -> pb.Usage:
 def _unavailable(error: KeylockError) -> ServiceError:
     # The store's own messages are for the vendor: they name files and addresses of the vendor's machines.
     _LOG.error("%s", error)
+    if isinstance(error, StoreReplacedError):
+        return StoreLostError()
     return ServiceError("use cannot be recorded at the moment, so nothing is explained: try again later")
 
 

@@ -168,7 +168,7 @@ class ServerSettings(BaseSettings):
 
     tls_reload_s: _Positive = 5.0
 
-    store_check_s: _Positive = 5.0
+    store_check_s: _Positive = 1.0
     canary_check_s: _Positive = 180.0
     metrics_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None

@@ -42,6 +42,7 @@ __all__ = [
     "OperatorsOnlyError",
     "OverloadedError",
     "Row",
+    "StoreLostError",
     "UnknownReceiptError",
     "retry_after",
     "status_of",
@@ -113,6 +114,16 @@ class NoMeteringError(ServiceError):
         super().__init__(
             "this server keeps no record of use and cannot honour the limits of a license: ask its operator for one "
             "that does"
+        )
+
+
+class StoreLostError(ServiceError):
+    """The store is not the one the server began with, so that nobody's license can be checked or charged."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this server has lost its store of licenses, and explains nothing for a license until its operator has "
+            "restored it: try another server, or later"
         )
 
 
@@ -205,6 +216,8 @@ STATUSES: Final[dict[type[KeylockError], Row]] = {
     ServiceError: Row(grpc.StatusCode.UNAVAILABLE, "SERVICE"),
     # The store's own messages are for the vendor: they name files and addresses of the vendor's machines.
     errors.StoreError: Row(grpc.StatusCode.UNAVAILABLE, "STORE", public=False),
+    errors.StoreReplacedError: Row(grpc.StatusCode.UNAVAILABLE, "STORE_LOST", public=False),
+    StoreLostError: Row(grpc.StatusCode.UNAVAILABLE, "STORE_LOST"),
     errors.MeteringError: _INTERNAL,
     errors.QuotaError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_SPENT"),
     errors.RateError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED"),

@@ -1,0 +1,119 @@
+"""A server whose store is another one than it began with gives no true map, says so, and charges nobody."""
+
+import os
+import sqlite3
+import time
+from contextlib import closing
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from keylock.licensing import Quota
+from keylock.store import LicenseStore
+from keylock.store.backup import back_up
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+EXPLANATIONS, PREDICTIONS = "keylock.v1.ExplanationService", "inference.GRPCInferenceService"
+
+
+@pytest.fixture
+def image(tiny):
+    return tiny.tensor_image(tiny.images(1)[0])
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "licenses.db"
+
+
+def health(calls, service):
+    stub = health_pb2_grpc.HealthStub(calls.channel)
+    return stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5).status
+
+
+def reason_of(call):
+    try:
+        call()
+    except grpc.RpcError as error:
+        details = dict(error.trailing_metadata())["grpc-status-details-bin"]
+        info = error_details_pb2.ErrorInfo()
+        assert any(one.Unpack(info) for one in status_pb2.Status.FromString(details).details)
+        return info.reason
+    return "true map"
+
+
+def replaced_by_renaming(path, backup):
+    for side in ("-wal", "-shm"):
+        path.with_name(path.name + side).unlink(missing_ok=True)
+    os.replace(backup, path)
+
+
+def deleted(path, backup):
+    path.unlink()
+
+
+def deleted_and_made_again(path, backup):
+    path.unlink()
+    LicenseStore(f"sqlite:///{path}").close()
+
+
+def restored_into_the_same_file(path, backup):
+    with closing(sqlite3.connect(backup)) as source, closing(sqlite3.connect(path)) as target:
+        source.backup(target)
+
+
+@pytest.mark.parametrize("change", [replaced_by_renaming, deleted, deleted_and_made_again, restored_into_the_same_file])
+def test_server_that_lost_its_store_explains_nothing_for_a_license(
+    start_server, vendor, image, path, change, server_log
+):
+    url = f"sqlite:///{path}"
+    calls = start_server(license_store=url)
+    with LicenseStore(url) as store:
+        granted = vendor.grant(store=store, quota=Quota(total=10))
+        back_up(store.database, path.with_name("backup.db"))
+    assert reason_of(lambda: calls.explain(image, token=granted.token)) == "true map"
+    time.sleep(1.1)  # The server has written another mark since the backup.
+    change(path, path.with_name("backup.db"))
+    changed = time.monotonic()
+    while health(calls, EXPLANATIONS) == SERVING:
+        assert time.monotonic() - changed < 10
+        time.sleep(0.02)
+    seen = [reason_of(lambda: calls.explain(image, token=granted.token)) for _ in range(20)]
+    assert seen == ["STORE_LOST"] * 20
+    assert health(calls, PREDICTIONS) == SERVING
+    assert not calls.explain(image).results[0].keyed
+    assert "not well, store" in server_log.text
+    assert str(path) in calls.server._condition.problems["store"]
+    with LicenseStore(url) as store:
+        store.database.migrate()
+        if any(one.license.id == granted.id for one in store.list()):
+            store.revoke(granted.id, at=granted.license.issued_at)
+    assert {reason_of(lambda: calls.explain(image, token=granted.token)) for _ in range(20)} == {"STORE_LOST"}
+    calls.stop().result(timeout=30)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_server_whose_store_thread_has_died_says_so_and_keeps_nobody_waiting(start_server, vendor, image, path):
+    url = f"sqlite:///{path}"
+    calls = start_server(license_store=url, store_check_s=0.05)
+    with LicenseStore(url) as store:
+        token = vendor.grant(store=store).token
+    assert reason_of(lambda: calls.explain(image, token=token)) == "true map"
+    ledger = calls.server._meter._ledger
+
+    def end(connection):
+        raise SystemExit
+
+    future = ledger._commits.submit(end, order="")
+    assert "has ended" in str(future.exception(timeout=10))
+    began = time.monotonic()
+    assert reason_of(lambda: calls.explain(image, token=token)) == "SERVICE"
+    assert time.monotonic() - began < 5
+    while health(calls, EXPLANATIONS) == SERVING:
+        assert time.monotonic() - began < 10
+        time.sleep(0.02)
+    assert "has ended" in calls.server._condition.problems["metering"]
+    assert health(calls, PREDICTIONS) == SERVING
+    calls.stop().result(timeout=30)
