@@ -7,7 +7,8 @@ from typing import Annotated, Final
 import typer
 
 from keylock.cli._console import JsonOption, new_app, note, print_json, print_pairs, print_table
-from keylock.cli._home import DEFAULT_HOME, HomeOption
+from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption
+from keylock.cli._receipts import find_trust, read_small_text
 from keylock.cli._store import StoreOption, open_store
 from keylock.cli._terms import parse_date
 
@@ -97,16 +98,37 @@ def usage_export(
 
 
 @app.command("reconcile")
-def usage_reconcile(store: StoreOption = None, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
-    """Check that the books agree: ledger, counters and audit log. Exits with 5 where they do not."""
+def usage_reconcile(
+    receipts: Annotated[
+        list[Path] | None,
+        typer.Option("--receipt", metavar="FILE", help="Receipts that must be in the log too; may be repeated."),
+    ] = None,
+    issuer: IssuerOption = None,
+    store: StoreOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that the books agree: ledger, counters and audit log. Exits with 5 where they do not.
+
+    Receipts show what the books cannot: charges that were lost when a store was put back from a backup. A file holds one
+    receipt a line.
+    """
     from dataclasses import asdict
 
-    from keylock.store.audit import compare_with_ledger
+    from keylock.licensing.receipts import Receipt
+    from keylock.store.audit import compare_with_ledger, compare_with_receipts
     from keylock.store.reconcile import reconcile
 
+    trusts = find_trust(issuer, home) if receipts else None
+    held = [
+        Receipt.verify(line, trusts)
+        for path in receipts or ()
+        for line in read_small_text(path, "receipt").split()
+        if trusts is not None
+    ]
     with open_store(store, home) as licenses, licenses.database.transaction(snapshot=True) as connection:
         found = reconcile(connection)
-        unlogged = compare_with_ledger(connection)
+        unlogged = (*compare_with_ledger(connection), *compare_with_receipts(connection, held))
     if as_json:
         print_json({**asdict(found), "audit_log": list(unlogged)})
     else:

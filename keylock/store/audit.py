@@ -1,16 +1,17 @@
 """Where the ledger and the audit log meet: every charge is an entry, and every entry is a charge."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from keylock.auditlog import table
+from keylock.auditlog import leaf_hash, table
 from keylock.errors import AuditLogError
 from keylock.licensing.charges import Charge
-from keylock.licensing.receipts import entry_of, parse_entry
+from keylock.licensing.receipts import Receipt, entry_of, parse_entry
 from keylock.store.group_commit import defer
 
-__all__ = ["AuditDifference", "compare_with_ledger", "record_charge"]
+__all__ = ["AuditDifference", "compare_with_ledger", "compare_with_receipts", "record_charge"]
 
 
 def record_charge(connection: Connection, charge: Charge) -> None:
@@ -77,3 +78,26 @@ def compare_with_ledger(connection: Connection) -> tuple[AuditDifference, ...]:
             differences.append(AuditDifference(*key, "the log says something else about it than the ledger"))
     differences += [AuditDifference(*key, "it is in the log and not charged") for key in found]
     return tuple(sorted(differences, key=lambda one: (one.license_id, one.request_id, one.what)))
+
+
+def compare_with_receipts(connection: Connection, receipts: Iterable[Receipt]) -> tuple[AuditDifference, ...]:
+    """Finds the receipts whose charges are not in the log: the store was put back from a backup that is older.
+
+    Args:
+        connection: A connection inside a transaction.
+        receipts: Receipts that were verified.
+
+    Returns:
+        What is missing, one for each charge; requests are sorted.
+    """
+    missing = {
+        AuditDifference(
+            one.charge.license_id,
+            one.charge.request_id,
+            f"a receipt of {one.charge.time:%Y-%m-%d %H:%M:%S} UTC says that {one.charge.units} units were charged, "
+            "and the log does not have it",
+        )
+        for one in receipts
+        if table.find_leaf(connection, leaf_hash(one.entry)) is None
+    }
+    return tuple(sorted(missing, key=lambda one: (one.license_id, one.request_id, one.what)))

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,10 +12,13 @@ pytest.importorskip("sqlalchemy")
 
 from sqlalchemy import text
 
+from keylock.auditlog import table
 from keylock.cli import main
 from keylock.errors import LicenseReason
 from keylock.issuers import IssuerKeys, home_keys, load_keys, retire, rotate, trusted_file
 from keylock.licensing import Charge, verify
+from keylock.licensing.receipt_keys import ReceiptKey
+from keylock.licensing.receipts import ReceiptSigner, parse_entry
 from keylock.signing import Home
 from keylock.store import Ledger, LicenseStore
 from keylock.store.audit import record_charge
@@ -249,6 +253,44 @@ def test_books_that_disagree_are_named(run, home, charged):
     with LicenseStore(home.licenses_url) as store, store.database.transaction(writes=True) as connection:
         connection.execute(text("UPDATE ledger SET units = 9 WHERE request_id = '=1+1'"))
     assert acme in run("usage", "reconcile", code=5)
+
+
+def test_receipts_show_what_a_restored_store_has_lost(run, home, charged, tmp_path):
+    with LicenseStore(home.licenses_url) as store, store.database.transaction() as connection:
+        kept = [parse_entry(entry) for _, entry in table.entries(connection)]
+    lost = replace(kept[0], request_id="lost", units=7)
+    year = timedelta(days=365)
+    key = ReceiptKey.create(
+        tmp_path / "receipts.pem",
+        home.signing_key(),
+        not_before=lost.time - year,
+        expires=lost.time + year,
+    )
+    tokens = [ReceiptSigner(key).issue(charge) for charge in (*kept, lost)]
+    held, all_of_them = tmp_path / "held.receipt", tmp_path / "all.receipt"
+    held.write_text(tokens[0])
+    all_of_them.write_text("\n".join(tokens))
+    assert "differences  0" in run("usage", "reconcile", "--receipt", held)
+    said = run("usage", "reconcile", "--receipt", held, "--receipt", all_of_them, code=5)
+    assert "'lost'" in said
+    assert "7 units were charged" in said
+    assert len(said.splitlines()) == 1
+    all_of_them.write_text(tokens[0][:-8])
+    assert run("usage", "reconcile", "--receipt", all_of_them, code=5)
+
+
+def test_store_is_restored_with_its_revocations(run, home, charged, tmp_path):
+    acme, other = charged
+    backup = tmp_path / "backup.db"
+    run("store", "backup", "--out", backup)
+    run("license", "revoke", acme)
+    assert "name the backup" in run("store", "restore", code=3)
+    assert "no backup" in run("store", "restore", tmp_path / "nothing", code=3)
+    told = run("store", "restore", backup, "--json", read=True)
+    assert (told["closed"], told["lost_charges"], told["readable"]) == (1, 0, True)
+    assert run("license", "show", acme, "--json", read=True)["revoked_at"]
+    assert run("license", "show", other, "--json", read=True)["revoked_at"] is None
+    assert "licenses closed again" in run("store", "restore", backup)
 
 
 def test_files_of_the_issuer_are_private(home):
