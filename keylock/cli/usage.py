@@ -110,8 +110,8 @@ def usage_reconcile(
 ) -> None:
     """Check that the books agree: ledger, counters and audit log. Exits with 5 where they do not.
 
-    Receipts show what the books cannot: charges that were lost when a store was put back from a backup. A file holds one
-    receipt a line.
+    Receipts show what the books cannot: charges that were lost when a store was put back from a backup. A file may hold
+    several, one a line.
     """
     from dataclasses import asdict
 
