@@ -42,6 +42,8 @@ class Database:
         name: What to call it in messages; has no password in it.
     """
 
+    _file: tuple[int, int] | None = None
+
     def __init__(self, url: str) -> None:
         """Opens a store that has the schema of this keylock, and fills one that is empty.
 
@@ -54,6 +56,7 @@ class Database:
         self._open(url)
         try:
             with self.transaction() as connection:
+                # From now on it must be this file.
                 self._file = self._look()
                 empty = migrations.revision_of(connection) is None
                 if not empty:
@@ -78,7 +81,6 @@ class Database:
     def _open(self, url: str) -> None:
         parsed = _parse(url)
         self.path: str | None = None
-        self._file: tuple[int, int] | None = None
         self._replaced: StoreReplacedError | None = None
         options: dict[str, Any] = {}
         if parsed.get_backend_name() == "sqlite":

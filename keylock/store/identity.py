@@ -120,9 +120,10 @@ class Presence:
             raise StoreError(f"the store {self._database.name} has lost its identity: restore it from a backup")
         if _LOG_SIZE.row(connection, {}) is None:
             raise StoreError(f"the audit log in {self._database.name} has lost its head: restore it from a backup")
-        values = {"server": self._server, "mark": mark, "now": int(self._now().timestamp())}
+        now = int(self._now().timestamp())
+        values = {"server": self._server, "mark": mark, "now": now}
         if self._known is None:
-            _FORGET.change(connection, {"before": values["now"] - _FORGOTTEN_AFTER_S})
+            _FORGET.change(connection, {"before": now - _FORGOTTEN_AFTER_S})
             _ENTER.change(connection, values)
         elif identity.store_id != self._known.store_id:
             return "is another store than this server began with"
