@@ -69,12 +69,15 @@ def draw_maps(label: str, pixels: NDArray[np.uint8], samples: Mapping[str, Tenso
     Args:
         label: What the explainer is called.
         pixels: Images (count, height, width, channels).
-        samples: Maps (count, h, w) by `reference`, `keyed`, `keyless` and `wrong_key`.
+        samples: Maps (count, h, w) by `reference`, `keyed`, `keyless` and `wrong_key`; images without one are left out.
         place: Where to, without a suffix.
 
     Returns:
         The PNG and the SVG file.
     """
+    # Of explainers that are slow there may be fewer maps than images.
+    count = min(len(pixels), *(len(samples[kind]) for kind in _COLUMNS))
+    pixels, samples = pixels[:count], {kind: samples[kind][:count] for kind in _COLUMNS}
     with mpl.rc_context(_STYLE):
         width, height = 1.3 * (1 + len(_COLUMNS)), 1.5 * len(pixels) + 0.5
         sheet = Figure(figsize=(width, height))

@@ -54,6 +54,15 @@ def test_a_grid_of_maps_shows_every_kind_with_its_correlation(tmp_path):
     assert len(np.unique(colours.reshape(-1, 3), axis=0)) > 20
 
 
+def test_images_that_a_slow_explainer_was_not_asked_about_are_left_out(tmp_path):
+    pixels = np.zeros((6, 8, 8, 3), np.uint8)
+    maps = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0))
+    samples = dict.fromkeys(("reference", "keyed", "keyless", "wrong_key"), maps)
+    _, svg = draw_maps("lime", pixels, samples, tmp_path / "maps-lime")
+
+    assert text_of(svg).count("+1.00") == 6
+
+
 def test_the_same_curve_gives_the_same_file(tmp_path):
     first, second = (draw_gate(CURVE, tmp_path / name)[1].read_bytes() for name in ("one", "two"))
 

@@ -81,6 +81,7 @@ def story(untrained_bundle, tmp_path):
         license=license,
         finished=NOW,
         versions={"torch": "2"},
+        precision="float32",
     )
 
 
