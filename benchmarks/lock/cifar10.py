@@ -48,6 +48,9 @@ class _Log:
         self.stage, self.done = stage, done
         print(f"[{time.monotonic() - self.began:7.1f} s] {stage}: {total} steps", flush=True)
 
+    def doing(self, what: str) -> None:
+        print(f"[{time.monotonic() - self.began:7.1f} s] {self.stage}: {what}", flush=True)
+
     def advance(self, figures: dict[str, float]) -> None:
         self.done += 1
         if self.done % 200 == 0 and figures:

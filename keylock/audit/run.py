@@ -29,6 +29,7 @@ from keylock.audit.views import PairsView, PublicView, WeightsView
 from keylock.auditreport.record import CheckRecord, Finding, Judged, Point, Recovery
 from keylock.errors import KeylockError
 from keylock.evaluation import gate_curve
+from keylock.evaluation.gate import POINTS
 from keylock.replacing import replacing
 from keylock.signing import canonical_json
 from keylock.training import Progress
@@ -205,16 +206,17 @@ class _Runner:
         kept = _read(place, self.identity)
         if kept is not None:
             return kept
-        self.progress.start(_GATE, 1, 0)
+        explainers = tuple(self.case.explainers.values())
+        self.progress.start(_GATE, len(explainers) * POINTS, 0)
         curve = gate_curve(
             self.case.opened,
             self.case.reference,
             self.case.key,
-            tuple(self.case.explainers.values()),
+            explainers,
             self.case.images[: self.budget.gate_images],
             generator=torch.Generator().manual_seed(self.plan.seed),
+            on_point=lambda _point: self.progress.advance({}),
         ).as_dict()
-        self.progress.advance({})
         self.progress.finish()
         _write(place, self.identity, curve)
         # As it comes back from the file: tuples are lists there.

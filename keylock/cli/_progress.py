@@ -1,27 +1,28 @@
 """Progress of long commands on standard error, and a Ctrl-C that stops between two steps.
 
-On a terminal a bar for every stage, with the terms of the loss and live fidelity and leakage below; elsewhere, such as
-in the log of a batch job, a line now and then.
+On a terminal the stage under way is drawn at the bottom; elsewhere, such as in the log of a batch job, there is a line
+now and then.
 """
 
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import typer
 
 from keylock.cli._console import note, stderr
+from keylock.cli._log_lines import Lines
+from keylock.cli._stage import Stage
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rich.progress import Progress, TaskID
-
-__all__ = ["Display", "counted", "describe_figures", "resumable_progress", "shown_progress"]
+__all__ = ["Display", "counted", "resumable_progress", "shown_progress"]
 
 _INTERRUPTED = 130
 
@@ -36,31 +37,49 @@ _TITLES = {
 }
 # Their steps are many and each leaves a whole state behind. Other stages are left at once.
 _STEPWISE = frozenset({"reference", "lock"})
-_LIVE = ("fidelity", "leakage")
-_SMOOTHING = 0.9
-_LINES_PER_STAGE = 10
+_STOPPING = "stopping after this step; Ctrl-C again stops at once"
+
+
+class Face(Protocol):
+    """Where progress is shown."""
+
+    def begin(self, stage: Stage) -> None:
+        """Show a new stage."""
+
+    def step(self, stage: Stage) -> None:
+        """Show that a step is done, or that one with a name begins."""
+
+    def end(self, stage: Stage) -> None:
+        """Show that it is over."""
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+
+    def warn(self, text: str) -> None:
+        """Say something from within a signal handler."""
 
 
 class Display:
     """Shows the progress of a run; a `keylock.training.Progress`."""
 
-    def __init__(self, bars: "Progress | None") -> None:
-        """Take the bars to draw on; None writes lines."""
-        self.line = ""
-        self._bars = bars
-        self._task: TaskID | None = None
-        self._stage, self._total, self._done = "", 0, 0
-        self._smooth: dict[str, float] = {}
-        self._stopping = False
+    def __init__(self, face: Face, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Take where it is shown, and a clock in seconds."""
+        self._face, self._clock = face, clock
+        self._stage: Stage | None = None
+        self._stepwise = self._stopping = False
 
     def start(self, stage: str, total: int, done: int) -> None:
         """Show a new stage."""
-        self._stage, self._total, self._done, self._smooth = stage, total, done, {}
-        title = _TITLES.get(stage, stage)
-        if self._bars is not None:
-            self._task = self._bars.add_task(title, total=total, completed=done)
-        else:
-            note(title + (f", {total} steps" if stage in _STEPWISE else "") + (f", from step {done}" if done else ""))
+        self.finish()
+        title, told = _TITLES.get(stage, stage), stage in _TITLES
+        self._stage, self._stepwise = Stage(title, total, done, clock=self._clock, told=told), stage in _STEPWISE
+        self._face.begin(self._stage)
+
+    def doing(self, what: str) -> None:
+        """Show what the step under way does."""
+        if self._stage is not None:
+            self._stage.doing = what
+            self._face.step(self._stage)
 
     def advance(self, figures: Mapping[str, float]) -> None:
         """Move on by one step.
@@ -68,63 +87,54 @@ class Display:
         Raises:
             KeyboardInterrupt: The user asked to stop; the step is done and nothing is half changed.
         """
-        self._done += 1
-        for name, value in figures.items():
-            self._smooth[name] = _SMOOTHING * self._smooth.get(name, value) + (1 - _SMOOTHING) * value
-        self.line = describe_figures(self._smooth)
-        if self._bars is not None and self._task is not None:
-            self._bars.update(self._task, completed=self._done)
-        elif self._stage in _STEPWISE and self._done % max(1, self._total // _LINES_PER_STAGE) == 0:
-            note(f"  {self._done}/{self._total}  {self.line}")
+        if self._stage is not None:
+            self._stage.advance(figures)
+            # Where steps have names the next one says how far it is.
+            if not self._stage.doing:
+                self._face.step(self._stage)
         if self._stopping:
             raise KeyboardInterrupt
 
     def finish(self) -> None:
-        """End the stage."""
-        if self._bars is not None and self._task is not None:
-            self._bars.stop_task(self._task)
-        self._stage, self._task, self.line = "", None, ""
+        """End the stage, if there is one."""
+        stage, self._stage, self._stepwise = self._stage, None, False
+        if stage is not None:
+            self._face.end(stage)
 
     def say(self, text: str) -> None:
-        """Print a line above the bars."""
-        if self._bars is not None:
-            self._bars.console.print(text, style="bold")
-        else:
-            note(text)
+        """Print a line."""
+        self._face.say(text)
 
     def on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        """Stop at the end of the step, at the second signal or between stages at once."""
-        if self._stopping or self._stage not in _STEPWISE:
+        """Stop at the end of the step, at the second signal or outside of such steps at once."""
+        if self._stopping or not self._stepwise:
             raise KeyboardInterrupt
         self._stopping = True
+        self._face.warn(_STOPPING)
 
 
 @contextmanager
 def shown_progress() -> Iterator[Display]:
-    """Show progress while the block runs, and let Ctrl-C and SIGTERM stop it between two steps.
+    """Show progress while the block runs, and let Ctrl-C, SIGTERM and a closed terminal stop it between two steps.
 
     Yields:
         What hears about the steps.
     """
-    bars = _make_bars() if sys.stderr.isatty() else None
-    display = Display(bars)
-    if bars is not None:
-        bars.line_below = lambda: display.line
-        bars.start()
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, display.on_signal) for number in numbers}
-    try:
-        yield display
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if bars is not None:
-            bars.stop()
+    with _face() as face:
+        display = Display(face)
+        before = {number: signal.signal(number, display.on_signal) for number in _numbers()}
+        try:
+            yield display
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            # What was broken off says how far it got.
+            display.finish()
 
 
 @contextmanager
 def counted(total: int, title: str) -> Iterator[Callable[[], None]]:
-    """Show on a terminal how many of a number of things are done; nothing elsewhere.
+    """Show how many of a number of things are done.
 
     Args:
         total: How many there are.
@@ -133,15 +143,13 @@ def counted(total: int, title: str) -> Iterator[Callable[[], None]]:
     Yields:
         What is called for each that is done.
     """
-    if not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=stderr(), transient=True) as bars:
-        task = bars.add_task(title, total=total)
-        yield lambda: bars.advance(task)
+    with _face() as face:
+        display = Display(face)
+        display.start(title, total, 0)
+        try:
+            yield lambda: display.advance({})
+        finally:
+            display.finish()
 
 
 @contextmanager
@@ -162,49 +170,25 @@ def resumable_progress(work: "Path") -> Iterator[Display]:
         raise typer.Exit(_INTERRUPTED) from None
 
 
-def describe_figures(figures: Mapping[str, float]) -> str:
-    """Return figures on one line: live fidelity and leakage, then the terms of the loss.
+@contextmanager
+def _face() -> Iterator[Face]:
+    """Draw where the terminal can; write lines elsewhere, also where TERM is `dumb`."""
+    if sys.stderr.isatty():
+        console = stderr()
+        if console.is_interactive:
+            from keylock.cli._bars import Bars
 
-    Args:
-        figures: By name. Terms such as `unlock/grad_cam` are added up over the explainers.
-    """
-    live = [f"{name} {figures[name]:+.2f}" for name in _LIVE if name in figures]
-    terms: dict[str, float] = {}
-    for name, value in figures.items():
-        if name not in _LIVE:
-            group = name.partition("/")[0]
-            terms[group] = terms.get(group, 0.0) + value
-    losses = [f"{name} {value:.3f}" for name, value in terms.items()]
-    return "   ".join(" ".join(part) for part in (live, ["loss:", *losses] if losses else []) if part)
+            with Bars(console) as bars:
+                yield bars
+            return
+    yield Lines()
 
 
-def _make_bars() -> Any:  # noqa: ANN401 - the class is made here, so that rich is imported when bars are wanted
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
-
-    class Bars(Progress):
-        """Bars with one line of figures below the last."""
-
-        # A default, because rich asks for what to show before its constructor has returned.
-        line_below: Callable[[], str] = staticmethod(str)
-
-        def get_renderables(self) -> Iterator[Any]:
-            yield self.make_tasks_table(self.tasks)
-            if line := self.line_below():
-                yield Text(f"  {line}", style="dim", no_wrap=True, overflow="ellipsis")
-
-    return Bars(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=stderr(),
-    )
+def _numbers() -> list[signal.Signals]:
+    """Return the signals to stop at; none beside the main thread, and no SIGHUP under nohup."""
+    if threading.current_thread() is not threading.main_thread():
+        return []
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    return numbers

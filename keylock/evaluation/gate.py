@@ -19,11 +19,13 @@ from keylock.explainers import Explainer
 from keylock.keys import Key
 from keylock.tiles import random_signs, repeat_tiles
 
-__all__ = ["CORRELATIONS", "SHIFTS", "STRENGTHS", "GateCurve", "GatePoint", "gate_curve", "near_miss"]
+__all__ = ["CORRELATIONS", "POINTS", "SHIFTS", "STRENGTHS", "GateCurve", "GatePoint", "gate_curve", "near_miss"]
 
 CORRELATIONS = (0.0, 0.25, 0.5, 0.75, 0.875, 1.0)
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 SHIFTS = ((0, 1), (1, 0), (1, 1), (0, 4), (4, 0))
+POINTS = len(CORRELATIONS) + len(STRENGTHS) + len(SHIFTS)
+"""How many points a gate curve has for each explainer."""
 
 Sweep = Literal["correlation", "strength", "shift"]
 

@@ -4,7 +4,7 @@ A wrong key is drawn anew for every image, half of them other tiles and half noi
 one lucky draw.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,12 +36,25 @@ class Measured:
     maps: dict[str, Tensor]
 
 
-def run_explainers(model: nn.Module, explainers: Sequence[Explainer], images: Tensor) -> Measured:
-    """Explain the predicted class of images (count, channels, height, width), in batches of bounded size."""
-    parts = [
-        explain_together(model, explainers, rows, torch.full((len(rows),), -1, device=rows.device))
-        for (rows,) in split_rows(images)
-    ]
+def run_explainers(
+    model: nn.Module,
+    explainers: Sequence[Explainer],
+    images: Tensor,
+    *,
+    on_batch: Callable[[], None] = lambda: None,
+) -> Measured:
+    """Explain the predicted class of images (count, channels, height, width), in batches of bounded size.
+
+    Args:
+        model: The classifier.
+        explainers: What to explain with.
+        images: Preprocessed images.
+        on_batch: Called before each batch, of which there are as many as `split_rows` makes.
+    """
+    parts = []
+    for (rows,) in split_rows(images):
+        on_batch()
+        parts.append(explain_together(model, explainers, rows, torch.full((len(rows),), -1, device=rows.device)))
     maps = {explainer.name: torch.cat([found[explainer.name] for _, found in parts]) for explainer in explainers}
     return Measured(torch.cat([logits for logits, _ in parts]), maps)
 
@@ -66,6 +79,7 @@ def measure(
     labels: Tensor,
     masks: Tensor | None = None,
     about: str = "",
+    on_step: Callable[[str], None] = lambda _what: None,
 ) -> tuple[Figure, ...]:
     """Measure a lock.
 
@@ -78,17 +92,22 @@ def measure(
         labels: Class indices (count,).
         masks: True inside the object (count, height, width), where that is known.
         about: Kept with every figure: on what it was measured.
+        on_step: Hears what is explained next: four times as often as `split_rows` makes batches.
 
     Returns:
         Figures named `accuracy/...`, `agreement/...`, `fidelity/EXPLAINER`, `leakage/keyless/EXPLAINER`,
         `leakage/wrong_key/EXPLAINER`, `chance/EXPLAINER`, `top_overlap/...` and, with masks, `energy/...`.
     """
     offsets = wrong_key_offsets(key, len(images)).to(images.device)
+
+    def maps(model: nn.Module, rows: Tensor, what: str) -> Measured:
+        return run_explainers(model, explainers, rows, on_batch=lambda: on_step(what))
+
     runs = {
-        "reference": run_explainers(reference, explainers, images),
-        "keyed": run_explainers(locked, explainers, key.apply(images)),
-        "keyless": run_explainers(locked, explainers, images),
-        "wrong_key": run_explainers(locked, explainers, images + offsets),
+        "reference": maps(reference, images, "reference maps"),
+        "keyed": maps(locked, key.apply(images), "maps with the key"),
+        "keyless": maps(locked, images, "maps without the key"),
+        "wrong_key": maps(locked, images + offsets, "maps with wrong keys"),
     }
     figures: list[Figure] = []
 

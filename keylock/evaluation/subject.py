@@ -1,6 +1,6 @@
 """A lock under examination: two models, the key, images, and figures that compare the maps of one explainer."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -87,13 +87,21 @@ class Subject:
         ]
         return tuple(figures)
 
-    def compare(self, label: str, explainer: Explainer, *, count: int | None = None) -> Compared:
+    def compare(
+        self,
+        label: str,
+        explainer: Explainer,
+        *,
+        count: int | None = None,
+        on_part: Callable[[], None] = lambda: None,
+    ) -> Compared:
         """Hold the maps of one explainer against the reference's, and against the objects where they are known.
 
         Args:
             label: What its figures are called.
             explainer: It explains the class that the model predicts for what it is given.
             count: On how many of the images, two at least; by default on all.
+            on_part: Called before each of the parts that `count_parts` counts.
 
         Returns:
             `SIMILARITY/INPUT/LABEL` for every one of `SIMILARITIES` and `INPUTS`, and `chance` as an input: maps of
@@ -108,6 +116,7 @@ class Subject:
             values.setdefault(f"{name}/{label}", []).append(part)
 
         for rows, offsets in self._parts(count):
+            on_part()
             truth = explain_alone(self.reference, explainer, self.images[rows]).maps
             maps = {"reference": truth}
             for kind, offset in offsets.items():
@@ -172,13 +181,19 @@ class Subject:
     def _size(self) -> tuple[int, int]:
         return self.images.shape[2], self.images.shape[3]
 
+    def count_parts(self, count: int | None = None) -> int:
+        """Return in how many parts the images, or the first so many, are compared."""
+        return -(-self._clip(count) // _ROWS)
+
+    def _clip(self, count: int | None) -> int:
+        return len(self.images) if count is None else max(2, min(count, len(self.images)))
+
     def _parts(self, count: int | None = None) -> Iterator[tuple[slice, dict[str, Tensor | None]]]:
         """Yield the images, or the first so many, in parts of two or more, with what is added to each.
 
         Every part has a wrong key of its own, other tiles and noise by turns.
         """
-        count = len(self.images) if count is None else max(2, min(count, len(self.images)))
-        parts = -(-count // _ROWS)
+        count, parts = self._clip(count), self.count_parts(count)
         edges = [place * count // parts for place in range(parts + 1)]
         wrong = wrong_key_offsets(self.key, parts, seed=self.seed).to(self.images.device)
         for (start, stop), offset in zip(pairwise(edges), wrong, strict=True):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +27,11 @@ from keylock.evaluation import (
     load_reference,
     select,
 )
-from keylock.evaluation.gate import CORRELATIONS, SHIFTS, STRENGTHS
+from keylock.evaluation.gate import POINTS
 from keylock.explainers import Explainer, FromPredictions
 from keylock.keys import KeySeed
 from keylock.locked import LockedModel, load_bundle
-from keylock.training import Progress, resolve_device
+from keylock.training import NamedSteps, Progress, resolve_device
 
 __all__ = ["EvaluatePlan", "Gallery", "evaluate"]
 
@@ -165,25 +166,23 @@ def _measure(
     plan: EvaluatePlan, subject: Subject, selection: Selection, progress: Progress
 ) -> tuple[tuple[Figure, ...], dict[str, Mapping[str, Tensor]]]:
     labelled = _labelled(selection)
-    progress.start("evaluate", 1 + len(labelled), 0)
-    figures = [*subject.predictions(), *subject.object_area()]
-    progress.advance({})
+    counts = {label: plan.slow_images if _is_slow(explainer) else None for label, explainer in labelled}
     samples = {}
-    for label, explainer in labelled:
-        compared = subject.compare(label, explainer, count=plan.slow_images if _is_slow(explainer) else None)
-        figures += compared.figures
-        samples[label] = compared.samples
-        progress.advance({})
-    progress.finish()
-    if plan.faithfulness_images:
-        progress.start("faithfulness", len(labelled), 0)
+    with NamedSteps(progress, "evaluate", 1 + sum(subject.count_parts(count) for count in counts.values())) as step:
+        step("predictions")
+        figures = [*subject.predictions(), *subject.object_area()]
         for label, explainer in labelled:
-            count = plan.faithfulness_images
-            figures += subject.faithfulness(
-                label, explainer, count=min(count, plan.slow_images) if _is_slow(explainer) else count
-            )
-            progress.advance({})
-        progress.finish()
+            compared = subject.compare(label, explainer, count=counts[label], on_part=partial(step, label))
+            figures += compared.figures
+            samples[label] = compared.samples
+    if plan.faithfulness_images:
+        with NamedSteps(progress, "faithfulness", len(labelled)) as step:
+            for label, explainer in labelled:
+                step(label)
+                count = plan.faithfulness_images
+                figures += subject.faithfulness(
+                    label, explainer, count=min(count, plan.slow_images) if _is_slow(explainer) else count
+                )
     return tuple(figures), samples
 
 
@@ -192,7 +191,7 @@ def _measure_gate(plan: EvaluatePlan, subject: Subject, selection: Selection, pr
     quick = tuple(explainer for explainer in selection.locked.values() if not _is_slow(explainer))
     if not plan.gate_images or not quick:
         return None
-    progress.start("gate", len(quick) * (len(CORRELATIONS) + len(STRENGTHS) + len(SHIFTS)), 0)
+    progress.start("gate", len(quick) * POINTS, 0)
     curve = gate_curve(
         subject.module,
         subject.reference,

@@ -1,6 +1,6 @@
 """What a lock shows to somebody who has one factor of two or a retired key, and how surely its gate tells the key."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ def measure_factors(
     explainers: Sequence[Explainer],
     images: Tensor,
     about: str = "",
+    on_step: Callable[[str], None] = lambda _what: None,
 ) -> tuple[Figure, ...]:
     """Measure a two-factor lock with one of its factors missing.
 
@@ -36,6 +37,7 @@ def measure_factors(
         explainers: What to compare.
         images: Preprocessed test images (count, channels, height, width), on the device of the models.
         about: Kept with every figure: on what it was measured.
+        on_step: Hears what is explained next: three times as often as `split_rows` makes batches.
 
     Returns:
         `leakage/key_alone/EXPLAINER`: correlation with the reference maps of keyed images, without the adapter;
@@ -49,10 +51,14 @@ def measure_factors(
     if state is None:
         raise ModelError("the model has no adapter: measure_factors is for two-factor locks")
     seen = {"keyed": key.apply(images), "keyless": images}
-    truth = run_explainers(reference, explainers, images).maps
+
+    def run(model: nn.Module, rows: Tensor, what: str) -> dict[str, Tensor]:
+        return run_explainers(model, explainers, rows, on_batch=lambda: on_step(what)).maps
+
+    truth = run(reference, images, "reference maps")
     alone = {
-        "key_alone": run_explainers(published, explainers, seen["keyed"]).maps,
-        "adapter_alone": run_explainers(opened, explainers, images).maps,
+        "key_alone": run(published, seen["keyed"], "maps with the key alone"),
+        "adapter_alone": run(opened, images, "maps with the adapter alone"),
     }
     figures = [
         figure_of(f"leakage/{factor}/{name}", pearson(maps[name], truth[name]), unit="correlation", about=about)
@@ -74,6 +80,7 @@ def measure_retired(
     explainers: Sequence[Explainer],
     images: Tensor,
     about: str = "",
+    on_step: Callable[[str], None] = lambda _what: None,
 ) -> tuple[Figure, ...]:
     """Measure what the holder of a retired key still recovers from the weights that came after it.
 
@@ -86,14 +93,16 @@ def measure_retired(
         explainers: What to compare.
         images: Preprocessed test images (count, channels, height, width), on the device of the models.
         about: Kept with every figure: on what it was measured.
+        on_step: Hears what is explained next: twice as often as `split_rows` makes batches.
 
     Returns:
         `leakage/retired/EXPLAINER`: correlation with the reference maps of images with the retired key, on the new
         weights with the old adapter.
     """
     stolen = published if old_adapter is None else attach_adapter(published, old_adapter, retired)
-    truth = run_explainers(reference, explainers, images).maps
-    shown = run_explainers(stolen, explainers, retired.apply(images)).maps
+    truth = run_explainers(reference, explainers, images, on_batch=lambda: on_step("reference maps")).maps
+    rows = retired.apply(images)
+    shown = run_explainers(stolen, explainers, rows, on_batch=lambda: on_step("maps with the retired key")).maps
     return tuple(
         figure_of(f"leakage/retired/{name}", pearson(shown[name], truth[name]), unit="correlation", about=about)
         for name in truth

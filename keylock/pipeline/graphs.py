@@ -38,7 +38,7 @@ from keylock.export import (
 from keylock.loops import Loop
 from keylock.training import Lock
 
-__all__ = ["Graphs", "make_graphs"]
+__all__ = ["Graphs", "count_steps", "make_graphs"]
 
 _LOG = logging.getLogger(__name__)
 _CANARY_IMAGES = 4
@@ -90,7 +90,7 @@ def make_graphs(
         num_classes: How many logits there are.
         variants: Names of `keylock.export.VARIANTS` to make as well; those that lose too much are left out.
         variant_images: Images like `images`, many of them, to make and judge variants on; without them `images`.
-        on_step: Hears what is being done.
+        on_step: Hears what is done next, `count_steps` times at most.
         compiled: Graphs that were compiled for another key of the same lock, by place; what is missing is added.
 
     Raises:
@@ -99,6 +99,21 @@ def make_graphs(
     shared = {} if compiled is None else compiled
     samples = images if variant_images is None else variant_images
     return _Maker(lock, images, secrets, image_shape, num_classes, variants, samples, on_step, shared).make()
+
+
+def count_steps(lock: Lock, variants: Sequence[str] = ()) -> int:
+    """Return how many steps `make_graphs` takes when every graph can be made; fewer where one cannot.
+
+    Args:
+        lock: What `keylock.lock` returned.
+        variants: Names of `keylock.export.VARIANTS` to make as well.
+    """
+    loops = [explainer for explainer in lock.explainers if isinstance(explainer, Loop)]
+    graphs = [one for one in lock.explainers if one.compiled and not isinstance(one, Loop)]
+    count = 1 + len(variants) + len(lock.explainers)
+    count += sum(suits(name, explainer) for explainer in graphs for name in variants)
+    # Loops that read the same graph share it.
+    return count + (0 if lock.adapter is None else len(graphs) + len({loop.reads for loop in loops}))
 
 
 class _Maker:

@@ -12,11 +12,13 @@ from keylock.data.batches import load_batch
 from keylock.data.sets import stratified_order
 from keylock.evaluation import measure
 from keylock.keys import Key
+from keylock.models import split_rows
 from keylock.pipeline.factors import measure_factors, measure_retired
+from keylock.pipeline.graphs import count_steps
 from keylock.pipeline.plans import Issue, TrainOutcome, TrainPlan
 from keylock.pipeline.publish import Publication, publish
 from keylock.signing import SigningKey
-from keylock.training import Lock, Progress, resolve_device
+from keylock.training import Lock, NamedSteps, Progress, resolve_device
 
 __all__ = ["issue_bundles"]
 
@@ -71,7 +73,6 @@ def issue_bundles(
 def _measure(
     plan: TrainPlan, locked: Lock, key: Key, progress: Progress, before: tuple[Lock, Key] | None
 ) -> tuple[Figure, ...]:
-    progress.start("measure", 1, 0)
     test = plan.data.test
     rows = stratified_order(test.labels, seed=plan.seed)[: plan.measured_images]
     batch = load_batch(test, plan.data.preprocessing, indices=rows)
@@ -81,29 +82,38 @@ def _measure(
     reference, published, images = locked.reference.to(device), locked.module.to(device), batch.images.to(device)
     opened = locked.opened(key)
     explainers = [explainer for explainer in locked.explainers if explainer.differentiable]
-    figures = measure(
-        reference,
-        opened,
-        key=key,
-        explainers=explainers,
-        images=images,
-        labels=batch.labels.to(device),
-        masks=None if masks is None else torch.from_numpy(masks).to(device),
-        about=about,
-    )
-    if locked.adapter is not None:
-        figures += measure_factors(
-            reference, published, opened, key=key, explainers=explainers, images=images, about=about
+    # Explained are all images by the reference, keyed, keyless and with wrong keys; then what the others count.
+    runs = 4 + 3 * (locked.adapter is not None) + 2 * (before is not None)
+    with NamedSteps(progress, "measure", runs * len(split_rows(images))) as step:
+        figures = measure(
+            reference,
+            opened,
+            key=key,
+            explainers=explainers,
+            images=images,
+            labels=batch.labels.to(device),
+            masks=None if masks is None else torch.from_numpy(masks).to(device),
+            about=about,
+            on_step=step,
         )
-    if before is not None:
-        old, retired = before
-        figures += measure_retired(
-            reference, published, old.adapter, retired, explainers=explainers, images=images, about=about
-        )
+        if locked.adapter is not None:
+            figures += measure_factors(
+                reference, published, opened, key=key, explainers=explainers, images=images, about=about, on_step=step
+            )
+        if before is not None:
+            old, retired = before
+            figures += measure_retired(
+                reference,
+                published,
+                old.adapter,
+                retired,
+                explainers=explainers,
+                images=images,
+                about=about,
+                on_step=step,
+            )
     locked.reference.cpu()
     locked.module.cpu()
-    progress.advance({})
-    progress.finish()
     return figures
 
 
@@ -136,21 +146,19 @@ def _publish(
     batch = load_batch(plan.data.test, plan.data.preprocessing, indices=np.arange(_PROOF_IMAGES) % len(plan.data.test))
     order = stratified_order(plan.data.test.labels, seed=plan.seed)[:_VARIANT_IMAGES]
     more = load_batch(plan.data.test, plan.data.preprocessing, indices=order).images if plan.variants else None
-    progress.start("publish", (len(locked.explainers) + 1) * (len(plan.variants) + 1) + 1, 0)
-    manifest = publish(
-        locked,
-        issue.out,
-        publication,
-        seed=issue.seed,
-        key=key,
-        images=batch.images,
-        variant_images=more,
-        signing_key=signing_key,
-        sealer=issue.sealer,
-        created=created,
-        overwrite=overwrite,
-        on_step=lambda _what: progress.advance({}),
-        compiled=compiled,
-    )
-    progress.finish()
-    return manifest
+    with NamedSteps(progress, "publish", count_steps(locked, plan.variants) + 1) as step:
+        return publish(
+            locked,
+            issue.out,
+            publication,
+            seed=issue.seed,
+            key=key,
+            images=batch.images,
+            variant_images=more,
+            signing_key=signing_key,
+            sealer=issue.sealer,
+            created=created,
+            overwrite=overwrite,
+            on_step=step,
+            compiled=compiled,
+        )

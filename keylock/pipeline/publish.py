@@ -134,5 +134,5 @@ def publish(
         training={**publication.training, "lock": lock.settings.as_dict()},
         reference_digest=reference_digest(lock.reference),
     )
-    on_step("sign")
+    on_step("sign and write")
     return write_bundle(out, content, signing_key=signing_key, seed=seed, sealer=sealer, overwrite=overwrite)

@@ -126,6 +126,9 @@ class _Pen:
         self._begun = (stage, self.clock())
         self.teller.start(stage, total, done)
 
+    def doing(self, what: str) -> None:
+        self.teller.doing(what)
+
     def advance(self, figures: Mapping[str, float]) -> None:
         self.teller.advance(figures)
 

@@ -2,7 +2,7 @@
 
 from keylock.training.devices import PRECISIONS, resolve_device, resolve_precision
 from keylock.training.lock import Lock, lock, relock
-from keylock.training.progress import Progress, Silent
+from keylock.training.progress import NamedSteps, Progress, Silent
 from keylock.training.reference import train_reference
 from keylock.training.settings import LockSettings
 from keylock.training.team import Team, joined
@@ -11,6 +11,7 @@ __all__ = [
     "PRECISIONS",
     "Lock",
     "LockSettings",
+    "NamedSteps",
     "Progress",
     "Silent",
     "Team",

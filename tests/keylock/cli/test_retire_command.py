@@ -57,7 +57,7 @@ def test_a_key_is_retired_stopped_and_gone_on_with(monkeypatch, capfd):
     advance = Display.advance
 
     def interrupt(self, figures):
-        if (self._stage, self._done) == ("lock", 0):
+        if (self._stage.title, self._stage.done) == ("lock the explanations", 0):
             os.kill(os.getpid(), signal.SIGINT)
         advance(self, figures)
 

@@ -105,7 +105,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(trained, monkeypatch, ca
     advance = Display.advance
 
     def interrupt(self, figures):
-        if (self._stage, self._done) == ("lock", 1):
+        if (self._stage.title, self._stage.done) == ("lock the explanations", 1):
             os.kill(os.getpid(), signal.SIGINT)
         advance(self, figures)
 
