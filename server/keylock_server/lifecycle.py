@@ -22,6 +22,7 @@ from keylock_server.authentication import Authenticator
 from keylock_server.batcher import Batchers, Limits
 from keylock_server.condition import Check, Condition, check_canaries
 from keylock_server.cores import available_cores, threads_per_batch
+from keylock_server.descriptors import allowed_connections, check_descriptors
 from keylock_server.even_times import Alarm, EvenTimes
 from keylock_server.explanations import ExplanationService
 from keylock_server.interceptors import Errors, Interceptor, Logs, RequestIds, Requests, Running
@@ -66,6 +67,7 @@ _COMPRESSIONS: Final = {
 _BACKSTOP_CALLS: Final = 1024
 _FOREVER_S: Final = 1e6
 _SETTLE_S: Final = 0.1
+_DESCRIPTOR_CHECK_S: Final = 1.0
 _RESERVATION_MARGIN_S: Final = 30.0
 
 
@@ -413,6 +415,7 @@ async def _release(
 
 
 def _make_server(settings: ServerSettings, interceptors: Sequence[Interceptor], *, reuse_port: bool) -> grpc.aio.Server:
+    connections = allowed_connections()
     return grpc.aio.server(
         interceptors=interceptors,
         compression=_COMPRESSIONS[settings.compression],
@@ -422,6 +425,7 @@ def _make_server(settings: ServerSettings, interceptors: Sequence[Interceptor], 
             ("grpc.max_send_message_length", settings.max_message_bytes),
             # By default a second server on the same port would start and take half of the calls.
             ("grpc.so_reuseport", int(reuse_port)),
+            *([] if connections is None else [("grpc.max_allowed_incoming_connections", connections)]),
         ],
     )
 
@@ -489,6 +493,7 @@ def _make_condition(
             every_s=settings.store_check_s,
             services=frozenset(),
         )
+    checks["descriptors"] = Check(check_descriptors, every_s=_DESCRIPTOR_CHECK_S, services=frozenset(everything))
     checks["canary"] = Check(
         lambda: check_canaries(models.served), every_s=settings.canary_check_s, services=frozenset(everything)
     )

@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
+from keylock_server.descriptors import raise_limit
 from keylock_server.lifecycle import RunningServer, start
 from keylock_server.settings import ServerSettings
 from keylock_server.shared import STOP, Shared
@@ -95,6 +96,7 @@ async def _serve(
     on_ready: Callable[[RunningServer], None],
     shared: Shared | None,
 ) -> None:
+    raise_limit()
     told = _Told()
     listen(told)
     running = await start(settings, shared=shared)
