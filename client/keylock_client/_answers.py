@@ -27,6 +27,7 @@ from keylock_client.results import (
     Prediction,
     Quota,
     Receipt,
+    RequestLimits,
     Usage,
 )
 
@@ -42,6 +43,8 @@ __all__ = [
 ]
 
 TOP = 5
+# No message of protobuf is larger, whatever a server says.
+_LARGEST_BYTES = 2**31 - 1
 DTYPES: dict[int, str] = {
     pb.DATA_TYPE_FLOAT32: "float32",
     pb.DATA_TYPE_FLOAT16: "float16",
@@ -70,6 +73,18 @@ def model_info(answer: pb.GetModelResponse) -> ModelInfo:
         preprocessing=preprocessing,
         explainers=tuple(_explainer(one) for one in answer.explainers),
         key_available=answer.key_available,
+        limits=_limits(answer),
+    )
+
+
+def _limits(answer: pb.GetModelResponse) -> RequestLimits:
+    """Read what a server takes; one that does not say takes what most do."""
+    told, usual = answer.limits, RequestLimits()
+    return RequestLimits(
+        images=told.max_images or usual.images,
+        image_bytes=min(told.max_image_bytes or usual.image_bytes, _LARGEST_BYTES),
+        image_pixels=told.max_image_pixels or usual.image_pixels,
+        message_bytes=min(told.max_message_bytes or usual.message_bytes, _LARGEST_BYTES),
     )
 
 

@@ -176,6 +176,7 @@ class AsyncClient(BaseClient):
         self, feed: Feed, limit: float, progress: Callable[[Progress], object] | None
     ) -> AsyncIterator[Explained]:
         info = await self._run(exchanges.describe(self._memory), limit)
+        feed.images.limits = info.limits
         attempts, renewed, careful = 0, False, False
         while True:
             access = await self._run(exchanges.access(self._memory), limit) if self._memory.exchanges else None

@@ -17,6 +17,7 @@ from keylock.inference import inference_pb2 as oip
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import license_pb2
 from keylock_client import _answers as answers
+from keylock_client._limits import RequestLimits
 from keylock_client._receipts import Trust, newer, question, read_proof, read_receipt
 from keylock_client._requests import chunks, explain_request, infer_request
 from keylock_client._settings import Token
@@ -26,6 +27,7 @@ from keylock_client.errors import (
     LicenseRefusedError,
     RequestIdReusedError,
     RequestRefusedError,
+    TooLargeError,
     Violation,
 )
 from keylock_client.results import Estimate, Explanation, LicenseInfo, ModelInfo, Prediction, Proof, Quota, Receipt
@@ -250,10 +252,10 @@ def access(memory: Memory) -> Exchange[Token]:
 
 def predict(memory: Memory, images: ImageLike | Sequence[ImageLike]) -> Exchange[Prediction | list[Prediction]]:
     """Classify images over the Open Inference Protocol, in as many calls as it takes."""
-    sources, single = read_sources(images)
+    sources, single = yield from _read_images(memory, images)
     info = yield from describe(memory)
     found: list[Prediction] = []
-    for call_id, first, chunk in chunks(sources, None):
+    for call_id, first, chunk in chunks(sources, None, most=info.limits.images):
         request = infer_request(chunk, model=info.model.name, version=memory.model_version, request_id=call_id)
         try:
             answer: oip.ModelInferResponse = yield Call(Method.MODEL_INFER, request, request_id=call_id)
@@ -264,6 +266,19 @@ def predict(memory: Memory, images: ImageLike | Sequence[ImageLike]) -> Exchange
             info = yield from describe(memory, refresh=True)
         found += answers.predictions(answer, count=len(chunk), classes=info.classes)
     return found[0] if single else found
+
+
+def _read_images(memory: Memory, images: ImageLike | Sequence[ImageLike]) -> Exchange[tuple[list[Source], bool]]:
+    """Read images, none of which is larger than the server takes."""
+    limits = RequestLimits() if memory.info is None else memory.info.limits
+    try:
+        return read_sources(images, limits)
+    except TooLargeError:
+        # This server may take more than most do, or more than it did.
+        info = yield from describe(memory, refresh=True)
+        if info.limits == limits:
+            raise
+        return read_sources(images, info.limits)
 
 
 def explain_options(memory: Memory, **options: Any) -> pb.ExplainRequest:  # noqa: ANN401 - those of explain_request
@@ -283,13 +298,13 @@ def explain(
     request_id: str | None,
 ) -> Exchange[Explanation | list[Explanation]]:
     """Explain images, in as many calls as it takes."""
-    sources, single = read_sources(images)
+    sources, single = yield from _read_images(memory, images)
     options = explain_options(
         memory, explainer=explainer, target=target, parameters=parameters, map_dtype=map_dtype, prediction=prediction
     )
     info = yield from describe(memory)
     found: list[Explanation] = []
-    for call_id, first, chunk in chunks(sources, request_id):
+    for call_id, first, chunk in chunks(sources, request_id, most=info.limits.images):
         request = pb.ExplainRequest(request_id=call_id, images=[source.message() for source in chunk])
         request.MergeFrom(options)
         try:

@@ -124,11 +124,8 @@ def _secrets(settings: Settings, access: Token | None) -> tuple[str, ...]:
 
 def _choose(failure: _Failure) -> ClientError:
     if failure.reason in {reason.value for reason in LicenseReason}:
-        # What the server says of this is for those who write the header of a call themselves.
-        missing = failure.reason == LicenseReason.MISSING
-        text = "this needs a license, and none was presented: give one with license=" if missing else failure.text
         return LicenseRefusedError(
-            text, reason=LicenseReason(failure.reason), code=failure.code, request_id=failure.request_id
+            failure.text, reason=LicenseReason(failure.reason), code=failure.code, request_id=failure.request_id
         )
     if not failure.reason and speaks_another_protocol(failure.text):
         return _unavailable(failure)
@@ -311,7 +308,8 @@ def _unpack(packed: PackedMessage, into: Message) -> bool:
 
 
 def _in_arguments(text: str) -> str:
-    """Return what a server says with fields of a request called by the arguments that a user of this client gives."""
+    """Return what a server says with parts of a request called by the arguments that a user of this client gives."""
+    text = text.replace("send one as 'authorization: Bearer ...'", "give one with license=")
     return _FIELDS.sub(lambda match: f"{_ARGUMENTS[match[1]]}=", text)
 
 

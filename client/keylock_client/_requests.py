@@ -38,7 +38,9 @@ _PREDICTIONS = {"public": pb.PREDICTION_KIND_PUBLIC, "keyed": pb.PREDICTION_KIND
 _DTYPES = {"float32": pb.DATA_TYPE_FLOAT32, "float16": pb.DATA_TYPE_FLOAT16, "uint8": pb.DATA_TYPE_UINT8}
 
 
-def chunks(sources: list[Source], request_id: str | None) -> Iterator[tuple[str, int, list[Source]]]:
+def chunks(
+    sources: list[Source], request_id: str | None, *, most: int = MAX_IMAGES
+) -> Iterator[tuple[str, int, list[Source]]]:
     """Cut images into calls: at most `MAX_IMAGES` and, unless one image alone is larger, `MAX_BYTES` each.
 
     Files and tensors never share a call, because the Open Inference Protocol takes one kind of input at a time.
@@ -46,6 +48,7 @@ def chunks(sources: list[Source], request_id: str | None) -> Iterator[tuple[str,
     Args:
         sources: The images.
         request_id: The id of the first call; the others get ids that begin with it. Random if left out.
+        most: Images that the server takes in a call.
 
     Yields:
         The request id of the call, the place of its first image, and its images.
@@ -58,7 +61,7 @@ def chunks(sources: list[Source], request_id: str | None) -> Iterator[tuple[str,
     first, number = 0, 0
     while first < len(sources):
         end, size = first + 1, sources[first].size
-        while end < len(sources) and end - first < MAX_IMAGES and sources[end].kind == sources[first].kind:
+        while end < len(sources) and end - first < min(most, MAX_IMAGES) and sources[end].kind == sources[first].kind:
             size += sources[end].size
             if size > MAX_BYTES:
                 break

@@ -19,6 +19,7 @@ from keylock.errors import ImageError, InputError, TensorError
 from keylock.images import decode, to_rgb
 from keylock.preprocessing import Preprocessing
 from keylock.v1 import explanation_pb2 as pb
+from keylock_client._limits import RequestLimits
 
 __all__ = ["ImageLike", "Source", "read_source", "read_sources"]
 
@@ -94,12 +95,15 @@ class Source:
         return decode(self.encoded or b"")
 
 
-def read_sources(images: ImageLike | Sequence[ImageLike]) -> tuple[list[Source], bool]:
+def read_sources(
+    images: ImageLike | Sequence[ImageLike], limits: RequestLimits | None = None
+) -> tuple[list[Source], bool]:
     """Read what a user gave to `predict` or `explain`.
 
     Args:
         images: One image, a sequence of images, or an array of several: float `(batch, channels, height, width)` or
             uint8 `(batch, height, width, 3)`.
+        limits: What an image may have at most, where it is to be sent.
 
     Returns:
         The images, and whether one was given rather than a sequence.
@@ -114,20 +118,21 @@ def read_sources(images: ImageLike | Sequence[ImageLike]) -> tuple[list[Source],
     elif getattr(images, "ndim", None) == 4:
         several = [*_array(images, "the batch")]
     else:
-        return [read_source(images, "the image")], True
+        return [read_source(images, "the image", limits)], True
     if not several:
         raise InputError("no image was given: give at least one")
     return [
-        read_source(image, f"image {place} of {len(several)}") for place, image in enumerate(several, start=1)
+        read_source(image, f"image {place} of {len(several)}", limits) for place, image in enumerate(several, start=1)
     ], False
 
 
-def read_source(image: Any, name: str) -> Source:  # noqa: ANN401 - users give anything
+def read_source(image: Any, name: str, limits: RequestLimits | None = None) -> Source:  # noqa: ANN401 - users give anything
     """Read one image.
 
     Args:
         image: What a user gave.
         name: What to call it, unless it is a path.
+        limits: What an image may have at most, where it is to be sent; looked at before anything is copied.
 
     Raises:
         ImageError: A file cannot be read.
@@ -135,37 +140,49 @@ def read_source(image: Any, name: str) -> Source:  # noqa: ANN401 - users give a
         InputError: It is something else.
     """
     if isinstance(image, (bytes, bytearray, memoryview)):
+        if limits is not None:
+            limits.check_file(memoryview(image).nbytes, name)
         return Source(name, encoded=bytes(image))
     if isinstance(image, (str, os.PathLike)):
-        return _read_file(os.fspath(image), name)
+        return _read_file(os.fspath(image), name, limits)
     if isinstance(image, Image.Image):
+        if limits is not None:
+            limits.check_pixels(image.width, image.height, name)
         return Source(name, rgb=to_rgb(image))
     if hasattr(image, "__array__"):
-        return _read_array(_array(image, name), name)
+        return _read_array(_array(image, name), name, limits)
     raise InputError(
         f"{name} is of type {type(image).__name__}: give a path, the bytes of an image file, a Pillow image or an array"
     )
 
 
-def _read_file(path: str, name: str) -> Source:
+def _read_file(path: str, name: str, limits: RequestLimits | None) -> Source:
     if "://" in path:
         raise ImageError(f"{path!r} is an address: download the image and give its path or its bytes")
     try:
-        data = Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            # One byte more than is taken tells that there is more, of devices and pipes too, which have no size.
+            data = file.read() if limits is None else file.read(limits.image_bytes + 1)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "it is no path"
         raise ImageError(f"cannot read the image {path!r}: {why}") from None
     if not data:
         raise ImageError(f"the image {path!r} is empty (0 bytes): give the path of an image file")
+    if limits is not None:
+        limits.check_file(len(data), repr(path))
     return Source(path or name, encoded=data)
 
 
-def _read_array(array: NDArray[Any], name: str) -> Source:
+def _read_array(array: NDArray[Any], name: str, limits: RequestLimits | None) -> Source:
     if array.dtype == np.uint8 and array.size and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
+        if limits is not None:
+            limits.check_pixels(array.shape[1], array.shape[0], name)
         rgb = np.repeat(array[..., np.newaxis], 3, axis=2) if array.ndim == 2 else array
         # A copy, because an explanation may draw on it long after the caller has changed the array.
         return Source(name, rgb=np.array(rgb, order="C"))
     if array.dtype.kind == "f" and array.size and array.ndim == 3:
+        if limits is not None:
+            limits.check_tensor(array.shape, name)
         with np.errstate(over="ignore"):
             tensor = array.astype(np.float32)
         if not np.isfinite(tensor).all():

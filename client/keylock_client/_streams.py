@@ -15,6 +15,7 @@ from google.rpc import status_pb2
 from keylock.errors import InputError, KeylockError
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client import _answers as answers
+from keylock_client._limits import RequestLimits
 from keylock_client._receipts import Trust, read_receipt
 from keylock_client._requests import check_request_id
 from keylock_client._sources import ImageLike, Source, read_source
@@ -52,7 +53,11 @@ class _UnderWay:
 
 
 class Images:
-    """The images of one `explain_many`. One thread may call `prepare` while another calls `receive`."""
+    """The images of one `explain_many`. One thread may call `prepare` while another calls `receive`.
+
+    Attributes:
+        limits: What the server takes of an image.
+    """
 
     def __init__(self, options: pb.ExplainRequest, *, request_id: str | None, total: int | None) -> None:
         """Begins with none.
@@ -70,6 +75,7 @@ class Images:
         self._options.request_id = uuid.uuid4().hex if request_id is None else request_id
         check_request_id(self._options.request_id, longest=_MAX_REQUEST_ID)
         self._total = total
+        self.limits = RequestLimits()
         self._prepared, self._answered, self._failed = 0, 0, 0
         self._under_way: dict[int, _UnderWay] = {}
         self._unfinished: tuple[int, pb.ExplainResponse, int] | None = None
@@ -97,7 +103,7 @@ class Images:
         self._prepared += 1
         name = f"image {number + 1}"
         try:
-            source = read_source(image, name)
+            source = read_source(image, name, self.limits)
             message = pb.ExplainStreamRequest(image=pb.ExplainStreamImage(number=number, image=source.message()))
         except KeylockError as error:
             return Unreadable(number, name, error)

@@ -320,6 +320,7 @@ class Client(BaseClient):
 
     def _give_out(self, feed: Feed, limit: float, progress: Callable[[Progress], object] | None) -> Iterator[Explained]:
         info = self._run(exchanges.describe(self._memory), limit)
+        feed.images.limits = info.limits
         attempts, renewed = 0, False
         while True:
             access = self._run(exchanges.access(self._memory), limit) if self._memory.exchanges else None

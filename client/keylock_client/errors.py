@@ -17,9 +17,10 @@
 
 Each of them is also one of keylock's general errors, named in brackets, which stand here too (`keylock.errors` draws
 their tree). Before anything is sent, an image or an option that cannot be used is an `InputError` (`ImageError`,
-`TensorError` or `UnknownNameError`, if it is one of these), a license file without a license a `LicenseError`, and an
-issuer's key that cannot be read a `SignatureError`. A receipt or proof that was kept and does not hold is a
-`ReceiptError` or an `AuditLogError`. `except KeylockError` covers everything. No message contains the license token.
+`TensorError`, `TooLargeError` or `UnknownNameError`, if it is one of these), a license file without a license a
+`LicenseError`, and an issuer's key that cannot be read a `SignatureError`. A receipt or proof that was kept and does
+not hold is a `ReceiptError` or an `AuditLogError`. `except KeylockError` covers everything. No message contains the
+license token.
 """
 
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ __all__ = [
     "ServiceError",
     "SignatureError",
     "TensorError",
+    "TooLargeError",
     "UnknownNameError",
     "UnreachableError",
     "UnsupportedError",
@@ -82,6 +84,10 @@ class Violation:
 
     field: str
     description: str
+
+
+class TooLargeError(InputError):
+    """An image is larger than the server takes; it was neither copied nor sent."""
 
 
 class ClientError(KeylockError):

@@ -25,6 +25,7 @@ from keylock.heatmaps import colourise, overlay, viewing_scale
 from keylock.preprocessing import Preprocessing
 from keylock.printable import printable
 from keylock_client import _display as display
+from keylock_client._limits import RequestLimits
 from keylock_client._sources import ImageLike, Source, read_sources
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "Proof",
     "Quota",
     "Receipt",
+    "RequestLimits",
     "Usage",
 ]
 
@@ -155,6 +157,7 @@ class ModelInfo:
         preprocessing: How images become inputs; call it on uint8 pixels to get the tensor the model sees.
         explainers: The saliency methods on offer; the first is used when none is asked for.
         key_available: Whether a license leads to true maps on this server.
+        limits: What the server takes of one request.
     """
 
     model: Model
@@ -162,6 +165,7 @@ class ModelInfo:
     preprocessing: Preprocessing
     explainers: tuple[Explainer, ...]
     key_available: bool
+    limits: RequestLimits = field(default_factory=RequestLimits)
 
     def __repr__(self) -> str:
         names = printable(", ".join(one.name for one in self.explainers))

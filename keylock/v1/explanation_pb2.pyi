@@ -867,6 +867,39 @@ class Preprocessing(_message.Message):
 Global___Preprocessing: _TypeAlias = Preprocessing  # noqa: Y015
 
 @_typing.final
+class RequestLimits(_message.Message):
+    """What the server takes of one request at most, so that a client need not send what is too large."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_IMAGES_FIELD_NUMBER: _builtins.int
+    MAX_IMAGE_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_IMAGE_PIXELS_FIELD_NUMBER: _builtins.int
+    MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
+    max_images: _builtins.int
+    max_image_bytes: _builtins.int
+    """Of one image file."""
+    max_image_pixels: _builtins.int
+    """Of one image: width times height."""
+    max_message_bytes: _builtins.int
+    """Of the whole message."""
+    def __init__(
+        self,
+        *,
+        max_images: _builtins.int = ...,
+        max_image_bytes: _builtins.int = ...,
+        max_image_pixels: _builtins.int = ...,
+        max_message_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_images", b"max_images", "max_message_bytes", b"max_message_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestLimits: _TypeAlias = RequestLimits  # noqa: Y015
+
+@_typing.final
 class GetModelResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -875,6 +908,7 @@ class GetModelResponse(_message.Message):
     PREPROCESSING_FIELD_NUMBER: _builtins.int
     EXPLAINERS_FIELD_NUMBER: _builtins.int
     KEY_AVAILABLE_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     key_available: _builtins.bool
     """Whether the server holds the key, that is, whether a license leads to true maps."""
     @_builtins.property
@@ -887,6 +921,8 @@ class GetModelResponse(_message.Message):
     def preprocessing(self) -> Global___Preprocessing: ...
     @_builtins.property
     def explainers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Explainer]: ...
+    @_builtins.property
+    def limits(self) -> Global___RequestLimits: ...
     def __init__(
         self,
         *,
@@ -895,10 +931,11 @@ class GetModelResponse(_message.Message):
         preprocessing: Global___Preprocessing | None = ...,
         explainers: _abc.Iterable[Global___Explainer] | None = ...,
         key_available: _builtins.bool = ...,
+        limits: Global___RequestLimits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "preprocessing", b"preprocessing"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "model", b"model", "preprocessing", b"preprocessing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "explainers", b"explainers", "key_available", b"key_available", "model", b"model", "preprocessing", b"preprocessing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "explainers", b"explainers", "key_available", b"key_available", "limits", b"limits", "model", b"model", "preprocessing", b"preprocessing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -235,7 +235,16 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
     async def GetModel(self, request: pb.GetModelRequest, context: _Context) -> pb.GetModelResponse:  # noqa: N802
         """Describes a served model."""
         with self._models.use(request.model_name, request.model_version) as model:
-            return _describe_everything(model)
+            answer = _describe_everything(model)
+        answer.limits.CopyFrom(
+            pb.RequestLimits(
+                max_images=self._max_images,
+                max_image_bytes=self._limits.max_bytes,
+                max_image_pixels=self._limits.max_pixels,
+                max_message_bytes=self._max_answer_bytes,
+            )
+        )
+        return answer
 
     def _agree(
         self, model: ServedModel, request: pb.ExplainRequest, granted: License | None, *, images: int

@@ -279,7 +279,7 @@ def test_an_image_has_one_prediction_and_licensed_callers_may_ask_for_the_other(
 
 
 def test_the_prediction_with_the_key_needs_a_license(unlicensed, picture):
-    with pytest.raises(LicenseRefusedError, match="needs a license, and none was presented") as caught:
+    with pytest.raises(LicenseRefusedError, match=r"^predictions with the key need a license: give one with") as caught:
         unlicensed.explain(picture, prediction="keyed")
     assert caught.value.reason is LicenseReason.MISSING
     with pytest.raises(InputError, match="give public or keyed"):
