@@ -2,23 +2,38 @@
 
 `decode` looks at the header before it decodes anything, so that a small file that unfolds to gigapixels costs
 nothing. What it returns never depends on how the file stored its pixels: palette, grey, 16 bits, CMYK, transparency
-and EXIF orientation all end as upright 8-bit RGB. Training data and the server both come through here.
+and EXIF orientation all end as upright 8-bit RGB. Values of more than eight bits need a scale (`keylock.grey_levels`).
+Training data and the server both come through here.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, cast
+from functools import partial
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
+from keylock.deep_images import deep_values, is_deep, stated_bits
+from keylock.dicom import is_dicom, measure_dicom, read_dicom
 from keylock.errors import ImageError
+from keylock.grey_levels import GreyLevels, agree_on_bits, fewest_bits, to_8_bits
 
-__all__ = ["FORMATS", "ImageLimits", "decode", "to_rgb"]
+__all__ = ["FORMATS", "ImageLimits", "decode", "measure", "to_rgb"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +53,20 @@ DEFAULT_LIMITS: Final = ImageLimits()
 
 # The readers are called directly, because Image.open warns through the process-wide warning filters about sizes that
 # are checked here anyhow, and because it tries every format it knows.
-_READERS: Final[dict[str, tuple[Callable[[bytes], bool], Callable[[io.BytesIO], Image.Image]]]] = {
+_READERS: Final[dict[str, tuple[Callable[[bytes], bool], Callable[[io.BytesIO], ImageFile.ImageFile]]]] = {
     "PNG": (lambda head: head.startswith(b"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
     "JPEG": (lambda head: head.startswith(b"\xff\xd8\xff"), JpegImagePlugin.jpeg_factory),
     "WebP": (lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP", WebPImagePlugin.WebPImageFile),
     "GIF": (lambda head: head[:6] in (b"GIF87a", b"GIF89a"), GifImagePlugin.GifImageFile),
     "BMP": (lambda head: head.startswith(b"BM"), BmpImagePlugin.BmpImageFile),
+    "TIFF": (lambda head: head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImagePlugin.TiffImageFile),
 }
 FORMATS: Final = tuple(_READERS)
 
+_TILE_SIDES: Final = (322, 323)
+_NEW_SUBFILE_TYPE: Final = 254
+_COPY_OR_MASK: Final = 1 | 4
+_LOOKED_AT_PAGES: Final = 16
 _TRANSPARENT_MODES: Final = frozenset({"RGBA", "RGBa", "LA", "La", "PA"})
 _EXIF_ORIENTATION: Final = 0x0112
 _UPRIGHT: Final = {
@@ -60,72 +80,197 @@ _UPRIGHT: Final = {
 }
 
 
-def decode(data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
+def decode(
+    data: bytes,
+    *,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    bits: int | None = None,
+    dicom: bool = False,
+    guess: bool = False,
+) -> NDArray[np.uint8]:
     """Decodes the bytes of an image file.
 
     Args:
-        data: A PNG, JPEG, WebP or BMP file, or a GIF file with one frame.
+        data: A PNG, JPEG, WebP, BMP or TIFF file, or a GIF file with one frame.
         limits: What the image may cost.
+        bits: How many bits the values have of an image with more than eight; without it what the file says counts.
+        dicom: Whether DICOM files are converted too.
+        guess: Take the fewest bits that fit where the scale is unknown: for looking at an image, not for a model.
 
     Returns:
         RGB pixels, uint8 `(height, width, 3)`; transparent pixels are laid over white.
 
     Raises:
-        ImageError: If the bytes are no such file, or are damaged, animated, without pixels or over the limits.
+        ImageError: If the bytes are no such file, or are damaged, animated, without pixels or over the limits, or have
+            values of which nobody says how many bits they have.
     """
+
+    def choose_bits(levels: GreyLevels) -> int:
+        if bits is not None:
+            return bits
+        try:
+            return agree_on_bits([levels], whose="the image has")
+        except ImageError:
+            if guess:
+                return fewest_bits(levels.highest)
+            raise
+
+    _check_bytes(data, limits)
+    if _takes_dicom(data, dicom):
+        with _explained("DICOM"):
+            return read_dicom(data, check_size=partial(_check_size, limits=limits), choose_bits=choose_bits)
+    name = _sniff(data)
+    with _explained(name):
+        image = _open(name, data, limits)
+        if not is_deep(image):
+            image.load()
+            return to_rgb(image)
+        values, stated = deep_values(image, data, _READERS[name][1]), stated_bits(image, data)
+        chosen = choose_bits(_levels(values, stated))
+        return _upright(_over_white(values, chosen), _orientation(image))
+
+
+def measure(data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS, dicom: bool = False) -> GreyLevels | None:
+    """Finds out about the scale of an image with more than eight bits, which one file alone may not tell.
+
+    Args:
+        data: As of `decode`.
+        limits: What the image may cost.
+        dicom: Whether DICOM files are looked at too.
+
+    Returns:
+        What the file says and shows, or None where its pixels have eight bits or a scale of their own.
+
+    Raises:
+        ImageError: As `decode` does.
+    """
+    _check_bytes(data, limits)
+    if _takes_dicom(data, dicom):
+        with _explained("DICOM"):
+            return measure_dicom(data, check_size=partial(_check_size, limits=limits))
+    name = _sniff(data)
+    with _explained(name):
+        image = _open(name, data, limits)
+        if not is_deep(image):
+            return None
+        return _levels(deep_values(image, data, _READERS[name][1]), stated_bits(image, data))
+
+
+def to_rgb(image: Image.Image, *, bits: int | None = None) -> NDArray[np.uint8]:
+    """Turns a decoded Pillow image of any mode into upright RGB pixels.
+
+    Args:
+        image: The image; its EXIF orientation is applied.
+        bits: How many bits the values have of an image with more than eight.
+
+    Returns:
+        RGB pixels, uint8 `(height, width, 3)`; transparent pixels are laid over white.
+
+    Raises:
+        ImageError: If the image has no pixels, floating-point values, or more than eight bits and nobody says how many.
+    """
+    if not image.width or not image.height:
+        raise ImageError(f"the image has no pixels ({image.width} x {image.height}): send one that has some")
+    orientation = _orientation(image)
+    if image.mode == "F":
+        raise ImageError("the image has floating-point values, which have no scale: convert it to 8 or 16 bits")
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        chosen = agree_on_bits([_levels(values, None)], whose="the image has") if bits is None else bits
+        return _upright(_over_white(values, chosen), orientation)
+    if image.mode in _TRANSPARENT_MODES or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    try:
+        image = image.convert("RGB")
+    except ValueError:
+        raise ImageError(
+            f"the image has colours of the kind {image.mode}, which are not read: save it as RGB"
+        ) from None
+    return _upright(np.array(image, dtype=np.uint8), orientation)
+
+
+def _check_bytes(data: bytes, limits: ImageLimits) -> None:
     if not data:
         raise ImageError("the image is empty (0 bytes): send the contents of a PNG or JPEG file")
     if len(data) > limits.max_bytes:
         raise ImageError(
             f"the image file has {len(data):,} bytes and at most {limits.max_bytes:,} are accepted: send a smaller one"
         )
-    format_name = _sniff(data)
+
+
+def _takes_dicom(data: bytes, dicom: bool) -> bool:
+    if not is_dicom(data):
+        return False
+    if not dicom:
+        raise ImageError("the image is a DICOM file, which is not read here: send it as PNG or TIFF")
+    return True
+
+
+def _open(name: str, data: bytes, limits: ImageLimits) -> Image.Image:
+    """Opens a file of a known format, and checks everything that its header tells."""
     # The WebP reader allocates the canvas as soon as it is opened; the PNG reader calls no pixels damage.
-    if format_name == "WebP":
+    if name == "WebP":
         _check_size(*_webp_size(data), limits=limits)
-    elif format_name == "PNG":
+    elif name == "PNG":
         _check_size(*_png_size(data), limits=limits)
+    image = _READERS[name][1](io.BytesIO(data))
+    _check_size(*image.size, limits=limits)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        # A tile is unpacked whole, however little of it the image uses.
+        _check_size(*(int(image.tag_v2.get(side, 1)) for side in _TILE_SIDES), limits=limits)
+        _check_pages(image)
+    # Phones write MPO files: a JPEG image followed by previews, which are not an animation.
+    elif image.format != "MPO" and getattr(image, "is_animated", False):
+        raise ImageError(f"the {name} image is animated: send a single frame")
+    return image
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
     try:
-        image = _READERS[format_name][1](io.BytesIO(data))
-        _check_size(*image.size, limits=limits)
-        # Phones write MPO files: a JPEG image followed by previews, which are not an animation.
-        if image.format != "MPO" and getattr(image, "is_animated", False):
-            raise ImageError(f"the {format_name} image is animated: send a single frame")
-        image.load()
-        return to_rgb(image)
+        yield
     except ImageError:
         raise
     except Exception as error:  # The readers raise whatever the damage leads to: OSError, SyntaxError, struct.error...
         raise ImageError(
-            f"the {format_name} image cannot be decoded, it is damaged or truncated: send the whole file again"
+            f"the {name} image cannot be decoded, it is damaged or truncated: send the whole file again"
         ) from error
 
 
-def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Turns a decoded Pillow image of any mode into upright RGB pixels.
+def _check_pages(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Refuses a file with several pages; smaller copies and masks of the same image do not count."""
+    for _ in range(_LOOKED_AT_PAGES):
+        try:
+            image.seek(image.tell() + 1)
+        except EOFError:
+            break
+        if not int(image.tag_v2.get(_NEW_SUBFILE_TYPE, 0)) & _COPY_OR_MASK:
+            raise ImageError("the TIFF image has several pages: send a single one")
+    image.seek(0)
 
-    Args:
-        image: The image; its EXIF orientation is applied.
 
-    Returns:
-        RGB pixels, uint8 `(height, width, 3)`; transparent pixels are laid over white.
+def _levels(values: NDArray[Any], stated: int | None) -> GreyLevels:
+    colours = values if values.ndim == 2 else values[..., :3]
+    return GreyLevels(int(colours.max()), stated)
 
-    Raises:
-        ImageError: If the image has no pixels.
-    """
-    if not image.width or not image.height:
-        raise ImageError(f"the image has no pixels ({image.width} x {image.height}): send one that has some")
-    orientation = _orientation(image)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _to_8_bits(image)
-    if image.mode in _TRANSPARENT_MODES or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    image = image.convert("RGB")
-    if orientation in _UPRIGHT:
-        image = image.transpose(_UPRIGHT[orientation])
-    return np.array(image, dtype=np.uint8)
+
+def _over_white(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
+    """Scales deep values (height, width) or (height, width, 3 or 4) to RGB pixels, transparent ones over white."""
+    if values.ndim == 2:
+        return np.repeat(to_8_bits(values, bits=bits)[..., np.newaxis], 3, axis=2)
+    rgb = to_8_bits(values[..., :3], bits=bits)
+    if values.shape[2] == 3:
+        return rgb
+    opacity = values[..., 3:].astype(np.float32) / 65535
+    return np.rint(rgb * opacity + 255 * (1 - opacity)).astype(np.uint8)
+
+
+def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    if orientation not in _UPRIGHT:
+        return pixels
+    return np.array(Image.fromarray(pixels).transpose(_UPRIGHT[orientation]))
 
 
 def _sniff(data: bytes) -> str:
@@ -174,14 +319,3 @@ def _orientation(image: Image.Image) -> int:
         return cast(int, image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # Damaged EXIF data is no reason to refuse pixels that are whole.
         return 1
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Keeps the high byte of grey values of 16 bits, as the PNG reader does for 16-bit colour.
-
-    Pillow's own conversion clips at 255, which turns most such images white.
-    """
-    values = np.asarray(image)
-    if image.mode == "F":
-        return Image.fromarray(np.clip(np.nan_to_num(values), 0, 255).astype(np.uint8))
-    return Image.fromarray((np.clip(values, 0, 65535).astype(np.uint32) >> 8).astype(np.uint8))

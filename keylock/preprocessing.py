@@ -15,6 +15,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from keylock.errors import TensorError
+from keylock.grey_levels import MAX_BITS, MIN_BITS
 
 __all__ = ["Preprocessing"]
 
@@ -33,6 +34,8 @@ class Preprocessing(BaseModel):
             keeps the middle. Images that have the size already are not resampled.
         mean: For each channel, what is subtracted from the pixel values in [0, 1].
         std: For each channel, what the difference is divided by.
+        bits: How many bits the values have of images with more than eight, on which images of 16 bits are scaled to
+            eight before anything else; None where the model was made with images of eight bits.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +45,7 @@ class Preprocessing(BaseModel):
     resize: Literal["exact", "shorter_side_crop"] = "exact"
     mean: tuple[_Finite, ...]
     std: tuple[_Positive, ...]
+    bits: Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS)] | None = None
 
     @model_validator(mode="after")
     def _one_value_per_channel(self) -> Self:

@@ -77,6 +77,7 @@ def open_data_of(
         image_size=height if height == width else None,
         train_count=train_count,
         test_count=test_count,
+        bits=manifest.preprocessing.bits,
     )
     note_all(source.notes)
     return source

@@ -67,6 +67,7 @@ def make_plan(
     data: str,
     data_root: Path,
     image_size: int | None,
+    bits: int | None,
     train_images: int | None,
     test_images: int | None,
     arch: str,
@@ -98,7 +99,7 @@ def make_plan(
         InputError: An option is unusable.
         DataError: The data is.
     """
-    from keylock.data import open_data
+    from keylock.data import check_images, open_data
     from keylock.pipeline import TrainPlan
     from keylock.training import LockSettings, resolve_device
 
@@ -129,9 +130,16 @@ def make_plan(
         **given,
     )
     source = open_data(
-        data, root=data_root, seed=seed, image_size=image_size, train_count=train_images, test_count=test_images
+        data,
+        root=data_root,
+        seed=seed,
+        image_size=image_size,
+        train_count=train_images,
+        test_count=test_images,
+        bits=bits,
     )
     note_all(source.notes)
+    check_images(source)
     if epochs is not None:
         batches = max(1, len(source.train) // min(batch_size, len(source.train)))
         settings = replace(settings, steps=max(1, round(epochs * batches)))

@@ -53,6 +53,14 @@ def train(
             metavar="PIXELS", help="Side of the model's input. [what suits the images]", rich_help_panel=_DATA
         ),
     ] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Bits of the values in images with more than 8. [what the files say]",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
     train_images: Annotated[
         int | None, typer.Option(metavar="N", help="Use at most so many to train.", rich_help_panel=_DATA)
     ] = None,
@@ -265,6 +273,7 @@ def train(
             data=data,
             data_root=data_root,
             image_size=image_size,
+            bits=bits,
             train_images=train_images,
             test_images=test_images,
             arch=arch,

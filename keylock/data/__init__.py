@@ -4,6 +4,7 @@
 training loop does, and is imported from `keylock.data.batches`.
 """
 
+from keylock.data.damaged import check_images
 from keylock.data.files import ImageFiles
 from keylock.data.sets import Augmentation, DataSource, ImageSet
 from keylock.data.shapes import SHAPE_CLASSES, Shapes, draw_shapes
@@ -17,6 +18,7 @@ __all__ = [
     "ImageFiles",
     "ImageSet",
     "Shapes",
+    "check_images",
     "draw_shapes",
     "open_data",
 ]

@@ -24,14 +24,15 @@ class DataRequest:
     test_count: int | None
     test_share: float
     download: bool
+    bits: int | None = None
 
 
 def preprocessing_of_size(
-    size: tuple[int, int], *, resize: Literal["exact", "shorter_side_crop"] = "exact"
+    size: tuple[int, int], *, resize: Literal["exact", "shorter_side_crop"] = "exact", bits: int | None = None
 ) -> Preprocessing:
     """Return the default preprocessing for images of one size.
 
     Every source gets the ImageNet statistics: published weights expect them, and to a model that is trained afresh
     it makes no difference whether the mean is that of its own data or a near one.
     """
-    return Preprocessing(size=size, channels=3, resize=resize, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return Preprocessing(size=size, channels=3, resize=resize, mean=IMAGENET_MEAN, std=IMAGENET_STD, bits=bits)

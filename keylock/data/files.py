@@ -15,9 +15,13 @@ from keylock.errors import DataError, ImageError
 from keylock.images import decode
 from keylock.preprocessing import Preprocessing
 
-__all__ = ["SUFFIXES", "ImageFiles", "decode_file", "load_rows"]
+__all__ = ["DEEP_SUFFIXES", "DICOM_SUFFIXES", "SUFFIXES", "ImageFiles", "decode_file", "load_rows"]
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"})
+DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
+DEEP_SUFFIXES = DICOM_SUFFIXES | {".png", ".tif", ".tiff"}
+"""Those of files that may have more than eight bits."""
+
+SUFFIXES = DEEP_SUFFIXES | {".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif"}
 """File names that count as images, in lower case; all other files in an image folder are passed over."""
 
 _NAMED_AT_MOST = 3
@@ -28,10 +32,11 @@ class ImageFiles(Sequence[NDArray[np.uint8]]):
 
     Attributes:
         paths: The files.
+        bits: How many bits the values have of those with more than eight; None where each file says it for itself.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = tuple(paths)
+    def __init__(self, paths: Sequence[Path], *, bits: int | None = None) -> None:
+        self.paths, self.bits = tuple(paths), bits
         self._kept: dict[Preprocessing, NDArray[np.uint8]] = {}
 
     def __len__(self) -> int:
@@ -50,20 +55,23 @@ class ImageFiles(Sequence[NDArray[np.uint8]]):
             DataError: The file cannot be read or decoded; the message names it.
         """
         try:
-            return decode_file(self.paths[index])
+            return decode_file(self.paths[index], bits=self.bits)
         except (OSError, ImageError) as exc:
             raise _unreadable([(self.paths[index], exc)], total=1, kind="image files") from exc
 
     def take(self, indices: NDArray[np.intp]) -> "ImageFiles":
         """Return some of the files, in the order given."""
-        return ImageFiles([self.paths[i] for i in indices])
+        return ImageFiles([self.paths[i] for i in indices], bits=self.bits)
 
-    def resized(self, preprocessing: Preprocessing, indices: NDArray[np.intp] | None = None) -> NDArray[np.uint8]:
+    def resized(
+        self, preprocessing: Preprocessing, indices: NDArray[np.intp] | None = None, *, kind: str = "image files"
+    ) -> NDArray[np.uint8]:
         """Decode files and bring them to the size of the model.
 
         Args:
             preprocessing: Gives the size and the number of channels.
             indices: Which files (n,); all of them by default. All of them are decoded once and kept.
+            kind: What the files are called in messages.
 
         Returns:
             Pixels (n, H, W, C), not normalised.
@@ -76,25 +84,30 @@ class ImageFiles(Sequence[NDArray[np.uint8]]):
             return kept if indices is None else kept[indices]
         wanted = self.paths if indices is None else [self.paths[i] for i in indices]
         height, width = preprocessing.size
+        bits = self.bits if preprocessing.bits is None else preprocessing.bits
         pixels = np.empty((len(wanted), height, width, preprocessing.channels), dtype=np.uint8)
 
         def load(row: int) -> None:
-            pixels[row] = preprocessing.resized(decode_file(wanted[row]))
+            pixels[row] = preprocessing.resized(decode_file(wanted[row], bits=bits))
 
-        load_rows(wanted, load, kind="image files")
+        load_rows(wanted, load, kind=kind)
         if indices is None:
             self._kept[preprocessing] = pixels
         return pixels
 
 
-def decode_file(path: Path) -> NDArray[np.uint8]:
+def decode_file(path: Path, *, bits: int | None = None) -> NDArray[np.uint8]:
     """Decode one file to RGB pixels (height, width, 3).
+
+    Args:
+        path: The file.
+        bits: How many bits its values have, where they have more than eight.
 
     Raises:
         OSError: It cannot be read.
         ImageError: It is no image, or a damaged one.
     """
-    return decode(path.read_bytes())
+    return decode(path.read_bytes(), bits=bits, dicom=True)
 
 
 def load_rows(paths: Sequence[Path], load: Callable[[int], None], *, kind: str) -> None:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keylock.data._request import DataRequest, preprocessing_of_size
+from keylock.data.bit_depths import bits_of_files
 from keylock.data.files import SUFFIXES, ImageFiles
 from keylock.data.layout import Listing, class_folders, describe_files, find_layout, list_images
 from keylock.data.regions import MASKS_FOLDER, Box, ObjectRegions, find_regions, mask_file, read_boxes
@@ -31,6 +32,7 @@ class _Found(NamedTuple):
     train: ImageSet
     test: ImageSet
     classes: tuple[str, ...]
+    bits: int | None
     notes: tuple[str, ...]
 
 
@@ -52,7 +54,7 @@ def open_folder(request: DataRequest) -> DataSource:
         found = _find(folder, request)
     except OSError as exc:
         raise DataError(f"the folder {exc.filename} cannot be read ({exc.strerror}): check its permissions") from exc
-    preprocessing = _preprocessing(found.train, request)
+    preprocessing = _preprocessing(found, request)
     return DataSource(
         name=folder.resolve().name,
         classes=found.classes,
@@ -85,12 +87,31 @@ def _find(folder: Path, request: DataRequest) -> _Found:
         missing = sorted(classes.keys() - below.keys())
         if missing:
             notes.append(f"{layout.test.name} has no images of {len(missing)} classes, the first is {missing[0]!r}")
+    bits = _agree(folder, train, test, request, notes)
+    train, test = _with_bits(train, bits), _with_bits(test, bits)
     names = tuple(classes)
     if layout.train == folder and MASKS_FOLDER in classes:
-        return _Found(train, test, names, tuple(notes))
+        return _Found(train, test, names, bits, tuple(notes))
     boxes = read_boxes(folder)
     train = replace(train, masks=_regions(train, folder, boxes, required=False))
-    return _Found(train, replace(test, masks=_regions(test, folder, boxes, required=True)), names, tuple(notes))
+    test = replace(test, masks=_regions(test, folder, boxes, required=True))
+    return _Found(train, test, names, bits, tuple(notes))
+
+
+def _agree(folder: Path, train: ImageSet, test: ImageSet, request: DataRequest, notes: list[str]) -> int | None:
+    """Return the one scale of the images with more than eight bits, where there are some, and note it."""
+    name = folder.resolve().name
+    sets = [images.images for images in (train, test) if isinstance(images.images, ImageFiles)]
+    bits, count = bits_of_files(sets, request.bits, name=name)
+    if bits is not None:
+        notes.append(f"{count} images of {name} have more than 8 bits and are scaled as values of {bits} bits")
+    return bits
+
+
+def _with_bits(images: ImageSet, bits: int | None) -> ImageSet:
+    if bits is None or not isinstance(images.images, ImageFiles):
+        return images
+    return replace(images, images=ImageFiles(images.images.paths, bits=bits))
 
 
 def _without_masks(folder: Path, classes: dict[str, Path]) -> dict[str, Path]:
@@ -132,9 +153,9 @@ def _read_set(folder: Path, classes: Mapping[str, Path | None], notes: list[str]
     return ImageSet(ImageFiles(paths), np.asarray(labels, dtype=np.int64))
 
 
-def _preprocessing(train: ImageSet, request: DataRequest) -> Preprocessing:
+def _preprocessing(found: _Found, request: DataRequest) -> Preprocessing:
     """Choose the input size: that of the images where they are small and all alike, 224 pixels otherwise."""
-    files = train.images
+    files = found.train.images
     shapes = set()
     for index in np.unique(np.linspace(0, len(files) - 1, min(_PROBES, len(files))).astype(int)):
         try:
@@ -147,4 +168,4 @@ def _preprocessing(train: ImageSet, request: DataRequest) -> Preprocessing:
         size = (request.image_size, request.image_size)
     else:
         size = next(iter(shapes)) if alike and max(next(iter(shapes))) <= _SMALL_SIDE else _LARGE_SIZE
-    return preprocessing_of_size(size, resize="exact" if alike else "shorter_side_crop")
+    return preprocessing_of_size(size, resize="exact" if alike else "shorter_side_crop", bits=found.bits)

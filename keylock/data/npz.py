@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from keylock.data._request import DataRequest, preprocessing_of_size
 from keylock.data.arrays import ArrayNames, Split, find_arrays
 from keylock.data.sets import DataSource, ImageSet, split_by_share
-from keylock.errors import DataError
+from keylock.errors import DataError, ImageError
+from keylock.grey_levels import GreyLevels, agree_on_bits, to_8_bits
 
 __all__ = ["open_npz"]
 
@@ -40,6 +41,7 @@ def open_npz(request: DataRequest) -> DataSource:
     """
     path = request.path
     found, arrays = _load(path)
+    bits, arrays = _scaled(path, found, arrays, request.bits)
     train = _image_set(path, arrays, found.train)
     if found.test is None:
         train, test = split_by_share(train, test_share=request.test_share, seed=request.seed)
@@ -56,9 +58,27 @@ def open_npz(request: DataRequest) -> DataSource:
         classes=_class_names(path, found, arrays, train, test),
         train=train,
         test=test,
-        preprocessing=preprocessing_of_size((side, side) if side else train.images[0].shape[:2]),
+        preprocessing=preprocessing_of_size((side, side) if side else train.images[0].shape[:2], bits=bits),
         notes=(*found.notes, *unused),
     )
+
+
+def _scaled(path: Path, found: ArrayNames, arrays: Arrays, stated: int | None) -> tuple[int | None, Arrays]:
+    """Scale images of 16 bits to eight, all on one scale, and return how many bits that is."""
+    names = [split["images"] for split in (found.train, found.test) if split is not None]
+    deep = [
+        name
+        for name in names
+        if arrays[name].dtype.kind == "u" and arrays[name].dtype.itemsize == 2 and arrays[name].size
+    ]
+    if not deep:
+        return None, arrays
+    try:
+        levels = [GreyLevels(int(arrays[name].max())) for name in deep]
+        bits = agree_on_bits(levels, whose=f"{path} has images with") if stated is None else stated
+        return bits, {**arrays, **{name: to_8_bits(arrays[name], bits=bits) for name in deep}}
+    except ImageError as error:
+        raise DataError(f"{path}: {error.message}" if stated else error.message) from None
 
 
 def _load(path: Path) -> tuple[ArrayNames, Arrays]:

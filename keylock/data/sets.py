@@ -195,6 +195,7 @@ class DataSource:
             "train_images": len(self.train),
             "test_images": len(self.test),
             "masks": self.test.masks is not None,
+            "bits": self.preprocessing.bits,
         }
 
 

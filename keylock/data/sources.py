@@ -16,6 +16,7 @@ from keylock.data.npz import open_npz
 from keylock.data.sets import MIN_TEST_IMAGES, Augmentation, DataSource, ImageSet
 from keylock.data.shapes import SHAPE_CLASSES, draw_shapes
 from keylock.errors import DataError
+from keylock.grey_levels import check_bits
 
 __all__ = ["DATA_SOURCES", "IMAGENET_MEAN", "IMAGENET_STD", "open_data"]
 
@@ -32,6 +33,7 @@ def open_data(
     test_count: int | None = None,
     test_share: float = 0.1,
     download: bool = True,
+    bits: int | None = None,
 ) -> DataSource:
     """Open a data set by name or path.
 
@@ -44,12 +46,14 @@ def open_data(
         test_count: The same for test images.
         test_share: Share of the images that become test images where the source has no split of its own.
         download: Whether a named data set that is not under `root` may be downloaded.
+        bits: How many bits the values have of images with more than eight, 8 to 16; by default what the files say.
 
     Returns:
         The checked data source.
 
     Raises:
         DataError: The data set is missing, unreadable or unusable, or an option is out of range.
+        InputError: The bits are out of range.
     """
     for name, value, low in (
         ("seed", seed, 0),
@@ -70,6 +74,7 @@ def open_data(
         test_count=test_count,
         test_share=test_share,
         download=download,
+        bits=check_bits(bits),
     )
     source = _opener(str(spec), request.path)(request)
     return source.limited(train_count=train_count, test_count=test_count, seed=seed)

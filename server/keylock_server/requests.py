@@ -95,7 +95,7 @@ def prepare_images(
     for i, image in enumerate(images):
         stop_if(abandoned)
         with at_field(f"images[{i}]"):
-            array = _read_image(image, limits=limits)
+            array = _read_image(image, limits=limits, bits=preprocessing.bits)
             if array.dtype != np.uint8:
                 batch[i] = preprocessing.check(array.astype(np.float32, copy=False))
                 continue
@@ -115,11 +115,11 @@ def stop_if(abandoned: threading.Event) -> None:
         raise CancelledError
 
 
-def _read_image(image: pb.Image, *, limits: ImageLimits) -> NDArray[Any]:
+def _read_image(image: pb.Image, *, limits: ImageLimits, bits: int | None) -> NDArray[Any]:
     """Returns the pixels of an image, uint8, or the preprocessed image that it is, float32."""
     source = image.WhichOneof("source")
     if source == "encoded":
-        return decode(image.encoded, limits=limits)
+        return decode(image.encoded, limits=limits, bits=bits)
     if source == "tensor":
         return _to_array(image.tensor)
     raise InputError("the image is empty: set its field encoded or tensor")

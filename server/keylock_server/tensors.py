@@ -110,7 +110,7 @@ def read_images(
     for i, file in enumerate(files):
         stop_if(abandoned)
         with at_field(f"inputs[0][{i}]"):
-            batch.append(preprocessing(decode(file, limits=limits)))
+            batch.append(preprocessing(decode(file, limits=limits, bits=preprocessing.bits)))
     return np.stack(batch)
 
 
