@@ -99,17 +99,18 @@ def print_json(document: object) -> None:
     typer.echo("".join(one if one.isprintable() or one == "\n" else json.dumps(one)[1:-1] for one in text))
 
 
-def print_pairs(pairs: Mapping[str, object] | Iterable[tuple[str, object]]) -> None:
+def print_pairs(pairs: Mapping[str, object] | Iterable[tuple[str, object]], *, indent: int = 0) -> None:
     """Print names and values, one pair a line, the values aligned.
 
     Args:
         pairs: What to print, in order. Values are printed with `str`; what does not print is escaped, because anybody
             may have written it.
+        indent: Spaces before each line.
     """
     rows = list(pairs.items() if isinstance(pairs, Mapping) else pairs)
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
-        typer.echo(f"{name:<{width}}  {printable(str(value))}".rstrip())
+        typer.echo(f"{' ' * indent}{name:<{width}}  {printable(str(value))}".rstrip())
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -1,6 +1,5 @@
 """A run that writes bundles: how it is started, where they are, what was measured, and how to go on."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +10,7 @@ import typer
 from keylock.cli._console import print_json
 from keylock.cli._figures import print_figures
 from keylock.cli._home import DEFAULT_HOME
+from keylock.cli._program import command_line
 from keylock.cli._secrets import Secrets, beside
 
 if TYPE_CHECKING:
@@ -119,4 +119,4 @@ def _next_steps(out: Path, secrets: Secrets, home: Path) -> list[str]:
         ["license", "issue", "--customer", "Acme", "--bundle", str(out), "--out", "acme.license", *at_home],
         ["explain", "IMAGE", "--license-file", "acme.license", "--out", "why.png"],
     )
-    return [shlex.join(["keylock", *command]) for command in commands]
+    return [command_line(command) for command in commands]

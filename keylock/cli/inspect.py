@@ -7,6 +7,7 @@ import typer
 
 from keylock.cli._console import JsonOption, note, print_json, print_pairs, print_table
 from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption, own_issuers, read_issuers
+from keylock.cli._verdict import verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,9 +26,9 @@ def inspect(
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what is in a bundle: model, explainers, key id, measured figures.
+    """Show what is in a bundle: model, lock, explainers, measured figures.
 
-    The bundle is verified first; a changed one is refused and not shown.
+    The bundle is verified first; a changed one is refused and not shown. The first line says what it is worth.
     """
     opened, trusted = _open(bundle, issuer, home)
     manifest = opened.manifest
@@ -35,30 +36,16 @@ def inspect(
         document = manifest.model_dump(mode="json")
         print_json(document | {"issuer_trusted": trusted, "has_sealed_key": opened.has_key})
         return
-    height, width = manifest.preprocessing.size
-    print_pairs(
-        [
-            ("name", manifest.name),
-            ("model digest", manifest.model_digest),
-            ("created", f"{manifest.created:%Y-%m-%d %H:%M:%S} UTC by keylock {manifest.keylock_version}"),
-            ("issuer", _describe_issuer(opened, trusted=trusted)),
-            ("architecture", f"{manifest.architecture.name} ({manifest.architecture.module})"),
-            ("classes", _describe_classes(manifest.classes)),
-            ("input", f"{height} x {width} pixels, {manifest.preprocessing.channels} channels"),
-            ("key", _describe_key(opened)),
-            ("second factor", _describe_adapter(opened)),
-            ("decoy", manifest.decoy.name),
-            ("trained in", _describe_precision(manifest)),
-            ("predictions", _with_variants("compiled", manifest.prediction_variants)),
-            ("files", len(manifest.files)),
-        ]
-    )
-    typer.echo()
+    typer.echo(verdict(opened, trusted=trusted))
+    for title, pairs in _groups(opened, trusted=trusted):
+        typer.echo(f"\n{title}")
+        print_pairs(pairs, indent=2)
+    typer.echo("\nexplainers")
     rows = [_explainer_row(entry, manifest) for entry in manifest.explainers]
-    print_table(("explainer", "runtime", "parameters", "PCC to reference"), rows)
+    print_table(("  name", "runtime", "parameters", "PCC to reference"), rows)
     if manifest.figures:
-        typer.echo()
-        print_table(("figure", "value", "95 % interval", "unit", "about"), map(_figure_row, manifest.figures))
+        typer.echo("\nfigures")
+        print_table(("  name", "value", "95 % interval", "unit", "about"), map(_figure_row, manifest.figures))
 
 
 def verify(
@@ -133,6 +120,42 @@ def _open(path: Path, issuer: list[Path] | None, home: Path) -> "tuple[Bundle, b
     return opened, opened.trusted or opened.issuer in own_issuers(home)
 
 
+def _groups(opened: "Bundle", *, trusted: bool) -> "list[tuple[str, list[tuple[str, object]]]]":
+    """Returns what a bundle says of itself, by subject."""
+    manifest = opened.manifest
+    height, width = manifest.preprocessing.size
+    return [
+        (
+            "bundle",
+            [
+                ("name", manifest.name),
+                ("model digest", manifest.model_digest),
+                ("created", f"{manifest.created:%Y-%m-%d %H:%M:%S} UTC by keylock {manifest.keylock_version}"),
+                ("issuer", _describe_issuer(opened, trusted=trusted)),
+                ("files", len(manifest.files)),
+            ],
+        ),
+        (
+            "model",
+            [
+                ("architecture", f"{manifest.architecture.name} ({manifest.architecture.module})"),
+                ("classes", _describe_classes(manifest.classes)),
+                ("input", f"{height} x {width} pixels, {manifest.preprocessing.channels} channels"),
+                ("predictions", _with_variants("compiled", manifest.prediction_variants)),
+            ],
+        ),
+        (
+            "lock",
+            [
+                ("key", _describe_key(opened)),
+                ("second factor", _describe_adapter(opened)),
+                ("decoy", manifest.decoy.name),
+                ("trained in", _describe_precision(manifest)),
+            ],
+        ),
+    ]
+
+
 def _describe_issuer(bundle: "Bundle", *, trusted: bool) -> str:
     if trusted:
         return f"{bundle.issuer.key_id} (trusted)"
@@ -166,7 +189,7 @@ def _describe_precision(manifest: "Manifest") -> str:
 def _explainer_row(entry: "ExplainerEntry", manifest: "Manifest") -> tuple[object, ...]:
     parameters = ", ".join(f"{name}={value}" for name, value in sorted(entry.parameters.items())) or "-"
     correlation = "-" if entry.pcc_to_reference is None else f"{entry.pcc_to_reference:.5f}"
-    return entry.name, _describe_runtime(entry, manifest), parameters, correlation
+    return f"  {entry.name}", _describe_runtime(entry, manifest), parameters, correlation
 
 
 def _describe_runtime(entry: "ExplainerEntry", manifest: "Manifest") -> str:
@@ -194,4 +217,4 @@ def _with_variants(runtime: str, variants: "Mapping[str, VariantEntry]") -> str:
 
 def _figure_row(figure: "Figure") -> tuple[object, ...]:
     interval = "-" if figure.low is None or figure.high is None else f"{figure.low:.4g} to {figure.high:.4g}"
-    return figure.name, f"{figure.value:.4g}", interval, figure.unit or "-", figure.about or "-"
+    return f"  {figure.name}", f"{figure.value:.4g}", interval, figure.unit or "-", figure.about or "-"

@@ -1,6 +1,5 @@
 """`keylock license`: issue, show and list licenses, and what is done to them: renew, suspend, revoke."""
 
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,8 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from keylock.cli._console import JsonOption, new_app, note, print_json, print_pairs, print_table
-from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption, open_home, own_issuers, read_issuers
-from keylock.cli._receipts import read_license
+from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption, open_home, own_issuers
+from keylock.cli._license_files import (
+    describe,
+    describe_token,
+    hand_over,
+    issuers_beside,
+    read_argument,
+    trusted_issuers,
+)
 from keylock.cli._store import StoreOption, open_store
 from keylock.cli._terms import (
     BurstOption,
@@ -31,7 +37,6 @@ from keylock.cli._terms import (
 
 if TYPE_CHECKING:
     from keylock.licensing import License, StoredLicense
-    from keylock.signing import VerifyingKey
 
 __all__ = ["app"]
 
@@ -111,7 +116,7 @@ def license_issue(
     # The file is made first: a license that is in the store and was never handed out would only confuse.
     with open_store(store, home, create=True) as licenses:
         if out is not None:
-            _write_token(out, token)
+            hand_over(out, token, own_issuers(home))
         licenses.add(license, issuer=signing_key.key_id)
     _hand_out(license, token, out, as_json=as_json)
 
@@ -167,7 +172,7 @@ def license_renew(
         token = issue(license, signing_key)
         licenses.renew(license, issuer=signing_key.key_id)
         if out is not None:
-            _write_token(out, token)
+            hand_over(out, token, own_issuers(home))
     _hand_out(license, token, out, as_json=as_json)
 
 
@@ -183,15 +188,16 @@ def license_show(
 ) -> None:
     """Show what a license says and where it stands.
 
-    A token is verified with --issuer or the key of the vendor's directory, and looked up in the store if there is one.
+    Its signature is checked with --issuer, or with the keys beside it and in the vendor's directory; where there are
+    none, the first line says that it was not checked. It is looked up in the store if there is one.
     """
     now = datetime.now(UTC)
-    token = _read_token(license)
+    token = read_argument(license)
     if token is None:
         with open_store(store, home) as licenses:
-            shown = _describe(licenses.get(license), now)
+            shown = describe(licenses.get(license), now)
     else:
-        shown = _describe_token(token, issuer, store, home, now)
+        shown = describe_token(license, token, issuer, store, home, now)
     if as_json:
         print_json(shown)
     else:
@@ -210,7 +216,7 @@ def license_list(
     with open_store(store, home) as licenses:
         stored = licenses.list(customer=customer)
     if as_json:
-        print_json([_describe(one, now) for one in stored])
+        print_json([describe(one, now) for one in stored])
         return
     rows = [
         (
@@ -243,10 +249,10 @@ def license_verify(
     from keylock.errors import InputError
     from keylock.licensing import verify
 
-    token = _read_token(license)
+    token = read_argument(license)
     if token is None:
         raise InputError(f"{license!r} is no license file: give its path, or - to read it from stdin")
-    verified = verify(token, _trusted(issuer, home), now=datetime.now(UTC), leeway_s=0)
+    verified = verify(token, trusted_issuers(issuer, home), now=datetime.now(UTC), leeway_s=0)
     if as_json:
         print_json({"valid": True, "license": verified})
     else:
@@ -335,82 +341,24 @@ def _models(models: list[str] | None, bundle: Path | None, explainers: list[str]
 
 def _hand_out(license: "License", token: str, out: Path | None, *, as_json: bool) -> None:
     if as_json:
-        written: dict[str, object] = {"token": token} if out is None else {"token_file": out}
+        written: dict[str, object] = (
+            {"token": token} if out is None else {"token_file": out, "issuers_file": issuers_beside(out)}
+        )
         print_json({"license": license, **written})
         return
     note(f"license {license.id} for {license.customer}, until {_show_time(license.expires)}")
+    if out is not None:
+        note(f"hand over {issuers_beside(out)} with it: your public keys, which check licenses, receipts and audits")
     typer.echo(token if out is None else str(out))
 
 
 def _show_fate(stored: "StoredLicense", now: datetime, *, as_json: bool) -> None:
     if as_json:
-        print_json(_describe(stored, now))
+        print_json(describe(stored, now))
         return
     since = stored.revoked_at or stored.suspended_at
     suffix = "" if since is None else f" since {_show_time(since)}"
     typer.echo(f"{stored.license.id} of {stored.license.customer} is {stored.status(now).value}{suffix}")
-
-
-def _trusted(issuer: list[Path] | None, home: Path) -> "list[VerifyingKey]":
-    from keylock.errors import SignatureError
-
-    keys = read_issuers(issuer) or own_issuers(home)
-    if not keys:
-        raise SignatureError("a token can only be shown after checking it: give --issuer with the vendor's public key")
-    return keys
-
-
-def _write_token(path: Path, token: str) -> None:
-    from keylock.armour import armour
-    from keylock.errors import InputError
-    from keylock.secrecy import write_secret_file
-
-    try:
-        write_secret_file(path, armour(token).encode("ascii"))
-    except FileExistsError:
-        raise InputError(f"{path} exists and is not overwritten: choose another path") from None
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
-
-
-def _read_token(argument: str) -> str | None:
-    """Returns the token in a file or on stdin, or None where the argument is the id of a license."""
-    from keylock.armour import MAX_FILE_BYTES, is_token, read_token
-
-    if argument == "-":
-        return read_token(sys.stdin.buffer.read(MAX_FILE_BYTES + 1), name="standard input")
-    if is_token(argument):
-        return argument
-    path = Path(argument)
-    return read_license(path) if path.is_file() else None
-
-
-def _describe_token(
-    token: str, issuer: list[Path] | None, store: str | None, home: Path, now: datetime
-) -> dict[str, object]:
-    from keylock.errors import LicenseError
-    from keylock.licensing import StoredLicense, verify_ignoring_time
-    from keylock.signing import Home
-
-    license = verify_ignoring_time(token, _trusted(issuer, home))
-    if store is not None or Home(home.expanduser()).licenses_path.is_file():
-        try:
-            with open_store(store, home) as licenses:
-                return _describe(licenses.get(license.id), now)
-        except LicenseError:
-            note("this license is not in the store: whether it was revoked is unknown")
-    return _describe(StoredLicense(license=license, issuer=""), now)
-
-
-def _describe(stored: "StoredLicense", now: datetime) -> dict[str, object]:
-    shown: dict[str, object] = {"status": stored.status(now).value, **stored.license.model_dump(mode="json")}
-    if stored.revoked_at is not None:
-        shown |= {"revoked_at": stored.revoked_at.isoformat(), "revoked_why": stored.revoked_why}
-    if stored.suspended_at is not None:
-        shown |= {"suspended_at": stored.suspended_at.isoformat(), "suspended_why": stored.suspended_why}
-    if stored.refuse_before is not None:
-        shown["refuse_before"] = stored.refuse_before.isoformat()
-    return shown
 
 
 def _show(value: object) -> str:

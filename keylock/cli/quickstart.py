@@ -1,6 +1,7 @@
 """`keylock quickstart`: the whole story on a data set that keylock draws itself, and a report of what came out."""
 
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,7 @@ import typer
 
 from keylock.cli._console import JsonOption, note, print_json
 from keylock.cli._figures import print_figures
+from keylock.cli._program import program
 
 if TYPE_CHECKING:
     from keylock.quickstart import Story
@@ -45,6 +47,7 @@ def quickstart(
                 clock=time.monotonic,
                 seed=seed,
             )
+            story = replace(story, program=program())
             display.say(f"{len(story.chapters) + 1}. Write the report")
             write_picture(story)
             write_report(story)

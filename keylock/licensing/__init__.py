@@ -27,7 +27,7 @@ from keylock.licensing.claims import (
     new_license_id,
 )
 from keylock.licensing.compact import MAX_TOKEN_BYTES, kind_of
-from keylock.licensing.tokens import TOKEN_TYPE, check_time, issue, verify, verify_ignoring_time
+from keylock.licensing.tokens import TOKEN_TYPE, check_time, issue, read_unverified, verify, verify_ignoring_time
 
 __all__ = [
     "ACCESS_TYPE",
@@ -52,6 +52,7 @@ __all__ = [
     "issue_access",
     "kind_of",
     "new_license_id",
+    "read_unverified",
     "verify",
     "verify_access",
     "verify_ignoring_time",

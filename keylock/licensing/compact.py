@@ -13,7 +13,7 @@ from keylock import jws
 from keylock.errors import LicenseError, LicenseReason, SignatureError
 from keylock.signing import SigningKey, VerifyingKey, canonical_json
 
-__all__ = ["MAX_TOKEN_BYTES", "kind_of", "open_signed", "refuse", "refuse_malformed", "sign"]
+__all__ = ["MAX_TOKEN_BYTES", "kind_of", "open_signed", "refuse", "refuse_malformed", "sign", "take_apart"]
 
 MAX_TOKEN_BYTES: Final = 8 * 1024
 
@@ -59,15 +59,7 @@ def open_signed(token: str, keys: Collection[VerifyingKey], *, kind: str) -> tup
     Raises:
         LicenseError: If it is not good, with the exact reason.
     """
-    if len(token) > MAX_TOKEN_BYTES:
-        refuse(LicenseReason.MALFORMED, f"the license has more than {MAX_TOKEN_BYTES} characters: copy it again")
-    try:
-        parsed = jws.Jws.parse(token, typ=kind, max_bytes=MAX_TOKEN_BYTES)
-    except ValueError:
-        # What states another algorithm was made by somebody; all else may be a slip of whoever copied it.
-        if jws.unverified_header(token).get("alg", jws.ALGORITHM) != jws.ALGORITHM:
-            refuse(LicenseReason.FORGED, "the license is not signed the way a keylock issuer signs: ask the vendor")
-        refuse_malformed()
+    parsed = _parse(token, kind)
     key = next((key for key in keys if key.key_id == parsed.key_id), None)
     if key is None:
         refuse(
@@ -78,6 +70,32 @@ def open_signed(token: str, keys: Collection[VerifyingKey], *, kind: str) -> tup
         return parsed.verify(key), key.key_id
     except SignatureError:
         refuse(LicenseReason.FORGED, "the license was changed, or was not signed by its issuer: ask the vendor")
+
+
+def take_apart(token: str, *, kind: str) -> tuple[bytes, str]:
+    """Returns the payload of a signed text and the id of the key it names, after step 1 of `open_signed` alone.
+
+    Args:
+        token: What was presented.
+        kind: The `typ` it must have.
+
+    Raises:
+        LicenseError: If it is no such text.
+    """
+    parsed = _parse(token, kind)
+    return parsed.payload, parsed.key_id
+
+
+def _parse(token: str, kind: str) -> jws.Jws:
+    if len(token) > MAX_TOKEN_BYTES:
+        refuse(LicenseReason.MALFORMED, f"the license has more than {MAX_TOKEN_BYTES} characters: copy it again")
+    try:
+        return jws.Jws.parse(token, typ=kind, max_bytes=MAX_TOKEN_BYTES)
+    except ValueError:
+        # What states another algorithm was made by somebody; all else may be a slip of whoever copied it.
+        if jws.unverified_header(token).get("alg", jws.ALGORITHM) != jws.ALGORITHM:
+            refuse(LicenseReason.FORGED, "the license is not signed the way a keylock issuer signs: ask the vendor")
+        refuse_malformed()
 
 
 def refuse(reason: LicenseReason, message: str) -> NoReturn:

@@ -8,10 +8,19 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from keylock.errors import LicenseReason
 from keylock.licensing.claims import License, Quota, Rate
-from keylock.licensing.compact import MAX_TOKEN_BYTES, open_signed, refuse, sign
+from keylock.licensing.compact import MAX_TOKEN_BYTES, open_signed, refuse, sign, take_apart
 from keylock.signing import SigningKey, VerifyingKey
 
-__all__ = ["MAX_TOKEN_BYTES", "TOKEN_TYPE", "Seconds", "check_time", "issue", "verify", "verify_ignoring_time"]
+__all__ = [
+    "MAX_TOKEN_BYTES",
+    "TOKEN_TYPE",
+    "Seconds",
+    "check_time",
+    "issue",
+    "read_unverified",
+    "verify",
+    "verify_ignoring_time",
+]
 
 TOKEN_TYPE: Final = "keylock-license+jws"  # noqa: S105 - a media type, not a secret
 
@@ -95,7 +104,22 @@ def verify_ignoring_time(token: str, keys: Collection[VerifyingKey]) -> License:
     Raises:
         LicenseError: If it is not good, with the exact reason.
     """
-    payload, key_id = open_signed(token, keys, kind=TOKEN_TYPE)
+    return _read(*open_signed(token, keys, kind=TOKEN_TYPE))
+
+
+def read_unverified(token: str) -> tuple[License, str]:
+    """Returns what a token says, and the id of the key that is said to have signed it; nothing of it is verified.
+
+    This is to show a license to its owner where the key of its issuer is not at hand, and for nothing else.
+
+    Raises:
+        LicenseError: If it is no license.
+    """
+    payload, key_id = take_apart(token, kind=TOKEN_TYPE)
+    return _read(payload, key_id), key_id
+
+
+def _read(payload: bytes, key_id: str) -> License:
     try:
         claims = _Claims.model_validate_json(payload)
         license = License(

@@ -13,16 +13,18 @@ class NextCommand(NamedTuple):
 
     Attributes:
         purpose: What it is for.
-        arguments: Its arguments, without `keylock`.
+        arguments: Its arguments, without the program.
+        program: What is typed for `keylock`, ready for a shell.
     """
 
     purpose: str
     arguments: tuple[str, ...]
+    program: str = "keylock"
 
     @property
     def line(self) -> str:
         """The command as it is typed."""
-        return shlex.join(("keylock", *self.arguments))
+        return f"{self.program} {shlex.join(self.arguments)}"
 
 
 def next_commands(story: Story) -> tuple[NextCommand, ...]:
@@ -34,7 +36,7 @@ def next_commands(story: Story) -> tuple[NextCommand, ...]:
     why, decoy = str(folder.path / "why.png"), str(folder.path / "decoy.png")
     issuer = str(folder.home / "issuer.pub.pem")
     another = str(folder.path / "another.license")
-    return (
+    commands = (
         NextCommand("look into the bundle", ("inspect", bundle, "--issuer", issuer)),
         NextCommand("check its signature and every file", ("verify", bundle, "--issuer", issuer)),
         NextCommand("serve it", ("serve", bundle, "--key-file", str(folder.key), "--home", home)),
@@ -46,3 +48,4 @@ def next_commands(story: Story) -> tuple[NextCommand, ...]:
         ),
         NextCommand("list the licenses", ("license", "list", "--home", home)),
     )
+    return tuple(command._replace(program=story.program) for command in commands)

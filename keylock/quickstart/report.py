@@ -101,8 +101,8 @@ def _hero(story: Story) -> list[Picture]:
 
 def _audit_command(story: Story) -> str:
     folder = story.folder
-    arguments = ("keylock", "audit", str(folder.bundle), "--suite", "quick", "--home", str(folder.home))
-    return shlex.join((*arguments, "--out", str(folder.path / "audit")))
+    arguments = ("audit", str(folder.bundle), "--suite", "quick", "--home", str(folder.home))
+    return f"{story.program} {shlex.join((*arguments, '--out', str(folder.path / 'audit')))}"
 
 
 def _cards(story: Story) -> list[Card]:

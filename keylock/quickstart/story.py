@@ -71,6 +71,7 @@ class Story:
         precision: What the networks computed in while they trained.
         finished: When.
         versions: Of the packages, by name.
+        program: What is typed for `keylock` where this was run, ready for a shell.
     """
 
     folder: Folder
@@ -83,6 +84,7 @@ class Story:
     precision: str
     finished: datetime
     versions: Mapping[str, str]
+    program: str = "keylock"
 
     @property
     def seconds(self) -> float:

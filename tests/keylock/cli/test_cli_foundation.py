@@ -11,6 +11,8 @@ import pytest
 
 pytest.importorskip("sqlalchemy")
 
+from client_install import run_as_customer
+
 from keylock.adapters import Adapter, KeyGate, LayerDelta
 from keylock.bundle import (
     Architecture,
@@ -24,6 +26,7 @@ from keylock.bundle import (
     write_bundle,
 )
 from keylock.cli import main
+from keylock.issuers import load_keys, to_jwks
 from keylock.keys import Key, KeySeed
 from keylock.licensing import issue, verify
 from keylock.preprocessing import Preprocessing
@@ -123,7 +126,7 @@ def test_inspect_shows_what_the_bundle_says(run, bundle):
     ("training", "shown"),
     [
         ({"lock": {"precision": "bfloat16"}}, "bfloat16"),
-        ({"lock": {"precision": "a\x1b[31m"}}, r'"a\u001b[31m"'),
+        ({"lock": {"precision": "a\x1b[31m"}}, r"a\x1b[31m"),
         ({"lock": {"precision": 7}}, "not recorded"),
         ({"lock": "bfloat16"}, "not recorded"),
         ({}, "not recorded"),
@@ -133,9 +136,38 @@ def test_inspect_shows_the_precision_of_the_training(training, shown, run, tmp_p
     [line] = [
         line
         for line in run("inspect", _write(tmp_path, home, replace(content, training=training))).splitlines()
-        if line.startswith("trained in")
+        if line.startswith("  trained in")
     ]
     assert line.endswith(shown)
+
+
+@pytest.mark.parametrize(
+    ("figures", "says"),
+    [
+        ({}, "what the lock is worth was not measured"),
+        (
+            {"fidelity/gradient": 0.998, "leakage/keyless/gradient": -0.02, "chance/gradient": 0.05},
+            "the lock holds as measured: correlation with true maps 0.998 or more with the key, 0.020 or less without",
+        ),
+        (
+            {"fidelity/gradient": 0.998, "leakage/keyless/gradient": -0.2, "chance/gradient": 0.05},
+            "the lock leaks: keyless maps tell more than chance, most with gradient (correlation 0.200, chance 0.050)",
+        ),
+        (
+            {"fidelity/gradient": 0.5, "leakage/keyless/gradient": 0.2, "chance/gradient": 0.05},
+            "the lock is poor: keyed maps differ from the reference, most with gradient (correlation 0.500)",
+        ),
+    ],
+)
+def test_inspect_begins_with_a_verdict_and_has_groups(figures, says, run, tmp_path, home, content, monkeypatch):
+    made = tuple(Figure(name=name, value=value) for name, value in figures.items())
+    path = _write(tmp_path, home, replace(content, figures=made))
+    lines = run("inspect", path).splitlines()
+    assert lines[0] == f"whole, signed by an issuer you trust; {says}"
+    titles = [line for line in lines[1:] if line and not line.startswith(" ")]
+    assert titles == ["bundle", "model", "lock", "explainers", *(["figures"] if figures else [])]
+    monkeypatch.setenv("KEYLOCK_HOME", str(tmp_path / "nobody"))
+    assert run("inspect", path).startswith("whole, signed by an issuer that was not checked; ")
 
 
 def test_inspect_as_json_is_the_manifest(run, bundle):
@@ -306,12 +338,48 @@ def test_revoked_license_is_shown_as_revoked(run, home):
 def test_customer_shows_a_token_with_the_public_key_alone(run, home, tmp_path, monkeypatch):
     issued = issue_one(run, "--model", "shapes")
     monkeypatch.setenv("KEYLOCK_HOME", str(tmp_path / "customer"))
-    assert "give --issuer" in run("license", "show", issued["token"], code=6)
-    monkeypatch.setattr("sys.stdin", io.StringIO(issued["token"] + "\n"))
+    shown = run("license", "show", issued["token"])
+    assert f"signature   not checked: it names the issuer {home.verifying_key().key_id}; give" in shown
+    assert issued["license"]["id"] in shown
+    assert "this is no keylock license" in run("license", "show", issued["token"][:-8], code=5)
+    assert "give the vendor's with --issuer" in run("license", "verify", issued["token"], code=6)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{issued['token']}\n".encode())))
     text = run("license", "show", "-", "--issuer", home.verifying_key_path)
     assert issued["license"]["id"] in text
     assert "active" in text
+    assert f"signature   good, by {home.verifying_key().key_id}" in text
     assert not (tmp_path / "customer").exists()
+
+
+def test_the_vendor_s_public_keys_are_handed_over_beside_the_license(run, home, tmp_path, monkeypatch):
+    file, keys = tmp_path / "acme.license", tmp_path / "acme.issuers.jwks"
+    issued = json.loads(issue_to(run, file))
+    assert issued["issuers_file"] == str(keys)
+    assert [key.key_id for key in load_keys(keys)] == [home.verifying_key().key_id]
+    assert "PRIVATE" not in keys.read_text()
+    monkeypatch.setenv("KEYLOCK_HOME", str(tmp_path / "customer"))
+    done = run_as_customer("license", "show", file, folder=tmp_path, environment={"KEYLOCK_HOME": tmp_path / "none"})
+    assert done.stdout.startswith("signature   good, by"), done.stderr
+    assert "good: license" in run("license", "verify", file, "--issuer", keys)
+    # Those of somebody else check nothing.
+    keys.write_text(json.dumps(to_jwks([SigningKey.generate().verifying_key])))
+    assert "not trusted here" in run("license", "show", file, code=5)
+    keys.unlink()
+    assert "not checked" in run("license", "show", file)
+
+
+def test_keys_are_written_over_keys_alone(run, home, tmp_path):
+    (tmp_path / "acme.issuers.jwks").write_text("mine")
+    assert "holds something else" in issue_to(run, tmp_path / "acme.license", code=3)
+    assert (tmp_path / "acme.issuers.jwks").read_text() == "mine"
+    assert not (tmp_path / "acme.license").exists()
+    (tmp_path / "acme.issuers.jwks").write_text(json.dumps(to_jwks([SigningKey.generate().verifying_key])))
+    issue_to(run, tmp_path / "acme.license")
+    assert [key.key_id for key in load_keys(tmp_path / "acme.issuers.jwks")] == [home.verifying_key().key_id]
+
+
+def issue_to(run, file, **expected):
+    return run("license", "issue", "--customer", "Acme", "--model", "*", "--out", file, "--json", **expected)
 
 
 def test_expired_token_is_shown_as_expired_and_a_forged_one_not_at_all(run, home):

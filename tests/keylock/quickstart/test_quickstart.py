@@ -26,6 +26,7 @@ from PIL import Image
 import keylock
 from keylock.bundle import KeyFile, open_bundle
 from keylock.cli import main
+from keylock.cli._program import program
 from keylock.data import open_data
 from keylock.evaluation import pearson
 from keylock.keys import KeySeed
@@ -183,9 +184,10 @@ def test_another_s_folder_is_refused_and_left_alone(tmp_path, capfd):
 def test_the_commands_it_prints_work(made, folder, tmp_path):
     """As printed, from where they were printed, with the real server; only the port is another one."""
     place, out, _ = made
-    lines = [line.strip() for line in out.splitlines() if line.startswith("  keylock ")]
+    lines = [line.strip() for line in out.splitlines() if line.startswith(f"  {program()} ")]
     assert lines == json.loads(folder.mark.read_text("utf-8"))["next"]
-    commands = {words[1]: words[1:] for words in map(shlex.split, lines)}
+    lines = [line.removeprefix(program()) for line in lines]
+    commands = {words[0]: words for words in map(shlex.split, lines)}
     environment = {k: v for k, v in os.environ.items() if not k.startswith("KEYLOCK_")}
     program = [sys.executable, "-m", "keylock"]
     ready = tmp_path / "ready"
@@ -197,7 +199,7 @@ def test_the_commands_it_prints_work(made, folder, tmp_path):
             time.sleep(0.1)
         environment["KEYLOCK_TARGET"] = ready.read_text().strip()
         for line in lines:
-            words = shlex.split(line)[1:]
+            words = shlex.split(line)
             if words[0] == "serve":
                 continue
             with contextlib.chdir(place), pytest.MonkeyPatch.context() as patch:
