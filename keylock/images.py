@@ -33,7 +33,7 @@ from keylock.dicom import is_dicom, measure_dicom, read_dicom
 from keylock.errors import ImageError
 from keylock.grey_levels import GreyLevels, agree_on_bits, fewest_bits, to_8_bits
 
-__all__ = ["FORMATS", "ImageLimits", "decode", "measure", "to_rgb"]
+__all__ = ["FORMATS", "ImageLimits", "decode", "is_dicom", "measure", "to_rgb"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,15 +47,17 @@ class AsyncClient(BaseClient):
     # A text is one image, although it is a sequence too: the first signature that fits holds.
     @overload
     async def predict(  # type: ignore[overload-overlap]
-        self, image: ImageLike, *, timeout_s: float | None = ...
+        self, image: ImageLike, *, bits: int | None = ..., timeout_s: float | None = ...
     ) -> Prediction: ...
     @overload
-    async def predict(self, image: Sequence[ImageLike], *, timeout_s: float | None = ...) -> list[Prediction]: ...
     async def predict(
-        self, image: ImageLike | Sequence[ImageLike], *, timeout_s: float | None = None
+        self, image: Sequence[ImageLike], *, bits: int | None = ..., timeout_s: float | None = ...
+    ) -> list[Prediction]: ...
+    async def predict(
+        self, image: ImageLike | Sequence[ImageLike], *, bits: int | None = None, timeout_s: float | None = None
     ) -> Prediction | list[Prediction]:
         """Classify images, as `Client.predict` does."""
-        return await self._run(exchanges.predict(self._memory, image), timeout_s)
+        return await self._run(exchanges.predict(self._memory, image, bits=bits), timeout_s)
 
     @overload
     async def explain(  # type: ignore[overload-overlap]
@@ -67,6 +69,7 @@ class AsyncClient(BaseClient):
         parameters: Mapping[str, Any] | None = ...,
         map_dtype: str | None = ...,
         prediction: str = ...,
+        bits: int | None = ...,
         request_id: str | None = ...,
         timeout_s: float | None = ...,
     ) -> Explanation: ...
@@ -80,6 +83,7 @@ class AsyncClient(BaseClient):
         parameters: Mapping[str, Any] | None = ...,
         map_dtype: str | None = ...,
         prediction: str = ...,
+        bits: int | None = ...,
         request_id: str | None = ...,
         timeout_s: float | None = ...,
     ) -> list[Explanation]: ...
@@ -92,6 +96,7 @@ class AsyncClient(BaseClient):
         parameters: Mapping[str, Any] | None = None,
         map_dtype: str | None = None,
         prediction: str = "public",
+        bits: int | None = None,
         request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> Explanation | list[Explanation]:
@@ -105,6 +110,7 @@ class AsyncClient(BaseClient):
             map_dtype=map_dtype,
             prediction=prediction,
             request_id=request_id,
+            bits=bits,
         )
         return await self._run(exchange, timeout_s)
 
@@ -117,6 +123,7 @@ class AsyncClient(BaseClient):
         parameters: Mapping[str, Any] | None = None,
         map_dtype: str | None = None,
         prediction: str = "public",
+        bits: int | None = None,
         request_id: str | None = None,
         in_flight: int = 16,
         progress: Callable[[Progress], object] | None = None,
@@ -129,6 +136,7 @@ class AsyncClient(BaseClient):
         several = self._images(
             images,
             request_id=request_id,
+            bits=bits,
             explainer=explainer,
             target=target,
             parameters=parameters,

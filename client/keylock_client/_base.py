@@ -158,12 +158,13 @@ class BaseClient:
             text = f"the server at {self._settings.target} sent an answer that cannot be read"
             return None, BadAnswerError(f"{text}: check that it is a keylock server", request_id=call.request_id)
 
-    def _images(self, given: object, *, request_id: str | None, **options: Any) -> Images:  # noqa: ANN401
+    def _images(self, given: object, *, request_id: str | None, bits: int | None, **options: Any) -> Images:  # noqa: ANN401
         """Check the arguments of `explain_many`, before anything is sent."""
         if isinstance(given, (str, bytes, os.PathLike)):
             raise InputError("explain_many takes several images: give a list, or call explain for one")
         total = len(given) if isinstance(given, Sized) else None
-        return Images(exchanges.explain_options(self._memory, **options), request_id=request_id, total=total)
+        asked = exchanges.explain_options(self._memory, **options)
+        return Images(asked, request_id=request_id, total=total, bits=bits)
 
     def _stream_call(self, images: Images, access: Token | None) -> Call:
         return Call(

@@ -250,9 +250,11 @@ def access(memory: Memory) -> Exchange[Token]:
     return token
 
 
-def predict(memory: Memory, images: ImageLike | Sequence[ImageLike]) -> Exchange[Prediction | list[Prediction]]:
+def predict(
+    memory: Memory, images: ImageLike | Sequence[ImageLike], *, bits: int | None = None
+) -> Exchange[Prediction | list[Prediction]]:
     """Classify images over the Open Inference Protocol, in as many calls as it takes."""
-    sources, single = yield from _read_images(memory, images)
+    sources, single = yield from _read_images(memory, images, bits=bits)
     info = yield from describe(memory)
     found: list[Prediction] = []
     for call_id, first, chunk in chunks(sources, None, most=info.limits.images):
@@ -268,17 +270,19 @@ def predict(memory: Memory, images: ImageLike | Sequence[ImageLike]) -> Exchange
     return found[0] if single else found
 
 
-def _read_images(memory: Memory, images: ImageLike | Sequence[ImageLike]) -> Exchange[tuple[list[Source], bool]]:
+def _read_images(
+    memory: Memory, images: ImageLike | Sequence[ImageLike], *, bits: int | None
+) -> Exchange[tuple[list[Source], bool]]:
     """Read images, none of which is larger than the server takes."""
     limits = RequestLimits() if memory.info is None else memory.info.limits
     try:
-        return read_sources(images, limits)
+        return read_sources(images, limits, bits=bits)
     except TooLargeError:
         # This server may take more than most do, or more than it did.
         info = yield from describe(memory, refresh=True)
         if info.limits == limits:
             raise
-        return read_sources(images, info.limits)
+        return read_sources(images, info.limits, bits=bits)
 
 
 def explain_options(memory: Memory, **options: Any) -> pb.ExplainRequest:  # noqa: ANN401 - those of explain_request
@@ -296,9 +300,10 @@ def explain(
     map_dtype: str | None,
     prediction: str,
     request_id: str | None,
+    bits: int | None = None,
 ) -> Exchange[Explanation | list[Explanation]]:
     """Explain images, in as many calls as it takes."""
-    sources, single = yield from _read_images(memory, images)
+    sources, single = yield from _read_images(memory, images, bits=bits)
     options = explain_options(
         memory, explainer=explainer, target=target, parameters=parameters, map_dtype=map_dtype, prediction=prediction
     )

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from keylock.errors import ImageError, InputError, TensorError
-from keylock.images import decode, to_rgb
+from keylock.grey_levels import check_bits, to_8_bits
+from keylock.images import decode, is_dicom, measure, to_rgb
 from keylock.preprocessing import Preprocessing
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client._limits import RequestLimits
@@ -92,11 +93,12 @@ class Source:
     def _pixels(self) -> NDArray[np.uint8]:
         if self.rgb is not None:
             return self.rgb
-        return decode(self.encoded or b"")
+        # Only to look at: the scale that the server took is not known here.
+        return decode(self.encoded or b"", guess=True)
 
 
 def read_sources(
-    images: ImageLike | Sequence[ImageLike], limits: RequestLimits | None = None
+    images: ImageLike | Sequence[ImageLike], limits: RequestLimits | None = None, *, bits: int | None = None
 ) -> tuple[list[Source], bool]:
     """Read what a user gave to `predict` or `explain`.
 
@@ -104,6 +106,7 @@ def read_sources(
         images: One image, a sequence of images, or an array of several: float `(batch, channels, height, width)` or
             uint8 `(batch, height, width, 3)`.
         limits: What an image may have at most, where it is to be sent.
+        bits: How many bits the values have of images with more than eight.
 
     Returns:
         The images, and whether one was given rather than a sequence.
@@ -111,28 +114,38 @@ def read_sources(
     Raises:
         ImageError: A file cannot be read.
         TensorError: An array is neither pixels nor a preprocessed image.
-        InputError: There is no image, or something that is none.
+        InputError: There is no image, or something that is none, or the bits are out of range.
     """
+    bits = check_bits(bits)
     if isinstance(images, (list, tuple)):
         several: list[Any] = [*images]
     elif getattr(images, "ndim", None) == 4:
         several = [*_array(images, "the batch")]
     else:
-        return [read_source(images, "the image", limits)], True
+        return [read_source(images, "the image", limits, bits=bits)], True
     if not several:
         raise InputError("no image was given: give at least one")
     return [
-        read_source(image, f"image {place} of {len(several)}", limits) for place, image in enumerate(several, start=1)
+        read_source(image, f"image {place} of {len(several)}", limits, bits=bits)
+        for place, image in enumerate(several, start=1)
     ], False
 
 
-def read_source(image: Any, name: str, limits: RequestLimits | None = None) -> Source:  # noqa: ANN401 - users give anything
+def read_source(
+    image: Any,  # noqa: ANN401 - users give anything
+    name: str,
+    limits: RequestLimits | None = None,
+    *,
+    bits: int | None = None,
+) -> Source:
     """Read one image.
 
     Args:
         image: What a user gave.
         name: What to call it, unless it is a path.
         limits: What an image may have at most, where it is to be sent; looked at before anything is copied.
+        bits: How many bits its values have, where they have more than eight; it is then scaled here. Without it the
+            server scales as the model was trained.
 
     Raises:
         ImageError: A file cannot be read.
@@ -142,21 +155,22 @@ def read_source(image: Any, name: str, limits: RequestLimits | None = None) -> S
     if isinstance(image, (bytes, bytearray, memoryview)):
         if limits is not None:
             limits.check_file(memoryview(image).nbytes, name)
-        return Source(name, encoded=bytes(image))
+        return _from_file(bytes(image), name, bits)
     if isinstance(image, (str, os.PathLike)):
-        return _read_file(os.fspath(image), name, limits)
+        return _read_file(os.fspath(image), name, limits, bits)
     if isinstance(image, Image.Image):
         if limits is not None:
             limits.check_pixels(image.width, image.height, name)
-        return Source(name, rgb=to_rgb(image))
+        deep = image.mode.startswith("I") and bits is None
+        return _from_deep(np.asarray(image), name) if deep else Source(name, rgb=to_rgb(image, bits=bits))
     if hasattr(image, "__array__"):
-        return _read_array(_array(image, name), name, limits)
+        return _read_array(_array(image, name), name, limits, bits)
     raise InputError(
         f"{name} is of type {type(image).__name__}: give a path, the bytes of an image file, a Pillow image or an array"
     )
 
 
-def _read_file(path: str, name: str, limits: RequestLimits | None) -> Source:
+def _read_file(path: str, name: str, limits: RequestLimits | None, bits: int | None) -> Source:
     if "://" in path:
         raise ImageError(f"{path!r} is an address: download the image and give its path or its bytes")
     try:
@@ -170,10 +184,33 @@ def _read_file(path: str, name: str, limits: RequestLimits | None) -> Source:
         raise ImageError(f"the image {path!r} is empty (0 bytes): give the path of an image file")
     if limits is not None:
         limits.check_file(len(data), repr(path))
-    return Source(path or name, encoded=data)
+    return _from_file(data, path or name, bits)
 
 
-def _read_array(array: NDArray[Any], name: str, limits: RequestLimits | None) -> Source:
+def _from_file(data: bytes, name: str, bits: int | None) -> Source:
+    """Returns a file as it is, unless it has to be converted here."""
+    if is_dicom(data) or (bits is not None and measure(data) is not None):
+        return Source(name, rgb=decode(data, bits=bits, dicom=True))
+    return Source(name, encoded=data)
+
+
+def _from_deep(values: NDArray[Any], name: str) -> Source:
+    """Returns grey values of 16 bits as a file, which the server scales as the model was trained."""
+    if values.min() < 0 or values.max() >= 2**16:
+        raise TensorError(f"{name} has values outside of 0 to 65,535: scale them to 8 or 16 bits")
+    return Source(name, encoded=_png(values.astype(np.uint16)))
+
+
+def _read_array(array: NDArray[Any], name: str, limits: RequestLimits | None, bits: int | None) -> Source:
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2 and array.size and array.ndim in (2, 3):
+        if limits is not None:
+            limits.check_pixels(array.shape[1], array.shape[0], name)
+        if bits is not None:
+            array = to_8_bits(array, bits=bits)
+        elif array.ndim == 2:
+            return _from_deep(array, name)
+        else:
+            raise TensorError(f"{name} has colours of 16 bits: say how many bits their values have by bits=")
     if array.dtype == np.uint8 and array.size and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
         if limits is not None:
             limits.check_pixels(array.shape[1], array.shape[0], name)
@@ -190,7 +227,7 @@ def _read_array(array: NDArray[Any], name: str, limits: RequestLimits | None) ->
         return Source(name, tensor=tensor)
     raise TensorError(
         f"{name} is an array of type {array.dtype} and shape {array.shape}: give pixels as uint8 (height, width, 3) or "
-        "(height, width), or a preprocessed image as float32 (channels, height, width)"
+        "(height, width), uint16 with bits=, or a preprocessed image as float32 (channels, height, width)"
     )
 
 
@@ -203,8 +240,8 @@ def _array(value: Any, name: str) -> NDArray[Any]:  # noqa: ANN401 - anything wi
         ) from None
 
 
-def _png(rgb: NDArray[np.uint8]) -> bytes:
+def _png(pixels: NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
     # Level 1 is several times faster than the default and a few per cent larger.
-    Image.fromarray(rgb).save(buffer, "PNG", compress_level=1)
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from google.rpc import status_pb2
 
 from keylock.errors import InputError, KeylockError
+from keylock.grey_levels import check_bits
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client import _answers as answers
 from keylock_client._limits import RequestLimits
@@ -59,17 +60,21 @@ class Images:
         limits: What the server takes of an image.
     """
 
-    def __init__(self, options: pb.ExplainRequest, *, request_id: str | None, total: int | None) -> None:
+    def __init__(
+        self, options: pb.ExplainRequest, *, request_id: str | None, total: int | None, bits: int | None = None
+    ) -> None:
         """Begins with none.
 
         Args:
             options: What holds for every image.
             request_id: The id of the stream; random if left out.
             total: How many images there will be, where that is known.
+            bits: How many bits the values have of images with more than eight.
 
         Raises:
-            InputError: The request id is unusable.
+            InputError: The request id or the bits are unusable.
         """
+        self._bits = check_bits(bits)
         self._options = pb.ExplainRequest()
         self._options.CopyFrom(options)
         self._options.request_id = uuid.uuid4().hex if request_id is None else request_id
@@ -103,7 +108,7 @@ class Images:
         self._prepared += 1
         name = f"image {number + 1}"
         try:
-            source = read_source(image, name, self.limits)
+            source = read_source(image, name, self.limits, bits=self._bits)
             message = pb.ExplainStreamRequest(image=pb.ExplainStreamImage(number=number, image=source.message()))
         except KeylockError as error:
             return Unreadable(number, name, error)

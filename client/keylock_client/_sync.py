@@ -55,12 +55,14 @@ class Client(BaseClient):
     # A text is one image, although it is a sequence too: the first signature that fits holds.
     @overload
     def predict(  # type: ignore[overload-overlap]
-        self, image: ImageLike, *, timeout_s: float | None = ...
+        self, image: ImageLike, *, bits: int | None = ..., timeout_s: float | None = ...
     ) -> Prediction: ...
     @overload
-    def predict(self, image: Sequence[ImageLike], *, timeout_s: float | None = ...) -> list[Prediction]: ...
     def predict(
-        self, image: ImageLike | Sequence[ImageLike], *, timeout_s: float | None = None
+        self, image: Sequence[ImageLike], *, bits: int | None = ..., timeout_s: float | None = ...
+    ) -> list[Prediction]: ...
+    def predict(
+        self, image: ImageLike | Sequence[ImageLike], *, bits: int | None = None, timeout_s: float | None = None
     ) -> Prediction | list[Prediction]:
         """Classify images. This needs no license, and none is sent.
 
@@ -70,6 +72,8 @@ class Client(BaseClient):
             image: One image or a list of them: paths, bytes of image files, Pillow images, uint8 pixels
                 `(height, width, 3)`, or preprocessed float arrays `(channels, height, width)`. An array with a batch
                 dimension counts as a list.
+            bits: How many bits the values have of images with more than eight, 8 to 16. Without it the server takes
+                what its model was trained with, or what the file says.
             timeout_s: Seconds each request may take, in place of the client's.
 
         Returns:
@@ -79,7 +83,7 @@ class Client(BaseClient):
             InputError: An image cannot be used; the message names it.
             ClientError: A call failed.
         """
-        return self._run(exchanges.predict(self._memory, image), timeout_s)
+        return self._run(exchanges.predict(self._memory, image, bits=bits), timeout_s)
 
     @overload
     def explain(  # type: ignore[overload-overlap]
@@ -91,6 +95,7 @@ class Client(BaseClient):
         parameters: Mapping[str, Any] | None = ...,
         map_dtype: str | None = ...,
         prediction: str = ...,
+        bits: int | None = ...,
         request_id: str | None = ...,
         timeout_s: float | None = ...,
     ) -> Explanation: ...
@@ -104,6 +109,7 @@ class Client(BaseClient):
         parameters: Mapping[str, Any] | None = ...,
         map_dtype: str | None = ...,
         prediction: str = ...,
+        bits: int | None = ...,
         request_id: str | None = ...,
         timeout_s: float | None = ...,
     ) -> list[Explanation]: ...
@@ -116,6 +122,7 @@ class Client(BaseClient):
         parameters: Mapping[str, Any] | None = None,
         map_dtype: str | None = None,
         prediction: str = "public",
+        bits: int | None = None,
         request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> Explanation | list[Explanation]:
@@ -135,6 +142,7 @@ class Client(BaseClient):
             prediction: Which prediction `Explanation.prediction` is: `public`, the one that `predict` gives and
                 everybody gets, or `keyed`, the one of the network with the key, which a true map is about and which
                 needs a license. They differ a little.
+            bits: As of `predict`.
             request_id: The id under which the server is to know the call, at most 120 visible ASCII characters without
                 spaces; random if left out. A call that is made again with the same id and the same content is answered
                 again and costs nothing.
@@ -159,6 +167,7 @@ class Client(BaseClient):
             map_dtype=map_dtype,
             prediction=prediction,
             request_id=request_id,
+            bits=bits,
         )
         return self._run(exchange, timeout_s)
 
@@ -171,6 +180,7 @@ class Client(BaseClient):
         parameters: Mapping[str, Any] | None = None,
         map_dtype: str | None = None,
         prediction: str = "public",
+        bits: int | None = None,
         request_id: str | None = None,
         in_flight: int = 16,
         progress: Callable[[Progress], object] | None = None,
@@ -197,6 +207,7 @@ class Client(BaseClient):
             parameters: Parameters of the explainer to insist on.
             map_dtype: Type in which maps travel, as in `explain`.
             prediction: Which prediction to give, as in `explain`.
+            bits: As of `predict`.
             request_id: The id of the whole, at most 117 visible ASCII characters without spaces; random if left out.
                 Given again with the same images in the same order, what was charged before costs nothing.
             in_flight: How many images are on their way, or answered and not given out yet.
@@ -215,6 +226,7 @@ class Client(BaseClient):
         several = self._images(
             images,
             request_id=request_id,
+            bits=bits,
             explainer=explainer,
             target=target,
             parameters=parameters,

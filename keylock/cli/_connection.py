@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from keylock_client import Client
 
 __all__ = [
+    "BitsOption",
     "ImagesArgument",
     "LicenseFileOption",
     "ServerOption",
@@ -26,6 +27,12 @@ __all__ = [
 ]
 
 ImagesArgument = Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files; '-' reads one from stdin.")]
+BitsOption = Annotated[
+    int | None,
+    typer.Option("--bits", metavar="N", help="Bits of the values in images with more than 8. [what the model takes]"),
+]
+"""`bits: BitsOption = None`."""
+
 ServerOption = Annotated[
     str | None,
     typer.Option("--server", metavar="HOST:PORT", help="Address of the server. [env: KEYLOCK_TARGET; localhost:8470]"),

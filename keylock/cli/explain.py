@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from keylock.cli._connection import (
+    BitsOption,
     ImagesArgument,
     LicenseFileOption,
     ServerOption,
@@ -66,6 +67,7 @@ def explain(
             help="The prediction to show: the one that everybody gets, or that of the network with the key.",
         ),
     ] = "public",
+    bits: BitsOption = None,
     license_file: LicenseFileOption = None,
     server: ServerOption = None,
     timeout_s: TimeoutOption = None,
@@ -86,7 +88,7 @@ def explain(
     with connect(server=server, timeout_s=timeout_s, tls=tls, tls_ca=tls_ca, license_file=license_file) as client:
         classes = () if target is None else client.model().classes
         chosen = None if target is None else _choose_class(target, classes)
-        asked = {"explainer": explainer, "target": chosen, "prediction": prediction}
+        asked = {"explainer": explainer, "target": chosen, "prediction": prediction, "bits": bits}
         for number, explanation in _ask(client, images, failures, asked):
             if receipts is not None:
                 _save_receipt(explanation, receipts[number], images[number], failures)

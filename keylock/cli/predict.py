@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from keylock.cli._connection import (
+    BitsOption,
     ImagesArgument,
     ServerOption,
     TimeoutOption,
@@ -28,6 +29,7 @@ _TOGETHER = 16
 
 def predict(
     images: ImagesArgument,
+    bits: BitsOption = None,
     server: ServerOption = None,
     timeout_s: TimeoutOption = None,
     tls: TlsOption = None,
@@ -47,7 +49,7 @@ def predict(
     ):
         for first in range(0, len(given), _TOGETHER):
             places = list(range(first, min(first + _TOGETHER, len(given))))
-            for place, answer in _ask(client, given, places):
+            for place, answer in _ask(client, given, places, bits):
                 if isinstance(answer, KeylockError):
                     failures[place] = answer if len(given) == 1 else name_image(answer, images[place])
                 else:
@@ -66,7 +68,7 @@ def predict(
 
 
 def _ask(
-    client: "Client", given: list[str | bytes], places: list[int]
+    client: "Client", given: list[str | bytes], places: list[int], bits: int | None
 ) -> "Iterator[tuple[int, Prediction | KeylockError]]":
     """Ask for some images together; where one of them is refused, for each half by itself, so that the others go on.
 
@@ -74,6 +76,7 @@ def _ask(
         client: Asks.
         given: All images.
         places: Which of them to ask for, at least one.
+        bits: How many bits the values have of images with more than eight.
 
     Yields:
         The place of each image, in order, and its prediction or what is wrong with it.
@@ -84,11 +87,11 @@ def _ask(
     from keylock_client import RequestRefusedError
 
     try:
-        yield from zip(places, client.predict([given[place] for place in places]), strict=True)
+        yield from zip(places, client.predict([given[place] for place in places], bits=bits), strict=True)
     except (InputError, RequestRefusedError) as error:
         if len(places) == 1:
             yield places[0], error
             return
         half = len(places) // 2
-        yield from _ask(client, given, places[:half])
-        yield from _ask(client, given, places[half:])
+        yield from _ask(client, given, places[:half], bits)
+        yield from _ask(client, given, places[half:], bits)

@@ -9,7 +9,7 @@ from PIL import Image
 from keylock.errors import ImageError, InputError, TensorError
 from keylock.images import decode
 from keylock.preprocessing import Preprocessing
-from keylock_client._sources import read_sources
+from keylock_client._sources import read_source, read_sources
 
 PREPROCESSING = Preprocessing(size=(8, 8), resize="shorter_side_crop", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 
@@ -157,3 +157,60 @@ def test_a_tensor_is_shown_as_the_picture_it_came_from():
 
 def test_pixels_travel_as_png(pixels):
     assert Image.open(io.BytesIO(sent(pixels).encoded)).format == "PNG"
+
+
+DEEP = np.arange(12 * 20).reshape(12, 20).astype(np.uint8)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_file_of_12_bits_is_scaled_here_where_its_bits_are_stated(tmp_path, suffix):
+    path = tmp_path / f"scan.{suffix}"
+    Image.fromarray(DEEP.astype(np.uint16) << 4).save(path)
+
+    stated = read_source(path, "x", bits=12)
+    travelling = read_source(path, "x")
+
+    np.testing.assert_array_equal(stated.rgb[..., 0], DEEP)
+    assert travelling.encoded == path.read_bytes()
+    # What an explanation is drawn on may be guessed.
+    np.testing.assert_array_equal(travelling.pixels(PREPROCESSING)[0][..., 0], DEEP)
+
+
+def test_pixels_of_16_bits_travel_as_they_are_or_scaled():
+    deep = DEEP.astype(np.uint16) << 4
+    for image in (deep, Image.fromarray(deep)):
+        travelling = read_source(image, "x")
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(travelling.encoded))), deep)
+        np.testing.assert_array_equal(read_source(image, "x", bits=12).rgb[..., 0], DEEP)
+    colour = np.repeat(deep[..., np.newaxis], 3, axis=2)
+    np.testing.assert_array_equal(read_source(colour, "x", bits=12).rgb[..., 2], DEEP)
+    with pytest.raises(TensorError, match="colours of 16 bits: say how many bits"):
+        read_source(colour, "x")
+
+
+def test_eight_bits_travel_as_they_are_whatever_is_stated(tmp_path):
+    path = tmp_path / "photo.png"
+    Image.fromarray(DEEP).save(path)
+
+    assert read_source(path, "x", bits=12).encoded == path.read_bytes()
+    with pytest.raises(InputError, match="8 to 16"):
+        read_sources([path], bits=20)
+
+
+def test_a_dicom_file_is_converted_here(tmp_path):
+    pytest.importorskip("pydicom", reason="DICOM needs the extra dicom")
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = 12, 20, 1
+    dataset.PhotometricInterpretation = "MONOCHROME1"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 12, 11, 0
+    dataset.PixelData = (DEEP.astype(np.uint16) << 4).tobytes()
+    dataset.save_as(tmp_path / "scan.dcm", enforce_file_format=True)
+
+    np.testing.assert_array_equal(read_source(tmp_path / "scan.dcm", "x").rgb[..., 0], 255 - DEEP)
