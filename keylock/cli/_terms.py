@@ -24,6 +24,7 @@ __all__ = [
     "end_of",
     "make_license",
     "parse_date",
+    "period_of",
     "terms",
 ]
 
@@ -105,22 +106,51 @@ def make_license(fields: dict[str, Any]) -> "License":
         raise InputError(f"cannot issue this license: {where}{first['msg'].removeprefix('Value error, ')}") from None
 
 
-def end_of(start: datetime, days: float | None, expires: str | None) -> datetime:
+def end_of(start: datetime, days: float | None, expires: str | None, *, now: datetime) -> datetime:
     """Returns when a license ends.
 
+    Args:
+        start: When it starts.
+        days: `--days`.
+        expires: `--expires`.
+        now: The time.
+
     Raises:
-        InputError: If both options were given, or one makes no sense.
+        InputError: If both options were given, one makes no sense, or the license would be over already.
     """
     from keylock.errors import InputError
 
-    if expires is not None:
-        if days is not None:
-            raise InputError("give --days or --expires, not both")
-        return parse_date(expires, "--expires")
+    if expires is not None and days is not None:
+        raise InputError("give --days or --expires, not both")
     try:
-        return start + timedelta(days=365 if days is None else days)
+        end = (
+            start + timedelta(days=365 if days is None else days)
+            if expires is None
+            else parse_date(expires, "--expires")
+        )
     except OverflowError:
         raise InputError("--days is too large: no calendar reaches that far") from None
+    if end <= now:
+        option = "--days" if expires is None else "--expires"
+        raise InputError(
+            f"the license would be over already, on {end:%Y-%m-%d %H:%M} UTC: give a later end by {option}"
+        )
+    return end
+
+
+def period_of(since: str | None, until: str | None) -> "tuple[datetime | None, datetime | None]":
+    """Returns the moments that `--since` and `--until` name.
+
+    Raises:
+        InputError: If one names none, or nothing lies between them.
+    """
+    from keylock.errors import InputError
+
+    start = None if since is None else parse_date(since, "--since")
+    end = None if until is None else parse_date(until, "--until")
+    if start is not None and end is not None and start >= end:
+        raise InputError(f"nothing lies between --since {since} and --until {until}: give --until a later moment")
+    return start, end
 
 
 def parse_date(text: str, option: str) -> datetime:

@@ -54,7 +54,10 @@ def license_issue(
     customer: Annotated[str, typer.Option(metavar="NAME", help="To whom.")],
     model: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Name or digest of a model it covers, '*' for all; may be repeated."),
+        typer.Option(
+            metavar="NAME",
+            help="Name or digest of a model it covers, '*' for all; may be repeated.",
+        ),
     ] = None,
     bundle: Annotated[
         Path | None, typer.Option(metavar="BUNDLE", help="Cover the model in this bundle, and no other version of it.")
@@ -97,7 +100,7 @@ def license_issue(
             "explainers": tuple(explainer or ("*",)),
             "issued_at": now,
             "not_before": start,
-            "expires": end_of(start, days, expires),
+            "expires": end_of(start, days, expires, now=now),
             **terms(
                 per_day=per_day,
                 per_month=per_month,
@@ -119,6 +122,9 @@ def license_issue(
             hand_over(out, token, own_issuers(home))
         licenses.add(license, issuer=signing_key.key_id)
     _hand_out(license, token, out, as_json=as_json)
+    unchecked = [name for name in (*(model or ()), *(explainer or ())) if name != "*"]
+    if bundle is None and unchecked:
+        note(f"without --bundle nobody checked that these are spelt as in the model: {', '.join(unchecked)}")
 
 
 @app.command("renew")
@@ -166,7 +172,11 @@ def license_renew(
             changes["quota"] = {**old.quota.model_dump(), **changes["quota"]}
         # No two issues of a license have the same time, by which servers tell them apart.
         issued_at = max(now, old.issued_at + timedelta(seconds=1))
-        fresh = {"issued_at": issued_at, "not_before": min(now, old.not_before), "expires": end_of(now, days, expires)}
+        fresh = {
+            "issued_at": issued_at,
+            "not_before": min(now, old.not_before),
+            "expires": end_of(now, days, expires, now=now),
+        }
         license = make_license({**old.model_dump(), **changes, **fresh})
         signing_key = opened.signing_key()
         token = issue(license, signing_key)
@@ -323,7 +333,7 @@ def license_revoke(
 
 
 def _models(models: list[str] | None, bundle: Path | None, explainers: list[str] | None) -> tuple[str, ...]:
-    """Returns the models to cover; explainers are checked against the bundle where there is one."""
+    """Returns the models to cover; they and the explainers are checked against the bundle where there is one."""
     from keylock.bundle import open_bundle
     from keylock.errors import InputError, UnknownNameError
 
@@ -332,11 +342,15 @@ def _models(models: list[str] | None, bundle: Path | None, explainers: list[str]
     if bundle is None:
         return tuple(models or ())
     manifest = open_bundle(bundle, trusted=None).manifest
-    offered = [entry.name for entry in manifest.explainers]
-    for name in explainers or ():
-        if name not in offered and name != "*":
-            raise UnknownNameError("explainer", name, offered)
-    return (*(models or ()), manifest.model_digest)
+    of_bundle = [manifest.name, manifest.model_digest]
+    for kind, names, known in (
+        ("model", models, of_bundle),
+        ("explainer", explainers, [entry.name for entry in manifest.explainers]),
+    ):
+        for name in names or ():
+            if name != "*" and name not in known:
+                raise UnknownNameError(kind, name, known)
+    return tuple(dict.fromkeys((*(models or ()), manifest.model_digest)))
 
 
 def _hand_out(license: "License", token: str, out: Path | None, *, as_json: bool) -> None:

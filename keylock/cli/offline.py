@@ -1,6 +1,7 @@
 """`keylock offline-license`: a license and the key of its model in one file, sealed to a customer's key."""
 
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -43,6 +44,10 @@ def offline_license(
     token = read_license(license)
     granted = verify_ignoring_time(token, keys)
     check_limits(granted)
+    if granted.expires <= datetime.now(UTC):
+        raise InputError(f"the license ended on {granted.expires:%Y-%m-%d}: renew it first, keylock license renew")
+    if out.exists():
+        raise InputError(f"{out} exists and is not overwritten: choose another path")
     opened = open_bundle(bundle, trusted=None)
     check(granted, model_name=opened.manifest.name, model_digest=opened.manifest.model_digest)
     with make_provider(to, environment=os.environ) as recipient:

@@ -10,7 +10,7 @@ from keylock.cli._console import JsonOption, new_app, note, print_json, print_pa
 from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption
 from keylock.cli._receipts import find_trust, read_small_text
 from keylock.cli._store import StoreOption, open_store
-from keylock.cli._terms import parse_date
+from keylock.cli._terms import period_of
 
 __all__ = ["app"]
 
@@ -81,9 +81,13 @@ def usage_export(
 
     if form not in FORMATS:
         raise UnknownNameError("format", form, FORMATS)
-    start = None if since is None else parse_date(since, "--since")
-    end = None if until is None else parse_date(until, "--until")
+    start, end = period_of(since, until)
     with open_store(store, home) as licenses, licenses.database.transaction(snapshot=True) as connection:
+        # A misspelt name would be an empty bill.
+        if license_id is not None:
+            licenses.get(license_id)
+        if customer is not None and not licenses.list(customer=customer):
+            raise InputError(f"no license was issued to a customer {customer!r}: keylock license list shows the names")
         lines = render(charged(connection, since=start, until=end, license_id=license_id, customer=customer), form)
         if out is None:
             for line in lines:

@@ -28,7 +28,7 @@ from keylock.bundle import (
 from keylock.cli import main
 from keylock.issuers import load_keys, to_jwks
 from keylock.keys import Key, KeySeed
-from keylock.licensing import issue, verify
+from keylock.licensing import License, issue, new_license_id, verify
 from keylock.preprocessing import Preprocessing
 from keylock.signing import Home, SigningKey
 
@@ -382,8 +382,39 @@ def issue_to(run, file, **expected):
     return run("license", "issue", "--customer", "Acme", "--model", "*", "--out", file, "--json", **expected)
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--model", "xrya"], "unknown model 'xrya': choose one of sha256:"),
+        (["--model", "xrya"], ", shapes"),
+        (["--model", "sha256:" + 64 * "0"], "unknown model"),
+        (["--explainer", "grad_camm"], "unknown explainer 'grad_camm': choose one of grad_cam, gradient"),
+    ],
+)
+def test_names_that_a_bundle_does_not_have_are_refused(run, home, bundle, options, says):
+    assert says in run("license", "issue", "--customer", "Acme", "--bundle", bundle, *options, code=3)
+    assert not home.licenses_path.exists()
+
+
+def test_names_of_a_bundle_are_granted_with_it(run, home, bundle):
+    digest = open_bundle(bundle, trusted=None).manifest.model_digest
+    for names in (["shapes"], ["*"], [digest]):
+        given = [option for name in names for option in ("--model", name)]
+        models = issue_one(run, "--bundle", bundle, *given)["license"]["models"]
+        assert models == list(dict.fromkeys([*names, digest]))
+
+
 def test_expired_token_is_shown_as_expired_and_a_forged_one_not_at_all(run, home):
-    token = issue_one(run, "--model", "shapes", "--not-before", "2020-01-01", "--expires", "2020-02-01")["token"]
+    license = License(
+        id=new_license_id(),
+        customer="Acme Ltd",
+        models=("shapes",),
+        explainers=("*",),
+        issued_at=datetime(2020, 1, 1, tzinfo=UTC),
+        not_before=datetime(2020, 1, 1, tzinfo=UTC),
+        expires=datetime(2020, 2, 1, tzinfo=UTC),
+    )
+    token = issue(license, home.signing_key())
     assert json.loads(run("license", "show", token, "--json"))["status"] == "expired"
     assert "changed" in run("license", "show", token[:-8] + "AAAAAAAA", code=5)
     license = verify(token, [home.verifying_key()], now=datetime(2020, 1, 2, tzinfo=UTC))
@@ -396,14 +427,16 @@ def test_expired_token_is_shown_as_expired_and_a_forged_one_not_at_all(run, home
         ([], "--bundle BUNDLE"),
         (["--model", "my model"], "models"),
         (["--model", "a", "--expires", "soon"], "--expires must be a date"),
-        (["--model", "a", "--expires", "2020-01-01"], "must expire after it starts"),
+        (["--model", "a", "--expires", "2020-01-01"], "would be over already, on 2020-01-01"),
+        (["--model", "a", "--not-before", "2020-01-01", "--days", "3"], "a later end by --days"),
+        (["--model", "a", "--not-before", "2999-01-02", "--expires", "2999-01-01"], "must expire after it starts"),
         (["--model", "a", "--days", "1", "--expires", "2030-01-01"], "not both"),
         (["--model", "a", "--days", "1e12"], "too large"),
-        (["--model", "a", "--days", "0"], "must expire after"),
+        (["--model", "a", "--days", "0"], "would be over already"),
         (["--model", "a", "--explainer", "../x"], "explainers"),
         (["--model", "a", "--explainer", "x", "--explainer", "x"], "twice"),
     ],
-    ids=range(9),
+    ids=range(11),
 )
 def test_impossible_license_is_one_line(run, home, options, says):
     assert says in run("license", "issue", "--customer", "Acme", *options, code=3)

@@ -202,6 +202,18 @@ def charged(home, run):
     return acme, other
 
 
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (["--since", "2026-02-01", "--until", "2026-01-01"], 3, "nothing lies between"),
+        (["--customer", "Acmee"], 3, "no license was issued to a customer 'Acmee'"),
+        (["--license", "lic_unknown"], 5, "lic_unknown"),
+    ],
+)
+def test_an_export_that_could_only_be_empty_is_refused(run, charged, options, code, says):
+    assert says in run("usage", "export", *options, code=code)
+
+
 def test_usage_is_shown_exported_and_reconciled(run, home, charged, tmp_path):
     acme, other = charged
     shown = run("usage", "show", acme, "--json", read=True)[0]
