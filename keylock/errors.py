@@ -19,6 +19,8 @@
     ├── TrainingError           training that cannot go on
     │   ├── NonFiniteLossError  a loss term became NaN or infinite; carries the term
     │   ├── OutOfMemoryError    a step does not fit into memory; carries the size of the batch
+    │   ├── StorageError        the state of a run cannot be written; carries the file
+    │   ├── InUseError          a folder that another run works in; carries the folder
     │   └── ResumeError         a checkpoint that does not belong to this run
     ├── ExportError             a compiled graph that disagrees with its reference
     └── ServiceError            the server cannot start, or the client cannot reach it
@@ -36,6 +38,7 @@ exits with; the codes are part of the interface and are listed in `docs/cli.md`.
 from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 
 __all__ = [
     "AuditLogError",
@@ -44,6 +47,7 @@ __all__ = [
     "DataError",
     "ExportError",
     "ImageError",
+    "InUseError",
     "InputError",
     "KeySeedError",
     "KeylockError",
@@ -61,6 +65,7 @@ __all__ = [
     "ResumeError",
     "ServiceError",
     "SignatureError",
+    "StorageError",
     "StoreError",
     "StoreReplacedError",
     "TensorError",
@@ -245,6 +250,31 @@ class OutOfMemoryError(TrainingError):
         super().__init__(
             f"a batch of {rows} images does not fit into memory: try batch_size={max(1, rows // 2)}{in_parts}"
         )
+
+
+class StorageError(TrainingError):
+    """The state of a run cannot be written: the disk is full or read-only, or the folder is gone.
+
+    Attributes:
+        path: The file that could not be written; what was there before is still there.
+    """
+
+    def __init__(self, path: Path, reason: str, advice: str = "go on with --resume") -> None:
+        self.path = path
+        kept = "the state that was kept before is still there" if path.is_file() else "nothing was kept before"
+        super().__init__(f"cannot write {path} ({reason}): {kept}; make room or make the folder writable, and {advice}")
+
+
+class InUseError(TrainingError):
+    """A folder that a run needs for itself is in use by another.
+
+    Attributes:
+        folder: The folder.
+    """
+
+    def __init__(self, folder: Path, holder: str) -> None:
+        self.folder = folder
+        super().__init__(f"the folder {folder} is in use by {holder}: wait until it ends, or choose another --out")
 
 
 class ResumeError(TrainingError):

@@ -12,8 +12,8 @@ from keylock.audit.contract import Steps
 from keylock.audit.learning import explained, train_classifier
 from keylock.audit.scoring import similarity_to
 from keylock.explainers import Explainer
-from keylock.replacing import replacing
 from keylock.training import Progress
+from keylock.training.checkpoint import storing
 
 __all__ = ["OwnModels"]
 
@@ -92,7 +92,6 @@ class OwnModels:
             live=True,
         )
         maps = {name: found.contiguous() for name, found in explained(model, self._explainers, self._images).items()}
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with replacing(place) as unfinished:
+        with storing(place, advice="run it again") as unfinished:
             save_file(maps, unfinished)
         return maps

@@ -30,13 +30,14 @@ from keylock.auditreport.record import CheckRecord, Finding, Judged, Point, Reco
 from keylock.errors import KeylockError
 from keylock.evaluation import gate_curve
 from keylock.evaluation.gate import POINTS
-from keylock.replacing import replacing
 from keylock.signing import canonical_json
 from keylock.training import Progress
+from keylock.training.checkpoint import storing
 
 __all__ = ["AuditPlan", "AuditResult", "run_audit"]
 
 _SAMPLES = 6
+_GOING_ON = "run the same command to go on"
 _VIEWS = {Knowledge.T0: PublicView, Knowledge.T1: WeightsView, Knowledge.T2: PairsView}
 _GATE = "gate"
 
@@ -195,7 +196,7 @@ class _Runner:
             return Finding(attack=one.name, group=one.group, summary=one.summary, status="error", reason=error.message)
         cost = {**finding.cost, "seconds": round(self.clock() - begun, 2)}
         finding = finding.model_copy(update={"cost": cost})
-        with replacing(self._place(one.name, "safetensors")) as unfinished:
+        with storing(self._place(one.name, "safetensors"), advice=_GOING_ON) as unfinished:
             save_file(samples, unfinished)
         _write(place, self.identity, finding.model_dump(mode="json"))
         return finding
@@ -320,5 +321,5 @@ def _read(place: Path, identity: str) -> dict[str, Any] | None:
 
 
 def _write(place: Path, identity: str, found: dict[str, Any]) -> None:
-    with replacing(place) as unfinished:
+    with storing(place, advice=_GOING_ON) as unfinished:
         unfinished.write_text(json.dumps({"identity": identity, "found": found}, indent=1, allow_nan=False), "utf-8")

@@ -2,12 +2,14 @@
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 from pydantic import JsonValue, ValidationError
 
@@ -40,9 +42,13 @@ from keylock.digests import digest_of
 from keylock.errors import BundleError, DataError, KeySeedError
 from keylock.keys import KeySeed
 from keylock.preprocessing import Preprocessing
+from keylock.replacing import require_writable
 from keylock.signing import SigningKey, VerifyingKey
 
-__all__ = ["BundleContent", "check_place", "place", "write_bundle"]
+__all__ = ["BundleContent", "check_name", "check_place", "place", "write_bundle"]
+
+# A version, as in `model.v2` or `model-1.0`, is a good end of a folder's name.
+_FILE_SUFFIX: Final = re.compile(r"\.(?!v\d)[A-Za-z][A-Za-z0-9]{0,10}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +238,19 @@ def _encode(manifest: Manifest) -> bytes:
         raise BundleError("this does not make a bundle: a setting or parameter is NaN or infinite") from None
 
 
+def check_name(path: Path) -> None:
+    """Returns when a path reads like that of a bundle: a file `.klb`, or a folder.
+
+    Raises:
+        BundleError: If it ends like another kind of file, and nothing of that name is there.
+    """
+    if path.suffix != ARCHIVE_SUFFIX and _FILE_SUFFIX.fullmatch(path.suffix) and not os.path.lexists(path):
+        raise BundleError(
+            f"{path.name} is no name for a bundle, which is a file {path.stem}{ARCHIVE_SUFFIX} or a folder: "
+            f"choose another place than {path}"
+        )
+
+
 def check_place(path: Path, *, overwrite: bool) -> None:
     """Returns when a bundle may be written to a path, which is worth knowing before hours of training.
 
@@ -240,10 +259,16 @@ def check_place(path: Path, *, overwrite: bool) -> None:
         overwrite: Whether to replace a bundle that is there.
 
     Raises:
-        BundleError: If the place is taken, or there is no folder above it.
+        BundleError: If the place is taken, its name is that of another kind of file, or the folder above it is missing
+            or cannot be written to.
     """
+    check_name(path)
     if not path.parent.is_dir():
         raise BundleError(f"cannot write the bundle {path}: there is no folder {path.parent}")
+    try:
+        require_writable(path.parent)
+    except OSError as error:
+        raise BundleError(f"cannot write the bundle {path} into the folder {path.parent}: {error.strerror}") from None
     if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
         return
     if not os.path.lexists(path):

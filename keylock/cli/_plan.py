@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from keylock.cli._console import note_all
 from keylock.cli._lists import split_list
-from keylock.errors import BundleError, InputError, ResumeError, UnknownNameError
+from keylock.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
     from keylock.decoys import ImageDecoy
     from keylock.pipeline import TrainPlan
 
-__all__ = ["check_place", "make_plan", "model_name", "parse_decoy"]
+__all__ = ["make_plan", "model_name", "parse_decoy"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -34,30 +34,6 @@ def model_name(name: str | None, data: str) -> str:
             f"the name {name!r} is no name for a model: use letters, digits, '.', '_' and '-', at most 64 of them"
         )
     return name
-
-
-def check_place(out: Path, work: Path, *, resume: bool, overwrite: bool) -> None:
-    """Return when a run may write there, so that no hour of training ends in a refusal.
-
-    Raises:
-        BundleError: The place is taken, or an interrupted run is there that would be lost.
-        ResumeError: There is nothing to resume.
-    """
-    from keylock.bundle.write import check_place as check_bundle_place
-
-    unfinished = [work / "reference.part.safetensors", work / "lock.safetensors"]
-    if not any(file.is_file() for file in unfinished):
-        if resume:
-            raise ResumeError(f"there is no interrupted run in {work}: start without --resume")
-    elif not resume and not overwrite and not out.exists():
-        raise BundleError(f"an interrupted run is in {work}: go on with it by --resume, or start anew by --overwrite")
-    try:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BundleError(f"cannot make the folder {out.parent}: {error.strerror}") from None
-    if out.exists() and not overwrite:
-        raise BundleError(f"{out} exists: choose another --out, or replace it with --overwrite")
-    check_bundle_place(out.absolute(), overwrite=overwrite)
 
 
 def make_plan(

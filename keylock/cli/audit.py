@@ -24,8 +24,10 @@ from keylock.cli._measured_data import (
     open_data_of,
     seed_of,
 )
+from keylock.cli._places import make_folder
 from keylock.cli._secrets import find_opener
-from keylock.errors import InputError, UnknownNameError
+from keylock.errors import UnknownNameError
+from keylock.holding import held
 
 if TYPE_CHECKING:
     from keylock.audit import AuditPlan, Case, Judged, Oracle
@@ -92,8 +94,8 @@ def audit(
     )
     manifest = open_bundle(bundle, trusted=None).manifest
     signing_key = _signing_key(home)
-    _make_folder(out)
-    with _asked(oracle, bundle) as asked:
+    make_folder(out)
+    with held(out, "keylock audit"), _asked(oracle, bundle) as asked:
         case, pixels = open_case(
             bundle,
             open_data_of(data, data_root, manifest),
@@ -156,12 +158,6 @@ def _audit_naive(case: "Case", plan: "AuditPlan", progress: "Display", said: _Sa
     naive = naive_case(case, plan.spent, folder=folder, seed=plan.seed, progress=progress)
     progress.say("the same attacks on a naive lock")
     return run_audit(naive, replace(plan, out=folder, only=NAIVE_ATTACKS), progress=progress, heard=said).judged
-
-
-def _make_folder(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is no folder: give --out a folder, which is made where it is missing")
-    out.mkdir(parents=True, exist_ok=True)
 
 
 def _signing_key(home: Path) -> "SigningKey | None":

@@ -20,6 +20,7 @@ from keylock.cli._measured_data import (
     open_data_of,
     seed_of,
 )
+from keylock.cli._places import make_folder
 from keylock.cli._secrets import find_opener
 from keylock.errors import InputError
 
@@ -75,8 +76,6 @@ def evaluate(
         bundle, key_seed_file=key_seed_file, key_file=key_file, key_passphrase_file=key_passphrase_file
     )
     manifest = open_bundle(bundle, trusted=None).manifest
-    if out is not None and out.exists() and not out.is_dir():
-        raise InputError(f"{out} is no folder: give --out a folder, which is made where it is missing")
     chosen = seed_of(manifest) if seed is None else seed
     plan = EvaluatePlan(
         bundle=bundle,
@@ -91,6 +90,8 @@ def evaluate(
         seed=chosen,
         device=device,
     )
+    if out is not None:
+        make_folder(out)
     with shown_progress() as progress:
         evaluation, gallery = run(plan, secret=secret, progress=progress)
     files = [] if out is None else _write(out, evaluation, gallery)
@@ -116,7 +117,6 @@ def _write(out: Path, evaluation: "Evaluation", gallery: "Gallery") -> list[Path
     from keylock.evaluation.drawing import draw_gate, draw_maps
     from keylock.evaluation.page import render_evaluation
 
-    out.mkdir(parents=True, exist_ok=True)
     files = [out / "report.html", out / "evaluation.json"]
     files[0].write_text(render_evaluation(evaluation, gallery.pixels, gallery.samples), encoding="utf-8")
     files[1].write_text(json.dumps(evaluation.as_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")

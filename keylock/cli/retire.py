@@ -12,7 +12,8 @@ from keylock.cli._console import JsonOption, note
 from keylock.cli._home import DEFAULT_HOME, HomeOption, open_home
 from keylock.cli._issued import bundles_for, report_issued, run_issuing
 from keylock.cli._measured_data import DataOption, DataRootOption, ReferenceOption, open_data_of
-from keylock.cli._plan import check_place, parse_decoy
+from keylock.cli._places import check_bundle_place, make_folder_above
+from keylock.cli._plan import parse_decoy
 from keylock.cli._secrets import beside, find_opener, find_secrets_again, without_seed
 from keylock.errors import InputError
 
@@ -141,8 +142,9 @@ def retire(
         from keylock.pipeline import retire as retire_key
 
         for new in outs:
-            check_place(new, beside(out, "work"), resume=resume, overwrite=overwrite)
+            check_bundle_place(new, beside(out, "work"), resume=resume, overwrite=overwrite)
         plan, retirement = prepare()
+        make_folder_above(out)
         secrets = [
             find_secrets_again(
                 new,

@@ -11,7 +11,8 @@ import typer
 from keylock.cli._console import JsonOption
 from keylock.cli._home import DEFAULT_HOME, HomeOption, open_home
 from keylock.cli._issued import bundles_for, report_issued, run_issuing
-from keylock.cli._plan import check_place, make_plan, model_name
+from keylock.cli._places import check_bundle_place, make_folder_above
+from keylock.cli._plan import make_plan, model_name
 from keylock.cli._secrets import Secrets, beside, find_secrets, without_seed
 from keylock.errors import InputError
 
@@ -299,6 +300,7 @@ def train(
             device=device,
             precision=precision,
         )
+        make_folder_above(out)
         secrets = [
             find_secrets(
                 bundle,
@@ -322,7 +324,7 @@ def train(
         from keylock.pipeline import train_for_keys
 
         for bundle in bundles:
-            check_place(bundle, beside(out, "work"), resume=resume, overwrite=overwrite)
+            check_bundle_place(bundle, beside(out, "work"), resume=resume, overwrite=overwrite)
         plan, secrets = prepare()
         signing_key = open_home(home, create=True).signing_key()
         team.wait()

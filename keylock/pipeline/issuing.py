@@ -10,6 +10,7 @@ from pydantic import JsonValue
 from keylock.bundle.manifest import Figure, Manifest
 from keylock.data.batches import load_batch
 from keylock.data.sets import stratified_order
+from keylock.errors import BundleError
 from keylock.evaluation import measure
 from keylock.keys import Key
 from keylock.models import split_rows
@@ -63,9 +64,12 @@ def issue_bundles(
         own = locked.for_key(key)
         figures = _measure(plan, own, key, progress, before)
         publication = _publication(plan, figures, training or {})
-        manifest = _publish(
-            plan, own, key, publication, issue, signing_key, now(), progress, compiled, overwrite=overwrite
-        )
+        try:
+            manifest = _publish(
+                plan, own, key, publication, issue, signing_key, now(), progress, compiled, overwrite=overwrite
+            )
+        except BundleError as error:
+            raise BundleError(f"{error.message}; the lock is kept in {plan.work}: go on with --resume") from error
         outcomes.append(TrainOutcome(manifest, own, key, figures))
     return outcomes
 

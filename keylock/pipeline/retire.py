@@ -19,13 +19,14 @@ from keylock.data import DataSource
 from keylock.decoys import ImageDecoy
 from keylock.errors import BundleError, DataError, InputError, ModelError
 from keylock.evaluation import find_reference, load_reference
+from keylock.holding import held
 from keylock.keys import Key, KeySeed
 from keylock.locked import load_bundle
 from keylock.pipeline.issuing import issue_bundles
 from keylock.pipeline.plans import REFERENCE, Issue, TrainOutcome, TrainPlan, batches_of, checkpoint_of, discard
-from keylock.replacing import replacing
 from keylock.signing import SigningKey
 from keylock.training import Lock, LockSettings, Progress, Silent, Team, relock
+from keylock.training.checkpoint import storing
 
 __all__ = ["OwnBundle", "Retirement", "assist_retirement", "read_lock", "retire"]
 
@@ -195,30 +196,32 @@ def retire(
         What was made for each key. The figures include `leakage/retired/EXPLAINER`, what the retired key recovers.
 
     Raises:
+        InUseError: Another run works in `plan.work`.
         KeylockError: As the parts do; whatever was reached is in `plan.work`.
     """
     for issue in issues:
         check_place(issue.out, overwrite=overwrite)
-    if not resume:
-        discard(plan.work)
-    _keep_reference(retirement.reference, plan.work)
-    locked = _relock(plan, retirement, progress)
-    former = retirement.manifest.training.get(_RETIRED_KEYS)
-    return issue_bundles(
-        plan,
-        locked,
-        [plan.key(issue.seed) for issue in issues],
-        issues=issues,
-        signing_key=signing_key,
-        progress=progress,
-        now=now,
-        overwrite=overwrite,
-        before=(retirement.previous, retirement.retired),
-        training={
-            _RETIRED_KEYS: [*(former if isinstance(former, list) else []), retirement.retired.id],
-            _FIRST_STEPS: retirement.previous.settings.steps,
-        },
-    )
+    with held(plan.work, "keylock retire"):
+        if not resume:
+            discard(plan.work)
+        _keep_reference(retirement.reference, plan.work)
+        locked = _relock(plan, retirement, progress)
+        former = retirement.manifest.training.get(_RETIRED_KEYS)
+        return issue_bundles(
+            plan,
+            locked,
+            [plan.key(issue.seed) for issue in issues],
+            issues=issues,
+            signing_key=signing_key,
+            progress=progress,
+            now=now,
+            overwrite=overwrite,
+            before=(retirement.previous, retirement.retired),
+            training={
+                _RETIRED_KEYS: [*(former if isinstance(former, list) else []), retirement.retired.id],
+                _FIRST_STEPS: retirement.previous.settings.steps,
+            },
+        )
 
 
 def assist_retirement(plan: TrainPlan, retirement: Retirement) -> None:
@@ -295,8 +298,7 @@ def _keep_reference(weights: Path, work: Path) -> None:
     kept = work / REFERENCE
     if weights.name != REFERENCE or (kept.is_file() and kept.samefile(weights)):
         return
-    work.mkdir(parents=True, exist_ok=True)
-    with replacing(kept) as unfinished:
+    with storing(kept) as unfinished:
         shutil.copyfile(weights, unfinished)
 
 

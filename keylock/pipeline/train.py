@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from keylock.bundle.sealing import Sealer
 from keylock.bundle.write import check_place
 from keylock.errors import ResumeError
+from keylock.holding import held
 from keylock.keys import Key, KeySeed
 from keylock.models import create, load_weights
 from keylock.models.small_cnn import SmallCNN
 from keylock.pipeline.issuing import issue_bundles
 from keylock.pipeline.plans import REFERENCE, Issue, TrainOutcome, TrainPlan, batches_of, checkpoint_of, discard
-from keylock.replacing import replacing
 from keylock.signing import SigningKey
 from keylock.training import Lock, Progress, Silent, Team, lock, resolve_device, resolve_precision, train_reference
+from keylock.training.checkpoint import storing
 
 __all__ = ["assist", "prepare_reference", "train", "train_for_keys"]
 
@@ -95,10 +96,27 @@ def train_for_keys(
         overwrite: Replace bundles that are there.
 
     Raises:
+        InUseError: Another run works in `plan.work`.
         KeylockError: As the parts do; whatever was reached is in `plan.work`.
     """
     for issue in issues:
         check_place(issue.out, overwrite=overwrite)
+    with held(plan.work, "keylock train"):
+        return _train_for_keys(
+            plan, issues, signing_key=signing_key, progress=progress, now=now, resume=resume, overwrite=overwrite
+        )
+
+
+def _train_for_keys(
+    plan: TrainPlan,
+    issues: Sequence[Issue],
+    *,
+    signing_key: SigningKey,
+    progress: Progress,
+    now: Callable[[], datetime],
+    resume: bool,
+    overwrite: bool,
+) -> list[TrainOutcome]:
     if not resume:
         discard(plan.work, REFERENCE, _UNFINISHED_REFERENCE)
     keys = [plan.key(issue.seed) for issue in issues]
@@ -186,7 +204,7 @@ def prepare_reference(plan: TrainPlan, key: Key, *, progress: Progress, resume: 
     )
     if isinstance(model, SmallCNN) and isinstance(core, SmallCNN):
         model.take_core_(core, generator=torch.Generator().manual_seed(plan.seed)).eval()
-    with replacing(finished) as unfinished:
+    with storing(finished) as unfinished:
         save_file(model.state_dict(), unfinished, metadata={"identity": identity})
     return model
 

@@ -5,6 +5,10 @@ holds no key: a run is resumed with the key it was started with, and the key's p
 """
 
 import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn, optim
 
-from keylock.errors import ResumeError
+from keylock.errors import ResumeError, StorageError
 from keylock.replacing import replacing
 
 __all__ = [
@@ -21,8 +25,36 @@ __all__ = [
     "read_checkpoint",
     "restore_module",
     "restore_optimiser",
+    "storing",
     "write_checkpoint",
 ]
+
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+@contextmanager
+def storing(path: Path, *, advice: str = "go on with --resume") -> Iterator[Path]:
+    """Give a place to write a file to, which then takes the place of `path`; its folder is made.
+
+    Args:
+        path: The file.
+        advice: How the run goes on once the file can be written, for the error.
+
+    Raises:
+        StorageError: It cannot be written; what was at the path before is still there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as unfinished:
+            yield unfinished
+    except OSError as error:
+        raise StorageError(path, error.strerror or type(error).__name__, advice) from error
+    except SafetensorError as error:
+        # The library gives the system's error as text alone.
+        code = _SYSTEM_ERROR.search(str(error))
+        if code is None:
+            raise
+        raise StorageError(path, os.strerror(int(code[1])), advice) from error
 
 
 def write_checkpoint(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -32,9 +64,11 @@ def write_checkpoint(path: Path, tensors: dict[str, Tensor], state: dict[str, An
         path: Where to; its folder is made.
         tensors: By name.
         state: JSON values.
+
+    Raises:
+        StorageError: It cannot be written; what was there before is still there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as unfinished:
+    with storing(path) as unfinished:
         save_file(
             {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
             unfinished,

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from keylock.errors import NonFiniteLossError, OutOfMemoryError
+from keylock.errors import NonFiniteLossError, OutOfMemoryError, StorageError
 from keylock.training.progress import Progress
 
 __all__ = ["memory_limits_named", "run_steps"]
@@ -36,6 +36,7 @@ def run_steps(
     Raises:
         NonFiniteLossError: Training diverged. What led there is in the weights already, so that the state of some steps
             ago is the one to go on from, more slowly, and nothing is kept.
+        StorageError: The state cannot be written; the one before is kept.
     """
     keep()
     progress.start(stage, total, done)
@@ -46,7 +47,7 @@ def run_steps(
             progress.advance(figures)
             if done % _CHECKPOINT_EVERY == 0:
                 keep()
-    except NonFiniteLossError:
+    except (NonFiniteLossError, StorageError):
         raise
     except BaseException:
         keep()

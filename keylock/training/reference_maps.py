@@ -6,19 +6,22 @@ the data set and by a fingerprint of its pixels, so that an augmented image is n
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from keylock.errors import ResumeError
+from keylock.errors import ResumeError, StorageError
 from keylock.explainers import Explainer, explain_together
 from keylock.models import digest_of_weights
 from keylock.training.checkpoint import read_checkpoint, write_checkpoint
 from keylock.training.devices import mixed_precision, resolve_precision
 
 __all__ = ["ReferenceMaps"]
+
+_LOG = logging.getLogger(__name__)
 
 _FINGERPRINT, _LOGITS, _MAPS = "fingerprint", "logits", "maps."
 
@@ -107,7 +110,12 @@ class ReferenceMaps:
     def keep(self) -> None:
         """Write what is remembered, where there is anything new."""
         if self._file is not None and self._news:
-            write_checkpoint(self._file, self._tensors, {})
+            try:
+                write_checkpoint(self._file, self._tensors, {})
+            except StorageError as error:
+                # It saves time and nothing else: the training goes on without.
+                _LOG.warning("maps of the reference are not remembered on disk any more: %s", error.message)
+                self._file = None
             self._news = False
 
     def _compute(

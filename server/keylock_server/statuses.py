@@ -211,6 +211,8 @@ STATUSES: Final[dict[type[KeylockError], Row]] = {
     errors.TrainingError: _INTERNAL,
     errors.NonFiniteLossError: _INTERNAL,
     errors.OutOfMemoryError: _INTERNAL,
+    errors.StorageError: _INTERNAL,
+    errors.InUseError: _INTERNAL,
     errors.ResumeError: _INTERNAL,
     errors.ExportError: _INTERNAL,
     ServiceError: Row(grpc.StatusCode.UNAVAILABLE, "SERVICE"),

@@ -1,8 +1,10 @@
 """A file is what it was until the new one is whole."""
 
+from pathlib import Path
+
 import pytest
 
-from keylock.replacing import replacing
+from keylock.replacing import replacing, require_writable
 
 
 def test_the_old_file_stays_until_the_block_ends(tmp_path):
@@ -27,3 +29,14 @@ def test_a_block_that_fails_leaves_the_old_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         stopped_halfway()
     assert place.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_a_folder_is_writable_or_the_nearest_above_it_is(tmp_path):
+    require_writable(tmp_path / "not" / "yet" / "made")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        require_writable(tmp_path / "file" / "below")
+    with pytest.raises(OSError, match=r"\S"):
+        require_writable(Path("/proc/1"))

@@ -206,6 +206,9 @@ def test_a_seed_in_the_environment_is_used_without_a_warning(monkeypatch, capfd)
         (["--name", "two words"], 3, "letters"),
         (["--resume"], 8, "without --resume"),
         (["--out", "/dev/null/x.klb"], 4, "cannot make the folder"),
+        (["--out", "/proc/1/x.klb"], 4, "write to it"),
+        (["--out", "not/yet/a.txt"], 4, "a file a.klb or a folder"),
+        (["--out", "a.KLB"], 4, "a file a.klb or a folder"),
     ],
     ids=lambda value: "_".join(value) if isinstance(value, list) else None,
 )

@@ -1,5 +1,7 @@
 """From data to a bundle: what comes out is what was locked, and a run goes on wherever it was stopped."""
 
+import os
+import resource
 from dataclasses import replace
 
 import pytest
@@ -8,8 +10,9 @@ from safetensors.torch import save_file
 
 import keylock
 from keylock.data.batches import load_batch
-from keylock.errors import BundleError, ModelError, ResumeError, UnsealError
+from keylock.errors import BundleError, InUseError, ModelError, ResumeError, StorageError, UnsealError
 from keylock.evaluation import measure
+from keylock.holding import held
 from keylock.keys import KeySeed
 from keylock.models import create
 from keylock.pipeline.factors import measure_factors
@@ -223,3 +226,61 @@ def test_a_bundle_that_is_there_is_not_overwritten_and_nothing_is_trained_for_it
     assert plan.out.read_bytes() == before
     assert listener.heard == []
     assert (plan.work / "reference.safetensors").is_file()
+
+
+class Filling(Silent):
+    """Fills the disk, as far as this process is concerned, after some steps of a stage: no file may grow any more."""
+
+    def __init__(self, stage, after):
+        self.stage, self.after, self.now = stage, after, ""
+
+    def start(self, stage, total, done):
+        self.now, self.left = stage, self.after
+
+    def advance(self, figures):
+        self.left -= 1
+        if self.now == self.stage and not self.left:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+
+
+@pytest.fixture
+def _disk_again():
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+@pytest.mark.usefixtures("_disk_again")
+@pytest.mark.parametrize("stage", ["reference", "lock"])
+def test_a_full_disk_ends_a_run_with_one_sentence_and_keeps_the_state_before(stage, workshop, trained, tmp_path):
+    plan = workshop.plan(tmp_path / "shapes.klb")
+    with pytest.raises(StorageError, match="File too large") as caught:
+        workshop.train(plan, progress=Filling(stage, 2))
+    assert "the state that was kept before is still there" in caught.value.message
+    kept = sorted(file.name for file in plan.work.iterdir())
+    assert caught.value.path.name in kept
+    assert not [name for name in kept if name.endswith(".new")]
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    outcome = workshop.train(plan, resume=True)
+    assert_same(outcome.lock.module, trained[1].lock.module)
+
+
+@pytest.mark.usefixtures("_disk_again")
+def test_a_disk_that_is_full_when_the_bundle_is_written_loses_no_training(workshop, trained, tmp_path):
+    plan = workshop.plan(tmp_path / "shapes.klb")
+    with pytest.raises(BundleError, match=r"File too large; the lock is kept in .* go on with --resume"):
+        workshop.train(plan, progress=Filling("measure", 1))
+    assert [file.name for file in tmp_path.iterdir()] == ["shapes.klb.work"]
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    resumed = Interrupting()
+    outcome = workshop.train(plan, progress=resumed, resume=True)
+    assert ("lock", 5, 5) in resumed.heard
+    assert outcome.manifest.files["weights.safetensors"] == trained[1].manifest.files["weights.safetensors"]
+
+
+def test_two_runs_never_share_a_work_folder(workshop, tmp_path):
+    plan = workshop.plan(tmp_path / "shapes.klb")
+    with held(plan.work, "keylock train"), pytest.raises(InUseError, match=f"process {os.getpid()}"):
+        workshop.train(plan)
+    assert [file.name for file in plan.work.iterdir()] == [".in-use"]
