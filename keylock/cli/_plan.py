@@ -6,15 +6,16 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keylock.cli._console import note_all
+from keylock.cli._console import note, note_all
 from keylock.cli._lists import split_list
 from keylock.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
+    from keylock.data import DataSource
     from keylock.decoys import ImageDecoy
     from keylock.pipeline import TrainPlan
 
-__all__ = ["make_plan", "model_name", "parse_decoy"]
+__all__ = ["check_batch", "make_plan", "model_name", "parse_decoy"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -44,6 +45,8 @@ def make_plan(
     data_root: Path,
     image_size: int | None,
     bits: int | None,
+    mean: str | None,
+    std: str | None,
     train_images: int | None,
     test_images: int | None,
     arch: str,
@@ -116,6 +119,8 @@ def make_plan(
     )
     note_all(source.notes)
     check_images(source)
+    source = _normalised(source, mean, std)
+    check_batch(batch_size, len(source.train), given=batch_size != TrainPlan.batch_size)
     if epochs is not None:
         batches = max(1, len(source.train) // min(batch_size, len(source.train)))
         settings = replace(settings, steps=max(1, round(epochs * batches)))
@@ -158,6 +163,55 @@ def _check_names(*, arch: str) -> None:
     from keylock.models import require_architecture
 
     require_architecture(arch)
+
+
+def check_batch(batch_size: int, images: int, *, given: bool) -> None:
+    """Return when a batch is no larger than the data; a default that is larger is no mistake, and said.
+
+    Args:
+        batch_size: Images in a step.
+        images: Training images there are.
+        given: Whether somebody chose the batch size.
+
+    Raises:
+        InputError: A batch size that was chosen is larger.
+    """
+    if batch_size <= images:
+        return
+    if given:
+        raise InputError(f"--batch-size {batch_size} is more than the {images} training images: give {images} or fewer")
+    note(f"there are {images} training images, fewer than a batch of {batch_size}: each step takes all of them")
+
+
+def _normalised(source: "DataSource", mean: str | None, std: str | None) -> "DataSource":
+    """Return data with the mean and the standard deviation of `--mean` and `--std`, where they are given."""
+    if mean is None and std is None:
+        return source
+    if mean is None or std is None:
+        raise InputError("give --mean and --std together: your weights were trained with both")
+    channels = source.preprocessing.channels
+    values = {"mean": _per_channel("--mean", mean, channels), "std": _per_channel("--std", std, channels)}
+    if min(values["std"]) == 0:
+        raise InputError(f"--std {std} would divide by 0: give numbers above 0")
+    # Made anew, not copied: a copy would not be checked.
+    preprocessing = type(source.preprocessing)(**{**source.preprocessing.model_dump(), **values})
+    return replace(source, preprocessing=preprocessing)
+
+
+def _per_channel(option: str, text: str, channels: int) -> tuple[float, ...]:
+    """Return one number for each channel; one alone holds for all."""
+    try:
+        values = tuple(float(part) for part in split_list(text))
+    except ValueError:
+        raise InputError(f"{option} {text} is no list of numbers: write 0.485,0.456,0.406 or 0.5") from None
+    if len(values) not in (1, channels):
+        raise InputError(f"{option} has {len(values)} numbers for {channels} channels: give {channels}, or 1 for all")
+    if not all(0 <= value <= 1 for value in values):
+        raise InputError(
+            f"{option} {text} is out of range: pixels are numbers of 0 to 1 here, so divide what is meant for 0 to 255 "
+            "by 255"
+        )
+    return values if len(values) == channels else values * channels
 
 
 def parse_decoy(text: str) -> "str | ImageDecoy":

@@ -27,6 +27,8 @@ __all__ = ["Display", "counted", "resumable_progress", "shown_progress"]
 _INTERRUPTED = 130
 
 _TITLES = {
+    "check": "try the lock before it is trained",
+    "time": "time a few steps",
     "reference": "train the reference model",
     "lock": "lock the explanations",
     "measure": "measure the lock",

@@ -13,7 +13,7 @@ from keylock.cli._home import DEFAULT_HOME, HomeOption, open_home
 from keylock.cli._issued import bundles_for, report_issued, run_issuing
 from keylock.cli._measured_data import DataOption, DataRootOption, ReferenceOption, open_data_of
 from keylock.cli._places import check_bundle_place, make_folder_above
-from keylock.cli._plan import parse_decoy
+from keylock.cli._plan import check_batch, parse_decoy
 from keylock.cli._secrets import beside, find_opener, find_secrets_again, without_seed
 from keylock.errors import InputError
 
@@ -119,6 +119,8 @@ def retire(
         wanted = None if decoy is None else parse_decoy(decoy)
         retirement = read_lock(owned[0], owned[1:], reference=reference, decoy=wanted)
         source = open_data_of(data, data_root, retirement.manifest, train_count=train_images, test_count=test_images)
+        if batch_size is not None:
+            check_batch(batch_size, len(source.train), given=True)
         plan = retirement.plan(
             out,
             source,

@@ -62,6 +62,22 @@ def train(
             rich_help_panel=_DATA,
         ),
     ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="What your weights expect to be subtracted from pixels of 0 to 1, by channel. [0.485,0.456,0.406]",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    std: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="What they expect the difference to be divided by. [0.229,0.224,0.225]",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
     train_images: Annotated[
         int | None, typer.Option(metavar="N", help="Use at most so many to train.", rich_help_panel=_DATA)
     ] = None,
@@ -96,7 +112,7 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME|FILE",
-            help="What is shown without the key: a name, or a picture of yours. [half]",
+            help="What is shown without the key: a name, or a picture of yours. [half, the left one of the image]",
             rich_help_panel=_LOCK,
         ),
     ] = None,
@@ -238,6 +254,23 @@ def train(
         ),
     ] = None,
     home: HomeOption = DEFAULT_HOME,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check everything, time three steps, print the plan, and train nothing.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
+    check_seconds: Annotated[
+        float,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Compile the untrained lock first; begin no graph after N seconds. 0: do not.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = 60,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Go on with an interrupted run of the same options.", rich_help_panel=_OUTPUT),
@@ -264,17 +297,21 @@ def train(
     called = model_name(name, data)
     out = out or Path(f"{called}.klb")
     bundles = bundles_for(out, keys)
+    if dry_run and "WORLD_SIZE" in os.environ:
+        raise InputError("--dry-run measures one process: start it without torchrun")
     if keys > 1 and (key_seed is not None or key_seed_file is not None):
         raise InputError("give --keys or a key seed, not both: every key gets a new seed beside its bundle")
 
-    def prepare() -> tuple["TrainPlan", list[Secrets]]:
-        plan = make_plan(
+    def planned() -> "TrainPlan":
+        return make_plan(
             out=out,
             name=called,
             data=data,
             data_root=data_root,
             image_size=image_size,
             bits=bits,
+            mean=mean,
+            std=std,
             train_images=train_images,
             test_images=test_images,
             arch=arch,
@@ -300,6 +337,9 @@ def train(
             device=device,
             precision=precision,
         )
+
+    def prepare() -> tuple["TrainPlan", list[Secrets]]:
+        plan = planned()
         make_folder_above(out)
         secrets = [
             find_secrets(
@@ -325,12 +365,32 @@ def train(
 
         for bundle in bundles:
             check_bundle_place(bundle, beside(out, "work"), resume=resume, overwrite=overwrite)
+        if dry_run:
+            _forecast(planned(), check_seconds, as_json=as_json)
+            return
         plan, secrets = prepare()
         signing_key = open_home(home, create=True).signing_key()
         team.wait()
-        run = partial(train_for_keys, plan, signing_key=signing_key, resume=resume, overwrite=overwrite)
+        run = partial(
+            train_for_keys,
+            plan,
+            signing_key=signing_key,
+            resume=resume,
+            overwrite=overwrite,
+            trial_seconds=check_seconds,
+        )
         outcomes = run_issuing(run, bundles, secrets, work=plan.work)
     report_issued(bundles, outcomes, secrets, home, as_json=as_json)
+
+
+def _forecast(plan: "TrainPlan", check_seconds: float, *, as_json: bool) -> None:
+    from keylock.cli._forecast import print_forecast
+    from keylock.cli._progress import shown_progress
+    from keylock.pipeline import forecast
+
+    with shown_progress() as progress:
+        found = forecast(plan, progress=progress, trial_seconds=check_seconds)
+    print_forecast(found, as_json=as_json)
 
 
 def _assist(plan: "TrainPlan", secrets: list[Secrets]) -> None:

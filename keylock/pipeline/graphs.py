@@ -79,6 +79,7 @@ def make_graphs(
     variant_images: np.ndarray | None = None,
     on_step: Callable[[str], None],
     compiled: dict[str, bytes] | None = None,
+    mergeable: bool = True,
 ) -> Graphs:
     """Compile predictions and explainers, and prove all of them.
 
@@ -92,13 +93,14 @@ def make_graphs(
         variant_images: Images like `images`, many of them, to make and judge variants on; without them `images`.
         on_step: Hears what is done next, `count_steps` times at most.
         compiled: Graphs that were compiled for another key of the same lock, by place; what is missing is added.
+        mergeable: Make the graphs that a two-factor lock is served with, too; it can be published without.
 
     Raises:
         ExportError: The predictions do not compile, or a compiled graph disagrees with torch.
     """
     shared = {} if compiled is None else compiled
     samples = images if variant_images is None else variant_images
-    return _Maker(lock, images, secrets, image_shape, num_classes, variants, samples, on_step, shared).make()
+    return _Maker(lock, images, secrets, image_shape, num_classes, variants, samples, on_step, shared, mergeable).make()
 
 
 def count_steps(lock: Lock, variants: Sequence[str] = ()) -> int:
@@ -128,10 +130,11 @@ class _Maker:
         variant_images: np.ndarray,
         on_step: Callable[[str], None],
         compiled: dict[str, bytes],
+        mergeable: bool,
     ) -> None:
         self._lock, self._images, self._secrets, self._on_step = lock, images, secrets, on_step
         self._shape, self._classes, self._compiled = image_shape, num_classes, compiled
-        self._variants = tuple(variants)
+        self._variants, self._mergeable = tuple(variants), mergeable
         # A quarter of the images gives the ranges, the others judge.
         ranging = np.arange(len(variant_images)) % 4 == 0
         self._ranging, self._judging = variant_images[ranging], variant_images[~ranging]
@@ -205,7 +208,7 @@ class _Maker:
         Returns:
             Its file, or None where the lock has no adapter or the graph does not hold.
         """
-        if self._lock.adapter is None:
+        if self._lock.adapter is None or not self._mergeable:
             return None
         layers, weights = self._lock.adapter.layers, self._weights
 

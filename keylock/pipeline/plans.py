@@ -10,7 +10,7 @@ from keylock.data.batches import Batches
 from keylock.keys import Key, KeySeed
 from keylock.training import Lock, LockSettings, Team
 
-__all__ = ["REFERENCE", "Issue", "TrainOutcome", "TrainPlan", "batches_of", "checkpoint_of", "discard"]
+__all__ = ["CHECKPOINT", "REFERENCE", "Issue", "TrainOutcome", "TrainPlan", "batches_of", "checkpoint_of", "discard"]
 
 CHECKPOINT = "lock.safetensors"
 """The file of a work folder with the state of the training."""

@@ -17,13 +17,23 @@ from torch import Tensor, nn
 
 from keylock.bundle.sealing import Sealer
 from keylock.bundle.write import check_place
-from keylock.errors import ResumeError
+from keylock.errors import ExportError, ModelError, ResumeError
 from keylock.holding import held
 from keylock.keys import Key, KeySeed
 from keylock.models import create, load_weights
 from keylock.models.small_cnn import SmallCNN
 from keylock.pipeline.issuing import issue_bundles
-from keylock.pipeline.plans import REFERENCE, Issue, TrainOutcome, TrainPlan, batches_of, checkpoint_of, discard
+from keylock.pipeline.plans import (
+    CHECKPOINT,
+    REFERENCE,
+    Issue,
+    TrainOutcome,
+    TrainPlan,
+    batches_of,
+    checkpoint_of,
+    discard,
+)
+from keylock.pipeline.trial import TRIAL_SECONDS, try_lock, untrained
 from keylock.signing import SigningKey
 from keylock.training import Lock, Progress, Silent, Team, lock, resolve_device, resolve_precision, train_reference
 from keylock.training.checkpoint import storing
@@ -43,6 +53,7 @@ def train(
     now: Callable[[], datetime],
     resume: bool = False,
     overwrite: bool = False,
+    trial_seconds: float = TRIAL_SECONDS,
 ) -> TrainOutcome:
     """Train or load the reference, lock it, measure the lock and publish the bundle.
 
@@ -55,6 +66,7 @@ def train(
         now: The clock; asked when the bundle is written.
         resume: Go on from what the work folder holds.
         overwrite: Replace a bundle that is there.
+        trial_seconds: As of `train_for_keys`.
 
     Raises:
         KeylockError: As the parts do; whatever was reached is in `plan.work`.
@@ -67,6 +79,7 @@ def train(
         now=now,
         resume=resume,
         overwrite=overwrite,
+        trial_seconds=trial_seconds,
     )
     return outcome
 
@@ -80,6 +93,7 @@ def train_for_keys(
     now: Callable[[], datetime],
     resume: bool = False,
     overwrite: bool = False,
+    trial_seconds: float = TRIAL_SECONDS,
 ) -> list[TrainOutcome]:
     """Train one lock that each of several keys opens, and publish a bundle for each key.
 
@@ -94,6 +108,8 @@ def train_for_keys(
         now: The clock; asked when a bundle is written.
         resume: Go on from what the work folder holds.
         overwrite: Replace bundles that are there.
+        trial_seconds: How long to try the lock before it is trained: after so many seconds no further graph is begun;
+            0 leaves the trial out.
 
     Raises:
         InUseError: Another run works in `plan.work`.
@@ -103,7 +119,14 @@ def train_for_keys(
         check_place(issue.out, overwrite=overwrite)
     with held(plan.work, "keylock train"):
         return _train_for_keys(
-            plan, issues, signing_key=signing_key, progress=progress, now=now, resume=resume, overwrite=overwrite
+            plan,
+            issues,
+            signing_key=signing_key,
+            progress=progress,
+            now=now,
+            resume=resume,
+            overwrite=overwrite,
+            trial_seconds=trial_seconds,
         )
 
 
@@ -116,10 +139,13 @@ def _train_for_keys(
     now: Callable[[], datetime],
     resume: bool,
     overwrite: bool,
+    trial_seconds: float,
 ) -> list[TrainOutcome]:
     if not resume:
         discard(plan.work, REFERENCE, _UNFINISHED_REFERENCE)
     keys = [plan.key(issue.seed) for issue in issues]
+    if not (plan.work / CHECKPOINT).is_file():
+        _try(plan, keys, progress=progress, seconds=trial_seconds, resume=resume)
     reference = prepare_reference(plan, keys[0], progress=progress, resume=resume)
     Team.current().wait()
     locked = _lock(plan, reference, keys, progress)
@@ -133,6 +159,18 @@ def _train_for_keys(
         now=now,
         overwrite=overwrite,
     )
+
+
+def _try(plan: TrainPlan, keys: Sequence[Key], *, progress: Progress, seconds: float, resume: bool) -> None:
+    """Try the lock with the reference that is there, or with one that is not trained yet."""
+    if not seconds:
+        return
+    there = plan.init is not None or (resume and (plan.work / REFERENCE).is_file())
+    reference = prepare_reference(plan, keys[0], progress=progress, resume=resume) if there else untrained(plan)
+    try:
+        try_lock(plan, reference, tuple(keys), progress=progress, seconds=seconds)
+    except (ExportError, ModelError) as error:
+        raise type(error)(f"found before training: {error.message}") from error
 
 
 def assist(plan: TrainPlan, *, seeds: Sequence[KeySeed]) -> None:
@@ -213,7 +251,8 @@ def _identity(plan: TrainPlan) -> str:
     """Digest of what decides the reference model."""
     parts = [plan.architecture, plan.reference_steps, plan.reference_learning_rate, plan.batch_size, plan.strength]
     precision = resolve_precision(plan.settings.precision, resolve_device(plan.device))
-    text = json.dumps([*parts, plan.tile, plan.seed, plan.data.summary(), precision])
+    preprocessing = plan.data.preprocessing.model_dump(mode="json")
+    text = json.dumps([*parts, plan.tile, plan.seed, plan.data.summary(), precision, preprocessing])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from keylock.bundle import Figure, KeyFile, Manifest, open_bundle
 from keylock.data import DataSource, open_data
 from keylock.data.batches import load_batch
+from keylock.decoys import decoy_of
 from keylock.keys import KeySeed
 from keylock.licensing import License, issue, new_license_id
 from keylock.pipeline import TrainOutcome, TrainPlan, train
@@ -24,7 +25,7 @@ from keylock.quickstart.recipe import Recipe
 from keylock.secrecy import write_secret_file
 from keylock.signing import Home, SigningKey
 from keylock.store import LicenseStore
-from keylock.training import Progress
+from keylock.training import LockSettings, Progress
 from keylock.versions import installed_versions
 from keylock_client import Client, LicenseRefusedError
 from keylock_server import ServerSettings, serving
@@ -243,14 +244,25 @@ def _train(
     )
     with pen.chapter("Train, lock, compile and sign") as text:
         outcome = train(
-            plan, seed=secret, signing_key=signing_key, sealer=key_file, progress=pen, now=now, overwrite=True
+            plan,
+            seed=secret,
+            signing_key=signing_key,
+            sealer=key_file,
+            progress=pen,
+            now=now,
+            overwrite=True,
+            # The recipe is known to work.
+            trial_seconds=0,
         )
+        shown = decoy_of(recipe.settings.decoy).name
+        if shown != LockSettings.decoy:
+            shown += f" (the default of keylock train is {LockSettings.decoy})"
         text.append(
             f"The classifier {recipe.architecture} learned the shapes in {recipe.reference_steps} steps "
             f"({pen.stages['reference']:.0f} s) and was locked in {recipe.settings.steps} "
             f"({pen.stages['lock']:.0f} s), in {outcome.lock.settings.precision}, for {', '.join(recipe.explainers)}. "
-            "The published weights show decoys for every input; the way back, small deltas and a gate that knows the "
-            "key, is sealed under the key seed. "
+            f"The published weights show a decoy for every input, {shown}; the way back, small deltas and a gate that "
+            "knows the key, is sealed under the key seed. "
             "Predictions and explainers became ONNX graphs, each proved against torch."
         )
     with pen.chapter("Verify the bundle") as text:

@@ -1,6 +1,7 @@
 """Training: a reference model where there is none, and the lock."""
 
 from keylock.training.devices import PRECISIONS, resolve_device, resolve_precision
+from keylock.training.first_step import first_step, time_steps
 from keylock.training.lock import Lock, lock, relock
 from keylock.training.progress import NamedSteps, Progress, Silent
 from keylock.training.reference import train_reference
@@ -15,10 +16,12 @@ __all__ = [
     "Progress",
     "Silent",
     "Team",
+    "first_step",
     "joined",
     "lock",
     "relock",
     "resolve_device",
     "resolve_precision",
+    "time_steps",
     "train_reference",
 ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from keylock.adapters import Adapter
-from keylock.errors import DataError, InputError, ResumeError
+from keylock.errors import DataError, InputError, ModelError, ResumeError
 from keylock.explainers import Explainer, check_lockable, make_for
 from keylock.keys import Key
 from keylock.models import attach_adapter, digest_of_weights, find_layers, fold_batchnorm_, out_of_place_
@@ -24,10 +24,12 @@ from keylock.training.settings import LockSettings
 from keylock.training.team import Team
 from keylock.training.trainer import Task, Trainer
 
-__all__ = ["Lock", "lock", "relock"]
+__all__ = ["GATE_ROWS", "Lock", "lock", "lock_of", "prepare_task", "relock", "trainer_for", "untrainable"]
 
 _FOLDING_ROWS = 64
-_GATE_ROWS = 1000
+_LONGEST_CAUSE = 160
+GATE_ROWS = 1000
+"""Images that keys are told apart on, at most."""
 _NO_BATCH = "the loader yields no batch: check the data set and drop_last"
 
 
@@ -124,15 +126,42 @@ def lock(
     """
     settings, keys = settings or LockSettings(), _keys(key)
     target = resolve_device(device)
-    example = _example(loader, keys[0], rows=_GATE_ROWS if settings.sealed_adapter else 1)
+    example = _example(loader, keys[0], rows=GATE_ROWS if settings.sealed_adapter else 1)
+    task = prepare_task(model, example, keys, explainers=explainers, settings=settings, device=target)
+    return _train(task, loader, progress, checkpoint, cache_reference, resume=resume)
+
+
+def prepare_task(
+    model: nn.Module,
+    example: Tensor,
+    keys: tuple[Key, ...],
+    *,
+    explainers: Sequence[str | Explainer],
+    settings: LockSettings,
+    device: torch.device,
+) -> Task:
+    """Prepare a classifier to be locked: fold it, and make the explainers for its layers.
+
+    Args:
+        model: The classifier; it is copied.
+        example: Clean preprocessed images (count, channels, height, width).
+        keys: The keys.
+        explainers: Names, or explainers with layers of your choice.
+        settings: How to train.
+        device: Where.
+
+    Raises:
+        InputError: No explainer has maps that can be locked.
+        LayerNotFoundError: No target layer could be found.
+        ModelError: The model does not take the images or does not return logits.
+    """
     reference = fold_batchnorm_(out_of_place_(copy.deepcopy(model).cpu()), example[:_FOLDING_ROWS])
     made = tuple(explainer for explainer in explainers if isinstance(explainer, Explainer))
     if len(made) < len(explainers):
         # Layers are looked for where one has to be: in a network that is laid out otherwise they are named.
         made = make_for(find_layers(reference, example[:2]), explainers)
     check_lockable([(explainer.name, explainer.differentiable) for explainer in made])
-    task = Task(reference, keys, made, example, settings, target, Team.current())
-    return _train(task, loader, progress, checkpoint, cache_reference, resume=resume)
+    return Task(reference, keys, made, example, settings, device, Team.current())
 
 
 def relock(
@@ -181,7 +210,7 @@ def relock(
         raise InputError("a lock with a sealed adapter stays one, and one without stays without: give fitting settings")
     if old is not None and settings.seed == before.seed:
         raise InputError("give the new adapter another seed than the old one has: change settings.seed")
-    example = _example(loader, keys[0], rows=_GATE_ROWS if settings.sealed_adapter else 2)
+    example = _example(loader, keys[0], rows=GATE_ROWS if settings.sealed_adapter else 2)
     task = Task(
         previous.reference,
         keys,
@@ -222,8 +251,7 @@ def _train(
     # What is made says which precision it was made in, not that it was chosen for the device.
     precision = resolve_precision(task.settings.precision, task.device)
     task = replace(task, settings=replace(task.settings, precision=precision))
-    kind = SealedTrainer if task.settings.sealed_adapter else InputKeyTrainer
-    trainer = kind(task, maps_folder=maps_folder)
+    trainer = trainer_for(task, maps_folder=maps_folder)
     identity = _identity(trainer, task)
     if resume and checkpoint is not None:
         _resume(trainer, loader, checkpoint, identity)
@@ -244,6 +272,21 @@ def _train(
 
     shown = (progress if task.team.leads else None) or Silent()
     run_steps("lock", task.settings.steps, trainer.step, take_step=take_step, keep=keep, progress=shown)
+    return lock_of(trainer, task)
+
+
+def trainer_for(task: Task, *, maps_folder: Path | None = None) -> Trainer:
+    """Return what trains a lock of the wanted kind.
+
+    Raises:
+        InputError: A key cannot be told apart on the example images.
+    """
+    kind = SealedTrainer if task.settings.sealed_adapter else InputKeyTrainer
+    return kind(task, maps_folder=maps_folder)
+
+
+def lock_of(trainer: Trainer, task: Task) -> Lock:
+    """Return the lock that a trainer has reached."""
     adapters = trainer.adapters()
     first = next(iter(adapters.values()), None)
     return Lock(trainer.locked_model().cpu(), task.reference, task.explainers, task.settings, first, adapters)
@@ -255,10 +298,21 @@ def _take_step(trainer: Trainer, images: Tensor, labels: Tensor, indices: Tensor
     try:
         with memory_limits_named(len(images), parts=trainer.settings.accumulate):
             return trainer.train_on(images, labels, indices)
-    except BaseException:
+    except BaseException as error:
         if trainer.step == step:
             trainer.generator.set_state(drawn)
+        if step == 0 and isinstance(error, RuntimeError):
+            raise untrainable([one.name for one in trainer.explainers], error) from error
         raise
+
+
+def untrainable(explainers: Sequence[str], error: Exception) -> ModelError:
+    """Return what to raise where the first step of a training fails inside the network."""
+    cause = str(error).strip().partition("\n")[0][:_LONGEST_CAUSE]
+    return ModelError(
+        f"this network cannot be locked for {', '.join(explainers)}: its training fails at once "
+        f"({type(error).__name__}: {cause}); choose other explainers or another network"
+    )
 
 
 def _place(loader: Iterable[Any]) -> Any:  # noqa: ANN401 - whatever the loader calls its place

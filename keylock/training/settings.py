@@ -23,7 +23,8 @@ class LockSettings:
             What is said of gates, unlocking and wrong-key rows below is for the lock by the key alone.
         adapter_rank: Rank of the adapter's deltas; a larger one has more room and makes keyed maps dearer.
         learning_rate: Highest learning rate of Adam.
-        decoy: What keyless and wrong-key maps are trained towards: a name of `keylock.decoys`, or a picture.
+        decoy: What keyless and wrong-key maps are trained towards: a name of `keylock.decoys`, or a picture; by default
+            `half`, the left half of the image.
         gate_steps: Steps at the start that only teach the network to tell the key, as a share of `steps`, at most.
         gate_strength: How many times stronger the key is at the very start; it comes down to 1 as it is learned.
         gate_clear: The gate stage is over when the best probe's loss, in nats, falls below this at full difficulty.

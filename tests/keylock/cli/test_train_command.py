@@ -20,12 +20,13 @@ pytest.importorskip("onnxscript")
 from keylock.bundle import KeyFile, open_bundle
 from keylock.cli import main
 from keylock.cli._progress import Display
+from keylock.holding import held
 from keylock.keys import KeySeed
 from keylock.pipeline import TrainPlan
 from keylock.signing import Home
 from keylock.training import LockSettings
 
-TINY = ["--train-images", "64", "--test-images", "16", "--batch-size", "16"]
+TINY = ["--train-images", "64", "--test-images", "16", "--batch-size", "16", "--check-seconds", "0"]
 STEPS = ["--steps", "3", "--reference-steps", "3"]
 SEED = KeySeed(bytes(range(100, 132)))
 
@@ -168,6 +169,13 @@ def test_a_seed_in_the_environment_is_used_without_a_warning(monkeypatch, capfd)
     ("options", "code", "says"),
     [
         (["--key-seed", "a" * 64, "--key-seed-file", "f"], 3, "not both"),
+        (["--batch-size", "65"], 3, "more than the 64 training images"),
+        (["--mean", "0.5"], 3, "--mean and --std together"),
+        (["--mean", "a,b,c", "--std", "1"], 3, "no list of numbers"),
+        (["--mean", "0.5,0.5", "--std", "1"], 3, "2 numbers for 3 channels"),
+        (["--mean", "123.7,116.3,103.5", "--std", "58"], 3, "divide what is meant for 0 to 255"),
+        (["--mean", "nan", "--std", "1"], 3, "out of range"),
+        (["--mean", "0", "--std", "0.5,0,0.5"], 3, "divide by 0"),
         (["--swapped"], 3, "add --no-sealed-adapter"),
         (["--adapter-rank", "0"], 3, "at least 1"),
         (["--adapter-rank", "4", "--no-sealed-adapter"], 3, "not both"),
@@ -259,7 +267,7 @@ def test_the_help_states_the_defaults_that_hold(capsys):
     assert f"Steps of the lock. [{LockSettings().steps}]" in text
     assert f"rate of the lock. [{LockSettings().learning_rate}]" in text
     assert f"--init. [{TrainPlan.reference_steps}]" in text
-    assert f"or a picture of yours. [{LockSettings().decoy}]" in text
+    assert f"or a picture of yours. [{LockSettings().decoy}, the left one" in text
     assert re.search(r"--batch-size N [^[]*\[default: 64\]", text)
     assert TrainPlan.batch_size == 64
 
@@ -273,3 +281,25 @@ def test_the_help_stands_in_groups_under_a_plain_usage_line(capsys):
     data = lines[lines.index("Data:") + 1 : lines.index("Model:")]
     assert any(line.startswith("  --data DATA") for line in data)
     assert lines[-1].split()[:2] == ["-h,", "--help"]
+
+
+def test_a_dry_run_prints_the_plan_and_leaves_nothing(capfd, tmp_path):
+    arguments = [*TINY, "--steps", "30", "--arch", "resnet20", "--mean", "0.5", "--std", "0.25,0.25,0.2", "--dry-run"]
+    assert main(["train", *arguments, "--json"]) == 0
+    plan = json.loads(capfd.readouterr().out)
+    assert (plan["train_images"], plan["test_images"], plan["batch_size"], plan["steps"]) == (64, 16, 16, 30)
+    assert plan["mean"] == [0.5, 0.5, 0.5]
+    assert plan["std"] == [0.25, 0.25, 0.2]
+    assert plan["layers"]["grad_cam"]
+    assert plan["training_s"] == pytest.approx(700 * plan["reference_step_s"] + 30 * plan["step_s"])
+    assert any("images are few" in sentence for sentence in plan["advice"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_run_in_the_same_place_is_refused_and_told_which_process_has_it(capfd):
+    work = Path("shapes.klb.work")
+    with held(work, "keylock train"):
+        for options in ([], ["--overwrite"], ["--resume"], ["--dry-run"]):
+            assert main(["train", *TINY, *options]) == 8
+            assert f"in use by keylock train, process {os.getpid()}" in capfd.readouterr().err
+    assert not Path("shapes.klb.seed").exists()

@@ -61,6 +61,7 @@ class Workshop:
             sealer=self.sealer,
             progress=progress or Silent(),
             now=lambda: NOW,
+            trial_seconds=options.pop("trial_seconds", 0),
             **options,
         )
 

@@ -37,7 +37,7 @@ def owned(workshop, tmp_path_factory):
     plan = workshop.plan(folder / "m.klb", architecture="pico")
     issues = [Issue(seed, workshop.sealer, folder / f"m-{place}.klb") for place, seed in enumerate(SEEDS)]
     issues[0] = replace(issues[0], out=plan.out)
-    train_for_keys(plan, issues=issues, progress=Silent(), **said(workshop))
+    train_for_keys(plan, issues=issues, progress=Silent(), trial_seconds=0, **said(workshop))
     return [OwnBundle(issue.out, issue.seed) for issue in issues]
 
 
