@@ -135,8 +135,9 @@ def plain(shown: str) -> str:
 
 
 def widest(shown: str) -> int:
-    """Return the length of the longest line that was drawn."""
-    return max(map(len, plain(shown).split("\n")))
+    """Return the length of the longest line that was drawn, from where the cursor is hidden to where it is shown."""
+    _, _, drawn = shown.rpartition("\x1b[?25h")[0].partition("\x1b[?25l")
+    return max(map(len, plain(drawn or shown).split("\n")))
 
 
 def cursor_is_shown(shown: str) -> bool:

@@ -51,6 +51,7 @@ class Bars:
     def begin(self, stage: Stage) -> None:
         """Draw a stage from now on."""
         self._stage = stage
+        self._live.refresh()
 
     def step(self, stage: Stage) -> None:
         """A step is done: the next drawing shows it."""

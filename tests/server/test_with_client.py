@@ -7,6 +7,7 @@ from datetime import timedelta
 import numpy as np
 import pytest
 from PIL import Image
+from pseudo_terminal import cursor_is_shown, plain, run_in_terminal
 
 from keylock.cli import main
 from keylock.errors import InputError, LicenseReason
@@ -245,6 +246,21 @@ def test_the_shell_predicts_what_it_can_of_several_images(shell, image_file, tmp
     code, out, err = shell("predict", "gone.png", "broken.png")
     assert (code, out) == (3, "")
     assert len(err.splitlines()) == 2
+
+
+@pytest.mark.usefixtures("shell")
+@pytest.mark.parametrize(("command", "columns"), [("explain", 60), ("explain", 200), ("predict", 60)])
+def test_the_shell_counts_many_images_on_a_terminal(image_file, monkeypatch, command, columns):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("COLUMNS", raising=False)
+    shown = run_in_terminal([command, *[str(image_file)] * 20, "--json"], columns=columns)
+    assert shown.code == 0, shown.terminal
+    [answers] = json.loads(shown.out).values()
+    assert len(answers) == 20
+    assert cursor_is_shown(shown.terminal)
+    drawn = [line for line in plain(shown.terminal).splitlines() if line.startswith(f"{command}  ")]
+    assert " 0/20  0:00:00" in drawn[0]
+    assert max(map(len, drawn)) < columns
 
 
 def test_the_shell_predicts_nothing_where_no_server_is(shell, image_file, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from keylock.errors import ExportError
 from keylock.export import Secrets, compile_explainer
 from keylock.pipeline import graphs
-from keylock.pipeline.graphs import make_graphs
+from keylock.pipeline.graphs import count_steps, make_graphs
 
 SHAPE, CLASSES = (3, 16, 16), 3
 
@@ -18,7 +18,7 @@ def make(two_factors):
     """Makes the graphs of two explainers of the lock, with variants."""
     chosen = {explainer.name: explainer for explainer in two_factors.lock.explainers}
 
-    def make(*names, compiled, variants=("float16", "int8")):
+    def make(*names, compiled, variants=("float16", "int8"), on_step=lambda what: None):
         lock = replace(two_factors.lock, explainers=tuple(chosen[name] for name in names))
         return make_graphs(
             lock,
@@ -27,7 +27,7 @@ def make(two_factors):
             image_shape=SHAPE,
             num_classes=CLASSES,
             variants=variants,
-            on_step=lambda what: None,
+            on_step=on_step,
             compiled=compiled,
         )
 
@@ -70,6 +70,16 @@ def test_variants_that_hold_are_kept_with_what_was_measured(made):
 
 def test_the_next_key_of_a_lock_gets_the_same_graphs(make, made, shared):
     assert make("grad_cam", "gradient", compiled=shared).files == made.files
+
+
+@pytest.mark.parametrize("variants", [(), ("float16", "int8")])
+def test_every_step_was_foreseen(make, shared, made, two_factors, variants):
+    steps = []
+    make("grad_cam", "gradient", compiled=shared, variants=variants, on_step=steps.append)
+    chosen = [explainer for explainer in two_factors.lock.explainers if explainer.name in ("grad_cam", "gradient")]
+    assert len(steps) == count_steps(replace(two_factors.lock, explainers=tuple(chosen)), variants)
+    assert steps[0] == "compile predictions"
+    assert steps[-1] == ("float16 of gradient" if variants else "compile gradient to be merged")
 
 
 def test_a_variant_that_falls_short_is_left_out_for_every_key(make, made, shared, wrong, monkeypatch, caplog):
