@@ -10,7 +10,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from keylock.errors import ServiceError
+from keylock.errors import ServiceError, UnknownNameError
 from keylock.images import ImageLimits
 from keylock.inference import inference_pb2, inference_pb2_grpc
 from keylock.licensing.receipts import ReceiptSigner
@@ -390,7 +390,13 @@ async def start(
 
 
 def _open_all(opener: Opener, settings: ServerSettings) -> list[tuple[Source, ServedModel]]:
-    return [(source, opener.open(source)) for source in settings.sources]
+    opened = [(source, opener.open(source)) for source in settings.sources]
+    offered = {entry.name for _, model in opened for entry in model.manifest.explainers}
+    for name in settings.prices:
+        # A misspelt name would be charged as if it had no price.
+        if name != "*" and name not in offered:
+            raise UnknownNameError("explainer in prices", name, [*offered, "*"])
+    return opened
 
 
 async def _release(

@@ -13,7 +13,7 @@ from google.rpc import error_details_pb2, status_pb2
 from sqlalchemy import text
 
 from keylock.bundle import KeyFile, write_bundle
-from keylock.errors import StoreError
+from keylock.errors import StoreError, UnknownNameError
 from keylock.licensing import Quota, Rate
 from keylock.signing import SigningKey
 from keylock.store import LicenseStore
@@ -172,6 +172,11 @@ def test_batch_and_image_size_are_limited_by_the_license(calls, vendor, image, t
     assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.PERMISSION_DENIED, "LICENSE_IMAGE_TOO_LARGE")
     assert calls.explain(tiny.tensor_image(tiny.pixels(10, 10)), token=granted.token).usage.units == 1
     assert usage(calls, granted.token)["total"] == 1
+
+
+def test_a_price_of_an_explainer_that_no_bundle_offers_stops_the_server_at_its_start(start_server):
+    with pytest.raises(UnknownNameError, match="unknown explainer in prices 'coarsse': choose one of"):
+        start_server(prices={"coarsse": 5, "*": 2})
 
 
 def test_prices_by_explainer_and_an_estimate_before(start_server, vendor, image):
