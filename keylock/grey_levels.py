@@ -18,7 +18,7 @@ __all__ = ["HOW", "MAX_BITS", "MIN_BITS", "GreyLevels", "agree_on_bits", "check_
 
 MIN_BITS: Final = 8
 MAX_BITS: Final = 16
-HOW: Final = "--bits N, or bits=N in Python"
+HOW: Final = "bits=N"
 _FILE_BITS: Final = 16
 # Values below a quarter of the range may be of 14 bits or fewer; a photograph that dark is rare.
 _SURE_FROM: Final = 2**14
