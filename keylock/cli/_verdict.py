@@ -48,7 +48,7 @@ def _lock(bundle: "Bundle") -> str:
     least = min(values[f"fidelity/{name}"] for name in names)
     most = max(_leakage(values, name) for name in names)
     return (
-        f"the lock holds as measured: correlation with true maps {least:.3f} or more with the key, {most:.3f} or less "
+        f"the lock holds as measured: correlation with true maps at least {least:.3f} with the key, at most {most:.3f} "
         "without"
     )
 

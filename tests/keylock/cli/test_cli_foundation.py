@@ -147,7 +147,7 @@ def test_inspect_shows_the_precision_of_the_training(training, shown, run, tmp_p
         ({}, "what the lock is worth was not measured"),
         (
             {"fidelity/gradient": 0.998, "leakage/keyless/gradient": -0.02, "chance/gradient": 0.05},
-            "the lock holds as measured: correlation with true maps 0.998 or more with the key, 0.020 or less without",
+            "the lock holds as measured: correlation with true maps at least 0.998 with the key, at most 0.020 without",
         ),
         (
             {"fidelity/gradient": 0.998, "leakage/keyless/gradient": -0.2, "chance/gradient": 0.05},
