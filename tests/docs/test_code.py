@@ -18,13 +18,6 @@ def test_code_compiles(block):
     compile(block.text, block.place, "exec")
 
 
-def test_the_code_of_the_readme_is_run_with_the_documentation_of_the_client():
-    code = [block.text for block in BLOCKS if block.page == "README.md"]
-    run = [block.text for block in BLOCKS if block.page == "docs/client.md"]
-    assert code
-    assert set(code) <= set(run)
-
-
 def test_the_code_about_explainers_runs(capsys):
     run([block for block in BLOCKS if block.page == "docs/explainers.md"])
 
