@@ -13,7 +13,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from keylock.class_names import normalise_class_names
 from keylock.digests import digest_of
-from keylock.errors import BundleError, DataError
+from keylock.errors import BundleError, DataError, InputError
 from keylock.keys import DERIVATION, Key
 from keylock.preprocessing import Preprocessing
 from keylock.signing import VerifyingKey, canonical_json
@@ -35,6 +35,7 @@ __all__ = [
     "Manifest",
     "VariantEntry",
     "check_file_name",
+    "check_model_name",
     "model_digest_of",
 ]
 
@@ -48,6 +49,7 @@ _GRAPHS: Final = "graphs/"
 
 _FILE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*){0,7}")
 _MAX_FILE_NAME: Final = 200
+_MODEL_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 
 def check_file_name(name: str) -> str:
@@ -90,7 +92,20 @@ Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Moment = Annotated[AwareDatetime, AfterValidator(_to_seconds)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=1000), AfterValidator(_check_printable)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Name = Annotated[str, Field(pattern=rf"^{_MODEL_NAME}$")]
+
+
+def check_model_name(name: str) -> str:
+    """Returns the name of a model when bundles and licenses can carry it.
+
+    Raises:
+        InputError: If they cannot.
+    """
+    if not re.fullmatch(_MODEL_NAME, name):
+        raise InputError(
+            f"the name {name!r} is no name for a model: use letters, digits, '.', '_' and '-', at most 64 of them"
+        )
+    return name
 
 
 class _Entry(BaseModel):

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["check_batch", "make_plan", "model_name", "parse_decoy"]
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
 
 def model_name(name: str | None, data: str) -> str:
     """Return the model's name: the one given, or one made from that of the data.
@@ -30,11 +28,9 @@ def model_name(name: str | None, data: str) -> str:
         stem = Path(data).expanduser().resolve().stem if any(mark in data for mark in "/\\.") else data
         cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:64]
         return cleaned or "model"
-    if not _NAME.fullmatch(name):
-        raise InputError(
-            f"the name {name!r} is no name for a model: use letters, digits, '.', '_' and '-', at most 64 of them"
-        )
-    return name
+    from keylock.bundle.manifest import check_model_name
+
+    return check_model_name(name)
 
 
 def make_plan(

@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from keylock.bundle.manifest import Figure, Manifest
+from keylock.bundle.manifest import Figure, Manifest, check_model_name
 from keylock.bundle.sealing import Sealer
 from keylock.data import DataSource
 from keylock.data.batches import Batches
+from keylock.errors import InputError, UnknownNameError
+from keylock.explainers import EXPLAINERS, check_lockable
+from keylock.export import VARIANTS
 from keylock.keys import Key, KeySeed
 from keylock.training import Lock, LockSettings, Team
 
@@ -60,6 +63,25 @@ class TrainPlan:
     seed: int = 0
     cache_reference: bool = False
     variants: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without the data being read.
+
+        Raises:
+            InputError: The model's name, an explainer or a variant is none, or the batch is empty.
+        """
+        check_model_name(self.name)
+        for name in self.explainers:
+            if name not in EXPLAINERS:
+                raise UnknownNameError("explainer", name, EXPLAINERS)
+        check_lockable([(name, EXPLAINERS[name].differentiable) for name in self.explainers])
+        for variant in self.variants:
+            if variant not in VARIANTS:
+                raise UnknownNameError("variant", variant, VARIANTS)
+        if self.batch_size < 1 or self.reference_steps < 1:
+            raise InputError(
+                f"batch_size {self.batch_size} and reference_steps {self.reference_steps}: take at least 1"
+            )
 
     @property
     def work(self) -> Path:

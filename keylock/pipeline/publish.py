@@ -10,12 +10,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from keylock.bundle import CANARY_FILE, BundleContent, seal_canary, write_bundle
-from keylock.bundle.manifest import WEIGHTS_FILE, Architecture, Decoy, Figure, KeyEntry, Manifest
+from keylock.bundle.manifest import WEIGHTS_FILE, Architecture, Decoy, Figure, KeyEntry, Manifest, check_model_name
 from keylock.bundle.sealing import Sealer
+from keylock.bundle.write import check_place
 from keylock.class_names import normalise_class_names
 from keylock.decoys import decoy_of
+from keylock.errors import UnknownNameError
 from keylock.evaluation import reference_digest
-from keylock.export import Secrets
+from keylock.export import VARIANTS, Secrets
 from keylock.keys import Key, KeySeed
 from keylock.pipeline.graphs import make_graphs
 from keylock.preprocessing import Preprocessing
@@ -29,7 +31,7 @@ __all__ = ["Publication", "publish"]
 class Publication:
     """What a bundle says beside what the lock knows itself.
 
-    Making one checks the class names, so make it before the training.
+    Making one checks the names of model, classes and variants, so make it before the training.
 
     Attributes:
         name: What clients ask for and licenses grant.
@@ -51,6 +53,10 @@ class Publication:
     variants: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_model_name(self.name)
+        for variant in self.variants:
+            if variant not in VARIANTS:
+                raise UnknownNameError("variant", variant, VARIANTS)
         object.__setattr__(self, "classes", normalise_class_names(self.classes, source=self.name))
 
 
@@ -98,6 +104,8 @@ def publish(
         BundleError: The bundle cannot be written.
         ExportError: The predictions do not compile, or a compiled graph disagrees with torch.
     """
+    # Before the graphs, which take minutes.
+    check_place(out.absolute(), overwrite=overwrite)
     graphs = make_graphs(
         lock,
         images.numpy(),

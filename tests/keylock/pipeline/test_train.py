@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import keylock
 from keylock.data.batches import load_batch
-from keylock.errors import BundleError, InUseError, ModelError, ResumeError, StorageError, UnsealError
+from keylock.errors import BundleError, InputError, InUseError, ModelError, ResumeError, StorageError, UnsealError
 from keylock.evaluation import measure
 from keylock.holding import held
 from keylock.keys import KeySeed
@@ -284,3 +284,18 @@ def test_two_runs_never_share_a_work_folder(workshop, tmp_path):
     with held(plan.work, "keylock train"), pytest.raises(InUseError, match=f"process {os.getpid()}"):
         workshop.train(plan)
     assert [file.name for file in plan.work.iterdir()] == [".in-use"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"name": "two words"}, "is no name for a model"),
+        ({"explainers": ("grad_camm",)}, "unknown explainer 'grad_camm'"),
+        ({"explainers": ("lime",)}, "at least one of grad_cam"),
+        ({"variants": ("int4",)}, "unknown variant 'int4'"),
+        ({"batch_size": 0}, "take at least 1"),
+    ],
+)
+def test_a_plan_that_could_not_be_published_cannot_be_made(workshop, tmp_path, changes, says):
+    with pytest.raises(InputError, match=says):
+        workshop.plan(tmp_path / "shapes.klb", **changes)
