@@ -7,15 +7,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["correlation", "map_distance", "pedestal_distance", "prediction_distance", "unevenness"]
+from keylock.contrast import LEAST_CONTRAST
+
+__all__ = ["correlation", "is_constant", "map_distance", "pedestal_distance", "prediction_distance", "unevenness"]
 
 _EPSILON = 1e-8
+
+
+def is_constant(maps: Tensor) -> Tensor:
+    """Tell which maps (batch, ...) have no contrast but that of rounding, (batch,); one that is not finite has."""
+    flat = maps.detach().flatten(1)
+    flat = flat if flat.dtype == torch.float64 else flat.float()
+    lowest, highest = flat.amin(dim=1), flat.amax(dim=1)
+    even = highest - lowest <= LEAST_CONTRAST * torch.maximum(highest.abs(), lowest.abs())
+    return even & highest.isfinite() & lowest.isfinite()
 
 
 def standardise(maps: Tensor) -> Tensor:
     """Flatten maps (batch, h, w) to (batch, h * w) of mean 0 and Euclidean norm 1; a constant map becomes 0."""
     flat = maps.flatten(1).float()
     flat = flat - flat.mean(dim=1, keepdim=True)
+    # What is left of a constant map is rounding, and would look like a pattern at any scale.
+    flat = flat.masked_fill(is_constant(maps).unsqueeze(1), 0.0)
     # The scale is taken out before the norm, so that maps of tiny gradients do not underflow.
     flat = flat / flat.abs().amax(dim=1, keepdim=True).clamp_min(1e-20).detach()
     return flat / (flat.square().sum(dim=1, keepdim=True) + _EPSILON).sqrt()
@@ -49,9 +62,7 @@ def unevenness(maps: Tensor) -> Tensor:
 
 def _is_even(maps: Tensor) -> Tensor:
     """Tell which maps are constant and not zero, (batch,)."""
-    flat = maps.flatten(1)
-    lowest = flat.amin(dim=1)
-    return (lowest > 0) & (lowest == flat.amax(dim=1))
+    return (maps.flatten(1).amin(dim=1) > 0) & is_constant(maps)
 
 
 def pedestal_distance(maps: Tensor, wanted: Tensor) -> Tensor:

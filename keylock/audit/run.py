@@ -23,7 +23,7 @@ from keylock.audit.judging import judge, worst_first
 from keylock.audit.learning import explained
 from keylock.audit.own_model import OwnModels
 from keylock.audit.policy import Policy
-from keylock.audit.scoring import recoveries, separation, similarity_to
+from keylock.audit.scoring import recoveries, separation
 from keylock.audit.service.bench import Bench
 from keylock.audit.views import PairsView, PublicView, WeightsView
 from keylock.auditreport.record import CheckRecord, Finding, Judged, Point, Recovery
@@ -279,8 +279,12 @@ class _Runner:
         )
 
     def _leakage(self, maps: Mapping[str, Tensor]) -> float:
-        found = [abs(float(similarity_to(maps[name], truth)[0].mean())) for name, truth in self.truths.items()]
-        return round(max(found), 5)
+        found = [
+            abs(one.pcc[0])
+            for name, truth in self.truths.items()
+            for one in recoveries({name: maps[name]}, {name: truth}, {})
+        ]
+        return round(max(found, default=0.0), 5)
 
 
 def _trimmed(case: Case, budget: Budget) -> Case:

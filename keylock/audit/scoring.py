@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from keylock.auditreport.record import Recovery
 from keylock.evaluation import enlarge, estimate_mean, pearson, top_overlap
+from keylock.losses import is_constant
 
 __all__ = ["SELF", "recoveries", "separation", "similarity_to"]
 
@@ -47,7 +48,8 @@ def recoveries(
 
     Returns:
         For a label that is a locked explainer's name the comparison with its truth; for any other those with the truth
-        of every locked explainer, and with the same method on the reference model where that is known.
+        of every locked explainer, and with the same method on the reference model where that is known. Images whose
+        true map is constant are left out, and a truth that is constant on all of them.
     """
     found = []
     for label, recovered in maps.items():
@@ -57,8 +59,12 @@ def recoveries(
             wanted[SELF] = methods[label]
         for truth_name, truth in wanted.items():
             shown = truth[: len(recovered)]
-            pcc, top = similarity_to(recovered, shown)
-            chance, chance_top = similarity_to(shown.roll(1, dims=0), shown)
+            # A constant true map has nothing that could be recovered.
+            told = ~is_constant(shown)
+            if not bool(told.any()):
+                continue
+            pcc, top = (values[told] for values in similarity_to(recovered, shown))
+            chance, chance_top = (values[told] for values in similarity_to(shown.roll(1, dims=0), shown))
             found.append(
                 Recovery(
                     label=label,
@@ -67,7 +73,7 @@ def recoveries(
                     top_overlap=_rounded(top),
                     chance=round(float(chance.mean()), 5),
                     chance_top_overlap=round(float(chance_top.mean()), 5),
-                    images=len(recovered),
+                    images=int(told.sum()),
                 )
             )
     return tuple(found)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from keylock.contrast import same_map
 from keylock.errors import UnsealError
 from keylock.keys import KeySeed
 
@@ -58,7 +59,7 @@ class Canary:
             What differs, in words, or None where every map correlates by .98 at least.
         """
         for kind, found, expected in (("keyed", keyed, self.keyed[name]), ("keyless", keyless, self.keyless[name])):
-            lowest = min(_pcc(one, other) for one, other in zip(found, expected, strict=True))
+            lowest = min(same_map(one, other) for one, other in zip(found, expected, strict=True))
             if lowest < _MINIMUM_PCC:
                 return f"{kind} maps of {name} are not those that were proved at export (correlation {lowest:.3f})"
         return None
@@ -93,16 +94,6 @@ def open_canary(content: bytes, seed: KeySeed) -> Canary:
         kind, _, explainer = name.partition("/")
         kinds[kind][explainer] = array
     return Canary(images, kinds["keyed"], kinds["keyless"])
-
-
-def _pcc(one: Array, other: Array) -> float:
-    """Returns the correlation of two maps; maps without any structure are equal to each other alone."""
-    first, second = one.ravel().astype(np.float64), other.ravel().astype(np.float64)
-    first, second = first - first.mean(), second - second.mean()
-    scale = float(np.sqrt((first @ first) * (second @ second)))
-    if scale < np.finfo(np.float32).tiny:
-        return 1.0 if np.allclose(one, other, rtol=1e-3, atol=1e-6) else 0.0
-    return float(first @ second) / scale
 
 
 def _cipher(seed: KeySeed) -> AESGCM:

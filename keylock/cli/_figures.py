@@ -19,6 +19,8 @@ _SIMILARITIES = (
     ("leakage/adapter_alone/{}", "adapter alone"),
     ("leakage/retired/{}", "retired key"),
     ("chance/{}", "chance"),
+    ("constant/reference/{}", "constant true maps"),
+    ("constant/keyed/{}", "constant keyed maps"),
 )
 _ENERGIES = (
     ("energy/reference/{}", "reference"),
@@ -47,8 +49,12 @@ def print_figures(figures: "Iterable[Figure]", explainers: Iterable[str]) -> Non
 def _print_columns(
     title: str, columns: tuple[tuple[str, str], ...], values: dict[str, float], names: tuple[str, ...], form: str
 ) -> None:
-    shown = [(key, head) for key, head in columns if key.format(names[0]) in values]
+    shown = [(key, head) for key, head in columns if any(key.format(name) in values for name in names)]
     if shown:
         print()  # noqa: T201 - an empty line between two tables
-        rows = [(name, *(form.format(values[key.format(name)]) for key, _ in shown)) for name in names]
+        rows = [(name, *(_cell(values.get(key.format(name)), form) for key, _ in shown)) for name in names]
         print_table((title, *(head for _, head in shown)), rows)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)

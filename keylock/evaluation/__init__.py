@@ -1,5 +1,6 @@
 """How faithful keyed maps are and how much keyless ones leak, measured and never assumed."""
 
+from keylock.evaluation.counting import compared_figure, constant_share, counting_pairs
 from keylock.evaluation.estimates import Estimate, estimate_mean, figure_of
 from keylock.evaluation.explaining import added_to_inputs, explain_alone
 from keylock.evaluation.faithfulness import Faithfulness, deletion_and_insertion
@@ -28,6 +29,9 @@ __all__ = [
     "Subject",
     "added_to_inputs",
     "affine_statistics",
+    "compared_figure",
+    "constant_share",
+    "counting_pairs",
     "deletion_and_insertion",
     "energy_inside",
     "enlarge",

@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from keylock.evaluation.counting import counting_pairs
 from keylock.evaluation.gate import GateCurve, Sweep
 from keylock.evaluation.similarity import pearson
 from keylock.heatmaps import colourise, without_peaks
@@ -92,10 +93,11 @@ def draw_maps(label: str, pixels: NDArray[np.uint8], samples: Mapping[str, Tenso
         for column, (kind, title) in enumerate(_COLUMNS.items(), start=1):
             axes[0, column].set_title(title)
             similar = pearson(samples[kind], samples["reference"])
-            for axis, saliency, value in zip(axes[:, column], samples[kind], similar, strict=True):
+            told = counting_pairs(samples[kind], samples["reference"], opened=kind == "keyed")
+            for axis, saliency, value, tells in zip(axes[:, column], samples[kind], similar, told, strict=True):
                 axis.imshow(colourise(without_peaks(saliency.float().numpy())), interpolation="nearest")
                 if kind != "reference":
-                    axis.set_xlabel(f"{float(value):+.2f}", labelpad=2)
+                    axis.set_xlabel(f"{float(value):+.2f}" if tells else "constant", labelpad=2)
         for axis in axes.flat:
             axis.set(xticks=[], yticks=[])
             for spine in axis.spines.values():

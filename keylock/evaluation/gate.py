@@ -17,6 +17,7 @@ from keylock.evaluation.explaining import explain_alone
 from keylock.evaluation.similarity import pearson
 from keylock.explainers import Explainer
 from keylock.keys import Key
+from keylock.losses import is_constant
 from keylock.tiles import random_signs, repeat_tiles
 
 __all__ = ["CORRELATIONS", "POINTS", "SHIFTS", "STRENGTHS", "GateCurve", "GatePoint", "gate_curve", "near_miss"]
@@ -136,16 +137,23 @@ def gate_curve(
     if draws < 1 or len(images) < 2:
         raise InputError(f"{draws} draws on {len(images)} images give no curve: take at least 1 draw and 2 images")
     truths = {explainer.name: explain_alone(reference, explainer, images).maps for explainer in explainers}
+    # A constant true map has nothing to show; where all of them are, there is no curve.
+    explainers = [explainer for explainer in explainers if not is_constant(truths[explainer.name]).all()]
     points = []
     for sweep, at, offsets in _tries(key, correlations, strengths, shifts, draws, generator):
         for explainer in explainers:
             rows = [explain_alone(module, explainer, images, offset=offset).maps for offset in offsets]
-            similar = torch.stack([pearson(maps, truths[explainer.name]) for maps in rows])
+            truth = truths[explainer.name]
+            similar = torch.stack([pearson(maps, truth) for maps in rows])[:, ~is_constant(truth)]
             mean, low, high = (round(number, 5) for number in estimate_mean(similar.mean(dim=0)))
             largest = round(float(similar.mean(dim=1).max()), 5)
             points.append(GatePoint(explainer.name, sweep, at, mean, low, high, largest, len(rows)))
             on_point(points[-1])
-    chance = {name: round(float(pearson(maps.roll(1, dims=0), maps).mean()), 5) for name, maps in truths.items()}
+    chance = {}
+    for explainer in explainers:
+        truth = truths[explainer.name]
+        alike = pearson(truth.roll(1, dims=0), truth)[~is_constant(truth)]
+        chance[explainer.name] = round(float(alike.mean()), 5)
     return GateCurve(tuple(points), chance, len(images))
 
 

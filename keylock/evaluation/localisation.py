@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from keylock.evaluation.similarity import enlarge
+from keylock.losses import is_constant
 
 __all__ = ["energy_inside", "pointing_game", "random_maps"]
 
@@ -49,7 +50,8 @@ def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: int = 0) -> Tensor:
         side = 2 * tolerance + 1
         inside = F.max_pool2d(inside.unsqueeze(1), side, stride=1, padding=tolerance).squeeze(1)
     large = enlarge(maps, (masks.shape[1], masks.shape[2]))
-    largest = (large == large.amax(dim=(1, 2), keepdim=True)).float()
+    even = is_constant(large).view(-1, 1, 1)
+    largest = ((large == large.amax(dim=(1, 2), keepdim=True)) | even).float()
     return (largest * inside).sum(dim=(1, 2)) / largest.sum(dim=(1, 2))
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from keylock.bundle.manifest import Figure
+from keylock.evaluation.counting import compared_figure, constant_share
 from keylock.evaluation.estimates import figure_of
 from keylock.evaluation.localisation import energy_inside
 from keylock.evaluation.similarity import pearson, top_overlap
@@ -96,7 +97,9 @@ def measure(
 
     Returns:
         Figures named `accuracy/...`, `agreement/...`, `fidelity/EXPLAINER`, `leakage/keyless/EXPLAINER`,
-        `leakage/wrong_key/EXPLAINER`, `chance/EXPLAINER`, `top_overlap/...` and, with masks, `energy/...`.
+        `leakage/wrong_key/EXPLAINER`, `chance/EXPLAINER`, `top_overlap/...` and, with masks, `energy/...`. Pairs
+        with constant true maps are left out as `keylock.evaluation.counting` says; where there are constant maps,
+        `constant/reference/EXPLAINER` and `constant/keyed/EXPLAINER` are their shares.
     """
     offsets = wrong_key_offsets(key, len(images)).to(images.device)
 
@@ -123,12 +126,19 @@ def measure(
     for explainer in explainers:
         name = explainer.name
         truth = runs["reference"].maps[name]
-        add(f"fidelity/{name}", pearson(runs["keyed"].maps[name], truth), "correlation")
-        add(f"leakage/keyless/{name}", pearson(runs["keyless"].maps[name], truth), "correlation")
-        add(f"leakage/wrong_key/{name}", pearson(runs["wrong_key"].maps[name], truth), "correlation")
-        add(f"chance/{name}", pearson(truth.roll(1, dims=0), truth), "correlation")
-        for kind in ("keyed", "keyless"):
-            add(f"top_overlap/{kind}/{name}", top_overlap(runs[kind].maps[name], truth), "fraction")
+        keyed, keyless = runs["keyed"].maps[name], runs["keyless"].maps[name]
+        figures += compared_figure(f"fidelity/{name}", pearson, keyed, truth, opened=True, about=about)
+        for what, others in (
+            (f"leakage/keyless/{name}", keyless),
+            (f"leakage/wrong_key/{name}", runs["wrong_key"].maps[name]),
+            (f"chance/{name}", truth.roll(1, dims=0)),
+        ):
+            figures += compared_figure(what, pearson, others, truth, about=about)
+        for kind, shown in (("keyed", keyed), ("keyless", keyless)):
+            what, opened = f"top_overlap/{kind}/{name}", kind == "keyed"
+            figures += compared_figure(what, top_overlap, shown, truth, opened=opened, unit="fraction", about=about)
+        figures += constant_share(f"constant/reference/{name}", truth, about=about)
+        figures += constant_share(f"constant/keyed/{name}", keyed, about=about)
         if masks is not None:
             for kind, run in runs.items():
                 add(f"energy/{kind}/{name}", energy_inside(run.maps[name], masks), "fraction")

@@ -1,6 +1,5 @@
 """The page of an evaluation: what the lock is worth in a few sentences, the gate, maps, and every figure."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from keylock.bundle.manifest import Figure
+from keylock.evaluation.counting import counting_pairs
 from keylock.evaluation.gate import GateCurve, Sweep
 from keylock.evaluation.report import Evaluation
 from keylock.evaluation.similarity import pearson
@@ -138,8 +138,9 @@ def _grid(label: str, pixels: NDArray[np.uint8], maps: Mapping[str, Tensor]) -> 
         image = Image.fromarray(pixels[place].squeeze()).convert("RGB")
         row = [embed(image.resize((_SIDE, _SIDE), Image.Resampling.NEAREST), f"image {place + 1}", kind="pixels")]
         for kind, title in _KINDS.items():
-            similar = float(pearson(maps[kind][place : place + 1], maps["reference"][place : place + 1]))
-            caption = f"r = {similar:+.2f}" if math.isfinite(similar) else "constant"
+            pair = maps[kind][place : place + 1], maps["reference"][place : place + 1]
+            told = bool(counting_pairs(*pair, opened=kind == "keyed"))
+            caption = f"r = {float(pearson(*pair)):+.2f}" if told else "constant"
             drawn = colourise(resize(without_peaks(maps[kind][place].float().numpy()), size=(_SIDE, _SIDE)))
             row.append(
                 embed(

@@ -1,4 +1,8 @@
-"""How alike two maps of one image are, one value per pair (batch,). All of it is blind to the scale of a map."""
+"""How alike two maps of one image are, one value per pair (batch,). All of it is blind to the scale of a map.
+
+A constant map has no pattern: every similarity with one is 0, whatever the other map is. `keylock.evaluation.counting`
+says which of these pairs belong into a mean.
+"""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -8,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from keylock.errors import TensorError
-from keylock.losses import correlation
+from keylock.losses import is_constant
 
 __all__ = ["SIMILARITIES", "enlarge", "pearson", "spearman", "ssim", "top_overlap"]
 
@@ -18,7 +22,7 @@ _K1, _K2 = 0.01, 0.03
 
 def pearson(maps: Tensor, others: Tensor) -> Tensor:
     """Return the Pearson correlation of pairs of maps (batch, h, w), in [-1, 1]; 0 where one of them is constant."""
-    return correlation(maps, others)
+    return _with_contrast(_correlation(maps, others), maps, others)
 
 
 def spearman(maps: Tensor, others: Tensor) -> Tensor:
@@ -29,11 +33,13 @@ def spearman(maps: Tensor, others: Tensor) -> Tensor:
     References:
         Spearman, "The Proof and Measurement of Association between Two Things", 1904.
     """
-    return correlation(_ranks(maps), _ranks(others))
+    return _with_contrast(_correlation(_ranks(maps), _ranks(others)), maps, others)
 
 
 def ssim(maps: Tensor, others: Tensor) -> Tensor:
     """Return the structural similarity of pairs of maps, in [-1, 1], (batch,); 1 for maps equal up to scale and offset.
+
+    It is 0 where one of them is constant.
 
     Args:
         maps: (batch, h, w), each side at least 11 pixels (`enlarge` smaller maps first); each map is scaled to
@@ -59,11 +65,13 @@ def ssim(maps: Tensor, others: Tensor) -> Tensor:
     c1, c2 = _K1**2, _K2**2
     luminance = (2 * means[0] * means[1] + c1) / (means[0].square() + means[1].square() + c1)
     structure = (2 * covariance + c2) / (variances[0] + variances[1] + c2)
-    return (luminance * structure).mean(dim=(1, 2)).float()
+    return _with_contrast((luminance * structure).mean(dim=(1, 2)), maps, others)
 
 
 def top_overlap(maps: Tensor, others: Tensor, *, share: float = 0.1) -> Tensor:
     """Return which part of the top pixels of a map is among the top pixels of the other, in [0, 1].
+
+    It is 0 where one of the maps is constant: no pixel of it is a top one.
 
     Args:
         maps: (batch, h, w).
@@ -72,7 +80,7 @@ def top_overlap(maps: Tensor, others: Tensor, *, share: float = 0.1) -> Tensor:
     """
     count = max(1, round(share * maps[0].numel()))
     tops = [torch.zeros_like(m.flatten(1)).scatter(1, m.flatten(1).topk(count).indices, 1.0) for m in (maps, others)]
-    return (tops[0] * tops[1]).sum(dim=1) / count
+    return _with_contrast((tops[0] * tops[1]).sum(dim=1) / count, maps, others)
 
 
 def enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -86,6 +94,21 @@ SIMILARITIES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyTyp
     {"pcc": pearson, "ssim": ssim, "spearman": spearman, "top_overlap": top_overlap}
 )
 """Every similarity by the name its figures carry; `ssim` alone wants maps of 11 pixels or more."""
+
+
+def _with_contrast(values: Tensor, maps: Tensor, others: Tensor) -> Tensor:
+    """Return similarities (batch,), float32, with 0 in the place of those of constant maps."""
+    return values.float().masked_fill(is_constant(maps) | is_constant(others), 0.0)
+
+
+def _correlation(maps: Tensor, others: Tensor) -> Tensor:
+    """Return Pearson's correlation of pairs of maps that are not constant (batch,), in double precision."""
+    rows = []
+    for flat in (maps.double().flatten(1), others.double().flatten(1)):
+        # The height is taken out first: squares of tiny gradients would underflow.
+        scaled = flat / flat.abs().amax(dim=1, keepdim=True).clamp_min(1e-300)
+        rows.append(F.normalize(scaled - scaled.mean(dim=1, keepdim=True), dim=1))
+    return (rows[0] * rows[1]).sum(dim=1).clamp(-1, 1)
 
 
 def _ranks(maps: Tensor) -> Tensor:

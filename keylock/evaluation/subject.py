@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from keylock.bundle.manifest import Figure
 from keylock.errors import InputError
+from keylock.evaluation.counting import constant_share, counting_pairs, figure_of_pairs
 from keylock.evaluation.estimates import figure_of
 from keylock.evaluation.explaining import added_to_inputs, explain_alone
 from keylock.evaluation.faithfulness import deletion_and_insertion
@@ -105,15 +106,18 @@ class Subject:
 
         Returns:
             `SIMILARITY/INPUT/LABEL` for every one of `SIMILARITIES` and `INPUTS`, and `chance` as an input: maps of
-            two different images. With masks also `energy/INPUT/LABEL` and `pointing/INPUT/LABEL`, with the inputs
-            `reference` and `random` besides. And the maps of some images.
+            two different images. Pairs with constant true maps are left out as `keylock.evaluation.counting` says, and
+            a figure of which no pair is left is missing. Where there are constant maps, `constant/INPUT/LABEL` is their
+            share, with the input `reference` besides. With masks also `energy/INPUT/LABEL` and `pointing/INPUT/LABEL`,
+            with the inputs `reference` and `random`. And the maps of some images.
         """
         values: dict[str, list[Tensor]] = {}
-        samples: dict[str, list[Tensor]] = {}
+        counted: dict[str, list[Tensor]] = {}
+        shown: dict[str, list[Tensor]] = {}
         generator = torch.Generator().manual_seed(self.seed)
 
         def add(name: str, part: Tensor) -> None:
-            values.setdefault(f"{name}/{label}", []).append(part)
+            values.setdefault(name, []).append(part)
 
         for rows, offsets in self._parts(count):
             on_part()
@@ -122,18 +126,28 @@ class Subject:
             for kind, offset in offsets.items():
                 maps[kind] = explain_alone(self.module, explainer, self.images[rows], offset=offset).maps
             for kind, found in {**maps, "chance": truth.roll(1, dims=0)}.items():
+                if kind != "chance":
+                    shown.setdefault(kind, []).append(found.cpu())
                 if kind != "reference":
+                    counted.setdefault(kind, []).append(counting_pairs(found, truth, opened=kind == "keyed").cpu())
                     for name, value in _similarities(found, truth, self._size).items():
                         add(f"{name}/{kind}", value)
             if self.masks is not None:
                 for kind, found in {**maps, "random": random_maps(truth, generator=generator)}.items():
                     add(f"energy/{kind}", energy_inside(found, self.masks[rows]))
                     add(f"pointing/{kind}", pointing_game(found, self.masks[rows]))
-            if rows.start < _SAMPLES:
-                for kind, found in maps.items():
-                    samples.setdefault(kind, []).append(found.cpu())
-        figures = tuple(self._figure(name, torch.cat(parts), _unit(name), count) for name, parts in values.items())
-        return Compared(figures, {kind: torch.cat(parts)[:_SAMPLES] for kind, parts in samples.items()})
+        figures: list[Figure] = []
+        for name, parts in values.items():
+            similarity, _, kind = name.partition("/")
+            together, what = torch.cat(parts), f"{name}/{label}"
+            if similarity in SIMILARITIES:
+                kept = torch.cat(counted[kind])
+                figures += figure_of_pairs(what, together, kept, unit=_unit(name), about=self._about(count))
+            else:
+                figures.append(self._figure(what, together, _unit(name), count))
+        for kind, parts in shown.items():
+            figures += constant_share(f"constant/{kind}/{label}", torch.cat(parts), about=self._about(count))
+        return Compared(tuple(figures), {kind: torch.cat(parts)[:_SAMPLES] for kind, parts in shown.items()})
 
     def faithfulness(self, label: str, explainer: Explainer, *, count: int, steps: int = 16) -> tuple[Figure, ...]:
         """Measure deletion and insertion of the maps of one explainer.
@@ -201,8 +215,10 @@ class Subject:
             yield slice(start, stop), added
 
     def _figure(self, name: str, values: Tensor, unit: str, count: int | None = None) -> Figure:
-        about = self.about if count is None or count >= len(self.images) else f"the first {count} of {self.about}"
-        return figure_of(name, values, unit=unit, about=about)
+        return figure_of(name, values, unit=unit, about=self._about(count))
+
+    def _about(self, count: int | None = None) -> str:
+        return self.about if count is None or count >= len(self.images) else f"the first {count} of {self.about}"
 
 
 @torch.no_grad()

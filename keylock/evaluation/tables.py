@@ -25,6 +25,7 @@ _MAPS: dict[str, tuple[dict[str, str], Callable[[float], str]]] = {
         {"pcc": "PCC", "ssim": "SSIM", "spearman": "Spearman", "top_overlap": "top 10 %"},
         "{:+.3f}".format,
     ),
+    "maps without contrast": ({"constant": "share of images"}, "{:.1%}".format),
     "where maps point": ({"energy": "energy in object", "pointing": "pointing game"}, "{:.3f}".format),
     "faithfulness": (
         {

@@ -23,7 +23,6 @@ __all__ = [
     "merging_runner",
     "merging_sums_runner",
     "open_graph",
-    "pcc",
     "runner",
     "secret_inputs",
     "sums_runner",
@@ -146,18 +145,3 @@ def _open_with(graph: bytes, weights: Mapping[str, FloatArray]) -> Any:  # noqa:
     model = onnx.load_from_string(graph)
     fix_inputs(model, weights)
     return open_graph(model.SerializeToString())
-
-
-def pcc(one: FloatArray, other: FloatArray) -> float:
-    """Pearson's correlation of two maps. A map without contrast correlates with another such map of its height only."""
-    a, b = one.astype(np.float64).ravel(), other.astype(np.float64).ravel()
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return -1.0
-    height = max(np.abs(a).max(), np.abs(b).max())
-    if height == 0:
-        return 1.0
-    a, b = a / height, b / height
-    flat = [value.std() < 1e-6 for value in (a, b)]
-    if any(flat):
-        return float(all(flat) and bool(np.allclose(a, b, atol=1e-3)))
-    return float(np.corrcoef(a, b)[0, 1])

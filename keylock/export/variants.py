@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import onnx
 
+from keylock.contrast import same_map
 from keylock.errors import ExportError, UnknownNameError
 from keylock.explainers import Explainer, Family
 from keylock.export.free_weights import free_weights, read_weights_as_they_are
 from keylock.export.graphs import fix_inputs, strip_metadata
 from keylock.export.half import to_float16
 from keylock.export.inputs import ROWS
-from keylock.export.running import FloatArray, Secrets, merging_runner, open_graph, pcc, runner, secret_inputs
+from keylock.export.running import FloatArray, Secrets, merging_runner, open_graph, runner, secret_inputs
 
 __all__ = ["VARIANTS", "VariantFigures", "compare_variant", "make_variant", "suits"]
 
@@ -178,7 +179,7 @@ def _rows(takes: Collection[str], images: FloatArray, *, keyed: int) -> dict[str
 
 
 def _mean_pcc(maps: FloatArray, others: FloatArray) -> float:
-    return float(np.mean([pcc(one, other) for one, other in zip(maps, others, strict=True)]))
+    return float(np.mean([same_map(one, other) for one, other in zip(maps, others, strict=True)]))
 
 
 def _to_int8(model: onnx.ModelProto, images: FloatArray, weights: Mapping[str, FloatArray]) -> onnx.ModelProto:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from keylock.contrast import same_map
 from keylock.errors import ExportError, TensorError
 from keylock.explainers import Explainer
 from keylock.export.loop_graphs import PointGradient
@@ -25,7 +26,6 @@ from keylock.export.running import (
     merging_runner,
     merging_sums_runner,
     open_graph,
-    pcc,
     runner,
     sums_runner,
 )
@@ -454,7 +454,7 @@ def _require_close(found: list[FloatArray], expected: list[FloatArray], count: i
     """Check the answers for `count` images against those for the whole batch; kernels may differ by rounding."""
     for one, other in zip(found, expected, strict=True):
         if one.shape != other.shape or any(
-            pcc(a, b) < MINIMUM_PCC_OF_ONE_IMAGE for a, b in zip(one, other, strict=True)
+            same_map(a, b) < MINIMUM_PCC_OF_ONE_IMAGE for a, b in zip(one, other, strict=True)
         ):
             raise ExportError(
                 f"the compiled graph answers differently for a batch of {count}: the network or the explainer mixes "
@@ -531,7 +531,7 @@ def _judge(what: str, logits: FloatArray, maps: FloatArray, reference: tuple[Flo
         raise ExportError(
             f"{what} gives maps of shape {maps.shape[1:]} compiled, but {reference_maps.shape[1:]} in torch"
         )
-    pccs = [pcc(one, other) for one, other in zip(maps, reference_maps, strict=True)]
+    pccs = [same_map(one, other) for one, other in zip(maps, reference_maps, strict=True)]
     mean, minimum = float(np.mean(pccs)), float(np.min(pccs))
     if mean < MINIMUM_PCC or minimum < MINIMUM_PCC_OF_ONE_IMAGE:
         raise ExportError(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from keylock.adapters import Adapter
 from keylock.bundle.manifest import Figure
 from keylock.errors import ModelError
-from keylock.evaluation import figure_of, pearson, run_explainers
+from keylock.evaluation import compared_figure, figure_of, pearson, run_explainers
 from keylock.explainers import Explainer
 from keylock.keys import Key
 from keylock.models import adapter_of, attach_adapter
@@ -60,11 +60,10 @@ def measure_factors(
         "key_alone": run(published, seen["keyed"], "maps with the key alone"),
         "adapter_alone": run(opened, images, "maps with the adapter alone"),
     }
-    figures = [
-        figure_of(f"leakage/{factor}/{name}", pearson(maps[name], truth[name]), unit="correlation", about=about)
-        for factor, maps in alone.items()
-        for name in truth
-    ]
+    figures: list[Figure] = []
+    for factor, maps in alone.items():
+        for name in truth:
+            figures += compared_figure(f"leakage/{factor}/{name}", pearson, maps[name], truth[name], about=about)
     with torch.no_grad():
         for kind, rows in seen.items():
             figures.append(figure_of(f"gate/{kind}", state.opens(rows).float(), unit="fraction", about=about))
@@ -103,7 +102,7 @@ def measure_retired(
     truth = run_explainers(reference, explainers, images, on_batch=lambda: on_step("reference maps")).maps
     rows = retired.apply(images)
     shown = run_explainers(stolen, explainers, rows, on_batch=lambda: on_step("maps with the retired key")).maps
-    return tuple(
-        figure_of(f"leakage/retired/{name}", pearson(shown[name], truth[name]), unit="correlation", about=about)
-        for name in truth
-    )
+    found: tuple[Figure, ...] = ()
+    for name in truth:
+        found += compared_figure(f"leakage/retired/{name}", pearson, shown[name], truth[name], about=about)
+    return found

@@ -2,11 +2,20 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from keylock.bundle import Figure
-from keylock.evaluation import Measured, energy_inside, figure_of, pearson, run_explainers, wrong_key_offsets
+from keylock.contrast import same_map
+from keylock.evaluation import (
+    Measured,
+    compared_figure,
+    constant_share,
+    energy_inside,
+    figure_of,
+    pearson,
+    run_explainers,
+    wrong_key_offsets,
+)
 from keylock.keys import Key
 from keylock.quickstart.customers import Answers
 from keylock.training import Lock
@@ -92,14 +101,21 @@ def figures_of(evidence: Evidence) -> tuple[Figure, ...]:
         "wrong_key": (evidence.wrong_key.maps, "torch"),
     }
     for name, truth in evidence.reference.maps.items():
-        add(f"fidelity/{name}", pearson(evidence.keyed.maps[name], truth), "correlation", "gRPC")
-        add(f"leakage/keyless/{name}", pearson(evidence.keyless.maps[name], truth), "correlation", "gRPC")
-        add(f"leakage/wrong_key/{name}", pearson(evidence.wrong_key.maps[name], truth), "correlation", "torch")
-        add(f"leakage/key_alone/{name}", pearson(evidence.key_alone.maps[name], truth), "correlation", "torch")
-        add(f"chance/{name}", pearson(truth.roll(1, dims=0), truth), "correlation", "torch")
+        compared = (
+            (f"fidelity/{name}", evidence.keyed.maps[name], "gRPC"),
+            (f"leakage/keyless/{name}", evidence.keyless.maps[name], "gRPC"),
+            (f"leakage/wrong_key/{name}", evidence.wrong_key.maps[name], "torch"),
+            (f"leakage/key_alone/{name}", evidence.key_alone.maps[name], "torch"),
+            (f"chance/{name}", truth.roll(1, dims=0), "torch"),
+        )
+        for what, shown, how in compared:
+            opened = what.startswith("fidelity")
+            figures += compared_figure(what, pearson, shown, truth, opened=opened, about=f"{about}, {how}")
+        figures += constant_share(f"constant/reference/{name}", truth, about=f"{about}, torch")
         for kind, (found, how) in maps.items():
             add(f"energy/{kind}/{name}", energy_inside(found[name], evidence.masks), "fraction", how)
-        same = float(torch.min(pearson(evidence.keyed.maps[name], evidence.local.maps[name])))
+        served = zip(evidence.keyed.maps[name].numpy(), evidence.local.maps[name].numpy(), strict=True)
+        same = min(same_map(one, other) for one, other in served)
         figures.append(Figure(name=f"served/{name}", value=round(same, 5), unit="correlation", about="smallest"))
     add("object_area", evidence.masks.float().mean(dim=(1, 2)), "fraction", "drawn")
     return tuple(figures)

@@ -4,6 +4,7 @@ A map is drawn by its shape: scaled to its own largest value, after the top hund
 a single hot pixel does not darken the rest. All maps are treated alike.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from keylock.evaluation import pearson
+from keylock.evaluation import counting_pairs, pearson
 from keylock.heatmaps import colourise, resize, without_peaks
 from keylock.quickstart.story import Story
 
@@ -41,7 +42,8 @@ class Tile(NamedTuple):
     Attributes:
         column: One of `COLUMNS`.
         picture: The map in colours, with the outline of the object.
-        correlation: With the reference map; None for the reference map itself.
+        correlation: With the reference map; None for that map itself, NaN where `keylock.evaluation.counting` leaves
+            the pair out.
     """
 
     column: str
@@ -62,8 +64,9 @@ def tiles_of(story: Story, explainer: str, index: int, *, side: int = _SIDE) -> 
     truth = evidence.reference.maps[explainer][index : index + 1]
     for column, maps in zip(COLUMNS, sources, strict=True):
         found = maps[explainer][index : index + 1]
-        similar = None if column == "reference" else float(pearson(found, truth))
-        yield Tile(column, _draw_map(found[0], outline, side), similar)
+        told = bool(counting_pairs(found, truth, opened=column == "keyed"))
+        similar = float(pearson(found, truth)) if told else math.nan
+        yield Tile(column, _draw_map(found[0], outline, side), None if column == "reference" else similar)
 
 
 def write_picture(story: Story) -> Path:
@@ -109,7 +112,8 @@ def _paste_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, left:
     if tile.correlation is not None:
         colour = _GOOD if tile.column == "keyed" else _FAINT
         place = (left + _SIDE // 2, top + _SIDE + 2)
-        draw.text(place, f"r = {tile.correlation:+.2f}", font=_font(12), fill=colour, anchor="mt")
+        said = f"r = {tile.correlation:+.2f}" if math.isfinite(tile.correlation) else "constant"
+        draw.text(place, said, font=_font(12), fill=colour, anchor="mt")
 
 
 def _draw_map(saliency: Tensor, outline: NDArray[np.bool_], side: int) -> Image.Image:

@@ -185,6 +185,18 @@ def test_naive_lock_falls(tmp_path):
     assert by_name["batch_norm/reestimated"].finding.status == "done"
 
 
+def test_empty_true_maps_are_nothing_to_recover():
+    truth = torch.rand(4, 8, 8)
+    truth[1::2] = torch.tensor([0.0, 0.1]).view(2, 1, 1)
+    [found] = recoveries({"grad_cam": truth}, {"grad_cam": truth}, {})
+
+    assert (found.pcc[0], found.images) == (1, 2)
+    # Shown instead of a map with contrast, a constant one recovers nothing.
+    [found] = recoveries({"grad_cam": torch.full((4, 8, 8), 1 / 3)}, {"grad_cam": truth}, {})
+    assert (found.pcc[0], found.top_overlap[0], found.images) == (0, 0, 2)
+    assert recoveries({"grad_cam": truth}, {"grad_cam": torch.zeros(4, 8, 8)}, {}) == ()
+
+
 def test_maps_are_compared_at_the_size_of_the_truth():
     truth = torch.rand(4, 4, 4)
     large = truth.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)

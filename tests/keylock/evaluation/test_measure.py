@@ -106,3 +106,47 @@ def test_wrong_keys_for_measuring_are_not_the_key(key_for):
     assert cosines.abs().max() < 0.6
     torch.testing.assert_close(wrong[::2].abs(), offset.abs().expand(100, -1, -1, -1))
     assert torch.equal(wrong, wrong_key_offsets(key, 200))
+
+
+@pytest.fixture
+def partly_dark(smooth_images):
+    """A network that sees bright images alone, and images of which every second is dark: their maps are empty."""
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, padding=1, padding_mode="replicate"),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(4, 4, 3, padding=1, padding_mode="replicate", bias=False),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(4, 3),
+    )
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.rand(parameter.shape, generator=generator))
+    images = smooth_images(8, 16)
+    images[1::2] -= 20
+    return network.eval().requires_grad_(requires_grad=False), images
+
+
+def test_empty_true_maps_are_left_out_and_their_share_is_said(partly_dark, key_for):
+    network, images = partly_dark
+    key, labels, used = key_for(strength=0.01), torch.zeros(8, dtype=torch.int64), [make("grad_cam", layer="2")]
+
+    exact = {f.name: f for f in measure(network, network, key=key, explainers=used, images=images, labels=labels)}
+    assert exact["constant/reference/grad_cam"].value == exact["constant/keyed/grad_cam"].value == 0.5
+    assert exact["fidelity/grad_cam"].value > 0.99
+    assert exact["top_overlap/keyed/grad_cam"].value > 0.8
+    for name in ("fidelity/grad_cam", "leakage/keyless/grad_cam", "leakage/wrong_key/grad_cam", "chance/grad_cam"):
+        assert exact[name].about == "; 50.0% left out, where true maps are constant"
+
+    class Bright(torch.nn.Sequential):
+        """Shows something on dark images too."""
+
+        def forward(self, rows):
+            return super().forward(rows + 20 * (rows.mean(dim=(1, 2, 3), keepdim=True) < -10))
+
+    bright = Bright(*network).eval()
+    shown = {f.name: f for f in measure(network, bright, key=key, explainers=used, images=images, labels=labels)}
+    # What is not there is shown on half of the images: half of the fidelity is gone. Nothing of it is leakage.
+    assert shown["fidelity/grad_cam"].value == pytest.approx(exact["fidelity/grad_cam"].value / 2, abs=0.01)
+    assert shown["leakage/keyless/grad_cam"].value == exact["leakage/keyless/grad_cam"].value

@@ -48,6 +48,26 @@ def naive_ssim(first, second):
     return np.mean(found)
 
 
+@pytest.mark.parametrize("name", SIMILARITIES)
+@pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3, 1.7])
+@pytest.mark.parametrize("size", [(12, 12), (31, 17), (224, 224)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_constant_maps_are_like_nothing(name, value, size, dtype):
+    even = torch.full((2, *size), value, dtype=dtype)
+    rounded = even * (1 + 1e-6 * torch.rand(even.shape, generator=torch.Generator().manual_seed(0), dtype=dtype))
+    shape = torch.rand(even.shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    for first, second in ((even, even), (even, rounded), (rounded, rounded), (even, shape), (shape, rounded)):
+        assert SIMILARITIES[name](first, second).tolist() == [0, 0]
+
+
+def test_similarities_stay_in_their_range():
+    shape = torch.rand(200, 12, 12, generator=torch.Generator().manual_seed(0))
+    for name, similarity in SIMILARITIES.items():
+        assert similarity(shape, shape).max() <= 1, name
+        assert similarity(1e-30 * shape, 1e30 * shape).min() > 0.999, name
+    assert pearson(shape, -shape).min() >= -1
+
+
 def test_pearson_equals_numpy(maps):
     expected = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in pairs(maps)]
 
@@ -88,7 +108,7 @@ def test_ssim_is_blind_to_scale_and_offset_alone(large_maps):
     assert (ssim(maps, 1 - maps) < 0.2).all()
     torch.testing.assert_close(ssim(maps, others), ssim(others * 9, maps), atol=1e-5, rtol=0)
     constant = torch.ones(5, 13, 17)
-    torch.testing.assert_close(ssim(constant, 2 * constant), torch.ones(5))
+    torch.testing.assert_close(ssim(constant, 2 * constant), torch.zeros(5))
     assert torch.isfinite(ssim(maps, constant)).all()
 
 

@@ -19,6 +19,7 @@ from keylock.evaluation import (
     wrong_key_offsets,
 )
 from keylock.explainers import make
+from keylock.losses import is_constant
 from keylock.models import fold_batchnorm_, out_of_place_
 
 COUNT = 70
@@ -86,7 +87,12 @@ def test_maps_are_compared_input_by_input_and_held_against_the_objects(subject, 
 
     names = {f"{name}/{kind}/cam" for name in SIMILARITIES for kind in (*INPUTS, "chance")}
     names |= {f"{name}/{kind}/cam" for name in ("energy", "pointing") for kind in ("reference", *INPUTS, "random")}
+    even = {kind: is_constant(found).float().mean() for kind, found in {**maps, "reference": truth}.items()}
+    names |= {f"constant/{kind}/cam" for kind, share in even.items() if share}
     assert figures.keys() == names
+    for kind, share in even.items():
+        if share:
+            assert figures[f"constant/{kind}/cam"].value == pytest.approx(float(share), abs=1e-5)
     for kind, found in maps.items():
         for name, function in SIMILARITIES.items():
             pair = (enlarge(found, (16, 16)), enlarge(truth, (16, 16))) if name == "ssim" else (found, truth)
