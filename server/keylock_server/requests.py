@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
-from google.protobuf import json_format, struct_pb2
+from google.protobuf import struct_pb2
 from numpy.typing import NDArray
 
 from keylock.class_names import normalise_class_name
@@ -150,15 +150,21 @@ def shaped(data: bytes, *, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArra
     sides = tuple(shape)
     if any(side < 0 for side in sides) or len(sides) > 8:
         raise TensorError(f"{list(sides[:8])} is no shape of a tensor: give up to eight sides, none negative")
-    expected = dtype.itemsize
-    for side in sides:  # Python's integers do not overflow, so that huge sides are compared rightly.
-        expected *= side
+    # Python's integers do not overflow, so that huge sides are compared rightly.
+    expected = dtype.itemsize * math.prod(sides)
     if expected != len(data):
         raise TensorError(
             f"a {dtype.name} tensor of shape {list(sides)} takes {expected} bytes and {len(data)} were sent: "
             "make shape, type and data agree"
         )
-    return np.frombuffer(data, dtype).reshape(sides)
+    try:
+        return np.frombuffer(data, dtype).reshape(sides)
+    except (
+        ValueError
+    ):  # A side of zero takes no bytes however large the others are; NumPy multiplies them all the same.
+        raise TensorError(
+            f"a tensor of shape {list(sides)} has no elements and sides too large: send elements"
+        ) from None
 
 
 def choose_target(request: pb.ExplainRequest, classes: Sequence[str]) -> int:
@@ -195,15 +201,25 @@ def check_parameters(asked: struct_pb2.Struct, used: Mapping[str, object], *, ex
     Raises:
         InputError: If one is unknown or has another value.
     """
-    for name, value in json_format.MessageToDict(asked).items():
+    for name, value in asked.fields.items():
         with at_field(f"parameters.{name}"):
             if name not in used:
                 raise UnknownNameError(f"parameter of {explainer}", name, used)
-            if value != used[name]:
+            if _plain(value) != used[name]:
                 raise InputError(
                     f"the parameter {name} of {explainer} is {used[name]!r} in this model and cannot be changed: "
                     "leave it out"
                 )
+
+
+def _plain(value: struct_pb2.Value) -> object:
+    """Returns a value of a parameter in Python's types, NaN and infinity too, which JSON does not have."""
+    kind = value.WhichOneof("kind")
+    if kind == "struct_value":
+        return {name: _plain(inner) for name, inner in value.struct_value.fields.items()}
+    if kind == "list_value":
+        return [_plain(inner) for inner in value.list_value.values]
+    return None if kind in (None, "null_value") else getattr(value, kind)
 
 
 def wants_public_prediction(request: pb.ExplainRequest, *, licensed: bool) -> bool:

@@ -163,6 +163,7 @@ CASES = [
     bad_tensor("too few bytes", tensor(FLOATS, data=FLOATS.tobytes()[:-4])),
     bad_tensor("no bytes for a huge shape", tensor(FLOATS, shape=[2**62, 2**62, 8], data=b"")),
     bad_tensor("negative shape", tensor(FLOATS, shape=[-3, -8, 8])),
+    bad_tensor("no bytes for a side of zero and huge ones", tensor(FLOATS, shape=[2**40, 0, 2**40], data=b"")),
     bad_tensor("twenty sides", tensor(FLOATS, shape=[1] * 20)),
     bad_tensor("NaN", tensor(WITH_NAN)),
     bad_tensor("infinity", tensor(np.full((3, 8, 8), np.inf, np.float32))),
@@ -197,6 +198,16 @@ CASES = [
         "UNKNOWN_NAME",
         "parameters.steps",
     ),
+    *[
+        Case(
+            f"parameter with {value}",
+            lambda calls, vendor, value=value: calls.explain(GOOD, parameters={"layer": value}),
+            CODES.INVALID_ARGUMENT,
+            "INVALID_INPUT",
+            "parameters.layer",
+        )
+        for value in (float("nan"), float("inf"), [1, float("nan")], {"a": float("-inf")})
+    ],
     Case(
         "get another model",
         lambda calls, vendor: calls.explanation.GetModel(pb.GetModelRequest(model_name="x")),
