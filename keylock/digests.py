@@ -14,7 +14,7 @@ def digest_of(content: bytes) -> str:
     return "sha256:" + hashlib.sha256(content).hexdigest()
 
 
-def digest_of_array(dtype: str, shape: Sequence[int], data: bytes) -> str:
+def digest_of_array(dtype: str, shape: Sequence[int], data: bytes | bytearray) -> str:
     """Returns the digest of an array: of one line `dtype side,side,...` and its elements.
 
     Args:
@@ -25,5 +25,7 @@ def digest_of_array(dtype: str, shape: Sequence[int], data: bytes) -> str:
     Returns:
         `sha256:` and 64 hexadecimal digits. Arrays of equal bytes and different shapes have different digests.
     """
-    header = f"{dtype} {','.join(str(side) for side in shape)}\n"
-    return digest_of(header.encode("ascii") + data)
+    digest = hashlib.sha256(f"{dtype} {','.join(str(side) for side in shape)}\n".encode("ascii"))
+    # In two steps, because a map may be large and need not be copied.
+    digest.update(data)
+    return "sha256:" + digest.hexdigest()

@@ -1,8 +1,9 @@
 """The messages a server answers with, read with suspicion: what makes no sense is a `BadAnswerError`."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from google.protobuf.json_format import MessageToDict
@@ -13,9 +14,8 @@ from keylock.inference import inference_pb2 as oip
 from keylock.preprocessing import Preprocessing
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import license_pb2
-from keylock_client._requests import MAX_ANSWER_BYTES
+from keylock_client._maps import read_map, senseless
 from keylock_client._sources import Source
-from keylock_client.errors import BadAnswerError
 from keylock_client.results import (
     ClassScore,
     Estimate,
@@ -32,24 +32,17 @@ from keylock_client.results import (
 )
 
 __all__ = [
-    "DTYPES",
     "estimate",
     "explanations",
     "license_info",
     "model_info",
     "predictions",
     "quotas",
-    "size_of_map",
 ]
 
 TOP = 5
 # No message of protobuf is larger, whatever a server says.
 _LARGEST_BYTES = 2**31 - 1
-DTYPES: dict[int, str] = {
-    pb.DATA_TYPE_FLOAT32: "float32",
-    pb.DATA_TYPE_FLOAT16: "float16",
-    pb.DATA_TYPE_UINT8: "uint8",
-}
 
 
 def model_info(answer: pb.GetModelResponse) -> ModelInfo:
@@ -66,7 +59,11 @@ def model_info(answer: pb.GetModelResponse) -> ModelInfo:
             }
         )
     except ValueError:
-        _senseless("the preprocessing of the model is unknown")
+        senseless("the preprocessing of the model is unknown")
+    if not answer.classes or not all(answer.classes) or len(set(answer.classes)) < len(answer.classes):
+        senseless("the model has no classes, or not one name for each")
+    if not answer.model.name or not all(one.name for one in answer.explainers):
+        senseless("the model or an explainer has no name")
     return ModelInfo(
         model=_model(answer.model),
         classes=tuple(answer.classes),
@@ -91,6 +88,8 @@ def _limits(answer: pb.GetModelResponse) -> RequestLimits:
 def license_info(answer: license_pb2.GetLicenseResponse) -> LicenseInfo:
     """Read what a license grants."""
     told = answer.license
+    if told.HasField("rate") and not 0 < told.rate.per_second < math.inf:
+        senseless(f"a rate of {told.rate.per_second} images a second")
     return LicenseInfo(
         id=told.id,
         customer=told.customer,
@@ -130,45 +129,44 @@ def estimate(answer: pb.EstimateExplainResponse) -> Estimate:
 
 
 def explanations(
-    answer: pb.ExplainResponse, *, sources: list[Source], preprocessing: Preprocessing, receipt: Receipt | None
+    answer: pb.ExplainResponse,
+    maps: Sequence[bytes | bytearray],
+    *,
+    sources: list[Source],
+    info: ModelInfo,
+    receipt: Receipt | None,
 ) -> list[Explanation]:
     """Read explanations.
 
     Args:
         answer: The answer to a call.
+        maps: The elements of all maps; each is taken out of the answer once, because that copies it.
         sources: The images of the call, in order; each explanation keeps its own, to draw on.
-        preprocessing: That of the model.
+        info: The model that has answered.
         receipt: The verified receipt of the call.
 
     Returns:
         One explanation for each image.
     """
     if len(answer.results) != len(sources):
-        _senseless(f"{len(answer.results)} explanations for {len(sources)} images")
+        senseless(f"{len(answer.results)} explanations for {len(sources)} images")
     return [
         Explanation(
             map=saliency,
             received=received,
-            prediction=Prediction(
-                label=told.prediction.label,
-                index=told.prediction.index,
-                probability=told.prediction.probability,
-                top=tuple(_score(one) for one in told.prediction.top),
-                logits=tuple(told.prediction.logits),
-                keyed=told.prediction.keyed,
-            ),
-            target=_score(told.target),
+            prediction=_told_prediction(told.prediction, info.classes),
+            target=_score(told.target, info.classes),
             explainer=_explainer(told.explainer),
             keyed=told.keyed,
             model=_model(answer.model),
             request_id=answer.request_id,
             usage=_usage(answer.usage),
-            _preprocessing=preprocessing,
+            _preprocessing=info.preprocessing,
             _source=source,
             receipt=receipt,
         )
-        for told, source in zip(answer.results, sources, strict=True)
-        for received, saliency in [_map(told)]
+        for told, data, source in zip(answer.results, maps, sources, strict=True)
+        for received, saliency in [read_map(told, data)]
     ]
 
 
@@ -185,7 +183,7 @@ def predictions(answer: oip.ModelInferResponse, *, count: int, classes: tuple[st
     """
     shape = (count, len(classes))
     if [(one.name, one.datatype, tuple(one.shape)) for one in answer.outputs] != [("logits", "FP32", shape)]:
-        _senseless(f"no logits of {len(classes)} classes for {count} images")
+        senseless(f"no logits of {len(classes)} classes for {count} images")
     raw = answer.raw_output_contents
     data = raw[0] if raw else np.asarray(answer.outputs[0].contents.fp32_contents, "<f4").tobytes()
     return [_prediction(logits, classes) for logits in _floats(data, shape)]
@@ -217,12 +215,39 @@ def _model(told: pb.Model) -> Model:
     return Model(name=told.name, digest=told.digest)
 
 
-def _score(told: pb.ClassScore) -> ClassScore:
-    return ClassScore(label=told.label, index=told.index, probability=told.probability)
+def _told_prediction(told: pb.Prediction, classes: tuple[str, ...]) -> Prediction:
+    """Read the prediction beside a map; what it says fits together and is about the classes of the model."""
+    best = _score(told, classes)
+    logits = np.asarray(told.logits, np.float32)
+    if len(logits) not in (0, len(classes)) or not np.isfinite(logits).all():
+        senseless(f"logits that are not {len(classes)} finite numbers")
+    if len(told.top) > TOP:
+        senseless(f"{len(told.top)} most probable classes")
+    return Prediction(
+        label=best.label,
+        index=best.index,
+        probability=best.probability,
+        top=tuple(_score(one, classes) for one in told.top),
+        logits=tuple(told.logits),
+        keyed=told.keyed,
+    )
+
+
+def _score(told: pb.ClassScore | pb.Prediction, classes: tuple[str, ...]) -> ClassScore:
+    if not 0 <= told.index < len(classes) or told.label != classes[told.index]:
+        senseless(f"class {told.index} is {told.label[:80]!r}, which is no class of the model")
+    # Comparisons with NaN are false. A sum of single precision may be a little above 1.
+    if not 0 <= told.probability <= 1 + 1e-5:
+        senseless(f"a probability of {told.probability}")
+    return ClassScore(label=told.label, index=told.index, probability=min(1.0, told.probability))
 
 
 def _explainer(told: pb.Explainer) -> Explainer:
-    return Explainer(name=told.name, parameters=_integers(MessageToDict(told.parameters)))
+    try:
+        parameters = MessageToDict(told.parameters)
+    except ValueError:
+        senseless("a parameter of an explainer is no number")
+    return Explainer(name=told.name, parameters=_integers(parameters))
 
 
 def _integers(value: Any) -> Any:  # noqa: ANN401 - any JSON value
@@ -234,48 +259,17 @@ def _integers(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def size_of_map(told: pb.Tensor) -> int:
-    """Return how many bytes the whole of a map has; never more than an answer may have."""
-    shape = tuple(told.shape)
-    if told.dtype not in DTYPES or len(shape) != 2 or min(shape) < 1:
-        _senseless(f"a map of type {told.dtype} and shape {shape}")
-    # Python's integers, because a hostile shape overflows those of NumPy.
-    size = shape[0] * shape[1] * np.dtype(DTYPES[told.dtype]).itemsize
-    if size > MAX_ANSWER_BYTES:
-        _senseless(f"a map of {size} bytes")
-    return size
-
-
-def _map(told: pb.Explanation) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """Return a map as it was sent, and its values."""
-    if len(told.map.data) != size_of_map(told.map):
-        _senseless(f"{len(told.map.data)} bytes for a map of shape {tuple(told.map.shape)}")
-    dtype = DTYPES[told.map.dtype]
-    # An array over bytes is read-only, which is what a result should be.
-    received = np.frombuffer(told.map.data, np.dtype(dtype).newbyteorder("<")).reshape(tuple(told.map.shape))
-    if dtype == "float32" and not told.HasField("scaling"):
-        values = received
-    else:
-        with np.errstate(over="ignore", invalid="ignore"):
-            exact = told.scaling.offset + told.scaling.scale * received.astype(np.float64)
-            values = exact.astype(np.float32)
-        values.flags.writeable = False
-    if not np.isfinite(values).all():
-        _senseless("a map holds NaN or infinite values")
-    return received, values
-
-
 def _floats(data: bytes, shape: tuple[int, ...]) -> NDArray[np.float32]:
     # Python's integers, because a hostile shape overflows those of NumPy.
     expected = 4
     for side in shape:
         expected *= side
     if len(data) != expected or not expected:
-        _senseless(f"{len(data)} bytes for an array of shape {shape}")
+        senseless(f"{len(data)} bytes for an array of shape {shape}")
     # An array over bytes is read-only, which is what a result should be.
     values = np.frombuffer(data, dtype="<f4").reshape(shape)
     if not np.isfinite(values).all():
-        _senseless("an array holds NaN or infinite values")
+        senseless("an array holds NaN or infinite values")
     return values
 
 
@@ -283,8 +277,4 @@ def _time(told: Timestamp) -> datetime:
     try:
         return told.ToDatetime(tzinfo=UTC)
     except (ValueError, OverflowError):
-        _senseless("a time in it is none")
-
-
-def _senseless(what: str) -> NoReturn:
-    raise BadAnswerError(f"the server's answer makes no sense ({what}): check that client and server fit together")
+        senseless("a time in it is none")

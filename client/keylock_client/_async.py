@@ -1,6 +1,7 @@
 """The client for asyncio, on the asynchronous stack of gRPC. What it does is documented in `_sync.py`."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
@@ -32,6 +33,10 @@ from keylock_client.results import (
 __all__ = ["AsyncClient"]
 
 T = TypeVar("T")
+# What is asked when the time is all but up has this long, in seconds.
+_LEAST_S = 0.05
+# How often a stream is opened again because it ended for a reason that gRPC has lost.
+_MOST_LOST = 3
 
 
 class AsyncClient(BaseClient):
@@ -185,7 +190,7 @@ class AsyncClient(BaseClient):
     ) -> AsyncIterator[Explained]:
         info = await self._run(exchanges.describe(self._memory), limit)
         feed.images.limits = info.limits
-        attempts, renewed, careful = 0, False, False
+        attempts, renewed, careful, lost = 0, False, False, 0
         while True:
             access = await self._run(exchanges.access(self._memory), limit) if self._memory.exchanges else None
             call = self._stream_call(feed.images, access)
@@ -198,26 +203,32 @@ class AsyncClient(BaseClient):
                         break
                     if isinstance(message, Unreadable):
                         explained = feed.images.finish(message.number, message.name, error=message.error)
+                    elif message is None:
+                        self._end(feed.images, all_read=feed.all_read)
+                        return
                     else:
-                        info = await self._run(exchanges.catch_up(self._memory, message, info), limit)
+                        left = max(feed.images.left_s(limit), _LEAST_S)
+                        info = await self._run(exchanges.catch_up(self._memory, message, info), left)
                         taken = self._take(message, feed.images, info, call)
-                        if message is None:
-                            return
                         if taken is None:
                             continue
                         explained = taken
-                    attempts, renewed = 0, False
+                    attempts, renewed, lost = 0, False, 0
                     if progress is not None:
                         progress(explained.progress)
                     yield explained
+                    # The time that the caller takes is not the server's.
+                    feed.images.wait_anew()
                     feed.give_back()
             finally:
                 await stream.close()
             attempts += 1
-            if stream.lost_status and not careful:
+            if stream.lost_status:
                 # Asked again in a way that brings the reason to light; what was charged is not charged again.
-                careful = True
-                continue
+                careful, lost = True, lost + 1
+                if lost <= _MOST_LOST:
+                    continue
+                self._end(feed.images, all_read=feed.all_read)
             if isinstance(failure, LicenseRefusedError) and self._memory.exchanges and not renewed:
                 self._memory.access, renewed, careful = None, True, False
                 continue
@@ -241,21 +252,24 @@ class AsyncClient(BaseClient):
 
     async def _run(self, exchange: Exchange[T], timeout_s: float | None) -> T:
         limit = self._limit(timeout_s)
+        ends = time.monotonic() + limit
         try:
             call = next(exchange)
             while True:
-                answer, failure = await self._make(call, limit)
+                if call.begins_anew:
+                    ends = time.monotonic() + limit
+                answer, failure = await self._make(call, limit, left=max(ends - time.monotonic(), _LEAST_S))
                 # Thrown outside of the handler, so that gRPC's own exception is not even its context.
                 call = exchange.send(answer) if failure is None else exchange.throw(failure)
         except StopIteration as done:
             result: T = done.value
             return result
 
-    async def _make(self, call: Call, limit: float) -> tuple[Message | None, ClientError | None]:
+    async def _make(self, call: Call, limit: float, *, left: float) -> tuple[Message | None, ClientError | None]:
         metadata = self._metadata(call)
         channel = self._channel = self._channel or self._open()
         try:
-            data = await self._method(channel, call.method)(call.request, timeout=limit, metadata=metadata)
+            data = await self._method(channel, call.method)(call.request, timeout=left, metadata=metadata)
         except (grpc.RpcError, grpc.aio.UsageError, ValueError) as error:
             return None, self._failure(error, call, limit)
         return self._read(call, data)

@@ -8,7 +8,7 @@ import grpc
 
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client._sources import ImageLike
-from keylock_client._streams import Images, Unreadable
+from keylock_client._streams import MAX_WAITING_BYTES, Images, Unreadable, cost_of
 
 __all__ = ["Feed", "Stream"]
 
@@ -30,6 +30,11 @@ class Feed:
         self._reading: asyncio.Task[pb.ExplainStreamRequest | Unreadable | None] | None = None
         self._ended = False
         self.owner: object = None
+
+    @property
+    def all_read(self) -> bool:
+        """Whether the last image was read."""
+        return self._ended
 
     def give_back(self) -> None:
         """Makes room for another image."""
@@ -99,6 +104,7 @@ class Stream:
         self.lost_status = False
         self._over, self._heard = False, asyncio.Event()
         self._arrived: asyncio.Queue[bytes | Unreadable | BaseException | None] = asyncio.Queue()
+        self._waiting_bytes, self._room = 0, asyncio.Event()
         self._begun = feed.images.begin()
         self._call = open_call(self._messages())
         self._reader = asyncio.create_task(self._read())
@@ -106,12 +112,20 @@ class Stream:
     async def next(self, limit_s: float) -> bytes | Unreadable | None:
         """Waits for the next answer; as on the other stack."""
         while True:
+            images = self._feed.images
+            waiting = images.any_under_way
+            # Also where more has come: a server that sends on and on and never an answer is as good as silent.
+            if waiting and not images.left_s(limit_s):
+                raise images.too_slow(limit_s)
             try:
-                arrived = await asyncio.wait_for(self._arrived.get(), limit_s)
+                arrived = await asyncio.wait_for(self._arrived.get(), images.left_s(limit_s) if waiting else limit_s)
             except TimeoutError:
-                if not self._feed.images.any_under_way:
+                if not (waiting and images.any_under_way) or images.left_s(limit_s):
                     continue
-                raise self._feed.images.too_slow(limit_s) from None
+                raise images.too_slow(limit_s) from None
+            if isinstance(arrived, bytes):
+                self._waiting_bytes -= cost_of(arrived)
+                self._room.set()
             if isinstance(arrived, BaseException):
                 raise arrived
             return arrived
@@ -156,7 +170,12 @@ class Stream:
         try:
             async for data in self._call:
                 self._arrived.put_nowait(data)
+                self._waiting_bytes += cost_of(data)
                 self._heard.set()
+                # As long as this does not read on, the connection holds up the server.
+                while self._waiting_bytes > MAX_WAITING_BYTES:
+                    self._room.clear()
+                    await self._room.wait()
         except (grpc.RpcError, grpc.aio.UsageError, ValueError) as error:
             self.lost_status = isinstance(error, grpc.aio.AioRpcError) and error.details() == _LOST
             self._arrived.put_nowait(error)

@@ -45,7 +45,7 @@ class BaseClient:
             target: Address of the server, `host:port`; the port is 8470 if left out.
             license: The license the vendor issued: the path of its file, or the token itself. Without one, maps are
                 decoys.
-            timeout_s: Seconds each request to the server may take, with its retries.
+            timeout_s: Seconds each call may take, with its retries; of a long list, each of its requests.
             tls: How to encrypt the connection. If left out, it is encrypted unless the server is on this machine.
             model: Name of the model to ask for; the one that is served if left out.
             model_version: Version of the model, the first digits of its digest; the newest one if left out.
@@ -180,13 +180,17 @@ class BaseClient:
         method, metadata = self._method(channel, call.method), self._metadata(call)
         return lambda messages: method(messages, metadata=metadata)
 
-    def _take(self, message: Message | None, images: Images, info: ModelInfo, call: Call) -> Explained | None:
+    def _end(self, images: Images, *, all_read: bool) -> None:
+        """Return when a stream may end here, which a server must not do before it has answered every image."""
+        missing = images.missing(all_read=all_read)
+        if missing is not None:
+            text = f"the server at {self._settings.target} ended a stream too early ({missing})"
+            hint = "ask for them again with the same request id, which costs nothing where they were charged"
+            raise BadAnswerError(f"{text}: {hint}", request_id=images.request_id)
+
+    def _take(self, message: Message, images: Images, info: ModelInfo, call: Call) -> Explained | None:
         """Make a result of a message of a stream; None where more of it is to come."""
-        if not isinstance(message, explanation_pb2.ExplainStreamResponse):
-            if not images.any_under_way:
-                return None
-            text = f"the server at {self._settings.target} ended a stream before its last answer"
-            raise BadAnswerError(f"{text}: check that it is a keylock server", request_id=images.request_id)
+        assert isinstance(message, explanation_pb2.ExplainStreamResponse)  # noqa: S101 - as the method has it
 
         def refuse(status: status_pb2.Status, name: str) -> ClientError:
             error = translate_status(

@@ -18,6 +18,7 @@ from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import license_pb2
 from keylock_client import _answers as answers
 from keylock_client._limits import RequestLimits
+from keylock_client._maps import senseless
 from keylock_client._receipts import Trust, newer, question, read_proof, read_receipt
 from keylock_client._requests import chunks, explain_request, infer_request
 from keylock_client._settings import Token
@@ -58,6 +59,9 @@ _LIFETIME_S = 600
 _USED_SHARE = 0.8
 # How often a client asks which receipt keys were taken back.
 _REVOCATIONS_S = 300
+
+# What can be sent as `Bearer` (RFC 6750, section 2.1), and no more of it than a server takes of a license.
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{1,8192}=*", re.ASCII)
 
 T = TypeVar("T")
 
@@ -106,6 +110,7 @@ class Call:
         request_id: The id in the message, if it has one.
         licensed: Whether the license goes along. Predictions need none, so they are shown none.
         access: The access token that goes in its place, if there is one.
+        begins_anew: Whether it has as long as the whole exchange before it: the next images of a long list.
     """
 
     method: Method
@@ -113,6 +118,7 @@ class Call:
     request_id: str = ""
     licensed: bool = False
     access: Token | None = None
+    begins_anew: bool = False
 
 
 Exchange: TypeAlias = Generator[Call, Any, T]
@@ -174,13 +180,13 @@ def licensed(memory: Memory, call: Call) -> Exchange[Any]:
     """
     if not memory.exchanges:
         return (yield call)
-    token = yield from access(memory)
+    token = yield from access(memory, begins_anew=call.begins_anew)
     try:
         return (yield replace(call, access=token))
     except LicenseRefusedError:
         memory.access = None
     token = yield from access(memory)
-    return (yield replace(call, access=token))
+    return (yield replace(call, access=token, begins_anew=False))
 
 
 def license_info(memory: Memory) -> Exchange[LicenseInfo]:
@@ -238,13 +244,17 @@ def _learn_revocations(memory: Memory) -> Exchange[None]:
     memory.revocations = newer(memory.revocations, answer.revocations, memory.trust)
 
 
-def access(memory: Memory) -> Exchange[Token]:
+def access(memory: Memory, *, begins_anew: bool = False) -> Exchange[Token]:
     """Get an access token for the license, unless there is one that holds still."""
     known = memory.access
     if known is not None and memory.clock() < known[1]:
         return known[0]
     request = license_pb2.ExchangeTokenRequest(lifetime_s=_LIFETIME_S, bind_certificate=memory.binds)
-    answer: license_pb2.ExchangeTokenResponse = yield Call(Method.EXCHANGE_TOKEN, request, licensed=True)
+    answer: license_pb2.ExchangeTokenResponse = yield Call(
+        Method.EXCHANGE_TOKEN, request, licensed=True, begins_anew=begins_anew
+    )
+    if not _TOKEN.fullmatch(answer.access_token):
+        senseless("an access token that is none")
     token = Token(answer.access_token)
     memory.access = token, memory.clock() + _LIFETIME_S * _USED_SHARE
     return token
@@ -260,7 +270,9 @@ def predict(
     for call_id, first, chunk in chunks(sources, None, most=info.limits.images):
         request = infer_request(chunk, model=info.model.name, version=memory.model_version, request_id=call_id)
         try:
-            answer: oip.ModelInferResponse = yield Call(Method.MODEL_INFER, request, request_id=call_id)
+            answer: oip.ModelInferResponse = yield Call(
+                Method.MODEL_INFER, request, request_id=call_id, begins_anew=first > 0
+            )
         except RequestRefusedError as error:
             _refuse(error, memory=memory, first=first, sources=sources)
         # The version is the beginning of the digest: another one means that the server has a new model by now.
@@ -314,7 +326,8 @@ def explain(
         request.MergeFrom(options)
         try:
             answer: pb.ExplainResponse = yield from licensed(
-                memory, Call(Method.EXPLAIN, request, request_id=call_id, licensed=True)
+                memory,
+                Call(Method.EXPLAIN, request, request_id=call_id, licensed=True, begins_anew=first > 0),
             )
         except RequestRefusedError as error:
             _refuse(error, memory=memory, first=first, sources=sources)
@@ -322,8 +335,9 @@ def explain(
             info = yield from describe(memory, refresh=True)
         if answer.receipt:
             yield from _learn_revocations(memory)
-        receipt = read_receipt(answer, request.images, memory.trust, revoked=memory.revoked)
-        found += answers.explanations(answer, sources=chunk, preprocessing=info.preprocessing, receipt=receipt)
+        maps = [one.map.data for one in answer.results]
+        receipt = read_receipt(answer, maps, request.images, memory.trust, revoked=memory.revoked)
+        found += answers.explanations(answer, maps, sources=chunk, info=info, receipt=receipt)
     return found[0] if single else found
 
 

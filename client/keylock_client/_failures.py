@@ -17,8 +17,10 @@ from google.rpc import error_details_pb2, status_pb2
 from keylock.errors import LicenseReason
 from keylock.printable import printable
 from keylock_client._connections import explain_unavailable, speaks_another_protocol
+from keylock_client._requests import MAX_MESSAGE_BYTES, MAX_STREAM_BYTES
 from keylock_client._settings import Settings, Token
 from keylock_client.errors import (
+    BadAnswerError,
     ClientError,
     DeadlineError,
     LicenseRefusedError,
@@ -38,6 +40,7 @@ __all__ = ["translate", "translate_status"]
 _DOMAIN = "keylock"
 _DETAILS_KEY = "grpc-status-details-bin"
 _MAX_TEXT = 600
+_OVER_LIMIT = re.compile(r"[Rr]eceived message larger than max \(\d+ vs\.? (\d{1,12})\)")
 # Fields of a request, and the arguments that they come from.
 _ARGUMENTS = {
     "answer.map_dtype": "map_dtype",
@@ -149,7 +152,15 @@ def _unavailable(failure: _Failure) -> ClientError:
 
 
 def _exhausted(failure: _Failure) -> ClientError:
-    # gRPC itself refuses messages over the limit of the server with this status and without details.
+    # gRPC itself refuses messages over the limit of either side with this status and without details. The limits of
+    # this side are known.
+    over = _OVER_LIMIT.search(failure.text)
+    if over is not None and int(over[1]) in (MAX_MESSAGE_BYTES, MAX_STREAM_BYTES):
+        text = (
+            f"the server's answer is larger than the {int(over[1]):,} bytes that are taken: ask for fewer images at "
+            "once, or for maps of another type (map_dtype=)"
+        )
+        return BadAnswerError(text, code=failure.code, request_id=failure.request_id)
     if "larger than max" in failure.text:
         text = f"an image is larger than the server at {failure.target} accepts: send a smaller one"
         return RequestRefusedError(text, code=failure.code, request_id=failure.request_id)
@@ -314,7 +325,7 @@ def _in_arguments(text: str) -> str:
 
 
 def _clean(text: str, secrets: tuple[str, ...]) -> str:
-    for secret in secrets:
+    for secret in filter(None, secrets):
         text = text.replace(secret, "***")
     one_line = printable(" ".join(text.split()))
     return one_line if len(one_line) <= _MAX_TEXT else one_line[: _MAX_TEXT - 3] + "..."

@@ -13,7 +13,7 @@ from keylock.errors import AuditLogError, ReceiptError
 from keylock.jws import unverified_header
 from keylock.signing import VerifyingKey
 from keylock.v1 import explanation_pb2 as pb
-from keylock_client._answers import DTYPES
+from keylock_client._maps import DTYPES
 from keylock_client.errors import BadReceiptError
 from keylock_client.results import Proof, Receipt
 
@@ -79,12 +79,18 @@ def newer(known: "Revocations | None", token: str, trust: Trust) -> "Revocations
 
 
 def read_receipt(
-    answer: pb.ExplainResponse, images: Sequence[pb.Image], trust: Trust, *, revoked: Collection[str] = frozenset()
+    answer: pb.ExplainResponse,
+    maps: Sequence[bytes | bytearray],
+    images: Sequence[pb.Image],
+    trust: Trust,
+    *,
+    revoked: Collection[str] = frozenset(),
 ) -> Receipt | None:
     """Returns the receipt of an answer, or None where it has none.
 
     Args:
         answer: The answer.
+        maps: The elements of its maps.
         images: As they were sent.
         trust: Whose receipts to trust.
         revoked: Ids of receipt keys that were taken back.
@@ -103,11 +109,13 @@ def read_receipt(
             keyed=all(result.keyed for result in answer.results),
             image_digests=[_digest_of_image(image) for image in images],
             map_digests=[
-                digest_of_array(DTYPES.get(one.map.dtype, ""), one.map.shape, one.map.data) for one in answer.results
+                digest_of_array(DTYPES.get(one.map.dtype, ""), one.map.shape, data)
+                for one, data in zip(answer.results, maps, strict=True)
             ],
         )
     except ReceiptError as error:
-        raise BadReceiptError(error.message, request_id=answer.request_id) from None
+        hint = "" if ": " in error.message else ": do not rely on the answer, and ask the vendor"
+        raise BadReceiptError(error.message + hint, request_id=answer.request_id) from None
     return _describe(verified, trust)
 
 

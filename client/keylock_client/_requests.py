@@ -16,6 +16,8 @@ __all__ = [
     "MAX_ANSWER_BYTES",
     "MAX_BYTES",
     "MAX_IMAGES",
+    "MAX_MESSAGE_BYTES",
+    "MAX_STREAM_BYTES",
     "check_request_id",
     "chunks",
     "explain_request",
@@ -27,7 +29,13 @@ MAX_IMAGES = 16
 MAX_BYTES = 3 * 1024 * 1024
 # A server takes 128 characters; the rest is for the number of the call.
 MAX_REQUEST_ID = 120
+# The largest map, and so the largest answer: it comes over a stream, in parts.
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
+# The largest answer in one message. gRPC takes up to four times the memory of a message to receive it, and that shall
+# be no more than twice the largest answer.
+MAX_MESSAGE_BYTES = 96 * 1024 * 1024
+# One message of a stream: larger maps come in parts, so that an answer is never there whole and in parts at once.
+MAX_STREAM_BYTES = 8 * 1024 * 1024
 COMPRESSIONS: dict[str | None, pb.Compression.ValueType] = {
     None: pb.COMPRESSION_UNSPECIFIED,
     "none": pb.COMPRESSION_NONE,
@@ -104,7 +112,7 @@ def explain_request(
     form = pb.AnswerOptions(
         map_dtype=pb.DATA_TYPE_UNSPECIFIED if map_dtype is None else _DTYPES[map_dtype],
         compression=COMPRESSIONS[compression],
-        max_bytes=MAX_ANSWER_BYTES,
+        max_bytes=MAX_MESSAGE_BYTES,
     )
     request = pb.ExplainRequest(model_name=model, model_version=version, explainer=explainer or "", answer=form)
     request.prediction = _PREDICTIONS[prediction]

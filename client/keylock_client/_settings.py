@@ -4,6 +4,7 @@ The license token is held by `Token`, which shows it to nobody but the call that
 text to this machine only: for any other server the connection is encrypted unless `tls=False` says otherwise.
 """
 
+import json
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -15,7 +16,7 @@ import grpc
 from keylock.armour import MAX_FILE_BYTES, is_token, read_token, unarmour
 from keylock.errors import InputError, LicenseError, LicenseReason
 from keylock.secrecy import Opaque
-from keylock_client._requests import COMPRESSIONS, MAX_ANSWER_BYTES
+from keylock_client._requests import COMPRESSIONS, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, MAX_STREAM_BYTES
 
 __all__ = ["DEFAULT_PORT", "DEFAULT_TARGET", "Settings", "Tls", "Token", "read_environment"]
 
@@ -24,26 +25,33 @@ DEFAULT_TARGET = f"localhost:{DEFAULT_PORT}"
 
 # The largest token a server accepts.
 _MAX_TOKEN_BYTES = 8 * 1024
-_RETRIES = """{
-  "methodConfig": [{
-    "name": [{}],
-    "retryPolicy": {
-      "maxAttempts": 4,
-      "initialBackoff": "0.2s",
-      "maxBackoff": "2s",
-      "backoffMultiplier": 2,
-      "retryableStatusCodes": ["UNAVAILABLE"]
+_RETRIES = {
+    "maxAttempts": 4,
+    "initialBackoff": "0.2s",
+    "maxBackoff": "2s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
+_SERVICE_CONFIG = json.dumps(
+    {
+        "methodConfig": [
+            {"name": [{}], "retryPolicy": _RETRIES},
+            {
+                "name": [{"service": "keylock.v1.ExplanationService", "method": "ExplainStream"}],
+                "retryPolicy": _RETRIES,
+                "maxResponseMessageBytes": MAX_STREAM_BYTES,
+            },
+        ]
     }
-  }]
-}"""
+)
 _CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # The server says what it accepts.
     ("grpc.max_send_message_length", -1),
     # The same message, with the same request id, is sent again only when the server did not take it up, or is going
     # away: repeating it is safe, and the server may ask for a pause. Retries count against the deadline of the call.
     ("grpc.enable_retries", 1),
-    ("grpc.service_config", _RETRIES),
+    ("grpc.service_config", _SERVICE_CONFIG),
     # A message that does not fit into this buffer would silently not be retried (the default is 256 KiB).
     ("grpc.per_rpc_retry_buffer_size", MAX_ANSWER_BYTES),
     ("grpc.initial_reconnect_backoff_ms", 200),

@@ -6,6 +6,7 @@ with the same numbers and so under the same request ids, which cost nothing wher
 """
 
 import math
+import time
 import uuid
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -17,13 +18,19 @@ from keylock.grey_levels import check_bits
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client import _answers as answers
 from keylock_client._limits import RequestLimits
+from keylock_client._maps import size_of_map
 from keylock_client._receipts import Trust, read_receipt
-from keylock_client._requests import check_request_id
+from keylock_client._requests import MAX_STREAM_BYTES, check_request_id
 from keylock_client._sources import ImageLike, Source, read_source
 from keylock_client.errors import BadAnswerError, ClientError, DeadlineError
 from keylock_client.results import Explained, Explanation, ModelInfo, Progress
 
-__all__ = ["Images", "Unreadable", "check_in_flight", "pause_s", "worth_another_try"]
+__all__ = ["MAX_WAITING_BYTES", "Images", "Unreadable", "check_in_flight", "cost_of", "pause_s", "worth_another_try"]
+
+# How much of what a server sends is taken before the caller has looked at it; then the connection holds it up.
+MAX_WAITING_BYTES = 16 * 1024 * 1024
+# What a message takes beside its bytes, so that a great many small ones are held up too.
+_MESSAGE_BYTES = 1024
 
 # A server takes 117 characters; the number of an image is put behind them.
 _MAX_REQUEST_ID = 117
@@ -47,6 +54,16 @@ class Unreadable:
     error: KeylockError
 
 
+@dataclass(slots=True)
+class _Unfinished:
+    """An answer whose map comes in parts, which are joined as they come."""
+
+    number: int
+    answer: pb.ExplainResponse
+    data: bytearray
+    size: int
+
+
 @dataclass(frozen=True, slots=True)
 class _UnderWay:
     source: Source
@@ -61,7 +78,13 @@ class Images:
     """
 
     def __init__(
-        self, options: pb.ExplainRequest, *, request_id: str | None, total: int | None, bits: int | None = None
+        self,
+        options: pb.ExplainRequest,
+        *,
+        request_id: str | None,
+        total: int | None,
+        bits: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Begins with none.
 
@@ -70,6 +93,7 @@ class Images:
             request_id: The id of the stream; random if left out.
             total: How many images there will be, where that is known.
             bits: How many bits the values have of images with more than eight.
+            clock: Seconds, for how long an answer is waited for.
 
         Raises:
             InputError: The request id or the bits are unusable.
@@ -77,13 +101,16 @@ class Images:
         self._bits = check_bits(bits)
         self._options = pb.ExplainRequest()
         self._options.CopyFrom(options)
+        self._options.answer.max_bytes = MAX_STREAM_BYTES // 2
         self._options.request_id = uuid.uuid4().hex if request_id is None else request_id
         check_request_id(self._options.request_id, longest=_MAX_REQUEST_ID)
         self._total = total
+        self._clock = clock
+        self._waits_since = clock()
         self.limits = RequestLimits()
         self._prepared, self._answered, self._failed = 0, 0, 0
         self._under_way: dict[int, _UnderWay] = {}
-        self._unfinished: tuple[int, pb.ExplainResponse, int] | None = None
+        self._unfinished: _Unfinished | None = None
 
     @property
     def request_id(self) -> str:
@@ -112,6 +139,8 @@ class Images:
             message = pb.ExplainStreamRequest(image=pb.ExplainStreamImage(number=number, image=source.message()))
         except KeylockError as error:
             return Unreadable(number, name, error)
+        if not self._under_way:
+            self.wait_anew()
         self._under_way[number] = _UnderWay(source, message)
         return message
 
@@ -152,20 +181,43 @@ class Images:
         if outcome != "answer" or len(message.answer.results) != 1:
             raise self._senseless("an answer without a result")
         saliency = message.answer.results[0].map
-        missing = answers.size_of_map(saliency) - len(saliency.data)
-        if missing > 0:
-            self._unfinished = (message.number, message.answer, missing)
+        # Taken out once: every look at it copies it.
+        begun, size = saliency.data, size_of_map(saliency)
+        if len(begun) < size:
+            self._unfinished = _Unfinished(message.number, message.answer, bytearray(begun), size)
             return None
-        return self._complete(message.number, message.answer, info, trust, revoked)
+        return self._complete(message.number, message.answer, begun, info, trust, revoked)
 
     def finish(
         self, number: int, name: str, *, explanation: Explanation | None = None, error: KeylockError | None = None
     ) -> Explained:
         """Counts an image that is done, and returns the result for it."""
+        self.wait_anew()
         self._answered += 1
         self._failed += error is not None
         progress = Progress(answered=self._answered, failed=self._failed, total=self._total)
         return Explained(number=number, name=name, progress=progress, _explanation=explanation, error=error)
+
+    def wait_anew(self) -> None:
+        """Begins to count the time without an answer again: after an answer, or when the caller comes back for one."""
+        self._waits_since = self._clock()
+
+    def left_s(self, limit_s: float) -> float:
+        """Returns how long the next answer may take still, of so many seconds; parts of an answer are none."""
+        return max(0.0, limit_s - (self._clock() - self._waits_since))
+
+    def missing(self, *, all_read: bool) -> str | None:
+        """Returns how many images have no answer in words, or None where every image has one.
+
+        Args:
+            all_read: Whether the last image was read.
+        """
+        if self._total is not None and not (all_read and not self._under_way):
+            missing = max(len(self._under_way), self._total - self._answered, 1)
+            return f"{missing} of {max(self._total, missing)} images have no answer"
+        if self._under_way or not all_read:
+            return f"at least {max(len(self._under_way), 1)} images have no answer"
+        return None
 
     def too_slow(self, limit_s: float) -> DeadlineError:
         """Returns the error for a stream on which nothing has come for too long, in seconds."""
@@ -179,27 +231,29 @@ class Images:
     def _receive_part(
         self, message: pb.ExplainStreamResponse, info: ModelInfo, trust: Trust, revoked: Collection[str]
     ) -> Explained | None:
-        if self._unfinished is None or self._unfinished[0] != message.number:
+        begun, part = self._unfinished, message.map_part
+        if begun is None or begun.number != message.number:
             raise self._senseless("a part of a map that was not begun")
-        number, answer, missing = self._unfinished
-        missing -= len(message.map_part)
-        if missing < 0 or not message.map_part:
+        if not part or len(begun.data) + len(part) > begun.size:
             raise self._senseless("a part of a map that is too long or empty")
-        answer.results[0].map.data += message.map_part
-        if missing:
-            self._unfinished = (number, answer, missing)
+        begun.data += part
+        if len(begun.data) < begun.size:
             return None
         self._unfinished = None
-        return self._complete(number, answer, info, trust, revoked)
+        return self._complete(begun.number, begun.answer, begun.data, info, trust, revoked)
 
     def _complete(
-        self, number: int, answer: pb.ExplainResponse, info: ModelInfo, trust: Trust, revoked: Collection[str]
+        self,
+        number: int,
+        answer: pb.ExplainResponse,
+        data: bytes | bytearray,
+        info: ModelInfo,
+        trust: Trust,
+        revoked: Collection[str],
     ) -> Explained:
         sent = self._under_way.pop(number)
-        receipt = read_receipt(answer, [sent.message.image.image], trust, revoked=revoked)
-        (explanation,) = answers.explanations(
-            answer, sources=[sent.source], preprocessing=info.preprocessing, receipt=receipt
-        )
+        receipt = read_receipt(answer, [data], [sent.message.image.image], trust, revoked=revoked)
+        (explanation,) = answers.explanations(answer, [data], sources=[sent.source], info=info, receipt=receipt)
         return self.finish(number, sent.source.name, explanation=explanation)
 
     def _senseless(self, what: str) -> BadAnswerError:
@@ -207,6 +261,11 @@ class Images:
             f"the server's stream makes no sense ({what}): check that client and server fit together",
             request_id=self.request_id,
         )
+
+
+def cost_of(arrived: object) -> int:
+    """Returns how much something that has arrived counts of `MAX_WAITING_BYTES`."""
+    return _MESSAGE_BYTES + (len(arrived) if isinstance(arrived, bytes) else 0)
 
 
 def check_in_flight(in_flight: int) -> int:

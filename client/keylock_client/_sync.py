@@ -31,6 +31,8 @@ from keylock_client.results import (
 __all__ = ["Client"]
 
 T = TypeVar("T")
+# What is asked when the time is all but up has this long, in seconds.
+_LEAST_S = 0.05
 
 
 class Client(BaseClient):
@@ -74,7 +76,7 @@ class Client(BaseClient):
                 dimension counts as a list.
             bits: How many bits the values have of images with more than eight, 8 to 16. Without it the server takes
                 what its model was trained with, or what the file says.
-            timeout_s: Seconds each request may take, in place of the client's.
+            timeout_s: Seconds the call may take, in place of the client's; each request of a long list.
 
         Returns:
             A prediction, or a list of them for a list of images.
@@ -146,7 +148,7 @@ class Client(BaseClient):
             request_id: The id under which the server is to know the call, at most 120 visible ASCII characters without
                 spaces; random if left out. A call that is made again with the same id and the same content is answered
                 again and costs nothing.
-            timeout_s: Seconds each request may take, in place of the client's.
+            timeout_s: Seconds the call may take, in place of the client's; each request of a long list.
 
         Returns:
             An explanation, or a list of them for a list of images.
@@ -212,7 +214,7 @@ class Client(BaseClient):
                 Given again with the same images in the same order, what was charged before costs nothing.
             in_flight: How many images are on their way, or answered and not given out yet.
             progress: Called with how far the stream is, before each result.
-            timeout_s: Seconds without any answer after which the stream is given up, in place of the client's.
+            timeout_s: Seconds without a whole answer after which the stream is given up, in place of the client's.
 
         Yields:
             One result for each image, as they are ready.
@@ -345,11 +347,13 @@ class Client(BaseClient):
                         break
                     if isinstance(message, Unreadable):
                         explained = feed.images.finish(message.number, message.name, error=message.error)
+                    elif message is None:
+                        self._end(feed.images, all_read=feed.all_read)
+                        return
                     else:
-                        info = self._run(exchanges.catch_up(self._memory, message, info), limit)
+                        left = max(feed.images.left_s(limit), _LEAST_S)
+                        info = self._run(exchanges.catch_up(self._memory, message, info), left)
                         taken = self._take(message, feed.images, info, call)
-                        if message is None:
-                            return
                         if taken is None:
                             continue
                         explained = taken
@@ -357,6 +361,8 @@ class Client(BaseClient):
                     if progress is not None:
                         progress(explained.progress)
                     yield explained
+                    # The time that the caller takes is not the server's.
+                    feed.images.wait_anew()
                     feed.give_back()
             finally:
                 stream.close()
@@ -384,20 +390,23 @@ class Client(BaseClient):
 
     def _run(self, exchange: Exchange[T], timeout_s: float | None) -> T:
         limit = self._limit(timeout_s)
+        ends = time.monotonic() + limit
         try:
             call = next(exchange)
             while True:
-                answer, failure = self._make(call, limit)
+                if call.begins_anew:
+                    ends = time.monotonic() + limit
+                answer, failure = self._make(call, limit, left=max(ends - time.monotonic(), _LEAST_S))
                 # Thrown outside of the handler, so that gRPC's own exception is not even its context.
                 call = exchange.send(answer) if failure is None else exchange.throw(failure)
         except StopIteration as done:
             result: T = done.value
             return result
 
-    def _make(self, call: Call, limit: float) -> tuple[Message | None, ClientError | None]:
+    def _make(self, call: Call, limit: float, *, left: float) -> tuple[Message | None, ClientError | None]:
         metadata = self._metadata(call)
         try:
-            data = self._method(self._channel, call.method)(call.request, timeout=limit, metadata=metadata)
+            data = self._method(self._channel, call.method)(call.request, timeout=left, metadata=metadata)
         except (grpc.RpcError, ValueError) as error:
             return None, self._failure(error, call, limit)
         return self._read(call, data)

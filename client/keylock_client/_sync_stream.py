@@ -6,17 +6,20 @@ way. A third one takes what the server sends, so that a caller who takes time ov
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 
 from keylock.errors import KeylockError
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client._sources import ImageLike
-from keylock_client._streams import Images, Unreadable
+from keylock_client._streams import MAX_WAITING_BYTES, Images, Unreadable, cost_of
 
 __all__ = ["Feed", "Stream"]
+
+_Arrived: TypeAlias = bytes | Unreadable | BaseException | None
 
 
 class Feed:
@@ -30,6 +33,11 @@ class Feed:
         self._changed = threading.Condition()
         self._reading = threading.Lock()
         self._ended = False
+
+    @property
+    def all_read(self) -> bool:
+        """Whether the last image was read."""
+        return self._ended
 
     def give_back(self) -> None:
         """Makes room for another image."""
@@ -72,6 +80,41 @@ class Feed:
             return self.images.prepare(image)
 
 
+class _Inbox:
+    """What has arrived and was not looked at. Whoever puts more into it than it takes is held up."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[_Arrived] = deque()
+        self._bytes, self._closed = 0, False
+        self._changed = threading.Condition()
+
+    def put(self, arrived: "_Arrived") -> None:
+        """Adds something, as soon as there is room; whatever its size, where nothing else is there."""
+        cost = cost_of(arrived)
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or not self._waiting or self._bytes + cost <= MAX_WAITING_BYTES)
+            self._waiting.append(arrived)
+            self._bytes += cost
+            self._changed.notify_all()
+
+    def get(self, limit_s: float) -> "_Arrived":
+        """Takes the first thing out, or raises `queue.Empty` when nothing has come in so many seconds."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: bool(self._waiting), timeout=limit_s):
+                raise queue.Empty
+            arrived = self._waiting.popleft()
+            self._bytes -= cost_of(arrived)
+            self._changed.notify_all()
+            return arrived
+
+    def close(self) -> None:
+        """Holds up nobody any more, and forgets what is in it."""
+        with self._changed:
+            self._closed = True
+            self._waiting.clear()
+            self._changed.notify_all()
+
+
 class Stream:
     """One connection of a stream."""
 
@@ -84,7 +127,7 @@ class Stream:
         """
         self._feed = feed
         self._stopped = threading.Event()
-        self._arrived: queue.Queue[bytes | Unreadable | BaseException | None] = queue.Queue()
+        self._arrived = _Inbox()
         self._begun = feed.images.begin()
         self._call = open_call(self._messages())
         self._reader = threading.Thread(target=self._read, name="keylock-client-stream", daemon=True)
@@ -94,7 +137,7 @@ class Stream:
         """Waits for the next answer.
 
         Args:
-            limit_s: For how long, while one is to come.
+            limit_s: For how long, since the last answer, while one is to come.
 
         Returns:
             The message, or an image that cannot be read; None at the end of the stream.
@@ -104,12 +147,17 @@ class Stream:
             RpcError: The stream ended with an error.
         """
         while True:
+            images = self._feed.images
+            waiting = images.any_under_way
+            # Also where more has come: a server that sends on and on and never an answer is as good as silent.
+            if waiting and not images.left_s(limit_s):
+                raise images.too_slow(limit_s)
             try:
-                arrived = self._arrived.get(timeout=limit_s)
+                arrived = self._arrived.get(images.left_s(limit_s) if waiting else limit_s)
             except queue.Empty:
-                if not self._feed.images.any_under_way:
+                if not (waiting and images.any_under_way) or images.left_s(limit_s):
                     continue
-                raise self._feed.images.too_slow(limit_s) from None
+                raise images.too_slow(limit_s) from None
             if isinstance(arrived, BaseException):
                 raise arrived
             return arrived
@@ -118,6 +166,7 @@ class Stream:
         """Ends the stream, and what runs for it."""
         self._stopped.set()
         self._call.cancel()
+        self._arrived.close()
         self._feed.wake()
         self._reader.join()
 

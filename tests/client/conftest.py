@@ -24,7 +24,11 @@ SERVICE = "/keylock.v1.ExplanationService/"
 METHODS = {
     SERVICE + "Explain": pb.ExplainRequest,
     SERVICE + "GetModel": pb.GetModelRequest,
+    SERVICE + "EstimateExplain": pb.EstimateExplainRequest,
     "/keylock.v1.LicenseService/GetLicense": license_pb2.GetLicenseRequest,
+    "/keylock.v1.LicenseService/GetUsage": license_pb2.GetUsageRequest,
+    "/keylock.v1.LicenseService/ExchangeToken": license_pb2.ExchangeTokenRequest,
+    "/keylock.v1.LicenseService/GetReceiptRevocations": license_pb2.GetReceiptRevocationsRequest,
     "/inference.GRPCInferenceService/ModelInfer": oip.ModelInferRequest,
 }
 # The form of a token, and nothing more: nobody in these tests checks it.
@@ -37,11 +41,24 @@ class Scripted:
     """A server whose answers a test sets, method by method; it keeps what it was asked and with which metadata."""
 
     def __init__(self, address="localhost:0", credentials=None):
-        self.answers = {"GetModel": describe, "Explain": explain, "ModelInfer": infer, "GetLicense": grant}
+        self.answers = {
+            "GetModel": describe,
+            "Explain": explain,
+            "ExplainStream": explain_stream,
+            "ModelInfer": infer,
+            "GetLicense": grant,
+            "ExchangeToken": lambda request, context: license_pb2.ExchangeTokenResponse(access_token="ey.access.token"),
+        }
         self.calls = []
         self._pool = ThreadPoolExecutor(8)
         self._server = grpc.server(
-            self._pool, handlers=(self,), options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)]
+            self._pool,
+            handlers=(self,),
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", -1),
+                ("grpc.max_send_message_length", -1),
+            ],
         )
         if credentials is None:
             self.port = self._server.add_insecure_port(address)
@@ -52,6 +69,13 @@ class Scripted:
 
     def service(self, details):
         name = details.method.rpartition("/")[2]
+        if details.method == SERVICE + "ExplainStream" and self.answers.get(name) is not None:
+            # What it yields: messages, or their bytes.
+            return grpc.stream_stream_rpc_method_handler(
+                lambda requests, context: self.answers[name](requests, context),
+                pb.ExplainStreamRequest.FromString,
+                lambda answer: answer if isinstance(answer, bytes) else answer.SerializeToString(),
+            )
         if details.method not in METHODS or self.answers.get(name) is None:
             return None
 
@@ -106,6 +130,14 @@ def explain(request, context):
     )
 
 
+def explain_stream(requests, context):
+    start = next(requests).start
+    for request in requests:
+        alone = pb.ExplainRequest(request_id=f"{start.options.request_id}/{request.image.number}")
+        alone.images.append(request.image.image)
+        yield pb.ExplainStreamResponse(number=request.image.number, answer=explain(alone, context))
+
+
 def infer(request, context):
     count = request.inputs[0].shape[0]
     logits = np.tile(np.array([0, 3, 1], dtype="<f4"), (count, 1))
@@ -151,9 +183,25 @@ class Waiting:
 
     def __getattr__(self, name):
         found = getattr(self._client, name)
+        if name == "explain_many":
+            return self._iterate
         if not inspect.iscoroutinefunction(found):
             return found
         return lambda *args, **kwargs: self._loop_thread.run(found(*args, **kwargs))
+
+    def _iterate(self, *args, **kwargs):
+        async def make():
+            return self._client.explain_many(*args, **kwargs)
+
+        async def following():
+            return await anext(made, None)
+
+        made = self._loop_thread.run(make())
+        try:
+            while (result := self._loop_thread.run(following())) is not None:
+                yield result
+        finally:
+            self._loop_thread.run(made.aclose())
 
     def __repr__(self):
         return repr(self._client)
@@ -162,7 +210,16 @@ class Waiting:
 @pytest.fixture
 def toolbox():
     """What tests need from this file; test modules cannot import it."""
-    return type("Toolbox", (), {"refuse": staticmethod(refuse), "reason": staticmethod(reason), "Scripted": Scripted})
+    return type(
+        "Toolbox",
+        (),
+        {
+            "refuse": staticmethod(refuse),
+            "reason": staticmethod(reason),
+            "Scripted": Scripted,
+            "explain": staticmethod(explain),
+        },
+    )
 
 
 @pytest.fixture

@@ -133,7 +133,14 @@ def test_labels_of_a_server_are_shown_and_do_nothing(server, picture, toolbox):
         answer.model.name = LABEL
         return answer
 
-    server.answers["Explain"] = explain
+    described = server.answers["GetModel"]
+
+    def describe(request, context):
+        answer = described(request, context)
+        answer.classes[2] = LABEL
+        return answer
+
+    server.answers["Explain"], server.answers["GetModel"] = explain, describe
     with Client(server.target) as client:
         result = client.explain(picture)
     for html in (result._repr_html_(), result.prediction._repr_html_()):
