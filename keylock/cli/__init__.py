@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from keylock.cli._console import note
+from keylock.cli._console import StoppedError, note
 from keylock.cli._help import GroupedCommand
 from keylock.cli._wording import teach, use_words
 from keylock.errors import KeylockError
@@ -222,6 +222,9 @@ def _report(error: BaseException, *, debug: bool) -> int:
         return _fail(error.message, error.exit_code)
     if isinstance(error, typer.TyperException):
         return _report_usage(error)
+    if isinstance(error, StoppedError):
+        note(str(error))
+        return EXIT_INTERRUPTED
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         note("interrupted")
         return EXIT_INTERRUPTED

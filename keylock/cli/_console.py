@@ -32,6 +32,11 @@ __all__ = [
     "stdout",
 ]
 
+
+class StoppedError(Exception):
+    """Ctrl-C stopped a command that says what was kept and how to go on; its text is that line."""
+
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 """The `--json` switch: `as_json: JsonOption = False`."""
 

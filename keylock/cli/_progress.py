@@ -13,9 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
-import typer
-
-from keylock.cli._console import note, stderr
+from keylock.cli._console import StoppedError, stderr
 from keylock.cli._log_lines import Lines
 from keylock.cli._stage import Stage
 
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["Display", "counted", "resumable_progress", "shown_progress"]
-
-_INTERRUPTED = 130
 
 _TITLES = {
     "check": "try the lock before it is trained",
@@ -168,8 +164,8 @@ def resumable_progress(work: "Path") -> Iterator[Display]:
         with shown_progress() as progress:
             yield progress
     except KeyboardInterrupt:
-        note(f"stopped; what was reached is kept in {work}: run the same command with --resume to go on")
-        raise typer.Exit(_INTERRUPTED) from None
+        kept = f"stopped; what was reached is kept in {work}: run the same command with --resume to go on"
+        raise StoppedError(kept) from None
 
 
 @contextmanager

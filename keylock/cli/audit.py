@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keylock.cli._console import JsonOption, note, print_json, print_table
+from keylock.cli._console import JsonOption, StoppedError, note, print_json, print_table
 from keylock.cli._home import DEFAULT_HOME, HomeOption
 from keylock.cli._lists import split_list
 from keylock.cli._measured_data import (
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["audit"]
 
-_INTERRUPTED = 130
 _SERVED_IMAGES = 8
 
 
@@ -120,8 +119,7 @@ def audit(
                 if baseline is not None:
                     beside = _audit_naive(case, plan, progress, said)
         except KeyboardInterrupt:
-            note(f"stopped; what was found is kept in {out}: run the same command to go on")
-            raise typer.Exit(_INTERRUPTED) from None
+            raise StoppedError(f"stopped; what was found is kept in {out}: run the same command to go on") from None
     record = publish_audit(
         case, plan, result, pixels=pixels, now=lambda: datetime.now(UTC), signing_key=signing_key, baseline=beside
     )

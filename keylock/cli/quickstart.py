@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keylock.cli._console import JsonOption, note, print_json
+from keylock.cli._console import JsonOption, StoppedError, print_json
 from keylock.cli._figures import print_figures
 from keylock.cli._program import program
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from keylock.quickstart import Story
 
 __all__ = ["quickstart"]
-
-_INTERRUPTED = 130
 
 
 def quickstart(
@@ -52,8 +50,7 @@ def quickstart(
             write_picture(story)
             write_report(story)
     except KeyboardInterrupt:
-        note("stopped; run the same command again to start anew")
-        raise typer.Exit(_INTERRUPTED) from None
+        raise StoppedError("stopped; run the same command again to start anew") from None
     document = _document(story)
     story.folder.write_mark({"finished": True, **document})
     if as_json:

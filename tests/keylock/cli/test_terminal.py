@@ -1,7 +1,9 @@
 """Every command that shows progress, in a terminal: what it draws, Ctrl-C half-way, and going on after it."""
 
 import json
+import os
 import re
+import sys
 
 import pytest
 
@@ -9,13 +11,24 @@ pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
 from pico_net import PicoNet
-from pseudo_terminal import cursor_is_shown, plain, run_in_terminal, widest
+from pseudo_terminal import cursor_is_shown, plain, run_in_terminal, start_in_terminal, widest
 
+from keylock.bundle import open_bundle
 from keylock.models import registry
 
 DATA = ["--train-images", "64", "--test-images", "16"]
 TRAIN = ["train", "--arch", "pico", *DATA, "--batch-size", "16", "--image-size", "16", "--strength", "32/255"]
 FEW = ["--images", "8", "--faithfulness-images", "2", "--gate-images", "2"]
+# As `python -m keylock`, with the small network among those that have a name.
+PROGRAM = """
+import sys
+sys.path.insert(0, {tests!r})
+from pico_net import PicoNet
+from keylock.cli import main
+from keylock.models import registry
+registry._OWN["pico"] = PicoNet
+sys.exit(main())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +45,13 @@ def place(tmp_path_factory):
         yield made
 
 
+@pytest.fixture(scope="module")
+def trained(place):
+    """A lock with two keys, and what its training showed on 60 columns."""
+    steps = ["--steps", "2", "--reference-steps", "2", "--keys", "2", "--out", "m.klb", "--json"]
+    return run_in_terminal([*TRAIN, *steps], columns=60)
+
+
 def assert_whole(shown, columns, *stages):
     """Everything went well, every stage came to its end, no line wrapped, and the terminal is as it was."""
     assert shown.code == 0, shown.terminal
@@ -43,6 +63,21 @@ def assert_whole(shown, columns, *stages):
     assert widest(shown.terminal) <= columns
     assert cursor_is_shown(shown.terminal)
     assert "━" not in text.splitlines()[-1]
+
+
+def test_train_draws_every_stage_and_prints_its_answer_elsewhere(trained):
+    stages = ("train the reference model", "lock the explanations", "measure the lock", "compile, sign and write")
+    assert_whole(trained, 60, *stages)
+    assert [entry["bundle"] for entry in json.loads(trained.out)["keys"]] == ["m.klb", "m-2.klb"]
+    assert "leakage" in trained.terminal
+
+
+def test_retire_draws_every_stage(trained):
+    assert trained.code == 0
+    retire = ["retire", "m-2.klb", "--keep", "m.klb", *DATA, "--out", "n.klb", "--json"]
+    shown = run_in_terminal(retire, columns=200)
+    assert_whole(shown, 200, "lock the explanations", "measure the lock", "compile, sign and write")
+    assert json.loads(shown.out)["keys"][0]["bundle"] == "n.klb"
 
 
 @pytest.mark.usefixtures("place")
@@ -77,3 +112,33 @@ def test_a_dumb_terminal_gets_lines(untrained_bundle, monkeypatch):
     shown = run_in_terminal(command, columns=60)
     assert_whole(shown, 1000, "compare maps", "delete and insert pixels", "try near misses of the key")
     assert "\x1b" not in shown.terminal
+
+
+def test_ctrl_c_half_way_keeps_what_was_reached_and_resume_goes_on(place):
+    """In a process of its own in the foreground of a terminal, whose window changes meanwhile."""
+    program = PROGRAM.format(tests=os.path.dirname(sys.modules["pico_net"].__file__))
+    command = [sys.executable, "-c", program, *TRAIN, "--steps", "400", "--reference-steps", "2", "--out", "c.klb"]
+
+    process, terminal = start_in_terminal(command, columns=200, cwd=place)
+    terminal.wait_for(r"lock the explanations .* [1-9]\d*/400 ", timeout_s=120)
+    for columns in (60, 120):
+        terminal.resize(columns)
+    terminal.type(b"\x03")
+    assert process.wait(timeout=300) == 130, terminal.text
+    terminal.close()
+    kept = "stopped; what was reached is kept in c.klb.work: run the same command with --resume to go on"
+    assert plain(terminal.text).strip().endswith(kept)
+    reached = re.search(r"lock the explanations: (\d+)/400 in ", plain(terminal.text))
+    assert 0 < int(reached[1]) < 400
+    assert cursor_is_shown(terminal.text)
+    assert not (place / "c.klb").exists()
+
+    process, terminal = start_in_terminal([*command, "--resume"], columns=60, cwd=place)
+    assert process.wait(timeout=300) == 0, terminal.text[-2000:]
+    terminal.close()
+    text = plain(terminal.text)
+    first = re.search(r"lock the explanations .*?(\d+)/400 ", text)
+    assert int(first[1]) >= int(reached[1])
+    assert "lock the explanations: 400/400 in " in text
+    assert "train the reference model" not in text
+    assert open_bundle(place / "c.klb", trusted=None).manifest.training["lock"]["steps"] == 400
