@@ -1,7 +1,6 @@
 """`keylock quickstart --quick`, looked at from all sides: what it prints was measured, what it leaves can be used."""
 
 import contextlib
-import io
 import json
 import os
 import re
@@ -22,6 +21,7 @@ pytest.importorskip("onnxruntime")
 import torch
 from html_page import Page
 from PIL import Image
+from pseudo_terminal import cursor_is_shown, plain, run_in_terminal, widest
 
 import keylock
 from keylock.bundle import KeyFile, open_bundle
@@ -37,13 +37,16 @@ from keylock.store import LicenseStore
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """One quick run: the directory it ran in, and its standard output and error."""
+    """One quick run in a terminal: the directory it ran in, its standard output, and what was on the terminal."""
     place = tmp_path_factory.mktemp("quickstart")
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.chdir(place), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(["quickstart", "--quick", "--debug"])
-    assert code == 0, err.getvalue()
-    return place, out.getvalue(), err.getvalue()
+    with contextlib.chdir(place), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TERM", "xterm-256color")
+        patch.delenv("COLUMNS", raising=False)
+        shown = run_in_terminal(["quickstart", "--quick", "--debug"], columns=80)
+    assert shown.code == 0, shown.terminal
+    assert widest(shown.terminal) <= 80
+    assert cursor_is_shown(shown.terminal)
+    return place, shown.out, plain(shown.terminal)
 
 
 @pytest.fixture
@@ -104,6 +107,9 @@ def test_the_story_is_told_while_it_happens(made):
     assert [int(number) for number, _ in titles] == list(range(1, len(titles) + 1))
     assert len(titles) >= 8
     assert "leakage" in err
+    for stage in ("train the reference model", "lock the explanations", "measure the lock", "compile, sign and write"):
+        [(done, total)] = re.findall(rf"^{stage}: (\d+)/(\d+) in 0:\d\d:\d\d", err, flags=re.MULTILINE)
+        assert done == total
 
 
 def test_the_customers_really_differ(folder):
