@@ -13,7 +13,7 @@ import re
 from typing import Final
 
 from keylock.errors import LicenseError, LicenseReason
-from keylock.texts import ChangedTextError, decode_text, find_blocks
+from keylock.texts import ChangedTextError, decode_text, find_blocks, plain_text
 
 __all__ = ["MAX_FILE_BYTES", "armour", "is_token", "read_token", "unarmour"]
 
@@ -24,7 +24,7 @@ _LABEL: Final = "KEYLOCK LICENSE"
 _COLUMNS: Final = 64
 _TOKEN: Final = re.compile(r"ey[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)
 # An Ed25519 signature has 64 bytes, 86 characters: what tells a token from other words with two dots.
-_TOKEN_IN_TEXT: Final = re.compile(r"(?<![\w.-])ey[\w-]+\.[\w-]+\.[\w-]{86}(?![\w.-])", re.ASCII)
+_TOKEN_IN_TEXT: Final = re.compile(r"(?<![\w.-])ey[\w-]+\.[\w-]+\.[\w-]{86}(?![\w-]|\.[\w-])", re.ASCII)
 
 
 def armour(token: str) -> str:
@@ -59,12 +59,12 @@ def unarmour(text: str) -> str:
     except ChangedTextError as error:
         raise _malformed(f"the license cannot be read, {error}: ask the vendor for the file again") from None
     if not found:
-        plain = text.strip().strip("\ufeff")
+        plain = plain_text(text)
         joined = re.sub(r"[\s>]+", "", plain)
         found = [joined] if is_token(joined) else list(dict.fromkeys(_TOKEN_IN_TEXT.findall(plain)))
     if len(found) > 1:
         raise _malformed(f"there are {len(found)} licenses in one text: give the one that you want to use")
-    return found[0] if found else plain
+    return found[0] if found else text.strip().strip("\ufeff")
 
 
 def read_token(data: bytes, *, name: str) -> str:

@@ -263,6 +263,8 @@ def _parse_target(target: str) -> str:
 
 
 def _read_token(license: str | os.PathLike[str]) -> Token:
+    if isinstance(license, str) and not license.strip():
+        raise LicenseError(LicenseReason.MALFORMED, "the license is an empty text: give the path of a license file")
     if isinstance(license, str) and _is_token(unarmour(license)):
         return Token(unarmour(license))
     try:

@@ -80,6 +80,12 @@ def test_a_license_file_that_is_none_is_refused(tmp_path, token):
         make(license=tmp_path)
 
 
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_license_says_so(text):
+    with pytest.raises(LicenseError, match="the license is an empty text"):
+        make(license=text)
+
+
 @pytest.mark.parametrize(
     "slip", [lambda t: t + ".x", lambda t: "Bearer " + t, lambda t: t[:-1] + "\0", lambda t: t * 99]
 )

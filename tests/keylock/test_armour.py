@@ -1,6 +1,8 @@
 """Licenses and keys in texts as mail programs, editors and shells leave them."""
 
+import json
 import quopri
+import re
 
 import pytest
 
@@ -42,10 +44,28 @@ TEXTS = {
     "invisible": FILE.replace("\n", "\u200b\n"),
     "quoted-printable": quopri.encodestring(FILE.encode()).decode(),
     "quoted-printable in a mail": quopri.encodestring(f"Grüße = viele:\n{quoted(FILE)}\nund = Ende".encode()).decode(),
+    "quoted-printable in lower case": FILE.replace("\n", "=0a\n"),
+    "html": "<html><body><p class=MsoNormal>" + "<br>\n".join(FILE.splitlines()) + "<o:p></o:p></p></body></html>",
+    "html, a line each": "".join(f"<div style='a-b: c'>{line}&nbsp;</div>\r\n" for line in FILE.splitlines()),
+    "html, quoted": "".join(f"&gt; {line}<br/>" for line in FILE.splitlines()),
+    "html, hyphens as entities": FILE.replace("-----", "&#45;" * 5),
+    "html, dashes as entities": FILE.replace("-----", "&mdash;&mdash;-"),
+    "html, broken within": FILE.replace(FILE[60:80], f"{FILE[60:70]}<wbr>{FILE[70:80]}"),
+    "beside what looks like a tag": f"if a <b then\n{FILE}\n-> regards <a@b.c>",
+    "quoted with initials": quoted(FILE, "JD> "),
+    "signed by OpenPGP": re.sub("^-", "- -", FILE, flags=re.MULTILINE),
+    "marks of direction": "\u200e" + FILE.replace("\n", "\u200f\n").replace("KEYLOCK", "\u2068KEYLOCK"),
+    "json": json.dumps({"license": FILE}),
+    "json of windows": json.dumps({"license": FILE.replace("\n", "\r\n")}),
+    "no spaces": FILE.replace(" ", ""),
     "fully encoded": "".join(f"={ord(char):02X}" if char in "-_." else char for char in FILE),
     "token": TOKEN,
     "token with spaces": f"\n {TOKEN}\n\n",
     "token, wrapped": "\n".join(TOKEN[i : i + 70] for i in range(0, len(TOKEN), 70)),
+    "token, quoted-printable": quopri.encodestring(TOKEN.encode()).decode(),
+    "token, html": f"<p>{TOKEN}&nbsp;</p>",
+    "token that ends a sentence": f"Your license is {TOKEN}.",
+    "token in angle brackets": f"<{TOKEN}>",
     "token in a mail": f"Your license:\n\n{TOKEN}\n\nIt is for you e.g. and y.o.u.",
 }
 
@@ -68,6 +88,12 @@ def test_both_orders_of_utf_16_are_read(mark):
     assert read_token(mark + encoded, name="a") == TOKEN
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_mark_is_read(encoding):
+    assert read_token(FILE.encode(encoding), name="a") == TOKEN
+    assert decode_text("é\n".encode()) == "é\n"
+
+
 def test_a_license_is_read_from_a_mail_in_another_encoding():
     assert read_token(f"Grüße\n{FILE}".encode("latin-1"), name="a") == TOKEN
 
@@ -79,6 +105,7 @@ def test_a_license_is_read_from_a_mail_in_another_encoding():
         (f"{FILE}\n{quoted(armour(OTHER))}", "there are 2 licenses in one text"),
         (f"{TOKEN}\n and {OTHER} too", "there are 2 licenses in one text"),
         (FILE.rpartition("-----END")[0], "it is cut off: its last line is missing"),
+        (FILE.partition("\n")[2], "it is cut off: its first line is missing"),
         (FILE[:100] + FILE, "it is cut off: its last line is missing"),
         (FILE.replace("-_", "\u2014"), "turned hyphens in it into dashes"),
         ("hello", "holds no license token"),
@@ -97,7 +124,14 @@ def test_a_text_without_one_license_is_refused(text, says):
 
 
 def test_a_long_text_of_dashes_costs_little():
-    for text in ("-" * MAX_FILE_BYTES, "-----BEGIN " * 10_000, "> " * 60_000, "=\n" * 60_000):
+    for text in (
+        "-" * MAX_FILE_BYTES,
+        "-----BEGIN " * 10_000,
+        "> " * 60_000,
+        "=\n" * 60_000,
+        "<a " * 40_000,
+        "<a-" + "b-" * 60_000,
+    ):
         with pytest.raises(LicenseError):
             read_token(text.encode(), name="a")
 
