@@ -1,5 +1,6 @@
 """The loop around any training: steps, progress, a state kept now and then, and nothing lost when it is stopped."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -11,6 +12,7 @@ from keylock.training.progress import Progress
 __all__ = ["memory_limits_named", "run_steps"]
 
 _CHECKPOINT_EVERY = 200
+_CHECKPOINT_EVERY_S = 300.0
 _CPU_ALLOCATOR = "can't allocate memory"
 
 
@@ -22,8 +24,9 @@ def run_steps(
     take_step: Callable[[], Mapping[str, float]],
     keep: Callable[[], None],
     progress: Progress,
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Take the steps that are left.
+    """Take the steps that are left, and keep the state every 200 steps and every five minutes.
 
     Args:
         stage: What the run is called.
@@ -32,6 +35,7 @@ def run_steps(
         take_step: Takes one step and returns its figures; when it raises, nothing has changed but what `keep` can undo.
         keep: Writes the state behind the last finished step.
         progress: Hears about every step.
+        clock: Seconds that only grow.
 
     Raises:
         NonFiniteLossError: Training diverged. What led there is in the weights already, so that the state of some steps
@@ -39,14 +43,16 @@ def run_steps(
         StorageError: The state cannot be written; the one before is kept.
     """
     keep()
+    kept_at = clock()
     progress.start(stage, total, done)
     try:
         while done < total:
             figures = take_step()
             done += 1
             progress.advance(figures)
-            if done % _CHECKPOINT_EVERY == 0:
+            if done % _CHECKPOINT_EVERY == 0 or clock() - kept_at >= _CHECKPOINT_EVERY_S:
                 keep()
+                kept_at = clock()
     except (NonFiniteLossError, StorageError):
         raise
     except BaseException:
