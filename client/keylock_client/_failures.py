@@ -155,9 +155,12 @@ def _exhausted(failure: _Failure) -> ClientError:
     # gRPC itself refuses messages over the limit of either side with this status and without details. The limits of
     # this side are known.
     over = _OVER_LIMIT.search(failure.text)
-    if over is not None and int(over[1]) in (MAX_MESSAGE_BYTES, MAX_STREAM_BYTES):
+    unfolded = "Decompressed message larger than max" in failure.text
+    if unfolded or (over is not None and int(over[1]) in (MAX_MESSAGE_BYTES, MAX_STREAM_BYTES)):
+        # Requests are not compressed, so that only an answer can unfold to more than is taken; gRPC stops in time.
+        most = MAX_MESSAGE_BYTES if over is None else int(over[1])
         text = (
-            f"the server's answer is larger than the {int(over[1]):,} bytes that are taken: ask for fewer images at "
+            f"the server's answer is larger than the {most:,} bytes that are taken: ask for fewer images at "
             "once, or for maps of another type (map_dtype=)"
         )
         return BadAnswerError(text, code=failure.code, request_id=failure.request_id)

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
@@ -277,13 +278,17 @@ def test_no_stream_takes_more_memory_than_two_answers(server, toolbox, image, ki
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from /proc")
 @pytest.mark.parametrize("kind", ["sync", "async"])
-@pytest.mark.parametrize("mebibytes", [95, 300])
-def test_no_answer_takes_more_memory_than_two_answers(server, toolbox, image, kind, mebibytes):
+@pytest.mark.parametrize(
+    ("mebibytes", "compression"),
+    [(95, grpc.Compression.NoCompression), (300, grpc.Compression.NoCompression), (300, grpc.Compression.Gzip)],
+)
+def test_no_answer_takes_more_memory_than_two_answers(server, toolbox, image, kind, mebibytes, compression):
     plain = server.answers["Explain"]
 
     def explain(request, context):
         answer = plain(request, context)
         if request.explainer == "large":
+            context.set_compression(compression)
             answer.results[0].map.shape[:] = [mebibytes * 256, 1024]
             answer.results[0].map.data = bytes(mebibytes * 2**20)
         return answer
