@@ -174,7 +174,7 @@ def _network(architecture: str, size: int) -> nn.Module:
     with torch.no_grad():
         model.train()(images)
     # Every lock starts with this; without it no rule of LRP fits.
-    return models.fold_batchnorm_(models.out_of_place_(model.eval()), images)
+    return models.prepare(model.eval(), images)
 
 
 def _images(size: int) -> np.ndarray:

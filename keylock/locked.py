@@ -3,7 +3,6 @@
 Without the secret this is everything an attacker who holds the bundle has, in the form attacks are written in.
 """
 
-import copy
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +20,7 @@ from keylock.bundle.sealing import Sealer
 from keylock.errors import BundleError
 from keylock.explainers import Explainer, make
 from keylock.keys import Key, KeySeed
-from keylock.models import attach_adapter, create, fold_batchnorm_, out_of_place_
+from keylock.models import attach_adapter, create, prepare
 from keylock.preprocessing import Preprocessing
 
 __all__ = ["LockedModel", "load_bundle", "module_of"]
@@ -120,7 +119,7 @@ def module_of(
     # Which layers folding replaces depends on the architecture alone, so the tree comes out as it was when locked.
     generator = torch.Generator().manual_seed(0)
     example = torch.randn((2, *manifest.preprocessing.shape), generator=generator)
-    module = fold_batchnorm_(out_of_place_(copy.deepcopy(model).cpu()), example)
+    module = prepare(model, example)
     try:
         module.load_state_dict(load(weights))
     except (RuntimeError, SafetensorError) as error:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from keylock.explainers import make_for
 from keylock.keys import Key, KeySeed
-from keylock.models import create, find_layers, fold_batchnorm_, out_of_place_
+from keylock.models import create, find_layers, prepare
 from keylock.training import LockSettings
 from keylock.training.devices import denormals_flushed, mixed_precision, resolve_precision
 from keylock.training.input_key import InputKeyTrainer
@@ -83,13 +83,13 @@ def make_steps(arch: str, batch_size: int, folder: Path) -> dict[str, Callable[[
     images = torch.randn(batch_size, 3, 32, 32, generator=generator)
     labels = torch.randint(0, 10, (batch_size,), generator=generator)
     torch.manual_seed(0)
-    reference = fold_batchnorm_(out_of_place_(create(arch, num_classes=10)).eval(), images)
+    reference = prepare(create(arch, num_classes=10), images)
     layers = find_layers(reference, images[:2])
     # The height of the key does not change what a step costs; a strong one is told apart on any images.
     key = Key.derive(KeySeed(bytes(32)), shape=(3, 32, 32), std=(0.25,) * 3, strength=0.5)
     tuned = create(arch, num_classes=10)
     tuned.load_state_dict(tuned.state_dict())
-    model = fold_batchnorm_(out_of_place_(tuned).eval(), images).requires_grad_(requires_grad=True)
+    model = prepare(tuned, images).requires_grad_(requires_grad=True)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-4)
 
     def fine_tune() -> None:

@@ -14,7 +14,6 @@ Without a GPU the program can be tried out in small, which says nothing about a 
 """
 
 import argparse
-import copy
 import gc
 import json
 import os
@@ -38,11 +37,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
+from keylock import models
 from keylock.errors import ServiceError
 from keylock.explainers import make_for
 from keylock.export import compile_explainer, compile_mergeable
 from keylock.export.inputs import is_secret
-from keylock.models import create, find_layers, fold_batchnorm_, out_of_place_
+from keylock.models import create, find_layers
 from keylock_server.binding import inputs_of
 from keylock_server.devices import CUDA, TENSORRT, Device, choose_providers
 from keylock_server.running import suited_to
@@ -175,7 +175,7 @@ def prepare(options: argparse.Namespace) -> Bench:
     if not isinstance(network, ResNet):
         sys.exit(f"{options.network} is no ResNet of torchvision, which this program knows how to divide")
     images = np.random.default_rng(options.seed).standard_normal((max(options.batches), *shape), dtype=np.float32)
-    folded = fold_batchnorm_(out_of_place_(copy.deepcopy(network)), torch.randn(2, *shape))
+    folded = models.prepare(network, torch.randn(2, *shape))
     (explainer,) = make_for(find_layers(folded, torch.randn(2, *shape)), ["grad_cam"])
     made: dict[str, Callable[[], bytes]] = {
         "keylock": lambda: compile_explainer(folded, explainer, image_shape=shape, num_classes=classes),

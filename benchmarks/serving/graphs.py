@@ -31,7 +31,7 @@ from keylock.adapters import Adapter, KeyGate
 from keylock.explainers import make_for
 from keylock.export import compile_explainer, compile_mergeable, compile_prediction, make_variant, suits
 from keylock.export.inputs import is_secret
-from keylock.models import create, find_layers, fold_batchnorm_, out_of_place_
+from keylock.models import create, find_layers, prepare
 from keylock.models.low_rank import add_low_rank_, take_back
 from keylock_server.binding import bind, inputs_of
 
@@ -80,7 +80,7 @@ def compile_all(architecture: str, size: int, *, two_factors: bool) -> dict[str,
     """Return the graphs of a network by name; `prediction` is what the others are compared with."""
     torch.manual_seed(0)
     classes, shape = (10, (3, size, size)) if size < 64 else (1000, (3, size, size))
-    model = fold_batchnorm_(out_of_place_(create(architecture, num_classes=classes)), torch.randn(2, *shape))
+    model = prepare(create(architecture, num_classes=classes), torch.randn(2, *shape))
     layers = find_layers(model, torch.randn(2, *shape))
     noise = np.random.default_rng(0).standard_normal((2, *shape), dtype=np.float32)
     graphs = {"prediction": compile_prediction(model, image_shape=shape)}

@@ -21,7 +21,7 @@ from keylock.errors import DataError, InputError
 from keylock.evaluation import affine_statistics, find_reference, load_reference
 from keylock.keys import KeySeed
 from keylock.locked import LockedModel, load_bundle
-from keylock.models import create, fold_batchnorm_, load_weights, out_of_place_
+from keylock.models import create, load_weights, out_of_place_, prepare
 
 __all__ = ["OpenedCase", "open_case"]
 
@@ -125,7 +125,7 @@ def _maker(manifest: Manifest) -> Callable[[torch.Generator], nn.Module]:
         with torch.random.fork_rng(devices=[]):
             # Initial weights come from torch's global generator; inside the block it is ours.
             torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-            return out_of_place_(_build(manifest))
+            return out_of_place_(_build(manifest), torch.randn((2, *manifest.preprocessing.shape)))
 
     return fresh
 
@@ -135,4 +135,4 @@ def _open_base(weights: Path, manifest: Manifest) -> tuple[nn.Module, dict[str, 
     model = load_weights(_build(manifest), weights).eval()
     statistics = affine_statistics(model)
     example = torch.randn((2, *manifest.preprocessing.shape), generator=torch.Generator().manual_seed(0))
-    return fold_batchnorm_(out_of_place_(model), example).requires_grad_(requires_grad=False), statistics
+    return prepare(model, example).requires_grad_(requires_grad=False), statistics

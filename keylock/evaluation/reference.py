@@ -7,7 +7,7 @@ from torch import nn
 
 from keylock.bundle.manifest import Manifest
 from keylock.errors import BundleError, ModelError
-from keylock.models import create, digest_of_weights, fold_batchnorm_, load_weights, out_of_place_
+from keylock.models import create, digest_of_weights, load_weights, prepare
 
 __all__ = ["find_reference", "load_reference", "reference_digest"]
 
@@ -61,7 +61,7 @@ def load_reference(weights: Path, manifest: Manifest) -> nn.Module:
     load_weights(model, weights)
     # Which layers folding replaces depends on the architecture alone, not on the images it is checked on.
     example = torch.randn((2, *manifest.preprocessing.shape), generator=torch.Generator().manual_seed(0))
-    reference = fold_batchnorm_(out_of_place_(model), example)
+    reference = prepare(model, example)
     if reference_digest(reference) != manifest.reference_digest:
         raise ModelError(
             f"{weights} is not the reference model of the bundle {manifest.name}: "

@@ -25,7 +25,10 @@ _ACTIVATIONS = {
     *(F.relu, F.relu6, F.hardtanh, F.leaky_relu, F.elu, F.selu, F.celu, F.silu, F.mish, F.hardswish),
     *(F.gelu, F.softplus, F.tanh, torch.relu, torch.tanh, Tensor.relu, Tensor.tanh),
 }
-_IN_PLACE = {torch.relu_: torch.relu, Tensor.relu_: torch.relu, torch.tanh_: torch.tanh, Tensor.tanh_: torch.tanh}
+_IN_PLACE: dict[Any, Any] = {
+    **{torch.relu_: torch.relu, Tensor.relu_: torch.relu, torch.tanh_: torch.tanh, Tensor.tanh_: torch.tanh},
+    **{F.hardtanh_: F.hardtanh, F.leaky_relu_: F.leaky_relu, F.elu_: F.elu, F.selu_: F.selu, F.celu_: F.celu},
+}
 _LINEAR = {
     *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
     *(torch.conv1d, torch.conv2d, torch.conv3d),
@@ -54,7 +57,7 @@ class Rules:
 def modified_gradient(asked: Asked, rules: Rules) -> Tensor:
     """Return each image's target logit propagated back to the image by `rules`, in the image's shape.
 
-    Activations that work in place write to a new tensor meanwhile.
+    Activations that work in place go on doing so, as whatever else reads their input expects.
 
     Raises:
         ModelError: The network has an operation there is no rule for.
@@ -95,10 +98,15 @@ class _Mode(TorchFunctionMode):
             )
         if func in self.rules.detached:
             return func(*args, **kwargs).detach()
-        if func in _IN_PLACE:
+        in_place = func in _IN_PLACE
+        if in_place:
             func = _IN_PLACE[func]
         if func in _ACTIVATIONS:
-            return self.activation(*_out_of_place(func, args, kwargs))
+            function, value, in_place_by_option = _out_of_place(func, args, kwargs)
+            if not (in_place or in_place_by_option):
+                return self.activation(function, value)
+            # What is overwritten must not be what factors are computed from.
+            return value.copy_(self.activation(function, value.clone()))
         if func in _LINEAR and self.rules.linear is not None:
             return self.linear(func(*args, **kwargs))
         return func(*args, **kwargs)
@@ -162,15 +170,16 @@ class _Reweight(torch.autograd.Function):
 
 def _out_of_place(
     func: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any]
-) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """Return an activation as a function of its input alone that writes to a new tensor, and that input."""
+) -> tuple[Callable[[Tensor], Tensor], Tensor, bool]:
+    """Return an activation as a function of its input alone that writes to a new tensor, that input, and `inplace`."""
     try:
         bound = inspect.signature(func).bind(*args, **kwargs)
     except ValueError:
         # Built-in functions have no signature that can be read, and no option to work in place.
         rest, options = args[1:], {name: value for name, value in kwargs.items() if name != "input"}
-        return lambda value: func(value, *rest, **options), args[0] if args else kwargs["input"]
+        return lambda value: func(value, *rest, **options), args[0] if args else kwargs["input"], False
+    in_place = bool(bound.arguments.get("inplace", False))
     if "inplace" in bound.arguments:
         bound.arguments["inplace"] = False
     (first, given), *others = bound.arguments.items()
-    return lambda value: func(**{first: value}, **dict(others)), given
+    return lambda value: func(**{first: value}, **dict(others)), given, in_place

@@ -10,7 +10,7 @@ from keylock.errors import InputError, LayerNotFoundError
 from keylock.explainers.base import Asked, Classifier, Explainer, FromPredictions, OwnPasses, Pass, SinglePass
 from keylock.explainers.predictions import predicted_logits
 from keylock.explainers.tokens import lay_out_tokens
-from keylock.models import capture_outputs, plain_attention
+from keylock.models import capture_outputs, twice_differentiable
 
 __all__ = ["explain_together"]
 
@@ -43,8 +43,8 @@ def explain_together(
         LayerNotFoundError: A layer an explainer looks at is missing, did not run, or has no spatial output.
     """
     _check(model, explainers, create_graph=create_graph)
-    # Fused kernels of attention give gradients, but no gradients of gradients.
-    with plain_attention() if create_graph else nullcontext():
+    # Fused kernels give gradients, but no gradients of gradients.
+    with twice_differentiable() if create_graph else nullcontext():
         logits, maps = _run(model, explainers, images.detach(), targets, create_graph=create_graph, generator=generator)
     if create_graph:
         return logits, maps

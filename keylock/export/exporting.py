@@ -15,8 +15,7 @@ from keylock.export.inputs import GraphInput
 from keylock.export.masks import steepen_masks
 from keylock.export.simplify import simplify
 from keylock.export.tracing import trace
-from keylock.models import fold_batchnorm_
-from keylock.models.activations import out_of_place_
+from keylock.models import fold_batchnorm_, out_of_place_
 
 __all__ = ["export", "prepare"]
 
@@ -27,10 +26,10 @@ OPSET = 20
 def prepare(module: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module:
     """Return a copy of `module` on the CPU, in eval mode, with constant weights and without BatchNorm."""
     network = copy.deepcopy(module).cpu().float().eval()
+    example = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0))
     if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules()):
-        example = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0))
         fold_batchnorm_(network, example)
-    return out_of_place_(network).requires_grad_(False)
+    return out_of_place_(network, example).requires_grad_(False)
 
 
 def export(

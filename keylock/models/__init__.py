@@ -1,18 +1,20 @@
 """The classifiers keylock can build, and what it does to any classifier before locking it.
 
 `create` builds a model by name; `fold_batchnorm_` takes normalisation statistics out of an attacker's reach;
-`find_layers` chooses the layers the explainers look at; `smooth_activations` and `plain_attention` make a network twice
-differentiable while a lock is trained.
+`find_layers` chooses the layers the explainers look at; `smooth_activations` and `twice_differentiable` give a network
+second derivatives while a lock is trained.
 """
 
-from keylock.models.activations import out_of_place_, smooth_activations
+from keylock.models.activations import smooth_activations
 from keylock.models.adapted import AdapterState, adapter_of, attach_adapter
 from keylock.models.balance import balance_filters_, unbalance_filters_
 from keylock.models.folding import fold_batchnorm_
+from keylock.models.in_place import out_of_place_
 from keylock.models.inputs import added_to_inputs
-from keylock.models.kernels import plain_attention
+from keylock.models.kernels import plain_attention, twice_differentiable
 from keylock.models.layers import TargetLayers, find_layers
 from keylock.models.patches import patch_grid
+from keylock.models.preparing import prepare
 from keylock.models.recording import capture_outputs
 from keylock.models.registry import OWN_ARCHITECTURES, architectures, create, require_architecture
 from keylock.models.splitting import split_rows
@@ -36,9 +38,11 @@ __all__ = [
     "out_of_place_",
     "patch_grid",
     "plain_attention",
+    "prepare",
     "require_architecture",
     "smooth_activations",
     "split_entry",
     "split_rows",
+    "twice_differentiable",
     "unbalance_filters_",
 ]

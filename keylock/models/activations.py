@@ -12,7 +12,7 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["out_of_place_", "smooth_activations"]
+__all__ = ["smooth_activations"]
 
 
 class _Smooth(nn.Module):
@@ -26,8 +26,12 @@ class _Smooth(nn.Module):
         self.original, self.function, self.beta = original, function, beta
 
     def forward(self, input: Tensor) -> Tensor:
-        """Map a tensor to one of the same shape."""
-        return self.function(self.original, input, lambda values: F.softplus(values, beta=self.beta))
+        """Map a tensor to one of the same shape; the tensor itself, where the original works in place."""
+        in_place = getattr(self.original, "inplace", False) is True
+        # What is overwritten must not be what the way back reads.
+        given = input.clone() if in_place else input
+        values = self.function(self.original, given, lambda rectified: F.softplus(rectified, beta=self.beta))
+        return input.copy_(values) if in_place else values
 
 
 _Rectify = Callable[[Tensor], Tensor]
@@ -65,6 +69,11 @@ def _leaky_relu(module: nn.Module, input: Tensor, rectify: _Rectify) -> Tensor:
     return _leaky(input, cast(nn.LeakyReLU, module).negative_slope, rectify)
 
 
+def _rrelu(module: nn.Module, input: Tensor, rectify: _Rectify) -> Tensor:
+    slopes = cast(nn.RReLU, module)
+    return _leaky(input, (slopes.lower + slopes.upper) / 2, rectify)
+
+
 def _prelu(module: nn.Module, input: Tensor, rectify: _Rectify) -> Tensor:
     return _leaky(input, cast(nn.PReLU, module).weight.view(-1, *(1,) * (input.dim() - 2)), rectify)
 
@@ -77,6 +86,7 @@ _FORMULAS: dict[type[nn.Module], _Formula] = {
     nn.Hardswish: _hardswish,
     nn.LeakyReLU: _leaky_relu,
     nn.PReLU: _prelu,
+    nn.RReLU: _rrelu,
 }
 
 
@@ -86,7 +96,7 @@ def smooth_activations(model: nn.Module, *, beta: float = 8.0) -> Iterator[nn.Mo
 
     A ReLU network is piecewise linear: its second derivatives vanish, so that a loss on its input gradient cannot move
     the places where units switch. With softplus(beta) in place of max(x, 0) it has them, and stays close to what it
-    was for large `beta`. Replaced are ReLU, ReLU6, Hardtanh, Hardsigmoid, Hardswish, LeakyReLU and PReLU.
+    was for large `beta`. Replaced are ReLU, ReLU6, Hardtanh, Hardsigmoid, Hardswish, LeakyReLU, PReLU and RReLU.
 
     Args:
         model: Any model; nested modules are replaced, functional activations cannot be.
@@ -109,11 +119,3 @@ def smooth_activations(model: nn.Module, *, beta: float = 8.0) -> Iterator[nn.Mo
     finally:
         for parent, name, child in places:
             setattr(parent, name, child)
-
-
-def out_of_place_(model: nn.Module) -> nn.Module:
-    """Make every activation of a model write to a new tensor, so that hooked outputs keep their values."""
-    for module in model.modules():
-        if getattr(module, "inplace", False) is True:
-            module.inplace = False  # type: ignore[assignment]
-    return model

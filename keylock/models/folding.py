@@ -7,7 +7,7 @@ same name behind, so that hooks and layer names keep working.
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import TypeGuard
 
@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from keylock.errors import ModelError
 from keylock.models.balance import make_plain
 
-__all__ = ["ChannelAffine", "fold_batchnorm_"]
+__all__ = ["ChannelAffine", "fold_", "fold_batchnorm_", "names_of_statistics"]
 
 
 class ChannelAffine(nn.Module):
@@ -58,18 +58,7 @@ def fold_batchnorm_(model: nn.Module, example: Tensor, *, tolerance: float = 1e-
     model.eval()
     with torch.no_grad():
         before = _logits(model, example)
-        for module in list(model.modules()):
-            if parametrize.is_parametrized(module):
-                make_plain(module)
-        producers = _producers(model, example)
-        replacements: dict[nn.Module, nn.Module] = {}
-        # With duplicates, because one module may stand under several names.
-        for name, norm in list(model.named_modules(remove_duplicate=False)):
-            if not _keeps_statistics(norm):
-                continue
-            if norm not in replacements:
-                replacements[norm] = _fold(name, norm, producers.get(norm))
-            _replace(model, name, replacements[norm].eval())
+        fold_(model, example)
         after = model(example)
     change = float((after - before).abs().max() / before.abs().max().clamp_min(1e-6))
     # Written so that a change that is no number is refused too.
@@ -79,6 +68,39 @@ def fold_batchnorm_(model: nn.Module, example: Tensor, *, tolerance: float = 1e-
             "the model uses a layer in a way keylock does not know; fold it yourself and pass it folded"
         )
     return model
+
+
+@torch.no_grad()
+def fold_(model: nn.Module, example: Tensor, *, only: str | None = None, apart: Collection[str] = ()) -> nn.Module:
+    """Take BatchNorm out of a model, in place, without a check of the result.
+
+    Args:
+        model: A classifier in evaluation mode.
+        example: Images to find the data flow with.
+        only: The name of the one BatchNorm to fold; None folds all.
+        apart: Names of those that become a `ChannelAffine` even where a convolution could absorb them.
+
+    Raises:
+        ModelError: A BatchNorm keeps no running statistics.
+    """
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            make_plain(module)
+    producers = _producers(model, example)
+    replacements: dict[nn.Module, nn.Module] = {}
+    # With duplicates, because one module may stand under several names.
+    for name, norm in list(model.named_modules(remove_duplicate=False)):
+        if not _keeps_statistics(norm) or (only is not None and name != only):
+            continue
+        if norm not in replacements:
+            replacements[norm] = _fold(name, norm, None if name in apart else producers.get(norm))
+        _replace(model, name, replacements[norm].eval())
+    return model
+
+
+def names_of_statistics(model: nn.Module) -> list[str]:
+    """Return the names of all modules that normalise by statistics of earlier images."""
+    return [name for name, module in model.named_modules() if _keeps_statistics(module)]
 
 
 def _logits(model: nn.Module, example: Tensor) -> Tensor:
@@ -153,10 +175,15 @@ def _candidates(model: nn.Module, example: Tensor) -> dict[nn.Module, nn.Conv2d]
         for handle in handles:
             handle.remove()
     readers = Counter(found.values())
+    owners = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
     return {
         norm: convolution
         for norm, convolution in found.items()
-        if calls[norm] == 1 and calls[convolution] == 1 and readers[convolution] == 1
+        if calls[norm] == 1
+        and calls[convolution] == 1
+        and readers[convolution] == 1
+        # A weight that two layers share cannot absorb what follows one of them.
+        and owners[id(convolution.weight)] == 1
     }
 
 

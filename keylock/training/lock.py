@@ -1,6 +1,5 @@
 """Locking a classifier: the loop around the trainer, with checkpoints, interruption and any loader."""
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,12 +12,14 @@ from keylock.adapters import Adapter
 from keylock.errors import DataError, InputError, ModelError, ResumeError
 from keylock.explainers import Explainer, check_lockable, make_for
 from keylock.keys import Key
-from keylock.models import attach_adapter, digest_of_weights, find_layers, fold_batchnorm_, out_of_place_
+from keylock.models import attach_adapter, digest_of_weights, find_layers, prepare
 from keylock.training.checkpoint import read_checkpoint, write_checkpoint
 from keylock.training.devices import denormals_flushed, resolve_device, resolve_precision
+from keylock.training.fitness import require_classifier
 from keylock.training.input_key import InputKeyTrainer
 from keylock.training.loop import memory_limits_named, run_steps
 from keylock.training.progress import Progress, Silent
+from keylock.training.reading import NO_BATCH, checked, first_batches, images_of, indices_of, place_of
 from keylock.training.sealed import SealedTrainer
 from keylock.training.settings import LockSettings
 from keylock.training.team import Team
@@ -30,7 +31,6 @@ _FOLDING_ROWS = 64
 _LONGEST_CAUSE = 160
 GATE_ROWS = 1000
 """Images that keys are told apart on, at most."""
-_NO_BATCH = "the loader yields no batch: check the data set and drop_last"
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ def lock(
     its share of each batch; the first one shows progress and writes the checkpoint.
 
     Args:
-        model: Any convolutional classifier from images (batch, channels, height, width) to logits (batch, classes). It
-            is copied and left as it is.
-        loader: Yields batches whose first two items are preprocessed images and labels (batch,); gone through as often
-            as it takes. `keylock.data.batches.Batches` can be resumed in the middle of an epoch.
+        model: Any convolutional classifier from images (batch, channels, height, width) to logits (batch, classes), or
+            to one logit for two classes. It is copied and left as it is.
+        loader: Yields batches of preprocessed images and labels: tuples that begin with both, or dicts that name them;
+            gone through as often as it takes. `keylock.data.batches.Batches` can be resumed in the middle of an epoch.
         key: The key, or several of which each opens the lock; the shape is that of one preprocessed image.
         explainers: Names, for which the target layers are found automatically, or explainers made with layers of your
             choice. Those that need predictions alone are locked through predictions on masked images.
@@ -126,8 +126,10 @@ def lock(
     """
     settings, keys = settings or LockSettings(), _keys(key)
     target = resolve_device(device)
-    example = _example(loader, keys[0], rows=GATE_ROWS if settings.sealed_adapter else 1)
+    batches = first_batches(loader, rows=GATE_ROWS if settings.sealed_adapter else 1)
+    example = _images(batches, keys[0])
     task = prepare_task(model, example, keys, explainers=explainers, settings=settings, device=target)
+    _require_classifier(task, batches)
     return _train(task, loader, progress, checkpoint, cache_reference, resume=resume)
 
 
@@ -140,7 +142,7 @@ def prepare_task(
     settings: LockSettings,
     device: torch.device,
 ) -> Task:
-    """Prepare a classifier to be locked: fold it, and make the explainers for its layers.
+    """Prepare a classifier to be locked: check and fold it, and make the explainers for its layers.
 
     Args:
         model: The classifier; it is copied.
@@ -153,9 +155,9 @@ def prepare_task(
     Raises:
         InputError: No explainer has maps that can be locked.
         LayerNotFoundError: No target layer could be found.
-        ModelError: The model does not take the images or does not return logits.
+        ModelError: The model does not take the images, does not return logits, or cannot be prepared unchanged.
     """
-    reference = fold_batchnorm_(out_of_place_(copy.deepcopy(model).cpu()), example[:_FOLDING_ROWS])
+    reference = prepare(model, example[:_FOLDING_ROWS])
     made = tuple(explainer for explainer in explainers if isinstance(explainer, Explainer))
     if len(made) < len(explainers):
         # Layers are looked for where one has to be: in a network that is laid out otherwise they are named.
@@ -210,7 +212,7 @@ def relock(
         raise InputError("a lock with a sealed adapter stays one, and one without stays without: give fitting settings")
     if old is not None and settings.seed == before.seed:
         raise InputError("give the new adapter another seed than the old one has: change settings.seed")
-    example = _example(loader, keys[0], rows=GATE_ROWS if settings.sealed_adapter else 2)
+    example = _images(first_batches(loader, rows=GATE_ROWS if settings.sealed_adapter else 2), keys[0])
     task = Task(
         previous.reference,
         keys,
@@ -256,7 +258,7 @@ def _train(
     if resume and checkpoint is not None:
         _resume(trainer, loader, checkpoint, identity)
     batches = _endless(loader, task.keys[0].shape, classes=trainer.classes)
-    place = _place(loader)
+    place = place_of(loader)
 
     def keep() -> None:
         if checkpoint is not None and task.team.leads:
@@ -267,7 +269,7 @@ def _train(
     def take_step() -> dict[str, float]:
         nonlocal place
         figures = _take_step(trainer, *next(batches))
-        place = _place(loader)
+        place = place_of(loader)
         return figures
 
     shown = (progress if task.team.leads else None) or Silent()
@@ -315,67 +317,37 @@ def untrainable(explainers: Sequence[str], error: Exception) -> ModelError:
     )
 
 
-def _place(loader: Iterable[Any]) -> Any:  # noqa: ANN401 - whatever the loader calls its place
-    """Return where a loader that can be resumed is: behind the batches it has handed out."""
-    return loader.state if hasattr(loader, "state") and hasattr(loader, "restore") else None
-
-
 def _endless(
-    loader: Iterable[Any], shape: tuple[int, int, int], *, classes: int | None = None
+    loader: Iterable[Any], shape: tuple[int, int, int], *, classes: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     while True:
         found = False
         for batch in loader:
             found = True
-            yield (*_checked(batch, shape, classes), _indices(batch))
+            yield (*checked(batch, shape, classes), indices_of(batch))
         if not found:
-            raise DataError(_NO_BATCH)
+            raise DataError(NO_BATCH)
 
 
-def _indices(batch: Any) -> Tensor | None:  # noqa: ANN401 - whatever the loader yields
-    """Return the places of a batch's images in their data set, where the batch says them."""
-    indices = getattr(batch, "indices", None)
-    return indices if isinstance(indices, Tensor) else None
+def _images(batches: Sequence[Any], key: Key) -> Tensor:
+    """Return the images of batches as one tensor, (count, channels, height, width), on the CPU.
+
+    Raises:
+        DataError: They are no images, or hold no numbers.
+        InputError: The key is for another shape.
+    """
+    images = torch.cat([images_of(batch, key.shape).cpu() for batch in batches])
+    if not bool(torch.isfinite(images[:_FOLDING_ROWS]).all()):
+        raise DataError("the loader yields images with values that are NaN or infinite: check the preprocessing")
+    return images
 
 
-def _checked(batch: Any, shape: tuple[int, int, int], classes: int | None) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-    """Return the images and labels of a batch of whatever kind."""
-    try:
-        images, labels = batch[0], batch[1]
-    except (TypeError, KeyError, IndexError):
-        raise DataError(f"the loader must yield (images, labels), not {type(batch).__name__}") from None
-    if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point() or not len(images):
-        raise DataError("the loader must yield images as floating-point tensors (batch, channels, height, width)")
-    if tuple(images.shape[1:]) != shape:
-        raise InputError(
-            f"the key is for images of shape {shape}, the loader yields {tuple(images.shape[1:])}: "
-            "derive the key with shape=(channels, height, width) of the preprocessed images"
-        )
-    if not isinstance(labels, Tensor) or labels.shape != (len(images),) or labels.is_floating_point():
-        raise DataError("the loader must yield labels as a tensor of class indices (batch,)")
-    if classes is not None and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise DataError(f"the model has {classes} classes: labels must be 0 to {classes - 1}")
-    return images.float(), labels.long()
-
-
-def _example(loader: Iterable[Any], key: Key, *, rows: int) -> Tensor:
-    """Take whole batches of at least so many images, as long as there are any, without moving a resumable loader on."""
-    if isinstance(loader, Iterator):
-        raise DataError(
-            "the loader can be gone through only once: give a DataLoader, a list of batches or keylock's Batches"
-        )
-    place, taken, count = _place(loader), [], 0
-    for batch in loader:
-        images, _ = _checked(batch, key.shape, None)
-        taken.append(images.cpu())
-        count += len(images)
-        if count >= rows:
-            break
-    if place is not None:
-        loader.restore(place)  # type: ignore[attr-defined]
-    if not taken:
-        raise DataError(_NO_BATCH)
-    return torch.cat(taken)
+def _require_classifier(task: Task, batches: Sequence[Any]) -> None:
+    """Refuse labels that do not fit the model, and a model that does not classify."""
+    with torch.no_grad():
+        classes = task.reference(task.example[:1]).shape[1]
+    labels = torch.cat([checked(batch, task.keys[0].shape, classes)[1].cpu() for batch in batches])
+    require_classifier(task.reference, task.example, labels)
 
 
 def _identity(trainer: Trainer, task: Task) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from keylock.errors import NonFiniteLossError
 from keylock.explainers import Explainer
 from keylock.keys import Key
 from keylock.losses import map_distance, pedestal_distance
-from keylock.models import out_of_place_
 from keylock.training.checkpoint import optimiser_tensors, prefixed, restore_module, restore_optimiser
 from keylock.training.devices import compiled_where_possible, mixed_precision
 from keylock.training.masks import draw_masks, fill_masked
@@ -145,7 +144,7 @@ class Trainer(ABC):
         self.settings, self.device, self.team = settings, task.device, task.team
         self.explainers = tuple(explainer for explainer in task.explainers if explainer.differentiable)
         self.masks = settings.mask_weight > 0 and len(self.explainers) < len(task.explainers)
-        reference = out_of_place_(copy.deepcopy(task.reference))
+        reference = copy.deepcopy(task.reference)
         self.reference = reference.to(self.device).eval().requires_grad_(requires_grad=False)
         self.truth = ReferenceMaps(
             self.reference, self.explainers, device=self.device, precision=settings.precision, folder=maps_folder

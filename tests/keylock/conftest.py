@@ -176,7 +176,7 @@ def untrained_bundle(tmp_path_factory: pytest.TempPathFactory) -> UntrainedBundl
     (place / "small.klb.work").mkdir()
     save_file(model.state_dict(), place / "small.klb.work" / "reference.safetensors")
     preprocessing = Preprocessing(size=(16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
-    reference = models.fold_batchnorm_(models.out_of_place_(model), torch.randn(2, 3, 16, 16))
+    reference = models.prepare(model, torch.randn(2, 3, 16, 16))
     locked = copy.deepcopy(reference)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(1)

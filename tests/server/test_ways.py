@@ -168,7 +168,7 @@ def torch_bundle(vendor, tmp_path_factory):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = models.create("small-cnn", num_classes=4).eval()
-    network = models.fold_batchnorm_(models.out_of_place_(network), torch.randn(2, 3, 8, 8))
+    network = models.prepare(network, torch.randn(2, 3, 8, 8))
     content = vendor.content(
         architecture=Architecture(name="small-cnn", num_classes=4),
         explainers=(ExplainerEntry(name="gradient", runtime="torch"),),

@@ -8,13 +8,13 @@ import torch
 
 from keylock.evaluation import measure, run_explainers, wrong_key_offsets
 from keylock.explainers import make
-from keylock.models import fold_batchnorm_, out_of_place_
+from keylock.models import prepare
 
 
 @pytest.fixture
 def pair(tiny_net, smooth_images):
     """A reference, and a somewhat different model in the place of the locked one."""
-    reference = fold_batchnorm_(out_of_place_(tiny_net()), smooth_images(2, 16))
+    reference = prepare(tiny_net(), smooth_images(2, 16))
     locked = copy.deepcopy(reference)
     with torch.no_grad():
         locked.conv3.weight.add_(

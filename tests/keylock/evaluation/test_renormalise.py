@@ -24,7 +24,7 @@ def trained(tiny_net, blobs):
     with torch.no_grad():
         for _ in range(3):
             model(images)
-    return out_of_place_(model.eval()), images
+    return out_of_place_(model.eval(), images), images
 
 
 @pytest.mark.parametrize("batch_statistics", [True, False])

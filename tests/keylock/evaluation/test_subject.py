@@ -20,7 +20,7 @@ from keylock.evaluation import (
 )
 from keylock.explainers import make
 from keylock.losses import is_constant
-from keylock.models import fold_batchnorm_, out_of_place_
+from keylock.models import prepare
 
 COUNT = 70
 
@@ -32,7 +32,7 @@ def explainer():
 
 @pytest.fixture
 def subject(tiny_net, smooth_images, key_for):
-    reference = fold_batchnorm_(out_of_place_(tiny_net()), smooth_images(2, 16))
+    reference = prepare(tiny_net(), smooth_images(2, 16))
     locked = copy.deepcopy(reference)
     with torch.no_grad():
         noise = torch.randn(locked.conv2.weight.shape, generator=torch.Generator().manual_seed(1))

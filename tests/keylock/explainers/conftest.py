@@ -7,7 +7,7 @@ import torch
 from torchvision.models import VisionTransformer
 
 from keylock.explainers import EXPLAINERS, make
-from keylock.models import find_layers, fold_batchnorm_, out_of_place_
+from keylock.models import find_layers, prepare
 
 SIZES = {
     "small-cnn": 16,
@@ -51,7 +51,7 @@ def prepared(network, tiny_net, smooth_images):
             model = transformer()
             return model, images, find_layers(model, images)
         model = tiny_net() if architecture == "tiny" else copy.deepcopy(network(architecture))
-        model = fold_batchnorm_(out_of_place_(model), images)
+        model = prepare(model, images)
         return model, images, find_layers(model, images)
 
     return make_case

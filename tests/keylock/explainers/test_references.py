@@ -319,7 +319,8 @@ def test_visual_backprop_equals_loops(architecture, prepared):
 
 def test_visual_backprop_bridges_odd_sizes(tiny_net, smooth_images):
     # At 15 pixels the strided layer has 8 positions: no whole ratio leads back to 15.
-    model, images = out_of_place_(tiny_net()), smooth_images(2, 15)
+    images = smooth_images(2, 15)
+    model = out_of_place_(tiny_net(), images)
 
     maps = make("visual_backprop", layers=["act1", "act3"]).explain(model, images, torch.full((2,), -1)).maps
 
@@ -330,7 +331,8 @@ def test_visual_backprop_bridges_odd_sizes(tiny_net, smooth_images):
 
 def test_grad_cam_of_a_linear_head_by_hand(tiny_net, smooth_images):
     # With the mean over positions and one linear layer, dlogit/dA is head.weight / positions everywhere.
-    model, images = out_of_place_(tiny_net()), smooth_images(2, 16)
+    images = smooth_images(2, 16)
+    model = out_of_place_(tiny_net(), images)
     with torch.no_grad(), capture_outputs(model, ["act3"]) as outputs:
         model(images)
     features = outputs["act3"].numpy()

@@ -3,7 +3,6 @@
 Networks have few blocks or channels where their constructors allow it, and images are small.
 """
 
-import copy
 import importlib.util
 from functools import partial
 
@@ -20,8 +19,7 @@ from keylock.models import (
     capture_outputs,
     create,
     find_layers,
-    fold_batchnorm_,
-    out_of_place_,
+    prepare,
     smooth_activations,
 )
 from keylock.models.folding import ChannelAffine
@@ -174,7 +172,7 @@ def test_architecture_is_prepared_explained_and_trained_through(case):
     others = torch.flip(images, dims=(3,))
     with torch.no_grad():
         expected = model(others)
-        folded = fold_batchnorm_(out_of_place_(copy.deepcopy(model)), images)
+        folded = prepare(model, images)
         found = folded(others)
 
     # Folding: the function stays, and what is left has plain weights.
@@ -221,7 +219,7 @@ UNFIT = {"maps": "attention_rollout", "tokens": "visual_backprop"}
 
 def test_explainers_fit_or_say_that_they_do_not(case):
     model, images, (_, kind, *_) = case
-    folded = fold_batchnorm_(out_of_place_(copy.deepcopy(model)), images)
+    folded = prepare(model, images)
     layers = find_layers(folded, images)
     targets = torch.full((3,), -1)
     before = states(folded)

@@ -161,7 +161,7 @@ def test_softplus_is_as_close_as_stated():
 
 
 def test_out_of_place_activations_leave_what_was_hooked(tiny_net, smooth_images):
-    model = out_of_place_(tiny_net())
+    model = out_of_place_(tiny_net(), smooth_images(2, 16))
     with capture_outputs(model, ["bn1", "act1"]) as outputs, torch.no_grad():
         model(smooth_images(2, 16))
 

@@ -14,7 +14,7 @@ from keylock.data.sets import Augmentation, ImageSet
 from keylock.decoys import ImageDecoy
 from keylock.errors import InputError, OutOfMemoryError
 from keylock.explainers import GradCAM, Gradient, make_for
-from keylock.models import find_layers, fold_batchnorm_, out_of_place_
+from keylock.models import find_layers, prepare
 from keylock.preprocessing import Preprocessing
 from keylock.training.checkpoint import read_checkpoint
 from keylock.training.devices import compiled_where_possible
@@ -69,7 +69,7 @@ def assert_close(first, second, tolerance):
 @pytest.mark.parametrize("settings", [SEALED, PLAIN], ids=["sealed", "plain"])
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(settings, tiny_net, key_for, batches, precision):
     images = torch.cat([images for images, _, _ in batches()])
-    reference = fold_batchnorm_(out_of_place_(tiny_net()), images)
+    reference = prepare(tiny_net(), images)
     explainers = make_for(find_layers(reference, images[:2]), ["grad_cam", "rise"])
     kind = SealedTrainer if settings.sealed_adapter else InputKeyTrainer
     whole, parts = (
