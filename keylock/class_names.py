@@ -19,6 +19,8 @@ MAX_CLASS_NAME: Final = 200
 _BLANK: Final = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0")
 # Joiners belong to the spelling of Persian, Hindi and other languages, and to emoji of several parts.
 _JOINERS: Final = frozenset("\u200c\u200d")
+_VIRAMA: Final = 9
+"""The combining class of the signs that take the vowel off a letter."""
 _VARIATION_SELECTORS: Final = frozenset(chr(code) for code in range(0xFE00, 0xFE10))
 _EXCERPT: Final = 40
 
@@ -89,7 +91,10 @@ def _is_allowed(name: str, position: int) -> bool:
     """Returns whether a character of a name is visible, or changes how visible ones beside it are shown."""
     char = name[position]
     if char in _JOINERS:
-        return 0 < position < len(name) - 1 and all(name[p] not in _JOINERS for p in (position - 1, position + 1))
+        before, after = name[:position][-1:], name[position + 1 :][:1]
+        # At the end they still shape the letter before them where it has lost its vowel (Unicode, section 12.1).
+        last = not after and before and unicodedata.combining(before) == _VIRAMA
+        return bool(before) and before not in _JOINERS and bool(last or (after and after not in _JOINERS))
     return char.isprintable() and char not in _BLANK
 
 

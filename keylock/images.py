@@ -63,6 +63,8 @@ _READERS: Final[dict[str, tuple[Callable[[bytes], bool], Callable[[io.BytesIO], 
 }
 FORMATS: Final = tuple(_READERS)
 
+# Compressions, sample formats and layouts that Pillow and pydicom do not know fail in them as damage does.
+_OF_MANY_KINDS: Final = frozenset({"TIFF", "DICOM"})
 _TILE_SIDES: Final = (322, 323)
 _NEW_SUBFILE_TYPE: Final = 254
 _COPY_OR_MASK: Final = 1 | 4
@@ -234,6 +236,9 @@ def _explained(name: str) -> Iterator[None]:
     except ImageError:
         raise
     except Exception as error:  # The readers raise whatever the damage leads to: OSError, SyntaxError, struct.error...
+        if name in _OF_MANY_KINDS:
+            kinds = "or of a kind that is not read: send the whole file, or a PNG file"
+            raise ImageError(f"the {name} image cannot be decoded, it is damaged or truncated, {kinds}") from error
         raise ImageError(
             f"the {name} image cannot be decoded, it is damaged or truncated: send the whole file again"
         ) from error

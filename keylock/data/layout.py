@@ -75,6 +75,8 @@ def find_layout(folder: Path) -> Layout:
             f"{folder} has {splits[0].name} and no train: {LAYOUT}; "
             f"if {splits[0].name} is a class, give it another name"
         )
+    if test is not None and (folder / train.name).samefile(folder / test.name):
+        raise DataError(f"{folder}: {train.name} and {test.name} are one folder: give test images of their own")
     _refuse_same_classes(folder, folder / train.name, folders)
     notes = list(_notes_on_splits(folder, folders, train, test))
     train_folder = _inner(folder / train.name, Role.TRAIN)
@@ -101,7 +103,7 @@ def class_folders(folder: Path) -> dict[str, Path]:
 
 
 def list_images(folder: Path) -> Listing:
-    """List the files below a folder, at any depth; hidden ones are passed over."""
+    """List the files below a folder, at any depth and behind links; hidden ones are passed over."""
     images: list[Path] = []
     others: list[Path] = []
     for path in _files(folder):
@@ -112,12 +114,13 @@ def list_images(folder: Path) -> Listing:
 def describe_files(paths: Sequence[Path], *, below: Path) -> str:
     """Return how many files of which kinds these are, with the first names: `3 .heic files (cat/1.heic, ...)`."""
     kinds = Counter(path.suffix.lower() or "(no suffix)" for path in paths)
-    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(_NAMED_AT_MOST))
-    more = len(kinds) - _NAMED_AT_MOST
+    common = kinds.most_common(_NAMED_AT_MOST)
+    counts = ", ".join(f"{count} {kind}" for kind, count in common)
+    more = len(paths) - sum(count for _, count in common)
     names = ", ".join(path.relative_to(below).as_posix() for path in paths[:_NAMED_AT_MOST])
     dots = ", ..." if len(paths) > _NAMED_AT_MOST else ""
-    kinds_more = f" and {more} kinds more" if more > 0 else ""
-    return f"{counts}{kinds_more} file{'s' if len(paths) > 1 else ''} ({names}{dots})"
+    others = f" and {more} other" if more else ""
+    return f"{counts}{others} file{'s' if len(paths) > 1 else ''} ({names}{dots})"
 
 
 def _is_hidden(name: str) -> bool:
@@ -125,10 +128,19 @@ def _is_hidden(name: str) -> bool:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder that are not hidden, sorted by their paths."""
+    """Yield the files below a folder that are not hidden, sorted by their paths; each folder counts once."""
     found = []
-    for where, below, names in os.walk(folder, followlinks=False):
-        below[:] = [name for name in below if not _is_hidden(name) and name.lower() not in _SYSTEM_FOLDERS]
+    start = folder.resolve()
+    # A link to a folder around this one leads back here, and to other classes.
+    seen = {start, *start.parents}
+    for where, below, names in os.walk(folder, followlinks=True):
+        kept = []
+        for name in sorted(name for name in below if not _is_hidden(name) and name.lower() not in _SYSTEM_FOLDERS):
+            target = Path(where, name).resolve()
+            if target not in seen:
+                seen.add(target)
+                kept.append(name)
+        below[:] = kept
         found += [Path(where, name) for name in names if not _is_hidden(name)]
     yield from sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
@@ -201,9 +213,10 @@ def _inner(folder: Path, role: Role) -> Path:
     if len(below) == 1 and parse_split(below[0].name) is role and not _direct_images(folder):
         return _inner(below[0], role)
     if not below and _direct_images(folder):
+        away = "" if role is Role.TRAIN else f", or move {folder.name} away if nobody knows the classes"
         raise DataError(
             f"{folder} holds images and no class folders: put the images of every class into a folder of its own, "
-            f"{folder.name}/CLASS/*.png"
+            f"{folder.name}/CLASS/*.png{away}"
         )
     return folder
 

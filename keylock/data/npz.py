@@ -160,7 +160,14 @@ def _images(path: Path, name: str, images: NDArray[Any]) -> NDArray[np.uint8]:
 def _class_names(path: Path, found: ArrayNames, arrays: Arrays, train: ImageSet, test: ImageSet) -> tuple[str, ...]:
     """Return the class names, or the labels as names where there are none."""
     if found.class_names is None:
-        highest = max(int(train.labels.max()), int(test.labels.max()) if len(test) else 0)
+        used = np.unique(train.labels)
+        highest = max(int(used[-1]), int(test.labels.max()) if len(test) else 0)
+        if used[0] >= 0 and len(used) <= highest:
+            missing = next((place for place, label in enumerate(used) if place != label), len(used))
+            raise DataError(
+                f"{path}: no training image has the label {missing}, and the highest label is {highest}: number the "
+                "classes from 0 without gaps"
+            )
         return tuple(str(label) for label in range(highest + 1))
     names = arrays[found.class_names]
     if names.ndim != 1 or names.dtype.kind not in "US":

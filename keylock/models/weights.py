@@ -147,6 +147,16 @@ def _require_numbers(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], f
                 f"the tensor {name!r} in {file} holds {str(tensor.dtype).removeprefix('torch.')} and not "
                 "floating-point numbers, as quantised weights do: give the weights from before quantisation"
             )
+        if tensor.is_meta or tensor.layout != torch.strided:
+            raise ModelError(
+                f"the tensor {name!r} in {file} {'has no values' if tensor.is_meta else 'is stored as a sparse one'}: "
+                "save the weights as plain tensors"
+            )
+        if name.endswith("running_var") and bool((tensor.float() < 0).any()):
+            raise ModelError(
+                f"the tensor {name!r} in {file} holds variances below 0, which no training leaves there: give the "
+                "checkpoint as it was written"
+            )
         if not bool(torch.isfinite(tensor.float()).all()):
             raise ModelError(
                 f"the tensor {name!r} in {file} holds values that are NaN or infinite: the training that wrote it "

@@ -229,3 +229,10 @@ def test_decode_applies_the_pixel_limit_to_every_kind_of_webp(options):
 def test_decode_refuses_too_many_bytes():
     with pytest.raises(ImageError, match="at most 10 are accepted"):
         decode(encoded(Image.fromarray(PIXELS), "PNG"), limits=ImageLimits(max_bytes=10))
+
+
+def test_decode_says_that_a_whole_tiff_file_may_be_of_a_kind_that_is_not_read():
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8)).save(buffer, "TIFF", tiffinfo={339: 6})
+    with pytest.raises(ImageError, match="of a kind that is not read: send the whole file, or a PNG file"):
+        decode(buffer.getvalue())

@@ -133,3 +133,36 @@ def test_too_few_test_images_are_refused(split_folder):
     (split_folder / "val/dog").rmdir()
     with pytest.raises(DataError, match="6 test images are too few to measure anything; give at least 10"):
         open_data(split_folder)
+
+
+def test_images_behind_links_count_once(tmp_path, split_folder):
+    linked = tmp_path / "linked"
+    for name in ("cat", "dog"):
+        (linked / name).mkdir(parents=True)
+        (linked / name / "first").symlink_to(split_folder / "train" / name)
+        (linked / name / "again").symlink_to(split_folder / "train" / name)
+        (linked / name / "more").symlink_to(split_folder / "val" / name)
+    (linked / "cat" / "back").symlink_to(linked)
+
+    source = open_data(linked, test_share=0.5)
+
+    counts = np.bincount(source.train.labels) + np.bincount(source.test.labels)
+    assert counts.tolist() == [14, 14]
+    paths = [*source.train.images.paths, *source.test.images.paths]
+    assert len({path.resolve() for path in paths}) == 28
+    assert all(path.resolve().parent.name == path.relative_to(linked).parts[0] for path in paths)
+
+
+def test_a_test_folder_that_is_the_training_folder_is_refused(split_folder):
+    (split_folder / "test").symlink_to(split_folder / "train")
+    with pytest.raises(DataError, match="train and test are one folder"):
+        open_data(split_folder)
+
+
+def test_what_is_left_out_is_counted_to_the_end(plain_folder):
+    for name in ("a.heic", "b.heic", "a.avif", "a.jp2", "a.ppm", "a.pgm"):
+        (plain_folder / "ant" / name).write_bytes(b"")
+
+    [note] = open_data(plain_folder).notes
+
+    assert "2 .heic, 1 .avif, 1 .jp2 and 2 other files (ant/a.avif, ant/a.heic, ant/a.jp2, ...)" in note

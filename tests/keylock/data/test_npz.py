@@ -60,6 +60,18 @@ def test_classes_without_names_are_numbered(npz):
         ({"train_labels": np.arange(30) % 4}, "a training label is 3, but there are 3 classes: labels must be 0 to 2"),
         ({"test_labels": np.arange(12) - 1}, "a test label is -1"),
         ({"train_labels": np.arange(30) % 2}, "class 'blue' has no training image"),
+        (
+            {"train_labels": np.arange(30) % 3 + 1, "test_labels": np.arange(12) % 3 + 1, "class_names": None},
+            "no training image has the label 0, and the highest label is 3: number the classes from 0 without gaps",
+        ),
+        (
+            {"train_labels": np.arange(30) % 3 * 10**12, "class_names": None},
+            "no training image has the label 1, and the highest label is 2000000000000",
+        ),
+        (
+            {"train_labels": np.arange(30) % 2, "class_names": None},
+            "no training image has the label 2, and the highest label is 2",
+        ),
         ({"class_names": np.array(["a", "b", "a"])}, "classes 0 and 2 have the same name"),
         ({"class_names": np.arange(3)}, "class_names has shape .* give a list of texts"),
         ({"class_names": np.array(["a", "b", "c"], dtype=object)}, "class_names holds pickled objects"),

@@ -156,7 +156,15 @@ def test_splits_without_classes_are_refused(tmp_path):
     write_images(tmp_path / "train", 12)
     write_images(tmp_path / "test", 12)
 
-    with pytest.raises(DataError, match="train holds images and no class folders"):
+    with pytest.raises(DataError, match=r"train holds images and no class folders: .* train/CLASS/\*\.png$"):
+        open_data(tmp_path)
+
+
+def test_a_test_set_without_classes_is_to_be_moved_away(tmp_path):
+    folder_of(tmp_path, "train", "val")
+    write_images(tmp_path / "Test_images", 12)
+
+    with pytest.raises(DataError, match="or move Test_images away if nobody knows the classes"):
         open_data(tmp_path)
 
 

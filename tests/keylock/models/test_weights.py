@@ -126,7 +126,7 @@ def test_weights_of_another_architecture_are_refused_and_change_nothing(weights,
         "missing: conv3.bias",
         "not of this architecture: extra",
         "of another shape: head.weight is (5, 16), not (3, 16)",
-        "--arch",
+        "check arch= and the classes",
     ):
         assert part in str(caught.value)
     assert torch.equal(model.conv1.weight, before)
@@ -230,6 +230,25 @@ def test_weights_that_are_no_numbers_are_refused_by_name(value, weights, tiny_ne
         load_weights(model, saved(tmp_path / "weights", weights, "npz"))
 
     assert torch.equal(model.conv1.weight, before)
+
+
+def test_variances_below_zero_are_refused_by_name(weights, tiny_net, tmp_path):
+    weights["bn2.running_var"][3] = -0.5
+
+    with pytest.raises(ModelError, match=r"'bn2.running_var' .* variances below 0"):
+        load_weights(tiny_net(), saved(tmp_path / "weights", weights, "npz"))
+
+
+@pytest.mark.parametrize(
+    ("form", "says"), [(torch.Tensor.to_sparse, "is stored as a sparse one"), (lambda t: t.to("meta"), "has no values")]
+)
+@pytest.mark.filterwarnings("ignore:(Sparse|Validating sparse)")
+def test_tensors_of_other_kinds_are_refused_by_name(form, says, weights, tiny_net, tmp_path):
+    weights["head.weight"] = form(weights["head.weight"])
+    torch.save(weights, tmp_path / "weights.pt")
+
+    with pytest.raises(ModelError, match=f"'head.weight' .* {says}"):
+        load_weights(tiny_net(), tmp_path / "weights.pt")
 
 
 def test_quantised_weights_are_refused_by_name(weights, tiny_net, tmp_path):
