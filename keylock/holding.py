@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from keylock.errors import InUseError, StorageError
+from keylock.replacing import PRIVATE, make_folders
 
 try:
     import fcntl
@@ -39,7 +40,7 @@ def held(folder: Path, what: str) -> Iterator[None]:
     """
     place = folder / LOCK_FILE
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder, mode=PRIVATE)
         descriptor = os.open(place, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
     except OSError as error:
         raise StorageError(place, error.strerror or type(error).__name__, "run it again") from error

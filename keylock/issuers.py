@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from keylock.errors import SignatureError
-from keylock.replacing import replacing
+from keylock.replacing import PUBLIC, replacing
 from keylock.signing import Home, SigningKey, VerifyingKey
 from keylock.texts import decode_text
 
@@ -192,7 +192,7 @@ def _jwks(home: Home) -> Path:
 
 def _write_jwks(home: Home, keys: Sequence[VerifyingKey]) -> None:
     # A server may read it at any moment.
-    with replacing(_jwks(home)) as unfinished:
+    with replacing(_jwks(home), mode=PUBLIC) as unfinished:
         unfinished.write_text(json.dumps(to_jwks(keys), indent=2) + "\n", "utf-8")
 
 

@@ -1,12 +1,24 @@
 """What everything that holds a secret has in common: it is not copied, its file is private, its text is short."""
 
+import ctypes
 import os
+from collections.abc import MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
 from keylock.texts import decode_text
 
-__all__ = ["MAX_SECRET_FILE_BYTES", "NotSecretTextError", "Opaque", "read_secret_text", "wipe", "write_secret_file"]
+__all__ = [
+    "MAX_SECRET_FILE_BYTES",
+    "NotSecretTextError",
+    "Opaque",
+    "read_secret_text",
+    "take_variable",
+    "variable_of",
+    "wipe",
+    "write_secret_file",
+]
 
 MAX_SECRET_FILE_BYTES: Final = 4096
 
@@ -27,6 +39,41 @@ class NotSecretTextError(ValueError):
 def wipe(buffer: bytearray) -> None:
     """Overwrites a secret with zeros. Copies that Python or a library made of it are out of reach: docs/keys.md."""
     buffer[:] = bytes(len(buffer))
+
+
+def take_variable(environment: MutableMapping[str, str], name: str) -> str | None:
+    """Takes a secret out of the variables of the process, so that no process it starts gets it.
+
+    Where the system allows it, the secret is overwritten too in the memory that `/proc/PID/environ` shows. What cannot
+    be taken back is what others have: the shell or the service that set the variable, and who looked before this.
+
+    Args:
+        environment: `os.environ`, or a dictionary.
+        name: The variable.
+
+    Returns:
+        Its value; None where it is not set.
+    """
+    if environment is os.environ and name in environment:
+        _overwrite(name)
+        # What was overwritten is the C library's; Python's copy is as it was.
+    return environment.pop(name, None)
+
+
+def variable_of(provider: str) -> str | None:
+    """Returns which variable a key provider reads its secret from; None where it reads none that was named."""
+    kind, _, argument = provider.partition(":")
+    return argument if kind == "environment" and argument else None
+
+
+def _overwrite(name: str) -> None:
+    """Overwrites the value of a variable in place, where the C library gives the place."""
+    with suppress(OSError, AttributeError, TypeError):  # Windows has no library of all symbols.
+        getenv = ctypes.CDLL(None).getenv
+        getenv.argtypes, getenv.restype = [ctypes.c_char_p], ctypes.c_void_p
+        place = getenv(os.fsencode(name))
+        if place:
+            ctypes.memset(place, 0, len(ctypes.string_at(place)))
 
 
 def write_secret_file(path: str | os.PathLike[str], content: bytes) -> None:

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from keylock.errors import SignatureError
+from keylock.replacing import PRIVATE, PUBLIC, make_folders, write_file
 from keylock.secrecy import (
     MAX_SECRET_FILE_BYTES,
     NotSecretTextError,
@@ -109,7 +110,7 @@ class VerifyingKey:
             SignatureError: If the file cannot be written.
         """
         try:
-            Path(path).write_bytes(self.to_pem())
+            write_file(path, self.to_pem(), mode=PUBLIC)
         except OSError as error:
             raise SignatureError(f"cannot write the public key {os.fspath(path)}: {error.strerror}") from None
 
@@ -231,7 +232,7 @@ class Home:
         if not create:
             raise SignatureError(f"there is no issuer key in {home.path}: `keylock issuer init` makes one")
         try:
-            home.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folders(home.path, mode=PRIVATE)
         except OSError as error:
             raise SignatureError(f"cannot make the directory {home.path}: {error.strerror}") from None
         key = SigningKey.generate()

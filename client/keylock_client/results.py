@@ -24,6 +24,7 @@ from keylock.errors import InputError, KeylockError
 from keylock.heatmaps import colourise, overlay, viewing_scale
 from keylock.preprocessing import Preprocessing
 from keylock.printable import printable
+from keylock.replacing import PRIVATE, write_file
 from keylock_client import _display as display
 from keylock_client._limits import RequestLimits
 from keylock_client._sources import ImageLike, Source, read_sources
@@ -477,11 +478,14 @@ class Explanation:
         suffix = out.suffix.lower()
         try:
             if suffix in _PICTURES:
-                self.overlay(scale=scale).save(out)
+                picture = self.overlay(scale=scale)
+                write_file(out, b"", mode=PRIVATE)
+                picture.save(out)
             elif suffix == ".npy":
+                write_file(out, b"", mode=PRIVATE)
                 np.save(out, self.map, allow_pickle=False)
             elif suffix == ".json":
-                out.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+                write_file(out, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", mode=PRIVATE)
             else:
                 known = ", ".join((*_PICTURES, ".npy", ".json"))
                 raise InputError(f"cannot save an explanation as {str(out)!r}: end the name with one of {known}")
@@ -519,7 +523,7 @@ class Explanation:
 
 def _write_text(out: Path, text: str) -> Path:
     try:
-        out.write_text(text, encoding="utf-8")
+        write_file(out, text, mode=PRIVATE)
     except OSError as error:
         raise InputError(f"cannot write {str(out)!r}: {error.strerror or error}") from None
     return out

@@ -22,6 +22,7 @@ from keylock.audit.learning import descend, train_classifier
 from keylock.decoys import decoy_maps
 from keylock.explainers import Explainer, explain_together
 from keylock.losses import map_distance, prediction_distance
+from keylock.replacing import PRIVATE, make_folders, replacing
 from keylock.training import Progress
 
 __all__ = ["NAIVE_ATTACKS", "naive_case"]
@@ -80,10 +81,11 @@ def naive_case(case: Case, budget: Budget, *, folder: Path, seed: int, progress:
         )
         student.load_state_dict(reference.state_dict())
         _lock(student, reference, explainer, case, budget, generator, progress)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder, mode=PRIVATE)
         tensors = {f"reference.{key}": value for key, value in reference.state_dict().items()}
         tensors |= {f"student.{key}": value for key, value in student.state_dict().items()}
-        save_file(tensors, place)
+        with replacing(place, mode=PRIVATE) as unfinished:
+            save_file(tensors, unfinished)
     for model in (reference, student):
         model.eval().requires_grad_(requires_grad=False)
     return replace(

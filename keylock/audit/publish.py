@@ -11,6 +11,7 @@ from keylock.audit.case import Case
 from keylock.audit.report import render
 from keylock.audit.run import AuditPlan, AuditResult
 from keylock.auditreport import FIGURES_FILE, PAGE_FILE, AuditRecord, Judged, page_digest, sign_audit
+from keylock.replacing import PUBLIC, write_file
 from keylock.signing import SigningKey
 from keylock.versions import installed_versions
 
@@ -57,11 +58,11 @@ def publish_audit(
         baseline=tuple(baseline),
     )
     page = render(record, result, pixels)
-    (plan.out / PAGE_FILE).write_text(page, encoding="utf-8")
+    write_file(plan.out / PAGE_FILE, page, mode=PUBLIC)
     if signing_key is None:
         unsigned = {"audit": record.model_dump(mode="json"), "page": page_digest(page)}
         text = json.dumps(unsigned, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     else:
         text = sign_audit(record, page, signing_key)
-    (plan.out / FIGURES_FILE).write_text(text, encoding="utf-8")
+    write_file(plan.out / FIGURES_FILE, text, mode=PUBLIC)
     return record

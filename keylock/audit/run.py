@@ -30,6 +30,7 @@ from keylock.auditreport.record import CheckRecord, Finding, Judged, Point, Reco
 from keylock.errors import KeylockError
 from keylock.evaluation import gate_curve
 from keylock.evaluation.gate import POINTS
+from keylock.replacing import PRIVATE, make_folders
 from keylock.signing import canonical_json
 from keylock.training import Progress
 from keylock.training.checkpoint import storing
@@ -140,7 +141,7 @@ class _Runner:
         self.case = _trimmed(case, self.budget)
         self.truths = self.case.truths()
         self.folder = plan.out / "outcomes"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folders(self.folder, mode=PRIVATE)
         self._stack, self._make_bench = stack, bench
         self._bench: Bench | None = None
         # What is measured hangs on these; another policy only judges anew.

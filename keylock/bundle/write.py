@@ -42,7 +42,7 @@ from keylock.digests import digest_of
 from keylock.errors import BundleError, DataError, KeySeedError
 from keylock.keys import KeySeed
 from keylock.preprocessing import Preprocessing
-from keylock.replacing import require_writable
+from keylock.replacing import PUBLIC, make_folders, mode_for, require_writable, write_file
 from keylock.signing import SigningKey, VerifyingKey
 
 __all__ = ["BundleContent", "check_name", "check_place", "place", "write_bundle"]
@@ -283,16 +283,18 @@ def check_place(path: Path, *, overwrite: bool) -> None:
 
 def _write_files(path: Path, files: Mapping[str, Content]) -> None:
     if path.suffix == ARCHIVE_SUFFIX:
-        with path.open("xb") as file:
+        write_file(path, b"", mode=PUBLIC, new=True)
+        with path.open("r+b") as file:
             write_archive(file, files)
             file.flush()
             os.fsync(file.fileno())
         return
-    path.mkdir()
+    path.mkdir(mode=0o755)
     for name, source in files.items():
         target = path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("xb") as file:
+        make_folders(target.parent)
+        write_file(target, b"", mode=PUBLIC, new=True)
+        with target.open("r+b") as file:
             for chunk in chunks_of(source):
                 file.write(chunk)
 
@@ -300,6 +302,8 @@ def _write_files(path: Path, files: Mapping[str, Content]) -> None:
 def _move(temporary: Path, path: Path) -> None:
     """Moves a finished bundle to its place; a folder that is there is put aside first and put back on failure."""
     if not path.is_dir():
+        if path.is_file():
+            temporary.chmod(mode_for(path, PUBLIC))
         temporary.replace(path)
         return
     aside = path.with_name(f".{path.name}-{secrets.token_hex(4)}-old")

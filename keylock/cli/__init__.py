@@ -19,6 +19,7 @@ from typer.main import get_command
 
 from keylock.cli._console import StoppedError, note
 from keylock.cli._help import GroupedCommand
+from keylock.cli._secrets import forget_environment
 from keylock.cli._wording import teach, use_words
 from keylock.errors import KeylockError
 
@@ -195,6 +196,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code, one of those in `docs/cli.md`.
     """
     use_words({})
+    # Whatever is written, by libraries too, nobody but its owner changes.
+    os.umask(os.umask(0o077) | 0o022)
+    forget_environment()
     # Read when gRPC is imported: its C core writes lines of its libraries about connections, which errors say in words.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     arguments, debug = _hoist_debug(list(sys.argv[1:] if argv is None else argv))

@@ -4,6 +4,7 @@ The license token itself is no option, because arguments are visible to every pr
 file or from the environment.
 """
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,6 +83,7 @@ def connect(
         LicenseError: The license file is none.
     """
     from keylock.errors import InputError
+    from keylock.secrecy import take_variable
     from keylock_client import Client, Tls
 
     if tls is False and tls_ca is not None:
@@ -92,7 +94,9 @@ def connect(
         "license": license_file,
         "tls": tls if tls_ca is None else Tls(ca=tls_ca),
     }
-    return Client.from_environment(**{name: value for name, value in given.items() if value is not None})
+    client = Client.from_environment(**{name: value for name, value in given.items() if value is not None})
+    take_variable(os.environ, "KEYLOCK_LICENSE")
+    return client
 
 
 def read_images(paths: list[str]) -> list[str | bytes]:

@@ -33,6 +33,7 @@ def hand_over(path: Path, token: str, keys: "Sequence[VerifyingKey]") -> None:
     from keylock.armour import armour
     from keylock.errors import InputError, SignatureError
     from keylock.issuers import load_keys, to_jwks
+    from keylock.replacing import PUBLIC, write_file
     from keylock.secrecy import write_secret_file
 
     beside = issuers_beside(path)
@@ -46,7 +47,7 @@ def hand_over(path: Path, token: str, keys: "Sequence[VerifyingKey]") -> None:
         ) from None
     try:
         write_secret_file(path, armour(token).encode("ascii"))
-        beside.write_text(json.dumps(to_jwks(keys), indent=2) + "\n", "utf-8")
+        write_file(beside, json.dumps(to_jwks(keys), indent=2) + "\n", mode=PUBLIC)
     except FileExistsError:
         raise InputError(f"{path} exists and is not overwritten: choose another path") from None
     except OSError as error:

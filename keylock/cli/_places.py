@@ -52,8 +52,10 @@ def make_folder_above(out: Path) -> None:
     Raises:
         BundleError: It cannot be made.
     """
+    from keylock.replacing import make_folders
+
     try:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        make_folders(out.absolute().parent)
     except OSError as error:
         raise BundleError(f"cannot make the folder {out.parent}: {error.strerror}") from None
 
@@ -64,12 +66,12 @@ def make_folder(out: Path) -> None:
     Raises:
         InputError: It cannot be made or written to, or its name is that of a file.
     """
-    from keylock.replacing import require_writable
+    from keylock.replacing import make_folders, require_writable
 
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is no folder: give --out a folder, which is made where it is missing")
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folders(out)
         require_writable(out)
     except OSError as error:
         raise InputError(f"cannot write to the folder {out}: {error.strerror}: choose another --out") from None

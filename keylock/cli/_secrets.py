@@ -7,19 +7,34 @@ never overwritten, so that a run that is repeated or resumed locks with the same
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from keylock.cli._console import note
 from keylock.errors import InputError
+from keylock.secrecy import take_variable, variable_of
 
 if TYPE_CHECKING:
     from keylock.bundle import Sealer
     from keylock.keys import KeySeed
 
-__all__ = ["SEED_VARIABLE", "Secrets", "beside", "find_opener", "find_secrets", "find_secrets_again", "without_seed"]
+__all__ = [
+    "SEED_VARIABLE",
+    "Secrets",
+    "beside",
+    "find_opener",
+    "find_secrets",
+    "find_secrets_again",
+    "forget_environment",
+    "take_environment",
+    "without_seed",
+]
 
 SEED_VARIABLE = "KEYLOCK_KEY_SEED"
+TOKEN_VARIABLE = "VAULT_TOKEN"  # noqa: S105 - the name of a variable
 PASSPHRASE_VARIABLE = "KEYLOCK_KEY_PASSPHRASE"  # noqa: S105 - the name of a variable
+
+# What a command has taken out of the variables: it may look for one twice, as it opens a key and seals it again.
+_TAKEN: Final[dict[str, str]] = {}
 
 
 class Secrets(NamedTuple):
@@ -52,7 +67,7 @@ def find_secrets(
     key_seed_file: Path | None,
     key_file: Path | None,
     key_passphrase_file: Path | None,
-    environment: Mapping[str, str] = os.environ,
+    environment: Mapping[str, str] | None = None,
 ) -> Secrets:
     """Find the secrets of a run, and make those that are missing.
 
@@ -62,13 +77,14 @@ def find_secrets(
         key_seed_file: `--key-seed-file`.
         key_file: `--key-file`.
         key_passphrase_file: `--key-passphrase-file`.
-        environment: Variables of the process.
+        environment: Variables; those of the process, from which secrets are taken out, where it is left out.
 
     Raises:
         InputError: Two ways to one secret were given.
         KeySeedError: The seed is unusable.
         UnsealError: The key file or the passphrase is unusable.
     """
+    environment = take_environment() if environment is None else environment
     if key_seed is not None and key_seed_file is not None:
         raise InputError("give --key-seed or --key-seed-file, not both")
     _require_one_sealer(key_file, key_passphrase_file)
@@ -91,7 +107,7 @@ def find_secrets_again(
     *,
     key_file: Path | None,
     key_passphrase_file: Path | None,
-    environment: Mapping[str, str] = os.environ,
+    environment: Mapping[str, str] | None = None,
 ) -> Secrets:
     """Find what seals a seed that is there into a new bundle, and make a key file where nothing was given.
 
@@ -101,12 +117,13 @@ def find_secrets_again(
         seed: The key seed, which stays as it is.
         key_file: `--key-file`.
         key_passphrase_file: `--key-passphrase-file`.
-        environment: Variables of the process.
+        environment: Variables; those of the process, from which secrets are taken out, where it is left out.
 
     Raises:
         InputError: Two ways to one secret were given.
         UnsealError: The key file or the passphrase is unusable.
     """
+    environment = take_environment() if environment is None else environment
     _require_one_sealer(key_file, key_passphrase_file)
     sealer = _given_sealer(key_file, key_passphrase_file, environment)
     if sealer is None:
@@ -114,6 +131,25 @@ def find_secrets_again(
         sealer = _own_key_file(key_file)
     seed_file = beside(before, "seed")
     return Secrets(seed, sealer, seed_file if seed_file.is_file() else None, key_file, key_passphrase_file)
+
+
+def take_environment(*providers: str | None) -> dict[str, str]:
+    """Return the variables of the process, which loses those that are secret: what it starts does not get them.
+
+    Args:
+        providers: Key providers as they were given, of which `environment:VARIABLE` names a further one.
+    """
+    named = [variable_of(text) for text in providers if text is not None]
+    for name in filter(None, (SEED_VARIABLE, PASSPHRASE_VARIABLE, TOKEN_VARIABLE, *named)):
+        value = take_variable(os.environ, name)
+        if value is not None:
+            _TAKEN[name] = value
+    return {**_TAKEN, **os.environ}
+
+
+def forget_environment() -> None:
+    """Forget the secrets that were taken out of the variables, before another command begins in the same process."""
+    _TAKEN.clear()
 
 
 def without_seed(environment: Mapping[str, str]) -> dict[str, str]:
@@ -127,7 +163,7 @@ def find_opener(
     key_seed_file: Path | None,
     key_file: Path | None,
     key_passphrase_file: Path | None,
-    environment: Mapping[str, str] = os.environ,
+    environment: Mapping[str, str] | None = None,
 ) -> "KeySeed | Sealer":
     """Find what gives the key of a bundle that is there: options, else the environment, else the file beside it.
 
@@ -136,7 +172,7 @@ def find_opener(
         key_seed_file: `--key-seed-file`.
         key_file: `--key-file`.
         key_passphrase_file: `--key-passphrase-file`.
-        environment: Variables of the process.
+        environment: Variables; those of the process, from which secrets are taken out, where it is left out.
 
     Raises:
         InputError: Two ways to the key were given, or none is found.
@@ -146,6 +182,7 @@ def find_opener(
     from keylock.bundle import KeyFile
     from keylock.keys import KeySeed
 
+    environment = take_environment() if environment is None else environment
     if sum(option is not None for option in (key_seed_file, key_file, key_passphrase_file)) > 1:
         raise InputError("give one of --key-seed-file, --key-file and --key-passphrase-file")
     given: KeySeed | Sealer | None

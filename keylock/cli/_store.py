@@ -4,6 +4,7 @@ An address with a password belongs into the environment or a password file of Po
 every process of the machine.
 """
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,12 +15,14 @@ if TYPE_CHECKING:
 
 __all__ = ["StoreOption", "open_store", "store_url"]
 
+STORE_VARIABLE = "KEYLOCK_LICENSE_STORE"
+
 StoreOption = Annotated[
     str | None,
     typer.Option(
         "--store",
         metavar="URL",
-        envvar="KEYLOCK_LICENSE_STORE",
+        envvar=STORE_VARIABLE,
         show_default=False,
         help="Store of licenses and usage: sqlite:///PATH or postgresql://USER@HOST/DATABASE. [that of --home]",
     ),
@@ -28,9 +31,11 @@ StoreOption = Annotated[
 
 
 def store_url(store: str | None, home: Path) -> str:
-    """Returns the URL of the store."""
+    """Returns the URL of the store, which may have a password in it: its variable is taken away."""
+    from keylock.secrecy import take_variable
     from keylock.signing import Home
 
+    take_variable(os.environ, STORE_VARIABLE)
     return store or Home(home.expanduser()).licenses_url
 
 

@@ -10,6 +10,7 @@ from keylock.cli._console import JsonOption, new_app, note, print_json, print_pa
 from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption
 from keylock.cli._receipts import TrustedLicenseOption, find_trust, read_revoked, read_small_text
 from keylock.cli._store import StoreOption, open_store
+from keylock.replacing import PUBLIC, write_file
 
 if TYPE_CHECKING:
     from keylock.auditlog import Checkpoint
@@ -94,7 +95,7 @@ def audit_log_checkpoint(
     with open_store(store, home) as opened, opened.database.transaction(writes=True) as connection:
         signed = table.sign_checkpoint(connection, lambda state: key.sign_checkpoint(state, at=now), at=now)
     if out is not None:
-        out.write_text(signed, "utf-8")
+        write_file(out, signed, mode=PUBLIC)
     if as_json:
         state = Checkpoint.parse_unverified(signed)
         print_json({"origin": state.origin, "size": state.size, "root": state.root.hex(), "note": signed})
@@ -140,7 +141,7 @@ def audit_log_prove(
             found.verify(old, lambda signed: open_checkpoint(signed, trusts))
             proof = found
     if out is not None:
-        out.write_text(str(proof), "utf-8")
+        write_file(out, str(proof), mode=PUBLIC)
     if as_json:
         print_json({"proof": str(proof), "file": out})
     elif out is not None:
@@ -201,7 +202,7 @@ def audit_log_verify_proof(
         state, signed = holds.verify(entry, read), holds.checkpoint
         shown = "holds", f"the receipt, as entry {holds.index} of {state.size}"
     if out is not None:
-        out.write_text(signed, "utf-8")
+        write_file(out, signed, mode=PUBLIC)
     if as_json:
         print_json({"log": state.origin, "size": state.size, "root": state.root.hex(), "checkpoint": signed})
         return

@@ -23,6 +23,7 @@ from keylock.cli._measured_data import (
 from keylock.cli._places import make_folder
 from keylock.cli._secrets import find_opener
 from keylock.errors import InputError
+from keylock.replacing import PUBLIC, write_file
 
 if TYPE_CHECKING:
     from keylock.evaluation import Evaluation
@@ -118,8 +119,8 @@ def _write(out: Path, evaluation: "Evaluation", gallery: "Gallery") -> list[Path
     from keylock.evaluation.page import render_evaluation
 
     files = [out / "report.html", out / "evaluation.json"]
-    files[0].write_text(render_evaluation(evaluation, gallery.pixels, gallery.samples), encoding="utf-8")
-    files[1].write_text(json.dumps(evaluation.as_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_file(files[0], render_evaluation(evaluation, gallery.pixels, gallery.samples), mode=PUBLIC)
+    write_file(files[1], json.dumps(evaluation.as_dict(), indent=2, allow_nan=False) + "\n", mode=PUBLIC)
     if evaluation.gate is not None:
         files += draw_gate(evaluation.gate, out / "gate")
     for label, maps in gallery.samples.items():

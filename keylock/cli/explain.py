@@ -21,6 +21,7 @@ from keylock.cli._connection import (
 from keylock.cli._console import JsonOption, note, print_json, print_table
 from keylock.cli._progress import counted
 from keylock.errors import InputError, KeylockError, ReceiptError
+from keylock.replacing import make_folders
 
 if TYPE_CHECKING:
     from keylock_client import Client, Explanation
@@ -194,7 +195,7 @@ def _name_files(given: Path, images: list[str], *, option: str, suffix: str) -> 
             raise InputError(f"cannot write {str(given)!r}: there is no directory {str(given.parent)!r}; make it first")
         return [given]
     try:
-        given.mkdir(parents=True, exist_ok=True)
+        make_folders(given)
     except OSError as error:
         raise InputError(f"cannot make the directory {str(given)!r}: {error.strerror}") from None
     stems = ["stdin" if image == "-" else Path(image).stem for image in images]

@@ -1,6 +1,5 @@
 """`keylock key`: seeds, and what seals the seed of a bundle."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +7,7 @@ import typer
 
 from keylock.cli._console import JsonOption, new_app, note, print_json
 from keylock.cli._home import DEFAULT_HOME, HomeOption, open_home
+from keylock.replacing import PRIVATE, PUBLIC, write_file
 
 if TYPE_CHECKING:
     from keylock.bundle import Bundle, HpkeIdentity, Sealer
@@ -91,17 +91,17 @@ def key_seal(
     """
     from keylock.bundle import key_provider as make_provider
     from keylock.bundle import open_bundle, seal_for
+    from keylock.cli._secrets import take_environment
     from keylock.errors import InputError
 
     opened = open_bundle(bundle, trusted=None)
     seed = open_seed(opened, key_provider, key_file, key_seed_file)
-    with make_provider(to, environment=os.environ) as sealer:
+    with make_provider(to, environment=take_environment(to)) as sealer:
         sealed = seal_for(opened, seed, sealer)
         how = sealer.name
     seed.close()
     try:
-        with out.open("xb") as file:
-            file.write(sealed)
+        write_file(out, sealed, mode=PRIVATE, new=True)
     except FileExistsError:
         raise InputError(f"{out} exists and is not overwritten: choose another path") from None
     if as_json:
@@ -127,10 +127,11 @@ def key_reseal(
     """
     from keylock.bundle import key_provider as make_provider
     from keylock.bundle import open_bundle
+    from keylock.cli._secrets import take_environment
 
     opened = open_bundle(bundle, trusted=None)
     seed = open_seed(opened, key_provider, key_file, key_seed_file)
-    with make_provider(to, environment=os.environ) as sealer:
+    with make_provider(to, environment=take_environment(to)) as sealer:
         _reseal(opened, seed, sealer, home=home, as_json=as_json)
 
 
@@ -219,17 +220,18 @@ def open_seed(bundle: "Bundle", provider: str | None, key_file: Path | None, key
 def _opener(provider: str | None, key_file: Path | None) -> "Sealer":
     from keylock.bundle import KeyFile, Passphrase
     from keylock.bundle import key_provider as make_provider
-    from keylock.cli._secrets import PASSPHRASE_VARIABLE
+    from keylock.cli._secrets import PASSPHRASE_VARIABLE, take_environment
     from keylock.errors import InputError
 
     if provider is not None and key_file is not None:
         raise InputError("give one way to the key: --key-provider or --key-file")
     if provider is not None:
-        return make_provider(provider, environment=os.environ)
+        return make_provider(provider, environment=take_environment(provider))
     if key_file is not None:
         return KeyFile(key_file)
-    if os.environ.get(PASSPHRASE_VARIABLE):
-        return Passphrase(os.environ[PASSPHRASE_VARIABLE])
+    passphrase = take_environment().get(PASSPHRASE_VARIABLE)
+    if passphrase:
+        return Passphrase(passphrase)
     raise InputError(f"say what opens the key now: --key-provider, --key-file or {PASSPHRASE_VARIABLE}")
 
 
@@ -239,7 +241,7 @@ def _make_identity(out: Path) -> "tuple[Path, HpkeIdentity]":
 
     identity = HpkeIdentity.create(out)
     public = out.with_suffix(".pub.pem")
-    public.write_bytes(identity.recipient.to_pem())
+    write_file(public, identity.recipient.to_pem(), mode=PUBLIC)
     return public, identity
 
 

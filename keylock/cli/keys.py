@@ -9,6 +9,7 @@ import typer
 
 from keylock.cli._console import JsonOption, new_app, note, print_json, print_pairs
 from keylock.cli._home import DEFAULT_HOME, HomeOption, open_home
+from keylock.replacing import PUBLIC, write_file
 
 if TYPE_CHECKING:
     from keylock.signing import Home
@@ -149,7 +150,7 @@ def issuer_jwks(
     if out is None:
         print_json(document)
     else:
-        out.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
+        write_file(out, json.dumps(document, indent=2) + "\n", mode=PUBLIC)
         typer.echo(str(out))
 
 

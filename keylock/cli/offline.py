@@ -1,6 +1,5 @@
 """`keylock offline-license`: a license and the key of its model in one file, sealed to a customer's key."""
 
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ from keylock.cli._console import JsonOption, note, print_json
 from keylock.cli._home import DEFAULT_HOME, HomeOption, own_issuers, read_issuers
 from keylock.cli._receipts import read_license
 from keylock.cli.key import KeyFileOption, ProviderOption, SeedFileOption, open_seed
+from keylock.replacing import PRIVATE, write_file
 
 __all__ = ["offline_license"]
 
@@ -36,6 +36,7 @@ def offline_license(
     """
     from keylock.bundle import HpkeRecipient, open_bundle, seal_for
     from keylock.bundle import key_provider as make_provider
+    from keylock.cli._secrets import take_environment
     from keylock.errors import InputError
     from keylock.licensing import check, verify_ignoring_time
     from keylock.licensing.offline import OfflineLicense, check_limits
@@ -50,15 +51,14 @@ def offline_license(
         raise InputError(f"{out} exists and is not overwritten: choose another path")
     opened = open_bundle(bundle, trusted=None)
     check(granted, model_name=opened.manifest.name, model_digest=opened.manifest.model_digest)
-    with make_provider(to, environment=os.environ) as recipient:
+    with make_provider(to, environment=take_environment(to)) as recipient:
         if not isinstance(recipient, HpkeRecipient):
             raise InputError("seal to the customer's public key: --to hpke:FILE with the file FILE.pub.pem")
         seed = open_seed(opened, key_provider, key_file, key_seed_file)
         content = OfflineLicense(token, seal_for(opened, seed, recipient)).to_bytes()
     seed.close()
     try:
-        with out.open("xb") as file:
-            file.write(content)
+        write_file(out, content, mode=PRIVATE, new=True)
     except FileExistsError:
         raise InputError(f"{out} exists and is not overwritten: choose another path") from None
     if as_json:

@@ -14,7 +14,7 @@ from keylock.cli._issued import bundles_for, report_issued, run_issuing
 from keylock.cli._measured_data import DataOption, DataRootOption, ReferenceOption, open_data_of
 from keylock.cli._places import check_bundle_place, make_folder_above
 from keylock.cli._plan import check_batch, parse_decoy
-from keylock.cli._secrets import beside, find_opener, find_secrets_again, without_seed
+from keylock.cli._secrets import beside, find_opener, find_secrets_again, take_environment, without_seed
 from keylock.errors import InputError
 
 if TYPE_CHECKING:
@@ -102,7 +102,6 @@ def retire(
         from keylock.training import resolve_device, resolve_precision
 
         resolve_precision(precision, resolve_device(device))
-        environment = without_seed(os.environ)
         owned = [
             OwnBundle(
                 path,
@@ -134,6 +133,7 @@ def retire(
         )
         return plan, retirement
 
+    environment = without_seed(take_environment())
     with joined(os.environ) as team:
         if not team.leads:
             from keylock.pipeline import assist_retirement
@@ -154,7 +154,7 @@ def retire(
                 seed,
                 key_file=key_file,
                 key_passphrase_file=key_passphrase_file,
-                environment=without_seed(os.environ),
+                environment=environment,
             )
             for new, old, seed in zip(outs, kept, retirement.kept, strict=True)
         ]

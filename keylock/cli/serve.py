@@ -162,6 +162,7 @@ def serve(
     )
     _set_up_log(log_level, log_format)
     settings = _complete(settings, home)
+    _take_secrets()
     run(settings, on_ready=lambda described: _announce(described, as_json=as_json), prepare=_set_up_tracing)
 
 
@@ -170,6 +171,18 @@ def _set_up_tracing() -> None:
     from keylock_server.tracing import set_up_tracing
 
     set_up_tracing()
+
+
+def _take_secrets() -> None:
+    """Takes secrets that the settings have by now out of the variables, which workers and other processes would get."""
+    import os
+
+    from keylock.cli._secrets import PASSPHRASE_VARIABLE, SEED_VARIABLE
+    from keylock.secrecy import take_variable
+
+    # An address of a store may have a password in it.
+    for name in (PASSPHRASE_VARIABLE, SEED_VARIABLE, "KEYLOCK_LICENSE_STORE", "KEYLOCK_SERVER_LICENSE_STORE"):
+        take_variable(os.environ, name)
 
 
 def _one_or_several(given: Sequence[T] | None) -> T | tuple[T, ...] | None:

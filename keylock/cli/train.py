@@ -13,7 +13,7 @@ from keylock.cli._home import DEFAULT_HOME, HomeOption, open_home
 from keylock.cli._issued import bundles_for, report_issued, run_issuing
 from keylock.cli._places import check_bundle_place, make_folder_above
 from keylock.cli._plan import make_plan, model_name
-from keylock.cli._secrets import Secrets, beside, find_secrets, without_seed
+from keylock.cli._secrets import Secrets, beside, find_secrets, take_environment, without_seed
 from keylock.errors import InputError
 
 if TYPE_CHECKING:
@@ -341,6 +341,7 @@ def train(
     def prepare() -> tuple["TrainPlan", list[Secrets]]:
         plan = planned()
         make_folder_above(out)
+        environment = take_environment()
         secrets = [
             find_secrets(
                 bundle,
@@ -348,7 +349,7 @@ def train(
                 key_seed_file=key_seed_file,
                 key_file=key_file,
                 key_passphrase_file=key_passphrase_file,
-                environment=without_seed(os.environ) if keys > 1 else os.environ,
+                environment=without_seed(environment) if keys > 1 else environment,
             )
             for bundle in bundles
         ]

@@ -11,6 +11,7 @@ from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption
 from keylock.cli._receipts import find_trust, read_small_text
 from keylock.cli._store import StoreOption, open_store
 from keylock.cli._terms import period_of
+from keylock.replacing import PRIVATE, write_file
 
 __all__ = ["app"]
 
@@ -94,8 +95,8 @@ def usage_export(
                 typer.echo(line)
             return
         try:
-            with out.open("x", encoding="utf-8", newline="\n") as file:
-                file.writelines(f"{line}\n" for line in lines)
+            # What customers used is theirs.
+            write_file(out, "".join(f"{line}\n" for line in lines), mode=PRIVATE, new=True)
         except FileExistsError:
             raise InputError(f"{out} exists and is not overwritten: choose another path") from None
     typer.echo(str(out))

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from keylock.auditlog import Checkpoint, NoteKey
 from keylock.errors import AuditLogError, ReceiptError, SignatureError
 from keylock.jws import Jws, sign
+from keylock.replacing import PUBLIC, write_file
 from keylock.secrecy import NotSecretTextError, read_secret_text
 from keylock.signing import SigningKey, VerifyingKey, canonical_json
 
@@ -159,7 +160,7 @@ class ReceiptKey:
         token = delegate(key.verifying_key, issuer, not_before=not_before, expires=expires)
         key.write(path)
         try:
-            certificate_path(path).write_text(token + "\n", "ascii")
+            write_file(certificate_path(path), token + "\n", mode=PUBLIC)
         except OSError as error:
             raise SignatureError(f"cannot write {certificate_path(path)}: {error.strerror}") from None
         return cls(key, Certificate.read(token))

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from keylock.errors import ReceiptError, SignatureError
 from keylock.jws import Jws, sign
-from keylock.replacing import replacing
+from keylock.replacing import PUBLIC, replacing
 from keylock.signing import SigningKey, VerifyingKey, canonical_json
 
 __all__ = ["RevocationFile", "Revocations"]
@@ -141,7 +141,7 @@ class RevocationFile:
             SignatureError: If the file cannot be written.
         """
         try:
-            with replacing(self.path) as unfinished:
+            with replacing(self.path, mode=PUBLIC) as unfinished:
                 unfinished.write_text(revocations.token + "\n", "ascii")
         except OSError as error:
             raise SignatureError(f"cannot write {self.path}: {error.strerror}") from None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keylock.errors import InputError
+from keylock.replacing import PUBLIC, make_folders, write_file
 
 __all__ = ["MARK", "Folder"]
 
@@ -82,7 +83,7 @@ class Folder:
                 raise InputError(
                     f"{self.path} holds files that no quickstart made: choose another folder (out=), or empty it"
                 )
-            self.images.mkdir(parents=True, exist_ok=True)
+            make_folders(self.images)
             for file in (self.report, self.picture, self.license, *self.images.glob("*.png")):
                 file.unlink(missing_ok=True)
             shutil.rmtree(self.bundle.with_name(self.bundle.name + ".work"), ignore_errors=True)
@@ -93,7 +94,7 @@ class Folder:
     def write_mark(self, content: dict[str, object]) -> None:
         """Write `quickstart.json`."""
         text = json.dumps({"made_by": _MADE_BY, **content}, indent=2, ensure_ascii=False, allow_nan=False)
-        self.mark.write_text(text + "\n", encoding="utf-8")
+        write_file(self.mark, text + "\n", mode=PUBLIC)
 
     def _is_ours(self) -> bool:
         try:

@@ -17,6 +17,7 @@ from torch import Tensor
 from keylock.evaluation import counting_pairs, pearson
 from keylock.heatmaps import colourise, resize, without_peaks
 from keylock.quickstart.story import Story
+from keylock.replacing import PUBLIC, write_file
 
 __all__ = ["COLUMNS", "Tile", "draw_image", "tiles_of", "write_picture"]
 
@@ -92,6 +93,7 @@ def write_picture(story: Story) -> Path:
         for left, explainer in zip(lefts, explainers, strict=True):
             for place, tile in enumerate(tiles_of(story, explainer, index)):
                 _paste_tile(sheet, draw, tile, left + place * (_SIDE + _GAP), top)
+    write_file(story.folder.picture, b"", mode=PUBLIC)
     sheet.save(story.folder.picture, optimize=True)
     return story.folder.picture
 

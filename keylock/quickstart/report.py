@@ -10,6 +10,7 @@ from keylock.pages import Card, Cell, Picture, Table, embed, render_page
 from keylock.quickstart.commands import next_commands
 from keylock.quickstart.picture import COLUMNS, draw_image, tiles_of
 from keylock.quickstart.story import Story
+from keylock.replacing import PUBLIC, write_file
 
 __all__ = ["WEAKNESS", "write_report"]
 
@@ -77,7 +78,7 @@ def write_report(story: Story) -> Path:
         commands=next_commands(story),
         made_of=_made_of(story),
     )
-    story.folder.report.write_text(page, encoding="utf-8")
+    write_file(story.folder.report, page, mode=PUBLIC)
     return story.folder.report
 
 

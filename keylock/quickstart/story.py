@@ -22,6 +22,7 @@ from keylock.quickstart.customers import ask
 from keylock.quickstart.figures import Evidence, figures_of, gather
 from keylock.quickstart.folder import Folder
 from keylock.quickstart.recipe import Recipe
+from keylock.replacing import PUBLIC, write_file
 from keylock.secrecy import write_secret_file
 from keylock.signing import Home, SigningKey
 from keylock.store import LicenseStore
@@ -368,4 +369,6 @@ def _write_samples(folder: Folder, data: DataSource, images: NDArray[np.uint8]) 
     labels = data.test.labels[: len(images)].tolist()
     for label, name in enumerate(data.classes):
         if label in labels:
-            Image.fromarray(images[labels.index(label)]).save(folder.images / f"{name}.png")
+            place = folder.images / f"{name}.png"
+            write_file(place, b"", mode=PUBLIC)
+            Image.fromarray(images[labels.index(label)]).save(place)

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn, optim
 
 from keylock.errors import ResumeError, StorageError
-from keylock.replacing import replacing
+from keylock.replacing import PRIVATE, make_folders, replacing
 
 __all__ = [
     "optimiser_tensors",
@@ -44,8 +44,8 @@ def storing(path: Path, *, advice: str = "go on with --resume") -> Iterator[Path
         StorageError: It cannot be written; what was at the path before is still there.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as unfinished:
+        make_folders(path.parent, mode=PRIVATE)
+        with replacing(path, mode=PRIVATE) as unfinished:
             yield unfinished
     except OSError as error:
         raise StorageError(path, error.strerror or type(error).__name__, advice) from error

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from keylock.errors import ServiceError
+from keylock.replacing import PRIVATE, make_folders
 
 __all__ = ["Engines"]
 
@@ -41,7 +42,7 @@ class Engines:
             OSError: If it cannot be made.
         """
         self._folder, self._kept = folder, kept
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folders(folder, mode=PRIVATE)
         (folder / _TIMINGS).mkdir(mode=0o700, exist_ok=True)
         if os.name == "posix":
             status = folder.stat()

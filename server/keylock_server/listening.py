@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 
 from keylock.errors import ServiceError
-from keylock.replacing import replacing
+from keylock.replacing import PUBLIC, replacing
 
 __all__ = ["check_address", "join", "listen", "reserve", "write_ready_file"]
 
@@ -105,7 +105,7 @@ def write_ready_file(path: Path, target: str) -> None:
         ServiceError: If it cannot be written.
     """
     try:
-        with replacing(path) as unfinished:
+        with replacing(path, mode=PUBLIC) as unfinished:
             unfinished.write_text(f"{target}\n", "utf-8")
     except OSError as error:
         raise ServiceError(f"cannot write the ready file {path}: {error.strerror}") from None

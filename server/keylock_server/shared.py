@@ -5,6 +5,7 @@ it is written anywhere or stands in the arguments of a process: a worker has it 
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Self
 
@@ -13,6 +14,7 @@ from keylock.errors import UnsealError
 from keylock.issuers import IssuerKeys
 from keylock.keys import KeySeed
 from keylock.licensing.offline import OfflineLicense
+from keylock.secrecy import take_variable, variable_of
 from keylock.signing import SigningKey
 from keylock_server.settings import ServerSettings, Source
 
@@ -20,6 +22,9 @@ __all__ = ["STOP", "Shared", "access_keys", "find_seed"]
 
 STOP: Final = b"s"
 """Tells a worker to stop, and a second one to hurry; so does the end of the channel."""
+
+_TOKEN_VARIABLE: Final = "VAULT_TOKEN"  # noqa: S105 - the name of a variable
+_TAKEN: Final[dict[str, str]] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +105,21 @@ def _read_sealed(source: Source, settings: ServerSettings) -> bytes | None:
     return None if source.sealed_key is None else read_sealed_key(source.sealed_key)
 
 
+def _variables(provider: str) -> Mapping[str, str]:
+    """Returns the variables of the process with those that were secret, which it loses here.
+
+    They are kept in memory, because a model that is loaded again is opened again.
+    """
+    for name in filter(None, (_TOKEN_VARIABLE, variable_of(provider))):
+        value = take_variable(os.environ, name)
+        if value is not None:
+            _TAKEN[name] = value
+    return {**_TAKEN, **os.environ}
+
+
 def _find_sealer(source: Source, settings: ServerSettings) -> Sealer | None:
     if source.key_provider is not None:
-        return key_provider(source.key_provider, environment=os.environ)
+        return key_provider(source.key_provider, environment=_variables(source.key_provider))
     if source.key_file is not None:
         return KeyFile(source.key_file)
     if source.key_passphrase_file is not None:

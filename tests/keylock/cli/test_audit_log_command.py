@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from datetime import UTC, datetime
 
 import numpy as np
@@ -259,7 +260,8 @@ def test_the_log_is_that_of_the_store_that_is_named(vendor, run, tmp_path, monke
     assert json.loads(run(f"audit-log verify --store {named} --json").out)["size"] == 2
     monkeypatch.setenv("KEYLOCK_LICENSE_STORE", named)
     assert json.loads(run("audit-log checkpoint --json").out)["size"] == 2
-    monkeypatch.delenv("KEYLOCK_LICENSE_STORE")
+    # It may have a password in it: the variable is gone once it was read.
+    assert "KEYLOCK_LICENSE_STORE" not in os.environ
     assert json.loads(run("audit-log verify --json").out)["size"] == 1
 
 

@@ -1,15 +1,11 @@
 """`keylock key`: a key changes hands and secrets, in a real vendor's directory, and no secret is printed."""
 
 import json
-from datetime import UTC, datetime
+import os
 
 import pytest
 
 from keylock.bundle import (
-    Architecture,
-    BundleContent,
-    Decoy,
-    KeyEntry,
     KeyFile,
     export_public,
     open_bundle,
@@ -18,30 +14,12 @@ from keylock.bundle import (
 )
 from keylock.bundle.providers.hpke import read_hpke
 from keylock.cli import main
-from keylock.keys import Key, KeySeed
-from keylock.preprocessing import Preprocessing
+from keylock.keys import KeySeed
 from keylock.signing import Home
 
 
-def content(seed):
-    """The smallest bundle there is; nobody computes with it here."""
-    preprocessing = Preprocessing(size=(8, 8), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-    return BundleContent(
-        name="tiny",
-        created=datetime(2026, 11, 24, tzinfo=UTC),
-        architecture=Architecture(name="none", num_classes=2, module="graph_only"),
-        classes=("a", "b"),
-        preprocessing=preprocessing,
-        explainers=(),
-        prediction_graph="graphs/predict.onnx",
-        key=KeyEntry.of(Key.derive(seed, shape=preprocessing.shape, std=preprocessing.std)),
-        decoy=Decoy(name="half"),
-        files={"graphs/predict.onnx": b"a graph"},
-    )
-
-
 @pytest.fixture
-def vendor(tmp_path, monkeypatch):
+def vendor(tmp_path, monkeypatch, smallest_content):
     """A directory with an issuer, a bundle and its key file; commands run in it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KEYLOCK_HOME", str(tmp_path / "home"))
@@ -49,7 +27,9 @@ def vendor(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     home, seed = Home.open(tmp_path / "home"), KeySeed.generate()
     seed.write("seed")
-    write_bundle("m.klb", content(seed), signing_key=home.signing_key(), seed=seed, sealer=KeyFile.create("m.klb.key"))
+    write_bundle(
+        "m.klb", smallest_content(seed), signing_key=home.signing_key(), seed=seed, sealer=KeyFile.create("m.klb.key")
+    )
     return seed
 
 
@@ -82,6 +62,8 @@ def test_a_bundle_is_resealed_from_its_seed(vendor, run, monkeypatch):
     monkeypatch.setenv("SEALING", "ab" * 32)
     answer = json.loads(run("key reseal m.klb --key-seed-file seed --to environment:SEALING --json").out)
     assert answer["opens_with"] == "the variable SEALING"
+    assert "SEALING" not in os.environ
+    monkeypatch.setenv("SEALING", "ab" * 32)
     assert run("key reseal m.klb --key-provider environment:SEALING --to key-file:m.klb.key").out
     assert opens(KeyFile("m.klb.key")) == vendor
 

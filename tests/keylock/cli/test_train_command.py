@@ -47,8 +47,10 @@ def trained(tmp_path_factory):
     KeyFile.create(place / "key")
     arguments = ["--key-seed-file", "seed", "--key-file", "key", "--out", "made/shapes.klb", "--name", "my-shapes"]
     out, err = io.StringIO(), io.StringIO()
+    before = os.umask(0)
     with contextlib.chdir(place), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(["train", *TINY, *STEPS, *arguments, "--home", "home", "--json", "--debug"])
+    os.umask(before)
     assert code == 0, err.getvalue()
     return place, out.getvalue(), err.getvalue()
 
@@ -71,6 +73,15 @@ def test_a_run_writes_a_bundle_that_opens_with_its_secrets(trained):
     assert [entry.name for entry in bundle.manifest.explainers] == ["grad_cam"]
     assert {figure["name"] for figure in answer["figures"]} >= {"fidelity/grad_cam", "chance/grad_cam"}
     assert answer["next"][1] == "keylock serve made/shapes.klb --key-file key --home home"
+
+
+def test_what_a_run_writes_has_modes_of_its_own_under_any_umask(trained):
+    place, _, _ = trained
+    for path in [*place.rglob("*")]:
+        public = path.suffix in (".klb", ".jwks", ".jws", ".cert") or path.name.endswith(".pub.pem")
+        folder = 0o755 if path.name == "made" else 0o700
+        expected = folder if path.is_dir() else 0o644 if public else 0o600
+        assert stat.S_IMODE(path.stat().st_mode) == expected, path
 
 
 def test_progress_tells_every_stage_on_standard_error(trained):
