@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from keylock.errors import SignatureError
+from keylock.pem import damage_is_a_value_error
 from keylock.replacing import PRIVATE, PUBLIC, make_folders, write_file
 from keylock.secrecy import (
     MAX_SECRET_FILE_BYTES,
@@ -73,8 +74,9 @@ class VerifyingKey:
         except ChangedTextError as error:
             raise SignatureError(f"the public key in {os.fspath(path)} cannot be read: {error}") from None
         try:
-            key = serialization.load_pem_public_key(pem)
-        except (ValueError, UnsupportedAlgorithm):
+            with damage_is_a_value_error():
+                key = serialization.load_pem_public_key(pem)
+        except ValueError:
             raise SignatureError(f"{os.fspath(path)} is no PEM file with a public key") from None
         if not isinstance(key, Ed25519PublicKey):
             raise SignatureError(f"{os.fspath(path)} holds a public key of another kind: an Ed25519 key is needed")
@@ -164,11 +166,14 @@ class SigningKey(Opaque):
         Raises:
             SignatureError: If the file cannot be read, is encrypted or holds no Ed25519 private key.
         """
+        pem = _read_pem(path)
         try:
-            key = serialization.load_pem_private_key(_read_pem(path), password=None)
-        except TypeError:
-            raise SignatureError(f"{os.fspath(path)} is encrypted: give a signing key without a passphrase") from None
-        except (ValueError, UnsupportedAlgorithm):
+            with damage_is_a_value_error():
+                key = serialization.load_pem_private_key(pem, password=None)
+        except ValueError:
+            if b"ENCRYPTED" in pem:
+                message = f"{os.fspath(path)} is encrypted: give a signing key without a passphrase"
+                raise SignatureError(message) from None
             raise SignatureError(f"{os.fspath(path)} is no PEM file with a private key") from None
         if not isinstance(key, Ed25519PrivateKey):
             raise SignatureError(f"{os.fspath(path)} holds a private key of another kind: an Ed25519 key is needed")

@@ -15,6 +15,7 @@ import grpc
 
 from keylock.armour import MAX_FILE_BYTES, is_token, read_token, unarmour
 from keylock.errors import InputError, LicenseError, LicenseReason
+from keylock.pem import damage_is_a_value_error
 from keylock.secrecy import Opaque
 from keylock_client._requests import COMPRESSIONS, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, MAX_STREAM_BYTES
 
@@ -297,7 +298,8 @@ def _read_certificates(path: str | os.PathLike[str] | None) -> bytes | None:
     if path is None or content is None:
         return None
     try:
-        x509.load_pem_x509_certificates(content)
+        with damage_is_a_value_error():
+            x509.load_pem_x509_certificates(content)
     except ValueError:
         raise InputError(f"{os.fspath(path)!r} holds no PEM certificate: give a file that does for TLS") from None
     return content
@@ -312,12 +314,20 @@ def _read_private_key(path: str | os.PathLike[str] | None, certificate: str | os
     if path is None or content is None or certified is None:
         return None
     try:
-        key = load_pem_private_key(content, password=None)
-    except (ValueError, TypeError):
+        with damage_is_a_value_error():
+            own = load_pem_private_key(content, password=None).public_key()
+    except ValueError:
         raise InputError(
             f"{os.fspath(path)!r} holds no PEM private key without a passphrase: give such a one"
         ) from None
-    if key.public_key() != x509.load_pem_x509_certificates(certified)[0].public_key():
+    try:
+        with damage_is_a_value_error():
+            belongs = own == x509.load_pem_x509_certificates(certified)[0].public_key()
+    except ValueError:
+        raise InputError(
+            f"{os.fspath(certificate or path)!r} holds no PEM certificate: give a file that does"
+        ) from None
+    if not belongs:
         raise InputError(
             f"{os.fspath(path)!r} is not the private key of the certificate: give the two that belong together"
         )

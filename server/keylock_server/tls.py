@@ -12,10 +12,10 @@ from typing import Any, Final
 
 import grpc
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
 from keylock.errors import ServiceError
+from keylock.pem import damage_is_a_value_error
 
 __all__ = ["load_credentials"]
 
@@ -84,20 +84,23 @@ class _Files:
 def _load(certificate: Path, key: Path, client_ca: Path | None) -> Any:  # noqa: ANN401
     chain, secret = _read(certificate), _read(key)
     try:
-        first = x509.load_pem_x509_certificate(chain)
+        with damage_is_a_value_error():
+            certified = x509.load_pem_x509_certificates(chain)[0].public_key()
     except ValueError:
         raise ServiceError(f"{certificate} is no PEM certificate: give the server's certificate chain") from None
     try:
-        private = serialization.load_pem_private_key(secret, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+        with damage_is_a_value_error():
+            own = serialization.load_pem_private_key(secret, password=None).public_key()
+    except ValueError:
         raise ServiceError(f"{key} is no PEM private key without a passphrase: give the server's key") from None
-    if private.public_key() != first.public_key():
+    if own != certified:
         raise ServiceError(f"{key} is not the key of the certificate {certificate}: give the two that belong together")
     roots = None
     if client_ca is not None:
         roots = _read(client_ca)
         try:
-            x509.load_pem_x509_certificates(roots)
+            with damage_is_a_value_error():
+                x509.load_pem_x509_certificates(roots)
         except ValueError:
             raise ServiceError(f"{client_ca} holds no PEM certificate: give those that sign the clients'") from None
     return grpc.ssl_server_certificate_configuration([(secret, chain)], root_certificates=roots)

@@ -5,15 +5,16 @@ say who sealed: a seed that is not the one named by the signed manifest is refus
 """
 
 import os
+from contextlib import suppress
 from typing import ClassVar, Final, Literal
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
 from keylock.bundle.providers.base import Entry, Provider, decode, new_data_key, read_text
 from keylock.errors import UnsealError
+from keylock.pem import damage_is_a_value_error
 from keylock.secrecy import write_secret_file
 from keylock.signing import encode_base64url, thumbprint_id
 from keylock.texts import repair_pem
@@ -152,7 +153,7 @@ def read_hpke(path: str | os.PathLike[str]) -> HpkeIdentity | HpkeRecipient:
         UnsealError: If the file cannot be read or holds no X25519 key without a passphrase.
     """
     pem = read_text(path, "recipient's key").encode("utf-8")
-    try:
+    with suppress(ValueError), damage_is_a_value_error():
         if b"PRIVATE KEY" in pem:
             private = serialization.load_pem_private_key(pem, password=None)
             if isinstance(private, X25519PrivateKey):
@@ -161,8 +162,6 @@ def read_hpke(path: str | os.PathLike[str]) -> HpkeIdentity | HpkeRecipient:
             public = serialization.load_pem_public_key(repair_pem(pem.decode("utf-8"), "PUBLIC KEY").encode("utf-8"))
             if isinstance(public, X25519PublicKey):
                 return HpkeRecipient(public)
-    except (TypeError, ValueError, UnsupportedAlgorithm):
-        pass
     raise UnsealError(
         f"{os.fspath(path)} is no X25519 key in PEM without a passphrase: keylock key new-recipient makes one"
     )
