@@ -28,6 +28,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from keylock.decoding_memory import DecodingMemory
 from keylock.deep_images import deep_values, is_deep, stated_bits
 from keylock.dicom import is_dicom, measure_dicom, read_dicom
 from keylock.errors import ImageError
@@ -43,10 +44,12 @@ class ImageLimits:
     Attributes:
         max_bytes: Size of the file in bytes.
         max_pixels: Width times height, checked before decoding.
+        memory: What large images share while they are decoded and preprocessed; None bounds nothing.
     """
 
     max_bytes: int = 32 * 2**20
     max_pixels: int = 50_000_000
+    memory: DecodingMemory | None = None
 
 
 DEFAULT_LIMITS: Final = ImageLimits()
@@ -65,6 +68,12 @@ FORMATS: Final = tuple(_READERS)
 
 # Compressions, sample formats and layouts that Pillow and pydicom do not know fail in them as damage does.
 _OF_MANY_KINDS: Final = frozenset({"TIFF", "DICOM"})
+# What a pixel takes while an image is decoded and preprocessed: Pillow's copy, ours, and the one that is scaled.
+_PIXEL_BYTES: Final = 12
+_DEEP_BYTES: Final = 24
+# Conversions go by bands of about this many pixels, because each of their steps makes a copy.
+_BAND_PIXELS: Final = 2**20
+
 _TILE_SIDES: Final = (322, 323)
 _NEW_SUBFILE_TYPE: Final = 254
 _COPY_OR_MASK: Final = 1 | 4
@@ -89,6 +98,7 @@ def decode(
     bits: int | None = None,
     dicom: bool = False,
     guess: bool = False,
+    claim: Callable[[int], None] | None = None,
 ) -> NDArray[np.uint8]:
     """Decodes the bytes of an image file.
 
@@ -98,6 +108,7 @@ def decode(
         bits: How many bits the values have of an image with more than eight; without it what the file says counts.
         dicom: Whether DICOM files are converted too.
         guess: Take the fewest bits that fit where the scale is unknown: for looking at an image, not for a model.
+        claim: Told how many bytes decoding and preprocessing take, before they are taken; may wait, or raise.
 
     Returns:
         RGB pixels, uint8 `(height, width, 3)`; transparent pixels are laid over white.
@@ -124,7 +135,10 @@ def decode(
     name = _sniff(data)
     with _explained(name):
         image = _open(name, data, limits)
-        if not is_deep(image):
+        deep = is_deep(image)
+        if claim is not None:
+            claim(image.width * image.height * (_DEEP_BYTES if deep else _PIXEL_BYTES))
+        if not deep:
             image.load()
             return to_rgb(image)
         values, stated = deep_values(image, data, _READERS[name][1]), stated_bits(image, data)
@@ -180,17 +194,23 @@ def to_rgb(image: Image.Image, *, bits: int | None = None) -> NDArray[np.uint8]:
         values = np.asarray(image)
         chosen = agree_on_bits([_levels(values, None)], whose="the image has") if bits is None else bits
         return _upright(_over_white(values, chosen), orientation)
-    if image.mode in _TRANSPARENT_MODES or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        pixels[top : top + rows] = np.asarray(_to_opaque_rgb(band))
+    return _upright(pixels, orientation)
+
+
+def _to_opaque_rgb(band: Image.Image) -> Image.Image:
+    """Returns a band of an image in RGB, over white. Each pixel is converted by itself: bands change nothing."""
+    if band.mode in _TRANSPARENT_MODES or "transparency" in band.info:
+        band = band.convert("RGBA")
+        band = Image.alpha_composite(Image.new("RGBA", band.size, (255, 255, 255, 255)), band)
     try:
-        image = image.convert("RGB")
+        return band.convert("RGB")
     except ValueError:
-        raise ImageError(
-            f"the image has colours of the kind {image.mode}, which are not read: save it as RGB"
-        ) from None
-    return _upright(np.array(image, dtype=np.uint8), orientation)
+        raise ImageError(f"the image has colours of the kind {band.mode}, which are not read: save it as RGB") from None
 
 
 def _check_bytes(data: bytes, limits: ImageLimits) -> None:
@@ -263,8 +283,16 @@ def _levels(values: NDArray[Any], stated: int | None) -> GreyLevels:
 
 def _over_white(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     """Scales deep values (height, width) or (height, width, 3 or 4) to RGB pixels, transparent ones over white."""
+    pixels = np.empty((*values.shape[:2], 3), np.uint8)
+    rows = max(1, _BAND_PIXELS // values.shape[1])
+    for top in range(0, len(values), rows):
+        pixels[top : top + rows] = _band_over_white(values[top : top + rows], bits)
+    return pixels
+
+
+def _band_over_white(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     if values.ndim == 2:
-        return np.repeat(to_8_bits(values, bits=bits)[..., np.newaxis], 3, axis=2)
+        return to_8_bits(values, bits=bits)[..., np.newaxis]
     rgb = to_8_bits(values[..., :3], bits=bits)
     if values.shape[2] == 3:
         return rgb

@@ -86,7 +86,9 @@ class Preprocessing(BaseModel):
         Raises:
             TensorError: If the array has another shape or type, or no pixels.
         """
-        image = _to_pillow(pixels).convert("RGB" if self.channels == 3 else "L")
+        image, mode = _to_pillow(pixels), "RGB" if self.channels == 3 else "L"
+        if image.mode != mode:
+            image = image.convert(mode)
         height, width = self.size
         if (image.height, image.width) != (height, width):
             # The crop is taken out of the source, so that a very long image is never blown up before it is cropped.

@@ -10,6 +10,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from keylock.decoding_memory import DecodingMemory
 from keylock.errors import ServiceError, UnknownNameError
 from keylock.images import ImageLimits
 from keylock.inference import inference_pb2, inference_pb2_grpc
@@ -448,7 +449,11 @@ def _add_services(
     even_times: EvenTimes,
     leaving: asyncio.Event,
 ) -> PredictionService:
-    limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
+    limits = ImageLimits(
+        max_bytes=settings.max_image_bytes,
+        max_pixels=settings.max_image_pixels,
+        memory=DecodingMemory(settings.decoding_memory_bytes),
+    )
     predictions = PredictionService(
         models, batchers=batchers, workers=workers, limits=limits, max_images=settings.max_images
     )

@@ -23,6 +23,7 @@ __all__ = [
     "check_count",
     "check_parameters",
     "choose_target",
+    "claiming",
     "digest_of_image",
     "prepare_images",
     "shaped",
@@ -94,14 +95,16 @@ def prepare_images(
     batch = np.empty((len(images), *preprocessing.shape), np.float32)
     for i, image in enumerate(images):
         stop_if(abandoned)
-        with at_field(f"images[{i}]"):
-            array = _read_image(image, limits=limits, bits=preprocessing.bits)
+        with at_field(f"images[{i}]"), claiming(limits, abandoned) as claim:
+            array = _read_image(image, limits=limits, bits=preprocessing.bits, claim=claim)
             if array.dtype != np.uint8:
                 batch[i] = preprocessing.check(array.astype(np.float32, copy=False))
                 continue
             if check_pixels is not None:
                 check_pixels(math.prod(array.shape[:2]))
             batch[i] = preprocessing(array)
+            # Before its share is given back.
+            del array
     return batch
 
 
@@ -115,11 +118,23 @@ def stop_if(abandoned: threading.Event) -> None:
         raise CancelledError
 
 
-def _read_image(image: pb.Image, *, limits: ImageLimits, bits: int | None) -> NDArray[Any]:
+@contextmanager
+def claiming(limits: ImageLimits, abandoned: threading.Event) -> Iterator[Callable[[int], None] | None]:
+    """Gives what takes memory for one image that is decoded and preprocessed inside; None where nothing bounds it."""
+    if limits.memory is None:
+        yield None
+        return
+    with limits.memory.share(lambda: stop_if(abandoned)) as claim:
+        yield claim
+
+
+def _read_image(
+    image: pb.Image, *, limits: ImageLimits, bits: int | None, claim: Callable[[int], None] | None
+) -> NDArray[Any]:
     """Returns the pixels of an image, uint8, or the preprocessed image that it is, float32."""
     source = image.WhichOneof("source")
     if source == "encoded":
-        return decode(image.encoded, limits=limits, bits=bits)
+        return decode(image.encoded, limits=limits, bits=bits, claim=claim)
     if source == "tensor":
         return _to_array(image.tensor)
     raise InputError("the image is empty: set its field encoded or tensor")

@@ -16,7 +16,7 @@ from keylock.errors import InputError, TensorError, UnknownNameError
 from keylock.images import ImageLimits, decode
 from keylock.inference import inference_pb2 as pb
 from keylock.preprocessing import Preprocessing
-from keylock_server.requests import at_field, check_count, shaped, stop_if
+from keylock_server.requests import at_field, check_count, claiming, shaped, stop_if
 
 __all__ = ["OUTPUTS", "describe_inputs", "describe_outputs", "read_images", "split_bytes", "wanted_outputs", "write"]
 
@@ -109,8 +109,8 @@ def read_images(
     batch = []
     for i, file in enumerate(files):
         stop_if(abandoned)
-        with at_field(f"inputs[0][{i}]"):
-            batch.append(preprocessing(decode(file, limits=limits, bits=preprocessing.bits)))
+        with at_field(f"inputs[0][{i}]"), claiming(limits, abandoned) as claim:
+            batch.append(preprocessing(decode(file, limits=limits, bits=preprocessing.bits, claim=claim)))
     return np.stack(batch)
 
 

@@ -236,3 +236,41 @@ def test_decode_says_that_a_whole_tiff_file_may_be_of_a_kind_that_is_not_read():
     Image.new("L", (8, 8)).save(buffer, "TIFF", tiffinfo={339: 6})
     with pytest.raises(ImageError, match="of a kind that is not read: send the whole file, or a PNG file"):
         decode(buffer.getvalue())
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
+@pytest.mark.parametrize("transparent", [False, True])
+def test_bands_change_no_pixel(mode, transparent, monkeypatch):
+    generator = np.random.default_rng(4)
+    colours = Image.fromarray(generator.integers(0, 256, (37, 23, 4), dtype=np.uint8))
+    if mode == "I;16":
+        image = Image.fromarray(generator.integers(0, 65536, (37, 23), dtype=np.uint16))
+    elif mode == "PA":
+        image = colours.convert("RGB").quantize(64).convert("PA")
+    elif mode == "P":
+        image = colours.convert("RGB").quantize(64)
+    else:
+        image = colours.convert("RGB" if mode in ("CMYK", "YCbCr") else mode).convert(mode)
+    if transparent and mode in ("L", "P", "RGB"):
+        image.info["transparency"] = (1, 2, 3) if mode == "RGB" else 7
+    whole = to_rgb(image, bits=16)
+    monkeypatch.setattr("keylock.images._BAND_PIXELS", 50)
+    assert np.array_equal(to_rgb(image, bits=16), whole)
+    if mode != "I;16":
+        expected = image
+        if mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+            expected = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        assert np.array_equal(whole, np.asarray(expected.convert("RGB")))
+
+
+def test_large_images_claim_what_they_take_before_they_are_decoded(monkeypatch):
+    buffer, claimed = io.BytesIO(), []
+    Image.new("LA", (3000, 2000)).save(buffer, "PNG")
+
+    def refuse(count: int) -> None:
+        claimed.append(count)
+        raise ImageError("no room")
+
+    with pytest.raises(ImageError, match="no room"):
+        decode(buffer.getvalue(), claim=refuse)
+    assert claimed == [3000 * 2000 * 12]
