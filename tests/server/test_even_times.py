@@ -144,3 +144,24 @@ def test_the_time_of_a_decoy_does_not_tell_that_nobody_was_charged(start_server,
     answer = calls.explain(image)
     assert not answer.results[0].keyed
     assert [seconds > 0 for seconds in waits] == [True] * even
+
+
+def test_sizes_differ_by_usage_and_receipt_alone(start_server, vendor, tiny):
+    calls, image = start_server(), tiny.tensor_image(tiny.images(1)[0])
+    licensed = calls.explain(image, token=vendor.grant().token, request_id="size", target_index=0)
+    public = calls.explain(image, request_id="size", target_index=0)
+    assert (licensed.results[0].keyed, public.results[0].keyed) == (True, False)
+    assert licensed.ByteSize() > public.ByteSize()
+    assert {field.name for field, _ in licensed.ListFields()} - {"usage", "receipt"} == {
+        field.name for field, _ in public.ListFields()
+    }
+    for result in (licensed.results[0], public.results[0]):
+        # What is keyed says so in one byte each, and numbers and the order of classes are those of the prediction.
+        assert result.keyed == result.prediction.keyed
+        result.keyed = result.prediction.keyed = False
+        result.prediction.ClearField("label")
+        result.prediction.ClearField("index")
+        result.prediction.ClearField("top")
+    licensed.ClearField("usage")
+    licensed.ClearField("receipt")
+    assert licensed.ByteSize() == public.ByteSize()
