@@ -33,9 +33,9 @@ from typing import Any, TypeAlias
 import grpc
 from world import Books, Server, World, image, record
 
-from keylock.digests import digest_of_array
 from keylock.errors import ReceiptError
 from keylock.licensing import Quota
+from keylock.licensing.answers import digests_of
 from keylock.licensing.receipts import Receipt, trusts_any
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import explanation_pb2_grpc
@@ -77,8 +77,8 @@ class Clients:
     calls: int = 0
     under_way: int = 0
     remarks: list[str] = field(default_factory=list)
-    _tokens: dict[str, bytes] = field(default_factory=dict)
     _maps: dict[str, bytes] = field(default_factory=dict)
+    _charges: dict[str, bytes] = field(default_factory=dict)
 
     def note(self, request_id: str, answer: pb.ExplainResponse, world: World) -> None:
         """Takes an answer, and verifies its receipt as a client does."""
@@ -90,12 +90,7 @@ class Clients:
         maps = hashlib.sha256(b"".join(result.map.data for result in answer.results)).digest()
         if self._maps.setdefault(request_id, maps) != maps:
             self._remark("OTHER_MAPS", request_id, answer)
-        token = hashlib.sha256(answer.receipt.encode()).digest()
-        # The receipt of a repeat is that of the charge, letter for letter.
-        if self._tokens.setdefault(request_id, token) != token:
-            self._remark("OTHER_RECEIPT", request_id, answer)
-        elif request_id not in self.entries:
-            self._verify(request_id, answer, world)
+        self._verify(request_id, answer, world)
 
     def _verify(self, request_id: str, answer: pb.ExplainResponse, world: World) -> None:
         try:
@@ -104,10 +99,18 @@ class Clients:
             self._remark("BAD_RECEIPT", request_id, answer)
             return
         charge = receipt.charge
-        maps = tuple(digest_of_array("float32", one.map.shape, one.map.data) for one in answer.results)
-        said = (charge.license_id, charge.request_id, charge.units, charge.map_digests)
-        if said == (answer.usage.license_id, request_id, answer.usage.units, maps):
-            self.entries[request_id] = hashlib.sha256(receipt.entry).digest()
+        said = (charge.license_id, charge.request_id, charge.units, charge.answer)
+        if said == (answer.usage.license_id, request_id, answer.usage.units, digests_of(answer.results)):
+            entry = hashlib.sha256(receipt.entry).digest()
+            if charge.repeats is not None:
+                self.entries.setdefault(request_id, entry)
+            # The entry of a repeat is that of the charge, byte for byte, where the maps are.
+            elif self._charges.setdefault(request_id, entry) != entry:
+                self._remark("OTHER_RECEIPT", request_id, answer)
+            else:
+                self.entries[request_id] = entry
+        else:
+            self._remark("OTHER_RECEIPT", request_id, answer)
 
     def _remark(self, what: str, request_id: str, answer: pb.ExplainResponse) -> None:
         self.outcomes[what] += 1

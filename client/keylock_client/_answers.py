@@ -71,6 +71,7 @@ def model_info(answer: pb.GetModelResponse) -> ModelInfo:
         explainers=tuple(_explainer(one) for one in answer.explainers),
         key_available=answer.key_available,
         limits=_limits(answer),
+        signs_receipts=answer.signs_receipts,
     )
 
 

@@ -198,7 +198,15 @@ class BaseClient:
             )
             return exchanges.rename_images(error, [name]) if type(error) is RequestRefusedError else error
 
-        return images.receive(message, info=info, trust=self._memory.trust, revoked=self._memory.revoked, refuse=refuse)
+        memory = self._memory
+        return images.receive(
+            message,
+            info=info,
+            trust=memory.trust,
+            revoked=memory.revoked,
+            expected=memory.signs_receipts,
+            refuse=refuse,
+        )
 
     def _limit(self, timeout_s: float | None) -> float:
         return self._settings.timeout_s if timeout_s is None else check_timeout(timeout_s)

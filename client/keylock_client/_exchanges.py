@@ -17,6 +17,7 @@ from keylock.inference import inference_pb2 as oip
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import license_pb2
 from keylock_client import _answers as answers
+from keylock_client._checks import Asked
 from keylock_client._limits import RequestLimits
 from keylock_client._maps import senseless
 from keylock_client._receipts import Trust, newer, question, read_proof, read_receipt
@@ -140,6 +141,7 @@ class Memory:
         access: The access token, and until when it is used.
         revocations: Which receipt keys were taken back; None until a list was read.
         revocations_until: When to ask again.
+        signs_receipts: Whether the server has ever said that it signs receipts; then an answer without is no answer.
         clock: Seconds, for how long an access token is used.
     """
 
@@ -153,6 +155,7 @@ class Memory:
     access: tuple[Token, float] | None = None
     revocations: "Revocations | None" = None
     revocations_until: float = float("-inf")
+    signs_receipts: bool = False
     clock: Callable[[], float] = time.monotonic
 
     @property
@@ -170,6 +173,7 @@ def describe(memory: Memory, *, refresh: bool = False) -> Exchange[ModelInfo]:
         Method.GET_MODEL, pb.GetModelRequest(model_name=memory.model_name, model_version=memory.model_version)
     )
     memory.info = found = answers.model_info(answer)
+    memory.signs_receipts |= found.signs_receipts
     return found
 
 
@@ -336,7 +340,14 @@ def explain(
         if answer.receipt:
             yield from _learn_revocations(memory)
         maps = [one.map.data for one in answer.results]
-        receipt = read_receipt(answer, maps, request.images, memory.trust, revoked=memory.revoked)
+        receipt = read_receipt(
+            answer,
+            maps,
+            Asked(call_id, options, request.images),
+            memory.trust,
+            revoked=memory.revoked,
+            expected=memory.signs_receipts,
+        )
         found += answers.explanations(answer, maps, sources=chunk, info=info, receipt=receipt)
     return found[0] if single else found
 

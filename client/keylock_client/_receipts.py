@@ -8,12 +8,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from keylock.digests import digest_of, digest_of_array
+from pydantic_core import from_json
+
 from keylock.errors import AuditLogError, ReceiptError
 from keylock.jws import unverified_header
-from keylock.signing import VerifyingKey
+from keylock.signing import VerifyingKey, decode_base64url
 from keylock.v1 import explanation_pb2 as pb
-from keylock_client._maps import DTYPES
+from keylock_client._checks import Asked, check_answer, check_receipt
 from keylock_client.errors import BadReceiptError
 from keylock_client.results import Proof, Receipt
 
@@ -32,10 +33,14 @@ class Trust:
     Attributes:
         keys: Issuers that were named.
         key_id: Id of the key that issued the license, where none was named.
+        licensed: Whether a license is presented.
+        license_id: Its id; None where what is presented is no license but was made of one.
     """
 
     keys: tuple[VerifyingKey, ...] = ()
     key_id: str | None = None
+    licensed: bool = False
+    license_id: str | None = None
 
     @classmethod
     def make(cls, issuers: Sequence[VerifyingKey], token: str | None) -> Self:
@@ -45,7 +50,8 @@ class Trust:
             issuers: Public keys of trusted issuers.
             token: The license, unverified: it came from the vendor and not from the server.
         """
-        return cls(tuple(issuers), None if issuers or token is None else _issuer_of(token))
+        key_id, license_id = (None, None) if token is None else _said_by(token)
+        return cls(tuple(issuers), None if issuers else key_id, token is not None, license_id)
 
     @property
     def known(self) -> bool:
@@ -81,41 +87,43 @@ def newer(known: "Revocations | None", token: str, trust: Trust) -> "Revocations
 def read_receipt(
     answer: pb.ExplainResponse,
     maps: Sequence[bytes | bytearray],
-    images: Sequence[pb.Image],
+    asked: Asked,
     trust: Trust,
     *,
     revoked: Collection[str] = frozenset(),
+    expected: bool = False,
 ) -> Receipt | None:
-    """Returns the receipt of an answer, or None where it has none.
+    """Returns the receipt of an answer, or None where it has none. It covers all that the answer says.
 
     Args:
         answer: The answer.
         maps: The elements of its maps.
-        images: As they were sent.
-        trust: Whose receipts to trust.
+        asked: What was asked.
+        trust: Whose receipts to trust, and for which license.
         revoked: Ids of receipt keys that were taken back.
+        expected: Whether the server signs a receipt for whatever it charges.
 
     Raises:
-        BadReceiptError: If the receipt does not hold, or is for another answer.
+        BadReceiptError: If the receipt does not hold, is for another answer, or is missing.
+        BadAnswerError: If the answer has no receipt and is not the one to what was asked.
     """
     if not answer.receipt:
+        if expected and trust.licensed:
+            raise BadReceiptError(
+                "the answer has no receipt, and this server signs one for every answer with a license: do not rely on "
+                "the answer",
+                request_id=asked.request_id,
+            )
+        check_answer(answer, asked, licensed=trust.licensed, license_id=trust.license_id)
         return None
     try:
+        if not trust.licensed:
+            raise ReceiptError("the answer has a receipt, and no license was presented that could have been charged")
         verified = _verify(answer.receipt, trust, revoked)
-        verified.check_answer(
-            request_id=answer.request_id,
-            model_digest=answer.model.digest,
-            explainer=answer.results[0].explainer.name if answer.results else "",
-            keyed=all(result.keyed for result in answer.results),
-            image_digests=[_digest_of_image(image) for image in images],
-            map_digests=[
-                digest_of_array(DTYPES.get(one.map.dtype, ""), one.map.shape, data)
-                for one, data in zip(answer.results, maps, strict=True)
-            ],
-        )
+        check_receipt(verified, answer, maps, asked, license_id=trust.license_id)
     except ReceiptError as error:
         hint = "" if ": " in error.message else ": do not rely on the answer, and ask the vendor"
-        raise BadReceiptError(error.message + hint, request_id=answer.request_id) from None
+        raise BadReceiptError(error.message + hint, request_id=asked.request_id) from None
     return _describe(verified, trust)
 
 
@@ -239,20 +247,23 @@ def _describe(verified: "VerifiedReceipt", trust: Trust) -> Receipt:
         units=charge.units,
         time=charge.time,
         image_digests=charge.image_digests,
-        map_digests=charge.map_digests,
+        map_digests=charge.answer.maps,
+        target=charge.target,
+        repeated=charge.repeats is not None,
         issuer=verified.certificate.issuer.key_id,
         trusted=trust.known,
     )
 
 
-def _digest_of_image(image: pb.Image) -> str:
-    if image.WhichOneof("source") == "encoded":
-        return digest_of(image.encoded)
-    return digest_of_array("float32", image.tensor.shape, image.tensor.data)
-
-
-def _issuer_of(token: str) -> str | None:
-    """Returns the id of the key that a license names, or None where the token is no license."""
+def _said_by(token: str) -> tuple[str | None, str | None]:
+    """Returns the ids of the key and of the license that a license names, or None where the token is no license."""
     header = unverified_header(token)
     key_id = header.get("kid")
-    return key_id if header.get("typ") == "keylock-license+jws" and isinstance(key_id, str) else None
+    if header.get("typ") != "keylock-license+jws" or not isinstance(key_id, str):
+        return None, None
+    try:
+        said = from_json(decode_base64url(token.split(".")[1]))
+    except (ValueError, IndexError):
+        return key_id, None
+    license_id = said.get("jti") if isinstance(said, dict) else None
+    return key_id, license_id if isinstance(license_id, str) else None

@@ -17,6 +17,7 @@ from keylock.errors import InputError, KeylockError
 from keylock.grey_levels import check_bits
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client import _answers as answers
+from keylock_client._checks import Asked
 from keylock_client._limits import RequestLimits
 from keylock_client._maps import size_of_map
 from keylock_client._receipts import Trust, read_receipt
@@ -151,6 +152,7 @@ class Images:
         info: ModelInfo,
         trust: Trust,
         revoked: Collection[str],
+        expected: bool,
         refuse: Callable[[status_pb2.Status, str], ClientError],
     ) -> Explained | None:
         """Takes what has come.
@@ -160,6 +162,7 @@ class Images:
             info: The model.
             trust: Whose receipts to trust.
             revoked: Ids of receipt keys that were taken back.
+            expected: Whether the server signs a receipt for whatever it charges.
             refuse: Makes an error of the failure of an image, given its name.
 
         Returns:
@@ -171,7 +174,7 @@ class Images:
         """
         outcome = message.WhichOneof("outcome")
         if outcome == "map_part":
-            return self._receive_part(message, info, trust, revoked)
+            return self._receive_part(message, info, trust, revoked, expected)
         sent = self._under_way.get(message.number)
         if self._unfinished is not None or sent is None:
             raise self._senseless(f"an answer for the image {message.number}, which waits for none")
@@ -186,7 +189,7 @@ class Images:
         if len(begun) < size:
             self._unfinished = _Unfinished(message.number, message.answer, bytearray(begun), size)
             return None
-        return self._complete(message.number, message.answer, begun, info, trust, revoked)
+        return self._complete(message.number, message.answer, begun, info, trust, revoked, expected)
 
     def finish(
         self, number: int, name: str, *, explanation: Explanation | None = None, error: KeylockError | None = None
@@ -229,7 +232,7 @@ class Images:
         )
 
     def _receive_part(
-        self, message: pb.ExplainStreamResponse, info: ModelInfo, trust: Trust, revoked: Collection[str]
+        self, message: pb.ExplainStreamResponse, info: ModelInfo, trust: Trust, revoked: Collection[str], expected: bool
     ) -> Explained | None:
         begun, part = self._unfinished, message.map_part
         if begun is None or begun.number != message.number:
@@ -240,7 +243,7 @@ class Images:
         if len(begun.data) < begun.size:
             return None
         self._unfinished = None
-        return self._complete(begun.number, begun.answer, begun.data, info, trust, revoked)
+        return self._complete(begun.number, begun.answer, begun.data, info, trust, revoked, expected)
 
     def _complete(
         self,
@@ -250,9 +253,11 @@ class Images:
         info: ModelInfo,
         trust: Trust,
         revoked: Collection[str],
+        expected: bool,
     ) -> Explained:
         sent = self._under_way.pop(number)
-        receipt = read_receipt(answer, [data], [sent.message.image.image], trust, revoked=revoked)
+        asked = Asked(f"{self.request_id}/{number}", self._options, [sent.message.image.image])
+        receipt = read_receipt(answer, [data], asked, trust, revoked=revoked, expected=expected)
         (explanation,) = answers.explanations(answer, [data], sources=[sent.source], info=info, receipt=receipt)
         return self.finish(number, sent.source.name, explanation=explanation)
 

@@ -159,6 +159,7 @@ class ModelInfo:
         explainers: The saliency methods on offer; the first is used when none is asked for.
         key_available: Whether a license leads to true maps on this server.
         limits: What the server takes of one request.
+        signs_receipts: Whether every answer that is charged has a receipt.
     """
 
     model: Model
@@ -167,6 +168,7 @@ class ModelInfo:
     explainers: tuple[Explainer, ...]
     key_available: bool
     limits: RequestLimits = field(default_factory=RequestLimits)
+    signs_receipts: bool = False
 
     def __repr__(self) -> str:
         names = printable(", ".join(one.name for one in self.explainers))
@@ -284,6 +286,9 @@ class Receipt:
         time: When it was charged (UTC).
         image_digests: Digests of the images as they were sent, in order.
         map_digests: Digests of the maps as they were answered, in order.
+        target: Index of the class that was asked for; -1 for the predicted one of each image.
+        repeated: Whether it is for another answer to the same request than the one that was charged: computed again,
+            a map can come out different in its last bits. Nothing is charged for it.
         issuer: Id of the key of the vendor who certified the key that signed.
         trusted: Whether that vendor is the one who issued the license, or was named; False where the client knew
             nobody to compare with.
@@ -300,6 +305,8 @@ class Receipt:
     time: datetime
     image_digests: tuple[str, ...] = field(repr=False)
     map_digests: tuple[str, ...] = field(repr=False)
+    target: int
+    repeated: bool
     issuer: str
     trusted: bool
 

@@ -34,6 +34,7 @@ from keylock.statements import Statement
 __all__ = [
     "MAX_ENTRY_BYTES",
     "append",
+    "append_new",
     "define",
     "entries",
     "find",
@@ -47,7 +48,8 @@ __all__ = [
     "verify",
 ]
 
-MAX_ENTRY_BYTES: Final = 64 * 1024
+# A request of 4,096 images has 20,480 digests.
+MAX_ENTRY_BYTES: Final = 2 * 1024 * 1024
 
 _ONE: Final = 1
 _PAGE: Final = 10_000
@@ -154,6 +156,25 @@ def append(connection: Connection, new: Sequence[bytes]) -> range:
     _APPEND.change_all(connection, rows)
     _MOVE.change(connection, {"size": frontier.size, "frontier": frontier.state})
     return range(first, frontier.size)
+
+
+def append_new(connection: Connection, entries: Sequence[bytes]) -> range:
+    """Appends those of some entries that are not in the log yet, each once; otherwise as `append`.
+
+    Args:
+        connection: With an open transaction.
+        entries: The entries.
+
+    Returns:
+        The places of those that were appended.
+
+    Raises:
+        AuditLogError: As `append`.
+    """
+    # Locked first, so that no other server appends one of them between the look and the write.
+    _frontier(connection, lock=True)
+    found = dict.fromkeys(entries)
+    return append(connection, [one for one in found if find_leaf(connection, leaf_hash(one)) is None])
 
 
 def head(connection: Connection) -> Checkpoint:

@@ -14,7 +14,7 @@ from keylock.licensing.access import (
     issue_access,
     verify_access,
 )
-from keylock.licensing.charges import Charge, ReceiptIssuer
+from keylock.licensing.charges import AnswerDigests, Charge, ReceiptIssuer, UsageNote, content_digest
 from keylock.licensing.claims import (
     ANY,
     License,
@@ -37,6 +37,7 @@ __all__ = [
     "MIN_LIFETIME_S",
     "TOKEN_TYPE",
     "AccessToken",
+    "AnswerDigests",
     "Charge",
     "License",
     "LicenseStatus",
@@ -44,10 +45,12 @@ __all__ = [
     "Rate",
     "ReceiptIssuer",
     "StoredLicense",
+    "UsageNote",
     "certificate_thumbprint",
     "check",
     "check_size",
     "check_time",
+    "content_digest",
     "issue",
     "issue_access",
     "kind_of",

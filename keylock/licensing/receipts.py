@@ -1,27 +1,29 @@
 """Receipts: the vendor's signed word of what was charged, for what, and what was answered.
 
 A receipt is a compact JWS over the canonical JSON of a charge. The same bytes, without the signature, are the entry of
-the audit log, so that a receipt can be shown to be in it. It names images and maps by their digests; nothing in it lets
-anybody see an image, a map, a key or a token. The format is described in docs/receipts.md.
+the audit log, so that a receipt can be shown to be in it. What the answer said about the use of the license differs
+from repeat to repeat and is no part of the entry: it stands in the header, under the same signature. Images, maps and
+predictions are named by their digests; nothing in a receipt lets anybody see one of them, a key or a token. The format
+is described in docs/receipts.md.
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from keylock.errors import AuditLogError, ReceiptError, SignatureError
 from keylock.jws import Jws, sign
-from keylock.licensing.charges import Charge
+from keylock.licensing.charges import AnswerDigests, Charge, UsageNote
 from keylock.licensing.receipt_keys import Certificate, ReceiptKey
 from keylock.signing import VerifyingKey, canonical_json
 
 __all__ = ["MAX_RECEIPT_BYTES", "Receipt", "ReceiptSigner", "entry_of", "parse_entry", "trusts_any", "trusts_id"]
 
-# A request of 4,096 images has 8,192 digests.
-MAX_RECEIPT_BYTES: Final = 2 * 1024 * 1024
+# A request of 4,096 images has 20,480 digests.
+MAX_RECEIPT_BYTES: Final = 3 * 1024 * 1024
 
 _TYPE: Final = "keylock-receipt+jws"
 _LAST_SECOND: Final = 253_402_300_799
@@ -34,11 +36,12 @@ class _Claims(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    type: Literal["keylock-charge/v1"] = "keylock-charge/v1"
+    type: Literal["keylock-charge/v2"] = "keylock-charge/v2"
     license: str
     request: str
     request_digest: str
     model: str
+    model_name: str
     explainer: str
     parameters: dict[str, JsonValue]
     target: int
@@ -47,27 +50,69 @@ class _Claims(BaseModel):
     time: Annotated[int, Field(ge=0, le=_LAST_SECOND)]
     images: list[_Digest]
     maps: list[_Digest]
+    scalings: list[_Digest | None]
+    predictions: list[_Digest]
+    targets: list[_Digest]
+
+    @property
+    def repeated_answer(self) -> str | None:
+        """The digest of the answer that was charged, where this is another one."""
+        return None
+
+
+class _RepeatClaims(_Claims):
+    """The payload of another answer to a request that was charged."""
+
+    type: Literal["keylock-repeat/v2"] = "keylock-repeat/v2"  # type: ignore[assignment]
+    repeats: _Digest
+
+    @property
+    def repeated_answer(self) -> str | None:
+        """The digest of the answer that was charged."""
+        return self.repeats
+
+
+_Entry: Final[TypeAdapter[_Claims | _RepeatClaims]] = TypeAdapter(
+    Annotated[_Claims | _RepeatClaims, Field(discriminator="type")]
+)
+
+
+class _Usage(BaseModel):
+    """The member `usage` of the header: what a `UsageNote` says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    replayed: bool
+    overage_units: Annotated[int, Field(ge=0)]
+    remaining: Annotated[int, Field(ge=0)] | None
+    resets_at: Annotated[int, Field(ge=0, le=_LAST_SECOND)] | None
 
 
 def entry_of(charge: Charge) -> bytes:
     """Returns the canonical JSON of a charge: the payload of its receipt and its entry in the audit log.
 
-    Equal charges have equal entries. The time counts to the second.
+    Equal charges have equal entries. The time counts to the second. The entry of another answer to a request that was
+    charged has a type of its own, so that nobody adds its units a second time.
     """
-    claims = _Claims(
-        license=charge.license_id,
-        request=charge.request_id,
-        request_digest=charge.request_digest,
-        model=charge.model_digest,
-        explainer=charge.explainer,
-        parameters=dict(charge.parameters),
-        target=charge.target,
-        units=charge.units,
-        keyed=charge.keyed,
-        time=int(charge.time.timestamp()),
-        images=list(charge.image_digests),
-        maps=list(charge.map_digests),
-    )
+    said: dict[str, Any] = {
+        "license": charge.license_id,
+        "request": charge.request_id,
+        "request_digest": charge.request_digest,
+        "model": charge.model_digest,
+        "model_name": charge.model_name,
+        "explainer": charge.explainer,
+        "parameters": dict(charge.parameters),
+        "target": charge.target,
+        "units": charge.units,
+        "keyed": charge.keyed,
+        "time": int(charge.time.timestamp()),
+        "images": list(charge.image_digests),
+        "maps": list(charge.answer.maps),
+        "scalings": list(charge.answer.scalings),
+        "predictions": list(charge.answer.predictions),
+        "targets": list(charge.answer.targets),
+    }
+    claims = _Claims(**said) if charge.repeats is None else _RepeatClaims(**said, repeats=charge.repeats)
     return canonical_json(claims.model_dump())
 
 
@@ -78,7 +123,7 @@ def parse_entry(entry: bytes) -> Charge:
         AuditLogError: If it is no entry, or not in its one spelling.
     """
     try:
-        claims = _Claims.model_validate_json(entry)
+        claims = _Entry.validate_json(entry)
     except ValidationError:
         raise AuditLogError("it is no record of a charge") from None
     if canonical_json(claims.model_dump()) != entry:
@@ -88,6 +133,7 @@ def parse_entry(entry: bytes) -> Charge:
         request_id=claims.request,
         request_digest=claims.request_digest,
         model_digest=claims.model,
+        model_name=claims.model_name,
         explainer=claims.explainer,
         parameters=claims.parameters,
         target=claims.target,
@@ -95,7 +141,13 @@ def parse_entry(entry: bytes) -> Charge:
         keyed=claims.keyed,
         time=datetime.fromtimestamp(claims.time, UTC),
         image_digests=tuple(claims.images),
-        map_digests=tuple(claims.maps),
+        answer=AnswerDigests(
+            maps=tuple(claims.maps),
+            scalings=tuple(claims.scalings),
+            predictions=tuple(claims.predictions),
+            targets=tuple(claims.targets),
+        ),
+        repeats=claims.repeated_answer,
     )
 
 
@@ -106,9 +158,13 @@ class ReceiptSigner:
         """Takes the key."""
         self._key = key
 
-    def issue(self, charge: Charge) -> str:
-        """Returns the receipt of a charge; equal charges have equal receipts."""
-        return sign(entry_of(charge), self._key.key, typ=_TYPE, cert=self._key.certificate.token)
+    def issue(self, charge: Charge, usage: UsageNote) -> str:
+        """Returns the receipt of a charge, with what the caller is told about its use.
+
+        Equal charges have receipts of equal payloads.
+        """
+        told = _Usage(**asdict(usage)).model_dump()
+        return sign(entry_of(charge), self._key.key, typ=_TYPE, cert=self._key.certificate.token, usage=told)
 
 
 @dataclass(frozen=True)
@@ -119,12 +175,14 @@ class Receipt:
         token: The receipt as it came: keep this.
         entry: The bytes that were signed, and that are in the audit log.
         charge: What they say.
+        usage: What the answer said about the use of the license.
         certificate: Of the key that signed, with its issuer.
     """
 
     token: str
     entry: bytes
     charge: Charge
+    usage: UsageNote
     certificate: Certificate
 
     @classmethod
@@ -136,7 +194,7 @@ class Receipt:
         1. It has the spelling of a receipt and the one header that receipts have.
         2. Its certificate is whole, and of an issuer that is trusted.
         3. The certified key signed it.
-        4. Its content is a charge.
+        4. Its content is a charge, and its header says what was used.
         5. The certificate held when it was charged, and its key was not taken back.
 
         Args:
@@ -149,7 +207,7 @@ class Receipt:
             ReceiptError: If it does not hold.
         """
         try:
-            parsed = Jws.parse(token.strip(), typ=_TYPE, members=("cert",), max_bytes=MAX_RECEIPT_BYTES)
+            parsed = Jws.parse(token.strip(), typ=_TYPE, members=("cert", "usage"), max_bytes=MAX_RECEIPT_BYTES)
         except ValueError:
             raise ReceiptError("this is no keylock receipt, or not all of one") from None
         certificate = Certificate.read(str(parsed.header["cert"]))
@@ -159,46 +217,13 @@ class Receipt:
             raise ReceiptError("the receipt was changed, or was not signed by the key it names") from None
         try:
             charge = parse_entry(entry)
+            usage = UsageNote(**_Usage.model_validate(parsed.header["usage"]).model_dump())
         except AuditLogError as error:
             raise ReceiptError(f"the receipt cannot be read: {error}") from None
+        except ValidationError:
+            raise ReceiptError("the receipt cannot be read: its header does not say what was used") from None
         certificate.check(trusts, at=charge.time, revoked=revoked)
-        return cls(token.strip(), entry, charge, certificate)
-
-    def check_answer(
-        self,
-        *,
-        request_id: str,
-        model_digest: str,
-        explainer: str,
-        keyed: bool,
-        image_digests: Sequence[str],
-        map_digests: Sequence[str],
-    ) -> None:
-        """Returns when the receipt is for an answer.
-
-        Args:
-            request_id: Of the answer.
-            model_digest: Of the model that answered.
-            explainer: The explainer that was used.
-            keyed: Whether the maps are said to be true ones.
-            image_digests: Of the images as they were sent, in order.
-            map_digests: Of the maps as they were received, in order.
-
-        Raises:
-            ReceiptError: If it is for another; the message says in what they differ.
-        """
-        charge = self.charge
-        pairs: tuple[tuple[str, object, object], ...] = (
-            ("request id", charge.request_id, request_id),
-            ("model", charge.model_digest, model_digest),
-            ("explainer", charge.explainer, explainer),
-            ("keyed", charge.keyed, keyed),
-            ("images", charge.image_digests, tuple(image_digests)),
-            ("maps", charge.map_digests, tuple(map_digests)),
-        )
-        for name, certified, received in pairs:
-            if certified != received:
-                raise ReceiptError(f"the receipt is not for this answer: its {name} differ; do not rely on the answer")
+        return cls(token.strip(), entry, charge, usage, certificate)
 
 
 def trusts_any(keys: Sequence[VerifyingKey]) -> Callable[[VerifyingKey], bool]:

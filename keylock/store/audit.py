@@ -1,7 +1,7 @@
 """Where the ledger and the audit log meet: every charge is an entry, and every entry is a charge."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, text
 
@@ -15,8 +15,11 @@ __all__ = ["AuditDifference", "compare_with_ledger", "compare_with_receipts", "r
 
 
 def record_charge(connection: Connection, charge: Charge) -> None:
-    """Appends a charge to the audit log, in the transaction that makes it; pass it to `Ledger` as `record`."""
-    defer(connection, table.append, entry_of(charge))
+    """Appends a charge to the audit log, in the transaction that makes it; pass it to `Ledger` as `record`.
+
+    Another answer to a request that was charged is an entry too, and each of them one entry however often it is given.
+    """
+    defer(connection, table.append if charge.repeats is None else table.append_new, entry_of(charge))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,8 @@ class AuditDifference:
 def compare_with_ledger(connection: Connection) -> tuple[AuditDifference, ...]:
     """Compares every charge of the ledger with its entry in the log, and every entry with its charge.
 
+    Further answers to a request, which cost nothing, are compared with the charge that they repeat.
+
     Args:
         connection: A connection inside a transaction that sees one moment (`Database.transaction(snapshot=True)`).
 
@@ -47,6 +52,7 @@ def compare_with_ledger(connection: Connection) -> tuple[AuditDifference, ...]:
         AuditLogError: If an entry cannot be read.
     """
     found: dict[tuple[str, str], Charge] = {}
+    repeats: set[bytes] = set()
     differences = []
     for seq, entry in table.entries(connection):
         try:
@@ -54,11 +60,18 @@ def compare_with_ledger(connection: Connection) -> tuple[AuditDifference, ...]:
         except AuditLogError as error:
             raise AuditLogError(f"entry {seq} of the audit log cannot be read: {error}") from None
         key = (charge.license_id, charge.request_id)
+        if charge.repeats is not None:
+            if not _is_answer_to(charge, found.get(key)):
+                differences.append(AuditDifference(*key, f"entry {seq} of the log repeats what was never charged"))
+            if entry in repeats:
+                differences.append(AuditDifference(*key, f"entry {seq} of the log states an answer a second time"))
+            repeats.add(entry)
+            continue
         if key in found:
             differences.append(AuditDifference(*key, f"entry {seq} of the log charges it a second time"))
         found[key] = charge
     query = """
-        SELECT license_id, request_id, request_digest, model_digest, explainer, units, charged_at
+        SELECT license_id, request_id, request_digest, model_digest, explainer, units, charged_at, answer_digest
         FROM ledger WHERE charged_at IS NOT NULL
     """
     for row in connection.execute(text(query)):
@@ -73,11 +86,21 @@ def compare_with_ledger(connection: Connection) -> tuple[AuditDifference, ...]:
             logged.explainer,
             logged.units,
             int(logged.time.timestamp()),
+            logged.answer.digest(),
         )
         if entered != tuple(row)[2:]:
             differences.append(AuditDifference(*key, "the log says something else about it than the ledger"))
     differences += [AuditDifference(*key, "it is in the log and not charged") for key in found]
     return tuple(sorted(differences, key=lambda one: (one.license_id, one.request_id, one.what)))
+
+
+def _is_answer_to(repeat: Charge, charged: Charge | None) -> bool:
+    """Tells whether an entry is another answer to a request that an earlier entry charges."""
+    return (
+        charged is not None
+        and replace(repeat, answer=charged.answer, repeats=None) == charged
+        and (repeat.repeats == charged.answer.digest() != repeat.answer.digest())
+    )
 
 
 def compare_with_receipts(connection: Connection, receipts: Iterable[Receipt]) -> tuple[AuditDifference, ...]:

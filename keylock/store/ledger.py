@@ -26,7 +26,10 @@ from keylock.store.rates import take
 __all__ = ["Ledger", "Order", "Recorder", "Reservation", "Standing", "Window", "look_up"]
 
 Recorder: TypeAlias = Callable[[Connection, Charge], None]
-"""Records a charge elsewhere in the store, inside the transaction that makes it."""
+"""Records a charge elsewhere in the store, inside the transaction that makes it.
+
+It may be called again with an equal charge that `repeats` another answer, and records that once.
+"""
 
 _UNLIMITED: Final = 2**62
 _ATTEMPTS: Final = 5
@@ -106,14 +109,14 @@ class Standing:
         charged_at: When it was charged.
         overage: Units of it that were beyond the quota.
         repeated: Whether it was charged before, so that it costs nothing now.
-        same_answer: Whether the answer is the one that was charged.
+        charged_answer: Digest of the answer that was charged.
         windows: The quotas, the request included.
     """
 
     charged_at: datetime
     overage: int
     repeated: bool
-    same_answer: bool
+    charged_answer: str
     windows: tuple[Window, ...]
 
 
@@ -150,20 +153,19 @@ class Ledger:
             lambda connection: self._reserve(connection, order, now, expires_at), order=order.license.id
         )
 
-    def commit(self, reservation: Reservation, charge: Charge, *, answer_digest: str) -> "Future[Standing]":
-        """Charges a request.
+    def commit(self, reservation: Reservation, charge: Charge) -> "Future[Standing]":
+        """Charges a request; where it was charged before with another answer, records that this one was given too.
 
         Args:
             reservation: What was set aside.
             charge: What to record; its time is when the request is charged, if it is charged by this.
-            answer_digest: Digest of the answer, by which a repeat is compared.
 
         Returns:
             What became of it, once it is durable. Where the reservation was taken back in the meantime the units are
             set aside anew, and it raises `QuotaError` where they are gone.
         """
         return self._commits.submit(
-            lambda connection: self._commit(connection, reservation, charge, answer_digest),
+            lambda connection: self._commit(connection, reservation, charge),
             order=reservation.order.license.id,
         )
 
@@ -283,8 +285,8 @@ class Ledger:
             resets_at=last.resets_at,
         )
 
-    def _commit(self, connection: Connection, reservation: Reservation, charge: Charge, answer_digest: str) -> Standing:
-        order = reservation.order
+    def _commit(self, connection: Connection, reservation: Reservation, charge: Charge) -> Standing:
+        order, answer_digest = reservation.order, charge.answer.digest()
         values = {
             **_key(order),
             "request_digest": order.request_digest,
@@ -297,13 +299,13 @@ class Ledger:
             if charged is not None:
                 if self._record is not None:
                     self._record(connection, charge)
-                return Standing(charge.time, charged[0], False, True, reservation.windows)
+                return Standing(charge.time, charged[0], False, answer_digest, reservation.windows)
             found = _find(connection, order)
             if found is None:
                 # The reservation was taken back, because it had expired or a twin of the request gave up.
                 self._reserve_again(connection, order, charge.time)
             elif found.charged_at is not None or found.request_digest != order.request_digest:
-                return self._repeat(connection, order, found, charge.time, answer_digest)
+                return self._repeat(connection, order, found, charge, answer_digest)
             # What is there otherwise was set aside by another server since the first statement; it can be charged.
         raise RateError(license_id=order.license.id, retry_after_s=_CONTENDED_S)
 
@@ -312,18 +314,21 @@ class Ledger:
         self._reserve(connection, replace(order, license=unlimited), now, now + _MOMENT)
 
     def _repeat(
-        self, connection: Connection, order: Order, row: "_Found", now: datetime, answer_digest: str
+        self, connection: Connection, order: Order, row: "_Found", charge: Charge, answer_digest: str
     ) -> Standing:
         if row.charged_at is None or row.request_digest != order.request_digest:
             # The id was released and then used for another request while this one was computed.
             raise RequestReusedError(order.request_id)
+        charged_at = _moment(row.charged_at)
+        if self._record is not None and row.answer_digest != answer_digest:
+            self._record(connection, replace(charge, time=charged_at, repeats=row.answer_digest))
         return Standing(
-            charged_at=_moment(row.charged_at),
+            charged_at=charged_at,
             overage=row.overage,
             # A commit that is run again, because nobody knows whether it went through, is no repeat.
             repeated=row.attempt != order.attempt,
-            same_answer=row.answer_digest == answer_digest,
-            windows=look_up(connection, order.license, now),
+            charged_answer=row.answer_digest,
+            windows=look_up(connection, order.license, charge.time),
         )
 
     def _release(self, connection: Connection, order: Order) -> bool:

@@ -550,7 +550,9 @@ class ExplainResponse(_message.Message):
     RECEIPT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     receipt: _builtins.str
-    """A signed receipt for the charge (compact JWS); empty where nothing was charged, or the server signs none."""
+    """A signed receipt (compact JWS) for the charge and for everything that this answer says; empty where nothing was
+    charged, or the server signs none.
+    """
     @_builtins.property
     def model(self) -> Global___Model: ...
     @_builtins.property
@@ -909,8 +911,11 @@ class GetModelResponse(_message.Message):
     EXPLAINERS_FIELD_NUMBER: _builtins.int
     KEY_AVAILABLE_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    SIGNS_RECEIPTS_FIELD_NUMBER: _builtins.int
     key_available: _builtins.bool
     """Whether the server holds the key, that is, whether a license leads to true maps."""
+    signs_receipts: _builtins.bool
+    """Whether every answer that is charged to a license has a receipt."""
     @_builtins.property
     def model(self) -> Global___Model: ...
     @_builtins.property
@@ -932,10 +937,11 @@ class GetModelResponse(_message.Message):
         explainers: _abc.Iterable[Global___Explainer] | None = ...,
         key_available: _builtins.bool = ...,
         limits: Global___RequestLimits | None = ...,
+        signs_receipts: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "model", b"model", "preprocessing", b"preprocessing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "explainers", b"explainers", "key_available", b"key_available", "limits", b"limits", "model", b"model", "preprocessing", b"preprocessing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "explainers", b"explainers", "key_available", b"key_available", "limits", b"limits", "model", b"model", "preprocessing", b"preprocessing", "signs_receipts", b"signs_receipts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,7 +1,7 @@
 """How explanations are written into answers: predictions, maps in the type that was asked for, and how large it gets.
 
 A map is computed in float32. In another type it travels as elements with a scale and an offset, which the answer
-states; what is certified in a receipt are the elements as they are sent.
+states; a receipt certifies the elements as they are sent, and scale and offset.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,6 @@ from google.protobuf import json_format
 from numpy.typing import NDArray
 
 from keylock.bundle import ExplainerEntry
-from keylock.digests import digest_of_array
 from keylock.errors import InputError
 from keylock.v1 import explanation_pb2 as pb
 from keylock_server.requests import at_field
@@ -25,7 +24,6 @@ __all__ = [
     "Form",
     "check_answer_size",
     "describe_explainer",
-    "digest_of_map",
     "encode",
     "read_form",
     "softmax",
@@ -35,9 +33,9 @@ __all__ = [
 DEFAULT_MAX_BYTES: Final = 4 * 2**20
 _LEAST_MAX_BYTES: Final = 64 * 1024
 _TOP: Final = 5
-# Room for what is in an answer beside its results: usage and receipt, which names each image and map.
+# Room for what is in an answer beside its results: usage and receipt, which has five digests for each image.
 _ANSWER_BYTES: Final = 8192
-_RECEIPT_BYTES: Final = 256
+_RECEIPT_BYTES: Final = 512
 
 _NAMES: Final = {
     pb.DATA_TYPE_UNSPECIFIED: "float32",
@@ -143,11 +141,6 @@ def encode(
             )
         )
     return results
-
-
-def digest_of_map(tensor: pb.Tensor) -> str:
-    """Returns the digest of a map as it is sent."""
-    return digest_of_array(_NAMES[tensor.dtype], tensor.shape, tensor.data)
 
 
 def check_answer_size(results: Sequence[pb.Explanation], *, max_bytes: int) -> None:

@@ -1,7 +1,7 @@
 """`keylock.v1.ExplanationService`: decode, authenticate, explain, charge, encode."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 from keylock.bundle import ExplainerEntry, Manifest
 from keylock.errors import LicenseError, LicenseReason
 from keylock.images import ImageLimits
-from keylock.licensing import Charge, License, ReceiptIssuer, check, check_size
+from keylock.licensing import AnswerDigests, Charge, License, ReceiptIssuer, check, check_size, content_digest
+from keylock.licensing.answers import digests_of, image_digest
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import explanation_pb2_grpc as pb_grpc
 from keylock_server.answering import (
@@ -19,7 +20,6 @@ from keylock_server.answering import (
     Form,
     check_answer_size,
     describe_explainer,
-    digest_of_map,
     encode,
     read_form,
 )
@@ -27,14 +27,13 @@ from keylock_server.authentication import Authenticator, Caller
 from keylock_server.batcher import Admission, Batchers
 from keylock_server.calls import check_request_id, describe_call, new_request_id, set_license
 from keylock_server.even_times import CallTimes, EvenTimes
-from keylock_server.metering import Meter, content_digest, describe_windows
+from keylock_server.metering import Meter, describe_windows
 from keylock_server.models import Models
 from keylock_server.requests import (
     at_field,
     check_count,
     check_parameters,
     choose_target,
-    digest_of_image,
     prepare_images,
     wants_public_prediction,
 )
@@ -177,7 +176,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             # Before anything is set aside: a server that is full does not keep the store busy.
             with self._batchers.of(model).admit(len(request.images)) as admitted:
 
-                async def work() -> tuple[list[pb.Explanation], Sequence[str]]:
+                async def work() -> tuple[list[pb.Explanation], AnswerDigests]:
                     with times.working():
                         return await self._explain(model, admitted, request, terms, form)
 
@@ -196,7 +195,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         terms: _Terms,
         granted: License,
         form: Form,
-        work: Callable[[], Awaitable[tuple[list[pb.Explanation], Sequence[str]]]],
+        work: Callable[[], Awaitable[tuple[list[pb.Explanation], AnswerDigests]]],
         answer: pb.ExplainResponse,
     ) -> None:
         """Does the work for a license, and writes results, price and receipt into the answer."""
@@ -206,8 +205,8 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         metered = await self._meter.charge(granted, request=asked, work=work)
         answer.results.extend(metered.answer)
         answer.usage.CopyFrom(metered.usage)
-        if self._receipts is not None and metered.proven:
-            answer.receipt = self._receipts.issue(metered.charge)
+        if self._receipts is not None and metered.note is not None:
+            answer.receipt = self._receipts.issue(metered.charge, metered.note)
 
     async def EstimateExplain(  # noqa: N802
         self, request: pb.EstimateExplainRequest, context: _Context
@@ -236,6 +235,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         """Describes a served model."""
         with self._models.use(request.model_name, request.model_version) as model:
             answer = _describe_everything(model)
+        answer.signs_receipts = self._receipts is not None and self._meter.records
         answer.limits.CopyFrom(
             pb.RequestLimits(
                 max_images=self._max_images,
@@ -288,14 +288,14 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             request_id=request_id,
             request_digest="",
             model_digest=manifest.model_digest,
+            model_name=manifest.name,
             explainer=terms.explainer.name,
             parameters=terms.explainer.parameters,
             target=terms.target,
             units=len(request.images) * self._meter.units_per_image(terms.explainer.name),
             keyed=True,
             time=self._meter.now(),
-            image_digests=tuple(digest_of_image(image) for image in request.images),
-            map_digests=(),
+            image_digests=tuple(image_digest(image) for image in request.images),
         )
         return replace(asked, request_digest=content_digest(asked, map_dtype=dtype))
 
@@ -306,7 +306,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         request: pb.ExplainRequest,
         terms: "_Terms",
         form: Form,
-    ) -> tuple[list[pb.Explanation], Sequence[str]]:
+    ) -> tuple[list[pb.Explanation], AnswerDigests]:
         granted = terms.granted
         images = await self._workers.run(
             lambda abandoned: prepare_images(
@@ -326,7 +326,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         # Also where the map is a decoy, so that an answer takes as long with a license as without one.
         public = await admitted.predict(images) if terms.public else None
 
-        def write() -> tuple[list[pb.Explanation], Sequence[str]]:
+        def write() -> tuple[list[pb.Explanation], AnswerDigests]:
             results = encode(
                 explained,
                 terms.explainer,
@@ -337,7 +337,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
                 dtype=form.dtype,
             )
             check_answer_size(results, max_bytes=form.max_bytes)
-            return results, [] if granted is None else [digest_of_map(result.map) for result in results]
+            return results, AnswerDigests() if granted is None else digests_of(results)
 
         return await self._workers.run(lambda _: write())
 

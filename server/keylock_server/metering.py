@@ -6,7 +6,6 @@ callers without a license, never come here.
 
 import asyncio
 import contextvars
-import hashlib
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -17,17 +16,15 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from keylock.digests import digest_of
 from keylock.errors import AuditLogError, KeylockError, ServiceError, StoreError, StoreReplacedError
-from keylock.licensing import Charge, License, Quota
-from keylock.signing import canonical_json
+from keylock.licensing import AnswerDigests, Charge, License, Quota, UsageNote
 from keylock.v1 import explanation_pb2 as pb
 from keylock_server.statuses import NoMeteringError, StoreLostError
 
 if TYPE_CHECKING:
     from keylock.store.ledger import Ledger, Order, Reservation, Standing, Window
 
-__all__ = ["Meter", "Metered", "content_digest", "describe_windows", "timestamp"]
+__all__ = ["Meter", "Metered", "describe_windows", "timestamp"]
 
 T = TypeVar("T")
 
@@ -42,15 +39,16 @@ class Metered(Generic[T]):
 
     Attributes:
         answer: What was computed.
-        charge: What was charged, by this call or by an earlier one for the same request.
+        charge: What was charged, by this call or by an earlier one for the same request; it is of this answer.
         usage: What the caller is told about it.
-        proven: Whether the answer is the one that was charged, so that a receipt for the charge fits it.
+        note: The part of `usage` that the charge does not say; None where use is not recorded, so that nothing was
+            charged.
     """
 
     answer: T
     charge: Charge
     usage: pb.Usage
-    proven: bool
+    note: UsageNote | None
 
 
 class Meter:
@@ -83,6 +81,11 @@ class Meter:
         self.now = now
         self._reaper: asyncio.Task[None] | None = None
 
+    @property
+    def records(self) -> bool:
+        """Whether use is recorded, so that every answer to a license is charged."""
+        return self._ledger is not None
+
     def units_per_image(self, explainer: str) -> int:
         """Returns what one image costs."""
         return self._prices.get(explainer, self._prices.get(_ANY, 1))
@@ -92,14 +95,14 @@ class Meter:
         license: License,
         *,
         request: Charge,
-        work: Callable[[], Awaitable[tuple[T, Sequence[str]]]],
+        work: Callable[[], Awaitable[tuple[T, AnswerDigests]]],
     ) -> Metered[T]:
         """Does the work of a request and charges for it, or neither.
 
         Args:
             license: Who pays, as the store has it.
-            request: What is asked for; the digests of its maps are empty and its time is that of the call.
-            work: Computes the answer, and the digests of its maps.
+            request: What is asked for; the digests of the answer are empty and its time is that of the call.
+            work: Computes the answer, and its digests.
 
         Returns:
             The answer and what it cost.
@@ -115,15 +118,16 @@ class Meter:
         ledger = self._ledger
         reservation = await self._durable(lambda: self._reserve(ledger, order), order)
         try:
-            answer, maps = await work()
-            charge = replace(request, map_digests=tuple(maps), time=self.now().replace(microsecond=0))
+            answer, digests = await work()
+            charge = replace(request, answer=digests, time=self.now().replace(microsecond=0))
         except BaseException:
             self._give_back(order)
             raise
-        digest = _answer_digest(maps)
-        standing = await self._durable(lambda: ledger.commit(reservation, charge, answer_digest=digest), order)
-        charge = replace(charge, time=standing.charged_at)
-        return Metered(answer, charge, _usage(charge, standing), standing.same_answer)
+        standing = await self._durable(lambda: ledger.commit(reservation, charge), order)
+        repeats = None if standing.charged_answer == charge.answer.digest() else standing.charged_answer
+        charge = replace(charge, time=standing.charged_at, repeats=repeats)
+        note = _note(standing)
+        return Metered(answer, charge, _usage(charge, note), note)
 
     async def windows(self, license: License) -> "tuple[Window, ...]":
         """Looks up what a license has used.
@@ -159,13 +163,13 @@ class Meter:
         self,
         license: License,
         request: Charge,
-        work: Callable[[], Awaitable[tuple[T, Sequence[str]]]],
+        work: Callable[[], Awaitable[tuple[T, AnswerDigests]]],
     ) -> Metered[T]:
         if license.quota != Quota() or license.rate is not None:
             raise NoMeteringError
-        answer, maps = await work()
-        charge = replace(request, map_digests=tuple(maps))
-        return Metered(answer, charge, pb.Usage(units=charge.units, license_id=license.id), False)
+        answer, digests = await work()
+        charge = replace(request, answer=digests)
+        return Metered(answer, charge, pb.Usage(units=charge.units, license_id=license.id), None)
 
     def _reserve(self, ledger: "Ledger", order: "Order") -> "Future[Reservation]":
         return ledger.reserve(order, now=self.now(), lifetime_s=self._lifetime_s)
@@ -209,24 +213,6 @@ class Meter:
                 _LOG.warning("took back %d reservations that had expired", count)
 
 
-def content_digest(request: Charge, *, map_dtype: str = "float32") -> str:
-    """Returns the digest of all that a request asks for, but its id: equal requests have equal digests.
-
-    Args:
-        request: What is asked for.
-        map_dtype: Type of the elements of the maps.
-    """
-    content: dict[str, object] = {
-        "model": request.model_digest,
-        "explainer": request.explainer,
-        "target": request.target,
-        "images": list(request.image_digests),
-    }
-    if map_dtype != "float32":
-        content["map_dtype"] = map_dtype
-    return digest_of(canonical_json(content))
-
-
 def describe_windows(windows: "Sequence[Window]") -> list[pb.QuotaWindow]:
     """Writes quotas into messages."""
     return [
@@ -259,21 +245,27 @@ def _order(license: License, request: Charge) -> "Order":
     )
 
 
-def _answer_digest(map_digests: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(map_digests).encode("ascii")).hexdigest()
-
-
-def _usage(charge: Charge, standing: "Standing") -> pb.Usage:
+def _note(standing: "Standing") -> UsageNote:
     limited = [window for window in standing.windows if window.remaining is not None]
     tightest = min(limited, key=lambda window: window.remaining or 0, default=None)
-    return pb.Usage(
-        units=charge.units,
-        license_id=charge.license_id,
+    resets_at = None if tightest is None else tightest.resets_at
+    return UsageNote(
         replayed=standing.repeated,
         overage_units=standing.overage,
         remaining=None if tightest is None else tightest.remaining,
-        resets_at=None if tightest is None else timestamp(tightest.resets_at),
-        charged_at=timestamp(standing.charged_at),
+        resets_at=None if resets_at is None else int(resets_at.timestamp()),
+    )
+
+
+def _usage(charge: Charge, note: UsageNote) -> pb.Usage:
+    return pb.Usage(
+        units=charge.units,
+        license_id=charge.license_id,
+        replayed=note.replayed,
+        overage_units=note.overage_units,
+        remaining=note.remaining,
+        resets_at=None if note.resets_at is None else Timestamp(seconds=note.resets_at),
+        charged_at=timestamp(charge.time),
     )
 
 

@@ -12,7 +12,6 @@ from google.protobuf import struct_pb2
 from numpy.typing import NDArray
 
 from keylock.class_names import normalise_class_name
-from keylock.digests import digest_of, digest_of_array
 from keylock.errors import InputError, LicenseError, LicenseReason, TensorError, UnknownNameError
 from keylock.images import ImageLimits, decode
 from keylock.preprocessing import Preprocessing
@@ -24,7 +23,6 @@ __all__ = [
     "check_parameters",
     "choose_target",
     "claiming",
-    "digest_of_image",
     "prepare_images",
     "shaped",
     "stop_if",
@@ -145,15 +143,6 @@ def _to_array(tensor: pb.Tensor) -> NDArray[Any]:
     if dtype is None:
         raise TensorError("the tensor has no known dtype: set it to DATA_TYPE_UINT8 or DATA_TYPE_FLOAT32")
     return shaped(tensor.data, shape=tensor.shape, dtype=dtype)
-
-
-def digest_of_image(image: pb.Image) -> str:
-    """Returns the digest of an image as it was sent, which its sender can compute as well."""
-    if image.WhichOneof("source") == "encoded":
-        return digest_of(image.encoded)
-    # An array of no known type is refused before anything is charged; its digest is never used.
-    dtype = _DTYPES.get(image.tensor.dtype, np.dtype(np.void)).name
-    return digest_of_array(dtype, tuple(image.tensor.shape), image.tensor.data)
 
 
 def shaped(data: bytes, *, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -113,6 +113,8 @@ def describe(request, context):
 
 def explain(request, context):
     keyed = any(key == "authorization" for key, _ in context.invocation_metadata())
+    about = {"target_index": request.target_index, None: 2}.get(request.WhichOneof("target"))
+    about = CLASSES.index(request.target_label) if about is None else about
     result = pb.Explanation(
         prediction=pb.Prediction(
             index=2, label="star", probability=0.75, logits=[0, 0, 2], top=[pb.ClassScore(index=2, label="star")]
@@ -120,7 +122,7 @@ def explain(request, context):
         map=pb.Tensor(dtype=pb.DATA_TYPE_FLOAT32, shape=[2, 3], data=np.arange(6, dtype="<f4").tobytes()),
         explainer=pb.Explainer(name=request.explainer or "grad_cam"),
         keyed=keyed,
-        target=pb.ClassScore(index=2, label="star", probability=0.75),
+        target=pb.ClassScore(index=about, label=CLASSES[about], probability=0.75),
     )
     result.explainer.parameters.update({"layer": "last", "steps": 8, "scale": 0.5, "sizes": [1, 2.5]})
     return pb.ExplainResponse(

@@ -143,7 +143,7 @@ def test_the_receipt_is_for_the_bytes_that_were_sent(large, vendor, tiny):
         answer = large.plain.Explain(request(tiny, pixels, map_dtype=dtype), metadata=bearer(token))
         sent = [digest_of_array(NAMES[dtype], one.map.shape, one.map.data) for one in answer.results]
         receipt = Receipt.verify(answer.receipt, lambda issuer: issuer == vendor.signing_key.verifying_key)
-        assert list(receipt.charge.map_digests) == sent
+        assert list(receipt.charge.answer.maps) == sent
         digests.update(sent)
     assert len(digests) == 6
 
@@ -213,7 +213,7 @@ def test_a_large_map_is_sent_in_parts_whose_receipt_is_for_the_whole(large, vend
     for number, answer in put_together(messages).items():
         (result,) = answer.results
         receipt = Receipt.verify(answer.receipt, lambda issuer: issuer == vendor.signing_key.verifying_key)
-        assert receipt.charge.map_digests == (digest_of_array("float32", result.map.shape, result.map.data),)
+        assert receipt.charge.answer.maps == (digest_of_array("float32", result.map.shape, result.map.data),)
         expected = large.plain.Explain(request(tiny, pixels[number : number + 1]), metadata=bearer(token))
         np.testing.assert_array_equal(values(result), values(expected.results[0]))
 

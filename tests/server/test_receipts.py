@@ -23,12 +23,14 @@ from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import license_pb2
 from keylock_client import (
     AsyncClient,
+    BadAnswerError,
     BadReceiptError,
     Client,
     ClientError,
     LicenseRefusedError,
     RequestRefusedError,
 )
+from keylock_client._checks import Asked
 from keylock_client._receipts import Trust, newer, question, read_proof, read_receipt
 
 YEAR = timedelta(days=365)
@@ -138,10 +140,13 @@ def test_the_shell_says_where_there_is_no_receipt(shell, tmp_path):
     assert "no directory" in shell("explain 0.png --license-file acme.license --receipt no/0.receipt", code=3).err
 
 
-def test_a_repeat_has_the_same_receipt_and_one_entry(client, proving, tiny):
+def test_a_repeat_with_the_same_bits_has_one_receipt_and_one_entry(client, proving, tiny):
     image = tiny.images(1)[0]
-    tokens = {client.explain(image, request_id="again").receipt.token for _ in range(3)}
-    assert len(tokens) == 1
+    found = [client.explain(image, request_id="again").receipt for _ in range(3)]
+    assert [one.repeated for one in found] == [False] * 3
+    # The header says besides that the repeats cost nothing.
+    assert len({one.token.split(".")[1] for one in found}) == 1
+    assert found[1].token == found[2].token != found[0].token
     assert [parse_entry(entry).request_id for entry in entries(proving.url)].count("again") == 1
     with Database(proving.url) as database, database.transaction(snapshot=True) as connection:
         assert compare_with_ledger(connection) == ()
@@ -182,49 +187,96 @@ def test_a_client_that_trusts_somebody_else_refuses_the_answer(proving, licensed
     assert caught.value.request_id == "distrusted"
 
 
-def tamper_map(answer):
-    answer.results[0].map.data = answer.results[0].map.data[::-1]
+def read(came, images, license, **options):
+    asked = Asked(came.request_id, pb.ExplainRequest(**options), images)
+    maps = [one.map.data for one in came.results]
+    return read_receipt(came, maps, asked, Trust.make((), license.token))
 
 
-def tamper_keyed(answer):
-    answer.results[0].keyed = False
-
-
-def tamper_model(answer):
-    answer.model.digest = "sha256:" + "0" * 64
-
-
-def tamper_explainer(answer):
-    answer.results[0].explainer.name = "coarse"
-
-
-def tamper_request(answer):
-    answer.request_id = "another"
-
-
-def tamper_receipt(answer):
-    header, _, signature = answer.receipt.split(".")
-    answer.receipt = f"{header}.{encode_base64url(b'{}')}.{signature}"
-
-
-@pytest.mark.parametrize(
-    "tamper", [tamper_map, tamper_keyed, tamper_model, tamper_explainer, tamper_request, tamper_receipt]
-)
-def test_an_answer_that_was_changed_does_not_fit_its_receipt(tamper, proving, licensed, tiny):
+def test_a_receipt_whose_payload_was_replaced_does_not_hold(proving, licensed, tiny):
     image = tiny.tensor_image(tiny.images(1)[0])
     answer = proving.explain(image, token=licensed.token, explainer="brightness")
-    trust = Trust.make((), licensed.token)
-    assert read_receipt(answer, [image], trust).trusted
-    tamper(answer)
+    assert read(answer, [image], licensed).trusted
+    header, _, signature = answer.receipt.split(".")
+    answer.receipt = f"{header}.{encode_base64url(b'{}')}.{signature}"
     with pytest.raises(BadReceiptError):
-        read_receipt(answer, [image], trust)
+        read(answer, [image], licensed)
 
 
-def test_an_answer_for_another_image_does_not_fit_its_receipt(proving, licensed, tiny):
+def test_an_answer_to_something_else_is_refused_and_says_what_differs(proving, licensed, vendor, tiny):
     image, other = (tiny.tensor_image(one) for one in tiny.images(2))
+    answer = proving.explain(image, token=licensed.token, explainer="brightness", target_index=2)
+    for name, options in {
+        "explainer": {"explainer": "coarse", "target_index": 2},
+        "target": {},
+        "target.label": {"target_label": "north-east"},
+        "parameters.power": {"parameters": {"power": 2}, "target_index": 2},
+        "request digest": {"answer": pb.AnswerOptions(map_dtype=pb.DATA_TYPE_UINT8), "target_index": 2},
+        "model.name": {"model_name": "another", "target_index": 2},
+        "model.version": {"model_version": "0" * 12, "target_index": 2},
+        "prediction.keyed": {"prediction": pb.PREDICTION_KIND_PUBLIC, "target_index": 2},
+    }.items():
+        with pytest.raises(BadReceiptError, match=f"{name} is another"):
+            read(answer, [image], licensed, **options)
+    with pytest.raises(BadReceiptError, match="its images"):
+        read(answer, [other], licensed, target_index=2)
+    with pytest.raises(BadReceiptError, match="its license"):
+        read(answer, [image], vendor.grant(record=False), target_index=2)
+    assert read(answer, [image], licensed, target_index=2).target == 2
+
+
+def test_a_receipt_that_was_taken_out_is_missed(proving, licensed, client, tiny):
+    assert client.model().signs_receipts
+    image = tiny.tensor_image(tiny.images(1)[0])
     answer = proving.explain(image, token=licensed.token)
-    with pytest.raises(BadReceiptError, match="images differ"):
-        read_receipt(answer, [other], Trust())
+    answer.ClearField("receipt")
+    asked = Asked(answer.request_id, pb.ExplainRequest(), [image])
+    maps = [answer.results[0].map.data]
+    trust = Trust.make((), licensed.token)
+    with pytest.raises(BadReceiptError, match="no receipt"):
+        read_receipt(answer, maps, asked, trust, expected=True)
+    assert read_receipt(answer, maps, asked, trust) is None
+    answer.results[0].keyed = False
+    with pytest.raises(BadAnswerError, match=r"results\[0\].keyed"):
+        read_receipt(answer, maps, asked, trust)
+
+
+def test_a_decoy_is_no_true_map_and_no_answer_to_a_license(proving, licensed, tiny):
+    image = tiny.tensor_image(tiny.images(1)[0])
+    answer = proving.explain(image)
+    asked, maps = Asked(answer.request_id, pb.ExplainRequest(), [image]), [answer.results[0].map.data]
+    assert read_receipt(answer, maps, asked, Trust()) is None
+    with pytest.raises(BadAnswerError, match="keyed"):
+        read_receipt(answer, maps, asked, Trust.make((), licensed.token))
+    answer.results[0].keyed = True
+    with pytest.raises(BadAnswerError, match="keyed"):
+        read_receipt(answer, maps, asked, Trust())
+    true = proving.explain(image, token=licensed.token)
+    with pytest.raises(BadReceiptError, match="no license was presented"):
+        read_receipt(true, maps, asked, Trust())
+
+
+def test_a_repeat_with_other_bits_has_a_receipt_of_its_own_that_is_logged_once(proving, client, licensed, tiny):
+    """The same request asked with the other prediction is answered with other bits, and costs nothing."""
+    image = tiny.images(1)[0]
+    first = client.explain(image, request_id="other-bits")
+    others = [client.explain(image, request_id="other-bits", prediction="keyed") for _ in range(3)]
+    assert [one.usage.replayed for one in (first, *others)] == [False, True, True, True]
+    assert {one.receipt.repeated for one in others} == {True}
+    assert len({one.receipt.token for one in others}) == 1
+    again = client.explain(image, request_id="other-bits")
+    assert not again.receipt.repeated
+    logged = [parse_entry(entry) for entry in entries(proving.url)]
+    ours = [one for one in logged if one.request_id == "other-bits"]
+    assert [one.repeats for one in ours] == [None, ours[0].answer.digest()]
+    with Database(proving.url) as database, database.transaction(snapshot=True) as connection:
+        assert compare_with_ledger(connection) == ()
+    assert sum(one.used for one in client.usage() if one.period == "total") == ours[0].units + sum(
+        one.units for one in logged if one.license_id == licensed.id and one.request_id != "other-bits"
+    )
+    # It is proven like any other receipt.
+    proof = client.prove(others[0].receipt)
+    assert client.verify_receipt(others[0].receipt, proof=proof.text).repeated
 
 
 def test_log_and_receipts_hold_no_image_map_key_or_token(proving, licensed, tiny, vendor):

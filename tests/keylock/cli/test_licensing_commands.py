@@ -16,7 +16,7 @@ from keylock.auditlog import table
 from keylock.cli import main
 from keylock.errors import LicenseReason
 from keylock.issuers import IssuerKeys, home_keys, load_keys, retire, rotate, trusted_file
-from keylock.licensing import Charge, verify
+from keylock.licensing import AnswerDigests, Charge, UsageNote, verify
 from keylock.licensing.receipt_keys import ReceiptKey
 from keylock.licensing.receipts import ReceiptSigner, parse_entry
 from keylock.signing import Home
@@ -188,6 +188,7 @@ def charged(home, run):
                 request_id=request_id,
                 request_digest=DIGEST,
                 model_digest=DIGEST,
+                model_name="tiny",
                 explainer="grad_cam",
                 parameters={},
                 target=-1,
@@ -195,9 +196,9 @@ def charged(home, run):
                 keyed=True,
                 time=now,
                 image_digests=(DIGEST,),
-                map_digests=(DIGEST,),
+                answer=AnswerDigests(maps=(DIGEST,), scalings=(None,), predictions=(DIGEST,), targets=(DIGEST,)),
             )
-            ledger.commit(reservation, charge, answer_digest="x").result(timeout=30)
+            ledger.commit(reservation, charge).result(timeout=30)
         ledger.close()
     return acme, other
 
@@ -278,7 +279,8 @@ def test_receipts_show_what_a_restored_store_has_lost(run, home, charged, tmp_pa
         not_before=lost.time - year,
         expires=lost.time + year,
     )
-    tokens = [ReceiptSigner(key).issue(charge) for charge in (*kept, lost)]
+    used = UsageNote(replayed=False, overage_units=0, remaining=None, resets_at=None)
+    tokens = [ReceiptSigner(key).issue(charge, used) for charge in (*kept, lost)]
     held, all_of_them = tmp_path / "held.receipt", tmp_path / "all.receipt"
     held.write_text(tokens[0])
     all_of_them.write_text("\n".join(tokens))

@@ -10,7 +10,7 @@ import pytest
 from keylock.auditlog import Checkpoint, leaf_hash
 from keylock.errors import AuditLogError, ReceiptError, SignatureError
 from keylock.jws import sign
-from keylock.licensing.charges import Charge
+from keylock.licensing.charges import AnswerDigests, Charge, UsageNote
 from keylock.licensing.receipt_keys import Certificate, ReceiptKey, certificate_path, delegate, open_checkpoint
 from keylock.licensing.receipts import Receipt, ReceiptSigner, entry_of, parse_entry, trusts_any, trusts_id
 from keylock.signing import SigningKey, canonical_json
@@ -24,6 +24,7 @@ CHARGE = Charge(
     request_id="r-1",
     request_digest="sha256:" + "01" * 32,
     model_digest="sha256:" + "02" * 32,
+    model_name="tiny",
     explainer="grad_cam",
     parameters={"layer": "body.3", "beta": 8.0, "steps": 3},
     target=-1,
@@ -31,8 +32,15 @@ CHARGE = Charge(
     keyed=True,
     time=NOW,
     image_digests=(DIGEST, "sha256:" + "03" * 32),
-    map_digests=("sha256:" + "04" * 32, "sha256:" + "05" * 32),
+    answer=AnswerDigests(
+        maps=("sha256:" + "04" * 32, "sha256:" + "05" * 32),
+        scalings=(None, "sha256:" + "06" * 32),
+        predictions=("sha256:" + "07" * 32, "sha256:" + "08" * 32),
+        targets=("sha256:" + "09" * 32, "sha256:" + "0a" * 32),
+    ),
 )
+USAGE = UsageNote(replayed=False, overage_units=0, remaining=9, resets_at=1795521600)
+USED = dataclasses.asdict(USAGE)
 TRUSTS = trusts_any([ISSUER.verifying_key])
 
 
@@ -42,11 +50,11 @@ def make_key(*, key=None, issuer=ISSUER, start=NOW - YEAR, end=NOW + YEAR):
 
 
 KEY = make_key()
-TOKEN = ReceiptSigner(KEY).issue(CHARGE)
+TOKEN = ReceiptSigner(KEY).issue(CHARGE, USAGE)
 
 
-def forge(payload, *, key=KEY, signer=None, typ="keylock-receipt+jws"):
-    return sign(payload, signer or key.key, typ=typ, cert=key.certificate.token)
+def forge(payload, *, key=KEY, signer=None, typ="keylock-receipt+jws", usage=USED):
+    return sign(payload, signer or key.key, typ=typ, cert=key.certificate.token, usage=usage)
 
 
 def test_a_receipt_says_what_was_charged():
@@ -60,19 +68,20 @@ def test_a_receipt_says_what_was_charged():
 
 def test_equal_charges_have_equal_receipts_and_leaves_whatever_key_signs():
     again = dataclasses.replace(CHARGE, parameters=dict(reversed(CHARGE.parameters.items())))
-    assert ReceiptSigner(KEY).issue(again) == TOKEN
-    other = Receipt.verify(ReceiptSigner(make_key()).issue(CHARGE), TRUSTS)
+    assert ReceiptSigner(KEY).issue(again, USAGE) == TOKEN
+    other = Receipt.verify(ReceiptSigner(make_key()).issue(CHARGE, USAGE), TRUSTS)
     assert other.token != TOKEN
     assert leaf_hash(other.entry) == leaf_hash(entry_of(CHARGE))
 
 
 def test_an_entry_is_the_documented_json():
     assert json.loads(entry_of(CHARGE)) == {
-        "type": "keylock-charge/v1",
+        "type": "keylock-charge/v2",
         "license": "lic_1",
         "request": "r-1",
         "request_digest": CHARGE.request_digest,
         "model": CHARGE.model_digest,
+        "model_name": "tiny",
         "explainer": "grad_cam",
         "parameters": {"layer": "body.3", "beta": 8.0, "steps": 3},
         "target": -1,
@@ -80,7 +89,10 @@ def test_an_entry_is_the_documented_json():
         "keyed": True,
         "time": 1795521600,
         "images": list(CHARGE.image_digests),
-        "maps": list(CHARGE.map_digests),
+        "maps": list(CHARGE.answer.maps),
+        "scalings": list(CHARGE.answer.scalings),
+        "predictions": list(CHARGE.answer.predictions),
+        "targets": list(CHARGE.answer.targets),
     }
     assert parse_entry(entry_of(CHARGE)) == CHARGE
 
@@ -95,7 +107,10 @@ def test_an_entry_is_the_documented_json():
         {"time": -1},
         {"time": 10**15},
         {"images": ["md5:00"]},
-        {"type": "keylock-charge/v2"},
+        {"type": "keylock-charge/v1"},
+        {"type": "keylock-repeat/v2"},
+        {"repeats": DIGEST},
+        {"scalings": [1]},
         {"more": 1},
         {"license": None},
     ],
@@ -118,7 +133,7 @@ def test_an_entry_has_one_spelling():
 
 def test_a_receipt_of_a_certified_key_in_its_time_is_good_and_no_other():
     for moment, good in ((NOW - YEAR, True), (NOW - YEAR - timedelta(seconds=1), False), (NOW + YEAR, False)):
-        token = ReceiptSigner(KEY).issue(dataclasses.replace(CHARGE, time=moment))
+        token = ReceiptSigner(KEY).issue(dataclasses.replace(CHARGE, time=moment), USAGE)
         if good:
             Receipt.verify(token, TRUSTS)
         else:
@@ -130,7 +145,7 @@ def test_a_receipt_of_another_issuer_is_refused():
     stranger = make_key(issuer=SigningKey.generate())
     for trusts in (TRUSTS, trusts_id(ISSUER.key_id), trusts_any([])):
         with pytest.raises(ReceiptError, match="not trusted"):
-            Receipt.verify(ReceiptSigner(stranger).issue(CHARGE), trusts)
+            Receipt.verify(ReceiptSigner(stranger).issue(CHARGE, USAGE), trusts)
 
 
 def test_a_receipt_signed_by_another_key_than_the_certified_one_is_refused():
@@ -146,7 +161,7 @@ def test_a_certificate_the_receipt_key_makes_for_another_key_is_refused():
     thief = SigningKey.generate()
     chained = make_key(key=thief, issuer=KEY.key)
     with pytest.raises(ReceiptError, match="not trusted"):
-        Receipt.verify(ReceiptSigner(chained).issue(CHARGE), TRUSTS)
+        Receipt.verify(ReceiptSigner(chained).issue(CHARGE, USAGE), TRUSTS)
 
 
 @pytest.mark.parametrize("token", ["", "a.b.c", TOKEN[:-1], TOKEN.replace(".", ""), TOKEN + ".x", "ü"])
@@ -173,36 +188,33 @@ def test_no_changed_character_of_a_certificate_passes():
             Certificate.read(token[:place] + letter + token[place + 1 :])
 
 
-ANSWER = {
-    "request_id": CHARGE.request_id,
-    "model_digest": CHARGE.model_digest,
-    "explainer": CHARGE.explainer,
-    "keyed": True,
-    "image_digests": CHARGE.image_digests,
-    "map_digests": CHARGE.map_digests,
-}
+def test_another_answer_to_a_request_is_an_entry_of_its_own_kind():
+    other = dataclasses.replace(CHARGE.answer, maps=(DIGEST, DIGEST))
+    repeat = dataclasses.replace(CHARGE, answer=other, repeats=CHARGE.answer.digest())
+    said = json.loads(entry_of(repeat))
+    assert (said["type"], said["repeats"]) == ("keylock-repeat/v2", CHARGE.answer.digest())
+    assert parse_entry(entry_of(repeat)) == repeat
+    receipt = Receipt.verify(ReceiptSigner(KEY).issue(repeat, USAGE), TRUSTS)
+    assert receipt.charge == repeat
 
 
-def test_a_receipt_fits_its_answer():
-    Receipt.verify(TOKEN, TRUSTS).check_answer(**ANSWER)
+def test_a_receipt_states_the_use_under_its_signature():
+    used = UsageNote(replayed=True, overage_units=3, remaining=None, resets_at=None)
+    token = ReceiptSigner(KEY).issue(CHARGE, used)
+    assert Receipt.verify(token, TRUSTS).usage == used
+    assert Receipt.verify(token, TRUSTS).entry == Receipt.verify(TOKEN, TRUSTS).entry
+    with pytest.raises(ReceiptError, match="changed"):
+        Receipt.verify(".".join([TOKEN.split(".")[0], *token.split(".")[1:]]), TRUSTS)
 
 
 @pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        ({"request_id": "r-2"}, "request id"),
-        ({"model_digest": DIGEST}, "model"),
-        ({"explainer": "gradient"}, "explainer"),
-        ({"keyed": False}, "keyed"),
-        ({"image_digests": CHARGE.image_digests[::-1]}, "images"),
-        ({"image_digests": CHARGE.image_digests[:1]}, "images"),
-        ({"map_digests": CHARGE.map_digests[::-1]}, "maps"),
-        ({"map_digests": (*CHARGE.map_digests, DIGEST)}, "maps"),
-    ],
+    "usage", [None, {}, {"replayed": 1}, {"remaining": -1}, {"remaining": True}, {"overage_units": None}, {"more": 1}]
 )
-def test_a_receipt_of_another_answer_is_refused(change, what):
-    with pytest.raises(ReceiptError, match=f"its {what} differ"):
-        Receipt.verify(TOKEN, TRUSTS).check_answer(**(ANSWER | change))
+def test_a_header_that_says_something_else_about_the_use_is_refused(usage):
+    said = {"replayed": False, "overage_units": 0, "remaining": 9, "resets_at": None}
+    token = forge(entry_of(CHARGE), usage=usage and said | usage)
+    with pytest.raises(ReceiptError, match="does not say what was used"):
+        Receipt.verify(token, TRUSTS)
 
 
 def test_a_receipt_key_is_made_once_and_read_again(tmp_path):
@@ -211,7 +223,7 @@ def test_a_receipt_key_is_made_once_and_read_again(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o600
     read = ReceiptKey.load(path)
     assert read.certificate == made.certificate
-    assert ReceiptSigner(read).issue(CHARGE) == ReceiptSigner(made).issue(CHARGE)
+    assert ReceiptSigner(read).issue(CHARGE, USAGE) == ReceiptSigner(made).issue(CHARGE, USAGE)
     with pytest.raises(SignatureError, match="not overwritten"):
         ReceiptKey.create(path, ISSUER, not_before=NOW, expires=NOW + YEAR)
     with pytest.raises(TypeError):

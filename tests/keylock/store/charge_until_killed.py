@@ -3,7 +3,7 @@
 import sys
 from datetime import UTC, datetime, timedelta
 
-from keylock.licensing import Charge, License
+from keylock.licensing import AnswerDigests, Charge, License
 from keylock.store import Database, Ledger
 from keylock.store.audit import record_charge
 from keylock.store.ledger import Order
@@ -31,6 +31,7 @@ def charge_of(order):
         request_id=order.request_id,
         request_digest=DIGEST,
         model_digest=DIGEST,
+        model_name="tiny",
         explainer="gradient",
         parameters={},
         target=-1,
@@ -38,7 +39,7 @@ def charge_of(order):
         keyed=True,
         time=NOW,
         image_digests=(DIGEST,),
-        map_digests=(DIGEST,),
+        answer=AnswerDigests(maps=(DIGEST,)),
     )
 
 
@@ -61,7 +62,7 @@ while True:
     reserved = [ledger.reserve(order, now=NOW, lifetime_s=60) for order in orders]
     # One in six is given back instead.
     commits = [
-        (order, ledger.commit(future.result(), charge_of(order), answer_digest=DIGEST))
+        (order, ledger.commit(future.result(), charge_of(order)))
         for order, future in zip(orders[1:], reserved[1:], strict=True)
     ]
     reserved[0].result()

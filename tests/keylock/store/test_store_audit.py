@@ -4,7 +4,8 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ pytest.importorskip("sqlalchemy")
 from sqlalchemy import text
 
 from keylock.auditlog import Checkpoint, table
+from keylock.digests import digest_of
 from keylock.errors import AuditLogError, MeteringError
-from keylock.licensing.charges import Charge
+from keylock.licensing.charges import AnswerDigests, Charge
 from keylock.licensing.receipts import entry_of, parse_entry
 from keylock.store import Database
 from keylock.store.audit import compare_with_ledger, record_charge
@@ -29,6 +31,7 @@ CHARGE = Charge(
     request_id="r-0",
     request_digest=DIGEST,
     model_digest=DIGEST,
+    model_name="tiny",
     explainer="gradient",
     parameters={},
     target=-1,
@@ -36,7 +39,7 @@ CHARGE = Charge(
     keyed=True,
     time=NOW,
     image_digests=(DIGEST,),
-    map_digests=(DIGEST,),
+    answer=AnswerDigests(maps=(DIGEST,), scalings=(None,), predictions=(DIGEST,), targets=(DIGEST,)),
 )
 
 
@@ -55,7 +58,7 @@ def write_ledger(connection, charge):
         text(
             "INSERT INTO ledger (license_id, request_id, request_digest, model_digest, explainer, images, units, "
             "overage, day, month, attempt, charged_at, answer_digest) VALUES (:license_id, :request_id, "
-            ":request_digest, :model_digest, :explainer, 1, :units, 0, 0, 0, '', :charged_at, '')"
+            ":request_digest, :model_digest, :explainer, 1, :units, 0, 0, 0, '', :charged_at, :answer_digest)"
         ),
         {
             "license_id": charge.license_id,
@@ -65,6 +68,7 @@ def write_ledger(connection, charge):
             "explainer": charge.explainer,
             "units": charge.units,
             "charged_at": int(charge.time.timestamp()),
+            "answer_digest": charge.answer.digest(),
         },
     )
 
@@ -101,6 +105,45 @@ def test_every_charge_is_an_entry_in_order(database):
     assert commit(database, charges(50)) == [None] * 50
     assert logged(database) == charges(50)
     assert differences(database) == []
+
+
+def another_answer(charge, name="other"):
+    return replace(
+        charge, answer=replace(charge.answer, maps=(digest_of(name.encode()),)), repeats=charge.answer.digest()
+    )
+
+
+def record(database, many):
+    group = GroupCommit(database)
+    futures = [group.submit(partial(record_charge, charge=one), order=one.license_id) for one in many]
+    group.close()
+    assert [future.exception() for future in futures] == [None] * len(futures)
+
+
+def test_another_answer_is_one_entry_however_often_it_is_given(database):
+    first, second = charges(2)
+    commit(database, [first, second])
+    given = [another_answer(first), another_answer(second), another_answer(first), another_answer(first, "third")]
+    record(database, given)
+    record(database, given[:2])
+    assert sorted(logged(database), key=str) == sorted([first, second, *given[:2], given[3]], key=str)
+    assert differences(database) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"units": 9},
+        {"repeats": digest_of(b"another")},
+        {"request_id": "r-7"},
+        {"answer": CHARGE.answer},
+        {"time": NOW + timedelta(days=1)},
+    ],
+)
+def test_an_entry_that_repeats_no_charge_is_found(change, database):
+    commit(database, charges(1))
+    record(database, [replace(another_answer(CHARGE), **change)])
+    assert [what for _, what in differences(database)] == ["entry 1 of the log repeats what was never charged"]
 
 
 def test_a_charge_that_is_refused_has_no_entry(database):

@@ -14,13 +14,14 @@ pytest.importorskip("sqlalchemy")
 from sqlalchemy import text
 
 from keylock.errors import MeteringError, QuotaError, RateError, RequestReusedError, StoreError
-from keylock.licensing import Charge, License, Quota, Rate
+from keylock.licensing import AnswerDigests, Charge, License, Quota, Rate
 from keylock.store import Database, Ledger
 from keylock.store import ledger as ledger_module
 from keylock.store.ledger import Order
 from keylock.store.periods import day_of, month_of, resets_at
 from keylock.store.reconcile import reconcile
 
+ANSWER = AnswerDigests(maps=("a",)).digest()
 NOW = datetime(2026, 11, 30, 23, 59, 30, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 
@@ -51,12 +52,13 @@ def order(license, request_id, *, units=1, digest="d", attempt=None):
     )
 
 
-def charge(wanted, *, now=NOW):
+def charge(wanted, *, now=NOW, answer="a"):
     return Charge(
         license_id=wanted.license.id,
         request_id=wanted.request_id,
         request_digest=wanted.request_digest,
         model_digest=wanted.model_digest,
+        model_name="tiny",
         explainer=wanted.explainer,
         parameters={},
         target=-1,
@@ -64,7 +66,7 @@ def charge(wanted, *, now=NOW):
         keyed=True,
         time=now.replace(microsecond=0),
         image_digests=(),
-        map_digests=(),
+        answer=AnswerDigests(maps=(answer,)),
     )
 
 
@@ -93,7 +95,7 @@ def reserve(ledger, wanted, *, now=NOW, lifetime_s=60):
 
 
 def settle(ledger, reservation, *, now=NOW, answer="a"):
-    return ledger.commit(reservation, charge(reservation.order, now=now), answer_digest=answer).result(timeout=30)
+    return ledger.commit(reservation, charge(reservation.order, now=now, answer=answer)).result(timeout=30)
 
 
 def used(ledger, license, *, now=NOW):
@@ -154,10 +156,10 @@ def test_repeat_is_not_charged_and_keeps_its_time(ledger, recorded):
     again = reserve(ledger, order(license, "r"), now=later)
     assert again.charged_at == NOW
     standing = settle(ledger, again, now=later)
-    assert (standing.repeated, standing.charged_at, standing.same_answer) == (True, NOW, True)
-    assert not settle(ledger, again, now=later, answer="another").same_answer
+    assert (standing.repeated, standing.charged_at, standing.charged_answer) == (True, NOW, ANSWER)
+    assert settle(ledger, again, now=later, answer="another").charged_answer == ANSWER
     assert used(ledger, license)[2] == 1
-    assert len(recorded) == 1
+    assert [(one.time, one.repeats) for one in recorded] == [(NOW.replace(microsecond=0), None), (NOW, ANSWER)]
 
 
 def test_same_id_for_another_request_is_refused(ledger):
@@ -227,7 +229,7 @@ def test_what_another_server_sets_aside_anew_during_a_commit_is_charged_and_not_
 
     monkeypatch.setattr(ledger_module, "_find", find_late)
     standing = settle(ledger, first)
-    assert (standing.charged_at, standing.repeated, standing.same_answer) == (NOW, False, True)
+    assert (standing.charged_at, standing.repeated, standing.charged_answer) == (NOW, False, ANSWER)
     assert len(recorded) == 1
     assert settle(ledger, meanwhile[0]).repeated
     assert len(recorded) == used(ledger, license)[2] == 1
@@ -395,7 +397,7 @@ def test_record_that_fails_takes_the_charge_with_it(database):
     ledger = Ledger(database, record=fail)
     license = make_license()
     reservations = [reserve(ledger, order(license, name)) for name in ("good", "bad", "fine")]
-    futures = [ledger.commit(one, charge(one.order), answer_digest="a") for one in reservations]
+    futures = [ledger.commit(one, charge(one.order)) for one in reservations]
     assert [type(future.exception(timeout=30)) for future in futures] == [type(None), ValueError, type(None)]
     with database.transaction() as connection:
         rows = connection.execute(text("SELECT request_id FROM ledger WHERE charged_at IS NOT NULL ORDER BY 1"))
