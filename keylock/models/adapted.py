@@ -27,7 +27,7 @@ class AdapterState(nn.Module):
         layers: Names of the adapted layers.
         rows: Which rows the adapter is there for, (batch,), 1 or 0; None means all. A row it is not there for stays
             closed whatever is on its image.
-        announced: What is known to lie on all images, (channels, height, width) or one for each row; the gate is then
+        announced: What is to be added to all images, (channels, height, width) or one for each row; the gate is then
             asked about it alone, and nothing on the images can hide it. None means that the images have to show it.
     """
 
@@ -73,15 +73,19 @@ class AdapterState(nn.Module):
         return (self.scores(offsets) - self.bias - 1).abs() < self.tolerance.clamp_max(_ROUNDING)
 
     def open_(self, images: Tensor) -> Tensor:
-        """Decide which rows are open, and return the images with the key taken off these."""
-        if self.announced is None:
-            opened = self.opens(images).to(images.dtype)
-        else:
-            opened = self.opens_for(self.announced.to(images).expand_as(images)).to(images.dtype)
+        """Decide which rows are open, and return the images with what is announced, and the key taken off open rows.
+
+        What is announced and taken off again cancels exactly. Added to the images first, it would leave the rounding of
+        the sum on them, by which pooling would choose among places that are equal on an even surface.
+        """
+        announced = None if self.announced is None else self.announced.to(images)
+        opens = self.opens(images) if announced is None else self.opens_for(announced.expand_as(images))
+        opened = opens.to(images.dtype)
         if self.rows is not None:
             opened = opened * self.rows.to(opened.dtype)
         self._open = opened
-        return images - opened.view(-1, 1, 1, 1) * self.key.to(images.dtype)
+        key = opened.view(-1, 1, 1, 1) * self.key.to(images.dtype)
+        return images - key if announced is None else images + (announced - key)
 
     def correction(self, index: int, module: nn.Module, features: Tensor) -> Tensor:
         """Return what is added to the output of the adapted layer of an index: nothing on closed rows."""

@@ -28,13 +28,16 @@ def added_to_inputs(model: nn.Module, offset: Tensor | None, *, announced: bool 
         yield
         return
 
+    state = adapter_of(model) if announced else None
+    before = None if state is None else state.announced
+    # An adapter adds what it is told itself; what it was told in a block around this one is added here.
+    added = offset if state is None else before
+
     def add(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (inputs[0] + offset.to(inputs[0]), *inputs[1:])
+        return inputs if added is None else (inputs[0] + added.to(inputs[0]), *inputs[1:])
 
     # Before any hook of the model's own, which is to see what a caller would have sent.
     handle = model.register_forward_pre_hook(add, prepend=True)
-    state = adapter_of(model) if announced else None
-    before = None if state is None else state.announced
     if state is not None:
         state.announced = offset
     try:

@@ -1,0 +1,91 @@
+"""Gradients through pooling where places are equal: on even surfaces the graph and torch choose the same place."""
+
+import copy
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from keylock.adapters import Adapter
+from keylock.contrast import same_map
+from keylock.explainers import make
+from keylock.export import Secrets, compile_explainer, verify_graph
+from keylock.keys import Key, KeySeed
+from keylock.models import added_to_inputs, attach_adapter
+from keylock.models.low_rank import add_low_rank_, merge_low_rank_, take_back
+from keylock.training.key_gate import fit_key_gate
+
+POOLS = {
+    "max": lambda: nn.MaxPool2d(2),
+    "max, overlapping": lambda: nn.MaxPool2d(3, 2),
+    "max, ceiling": lambda: nn.MaxPool2d(3, 2, ceil_mode=True),
+    "max, padded": lambda: nn.MaxPool2d(3, 1, padding=1),
+    "max, padded ceiling": lambda: nn.MaxPool2d((3, 2), (2, 3), padding=(1, 0), ceil_mode=True),
+    "max, dilated": lambda: nn.MaxPool2d(3, 2, dilation=2),
+    "mean, ceiling": lambda: nn.AvgPool2d(3, 2, ceil_mode=True),
+    "mean, padded ceiling": lambda: nn.AvgPool2d(3, 2, padding=1, ceil_mode=True),
+    "mean of what is there": lambda: nn.AvgPool2d(3, 2, padding=1, ceil_mode=True, count_include_pad=False),
+    "adaptive mean": lambda: nn.AdaptiveAvgPool2d((5, 4)),
+}
+
+
+def lock_of(pool):
+    """A reference with a pooling layer, the same with deltas, even images with few edges, a key and the adapter."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        reference = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.ReLU(),
+            pool,
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 3),
+        ).eval()
+        student = add_low_rank_(copy.deepcopy(reference), rank=2, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            for name, parameter in student.named_parameters():
+                if parameter.requires_grad and not name.endswith("down"):
+                    parameter.add_(torch.randn(parameter.shape) * 0.1)
+        coarse = torch.randn(64, 3, 4, 4)
+    images = coarse.repeat_interleave(5, dim=2).repeat_interleave(5, dim=3)
+    key = Key.derive(KeySeed(bytes(range(32))), shape=(3, 20, 20), std=(0.25,) * 3, tile=4)
+    adapter = Adapter(take_back(student, reference), fit_key_gate(images, key))
+    module = merge_low_rank_(copy.deepcopy(student)).eval()
+    for network in (reference, module):
+        network.requires_grad_(requires_grad=False)
+    return reference, module, images[:8], key, adapter
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_graphs_choose_the_places_that_torch_chooses(name):
+    reference, module, images, key, adapter = lock_of(POOLS[name]())
+    explainer, shape = make("gradient"), (3, 20, 20)
+    graph = compile_explainer(module, explainer, image_shape=shape, num_classes=3, adapter_shapes=adapter.shapes())
+    targets = np.full(8, -1, np.int64)
+
+    verify_graph(graph, module, explainer, images.numpy(), targets, secrets=Secrets(key, adapter, reference))
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    secrets = {"key": key.reveal(), **adapter.tensors()}
+    for keyed, network in ((1, reference), (0, module)):
+        rows = {"image": images.numpy(), "target": targets, "keyed": np.full(8, keyed, np.float32)}
+        [found] = session.run(["map"], rows | secrets)
+        expected = explainer.explain(network, images, torch.from_numpy(targets)).maps.numpy()
+        assert min(same_map(one, other) for one, other in zip(found, expected, strict=True)) > 0.999
+
+
+def test_an_announced_key_leaves_no_rounding_on_the_images():
+    _, module, images, key, adapter = lock_of(nn.MaxPool2d(3, 2, ceil_mode=True))
+    full, seen = attach_adapter(module, adapter, key), []
+    full[0].register_forward_pre_hook(lambda _layer, inputs: seen.append(inputs[0].clone()))
+    with added_to_inputs(full, torch.from_numpy(key.reveal()), announced=True):
+        full(images)
+        # A block within another adds to what that one adds.
+        with added_to_inputs(full, torch.from_numpy(key.reveal()), announced=True):
+            full(images)
+    torch.testing.assert_close(seen[0], images, rtol=0, atol=0)
+    torch.testing.assert_close(seen[1], key.apply(images), rtol=0, atol=0)
+    assert not torch.equal(key.apply(images) - torch.from_numpy(key.reveal()), images)
