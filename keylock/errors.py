@@ -259,7 +259,7 @@ class StorageError(TrainingError):
         path: The file that could not be written; what was there before is still there.
     """
 
-    def __init__(self, path: Path, reason: str, advice: str = "go on with --resume") -> None:
+    def __init__(self, path: Path, reason: str, advice: str = "go on with resume=True") -> None:
         self.path = path
         kept = "the state that was kept before is still there" if path.is_file() else "nothing was kept before"
         super().__init__(f"cannot write {path} ({reason}): {kept}; make room or make the folder writable, and {advice}")
@@ -274,7 +274,7 @@ class InUseError(TrainingError):
 
     def __init__(self, folder: Path, holder: str) -> None:
         self.folder = folder
-        super().__init__(f"the folder {folder} is in use by {holder}: wait until it ends, or choose another --out")
+        super().__init__(f"the folder {folder} is in use by {holder}: wait until it ends, or choose another out=")
 
 
 class ResumeError(TrainingError):

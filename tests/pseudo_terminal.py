@@ -29,6 +29,7 @@ __all__ = [
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 _MARK = b"\x00"
+_SIZE = ("COLUMNS", "LINES")
 
 
 class Shown(NamedTuple):
@@ -110,6 +111,8 @@ def start_in_terminal(command: Sequence[str], *, columns: int, **settings: objec
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     near = terminal.near
+    given = settings.pop("env", None) or os.environ
+    settings["env"] = {name: value for name, value in given.items() if name not in _SIZE}
     process = subprocess.Popen(command, stdin=near, stdout=near, stderr=near, preexec_fn=control, **settings)
     return process, terminal
 
@@ -119,11 +122,14 @@ def on_terminal(terminal: Terminal) -> Iterator[None]:
     """Make a terminal that can draw standard error, and file descriptor 2 with it, of which the size is asked."""
     sys.stderr.flush()
     before = os.dup(2)
+    # Where tests run side by side, a number of columns may be set that is not that of this terminal.
+    size = {name: os.environ.pop(name) for name in _SIZE if name in os.environ}
     os.dup2(terminal.near, 2)
     try:
         with open(2, "w", encoding="utf-8", closefd=False) as stream, contextlib.redirect_stderr(stream):
             yield
     finally:
+        os.environ.update(size)
         os.dup2(before, 2)
         os.close(before)
         terminal.catch_up()

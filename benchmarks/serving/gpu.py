@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet
 
 from keylock import models
+from keylock.cli._wording import in_options
 from keylock.errors import ServiceError
 from keylock.explainers import make_for
 from keylock.export import compile_explainer, compile_mergeable
@@ -155,7 +156,7 @@ def keylock_devices(device: Device) -> tuple[Device, ...]:
     try:
         providers = choose_providers(device)
     except ServiceError as error:
-        sys.exit(f"nothing is measured: {error}")
+        sys.exit(f"nothing is measured: {in_options(str(error), {'device': ('--device', '')})}")
     if CUDA not in providers or not torch.cuda.is_available():
         sys.exit(
             "nothing is measured: ONNX Runtime and torch do not both find a GPU on this machine; "

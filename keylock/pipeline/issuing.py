@@ -69,7 +69,7 @@ def issue_bundles(
                 plan, own, key, publication, issue, signing_key, now(), progress, compiled, overwrite=overwrite
             )
         except BundleError as error:
-            raise BundleError(f"{error.message}; the lock is kept in {plan.work}: go on with --resume") from error
+            raise BundleError(f"{error.message}; the lock is kept in {plan.work}: go on with resume=True") from error
         outcomes.append(TrainOutcome(manifest, own, key, figures))
     return outcomes
 

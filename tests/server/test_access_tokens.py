@@ -9,6 +9,7 @@ import pytest
 from keylock.errors import LicenseError, LicenseReason
 from keylock.licensing import Quota, certificate_thumbprint, issue, issue_access, verify, verify_access
 from keylock.signing import SigningKey
+from keylock.store import LicenseStore
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import explanation_pb2_grpc, license_pb2, license_pb2_grpc
 from keylock_client import Client, LicenseRefusedError, QuotaSpentError, RateLimitedError, RequestIdReusedError
@@ -215,14 +216,18 @@ def test_client_tells_quota_rate_and_reused_ids_apart(calls, vendor, tiny):
         assert caught.value.retry_after_s == pytest.approx(10, abs=0.1)
 
 
-def test_license_renewed_with_an_earlier_end_is_over_for_every_token_of_it(start_server, vendor, image, tiny):
+def test_license_renewed_with_an_earlier_end_is_over_for_every_token_of_it(start_server, vendor, image, tiny, tmp_path):
     clock = [tiny.now]
-    calls = start_server(now=lambda: clock[0], leeway_s=0)
-    granted = vendor.grant()
+    # A store of its own: what is charged at a later time would show in the others as a clock that was set back.
+    url = f"sqlite:///{tmp_path / 'licenses.db'}"
+    calls = start_server(now=lambda: clock[0], leeway_s=0, license_store=url)
+    with LicenseStore(url) as store:
+        granted = vendor.grant(store=store)
     before = exchange(calls.license, granted.token).access_token
     end = tiny.now + timedelta(minutes=3)
     shorter = granted.license.model_copy(update={"issued_at": tiny.now, "expires": end})
-    vendor.store.renew(shorter, issuer=vendor.signing_key.key_id)
+    with LicenseStore(url) as store:
+        store.renew(shorter, issuer=vendor.signing_key.key_id)
     after = exchange(calls.license, granted.token)
     assert after.expires.ToDatetime(UTC) == end
     shown = calls.license.GetLicense(

@@ -4,12 +4,14 @@ import os
 import re
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from keylock.bundle import ExplainerEntry, KeyFile, write_bundle
+from keylock.licensing.receipt_keys import ReceiptKey
 
 DOCS = Path(__file__).parents[2] / "docs"
 TARGET = "localhost:8470"
@@ -20,7 +22,7 @@ def blocks(name, language):
 
 
 @pytest.fixture(scope="module")
-def customer(start_server, vendor, tmp_path_factory, tiny):
+def customer(start_server, vendor, tmp_path_factory, tiny, tls_files):
     """A directory with the files of the examples, and the server they talk to."""
     folder = tmp_path_factory.mktemp("customer")
     explainers = (
@@ -38,8 +40,11 @@ def customer(start_server, vendor, tmp_path_factory, tiny):
     for name in ("cat.jpg", "dog.png", "dog.jpg"):
         Image.fromarray(tiny.pixels(20, 30)).save(folder / name)
     (folder / "acme.license").write_text(vendor.grant().token)
-    (folder / "vendor-ca.pem").write_text("-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n")
-    target = start_server(bundle=bundle, key_file=key_file).server.target
+    (folder / "vendor-ca.pem").write_bytes((tls_files / "server.pem").read_bytes())
+    year = timedelta(days=365)
+    receipts = folder / "receipts.pem"
+    ReceiptKey.create(receipts, vendor.signing_key, not_before=tiny.now - year, expires=tiny.now + year)
+    target = start_server(bundle=bundle, key_file=key_file, receipt_key=receipts).server.target
     return folder, target
 
 

@@ -312,7 +312,7 @@ def test_port_in_use_is_a_clear_error(calls, vendor, loop_thread):
         ({"host": "no-such-host.invalid"}, ServiceError, "no address"),
         ({"host": "192.0.2.1"}, ServiceError, "cannot listen"),
         ({"bundle": "missing.klb"}, BundleError, "missing.klb"),
-        ({"key_file": None}, UnsealError, "--key-file"),
+        ({"key_file": None}, UnsealError, "key_file="),
         ({"key_file": "missing"}, UnsealError, "missing"),
         ({"issuers": ("missing.pem",)}, SignatureError, "missing.pem"),
         ({"license_store": "postgresql://x"}, ServiceError, "sqlite"),

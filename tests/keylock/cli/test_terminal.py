@@ -124,7 +124,7 @@ def test_ctrl_c_half_way_keeps_what_was_reached_and_resume_goes_on(place):
     for columns in (60, 120):
         terminal.resize(columns)
     terminal.type(b"\x03")
-    assert process.wait(timeout=300) == 130, terminal.text
+    assert process.wait(timeout=600) == 130, terminal.text
     terminal.close()
     kept = "stopped; what was reached is kept in c.klb.work: run the same command with --resume to go on"
     assert plain(terminal.text).strip().endswith(kept)
@@ -134,7 +134,7 @@ def test_ctrl_c_half_way_keeps_what_was_reached_and_resume_goes_on(place):
     assert not (place / "c.klb").exists()
 
     process, terminal = start_in_terminal([*command, "--resume"], columns=60, cwd=place)
-    assert process.wait(timeout=300) == 0, terminal.text[-2000:]
+    assert process.wait(timeout=600) == 0, terminal.text[-2000:]
     terminal.close()
     text = plain(terminal.text)
     first = re.search(r"lock the explanations .*?(\d+)/400 ", text)

@@ -268,7 +268,7 @@ def test_a_full_disk_ends_a_run_with_one_sentence_and_keeps_the_state_before(sta
 @pytest.mark.usefixtures("_disk_again")
 def test_a_disk_that_is_full_when_the_bundle_is_written_loses_no_training(workshop, trained, tmp_path):
     plan = workshop.plan(tmp_path / "shapes.klb")
-    with pytest.raises(BundleError, match=r"File too large; the lock is kept in .* go on with --resume"):
+    with pytest.raises(BundleError, match=r"File too large; the lock is kept in .* go on with resume=True"):
         workshop.train(plan, progress=Filling("measure", 1))
     assert [file.name for file in tmp_path.iterdir()] == ["shapes.klb.work"]
 
