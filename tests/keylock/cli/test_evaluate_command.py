@@ -154,7 +154,7 @@ def test_the_key_beside_the_bundle_is_used_and_one_is_needed(run, untrained_bund
     assert "give --key-seed-file, --key-file or --key-passphrase-file" in err
     code, _, err = run("--key-file", untrained_bundle.key_file, bundle=bundle)
     assert code == 3
-    assert "give its weights with --reference" in err
+    assert "give its weights (--reference)" in err
     KeyFile.create(tmp_path / "other.key")
     assert run("--key-file", tmp_path / "other.key", bundle=bundle)[0] == 6
 
