@@ -195,9 +195,8 @@ def test_the_commands_it_prints_work(made, folder, tmp_path):
     lines = [line.removeprefix(program()) for line in lines]
     commands = {words[0]: words for words in map(shlex.split, lines)}
     environment = {k: v for k, v in os.environ.items() if not k.startswith("KEYLOCK_")}
-    program = [sys.executable, "-m", "keylock"]
     ready = tmp_path / "ready"
-    serve = [*program, *commands.pop("serve"), "--port", "0", "--ready-file", str(ready)]
+    serve = [sys.executable, "-m", "keylock", *commands.pop("serve"), "--port", "0", "--ready-file", str(ready)]
     server = subprocess.Popen(serve, cwd=place, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
