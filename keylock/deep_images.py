@@ -34,23 +34,25 @@ def is_deep(image: Image.Image) -> bool:
     return "16" in _raw_mode(image)
 
 
-def stated_bits(image: Image.Image, data: bytes) -> int | None:
+def stated_bits(image: Image.Image, data: bytes, values: NDArray[Any]) -> int | None:
     """Returns how many bits the file says that its values have, or None where it says nothing beyond 16.
+
+    The significant bits of a PNG file are those of the original; what is in the file was scaled to all 16. Cameras
+    state them beside values that they did not scale, which values between the steps of the scaling give away.
 
     Args:
         image: The opened image.
         data: The file.
+        values: What `deep_values` returned of it.
 
     References:
-        PNG specification, section 11.3.2.5 (sBIT); TIFF 6.0, pages 29 (BitsPerSample) and 36 (MaxSampleValue).
+        PNG specification, sections 11.3.2.5 (sBIT), 12.4 and 13.12 (sample depth scaling); TIFF 6.0, pages 29
+        (BitsPerSample) and 36 (MaxSampleValue).
     """
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return _significant_bits(data)
-    bits = max(_numbers(image, _BITS_PER_SAMPLE, 1))
-    if 8 < bits < 16:
-        return bits
-    highest = max(0, *_numbers(image, _MAX_SAMPLE, 0), *_numbers(image, _S_MAX_SAMPLE, 0))
-    return highest.bit_length() if 2**8 <= highest < 2**16 - 1 else None
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return _tiff_bits(image)
+    bits = _significant_bits(data)
+    return None if bits is None or _is_scaled(values if values.ndim == 2 else values[..., :3], bits) else bits
 
 
 def deep_values(image: Image.Image, data: bytes, reopen: Opener) -> NDArray[Any]:
@@ -75,7 +77,7 @@ def deep_values(image: Image.Image, data: bytes, reopen: Opener) -> NDArray[Any]
         image.load()
         values = np.asarray(image)
         if isinstance(image, TiffImagePlugin.TiffImageFile) and _numbers(image, _PHOTOMETRIC, 1)[0] == _MIN_IS_WHITE:
-            bits = stated_bits(image, data) or 16
+            bits = _tiff_bits(image) or 16
             values = (2**bits - 1) - values.astype(np.int32)
         return values
     return _colour(image, data, reopen)
@@ -112,9 +114,33 @@ def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
         raise ImageError("the TIFF image has values with a sign, which have no scale: shift them to start at 0")
 
 
+def _tiff_bits(image: TiffImagePlugin.TiffImageFile) -> int | None:
+    bits = max(_numbers(image, _BITS_PER_SAMPLE, 1))
+    if 8 < bits < 16:
+        return bits
+    highest = max(0, *_numbers(image, _MAX_SAMPLE, 0), *_numbers(image, _S_MAX_SAMPLE, 0))
+    # By the book this is the highest value that is used. Only where it ends a number of bits it tells the scale.
+    ends_bits = highest & (highest + 1) == 0
+    return highest.bit_length() if ends_bits and 2**8 <= highest < 2**16 - 1 else None
+
+
 def _numbers(image: TiffImagePlugin.TiffImageFile, tag: int, default: int) -> list[int]:
     found = image.tag_v2.get(tag, default)
     return [int(number) for number in (found if isinstance(found, tuple) else (found,))] or [default]
+
+
+def _is_scaled(values: NDArray[Any], bits: int) -> bool:
+    """Returns whether low values are all numbers of so many bits, scaled to 16 bits in one of the usual ways."""
+    if int(values.max()) >> bits:
+        return False  # They contradict the statement, which `GreyLevels` takes note of.
+    is_used = np.zeros(2**bits, np.bool_)
+    is_used[values] = True
+    used = np.flatnonzero(is_used)
+    original = used >> (16 - bits)
+    exact = original * (2**16 - 1) / (2**bits - 1)
+    shifted = original << (16 - bits)
+    ways = (shifted, shifted | original >> (2 * bits - 16), np.rint(exact), np.floor(exact))
+    return any(np.array_equal(used, way) for way in ways)
 
 
 def _significant_bits(data: bytes) -> int | None:

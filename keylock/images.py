@@ -141,8 +141,8 @@ def decode(
         if not deep:
             image.load()
             return to_rgb(image)
-        values, stated = deep_values(image, data, _READERS[name][1]), stated_bits(image, data)
-        chosen = choose_bits(_levels(values, stated))
+        values = deep_values(image, data, _READERS[name][1])
+        chosen = choose_bits(_levels(values, stated_bits(image, data, values)))
         return _upright(_over_white(values, chosen), _orientation(image))
 
 
@@ -169,7 +169,8 @@ def measure(data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS, dicom: bool = 
         image = _open(name, data, limits)
         if not is_deep(image):
             return None
-        return _levels(deep_values(image, data, _READERS[name][1]), stated_bits(image, data))
+        values = deep_values(image, data, _READERS[name][1])
+        return _levels(values, stated_bits(image, data, values))
 
 
 def to_rgb(image: Image.Image, *, bits: int | None = None) -> NDArray[np.uint8]:

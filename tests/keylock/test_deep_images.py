@@ -123,6 +123,57 @@ def test_a_png_file_may_state_its_bits(pixels):
     np.testing.assert_array_equal(decode(png16(spread(pixels, 16), sbit=12)), decode(png16(spread(pixels, 16))))
 
 
+SCALED = {
+    "shifted": lambda original, bits: original << (16 - bits),
+    "repeated": lambda original, bits: original << (16 - bits) | original >> (2 * bits - 16),
+    "rounded": lambda original, bits: np.rint(original * 65535 / (2**bits - 1)).astype(np.uint16),
+    "cut off": lambda original, bits: (original * 65535 // (2**bits - 1)).astype(np.uint16),
+}
+
+
+@pytest.mark.parametrize("scale", SCALED.values(), ids=SCALED)
+@pytest.mark.parametrize("bits", [9, 10, 12, 14, 15])
+@pytest.mark.parametrize("shape", [(16, 24), (16, 24, 3), (16, 24, 4)], ids=str)
+def test_dark_values_that_a_png_writer_scaled_to_16_bits_are_not_brightened(scale, bits, shape):
+    bright = RNG.integers(0, 2**bits, shape)
+    dark = RNG.integers(0, 2 ** (2 * bits - 16) + 1, shape) // 2
+    if len(shape) == 3 and shape[2] == 4:
+        dark[..., 3] = bright[..., 3] = 2**bits - 1
+
+    for original in (dark, bright):
+        file = png16(scale(original, bits), sbit=bits)
+        levels = measure(file)
+        assert levels.fitting_bits is None
+        np.testing.assert_array_equal(
+            decode(file, bits=16), decode(png16(scale(original, bits).astype(np.uint16)), bits=16)
+        )
+    red = bright if len(shape) == 2 else bright[..., 0]
+    np.testing.assert_array_equal(grey_of(png16(scale(bright, bits), sbit=bits)), red >> (bits - 8))
+    if scale(dark, bits)[..., :3].max() < 2**14:
+        with pytest.raises(ImageError, match="nearly black: say how many bits"):
+            decode(png16(scale(dark, bits), sbit=bits))
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+def test_significant_bits_count_beside_values_that_were_not_scaled(bits):
+    original = RNG.integers(0, 2**bits, (16, 24)).astype(np.uint16)
+    np.testing.assert_array_equal(grey_of(png16(original, sbit=bits)), original >> (bits - 8))
+    # Nor do they of an image that is dark on the scale of the camera.
+    assert measure(png16(original // 8 | 1, sbit=bits)).stated_bits == bits
+
+
+def test_eight_bits_in_the_upper_half_of_a_scale_are_asked_about():
+    with pytest.raises(ImageError, match="nearly black: say how many bits"):
+        decode(png16(GREY.astype(np.uint16) << 4, sbit=12))
+
+
+def test_the_highest_value_that_a_tiff_file_uses_is_no_scale():
+    dark = np.full((4, 4), 3000, np.uint16)
+    assert measure(tiff16(dark, further={281: 3000})).stated_bits is None
+    with pytest.raises(ImageError, match="nearly black: say how many bits"):
+        decode(tiff16(dark, further={281: 3000}))
+
+
 def test_a_tiff_file_may_state_its_bits():
     assert measure(tiff16(spread(GREY, 12), further={281: 4095})).stated_bits == 12
     np.testing.assert_array_equal(grey_of(tiff16(spread(GREY, 12), further={281: 4095})), GREY)
