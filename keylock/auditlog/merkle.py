@@ -268,7 +268,9 @@ def verify_inclusion(leaf: bytes, *, index: int, size: int, proof: Sequence[byte
             joined = _node_hash(joined, hash_)
         position, last = position >> 1, last >> 1
     if last or joined != root:
-        raise AuditLogError(f"entry {index} is not in the log of {size} entries that the checkpoint signs")
+        raise AuditLogError(
+            f"what was given as entry {index} is not in the log of {size} entries that the checkpoint signs"
+        )
 
 
 def verify_consistency(*, old_size: int, old_root: bytes, size: int, root: bytes, proof: Sequence[bytes]) -> None:
@@ -287,7 +289,10 @@ def verify_consistency(*, old_size: int, old_root: bytes, size: int, root: bytes
     References:
         RFC 9162, section 2.1.4.2.
     """
-    refusal = AuditLogError(f"the log of {size} entries does not go on from the one of {old_size}: it was rewritten")
+    refusal = AuditLogError(
+        f"the log of {size} entries is not shown to go on from the one of {old_size}: the log was rewritten, or the "
+        "proof was changed"
+    )
     if not 0 <= old_size <= size:
         raise refusal
     if old_size in {0, size}:

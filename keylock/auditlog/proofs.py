@@ -20,6 +20,10 @@ __all__ = ["ConsistencyProof", "InclusionProof"]
 
 _INCLUSION: Final = "c2sp.org/tlog-proof@v1"
 _CONSISTENCY: Final = "keylock/log-consistency@v1"
+_SHOWN: Final = {
+    _INCLUSION: "that a receipt is in the log",
+    _CONSISTENCY: "that the log goes on from an earlier checkpoint",
+}
 _MAX_HASHES: Final = 128
 _MAX_DIGITS: Final = 19
 
@@ -51,16 +55,20 @@ class InclusionProof:
         """Returns the checkpoint of a log that holds an entry.
 
         Args:
-            entry: The entry itself.
+            entry: The entry itself, which the log keeps of a receipt.
             open_checkpoint: Returns the checkpoint in a signed note, and raises where it is not to be trusted.
 
         Raises:
             AuditLogError: If the checkpoint is not to be trusted, or the entry is not shown to be in the log.
         """
         checkpoint = open_checkpoint(self.checkpoint)
-        verify_inclusion(
-            leaf_hash(entry), index=self.index, size=checkpoint.size, proof=self.hashes, root=checkpoint.root
-        )
+        leaf, size, root = leaf_hash(entry), checkpoint.size, checkpoint.root
+        try:
+            verify_inclusion(leaf, index=self.index, size=size, proof=self.hashes, root=root)
+        except AuditLogError as error:
+            raise AuditLogError(
+                f"the proof and the receipt do not belong together, or one of them was changed: {error.message}"
+            ) from None
         return checkpoint
 
     def __str__(self) -> str:
@@ -102,8 +110,13 @@ class ConsistencyProof:
                 the earlier one.
         """
         new = open_checkpoint(self.checkpoint)
-        if (new.origin, self.old_size) != (old.origin, old.size):
-            raise AuditLogError(f"the proof is for another log, or not for the checkpoint of {old.size} entries")
+        apart = "the proof and the earlier checkpoint do not belong together"
+        if new.origin != old.origin:
+            raise AuditLogError(f"{apart}: the proof is of the log {new.origin}, and the checkpoint of {old.origin}")
+        if self.old_size != old.size:
+            raise AuditLogError(
+                f"{apart}: the proof is for a checkpoint of {self.old_size} entries, and this one has {old.size}"
+            )
         verify_consistency(old_size=old.size, old_root=old.root, size=new.size, root=new.root, proof=self.hashes)
         return new
 
@@ -117,9 +130,10 @@ def _write(header: str, number: str, hashes: Sequence[bytes], checkpoint: str) -
 
 
 def _parse(text: str, *, header: str, label: str) -> tuple[int, tuple[bytes, ...], str]:
-    refusal = AuditLogError(f"this is no proof of the form {header}")
     head, separator, checkpoint = text.partition("\n\n")
     lines = head.split("\n")
+    what = f"; it is one {_SHOWN[lines[0]]}" if lines[0] in _SHOWN and lines[0] != header else ""
+    refusal = AuditLogError(f"this is no proof of the form {header}, {_SHOWN[header]}{what}")
     if len(lines) > 1 and header == _INCLUSION and lines[1].startswith("extra "):
         del lines[1]  # For applications, of which this is none.
     if not separator or len(lines) < 2 or lines[0] != header or len(lines) > _MAX_HASHES + 2:

@@ -158,11 +158,12 @@ def test_a_proof_is_checked_with_what_a_client_has_installed(vendor, run, tmp_pa
 @pytest.mark.parametrize(
     ("options", "code", "what"),
     [
-        ("since.proof --since other.txt", 11, "another log, or not for the checkpoint of 1 entries"),
-        ("changed.proof --since kept.txt", 11, "does not go on"),
-        ("since.proof --receipt r0.receipt", 11, "no proof of the form c2sp.org"),
-        ("r0.tlog-proof --since kept.txt", 11, "no proof of the form keylock/log-consistency"),
-        ("r0.tlog-proof --receipt r1.receipt", 11, "is not in the log"),
+        ("since.proof --since other.txt", 11, "for a checkpoint of 2 entries, and this one has 1"),
+        ("changed.proof --since kept.txt", 11, "the log was rewritten, or the proof was changed"),
+        ("since.proof --receipt r0.receipt", 11, "it is one that the log goes on from an earlier checkpoint"),
+        ("r0.tlog-proof --since kept.txt", 11, "it is one that a receipt is in the log"),
+        ("kept.txt --since kept.txt", 11, "no proof of the form keylock/log-consistency@v1, that the log goes on"),
+        ("r0.tlog-proof --receipt r1.receipt", 11, "the proof and the receipt do not belong together"),
         ("since.proof", 3, "one of them"),
         ("since.proof --since kept.txt --receipt r0.receipt", 3, "one of them"),
         ("missing.proof --since kept.txt", 3, "cannot read"),
