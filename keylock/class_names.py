@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from keylock.errors import DataError
+from keylock.printable import FLAG_OF_A_PART
 
 __all__ = ["MAX_CLASS_NAME", "normalise_class_name", "normalise_class_names"]
 
@@ -78,10 +79,12 @@ def _checked(name: object, *, place: str) -> str:
             f"{place} ({_excerpt(normal)}) has a name of {len(normal)} characters: shorten it to at most "
             f"{MAX_CLASS_NAME}"
         )
+    in_flags = {place for flag in FLAG_OF_A_PART.finditer(normal) for place in range(*flag.span())}
     for position, char in enumerate(normal):
-        if not _is_allowed(normal, position):
-            what = "a control character" if unicodedata.category(char) == "Cc" else "an invisible character"
-            raise DataError(f"{place} ({_excerpt(normal)}) has {what} (U+{ord(char):04X}) in its name: remove it")
+        if position not in in_flags and not _is_allowed(normal, position):
+            raise DataError(
+                f"{place} ({_excerpt(normal)}) has {_kind(char)} (U+{ord(char):04X}) in its name: remove it"
+            )
     if all(unicodedata.category(char).startswith("M") for char in normal):
         raise DataError(f"{place} ({_excerpt(normal)}) has a name of accents alone: give it letters or digits")
     return normal
@@ -96,6 +99,21 @@ def _is_allowed(name: str, position: int) -> bool:
         last = not after and before and unicodedata.combining(before) == _VIRAMA
         return bool(before) and before not in _JOINERS and bool(last or (after and after not in _JOINERS))
     return char.isprintable() and char not in _BLANK
+
+
+def _kind(char: str) -> str:
+    """Says why a character is refused."""
+    match unicodedata.category(char):
+        case "Cc":
+            return "a control character"
+        case "Co":
+            return "a character for private use"
+        case "Cn":
+            return f"a character that this Python, of Unicode {unicodedata.unidata_version}, does not know"
+        case "Cs":
+            return "half of a character"
+        case _:
+            return "an invisible character"
 
 
 def _excerpt(name: str) -> str:

@@ -1,5 +1,7 @@
 """Class names: one spelling, and a clear refusal of what nobody could read or tell apart."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,6 +13,9 @@ from keylock.errors import DataError, KeylockError
 from keylock.pipeline.publish import Publication
 from keylock.preprocessing import Preprocessing
 
+SCOTLAND = "\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f"
+# Whatever the tables of this Python are, they leave out something between two blocks of emoji.
+UNKNOWN = next(chr(code) for code in range(0x1FAFF, 0x1FA6F, -1) if unicodedata.category(chr(code)) == "Cn")
 DECOMPOSED, COMPOSED = "cafe\u0301", "caf\u00e9"
 
 
@@ -23,6 +28,8 @@ DECOMPOSED, COMPOSED = "cafe\u0301", "caf\u00e9"
         ("hot\u00a0dog", "hot dog"),
         ("\u3000猫", "猫"),
         ("\U0001f431", "\U0001f431"),
+        ("\U0001f1e9\U0001f1ea", "\U0001f1e9\U0001f1ea"),
+        (f"kilt {SCOTLAND}", f"kilt {SCOTLAND}"),
         ("\U0001f469\u200d\U0001f692", "\U0001f469\u200d\U0001f692"),
         ("می\u200cروم", "می\u200cروم"),
         # Malayalam, Bengali and Devanagari write a letter without its vowel at the end of a word by a joiner.
@@ -59,7 +66,12 @@ def test_names_get_one_spelling(given_name, spelt):
         ("c\u200d\u200cat", "an invisible character (U+200D)"),
         ("\u3164", "an invisible character (U+3164)"),
         ("line\u2028break", "an invisible character (U+2028)"),
-        ("\ud800", "an invisible character (U+D800)"),
+        ("\ud800", "half of a character (U+D800)"),
+        ("\ue000", "a character for private use (U+E000)"),
+        ("\U000f1234", "a character for private use (U+F1234)"),
+        (f"new {UNKNOWN}", f"does not know (U+{ord(UNKNOWN):04X})"),
+        (f"{SCOTLAND[:-1]}", "an invisible character (U+E0067)"),
+        (f"flag {SCOTLAND[1:]}", "an invisible character (U+E0067)"),
         ("\u0301\u0302", "a name of accents alone"),
         ("x" * (MAX_CLASS_NAME + 1), f"a name of {MAX_CLASS_NAME + 1} characters"),
         (3, "is named by a int"),
