@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from keylock.inference import inference_pb2 as oip
 from keylock.preprocessing import Preprocessing
+from keylock.v1 import admin_pb2, license_pb2
 from keylock.v1 import explanation_pb2 as pb
-from keylock.v1 import license_pb2
 from keylock_client._maps import read_map, senseless
 from keylock_client._sources import Source
 from keylock_client.results import (
@@ -86,7 +86,7 @@ def _limits(answer: pb.GetModelResponse) -> RequestLimits:
     )
 
 
-def license_info(answer: license_pb2.GetLicenseResponse) -> LicenseInfo:
+def license_info(answer: license_pb2.GetLicenseResponse | admin_pb2.LicenseState) -> LicenseInfo:
     """Read what a license grants."""
     told = answer.license
     if told.HasField("rate") and not 0 < told.rate.per_second < math.inf:

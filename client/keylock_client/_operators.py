@@ -2,27 +2,31 @@
 
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self, TypeVar
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from keylock.v1 import admin_pb2 as pb
-from keylock.v1 import admin_pb2_grpc
+from keylock_client._admin_answers import check_drain, check_revoked, check_state, check_status, check_usage
 from keylock_client._failures import translate
 from keylock_client._settings import Settings, Tls, check_timeout
-from keylock_client.errors import ClientError
+from keylock_client.errors import BadAnswerError, ClientError
 
 __all__ = ["DEFAULT_ADMIN_TARGET", "AdminClient"]
 
 DEFAULT_ADMIN_TARGET: Final = "localhost:8471"
 
+_SERVICE: Final = "/keylock.v1.AdminService/"
+_Answer = TypeVar("_Answer", bound=Message)
+
 
 class AdminClient:
     """Shows how a server is, takes licenses back on it and drains it. Threads may share one client.
 
-    Answers are the messages of `keylock.v1.admin_pb2`, which `proto/keylock/v1/admin.proto` describes.
+    Answers are the messages of `keylock.v1.admin_pb2`, which `proto/keylock/v1/admin.proto` describes. One that makes
+    no sense, or is about another license than was asked for, is a `BadAnswerError`.
     """
 
     def __init__(self, target: str = DEFAULT_ADMIN_TARGET, *, tls: Tls, timeout_s: float = 30.0) -> None:
@@ -40,25 +44,26 @@ class AdminClient:
         self._timeout_s = check_timeout(timeout_s)
         credentials = self._settings.channel_credentials() or grpc.ssl_channel_credentials()
         self._channel = grpc.secure_channel(self._settings.target, credentials, options=self._settings.channel_options)
-        self._stub = admin_pb2_grpc.AdminServiceStub(self._channel)
 
     def status(self) -> pb.GetStatusResponse:
         """Ask how the server is.
 
         Raises:
-            ClientError: The server cannot be reached, or refuses.
+            ClientError: The server cannot be reached, refuses, or answers what makes no sense.
         """
-        answer: pb.GetStatusResponse = self._call("GetStatus", pb.GetStatusRequest())
+        answer = self._call(pb.GetStatusResponse, "GetStatus", pb.GetStatusRequest())
+        check_status(answer)
         return answer
 
     def usage(self, license_id: str) -> pb.AdminServiceGetUsageResponse:
         """Ask what a license has used.
 
         Raises:
-            ClientError: The server cannot be reached, or does not know the license.
+            ClientError: The server cannot be reached, does not know the license, or answers what makes no sense.
         """
         request = pb.AdminServiceGetUsageRequest(license_id=license_id)
-        answer: pb.AdminServiceGetUsageResponse = self._call("GetUsage", request)
+        answer = self._call(pb.AdminServiceGetUsageResponse, "GetUsage", request)
+        check_usage(answer, license_id)
         return answer
 
     def revoke(
@@ -80,45 +85,49 @@ class AdminClient:
             why: A note for the vendor.
 
         Raises:
-            ClientError: The server cannot be reached, or refuses.
+            ClientError: The server cannot be reached, refuses, or answers what makes no sense.
         """
         request = pb.RevokeLicenseRequest(license_id=license_id, token_id=token_id, all_licenses=all_licenses, why=why)
         if issued_before is not None:
             moment = Timestamp()
             moment.FromDatetime(issued_before)
             request.issued_before.CopyFrom(moment)
-        answer: pb.RevokeLicenseResponse = self._call("RevokeLicense", request)
+        answer = self._call(pb.RevokeLicenseResponse, "RevokeLicense", request)
+        check_revoked(answer, license_id)
         return answer
 
     def suspend(self, license_id: str, *, why: str = "") -> pb.LicenseState:
         """Suspend a license until it is reinstated.
 
         Raises:
-            ClientError: The server cannot be reached, or does not know the license.
+            ClientError: The server cannot be reached, does not know the license, or answers what makes no sense.
         """
-        answer: pb.SuspendLicenseResponse = self._call(
-            "SuspendLicense", pb.SuspendLicenseRequest(license_id=license_id, why=why)
+        answer = self._call(
+            pb.SuspendLicenseResponse, "SuspendLicense", pb.SuspendLicenseRequest(license_id=license_id, why=why)
         )
+        check_state(answer.state, license_id)
         return answer.state
 
     def reinstate(self, license_id: str) -> pb.LicenseState:
         """End a suspension; a revoked license stays revoked.
 
         Raises:
-            ClientError: The server cannot be reached, or does not know the license.
+            ClientError: The server cannot be reached, does not know the license, or answers what makes no sense.
         """
-        answer: pb.ReinstateLicenseResponse = self._call(
-            "ReinstateLicense", pb.ReinstateLicenseRequest(license_id=license_id)
+        answer = self._call(
+            pb.ReinstateLicenseResponse, "ReinstateLicense", pb.ReinstateLicenseRequest(license_id=license_id)
         )
+        check_state(answer.state, license_id)
         return answer.state
 
     def drain(self) -> pb.DrainResponse:
         """Let the server finish the calls that run, and end.
 
         Raises:
-            ClientError: The server cannot be reached.
+            ClientError: The server cannot be reached, or answers what makes no sense.
         """
-        answer: pb.DrainResponse = self._call("Drain", pb.DrainRequest())
+        answer = self._call(pb.DrainResponse, "Drain", pb.DrainRequest())
+        check_drain(answer)
         return answer
 
     def close(self) -> None:
@@ -136,11 +145,21 @@ class AdminClient:
     def __repr__(self) -> str:
         return f"<AdminClient {self._settings.target}>"
 
-    def _call(self, method: str, request: Message) -> Any:  # noqa: ANN401 - the answer of that method
+    def _call(self, kind: type[_Answer], method: str, request: Message) -> _Answer:
+        # Answers are taken as bytes, because gRPC logs a traceback when a deserialiser fails.
+        call: grpc.UnaryUnaryMultiCallable[Message, bytes] = self._channel.unary_unary(
+            _SERVICE + method, request_serializer=lambda message: message.SerializeToString()
+        )
         failure: ClientError
         try:
-            return getattr(self._stub, method)(request, timeout=self._timeout_s)
+            data = call(request, timeout=self._timeout_s)
         except grpc.RpcError as error:
             failure = translate(error, settings=self._settings, timeout_s=self._timeout_s, request_id="")
+        else:
+            try:
+                return kind.FromString(data)
+            except DecodeError:
+                text = f"the server at {self._settings.target} sent an answer that cannot be read"
+                failure = BadAnswerError(f"{text}: check that it is the admin port of a keylock server")
         # Raised outside of the handler, so that gRPC's own exception is not even its context.
         raise failure

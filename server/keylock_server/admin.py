@@ -8,6 +8,7 @@ with the name in that certificate.
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -83,7 +84,7 @@ class AdminService(pb_grpc.AdminServiceServicer):
     def __init__(self, served: Served) -> None:
         """Takes the server it is about."""
         self._served = served
-        self._started = datetime.now(UTC)
+        self._started, self._began_s = datetime.now(UTC), time.monotonic()
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: _Context) -> pb.GetStatusResponse:  # noqa: N802
         """Describes the server and how it is."""
@@ -94,7 +95,8 @@ class AdminService(pb_grpc.AdminServiceServicer):
         return pb.GetStatusResponse(
             version=__version__,
             started_at=timestamp(self._started),
-            uptime_s=(datetime.now(UTC) - self._started).total_seconds(),
+            # Not the difference of two times: the clock may have been set back.
+            uptime_s=time.monotonic() - self._began_s,
             model=first.model if models else None,
             explainers=first.explainers,
             providers=loaded[0].providers if loaded else (),

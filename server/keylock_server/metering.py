@@ -124,8 +124,7 @@ class Meter:
             self._give_back(order)
             raise
         standing = await self._durable(lambda: ledger.commit(reservation, charge), order)
-        repeats = None if standing.charged_answer == charge.answer.digest() else standing.charged_answer
-        charge = replace(charge, time=standing.charged_at, repeats=repeats)
+        charge = standing.charged(charge)
         note = _note(standing)
         return Metered(answer, charge, _usage(charge, note), note)
 
