@@ -30,7 +30,7 @@ from keylock.keys import Key, KeySeed
 from keylock.licensing import License, issue, new_license_id
 from keylock.licensing.receipt_keys import ReceiptKey, open_checkpoint
 from keylock.licensing.receipts import trusts_any
-from keylock.replacing import replacing
+from keylock.replacing import PUBLIC, replacing
 from keylock.signing import SigningKey
 from keylock.store import LicenseStore
 from keylock.store.audit import compare_with_ledger
@@ -243,7 +243,7 @@ def record(name: str, result: dict[str, object], *, folder: Path = RESULTS, show
     if shown:
         print(text, flush=True)
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / f"{name}.json") as unfinished:
+    with replacing(folder / f"{name}.json", mode=PUBLIC) as unfinished:
         unfinished.write_text(text + "\n", "utf-8")
 
 

@@ -73,9 +73,9 @@ def store_restore(
 ) -> None:
     """Put a backup in the place of a store; stop its servers first.
 
-    Revocations, suspensions and cut-off times that came after the backup are carried over where the old store can still
-    be read; it is moved aside and kept. A PostgreSQL database is put back with pg_restore: run this without a file
-    afterwards, so that servers which still run notice it.
+    Revocations, suspensions, cut-off times and renewals that came after the backup are carried over where the old store
+    can still be read; it is moved aside and kept. A PostgreSQL database is put back with pg_restore: run this without a
+    file afterwards, so that servers which still run notice it.
     """
     from datetime import UTC, datetime
 
@@ -104,10 +104,13 @@ def store_restore(
             ("store", restored.name),
             ("replaced store", restored.kept or "none"),
             ("licenses closed again", restored.closed),
+            ("licenses renewed again", restored.renewed),
             ("tokens revoked again", restored.tokens),
             ("licenses lost", restored.lost_licenses),
             ("charges lost", f"{restored.lost_charges} ({restored.lost_units} units)"),
         ]
     )
     if not restored.readable:
-        note("what was revoked or suspended after the backup is not known: do it again before the servers start")
+        note(
+            "what was revoked, suspended or renewed after the backup is not known: do it again before the servers start"
+        )

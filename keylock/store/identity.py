@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from sqlalchemy import Connection
@@ -20,8 +20,13 @@ from keylock.statements import Statement
 from keylock.store import migrations
 from keylock.store.database import Database
 
-__all__ = ["Identity", "Presence", "identity_of", "servers_seen_since"]
+__all__ = ["RUNNING", "Identity", "Presence", "identity_of", "servers_running"]
 
+RUNNING: Final = timedelta(seconds=15)
+"""For how long a server that did not look at its store again counts as one that runs."""
+
+# Clocks of machines differ a little; a mark that is further ahead was made before the clock was set back.
+_AHEAD: Final = timedelta(seconds=60)
 _FORGOTTEN_AFTER_S: Final = 7 * 24 * 3600
 
 _SCHEMA: Final = Statement("SELECT version_num FROM alembic_version")
@@ -33,7 +38,7 @@ _CONFIRM: Final = Statement(
 )
 _LEAVE: Final = Statement("DELETE FROM server_marks WHERE server_id = :server")
 _FORGET: Final = Statement("DELETE FROM server_marks WHERE seen_at < :before")
-_SEEN: Final = Statement("SELECT count(*) FROM server_marks WHERE seen_at >= :since")
+_SEEN: Final = Statement("SELECT count(*) FROM server_marks WHERE seen_at >= :since AND seen_at <= :until")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +64,15 @@ def identity_of(connection: Connection) -> Identity | None:
     return None if found is None else Identity(*found)
 
 
-def servers_seen_since(connection: Connection, moment: datetime) -> int:
-    """Returns how many servers have looked at the store since a moment and did not take their leave.
+def servers_running(connection: Connection, now: datetime) -> int:
+    """Returns how many servers have looked at the store within `RUNNING` and did not take their leave.
 
     Args:
         connection: A connection inside a transaction.
-        moment: The time, with its zone.
+        now: The time, with its zone.
     """
-    [count] = _SEEN.row(connection, {"since": int(moment.timestamp())}) or (0,)
+    values = {"since": int((now - RUNNING).timestamp()), "until": int((now + _AHEAD).timestamp())}
+    [count] = _SEEN.row(connection, values) or (0,)
     return int(count)
 
 

@@ -48,7 +48,7 @@ class Order:
         model_digest: Digest of the model.
         explainer: Name of the saliency method.
         images: How many.
-        units: What they cost together.
+        units: What they cost together, unless units are set aside for the request already.
         attempt: Names whoever works on it, so that nobody else releases it.
     """
 
@@ -107,6 +107,7 @@ class Standing:
 
     Attributes:
         charged_at: When it was charged.
+        units: What it cost: the units that were set aside, whatever its price is by now.
         overage: Units of it that were beyond the quota.
         repeated: Whether it was charged before, so that it costs nothing now.
         charged_answer: Digest of the answer that was charged.
@@ -114,10 +115,16 @@ class Standing:
     """
 
     charged_at: datetime
+    units: int
     overage: int
     repeated: bool
     charged_answer: str
     windows: tuple[Window, ...]
+
+    def charged(self, charge: Charge) -> Charge:
+        """Returns a charge that was committed as the audit log has it, and as its receipt must say it."""
+        repeats = None if charge.answer.digest() == self.charged_answer else self.charged_answer
+        return replace(charge, time=self.charged_at, units=self.units, repeats=repeats)
 
 
 class Ledger:
@@ -294,24 +301,27 @@ class Ledger:
             "now": int(charge.time.timestamp()),
             "answer_digest": answer_digest,
         }
+        windows = reservation.windows
         for _ in range(_ATTEMPTS):
             charged = _CHARGE.row(connection, values)
             if charged is not None:
+                units, overage = charged
+                standing = Standing(charge.time, units, overage, False, answer_digest, windows)
                 if self._record is not None:
-                    self._record(connection, charge)
-                return Standing(charge.time, charged[0], False, answer_digest, reservation.windows)
+                    self._record(connection, standing.charged(charge))
+                return standing
             found = _find(connection, order)
             if found is None:
                 # The reservation was taken back, because it had expired or a twin of the request gave up.
-                self._reserve_again(connection, order, charge.time)
+                windows = self._reserve_again(connection, order, charge.time)
             elif found.charged_at is not None or found.request_digest != order.request_digest:
                 return self._repeat(connection, order, found, charge, answer_digest)
             # What is there otherwise was set aside by another server since the first statement; it can be charged.
         raise RateError(license_id=order.license.id, retry_after_s=_CONTENDED_S)
 
-    def _reserve_again(self, connection: Connection, order: Order, now: datetime) -> None:
+    def _reserve_again(self, connection: Connection, order: Order, now: datetime) -> tuple[Window, ...]:
         unlimited = order.license.model_copy(update={"rate": None})
-        self._reserve(connection, replace(order, license=unlimited), now, now + _MOMENT)
+        return self._reserve(connection, replace(order, license=unlimited), now, now + _MOMENT).windows
 
     def _repeat(
         self, connection: Connection, order: Order, row: "_Found", charge: Charge, answer_digest: str
@@ -319,17 +329,18 @@ class Ledger:
         if row.charged_at is None or row.request_digest != order.request_digest:
             # The id was released and then used for another request while this one was computed.
             raise RequestReusedError(order.request_id)
-        charged_at = _moment(row.charged_at)
-        if self._record is not None and row.answer_digest != answer_digest:
-            self._record(connection, replace(charge, time=charged_at, repeats=row.answer_digest))
-        return Standing(
-            charged_at=charged_at,
+        standing = Standing(
+            charged_at=_moment(row.charged_at),
+            units=row.units,
             overage=row.overage,
             # A commit that is run again, because nobody knows whether it went through, is no repeat.
             repeated=row.attempt != order.attempt,
             charged_answer=row.answer_digest,
             windows=look_up(connection, order.license, charge.time),
         )
+        if self._record is not None and row.answer_digest != answer_digest:
+            self._record(connection, standing.charged(charge))
+        return standing
 
     def _release(self, connection: Connection, order: Order) -> bool:
         released = _RELEASE.row(connection, {**_key(order), "attempt": order.attempt})
@@ -372,6 +383,7 @@ def look_up(connection: Connection, license: License, now: datetime) -> tuple[Wi
 
 class _Found(NamedTuple):
     request_digest: str
+    units: int
     overage: int
     attempt: str
     charged_at: int | None
@@ -456,7 +468,7 @@ _NOTE_OVERAGE: Final = Statement(f"UPDATE ledger SET overage = :overage WHERE {_
 _CHARGE: Final = Statement(
     f"""
     UPDATE ledger SET charged_at = :now, expires_at = NULL, attempt = :attempt, answer_digest = :answer_digest
-    WHERE {_OWN} AND charged_at IS NULL AND request_digest = :request_digest RETURNING overage
+    WHERE {_OWN} AND charged_at IS NULL AND request_digest = :request_digest RETURNING units, overage
     """  # noqa: S608
 )
 _RELEASE: Final = Statement(

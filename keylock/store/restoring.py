@@ -1,9 +1,10 @@
 """Putting a store back from a backup, so that nothing which was taken from customers is given back to them.
 
 A backup knows nothing of what happened after it. What it must not forget is what closes doors: revocations,
-suspensions, cut-off times and revoked tokens are carried over from the store that is replaced, where that can still
-be read. Charges are not: they are counted for the vendor, and receipts of them still hold. Servers that run notice
-that the store has a new generation (`keylock.store.identity`).
+suspensions, cut-off times, revoked tokens and the terms of renewals, which may end earlier or allow less, are carried
+over from the store that is replaced, where that can still be read. Charges are not: they are counted for the vendor,
+and receipts of them still hold. Servers that run notice that the store has a new generation
+(`keylock.store.identity`).
 """
 
 import os
@@ -11,20 +12,21 @@ import secrets
 import sqlite3
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
+from pydantic import ValidationError
 from sqlalchemy import Connection
 
 from keylock.errors import InputError, StoreError
+from keylock.licensing import License
 from keylock.statements import Statement
 from keylock.store.database import Database
-from keylock.store.identity import servers_seen_since
+from keylock.store.identity import RUNNING, servers_running
 
 __all__ = ["Restored", "adopt", "restore"]
 
-_RUNNING: Final = timedelta(seconds=15)
 _SIDES: Final = ("", "-wal", "-shm")
 
 _NEW_GENERATION: Final = Statement("UPDATE store_identity SET generation = :generation WHERE id = 1")
@@ -46,12 +48,19 @@ _CLOSE: Final = Statement(
     WHERE id = :id
     """
 )
+_TERMS: Final = Statement("SELECT id, customer, issuer, issued_at, claims FROM licenses")
+# Every issue of a license has a later time than the one before.
+_RENEW: Final = Statement(
+    """
+    UPDATE licenses SET customer = :customer, issuer = :issuer, issued_at = :issued_at, claims = :claims
+    WHERE id = :id AND issued_at < :issued_at
+    """
+)
 _TOKENS: Final = Statement("SELECT token_id, revoked_at FROM revoked_tokens")
 _REVOKE_TOKEN: Final = Statement(
     "INSERT INTO revoked_tokens (token_id, revoked_at) VALUES (:token_id, :revoked_at) ON CONFLICT DO NOTHING"
 )
 _CHARGED: Final = Statement("SELECT license_id, request_id, units FROM ledger WHERE charged_at IS NOT NULL")
-_ISSUED: Final = Statement("SELECT id FROM licenses")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,7 @@ class Restored:
         kept: Where the store lies that was replaced; None where there was none.
         readable: Whether that one could be read, so that what it had closed stays closed.
         closed: Licenses whose revocation, suspension or cut-off time was carried over.
+        renewed: Licenses whose terms were carried over, because they were renewed after the backup.
         tokens: Revoked access tokens that were carried over.
         lost_licenses: Licenses that were issued after the backup, and are not in the store any more.
         lost_charges: Charges that were made after the backup, and are not in the store any more.
@@ -73,6 +83,7 @@ class Restored:
     kept: Path | None = None
     readable: bool = True
     closed: int = 0
+    renewed: int = 0
     tokens: int = 0
     lost_licenses: int = 0
     lost_charges: int = 0
@@ -86,7 +97,7 @@ class _Known:
     closed: tuple[tuple[object, ...], ...]
     tokens: tuple[tuple[object, ...], ...]
     charges: dict[tuple[str, str], int]
-    licenses: frozenset[str]
+    terms: dict[str, tuple[object, ...]]
 
 
 def restore(path: Path, backup: Path, *, now: datetime) -> Restored:
@@ -136,7 +147,7 @@ def adopt(database: Database, *, now: datetime) -> Restored:
     """
     with database.transaction(writes=True) as connection:
         _check_unused(connection, database.name, now)
-        _renew(connection)
+        _new_generation(connection)
     return Restored(database.name, readable=False)
 
 
@@ -173,17 +184,17 @@ def _read(path: Path, *, now: datetime) -> _Known | None:
                 closed=tuple(_CLOSED.rows(connection, {})),
                 tokens=tuple(_TOKENS.rows(connection, {})),
                 charges={(row[0], row[1]): row[2] for row in _CHARGED.rows(connection, {})},
-                licenses=frozenset(row[0] for row in _ISSUED.rows(connection, {})),
+                terms={row[0]: row for row in _TERMS.rows(connection, {}) if _is_license(row[-1])},
             )
     return None
 
 
 def _check_unused(connection: Connection, name: str, now: datetime) -> None:
-    used = servers_seen_since(connection, now - _RUNNING)
+    used = servers_running(connection, now)
     if used:
         raise InputError(
             f"{used} {'server uses' if used == 1 else 'servers use'} the store {name}: stop every server first; one "
-            f"that was killed is forgotten after {_RUNNING.total_seconds():.0f} seconds"
+            f"that was killed is forgotten after {RUNNING.total_seconds():.0f} seconds"
         )
 
 
@@ -192,7 +203,7 @@ def _prepare(copy: Path, known: _Known | None) -> Restored:
     with Database.of_any_schema(f"sqlite:///{copy}") as database:
         database.migrate()
         with database.transaction(writes=True) as connection:
-            _renew(connection)
+            _new_generation(connection)
             result = Restored(str(copy)) if known is None else _carry_over(connection, known)
     with closing(sqlite3.connect(copy)) as connection:
         # One file, whole by itself, so that moving it is all there is to do.
@@ -201,13 +212,15 @@ def _prepare(copy: Path, known: _Known | None) -> Restored:
 
 
 def _carry_over(connection: Connection, known: _Known) -> Restored:
-    issued = {row[0] for row in _ISSUED.rows(connection, {})}
+    issued = {row[0] for row in _TERMS.rows(connection, {})}
     charged = {(row[0], row[1]) for row in _CHARGED.rows(connection, {})}
     names = ("id", "revoked_at", "revoked_why", "suspended_at", "suspended_why", "refuse_before")
     before = set(_CLOSED.rows(connection, {}))
     for row in known.closed:
         _CLOSE.change(connection, dict(zip(names, row, strict=True)))
     closed = len(set(_CLOSED.rows(connection, {})) - before)
+    terms = ("id", "customer", "issuer", "issued_at", "claims")
+    renewed = sum(_RENEW.change(connection, dict(zip(terms, row, strict=True))) for row in known.terms.values())
     revoked = {row[0] for row in _TOKENS.rows(connection, {})}
     for token_id, revoked_at in known.tokens:
         _REVOKE_TOKEN.change(connection, {"token_id": token_id, "revoked_at": revoked_at})
@@ -215,14 +228,24 @@ def _carry_over(connection: Connection, known: _Known) -> Restored:
     return Restored(
         "",
         closed=closed,
+        renewed=renewed,
         tokens=len({row[0] for row in known.tokens} - revoked),
-        lost_licenses=len(known.licenses - issued),
+        lost_licenses=len(known.terms.keys() - issued),
         lost_charges=len(lost),
         lost_units=sum(lost.values()),
     )
 
 
-def _renew(connection: Connection) -> None:
+def _is_license(claims: str) -> bool:
+    """Tells whether terms can be read: what is damaged is not carried over."""
+    try:
+        License.model_validate_json(claims)
+    except ValidationError:
+        return False
+    return True
+
+
+def _new_generation(connection: Connection) -> None:
     _NEW_GENERATION.change(connection, {"generation": secrets.token_hex(8)})
     _NO_SERVERS.change(connection, {})
 

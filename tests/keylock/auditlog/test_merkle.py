@@ -1,10 +1,9 @@
 """The tree against published vectors and against the recursive definitions of RFC 6962, written down naively."""
 
-import hashlib
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rfc6962 import mth, path, subproof
 
 from keylock.auditlog import (
     EMPTY_ROOT,
@@ -53,38 +52,6 @@ CONSISTENCY_2_TO_5 = [
     "5f083f0a1a33ca076a95279832580db3e0ef4584bdff1f54c8a360f50de3031e",
     "bc1a0643b12e4d2d7c77918f44e0f4f79a838b6cf9ec5b5c283e1f4d88599e6b",
 ]
-
-# The definitions of RFC 6962, section 2.1, word for word.
-
-
-def split(n):
-    k = 1
-    while 2 * k < n:
-        k *= 2
-    return k
-
-
-def mth(d):
-    if not d:
-        return hashlib.sha256(b"").digest()
-    if len(d) == 1:
-        return hashlib.sha256(b"\0" + d[0]).digest()
-    k = split(len(d))
-    return hashlib.sha256(b"\1" + mth(d[:k]) + mth(d[k:])).digest()
-
-
-def path(m, d):
-    if len(d) == 1:
-        return []
-    k = split(len(d))
-    return [*path(m, d[:k]), mth(d[k:])] if m < k else [*path(m - k, d[k:]), mth(d[:k])]
-
-
-def subproof(m, d, b):
-    if m == len(d):
-        return [] if b else [mth(d)]
-    k = split(len(d))
-    return [*subproof(m, d[:k], b), mth(d[k:])] if m <= k else [*subproof(m - k, d[k:], False), mth(d[:k])]
 
 
 def numbered(size):

@@ -11,10 +11,10 @@ import pytest
 pytest.importorskip("sqlalchemy")
 
 from keylock.errors import InputError, StoreError, StoreReplacedError
-from keylock.licensing import License
+from keylock.licensing import License, Quota
 from keylock.store import Database, LicenseStore
 from keylock.store.backup import back_up
-from keylock.store.identity import Presence, identity_of, servers_seen_since
+from keylock.store.identity import Presence, identity_of, servers_running
 from keylock.store.restoring import adopt, restore
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -138,12 +138,12 @@ def test_servers_confirm_side_by_side_and_take_their_leave(store_url):
             for presence in presences:
                 presence.confirm()
         with one.transaction() as connection:
-            assert servers_seen_since(connection, NOW) == 2
-            assert servers_seen_since(connection, LATER) == 1
+            assert servers_running(connection, LATER - timedelta(seconds=50)) == 2
+            assert servers_running(connection, LATER) == 1
         presences[1].leave()
         presences[0].confirm()
         with one.transaction() as connection:
-            assert servers_seen_since(connection, NOW) == 1
+            assert servers_running(connection, NOW) == 1
 
 
 def test_new_generation_is_noticed_by_a_server_that_runs(store_url):
@@ -216,6 +216,34 @@ def test_restore_waits_for_servers_that_run(store, path, backup):
     presence.confirm()
     presence.leave()
     restore(path, backup, now=NOW + timedelta(seconds=5))
+
+
+def test_server_that_looked_before_the_clock_was_set_back_is_forgotten(store, path, backup):
+    presence = Presence(store.database, now=lambda: NOW)
+    presence.confirm()
+    with pytest.raises(InputError, match="1 server uses"):
+        restore(path, backup, now=NOW - timedelta(seconds=30))
+    restore(path, backup, now=NOW - timedelta(hours=1))
+
+
+def test_restored_store_forgets_no_renewal(store, path, backup):
+    sooner, narrower = NOW + timedelta(days=1), Quota(total=3)
+    first = license_of(1).model_copy(update={"issued_at": LATER, "expires": sooner, "quota": narrower})
+    store.renew(first, issuer="newer key")
+    restored = restore(path, backup, now=LATER)
+    with LicenseStore(f"sqlite:///{path}") as fresh:
+        assert fresh.get("lic_1").license == first
+        assert fresh.get("lic_1").issuer == "newer key"
+        assert fresh.get("lic_2").license == license_of(2)
+    assert (restored.renewed, restored.closed) == (1, 0)
+
+
+def test_restored_store_takes_over_no_terms_that_cannot_be_read(store, path, backup):
+    with store.database.transaction(writes=True) as connection:
+        connection.exec_driver_sql("UPDATE licenses SET claims = '{}', issued_at = issued_at + 9 WHERE id = 'lic_1'")
+    assert restore(path, backup, now=LATER).renewed == 0
+    with LicenseStore(f"sqlite:///{path}") as fresh:
+        assert fresh.get("lic_1").license == license_of(1)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no database" * 99, "truncated"])

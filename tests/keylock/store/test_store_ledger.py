@@ -132,6 +132,30 @@ def test_released_units_are_there_again(ledger, recorded):
     assert [charge.request_id for charge in recorded] == ["s"]
 
 
+@pytest.mark.parametrize("answer", ["a", "another"])
+def test_request_costs_what_was_set_aside_first_whatever_its_price_is_later(ledger, recorded, answer):
+    license = make_license(quota=Quota(total=9))
+    settle(ledger, reserve(ledger, order(license, "r", units=2)))
+    standing = settle(ledger, reserve(ledger, order(license, "r", units=5)), answer=answer)
+    assert (standing.units, standing.repeated) == (2, True)
+    # One that is taken over was set aside at the first price as well.
+    reserve(ledger, order(license, "s", units=1))
+    assert settle(ledger, reserve(ledger, order(license, "s", units=7))).units == 1
+    assert {charge.units for charge in recorded if charge.request_id == "r"} == {2}
+    assert [charge.units for charge in recorded if charge.request_id == "s"] == [1]
+    assert used(ledger, license) == [3, 3, 3]
+
+
+def test_quotas_that_are_told_are_those_of_the_reservation_that_was_charged(ledger):
+    license = make_license(quota=Quota(day=9))
+    reservation = reserve(ledger, order(license, "r"), lifetime_s=1)
+    tomorrow = NOW + MINUTE
+    ledger.reap(now=tomorrow).result(timeout=30)
+    settle(ledger, reserve(ledger, order(license, "s", units=4), now=tomorrow), now=tomorrow)
+    day = settle(ledger, reservation, now=tomorrow).windows[0]
+    assert (day.used, day.resets_at) == (5, datetime(2026, 12, 2, tzinfo=UTC))
+
+
 @pytest.mark.parametrize("period", ["day", "month", "total"])
 def test_spent_quota_is_refused_with_its_period_and_reset(ledger, period):
     license = make_license(quota=Quota(**{period: 5}))
