@@ -28,13 +28,13 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from keylock.decoding_memory import DecodingMemory
 from keylock.deep_images import deep_values, is_deep, stated_bits
 from keylock.dicom import is_dicom, measure_dicom, read_dicom
 from keylock.errors import ImageError
 from keylock.grey_levels import GreyLevels, agree_on_bits, fewest_bits, to_8_bits
+from keylock.pictures import LYING, Picture, of_array, of_image
 
-__all__ = ["FORMATS", "ImageLimits", "decode", "is_dicom", "measure", "to_rgb"]
+__all__ = ["FORMATS", "ImageLimits", "OpenedImage", "decode", "is_dicom", "measure", "to_rgb"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +44,12 @@ class ImageLimits:
     Attributes:
         max_bytes: Size of the file in bytes.
         max_pixels: Width times height, checked before decoding.
-        memory: What large images share while they are decoded and preprocessed; None bounds nothing.
+        max_side: The longer side in pixels: scaling one that is longer takes memory for its length alone.
     """
 
     max_bytes: int = 32 * 2**20
     max_pixels: int = 50_000_000
-    memory: DecodingMemory | None = None
+    max_side: int = 2**17
 
 
 DEFAULT_LIMITS: Final = ImageLimits()
@@ -68,27 +68,89 @@ FORMATS: Final = tuple(_READERS)
 
 # Compressions, sample formats and layouts that Pillow and pydicom do not know fail in them as damage does.
 _OF_MANY_KINDS: Final = frozenset({"TIFF", "DICOM"})
-# What a pixel takes while an image is decoded and preprocessed: Pillow's copy, ours, and the one that is scaled.
-_PIXEL_BYTES: Final = 12
+# What a pixel takes while an image is decoded, in bytes: Pillow's copy; with more than eight bits copies of both halves
+# and their sum; what the decoders of some formats hold beside it; the coefficients of a progressive JPEG file.
+_PIXEL_BYTES: Final = 4
 _DEEP_BYTES: Final = 24
-# Conversions go by bands of about this many pixels, because each of their steps makes a copy.
-_BAND_PIXELS: Final = 2**20
+_EXTRA_BYTES: Final = {"WebP": 16, "GIF": 8}
+_COEFFICIENT_BYTES: Final = 8
 
 _TILE_SIDES: Final = (322, 323)
 _NEW_SUBFILE_TYPE: Final = 254
 _COPY_OR_MASK: Final = 1 | 4
 _LOOKED_AT_PAGES: Final = 16
-_TRANSPARENT_MODES: Final = frozenset({"RGBA", "RGBa", "LA", "La", "PA"})
 _EXIF_ORIENTATION: Final = 0x0112
-_UPRIGHT: Final = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+
+
+class OpenedImage:
+    """An image file whose header was read and checked, and none of whose pixels are decoded yet.
+
+    Attributes:
+        size: Width and height in pixels, as the image lies in the file.
+    """
+
+    def __init__(self, data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS) -> None:
+        """Reads the header.
+
+        Args:
+            data: A PNG, JPEG, WebP, BMP or TIFF file, or a GIF file with one frame.
+            limits: What the image may cost.
+
+        Raises:
+            ImageError: If the bytes are no such file, or are damaged, animated, without pixels or over the limits.
+        """
+        _check_bytes(data, limits)
+        _takes_dicom(data, False)
+        self._data, self._name = data, _sniff(data)
+        with _explained(self._name):
+            self._image = _open(self._name, data, limits)
+            self._deep = is_deep(self._image)
+        self.size = self._image.size
+
+    def reduce(self, choose: Callable[[int, int], int]) -> None:
+        """Lets a JPEG file be decoded at a half or a quarter of its size; other files stay as they are.
+
+        Args:
+            choose: Returns by how much, 1, 2 or 4, from height and width of the upright image.
+        """
+        if not isinstance(self._image, JpegImagePlugin.JpegImageFile):
+            return
+        width, height = self.size
+        lies = _orientation(self._image) in LYING
+        times = choose(width, height) if lies else choose(height, width)
+        if times > 1:
+            with _explained(self._name):
+                self._image.draft(None, (width // times, height // times))
+
+    @property
+    def decoding_bytes(self) -> int:
+        """How much memory the file takes at most while it is decoded, about."""
+        pixels = self.size[0] * self.size[1]
+        if self._deep:
+            return pixels * _DEEP_BYTES
+        beside = pixels * _EXTRA_BYTES.get(self._name, 0)
+        if isinstance(self._image, JpegImagePlugin.JpegImageFile) and _has_several_scans(self._image, self._data):
+            beside += pixels * _COEFFICIENT_BYTES
+        return beside + self._image.width * self._image.height * _PIXEL_BYTES
+
+    def read(self, *, bits: int | None = None, guess: bool = False) -> Picture:
+        """Decodes the image. To be called once.
+
+        Args:
+            bits: How many bits the values have of an image with more than eight; without it what the file says counts.
+            guess: Take the fewest bits that fit where the scale is unknown: for looking at it, not for a model.
+
+        Raises:
+            ImageError: If the pixels are damaged, or have values of which nobody says how many bits they have.
+        """
+        with _explained(self._name):
+            if not self._deep:
+                self._image.load()
+                return of_image(self._image, orientation=_orientation(self._image), full_size=self.size)
+            values = deep_values(self._image, self._data, _READERS[self._name][1])
+            levels = _levels(values, stated_bits(self._image, self._data, values))
+            chosen = _choose_bits(levels, bits, guess)
+            return of_array(values, lambda part: _over_white(part, chosen), orientation=_orientation(self._image))
 
 
 def decode(
@@ -98,52 +160,28 @@ def decode(
     bits: int | None = None,
     dicom: bool = False,
     guess: bool = False,
-    claim: Callable[[int], None] | None = None,
 ) -> NDArray[np.uint8]:
     """Decodes the bytes of an image file.
 
     Args:
         data: A PNG, JPEG, WebP, BMP or TIFF file, or a GIF file with one frame.
         limits: What the image may cost.
-        bits: How many bits the values have of an image with more than eight; without it what the file says counts.
+        bits: As of `OpenedImage.read`.
         dicom: Whether DICOM files are converted too.
-        guess: Take the fewest bits that fit where the scale is unknown: for looking at an image, not for a model.
-        claim: Told how many bytes decoding and preprocessing take, before they are taken; may wait, or raise.
+        guess: As of `OpenedImage.read`.
 
     Returns:
         RGB pixels, uint8 `(height, width, 3)`; transparent pixels are laid over white.
 
     Raises:
-        ImageError: If the bytes are no such file, or are damaged, animated, without pixels or over the limits, or have
-            values of which nobody says how many bits they have.
+        ImageError: As `OpenedImage` raises it, and as its `read` does.
     """
-
-    def choose_bits(levels: GreyLevels) -> int:
-        if bits is not None:
-            return bits
-        try:
-            return agree_on_bits([levels], whose="the image has")
-        except ImageError:
-            if guess:
-                return fewest_bits(levels.highest)
-            raise
-
     _check_bytes(data, limits)
     if _takes_dicom(data, dicom):
         with _explained("DICOM"):
-            return read_dicom(data, check_size=partial(_check_size, limits=limits), choose_bits=choose_bits)
-    name = _sniff(data)
-    with _explained(name):
-        image = _open(name, data, limits)
-        deep = is_deep(image)
-        if claim is not None:
-            claim(image.width * image.height * (_DEEP_BYTES if deep else _PIXEL_BYTES))
-        if not deep:
-            image.load()
-            return to_rgb(image)
-        values = deep_values(image, data, _READERS[name][1])
-        chosen = choose_bits(_levels(values, stated_bits(image, data, values)))
-        return _upright(_over_white(values, chosen), _orientation(image))
+            check = partial(_check_size, limits=limits)
+            return read_dicom(data, check_size=check, choose_bits=lambda levels: _choose_bits(levels, bits, guess))
+    return OpenedImage(data, limits=limits).read(bits=bits, guess=guess).pixels()
 
 
 def measure(data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS, dicom: bool = False) -> GreyLevels | None:
@@ -191,27 +229,22 @@ def to_rgb(image: Image.Image, *, bits: int | None = None) -> NDArray[np.uint8]:
     orientation = _orientation(image)
     if image.mode == "F":
         raise ImageError("the image has floating-point values, which have no scale: convert it to 8 or 16 bits")
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        chosen = agree_on_bits([_levels(values, None)], whose="the image has") if bits is None else bits
-        return _upright(_over_white(values, chosen), orientation)
-    pixels = np.empty((image.height, image.width, 3), np.uint8)
-    rows = max(1, _BAND_PIXELS // image.width)
-    for top in range(0, image.height, rows):
-        band = image.crop((0, top, image.width, min(top + rows, image.height)))
-        pixels[top : top + rows] = np.asarray(_to_opaque_rgb(band))
-    return _upright(pixels, orientation)
+    if not image.mode.startswith("I"):
+        return of_image(image, orientation=orientation).pixels()
+    values = np.asarray(image)
+    chosen = agree_on_bits([_levels(values, None)], whose="the image has") if bits is None else bits
+    return of_array(values, lambda part: _over_white(part, chosen), orientation=orientation).pixels()
 
 
-def _to_opaque_rgb(band: Image.Image) -> Image.Image:
-    """Returns a band of an image in RGB, over white. Each pixel is converted by itself: bands change nothing."""
-    if band.mode in _TRANSPARENT_MODES or "transparency" in band.info:
-        band = band.convert("RGBA")
-        band = Image.alpha_composite(Image.new("RGBA", band.size, (255, 255, 255, 255)), band)
+def _choose_bits(levels: GreyLevels, bits: int | None, guess: bool) -> int:
+    if bits is not None:
+        return bits
     try:
-        return band.convert("RGB")
-    except ValueError:
-        raise ImageError(f"the image has colours of the kind {band.mode}, which are not read: save it as RGB") from None
+        return agree_on_bits([levels], whose="the image has")
+    except ImageError:
+        if guess:
+            return fewest_bits(levels.highest)
+        raise
 
 
 def _check_bytes(data: bytes, limits: ImageLimits) -> None:
@@ -284,27 +317,13 @@ def _levels(values: NDArray[Any], stated: int | None) -> GreyLevels:
 
 def _over_white(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     """Scales deep values (height, width) or (height, width, 3 or 4) to RGB pixels, transparent ones over white."""
-    pixels = np.empty((*values.shape[:2], 3), np.uint8)
-    rows = max(1, _BAND_PIXELS // values.shape[1])
-    for top in range(0, len(values), rows):
-        pixels[top : top + rows] = _band_over_white(values[top : top + rows], bits)
-    return pixels
-
-
-def _band_over_white(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     if values.ndim == 2:
-        return to_8_bits(values, bits=bits)[..., np.newaxis]
+        return np.repeat(to_8_bits(values, bits=bits)[..., np.newaxis], 3, axis=2)
     rgb = to_8_bits(values[..., :3], bits=bits)
     if values.shape[2] == 3:
         return rgb
     opacity = values[..., 3:].astype(np.float32) / 65535
     return np.rint(rgb * opacity + 255 * (1 - opacity)).astype(np.uint8)
-
-
-def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    if orientation not in _UPRIGHT:
-        return pixels
-    return np.array(Image.fromarray(pixels).transpose(_UPRIGHT[orientation]))
 
 
 def _sniff(data: bytes) -> str:
@@ -318,6 +337,11 @@ def _sniff(data: bytes) -> str:
 def _check_size(width: int, height: int, *, limits: ImageLimits) -> None:
     if width <= 0 or height <= 0:
         raise ImageError(f"the image has no pixels ({width} x {height}): send one that has some")
+    if max(width, height) > limits.max_side:
+        raise ImageError(
+            f"the image has {width} x {height} pixels and sides of at most {limits.max_side:,} are accepted: "
+            "scale it down before sending it"
+        )
     if width * height > limits.max_pixels:
         raise ImageError(
             f"the image has {width} x {height} pixels and at most {limits.max_pixels:,} are accepted: "
@@ -346,6 +370,25 @@ def _webp_size(data: bytes) -> tuple[int, int]:
         bits = int.from_bytes(head[21:25], "little")
         return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
     return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
+
+
+def _has_several_scans(image: JpegImagePlugin.JpegImageFile, data: bytes) -> bool:
+    """Returns whether all coefficients are kept until the last scan: the first one has not all of them.
+
+    References:
+        ITU-T T.81, sections B.1.1.4 (markers with lengths) and B.2.3 (scan header).
+    """
+    if image.info.get("progressive"):
+        return True
+    place = 2
+    while place + 5 <= len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker == 0xDA:
+            return data[place + 4] < image.layers
+        # Bytes that fill up, and markers without a length.
+        step = 1 if marker == 0xFF else 2 if marker == 0x01 or 0xD0 <= marker <= 0xD8 else 0
+        place += step or 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return True
 
 
 def _orientation(image: Image.Image) -> int:

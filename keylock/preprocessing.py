@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from keylock.errors import TensorError
 from keylock.grey_levels import MAX_BITS, MIN_BITS
+from keylock.pictures import Picture, of_image
 
 __all__ = ["Preprocessing"]
 
@@ -70,9 +71,34 @@ class Preprocessing(BaseModel):
         Raises:
             TensorError: If the array has another shape or type, or no pixels.
         """
-        resized = self.resized(pixels).astype(np.float32) / np.float32(255)
-        normalised = (resized - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        return self.normalised(self.resized(pixels))
+
+    def normalised(self, resized: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Normalises one image that has the size and the channels of the model.
+
+        Args:
+            resized: uint8 `(*size, channels)`, as `resized` and `framed` return it.
+
+        Returns:
+            The normalised image, float32 `(channels, *size)`.
+        """
+        values = resized.astype(np.float32) / np.float32(255)
+        normalised = (values - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+
+    def framed(self, picture: Picture) -> NDArray[np.uint8]:
+        """Scales and converts an image that was read from a file, as `resized` does, band by band.
+
+        Args:
+            picture: The image. Where it was reduced when it was decoded, the part is the one of the whole image.
+
+        Returns:
+            The pixels the model sees, uint8 `(*size, channels)`.
+        """
+        left, top, right, bottom = self.source_box(picture.full_height, picture.full_width)
+        across, down = picture.width / picture.full_width, picture.height / picture.full_height
+        box = (left * across, top * down, min(right * across, picture.width), min(bottom * down, picture.height))
+        return picture.scaled(self.size, box, mode="RGB" if self.channels == 3 else "L")
 
     def resized(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Scales and converts an image without normalising it.
@@ -86,15 +112,7 @@ class Preprocessing(BaseModel):
         Raises:
             TensorError: If the array has another shape or type, or no pixels.
         """
-        image, mode = _to_pillow(pixels), "RGB" if self.channels == 3 else "L"
-        if image.mode != mode:
-            image = image.convert(mode)
-        height, width = self.size
-        if (image.height, image.width) != (height, width):
-            # The crop is taken out of the source, so that a very long image is never blown up before it is cropped.
-            box = self.source_box(image.height, image.width)
-            image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
-        return np.array(image, dtype=np.uint8).reshape(height, width, self.channels)
+        return self.framed(of_image(_to_pillow(pixels), orientation=1))
 
     def source_box(self, source_height: int, source_width: int) -> tuple[float, float, float, float]:
         """Finds the part of an image that the model sees, which is also the part its maps cover.

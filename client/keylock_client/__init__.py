@@ -14,6 +14,7 @@ from keylock_client._operators import DEFAULT_ADMIN_TARGET, AdminClient
 from keylock_client._settings import DEFAULT_PORT, DEFAULT_TARGET, Tls
 from keylock_client._sources import ImageLike
 from keylock_client._sync import Client
+from keylock_client.charges import Estimate, LicenseInfo, Proof, Quota, Receipt, Usage
 from keylock_client.errors import (
     AuditLogError,
     BadAnswerError,
@@ -46,20 +47,14 @@ from keylock_client.errors import (
 )
 from keylock_client.results import (
     ClassScore,
-    Estimate,
     Explained,
     Explainer,
     Explanation,
-    LicenseInfo,
     Model,
     ModelInfo,
     Prediction,
     Progress,
-    Proof,
-    Quota,
-    Receipt,
     RequestLimits,
-    Usage,
 )
 
 __all__ = [

@@ -16,20 +16,8 @@ from keylock.v1 import admin_pb2, license_pb2
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client._maps import read_map, senseless
 from keylock_client._sources import Source
-from keylock_client.results import (
-    ClassScore,
-    Estimate,
-    Explainer,
-    Explanation,
-    LicenseInfo,
-    Model,
-    ModelInfo,
-    Prediction,
-    Quota,
-    Receipt,
-    RequestLimits,
-    Usage,
-)
+from keylock_client.charges import Estimate, LicenseInfo, Quota, Receipt, Usage
+from keylock_client.results import ClassScore, Explainer, Explanation, Model, ModelInfo, Prediction, RequestLimits
 
 __all__ = [
     "estimate",

@@ -17,8 +17,9 @@ from keylock_client._failures import translate, translate_status
 from keylock_client._receipts import Trust, verify_receipt
 from keylock_client._settings import DEFAULT_TARGET, Settings, Tls, Token, check_timeout, read_environment
 from keylock_client._streams import Images
+from keylock_client.charges import Receipt
 from keylock_client.errors import BadAnswerError, ClientError, ClosedError, RequestRefusedError
-from keylock_client.results import Explained, ModelInfo, Receipt
+from keylock_client.results import Explained, ModelInfo
 
 __all__ = ["BaseClient"]
 

@@ -24,6 +24,7 @@ from keylock_client._receipts import Trust, newer, question, read_proof, read_re
 from keylock_client._requests import chunks, explain_request, infer_request
 from keylock_client._settings import Token
 from keylock_client._sources import ImageLike, Source, read_sources
+from keylock_client.charges import Estimate, LicenseInfo, Proof, Quota, Receipt
 from keylock_client.errors import (
     ClientError,
     LicenseRefusedError,
@@ -32,7 +33,7 @@ from keylock_client.errors import (
     TooLargeError,
     Violation,
 )
-from keylock_client.results import Estimate, Explanation, LicenseInfo, ModelInfo, Prediction, Proof, Quota, Receipt
+from keylock_client.results import Explanation, ModelInfo, Prediction
 
 if TYPE_CHECKING:
     from keylock.licensing.revocations import Revocations

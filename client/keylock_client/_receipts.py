@@ -15,8 +15,8 @@ from keylock.jws import unverified_header
 from keylock.signing import VerifyingKey, decode_base64url
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client._checks import Asked, check_answer, check_receipt
+from keylock_client.charges import Proof, Receipt
 from keylock_client.errors import BadReceiptError
-from keylock_client.results import Proof, Receipt
 
 if TYPE_CHECKING:
     from keylock.auditlog import Checkpoint

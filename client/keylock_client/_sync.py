@@ -14,19 +14,9 @@ from keylock_client._exchanges import Call, Exchange
 from keylock_client._sources import ImageLike
 from keylock_client._streams import Unreadable, check_in_flight, pause_s, worth_another_try
 from keylock_client._sync_stream import Feed, Stream
+from keylock_client.charges import Estimate, LicenseInfo, Proof, Quota, Receipt
 from keylock_client.errors import ClientError, LicenseRefusedError
-from keylock_client.results import (
-    Estimate,
-    Explained,
-    Explanation,
-    LicenseInfo,
-    ModelInfo,
-    Prediction,
-    Progress,
-    Proof,
-    Quota,
-    Receipt,
-)
+from keylock_client.results import Explained, Explanation, ModelInfo, Prediction, Progress
 
 __all__ = ["Client"]
 

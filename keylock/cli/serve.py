@@ -89,6 +89,13 @@ def serve(
         str | None,
         typer.Option(metavar="float32|float16|int8", help="Numbers to compute in, where the bundle has them."),
     ] = None,
+    max_image_ratio: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N",
+            help="Refuse images of more than N pixels for each pixel that the model looks at. [no such limit]",
+        ),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes that serve on the one address; 0: one for each core. [1]")
     ] = None,
@@ -149,6 +156,7 @@ def serve(
         unlicensed_explanations=unlicensed,
         device=device,
         variant=variant,
+        max_image_ratio=max_image_ratio,
         workers=workers,
         tls_certificate=tls_certificate,
         tls_key=tls_key,

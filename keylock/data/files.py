@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keylock.errors import DataError, ImageError
+from keylock.framing import read_framed
 from keylock.images import decode
 from keylock.preprocessing import Preprocessing
 
@@ -88,7 +89,7 @@ class ImageFiles(Sequence[NDArray[np.uint8]]):
         pixels = np.empty((len(wanted), height, width, preprocessing.channels), dtype=np.uint8)
 
         def load(row: int) -> None:
-            pixels[row] = preprocessing.resized(decode_file(wanted[row], bits=bits))
+            pixels[row] = read_framed(wanted[row].read_bytes(), preprocessing, bits=bits, dicom=True)
 
         load_rows(wanted, load, kind=kind)
         if indices is None:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from keylock_server.background import serving
-    from keylock_server.lifecycle import RunningServer, start
+    from keylock_server.lifecycle import RunningServer
     from keylock_server.processes import serve
     from keylock_server.settings import ServerSettings
+    from keylock_server.starting import start
 
 __all__ = ["RunningServer", "ServerSettings", "serve", "serving", "start"]
 
@@ -23,7 +24,7 @@ _HOMES: Final = {
     "ServerSettings": "settings",
     "serve": "processes",
     "serving": "background",
-    "start": "lifecycle",
+    "start": "starting",
 }
 
 

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, TypeVar
 
-from keylock_server.lifecycle import RunningServer, start
+from keylock_server.lifecycle import RunningServer
 from keylock_server.settings import ServerSettings
+from keylock_server.starting import start
 
 __all__ = ["serving"]
 

@@ -26,6 +26,7 @@ from keylock_server.answering import (
 from keylock_server.authentication import Authenticator, Caller
 from keylock_server.batcher import Admission, Batchers
 from keylock_server.calls import check_request_id, describe_call, new_request_id, set_license
+from keylock_server.decoding import Decoder
 from keylock_server.even_times import CallTimes, EvenTimes
 from keylock_server.metering import Meter, describe_windows
 from keylock_server.models import Models
@@ -34,7 +35,8 @@ from keylock_server.requests import (
     check_count,
     check_parameters,
     choose_target,
-    prepare_images,
+    decoding_steps,
+    limits_for,
     wants_public_prediction,
 )
 from keylock_server.runtime import ServedModel
@@ -76,8 +78,10 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         authenticator: Authenticator,
         batchers: Batchers,
         workers: Workers,
+        decoder: Decoder,
         meter: Meter,
         limits: ImageLimits,
+        max_ratio: float | None,
         max_images: int,
         max_answer_bytes: int,
         refuse_unlicensed: bool,
@@ -92,9 +96,11 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             models: What is served.
             authenticator: Verifies licenses.
             batchers: Run the models.
-            workers: Where images are decoded.
+            workers: Where digests and answers are made.
+            decoder: Decodes images.
             meter: Charges licenses.
             limits: What one image may cost.
+            max_ratio: Most pixels of an image for each pixel that a model looks at; None where that does not count.
             max_images: Most images in one request.
             max_answer_bytes: Largest answer.
             refuse_unlicensed: Whether callers without a license are refused instead of given decoys.
@@ -110,6 +116,8 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         self._authenticator = authenticator
         self._batchers = batchers
         self._workers = workers
+        self._decoder = decoder
+        self._max_ratio = max_ratio
         self._limits = limits
         self._max_images = max_images
         self._max_answer_bytes = max_answer_bytes
@@ -234,17 +242,20 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
     async def GetModel(self, request: pb.GetModelRequest, context: _Context) -> pb.GetModelResponse:  # noqa: N802
         """Describes a served model."""
         with self._models.use(request.model_name, request.model_version) as model:
-            answer = _describe_everything(model)
+            answer, limits = _describe_everything(model), self._limits_for(model)
         answer.signs_receipts = self._receipts is not None and self._meter.records
         answer.limits.CopyFrom(
             pb.RequestLimits(
                 max_images=self._max_images,
-                max_image_bytes=self._limits.max_bytes,
-                max_image_pixels=self._limits.max_pixels,
+                max_image_bytes=limits.max_bytes,
+                max_image_pixels=limits.max_pixels,
                 max_message_bytes=self._max_answer_bytes,
             )
         )
         return answer
+
+    def _limits_for(self, model: ServedModel) -> ImageLimits:
+        return limits_for(model.manifest.preprocessing, self._limits, ratio=self._max_ratio)
 
     def _agree(
         self, model: ServedModel, request: pb.ExplainRequest, granted: License | None, *, images: int
@@ -308,12 +319,12 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         form: Form,
     ) -> tuple[list[pb.Explanation], AnswerDigests]:
         granted = terms.granted
-        images = await self._workers.run(
-            lambda abandoned: prepare_images(
+        preprocessing = model.manifest.preprocessing
+        images = await self._decoder.run(
+            lambda: decoding_steps(
                 request.images,
-                preprocessing=model.manifest.preprocessing,
-                limits=self._limits,
-                abandoned=abandoned,
+                preprocessing=preprocessing,
+                limits=self._limits_for(model),
                 check_pixels=None if granted is None else lambda pixels: check_size(granted, pixels=pixels),
             )
         )

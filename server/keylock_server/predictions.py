@@ -5,7 +5,6 @@ can change that. `docs/protocol.md` lists the inputs and outputs.
 """
 
 import asyncio
-import threading
 from typing import Any
 
 import grpc
@@ -18,13 +17,13 @@ from keylock.inference import inference_pb2 as pb
 from keylock_server.answering import softmax
 from keylock_server.batcher import Batchers
 from keylock_server.calls import describe_call
+from keylock_server.decoding import Decoder, Step
 from keylock_server.inventory import Inventory
 from keylock_server.models import Models
-from keylock_server.requests import at_field
+from keylock_server.requests import at_field, limits_for
 from keylock_server.runtime import ServedModel
 from keylock_server.statuses import DeadlineError
 from keylock_server.tensors import read_images, wanted_outputs, write
-from keylock_server.workers import Workers
 
 __all__ = ["PredictionService"]
 
@@ -35,21 +34,30 @@ class PredictionService(Inventory):
     """Answers everybody with keyless predictions."""
 
     def __init__(
-        self, models: Models, *, batchers: Batchers, workers: Workers, limits: ImageLimits, max_images: int
+        self,
+        models: Models,
+        *,
+        batchers: Batchers,
+        decoder: Decoder,
+        limits: ImageLimits,
+        max_ratio: float | None,
+        max_images: int,
     ) -> None:
         """Makes the service.
 
         Args:
             models: What is served.
             batchers: Run it.
-            workers: Where images are decoded.
+            decoder: Decodes images.
             limits: What one image may cost.
+            max_ratio: Most pixels of an image for each pixel that a model looks at; None where that does not count.
             max_images: Most images in one request.
         """
         super().__init__(models)
         self._batchers = batchers
-        self._workers = workers
+        self._decoder = decoder
         self._limits = limits
+        self._max_ratio = max_ratio
         self._max_images = max_images
         self.ready = True
 
@@ -72,17 +80,13 @@ class PredictionService(Inventory):
     async def _predict(self, model: ServedModel, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
         wanted = wanted_outputs(request)
 
-        def read(abandoned: threading.Event) -> NDArray[np.float32]:
-            return read_images(
-                request,
-                preprocessing=model.manifest.preprocessing,
-                limits=self._limits,
-                max_images=self._max_images,
-                abandoned=abandoned,
-            )
+        def plan() -> list[Step]:
+            preprocessing = model.manifest.preprocessing
+            limits = limits_for(preprocessing, self._limits, ratio=self._max_ratio)
+            return read_images(request, preprocessing=preprocessing, limits=limits, max_images=self._max_images)
 
         with self._batchers.of(model).admit(_row_count(request, most=self._max_images)) as admitted:
-            logits = await admitted.predict(await self._workers.run(read))
+            logits = await admitted.predict(await self._decoder.run(plan))
         describe_call(model=model.manifest.name, images=len(logits))
         answers: dict[str, NDArray[np.float32] | list[bytes]] = {
             "logits": logits,

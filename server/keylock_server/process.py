@@ -15,9 +15,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from keylock_server.descriptors import raise_limit
-from keylock_server.lifecycle import RunningServer, start
+from keylock_server.lifecycle import RunningServer
 from keylock_server.settings import ServerSettings
 from keylock_server.shared import STOP, Shared
+from keylock_server.starting import start
 
 __all__ = ["serve_alone", "serve_as_worker"]
 

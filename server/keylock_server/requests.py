@@ -1,10 +1,10 @@
 """From the messages of a request to arrays: pure functions that name the field when something is wrong with it."""
 
 import math
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -13,19 +13,21 @@ from numpy.typing import NDArray
 
 from keylock.class_names import normalise_class_name
 from keylock.errors import InputError, LicenseError, LicenseReason, TensorError, UnknownNameError
-from keylock.images import ImageLimits, decode
+from keylock.framing import read_framed
+from keylock.images import ImageLimits
 from keylock.preprocessing import Preprocessing
 from keylock.v1 import explanation_pb2 as pb
+from keylock_server.decoding import Claim, Step
 
 __all__ = [
     "at_field",
     "check_count",
     "check_parameters",
     "choose_target",
-    "claiming",
-    "prepare_images",
+    "decode_encoded",
+    "decoding_steps",
+    "limits_for",
     "shaped",
-    "stop_if",
     "wants_public_prediction",
 ]
 
@@ -65,77 +67,85 @@ def check_count(count: int, *, limit: int, field: str) -> None:
             raise InputError(f"the request has {count} images and at most {limit} are accepted: send several requests")
 
 
-def prepare_images(
+def limits_for(preprocessing: Preprocessing, limits: ImageLimits, *, ratio: float | None) -> ImageLimits:
+    """Returns what one image may cost where a model looks at it.
+
+    Args:
+        preprocessing: That of the model.
+        limits: What any image may cost.
+        ratio: Most pixels of an image for each pixel that the model looks at; None where that does not count.
+    """
+    if ratio is None:
+        return limits
+    return replace(limits, max_pixels=min(limits.max_pixels, int(ratio * math.prod(preprocessing.size))))
+
+
+def decoding_steps(
     images: Sequence[pb.Image],
     *,
     preprocessing: Preprocessing,
     limits: ImageLimits,
-    abandoned: threading.Event,
     check_pixels: Callable[[int], None] | None = None,
-) -> NDArray[np.float32]:
-    """Decodes and preprocesses the images of a request.
+) -> list[Step]:
+    """Says how the images of a request are decoded and preprocessed.
 
     Args:
         images: At least one.
         preprocessing: That of the model.
         limits: What one image may cost.
-        abandoned: Looked at before each image; once it is set, no more are decoded.
         check_pixels: Called with width times height of every image that is not preprocessed yet; raises where that is
             too much for the caller.
 
     Returns:
-        Preprocessed images, float32 `(batch, channels, height, width)`.
+        A step for each image. It raises `InputError`, which names the image, if that cannot be used.
+    """
+    return [
+        partial(_prepare, f"images[{i}]", image, preprocessing, limits, check_pixels) for i, image in enumerate(images)
+    ]
+
+
+def _prepare(
+    field: str,
+    image: pb.Image,
+    preprocessing: Preprocessing,
+    limits: ImageLimits,
+    check_pixels: Callable[[int], None] | None,
+    claim: Claim,
+) -> NDArray[np.float32]:
+    with at_field(field):
+        source = image.WhichOneof("source")
+        if source == "encoded":
+            return decode_encoded(
+                image.encoded, preprocessing=preprocessing, limits=limits, claim=claim, check_pixels=check_pixels
+            )
+        if source != "tensor":
+            raise InputError("the image is empty: set its field encoded or tensor")
+        array = _to_array(image.tensor)
+        if array.dtype != np.uint8:
+            return preprocessing.check(array.astype(np.float32, copy=False))[np.newaxis]
+        if check_pixels is not None:
+            check_pixels(math.prod(array.shape[:2]))
+        return preprocessing(array)[np.newaxis]
+
+
+def decode_encoded(
+    data: bytes,
+    *,
+    preprocessing: Preprocessing,
+    limits: ImageLimits,
+    claim: Claim,
+    check_pixels: Callable[[int], None] | None = None,
+) -> NDArray[np.float32]:
+    """Decodes and preprocesses an image file.
+
+    Returns:
+        The preprocessed image, float32 `(1, channels, height, width)`.
 
     Raises:
-        InputError: If an image cannot be used; the error names it.
-        CancelledError: If the request was abandoned.
+        ImageError: If it cannot be used.
     """
-    batch = np.empty((len(images), *preprocessing.shape), np.float32)
-    for i, image in enumerate(images):
-        stop_if(abandoned)
-        with at_field(f"images[{i}]"), claiming(limits, abandoned) as claim:
-            array = _read_image(image, limits=limits, bits=preprocessing.bits, claim=claim)
-            if array.dtype != np.uint8:
-                batch[i] = preprocessing.check(array.astype(np.float32, copy=False))
-                continue
-            if check_pixels is not None:
-                check_pixels(math.prod(array.shape[:2]))
-            batch[i] = preprocessing(array)
-            # Before its share is given back.
-            del array
-    return batch
-
-
-def stop_if(abandoned: threading.Event) -> None:
-    """Ends the work on a request that nobody waits for.
-
-    Raises:
-        CancelledError: If it was abandoned.
-    """
-    if abandoned.is_set():
-        raise CancelledError
-
-
-@contextmanager
-def claiming(limits: ImageLimits, abandoned: threading.Event) -> Iterator[Callable[[int], None] | None]:
-    """Gives what takes memory for one image that is decoded and preprocessed inside; None where nothing bounds it."""
-    if limits.memory is None:
-        yield None
-        return
-    with limits.memory.share(lambda: stop_if(abandoned)) as claim:
-        yield claim
-
-
-def _read_image(
-    image: pb.Image, *, limits: ImageLimits, bits: int | None, claim: Callable[[int], None] | None
-) -> NDArray[Any]:
-    """Returns the pixels of an image, uint8, or the preprocessed image that it is, float32."""
-    source = image.WhichOneof("source")
-    if source == "encoded":
-        return decode(image.encoded, limits=limits, bits=bits, claim=claim)
-    if source == "tensor":
-        return _to_array(image.tensor)
-    raise InputError("the image is empty: set its field encoded or tensor")
+    pixels = read_framed(data, preprocessing, limits=limits, claim=claim, check_pixels=check_pixels)
+    return preprocessing.normalised(pixels)[np.newaxis]
 
 
 def _to_array(tensor: pb.Tensor) -> NDArray[Any]:

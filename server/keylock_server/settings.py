@@ -78,6 +78,8 @@ class ServerSettings(BaseSettings):
         stream_in_flight: Images of one stream that are taken up before their answers were sent.
         max_image_bytes: Largest image file.
         max_image_pixels: Most pixels of one image.
+        max_image_ratio: Most pixels of one image for each pixel that the model looks at; none: only the number above
+            counts.
         decoding_memory_bytes: What large images take together while they are decoded, in each process; one that takes
             more is decoded alone.
         workers: Processes that serve, on one address; 0: one for each core.
@@ -151,6 +153,7 @@ class ServerSettings(BaseSettings):
     max_images: Annotated[int, Field(ge=1, le=4096)] = 32
     max_image_bytes: Annotated[int, Field(ge=1024)] = 32 * _MIB
     max_image_pixels: Annotated[int, Field(ge=1)] = 50_000_000
+    max_image_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
     decoding_memory_bytes: Annotated[int, Field(ge=1)] = 512 * _MIB
     workers: Annotated[int, Field(ge=0, le=256)] = 1
     max_passes: Annotated[int, Field(ge=1)] = 4096

@@ -5,18 +5,19 @@ that belongs to its datatype. What a request has in both forms, in neither, or i
 """
 
 import struct
-import threading
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from keylock.errors import InputError, TensorError, UnknownNameError
-from keylock.images import ImageLimits, decode
+from keylock.images import ImageLimits
 from keylock.inference import inference_pb2 as pb
 from keylock.preprocessing import Preprocessing
-from keylock_server.requests import at_field, check_count, claiming, shaped, stop_if
+from keylock_server.decoding import Claim, Step
+from keylock_server.requests import at_field, check_count, decode_encoded, shaped
 
 __all__ = ["OUTPUTS", "describe_inputs", "describe_outputs", "read_images", "split_bytes", "wanted_outputs", "write"]
 
@@ -64,23 +65,20 @@ def read_images(
     preprocessing: Preprocessing,
     limits: ImageLimits,
     max_images: int,
-    abandoned: threading.Event,
-) -> NDArray[np.float32]:
-    """Makes images of the one input of a request.
+) -> list[Step]:
+    """Says how images are made of the one input of a request.
 
     Args:
         request: The request.
         preprocessing: That of the model.
         limits: What one image may cost.
         max_images: Most images in one request.
-        abandoned: Looked at before each image; once it is set, no more are decoded.
 
     Returns:
-        Preprocessed images, float32 `(batch, channels, height, width)`.
+        The steps that decode them. A step raises `InputError`, which names the file, if that cannot be used.
 
     Raises:
         InputError: If the request has no such input, or the input cannot be used; the error names the field.
-        CancelledError: If the request was abandoned.
     """
     with at_field("parameters"):
         _refuse(request.parameters, _REFUSED_IN_REQUEST)
@@ -99,19 +97,23 @@ def read_images(
     raw = _raw_contents(request, tensor)
     with at_field("inputs[0]"):
         if tensor.name == "image":
-            return _preprocessed(tensor, raw, preprocessing, max_images=max_images)
+            images = _preprocessed(tensor, raw, preprocessing, max_images=max_images)
+            return [lambda _: images]
         if tensor.name == "pixels":
-            return _from_pixels(tensor, raw, preprocessing, max_images=max_images)
+            framed = _from_pixels(tensor, raw, preprocessing, max_images=max_images)
+            return [lambda _: framed]
         files = tensor.contents.bytes_contents if raw is None else split_bytes(raw)
         if list(tensor.shape) not in ([len(files)], [len(files), 1]):
             raise TensorError(f"the input encoded has {len(files)} files and the shape {list(tensor.shape)[:8]}")
     check_count(len(files), limit=max_images, field="inputs[0].shape")
-    batch = []
-    for i, file in enumerate(files):
-        stop_if(abandoned)
-        with at_field(f"inputs[0][{i}]"), claiming(limits, abandoned) as claim:
-            batch.append(preprocessing(decode(file, limits=limits, bits=preprocessing.bits, claim=claim)))
-    return np.stack(batch)
+    return [partial(_decode, f"inputs[0][{i}]", file, preprocessing, limits) for i, file in enumerate(files)]
+
+
+def _decode(
+    field: str, file: bytes, preprocessing: Preprocessing, limits: ImageLimits, claim: Claim
+) -> NDArray[np.float32]:
+    with at_field(field):
+        return decode_encoded(file, preprocessing=preprocessing, limits=limits, claim=claim)
 
 
 def split_bytes(raw: bytes) -> list[bytes]:

@@ -17,7 +17,7 @@ from keylock.loops import Loop, make_loop, run_loop
 from keylock_server.asking import Gradients, Predictions, SingleGradients, SummedGradients, Variations
 from keylock_server.graphs import Graph
 from keylock_server.merging import MergedGraph
-from keylock_server.requests import stop_if
+from keylock_server.workers import stop_if
 
 __all__ = ["Batch", "Compiled", "InTorch", "Looped", "Way", "loop_of", "passes_of", "torch_explainers"]
 

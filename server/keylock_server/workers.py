@@ -3,19 +3,24 @@
 import contextvars
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from typing import Any, TypeVar, cast
 
 from keylock_server.batching import Part
 from keylock_server.dispatching import Dispatcher
 
-__all__ = ["Workers"]
+__all__ = ["Workers", "stop_if"]
 
 T = TypeVar("T")
 _Task = Callable[[threading.Event], Any]
 
 
 class Workers:
-    """Runs jobs in threads, in turns of the parties that ask. Made and used in one event loop."""
+    """Runs jobs in threads, in turns of the parties that ask. Made and used in one event loop.
+
+    Attributes:
+        threads: Jobs that run at once.
+    """
 
     def __init__(self, *, threads: int) -> None:
         """Makes the threads.
@@ -23,6 +28,7 @@ class Workers:
         Args:
             threads: Jobs that run at once; at least 1. How many wait is bounded by whoever admits calls.
         """
+        self.threads = threads
         self._dispatcher: Dispatcher[_Task, Any] = Dispatcher(_run, threads=threads, room=lambda _family: 1)
 
     @property
@@ -50,6 +56,16 @@ class Workers:
     def close(self) -> None:
         """Drops the jobs that wait and returns without waiting for those that run."""
         self._dispatcher.close()
+
+
+def stop_if(abandoned: threading.Event) -> None:
+    """Ends the work on a request that nobody waits for.
+
+    Raises:
+        CancelledError: If it was abandoned.
+    """
+    if abandoned.is_set():
+        raise CancelledError
 
 
 def _run(parts: Sequence[Part[_Task]], abandoned: threading.Event) -> Sequence[Any]:

@@ -254,23 +254,10 @@ def test_bands_change_no_pixel(mode, transparent, monkeypatch):
     if transparent and mode in ("L", "P", "RGB"):
         image.info["transparency"] = (1, 2, 3) if mode == "RGB" else 7
     whole = to_rgb(image, bits=16)
-    monkeypatch.setattr("keylock.images._BAND_PIXELS", 50)
+    monkeypatch.setattr("keylock.pictures._BAND_PIXELS", 50)
     assert np.array_equal(to_rgb(image, bits=16), whole)
     if mode != "I;16":
         expected = image
         if mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
             expected = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         assert np.array_equal(whole, np.asarray(expected.convert("RGB")))
-
-
-def test_large_images_claim_what_they_take_before_they_are_decoded(monkeypatch):
-    buffer, claimed = io.BytesIO(), []
-    Image.new("LA", (3000, 2000)).save(buffer, "PNG")
-
-    def refuse(count: int) -> None:
-        claimed.append(count)
-        raise ImageError("no room")
-
-    with pytest.raises(ImageError, match="no room"):
-        decode(buffer.getvalue(), claim=refuse)
-    assert claimed == [3000 * 2000 * 12]

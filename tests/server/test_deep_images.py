@@ -1,7 +1,6 @@
 """Images of more than eight bits are scaled by the server as its model was trained."""
 
 import io
-import threading
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from keylock.errors import ImageError
 from keylock.images import ImageLimits
 from keylock.preprocessing import Preprocessing
 from keylock.v1 import explanation_pb2 as pb
-from keylock_server.requests import prepare_images
+from keylock_server.requests import decoding_steps
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (8, 8)).astype(np.uint8)
 PIXELS[0, 0] = 255
@@ -20,12 +19,12 @@ PIXELS[0, 0] = 255
 def prepared(values, *, bits, format_name):
     buffer = io.BytesIO()
     Image.fromarray(values).save(buffer, format_name)
-    return prepare_images(
+    (step,) = decoding_steps(
         [pb.Image(encoded=buffer.getvalue())],
         preprocessing=Preprocessing(size=(8, 8), mean=(0.5,) * 3, std=(0.2,) * 3, bits=bits),
         limits=ImageLimits(),
-        abandoned=threading.Event(),
-    )[0]
+    )
+    return step(lambda _: None)
 
 
 @pytest.mark.parametrize("format_name", ["PNG", "TIFF"])
