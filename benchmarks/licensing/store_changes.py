@@ -68,14 +68,19 @@ class Callers:
             thread.join()
 
 
-def _replace(path: Path, backup: Path) -> None:
+def _drop_sides(path: Path) -> None:
     for side in ("-wal", "-shm"):
         path.with_name(path.name + side).unlink(missing_ok=True)
+
+
+def _replace(path: Path, backup: Path) -> None:
+    _drop_sides(path)
     backup.rename(path)
 
 
 def _make_anew(path: Path, backup: Path) -> None:
     path.unlink()
+    _drop_sides(path)
     LicenseStore(f"sqlite:///{path}").close()
 
 

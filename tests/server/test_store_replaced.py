@@ -117,3 +117,40 @@ def test_server_whose_store_thread_has_died_says_so_and_keeps_nobody_waiting(sta
     assert "has ended" in calls.server._condition.problems["metering"]
     assert health(calls, PREDICTIONS) == SERVING
     calls.stop().result(timeout=30)
+
+
+def test_server_whose_store_takes_no_writes_explains_nothing_for_a_license_until_it_does(
+    start_server, vendor, image, postgresql
+):
+    """As a PostgreSQL is that has become a standby: it can be read, and nothing can be charged."""
+    psycopg = pytest.importorskip("psycopg")
+    url = postgresql.new_url()
+    with LicenseStore(url) as store:
+        token = vendor.grant(store=store, quota=Quota(total=2)).token
+    calls = start_server(license_store=url)
+
+    def set_read_only(value):
+        with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+            connection.execute(f"ALTER SYSTEM SET default_transaction_read_only = {value}")
+            connection.execute("SELECT pg_reload_conf()")
+
+    def wait_for(well):
+        began = time.monotonic()
+        while (health(calls, EXPLANATIONS) == SERVING) != well:
+            assert time.monotonic() - began < 10
+            time.sleep(0.02)
+
+    try:
+        assert reason_of(lambda: calls.explain(image, token=token, request_id="first")) == "true map"
+        set_read_only("on")
+        wait_for(well=False)
+        assert {reason_of(lambda: calls.explain(image, token=token)) for _ in range(10)} == {"SERVICE"}
+        assert health(calls, PREDICTIONS) == SERVING
+        assert not calls.explain(image).results[0].keyed
+    finally:
+        set_read_only("off")
+    wait_for(well=True)
+    # Nothing that was refused was charged.
+    assert reason_of(lambda: calls.explain(image, token=token)) == "true map"
+    assert reason_of(lambda: calls.explain(image, token=token)) == "QUOTA_SPENT"
+    calls.stop().result(timeout=30)
