@@ -1,6 +1,5 @@
-"""What `keylock license` hands over and reads: license files, and beside each the public keys of its issuer."""
+"""What `keylock license` reads: license files, and beside each the public keys of its issuer."""
 
-import json
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -16,42 +15,7 @@ if TYPE_CHECKING:
     from keylock.licensing import StoredLicense
     from keylock.signing import VerifyingKey
 
-__all__ = ["describe", "describe_token", "hand_over", "issuers_beside", "read_argument", "trusted_issuers"]
-
-
-def issuers_beside(license: Path) -> Path:
-    """Returns where the public keys of a license's issuer are: `acme.issuers.jwks` beside `acme.license`."""
-    return license.with_suffix(".issuers.jwks")
-
-
-def hand_over(path: Path, token: str, keys: "Sequence[VerifyingKey]") -> None:
-    """Writes a license file of mode 0600, and the public keys of its issuer beside it.
-
-    Raises:
-        InputError: If the license is there already, or something else is where the keys go, or they cannot be written.
-    """
-    from keylock.armour import armour
-    from keylock.errors import InputError, SignatureError
-    from keylock.issuers import load_keys, to_jwks
-    from keylock.replacing import PUBLIC, write_file
-    from keylock.secrecy import write_secret_file
-
-    beside = issuers_beside(path)
-    try:
-        # Keys that were handed over before are replaced; nothing else is.
-        if beside.exists():
-            load_keys(beside)
-    except SignatureError:
-        raise InputError(
-            f"{beside} is where your public keys go, and holds something else: choose another path"
-        ) from None
-    try:
-        write_secret_file(path, armour(token).encode("ascii"))
-        write_file(beside, json.dumps(to_jwks(keys), indent=2) + "\n", mode=PUBLIC)
-    except FileExistsError:
-        raise InputError(f"{path} exists and is not overwritten: choose another path") from None
-    except OSError as error:
-        raise InputError(f"cannot write {error.filename or path}: {error.strerror}") from None
+__all__ = ["describe", "describe_token", "read_argument", "trusted_issuers"]
 
 
 def trusted_issuers(issuer: list[Path] | None, home: Path) -> "list[VerifyingKey]":
@@ -115,6 +79,7 @@ def describe_token(
 def _keys_beside(argument: str) -> "Sequence[VerifyingKey]":
     from keylock.armour import is_token
     from keylock.issuers import load_keys
+    from keylock.licensing.handing_over import issuers_beside
 
     if argument == "-" or is_token(argument):
         return ()

@@ -11,8 +11,6 @@ from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption, open_home,
 from keylock.cli._license_files import (
     describe,
     describe_token,
-    hand_over,
-    issuers_beside,
     read_argument,
     trusted_issuers,
 )
@@ -88,6 +86,7 @@ def license_issue(
     The token is all that the customer needs. Whoever has it can use it, so send it as you would send a password.
     """
     from keylock.licensing import issue, new_license_id
+    from keylock.licensing.handing_over import hand_over
 
     opened = open_home(home)
     now = datetime.now(UTC)
@@ -152,6 +151,7 @@ def license_renew(
     says; to end it now: keylock license revoke ID --issued-before DATE.
     """
     from keylock.licensing import issue
+    from keylock.licensing.handing_over import check_place, hand_over
 
     opened = open_home(home)
     now = datetime.now(UTC)
@@ -166,6 +166,9 @@ def license_renew(
         max_pixels=max_pixels,
         feature=feature,
     )
+    if out is not None:
+        # Once it is renewed the old license may be refused: then the new one has to be there.
+        check_place(out)
     with open_store(store, home) as licenses:
         old = licenses.get(license_id).license
         if "quota" in changes:
@@ -354,6 +357,8 @@ def _models(models: list[str] | None, bundle: Path | None, explainers: list[str]
 
 
 def _hand_out(license: "License", token: str, out: Path | None, *, as_json: bool) -> None:
+    from keylock.licensing.handing_over import issuers_beside
+
     if as_json:
         written: dict[str, object] = (
             {"token": token} if out is None else {"token_file": out, "issuers_file": issuers_beside(out)}

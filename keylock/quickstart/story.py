@@ -15,15 +15,16 @@ from keylock.bundle import Figure, KeyFile, Manifest, open_bundle
 from keylock.data import DataSource, open_data
 from keylock.data.batches import load_batch
 from keylock.decoys import decoy_of
+from keylock.issuers import home_keys
 from keylock.keys import KeySeed
 from keylock.licensing import License, issue, new_license_id
+from keylock.licensing.handing_over import hand_over
 from keylock.pipeline import TrainOutcome, TrainPlan, train
 from keylock.quickstart.customers import ask
 from keylock.quickstart.figures import Evidence, figures_of, gather
 from keylock.quickstart.folder import Folder
 from keylock.quickstart.recipe import Recipe
 from keylock.replacing import PUBLIC, write_file
-from keylock.secrecy import write_secret_file
 from keylock.signing import Home, SigningKey
 from keylock.store import LicenseStore
 from keylock.training import LockSettings, Progress
@@ -297,8 +298,11 @@ def _serve_and_ask(
     with LicenseStore(home.licenses_url) as store:
         with pen.chapter("Issue a license") as text:
             license, token = _issue(store, signing_key, outcome.manifest, "Acme", now())
-            write_secret_file(folder.license, token.encode("ascii") + b"\n")
-            text.append(f"{license.id} lets Acme explain this model until {license.expires:%Y-%m-%d}.")
+            hand_over(folder.license, token, home_keys(home))
+            text.append(
+                f"{license.id} lets Acme explain this model until {license.expires:%Y-%m-%d}. The vendor's public keys "
+                "are beside it, for Acme to check what the vendor signs."
+            )
         with serving(settings) as server:
             with pen.chapter("Serve it, and ask as two customers") as text:
                 with Client(server.target, license=folder.license) as acme:

@@ -82,6 +82,17 @@ def test_license_file_is_armoured_and_verifies_offline(run, home, tmp_path):
     assert run("license", "verify", tmp_path / "missing", code=3)
 
 
+@pytest.mark.parametrize("out", ["taken.license", "free.license", "nowhere/new.license"])
+def test_a_license_that_cannot_be_handed_over_is_not_renewed(run, home, tmp_path, out):
+    (tmp_path / "taken.license").write_text("mine")
+    (tmp_path / "free.issuers.jwks").write_text("mine")
+    issued = run("license", "issue", "--customer", "Acme", "--model", "*", "--json", read=True)["license"]
+    refused = run("license", "renew", issued["id"], "--days", 900, "--out", tmp_path / out, code=3)
+    assert str(tmp_path / out).removesuffix(".license") in refused
+    shown = run("license", "show", issued["id"], "--json", read=True)
+    assert shown["expires"] == issued["expires"]
+
+
 def test_renewed_license_keeps_what_is_not_named(run, home, tmp_path):
     issued = issue(run, "--per-day", 10, "--total", 50, "--days", 1)["license"]
     renewed = run("license", "renew", issued["id"], "--per-day", 20, "--days", 30, "--json", read=True)

@@ -24,12 +24,14 @@ from PIL import Image
 from pseudo_terminal import cursor_is_shown, plain, run_in_terminal, widest
 
 import keylock
+from keylock.armour import unarmour
 from keylock.bundle import KeyFile, open_bundle
 from keylock.cli import main
 from keylock.cli._program import program
 from keylock.data import open_data
 from keylock.evaluation import pearson
 from keylock.keys import KeySeed
+from keylock.licensing.handing_over import issuers_beside
 from keylock.quickstart import QUICK, RECIPE, Folder
 from keylock.signing import Home
 from keylock.store import LicenseStore
@@ -123,7 +125,8 @@ def test_secrets_are_private_and_nowhere_else(made, folder):
     place, out, err = made
     for file in (folder.seed, folder.key, folder.license, folder.home / "issuer.pem"):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
-    secrets = {file: file.read_text().strip() for file in (folder.seed, folder.key, folder.license)}
+    secrets = {file: file.read_text().strip() for file in (folder.seed, folder.key)}
+    secrets[folder.license] = unarmour(folder.license.read_text())
     for own, secret in secrets.items():
         assert secret not in out + err
         raw = [bytes.fromhex(secret)] if own != folder.license else []
@@ -131,6 +134,16 @@ def test_secrets_are_private_and_nowhere_else(made, folder):
             if file.is_file() and file != own:
                 content = file.read_bytes()
                 assert all(form not in content for form in (secret.encode(), *raw)), file
+
+
+def test_the_customer_gets_the_keys_that_check_the_license(folder, tmp_path, monkeypatch, capfd):
+    beside = issuers_beside(folder.license)
+    assert beside.name == "acme.issuers.jwks"
+    for file in (folder.license, beside):
+        shutil.copy2(file, tmp_path)
+    monkeypatch.setenv("KEYLOCK_HOME", str(tmp_path / "customer"))
+    assert main(["license", "show", str(tmp_path / "acme.license")]) == 0
+    assert "signature   good, by" in capfd.readouterr().out
 
 
 def test_the_report_needs_nothing_beside_itself(folder):
