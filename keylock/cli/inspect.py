@@ -32,11 +32,13 @@ def inspect(
     """
     opened, trusted = _open(bundle, issuer, home)
     manifest = opened.manifest
+    worth = verdict(opened, trusted=trusted)
     if as_json:
         document = manifest.model_dump(mode="json")
-        print_json(document | {"issuer_trusted": trusted, "has_sealed_key": opened.has_key})
+        about = {"issuer_trusted": trusted, "has_sealed_key": opened.has_key, "verdict": worth._asdict()}
+        print_json(document | about)
         return
-    typer.echo(verdict(opened, trusted=trusted))
+    typer.echo(worth.text)
     for title, pairs in _groups(opened, trusted=trusted):
         typer.echo(f"\n{title}")
         print_pairs(pairs, indent=2)

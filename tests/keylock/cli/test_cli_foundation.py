@@ -142,28 +142,33 @@ def test_inspect_shows_the_precision_of_the_training(training, shown, run, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("figures", "says"),
+    ("figures", "lock", "says"),
     [
-        ({}, "what the lock is worth was not measured"),
+        ({}, "not measured", "what the lock is worth was not measured"),
         (
             {"fidelity/gradient": 0.998, "leakage/keyless/gradient": -0.02, "chance/gradient": 0.05},
+            "holds",
             "the lock holds as measured: correlation with true maps at least 0.998 with the key, at most 0.020 without",
         ),
         (
             {"fidelity/gradient": 0.998, "leakage/keyless/gradient": -0.2, "chance/gradient": 0.05},
+            "leaks",
             "the lock leaks: keyless maps tell more than chance, most with gradient (correlation 0.200, chance 0.050)",
         ),
         (
             {"fidelity/gradient": 0.5, "leakage/keyless/gradient": 0.2, "chance/gradient": 0.05},
+            "poor",
             "the lock is poor: keyed maps differ from the reference, most with gradient (correlation 0.500)",
         ),
     ],
 )
-def test_inspect_begins_with_a_verdict_and_has_groups(figures, says, run, tmp_path, home, content, monkeypatch):
+def test_inspect_begins_with_a_verdict_and_has_groups(figures, lock, says, run, tmp_path, home, content, monkeypatch):
     made = tuple(Figure(name=name, value=value) for name, value in figures.items())
     path = _write(tmp_path, home, replace(content, figures=made))
     lines = run("inspect", path).splitlines()
     assert lines[0] == f"whole, signed by an issuer you trust; {says}"
+    worth = json.loads(run("inspect", path, "--json"))["verdict"]
+    assert worth == {"lock": lock, "text": lines[0]}
     titles = [line for line in lines[1:] if line and not line.startswith(" ")]
     assert titles == ["bundle", "model", "lock", "explainers", *(["figures"] if figures else [])]
     monkeypatch.setenv("KEYLOCK_HOME", str(tmp_path / "nobody"))
@@ -175,6 +180,7 @@ def test_inspect_as_json_is_the_manifest(run, bundle):
     manifest = open_bundle(bundle, trusted=None).manifest
     assert document.pop("issuer_trusted") is True
     assert document.pop("has_sealed_key") is True
+    assert document.pop("verdict")["text"].startswith("whole, ")
     assert document == manifest.model_dump(mode="json")
 
 
