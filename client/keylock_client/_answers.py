@@ -44,6 +44,7 @@ def model_info(answer: pb.GetModelResponse) -> ModelInfo:
                 "resize": told.resize,
                 "mean": tuple(told.mean),
                 "std": tuple(told.std),
+                "bits": told.bits if told.HasField("bits") else None,
             }
         )
     except ValueError:

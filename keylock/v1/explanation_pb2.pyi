@@ -841,11 +841,16 @@ class Preprocessing(_message.Message):
     RESIZE_FIELD_NUMBER: _builtins.int
     MEAN_FIELD_NUMBER: _builtins.int
     STD_FIELD_NUMBER: _builtins.int
+    BITS_FIELD_NUMBER: _builtins.int
     height: _builtins.int
     width: _builtins.int
     channels: _builtins.int
     resize: _builtins.str
     """"exact" or "shorter_side_crop"."""
+    bits: _builtins.int
+    """How many bits the values have of images with more than eight, on which files of 16 bits are scaled to eight; unset:
+    the model was made with images of eight bits, and a file has to say its own.
+    """
     @_builtins.property
     def mean(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
     @_builtins.property
@@ -859,12 +864,15 @@ class Preprocessing(_message.Message):
         resize: _builtins.str = ...,
         mean: _abc.Iterable[_builtins.float] | None = ...,
         std: _abc.Iterable[_builtins.float] | None = ...,
+        bits: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bits", b"_bits", "bits", b"bits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "height", b"height", "mean", b"mean", "resize", b"resize", "std", b"std", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bits", b"_bits", "bits", b"bits", "channels", b"channels", "height", b"height", "mean", b"mean", "resize", b"resize", "std", b"std", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__bits: _TypeAlias = _typing.Literal["bits"]  # noqa: Y015
+    _WhichOneofArgType__bits: _TypeAlias = _typing.Literal["_bits", b"_bits"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bits) -> _WhichOneofReturnType__bits | None: ...
 
 Global___Preprocessing: _TypeAlias = Preprocessing  # noqa: Y015
 

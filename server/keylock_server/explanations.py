@@ -375,6 +375,7 @@ def _describe_everything(model: ServedModel) -> pb.GetModelResponse:
             resize=preprocessing.resize,
             mean=preprocessing.mean,
             std=preprocessing.std,
+            bits=preprocessing.bits,
         ),
         explainers=[describe_explainer(entry) for entry in model.explainers.values()],
         key_available=model.holds_key,

@@ -103,6 +103,7 @@ def test_model_and_license_are_told(server, connect, token):
     info = client.model()
     assert info.classes == ("circle", "square", "star")
     assert info.preprocessing.shape == (3, 8, 8)
+    assert info.preprocessing.bits is None
     assert info.explainers[0].name == "grad_cam"
     assert info.key_available
     granted = client.license()
@@ -252,6 +253,18 @@ def test_an_answer_without_sense_is_an_error_and_no_result(server, connect, png,
     server.answers["Explain"] = lambda request, context: answer(server, request, context)
     with pytest.raises(BadAnswerError, match=what):
         connect(server.target).explain(png())
+
+
+def test_the_client_knows_how_deep_images_are_scaled(server, connect):
+    plain = server.answers["GetModel"]
+
+    def deep(request, context):
+        answer = plain(request, context)
+        answer.preprocessing.bits = 12
+        return answer
+
+    server.answers["GetModel"] = deep
+    assert connect(server.target).model().preprocessing.bits == 12
 
 
 def test_a_description_without_sense_is_an_error(server, connect):

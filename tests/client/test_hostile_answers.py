@@ -200,6 +200,8 @@ MODEL = {
     "a height of millions": model(height=2**32 - 1),
     "two channels": model(channels=2),
     "an unknown way of resizing": model(resize="\x1b[2J"),
+    "more bits than there are": model(bits=2**32 - 1),
+    "no bits at all": model(bits=0),
     "too few means": mean(0.5),
     "a mean that is no number": mean(0.5, NAN, 0.5),
     "no preprocessing": lambda answer: answer.ClearField("preprocessing"),

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from keylock.bundle import KeyFile
+from keylock.bundle.write import write_bundle
 from keylock.errors import ImageError
 from keylock.images import ImageLimits
 from keylock.preprocessing import Preprocessing
 from keylock.v1 import explanation_pb2 as pb
+from keylock_client import Client
 from keylock_server.requests import decoding_steps
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (8, 8)).astype(np.uint8)
@@ -38,3 +41,20 @@ def test_a_model_of_12_bits_takes_files_of_12_bits(format_name):
         prepared(deep, bits=None, format_name=format_name)
     with pytest.raises(ImageError, match="12 bits do not hold"):
         prepared(deep << 4, bits=12, format_name=format_name)
+
+
+def test_get_model_tells_how_deep_images_are_scaled(vendor, tiny, start_server, tmp_path):
+    write_bundle(
+        tmp_path / "deep.klb",
+        vendor.content(preprocessing=tiny.preprocessing.model_copy(update={"bits": 12})),
+        signing_key=vendor.signing_key,
+        seed=vendor.seed,
+        sealer=KeyFile.create(tmp_path / "key-file"),
+    )
+    calls = start_server(bundle=tmp_path / "deep.klb", key_file=tmp_path / "key-file")
+    assert calls.explanation.GetModel(pb.GetModelRequest()).preprocessing.bits == 12
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS.astype(np.uint16) << 4).save(buffer, "PNG")
+    with Client(calls.server.target) as client:
+        assert client.model().preprocessing.bits == 12
+        assert client.predict(buffer.getvalue()).probability == client.predict(PIXELS).probability

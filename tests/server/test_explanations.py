@@ -164,6 +164,7 @@ def test_get_model_describes_what_is_served(calls, vendor, tiny):
     assert (answer.preprocessing.height, answer.preprocessing.width, answer.preprocessing.channels) == (8, 8, 3)
     assert tuple(answer.preprocessing.std) == tiny.preprocessing.std
     assert answer.preprocessing.resize == "exact"
+    assert not answer.preprocessing.HasField("bits")
     # The explainer without a graph needs torch, and is not served.
     assert [explainer.name for explainer in answer.explainers] == ["brightness", "coarse"]
     assert answer.key_available
