@@ -256,12 +256,17 @@ class StorageError(TrainingError):
     """The state of a run cannot be written: the disk is full or read-only, or the folder is gone.
 
     Attributes:
-        path: The file that could not be written; what was there before is still there.
+        path: The file that could not be written; what was there before is still there, and so is what the run has
+            finished and keeps beside it.
     """
 
     def __init__(self, path: Path, reason: str, advice: str = "go on with resume=True") -> None:
         self.path = path
-        kept = "the state that was kept before is still there" if path.is_file() else "nothing was kept before"
+        if path.is_file():
+            kept = "the state that was kept before is still there"
+        else:
+            beside = sorted(file.name for file in path.parent.glob("[!.]*.safetensors"))
+            kept = f"{' and '.join(beside)} beside it can still be used" if beside else "nothing was kept before"
         super().__init__(f"cannot write {path} ({reason}): {kept}; make room or make the folder writable, and {advice}")
 
 

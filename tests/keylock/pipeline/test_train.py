@@ -1,5 +1,6 @@
 """From data to a bundle: what comes out is what was locked, and a run goes on wherever it was stopped."""
 
+import errno
 import os
 import resource
 from dataclasses import replace
@@ -17,6 +18,7 @@ from keylock.keys import KeySeed
 from keylock.models import create
 from keylock.pipeline.factors import measure_factors
 from keylock.training import Silent, resolve_precision
+from keylock.training.checkpoint import storing
 
 
 def assert_same(module, other):
@@ -263,6 +265,19 @@ def test_a_full_disk_ends_a_run_with_one_sentence_and_keeps_the_state_before(sta
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     outcome = workshop.train(plan, resume=True)
     assert_same(outcome.lock.module, trained[1].lock.module)
+
+
+def test_where_no_state_of_the_lock_was_kept_the_reference_is_named(tmp_path):
+    (tmp_path / "reference.safetensors").touch()
+
+    def fill(folder):
+        with storing(folder / "lock.safetensors"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(StorageError, match=r"\): reference.safetensors beside it can still be used; make room or"):
+        fill(tmp_path)
+    with pytest.raises(StorageError, match="nothing was kept before"):
+        fill(tmp_path / "other")
 
 
 @pytest.mark.usefixtures("_disk_again")
