@@ -20,6 +20,7 @@ from keylock.cli._connection import (
 )
 from keylock.cli._console import JsonOption, note, print_json, print_table
 from keylock.cli._progress import counted
+from keylock.cli._several import raise_first, what_was_reached
 from keylock.errors import InputError, KeylockError, ReceiptError
 from keylock.replacing import make_folders
 
@@ -41,7 +42,8 @@ def explain(
         ),
     ] = None,
     explainer: Annotated[
-        str | None, typer.Option("--explainer", "-e", help="Saliency method; the server's first if left out.")
+        str | None,
+        typer.Option("--explainer", "-e", metavar="NAME", help="Saliency method; the server's first if left out."),
     ] = None,
     target: Annotated[
         str | None,
@@ -90,13 +92,14 @@ def explain(
         classes = () if target is None else client.model().classes
         chosen = None if target is None else _choose_class(target, classes)
         asked = {"explainer": explainer, "target": chosen, "prediction": prediction, "bits": bits}
-        for number, explanation in _ask(client, images, failures, asked):
-            if receipts is not None:
-                _save_receipt(explanation, receipts[number], images[number], failures)
-            file = None if files is None else explanation.save(files[number])
-            show = _document if as_json else _describe
-            shown[number] = show(images[number], explanation, file)
-            decoys = decoys or not explanation.keyed
+        with what_was_reached(images, shown, failures, "explained") as stopped:
+            for number, explanation in _ask(client, images, failures, asked):
+                if receipts is not None:
+                    _save_receipt(explanation, receipts[number], images[number], failures)
+                file = None if files is None else explanation.save(files[number])
+                show = _document if as_json else _describe
+                shown[number] = show(images[number], explanation, file)
+                decoys = decoys or not explanation.keyed
     if decoys:
         note("note: no license was presented, so the maps are decoys; give one with --license-file")
     rows = [shown[number] for number in sorted(shown)]
@@ -107,10 +110,7 @@ def explain(
         if prediction == "keyed":
             header = ("image", "label", "keyed probability", "target", "explainer", "map")
         print_table(header if files is None else (*header, "file"), rows)
-    for failure in failures[1:]:
-        note(f"error: {failure}")
-    if failures:
-        raise failures[0]
+    raise_first([*stopped, *failures])
 
 
 def _ask(

@@ -14,8 +14,9 @@ from keylock.cli._connection import (
     name_image,
     read_images,
 )
-from keylock.cli._console import JsonOption, note, print_json, print_table
+from keylock.cli._console import JsonOption, print_json, print_table
 from keylock.cli._progress import counted
+from keylock.cli._several import raise_first, what_was_reached
 from keylock.errors import InputError, KeylockError
 
 if TYPE_CHECKING:
@@ -42,16 +43,17 @@ def predict(
     """
     given = read_images(images)
     answers: dict[int, Prediction] = {}
-    failures: dict[int, KeylockError] = {}
+    failures: list[KeylockError] = []
     with (
         connect(server=server, timeout_s=timeout_s, tls=tls, tls_ca=tls_ca) as client,
+        what_was_reached(images, answers, failures, "predicted") as stopped,
         counted(len(given), "predict") as advance,
     ):
         for first in range(0, len(given), _TOGETHER):
             places = list(range(first, min(first + _TOGETHER, len(given))))
             for place, answer in _ask(client, given, places, bits):
                 if isinstance(answer, KeylockError):
-                    failures[place] = answer if len(given) == 1 else name_image(answer, images[place])
+                    failures.append(answer if len(given) == 1 else name_image(answer, images[place]))
                 else:
                     answers[place] = answer
                 advance()
@@ -60,11 +62,7 @@ def predict(
     elif answers:
         rows = [(images[place], one.label, f"{one.probability:.1%}") for place, one in answers.items()]
         print_table(("image", "label", "probability"), rows)
-    first_failure, *others = failures.values() or [None]
-    for failure in others:
-        note(f"error: {failure}")
-    if first_failure is not None:
-        raise first_failure
+    raise_first([*stopped, *failures])
 
 
 def _ask(
