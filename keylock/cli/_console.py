@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from keylock.cli._help import CommandGroup, GroupedCommand
 from keylock.cli._wording import spoken
 from keylock.printable import printable
 
@@ -41,6 +42,14 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 """The `--json` switch: `as_json: JsonOption = False`."""
 
 
+class _App(typer.Typer):
+    """A group whose commands write their help as the single ones do."""
+
+    def command(self, name: str | None = None, *, cls: Any = GroupedCommand, **settings: Any) -> Any:  # noqa: ANN401
+        """Add a command, as typer does."""
+        return super().command(name, cls=cls, **settings)
+
+
 def new_app(summary: str) -> typer.Typer:
     """Make a group of commands (such as `keylock license ...`) that looks like the rest of the command line.
 
@@ -50,7 +59,8 @@ def new_app(summary: str) -> typer.Typer:
     Returns:
         An app without commands; add them with `@app.command()`.
     """
-    return typer.Typer(
+    return _App(
+        cls=CommandGroup,
         help=summary,
         no_args_is_help=True,
         rich_markup_mode=None,

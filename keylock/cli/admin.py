@@ -94,7 +94,7 @@ def admin_usage(
 
 @app.command("revoke")
 def admin_revoke(
-    license_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Id of the license.")] = None,
+    license_id: Annotated[str | None, typer.Argument(metavar="ID", help="Id of the license.")] = None,
     token: Annotated[
         str | None, typer.Option(metavar="TOKEN_ID", help="Revoke one access token instead, by the id in it.")
     ] = None,

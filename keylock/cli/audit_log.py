@@ -105,7 +105,7 @@ def audit_log_checkpoint(
 
 @app.command("prove")
 def audit_log_prove(
-    receipt: Annotated[Path | None, typer.Argument(metavar="[RECEIPT]", help="A file with a receipt.")] = None,
+    receipt: Annotated[Path | None, typer.Argument(metavar="RECEIPT", help="A file with a receipt.")] = None,
     since: Annotated[
         Path | None, typer.Option(metavar="FILE", help="An earlier checkpoint: prove that the log goes on from it.")
     ] = None,

@@ -78,7 +78,7 @@ def issuer_receipt_key(
 @issuer_app.command("revoke-receipt-key")
 def issuer_revoke_receipt_key(
     key_id: Annotated[
-        str | None, typer.Argument(metavar="[KEY_ID]", help="Id of the receipt key; without it nothing is taken back.")
+        str | None, typer.Argument(metavar="KEY_ID", help="Id of the receipt key; without it nothing is taken back.")
     ] = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,

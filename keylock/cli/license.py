@@ -300,7 +300,7 @@ def license_reinstate(
 
 @app.command("revoke")
 def license_revoke(
-    license_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Id of the license.")] = None,
+    license_id: Annotated[str | None, typer.Argument(metavar="ID", help="Id of the license.")] = None,
     token: Annotated[
         str | None, typer.Option(metavar="TOKEN_ID", help="Revoke one access token instead, by the id in it.")
     ] = None,

@@ -23,13 +23,15 @@ _RECEIPT_KEY_LIFE: Final = timedelta(days=366)
 def serve(
     bundle: Annotated[
         list[Path] | None,
-        typer.Argument(help="Bundles to serve, folders or .klb files. [env: KEYLOCK_SERVER_BUNDLE]"),
+        typer.Argument(metavar="BUNDLE", help="Bundles to serve, folders or .klb files. [env: KEYLOCK_SERVER_BUNDLE]"),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Settings (TOML); flags and KEYLOCK_SERVER_* win over them.")
     ] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on. [127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one. [8470]")] = None,
+    host: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Address to listen on. [127.0.0.1]")] = None,
+    port: Annotated[
+        int | None, typer.Option(metavar="PORT", help="Port to listen on; 0 takes a free one. [8470]")
+    ] = None,
     key_file: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="Key file that opens the sealed key; once for all bundles, or for each."),
@@ -97,7 +99,8 @@ def serve(
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that serve on the one address; 0: one for each core. [1]")
+        int | None,
+        typer.Option(metavar="N", help="Processes that serve on the one address; 0: one for each core. [1]"),
     ] = None,
     tls_certificate: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Certificate chain (PEM); switches TLS on.")

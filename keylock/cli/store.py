@@ -65,7 +65,7 @@ def store_backup(
 def store_restore(
     backup: Annotated[
         Path | None,
-        typer.Argument(metavar="[FILE]", help="A backup; none for PostgreSQL.", show_default=False),
+        typer.Argument(metavar="FILE", help="A backup; none for PostgreSQL.", show_default=False),
     ] = None,
     store: StoreOption = None,
     home: HomeOption = DEFAULT_HOME,

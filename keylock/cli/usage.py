@@ -27,7 +27,7 @@ CustomerOption = Annotated[str | None, typer.Option(metavar="NAME", help="Only t
 
 @app.command("show")
 def usage_show(
-    license_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="One license; all without it.")] = None,
+    license_id: Annotated[str | None, typer.Argument(metavar="ID", help="One license; all without it.")] = None,
     store: StoreOption = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,

@@ -9,7 +9,7 @@ from keylock.keys import Key
 from keylock.preprocessing import Preprocessing
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def smallest_content():
     """What makes the content of the smallest bundle there is of a key seed; nobody computes with it."""
 
