@@ -72,7 +72,8 @@ _OF_MANY_KINDS: Final = frozenset({"TIFF", "DICOM"})
 # and their sum; what the decoders of some formats hold beside it; the coefficients of a progressive JPEG file.
 _PIXEL_BYTES: Final = 4
 _DEEP_BYTES: Final = 24
-_EXTRA_BYTES: Final = {"WebP": 16, "GIF": 8}
+_DEEP_GREY_BYTES: Final = 10
+_EXTRA_BYTES: Final = {"WebP": 16}
 _COEFFICIENT_BYTES: Final = 8
 
 _TILE_SIDES: Final = (322, 323)
@@ -127,7 +128,7 @@ class OpenedImage:
         """How much memory the file takes at most while it is decoded, about."""
         pixels = self.size[0] * self.size[1]
         if self._deep:
-            return pixels * _DEEP_BYTES
+            return pixels * (_DEEP_GREY_BYTES if self._image.mode.startswith("I") else _DEEP_BYTES)
         beside = pixels * _EXTRA_BYTES.get(self._name, 0)
         if isinstance(self._image, JpegImagePlugin.JpegImageFile) and _has_several_scans(self._image, self._data):
             beside += pixels * _COEFFICIENT_BYTES

@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from keylock.errors import ImageError
 from keylock_server.calls import current_call
 from keylock_server.workers import Workers, stop_if
 
@@ -27,7 +28,8 @@ Claim = Callable[[int], None]
 Step = Callable[[Claim], NDArray[np.float32]]
 """Returns preprocessed images, float32 `(batch, channels, height, width)`; called again where it has to wait."""
 
-_SMALL_BYTES: Final = 32 * 2**20
+_MIB: Final = 2**20
+_SMALL_BYTES: Final = 32 * _MIB
 
 
 class _WaitError(Exception):
@@ -73,17 +75,21 @@ class Grant:
 
 
 class DecodingMemory:
-    """A number of bytes for large images, handed out to parties in turns. Made and used in one event loop."""
+    """A number of bytes for large images, handed out to parties in turns. Made and used in one event loop.
+
+    Attributes:
+        total_bytes: How many there are.
+    """
 
     def __init__(self, total_bytes: int, *, at_once: int) -> None:
         """Sets the number.
 
         Args:
-            total_bytes: At least 1. An image that takes more than that is decoded alone.
+            total_bytes: At least 1.
             at_once: How many images share it at most; at least 1.
         """
         self._loop = asyncio.get_running_loop()
-        self._total, self._at_once = total_bytes, at_once
+        self.total_bytes, self._at_once = total_bytes, at_once
         self._taken, self._held = 0, 0
         self._line: OrderedDict[str, deque[tuple[int, asyncio.Future[Grant]]]] = OrderedDict()
 
@@ -101,12 +107,12 @@ class DecodingMemory:
         """Waits for bytes, in the turn of the party of the current call.
 
         Args:
-            count: How many; as many as there are, where it is more than that.
+            count: How many; at most as many as there are.
         """
         call = current_call()
         party = "" if call is None else call.party
         future: asyncio.Future[Grant] = self._loop.create_future()
-        entry = (min(count, self._total), future)
+        entry = (count, future)
         self._line.setdefault(party, deque()).append(entry)
         self._hand_out()
         try:
@@ -125,7 +131,7 @@ class DecodingMemory:
                 waiting.popleft()
             if waiting:
                 count, future = waiting[0]
-                if self._taken + count > self._total:
+                if self._taken + count > self.total_bytes:
                     return
                 waiting.popleft()
                 self._taken += count
@@ -179,8 +185,14 @@ class Decoder:
             """Decodes until an image has to wait; returns how much that takes, or 0 at the end."""
 
             def claim(count: int) -> None:
-                if count >= _SMALL_BYTES and count > room:
-                    raise _WaitError(count)
+                if count < _SMALL_BYTES or count <= room:
+                    return
+                if count > self._memory.total_bytes:
+                    raise ImageError(
+                        f"decoding the image takes about {count // _MIB} MiB and this server has "
+                        f"{self._memory.total_bytes // _MIB} MiB for that: scale it down, or send a PNG file of 8 bits"
+                    )
+                raise _WaitError(count)
 
             if grant is not None:
                 grant.begin()

@@ -81,7 +81,7 @@ class ServerSettings(BaseSettings):
         max_image_ratio: Most pixels of one image for each pixel that the model looks at; none: only the number above
             counts.
         decoding_memory_bytes: What large images take together while they are decoded, in each process; one that takes
-            more is decoded alone.
+            more by itself is refused.
         workers: Processes that serve, on one address; 0: one for each core.
         batches: Batches that run at once in each of them.
         max_passes: How often the network may run for one image; explainers that ask for more are not offered.
@@ -154,7 +154,7 @@ class ServerSettings(BaseSettings):
     max_image_bytes: Annotated[int, Field(ge=1024)] = 32 * _MIB
     max_image_pixels: Annotated[int, Field(ge=1)] = 50_000_000
     max_image_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
-    decoding_memory_bytes: Annotated[int, Field(ge=1)] = 512 * _MIB
+    decoding_memory_bytes: Annotated[int, Field(ge=32 * _MIB)] = 512 * _MIB
     workers: Annotated[int, Field(ge=0, le=256)] = 1
     max_passes: Annotated[int, Field(ge=1)] = 4096
     variant: Literal["float32", "float16", "int8"] = "float32"

@@ -88,7 +88,7 @@ def test_large_images_that_wait_hold_no_thread():
 
 def test_no_more_is_taken_than_there_is_and_everybody_gets_the_own_images_in_order():
     async def test(decoder, memory, workers):
-        sizes = [[120, 1, 140], [5000], [40, 40, 2], [299], [100, 100]]
+        sizes = [[120, 1, 140], [300], [40, 40, 2], [299], [100, 100]]
         images = [[Image(size * MIB, memory) for size in row] for row in sizes]
         for image in chain(*images):
             image.go.set()
@@ -166,8 +166,16 @@ def png(side):
     return buffer.getvalue()
 
 
+def test_what_takes_more_than_there_is_is_refused_before_it_is_decoded(start_server):
+    calls = start_server(decoding_memory_bytes=32 * MIB)
+    with pytest.raises(grpc.RpcError) as caught:
+        calls.explain(pb.Image(encoded=png(16)), pb.Image(encoded=png(3000)))
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "takes about 34 MiB and this server has 32 MiB for that" in caught.value.details()
+
+
 def test_a_server_answers_small_images_while_large_ones_wait(start_server):
-    calls = start_server(decoding_memory_bytes=1)
+    calls = start_server(decoding_memory_bytes=128 * MIB)
     large = pb.ExplainRequest(images=[pb.Image(encoded=png(5000))])
     waiting = [calls.explanation.Explain.future(large, timeout=60) for _ in range(6)]
 
