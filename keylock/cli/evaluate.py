@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keylock.cli._console import JsonOption, note, print_json
+from keylock.cli._console import JsonOption, StoppedError, note, print_json
 from keylock.cli._evaluation import print_evaluation
 from keylock.cli._lists import split_list
 from keylock.cli._measured_data import (
@@ -93,8 +93,11 @@ def evaluate(
     )
     if out is not None:
         make_folder(out)
-    with shown_progress() as progress:
-        evaluation, gallery = run(plan, secret=secret, progress=progress)
+    try:
+        with shown_progress() as progress:
+            evaluation, gallery = run(plan, secret=secret, progress=progress)
+    except KeyboardInterrupt:
+        raise StoppedError("stopped; nothing was written: run the same command again to start anew") from None
     files = [] if out is None else _write(out, evaluation, gallery)
     if as_json:
         print_json({**evaluation.as_dict(), "files": files})

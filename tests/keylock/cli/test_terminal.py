@@ -114,6 +114,20 @@ def test_a_dumb_terminal_gets_lines(untrained_bundle, monkeypatch):
     assert "\x1b" not in shown.terminal
 
 
+def test_ctrl_c_ends_an_evaluation_with_one_sentence(untrained_bundle, place):
+    program = PROGRAM.format(tests=os.path.dirname(sys.modules["pico_net"].__file__))
+    bundle = ["evaluate", str(untrained_bundle.bundle), "--data", str(untrained_bundle.data), "--unseen", "--out", "e"]
+    process, terminal = start_in_terminal([sys.executable, "-c", program, *bundle], columns=100, cwd=place)
+    terminal.wait_for(r"compare maps .* [1-9]\d*/", timeout_s=120)
+    terminal.type(b"\x03")
+    assert process.wait(timeout=600) == 130, terminal.text
+    terminal.close()
+    stopped = "stopped; nothing was written: run the same command again to start anew"
+    assert plain(terminal.text).strip().endswith(stopped)
+    assert cursor_is_shown(terminal.text)
+    assert not list((place / "e").iterdir())
+
+
 def test_ctrl_c_half_way_keeps_what_was_reached_and_resume_goes_on(place):
     """In a process of its own in the foreground of a terminal, whose window changes meanwhile."""
     program = PROGRAM.format(tests=os.path.dirname(sys.modules["pico_net"].__file__))
