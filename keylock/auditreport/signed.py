@@ -90,6 +90,7 @@ def verify_audit(text: str, *, trusted: Collection[VerifyingKey] | None = None) 
     try:
         document = _Document.model_validate_json(text)
         record = AuditRecord.model_validate_json(json.dumps(document.audit))
+        signed = _signed_bytes(document.audit, document.page)
     except (ValidationError, ValueError):
         raise SignatureError("this is no signed audit: give the audit.json of a report") from None
     # 2. The key in it made the signature over the figures and the page.
@@ -98,7 +99,7 @@ def verify_audit(text: str, *, trusted: Collection[VerifyingKey] | None = None) 
         signature = decode_base64url(document.signature)
     except ValueError:
         raise SignatureError("the signature of this audit is not base64url") from None
-    key.verify(signature, _signed_bytes(document.audit, document.page))
+    key.verify(signature, signed)
     if key.key_id != document.key_id:
         raise SignatureError(f"this audit names the key {document.key_id} and was signed by {key.key_id}")
     # 3. The key is one that the caller trusts.

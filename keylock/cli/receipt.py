@@ -217,8 +217,10 @@ def _digest_of_map(path: Path) -> str:
 
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        raise InputError(f"{path} is no array: give a map as keylock explain --out wrote it, as .npy") from None
+    except Exception:  # A damaged header raises almost anything.
+        array = None
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path} is no array: give a map as keylock explain --out wrote it, as .npy")
     dtype = array.dtype.name
     if dtype not in ("float32", "float16", "uint8") or array.ndim != 2:
         raise InputError(

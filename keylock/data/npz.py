@@ -6,13 +6,16 @@ grey (count, height, width); labels are integers from 0. Optional: `class_names`
 `test_masks`, `masks` (count, height, width).
 """
 
+import math
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Final
 
 import numpy as np
+from numpy.lib import format as npy
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from keylock.data._request import DataRequest, preprocessing_of_size
@@ -22,6 +25,8 @@ from keylock.errors import DataError, ImageError
 from keylock.grey_levels import GreyLevels, agree_on_bits, to_8_bits
 
 __all__ = ["open_npz"]
+
+_HEADERS: Final = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -83,7 +88,7 @@ def _scaled(path: Path, found: ArrayNames, arrays: Arrays, stated: int | None) -
 
 def _load(path: Path) -> tuple[ArrayNames, Arrays]:
     """Find out what the arrays of the file are, and read those that are used."""
-    damaged = f"{path} is damaged or no .npz file: write it again with numpy.savez"
+    damaged = _damaged(path)
     try:
         path.open("rb").close()
         if not zipfile.is_zipfile(path):
@@ -98,18 +103,64 @@ def _load(path: Path) -> tuple[ArrayNames, Arrays]:
         raise DataError(damaged) from exc
 
 
-def _read(path: Path, archive: Mapping[str, Any], name: str) -> NDArray[Any]:
+def _damaged(path: Path) -> str:
+    return f"{path} is damaged or no .npz file: write it again with numpy.savez"
+
+
+def _read(path: Path, archive: NpzFile, name: str) -> NDArray[Any]:
+    zipped = archive.zip
+    if zipped is None:
+        raise DataError(_damaged(path))
+    member = name if name in zipped.namelist() else f"{name}.npy"
     try:
+        with zipped.open(member) as file:
+            _check_header(path, name, file, zipped.getinfo(member).file_size)
         array = archive[name]
-    except ValueError as exc:
-        # NumPy refuses arrays of objects with this error, and headers that make no sense.
-        raise DataError(
-            f"{path}: {name} holds pickled objects, which are not read: "
-            "save it as a plain array, text with dtype=str and images with dtype=uint8"
-        ) from exc
+    except DataError:
+        raise
+    except Exception as error:  # NumPy and zipfile raise whatever the damage leads to.
+        raise DataError(_damaged(path)) from error
     if not isinstance(array, np.ndarray):
         raise DataError(f"{path}: {name} is no array: write the file again with numpy.savez")
     return array
+
+
+def _check_header(path: Path, name: str, file: IO[bytes], size: int) -> None:
+    """Refuses arrays of objects, and headers that promise another number of bytes than there are, before any is read.
+
+    Args:
+        path: The `.npz` file.
+        name: The array.
+        file: Its bytes.
+        size: How many there are.
+
+    Raises:
+        DataError: If it is no such array.
+    """
+    damaged = f"{path}: {name} is no array: write the file again with numpy.savez"
+    try:
+        version = npy.read_magic(file)
+        if version not in _HEADERS:
+            raise DataError(damaged)
+        shape, _, dtype = _HEADERS[version](file)
+        expected = math.prod(shape) * dtype.itemsize
+        holds_objects, begins = dtype.hasobject, file.tell()
+    except DataError:
+        raise
+    except (
+        Exception
+    ) as error:  # The header is a Python literal: damaged ones raise TokenError, SyntaxError, MemoryError...
+        raise DataError(damaged) from error
+    if holds_objects:
+        raise DataError(
+            f"{path}: {name} holds pickled objects, which are not read: "
+            "save it as a plain array, text with dtype=str and images with dtype=uint8"
+        )
+    if min(shape, default=0) < 0 or expected != size - begins:
+        raise DataError(
+            f"{path}: {name} should have {expected} bytes and has {size - begins}: write the file again with "
+            "numpy.savez"
+        )
 
 
 def _image_set(path: Path, arrays: Arrays, names: Split) -> ImageSet:
@@ -162,7 +213,9 @@ def _class_names(path: Path, found: ArrayNames, arrays: Arrays, train: ImageSet,
     if found.class_names is None:
         used = np.unique(train.labels)
         highest = max(int(used[-1]), int(test.labels.max()) if len(test) else 0)
-        if used[0] >= 0 and len(used) <= highest:
+        if used[0] < 0:
+            raise DataError(f"{path}: the lowest label is {used[0]}: number the classes from 0")
+        if len(used) <= highest:
             missing = next((place for place, label in enumerate(used) if place != label), len(used))
             raise DataError(
                 f"{path}: no training image has the label {missing}, and the highest label is {highest}: number the "

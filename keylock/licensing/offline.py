@@ -56,6 +56,7 @@ class OfflineLicense:
             if len(content) > _MAX_BYTES:
                 raise ValueError("too long")
             parsed = _File.model_validate_json(decode_text(content))
+            sealed_key = canonical_json(parsed.sealed_key)
         except OSError as error:
             why = error.strerror or "unreadable"
             raise LicenseError(LicenseReason.MALFORMED, f"cannot read {os.fspath(path)}: {why}") from None
@@ -63,7 +64,7 @@ class OfflineLicense:
             raise LicenseError(
                 LicenseReason.MALFORMED, f"{os.fspath(path)} is no offline license: ask the vendor for another"
             ) from None
-        return cls(parsed.license, canonical_json(parsed.sealed_key))
+        return cls(parsed.license, sealed_key)
 
     def to_bytes(self) -> bytes:
         """Returns the content of the file."""

@@ -124,9 +124,11 @@ def parse_entry(entry: bytes) -> Charge:
     """
     try:
         claims = _Entry.validate_json(entry)
-    except ValidationError:
+        spelled = canonical_json(claims.model_dump())
+    except (ValidationError, ValueError):
+        # Readers of JSON let numbers pass that are infinite or none; canonical JSON has neither.
         raise AuditLogError("it is no record of a charge") from None
-    if canonical_json(claims.model_dump()) != entry:
+    if spelled != entry:
         raise AuditLogError("it is not spelled as keylock writes it")
     return Charge(
         license_id=claims.license,

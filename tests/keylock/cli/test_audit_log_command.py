@@ -17,6 +17,7 @@ from keylock.auditlog import table
 from keylock.cli import main
 from keylock.cli.receipt import _digest_of_map
 from keylock.digests import digest_of, digest_of_array
+from keylock.errors import InputError
 from keylock.licensing.charges import AnswerDigests, Charge, UsageNote
 from keylock.licensing.receipt_keys import ReceiptKey
 from keylock.licensing.receipts import ReceiptSigner, entry_of
@@ -217,6 +218,20 @@ def test_a_map_is_verified_in_the_type_it_was_sent_in(dtype, tmp_path):
     elements = np.arange(12).reshape(3, 4).astype(dtype)
     np.save(tmp_path / "map.npy", elements)
     assert _digest_of_map(tmp_path / "map.npy") == digest_of_array(dtype, (3, 4), elements.tobytes())
+
+
+@pytest.mark.parametrize("header", [b"{'descr': '<f4', 'fortran_order': False, 'shape': (3,", b"(", b"{}", b"\xff"])
+def test_a_map_file_that_is_damaged_is_refused(header, tmp_path):
+    path = tmp_path / "map.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(InputError, match="is no array"):
+        _digest_of_map(path)
+
+
+def test_an_archive_of_arrays_is_no_map(tmp_path):
+    np.savez(tmp_path / "map.npz", a=MAP)
+    with pytest.raises(InputError, match="is no array"):
+        _digest_of_map(tmp_path / "map.npz")
 
 
 def test_a_receipt_that_was_changed_is_refused(vendor, run, tmp_path):

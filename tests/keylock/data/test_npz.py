@@ -1,5 +1,8 @@
 """Arrays of one's own: what is read, and every way such a file can be wrong."""
 
+import struct
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +112,84 @@ def test_a_damaged_file_is_refused(npz, damage):
         path.write_bytes(data)
     with pytest.raises(DataError, match=r"is damaged or no \.npz file"):
         open_data(path)
+
+
+def with_header(path: Path, name: str, header: bytes) -> Path:
+    """Writes the file anew with another array of a name, which has this header and no content."""
+    with zipfile.ZipFile(path) as archive:
+        members = {member: archive.read(member) for member in archive.namelist()}
+    members[f"{name}.npy"] = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, data in members.items():
+            archive.writestr(member, data)
+    return path
+
+
+HUGE = b"{'descr': '|u1', 'fortran_order': False, 'shape': (%d, 12, 12, 3), }\n"
+HEADERS = {
+    "unfinished text": b"{'descr': \"\"\"|u1', 'fortran_order': False\n",
+    "unfinished dictionary": b"{'descr': '|u1', (((\n",
+    "no dictionary": b"12\n",
+    "no header": b"",
+    "other keys": b"{'a': 1}\n",
+    "unknown type": b"{'descr': '|q9', 'fortran_order': False, 'shape': (1,), }\n",
+    "negative": HUGE % -1,
+    "much more than there is": HUGE % 2**40,
+    "more than an integer holds": HUGE % 2**70,
+    "a little more than there is": HUGE % 1,
+    "deep": b"(" * 5000 + b"\n",
+    "bytes": bytes(range(256)),
+}
+
+
+@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
+@pytest.mark.parametrize("name", ["train_images", "train_labels", "class_names"])
+def test_malformed_headers_are_one_sentence(npz, header, name):
+    path = with_header(npz(), name, header)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"numpy\.savez"):
+        open_data(path)
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("top", [-1, -(2**40), 2**23, 2**62, 2**64 - 1])
+def test_a_label_far_from_the_others_costs_nothing(npz, top):
+    labels = np.arange(30) % 3
+    labels = labels.astype(np.uint64 if top > 2**63 else np.int64)
+    labels[5] = top
+    path = npz(class_names=None, train_labels=labels)
+    tracemalloc.start()
+    with pytest.raises(DataError, match="from 0"):
+        open_data(path)
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+
+
+def test_a_label_of_test_images_alone_costs_nothing(npz):
+    labels = np.arange(12) % 3
+    labels[5] = 2**23
+    with pytest.raises(DataError, match="highest label is 8388608"):
+        open_data(npz(class_names=None, test_labels=labels))
+
+
+def test_mutated_files_raise_data_errors_alone(npz):
+    path = npz()
+    content, generator = path.read_bytes(), np.random.default_rng(3)
+    heads = [place for place in range(len(content)) if content.startswith(b"\x93NUMPY", place)]
+    assert heads
+    refused = 0
+    for number in range(300):
+        data = bytearray(content)
+        for _ in range(int(generator.integers(1, 4))):
+            near = heads[number % len(heads)] + int(generator.integers(128))
+            data[min(near, len(data) - 1)] = int(generator.integers(256))
+        path.write_bytes(bytes(data))
+        try:
+            open_data(path)
+        except DataError:
+            refused += 1
+    assert refused > 100
 
 
 @pytest.mark.skipif(not MINI.exists(), reason="the real CIFAR-10 sample is not on this machine")

@@ -44,6 +44,19 @@ USED = dataclasses.asdict(USAGE)
 TRUSTS = trusts_any([ISSUER.verifying_key])
 
 
+@pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity", b"1e999"])
+def test_a_number_that_no_json_has_is_refused(number):
+    entry = entry_of(CHARGE)
+    changed = entry.replace(b'"beta":8.0', b'"beta":' + number)
+    assert changed != entry
+    with pytest.raises(AuditLogError, match="no record of a charge"):
+        parse_entry(changed)
+    key = make_key()
+    token = sign(changed, key.key, typ="keylock-receipt+jws", cert=key.certificate.token, usage=USED)
+    with pytest.raises(ReceiptError, match="cannot be read"):
+        Receipt.verify(token, TRUSTS)
+
+
 def make_key(*, key=None, issuer=ISSUER, start=NOW - YEAR, end=NOW + YEAR):
     key = key or SigningKey.generate()
     return ReceiptKey(key, Certificate.read(delegate(key.verifying_key, issuer, not_before=start, expires=end)))
