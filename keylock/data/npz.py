@@ -7,6 +7,7 @@ grey (count, height, width); labels are integers from 0. Optional: `class_names`
 """
 
 import math
+import sys
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -227,6 +228,11 @@ def _class_names(path: Path, found: ArrayNames, arrays: Arrays, train: ImageSet,
         raise DataError(
             f"{path}: {found.class_names} has shape {names.shape} and type {names.dtype}: give a list of texts"
         )
+    if names.dtype.kind == "U" and names.dtype.itemsize:
+        # NumPy takes any number for a character, and Python fails over those that are none.
+        native = np.ascontiguousarray(names, names.dtype.newbyteorder("="))
+        if native.size and native.view(np.uint32).max() > sys.maxunicode:
+            raise DataError(f"{path}: {found.class_names} holds what is no text: save the names again with dtype=str")
     try:
         return tuple(name.decode("utf-8") if isinstance(name, bytes) else str(name) for name in names.tolist())
     except UnicodeDecodeError:

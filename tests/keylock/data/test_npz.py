@@ -197,3 +197,20 @@ def test_real_images_open():
     source = open_data(MINI)
     assert (len(source.train), len(source.test)) == (1000, 500)
     assert source.classes[:2] == ("airplane", "automobile")
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_class_names_of_numbers_that_are_no_characters_are_refused(order, tmp_path):
+    codes = np.full((2, 3), 0x110000, f"{order}u4")
+    images = np.zeros((40, 8, 8, 3), np.uint8)
+    labels = np.arange(40) % 2
+    np.savez(
+        tmp_path / "set.npz",
+        train_images=images,
+        train_labels=labels,
+        test_images=images,
+        test_labels=labels,
+        class_names=codes.view(f"{order}U3").ravel(),
+    )
+    with pytest.raises(DataError, match="no text"):
+        open_data(str(tmp_path / "set.npz"))
