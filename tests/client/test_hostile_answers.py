@@ -3,12 +3,16 @@
 Each row changes one thing in an answer that was good.
 """
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import license_pb2
 from keylock_client import BadAnswerError, KeylockError
+from keylock_client._requests import MAX_ANSWER_BYTES
 
 NAN, INFINITE = float("nan"), float("inf")
 
@@ -158,6 +162,31 @@ def test_a_changed_explanation_is_an_error(connect, server, toolbox, png, token,
         # Of a stream, what is missing may come yet.
         return
     assert type(caught.value).__name__ in {"BadAnswerError", "BadReceiptError"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from /proc")
+def test_no_explanation_of_the_table_takes_more_memory_than_two_answers(connect, server, toolbox, png, token):
+    """Of client and server together, which run in one process here."""
+
+    def memory(what):
+        return int(re.search(what + r":\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+    rows = iter([lambda answer: None, *EXPLAIN.values()])
+
+    def explain(request, context):
+        answer = toolbox.explain(request, context)
+        next(rows)(answer)
+        return answer
+
+    server.answers["Explain"] = explain
+    client = connect(server.target, license=token, timeout_s=5)
+    client.explain(png())
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS")
+    for _ in EXPLAIN:
+        with pytest.raises(KeylockError):
+            client.explain(png())
+    assert memory("VmHWM") - before < 2 * MAX_ANSWER_BYTES
 
 
 def assert_told(error):
