@@ -93,7 +93,7 @@ def read_license(path: Path) -> str:
 
 
 def read_small_text(path: Path, what: str) -> str:
-    """Returns the text of a file from anybody.
+    """Returns the text of a file from anybody, with the line ends that proofs and checkpoints are signed with.
 
     Raises:
         InputError: If it cannot be read, is too long or no text.
@@ -102,7 +102,7 @@ def read_small_text(path: Path, what: str) -> str:
         with path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
         if len(content) <= _MAX_BYTES:
-            return decode_text(content)
+            return decode_text(content).replace("\r\n", "\n")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -156,6 +156,22 @@ def test_a_proof_is_checked_with_what_a_client_has_installed(vendor, run, tmp_pa
     assert "from 5 entries to 6" in run("audit-log verify-proof later.proof --since newer.txt").out
 
 
+def test_proofs_and_checkpoints_that_went_over_windows_are_checked(vendor, run, tmp_path):
+    vendor(0, 1)
+    run("audit-log checkpoint --out kept.txt")
+    vendor(2)
+    run("audit-log checkpoint")
+    run("audit-log prove --since kept.txt --out since.proof")
+    run("audit-log prove r1.receipt --out r1.tlog-proof")
+    for name in ("kept.txt", "since.proof", "r1.tlog-proof", "r1.receipt"):
+        path = tmp_path / name
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+
+    assert "from 2 entries to 3" in run("audit-log verify-proof since.proof --since kept.txt").out
+    run("audit-log verify-proof r1.tlog-proof --receipt r1.receipt")
+    run("receipt verify r1.receipt --proof r1.tlog-proof")
+
+
 @pytest.mark.parametrize(
     ("options", "code", "what"),
     [
