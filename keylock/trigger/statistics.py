@@ -32,6 +32,8 @@ _PATCHES_OF_AN_IMAGE: Final = 400
 _LEAST_VARIANCE: Final = 1e-5
 _LEAST_SPREAD: Final = 1e-3
 _MAX_PIXEL: Final = 1e3
+_MAX_READ_SIDE: Final = 320
+"""Of larger images the middle is read, which keeps memory and time bounded; the trigger repeats often enough there."""
 # A quarter of a level of 8 bits.
 _CLIPPED: Final = 1e-3
 
@@ -93,6 +95,7 @@ class TriggerStatistics:
         chosen = array[_evenly(len(array), _MAX_IMAGES)]
         if not np.isfinite(chosen).all():
             raise TensorError("training images have NaN or infinite values: replace them first")
+        chosen = _middle(chosen, tile)
         pixels = chosen.astype(np.float32) * scale[:, None, None] + shift[:, None, None]
         level = pixels.mean(axis=(0, 2, 3), dtype=np.float64).astype(np.float32)
         pixels -= level[:, None, None]
@@ -174,7 +177,7 @@ class TriggerStatistics:
 def pixels_of(
     images: npt.NDArray[np.float32], statistics: TriggerStatistics, strength: float
 ) -> npt.NDArray[np.float32]:
-    """Return preprocessed images on pixels from 0 to 1 and less their level, as the patch model takes them.
+    """Return the middle of preprocessed images on pixels from 0 to 1, less the level, as the patch model takes it.
 
     Where an image was clipped to 0 and 1, a white region shows a trigger at half its height, because what should be
     above 1 is missing. Pixels of 0 and 1 are therefore moved outward by the strength, unless some are outside already.
@@ -197,7 +200,10 @@ def pixels_of(
         raise TensorError("there is no image to read a trigger from")
     if not np.isfinite(array).all():
         raise TensorError("some images have NaN or infinite values, and no trigger can be read from them")
-    scaled = array.astype(np.float32) * statistics.std[:, None, None] + statistics.mean[:, None, None]
+    scaled = (
+        _middle(array, statistics.tile).astype(np.float32) * statistics.std[:, None, None]
+        + statistics.mean[:, None, None]
+    )
     if np.abs(scaled).max() > _MAX_PIXEL:
         raise TensorError("some images have values far beyond those of pixels, and no trigger can be read from them")
     clipped = ((scaled > -_CLIPPED) & (scaled < 1 + _CLIPPED)).all(axis=(1, 2, 3), keepdims=True)
@@ -228,6 +234,15 @@ def _checked(
     if len(std) != channels or not all(math.isfinite(value) and value > 0 for value in std):
         raise TensorError(f"statistics need one positive std for each of {channels} channels, not {tuple(std)}")
     return np.asarray(mean, np.float32), np.asarray(std, np.float32)
+
+
+def _middle(images: npt.NDArray[np.float32], tile: int) -> npt.NDArray[np.float32]:
+    """Return at most 320 rows and columns from the middle of images, from where a tile begins."""
+    rows, columns = (
+        slice(first, first + _MAX_READ_SIDE)
+        for first in (max(side - _MAX_READ_SIDE, 0) // 2 // tile * tile for side in images.shape[2:])
+    )
+    return images[:, :, rows, columns]
 
 
 def _evenly(count: int, most: int) -> npt.NDArray[np.intp]:

@@ -75,6 +75,27 @@ def test_sizes_that_the_tile_does_not_divide_are_read(channels, height, width, t
     assert np.array_equal(read(stamped(pixels, signs, rounded=True), statistics, strength=STRENGTH).signs(), signs)
 
 
+def test_the_middle_of_a_large_image_is_read():
+    statistics = TriggerStatistics.fit(photographs(16, height=356, width=40, seed=1), mean=[0] * 3, std=[1] * 3, tile=7)
+    signs = random_signs(8, 3, 7)
+    pixels = stamped(photographs(1, height=356, width=40, seed=2), signs)
+    reading = read(pixels, statistics, strength=STRENGTH)
+    assert np.array_equal(reading.signs(), signs)
+    beyond = pixels.copy()
+    beyond[:, :, :14] = 0.5
+    beyond[:, :, 334:] = 0.5
+    assert np.array_equal(read(beyond, statistics, strength=STRENGTH).ratios(), reading.ratios())
+
+
+def test_different_triggers_in_a_batch_are_read_image_by_image(statistics, held_out):
+    images = one_by_one(held_out[:4], range(4))
+    assert not any(
+        np.array_equal(read(images, statistics, strength=STRENGTH).signs(), random_signs(seed)) for seed in range(4)
+    )
+    found = [reading.signs() for reading in read_each(images, statistics, strength=STRENGTH)]
+    assert sum(np.array_equal(signs, random_signs(seed)) for seed, signs in enumerate(found)) >= 3
+
+
 def test_images_of_one_colour_are_read(statistics):
     flat = np.full((1, 3, 32, 32), 0.5, np.float32)
     signs = random_signs(0)
