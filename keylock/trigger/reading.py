@@ -29,7 +29,7 @@ MODEL_ERROR: Final = 0.15
 """Standard error of heights that no number of patches takes away: rounding, clipping, and the model itself."""
 
 _LEAST_EVIDENCE: Final = 0.3
-"""Images without a trigger were at most at 0.1 and those with one at least at 0.9: benchmarks/results."""
+"""Test images without a trigger were at 0.11 at most, those with one at 1.3 at least: docs/trigger.md."""
 
 _MOST_IMAGES: Final = 16
 """Of a larger batch as many images are read, evenly spaced: more of them add time and no certainty."""
