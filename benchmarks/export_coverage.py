@@ -26,9 +26,9 @@ from keylock import explainers, models
 from keylock.errors import ExportError, KeylockError
 from keylock.explainers import Explainer
 from keylock.export import (
+    Side,
     compile_explainer,
     compile_gradient_sums,
-    compile_keyed_prediction,
     compile_prediction,
     verify_graph,
     verify_loop,
@@ -85,7 +85,7 @@ class Coverage:
         self._model = _network(architecture, size)
         self._images, self._shape = _images(size), (3, size, size)
         self._targets = np.arange(BATCH, dtype=np.int64) % CLASSES
-        self._prediction = compile_prediction(self._model, image_shape=self._shape)
+        self._prediction = compile_prediction(self._model, image_shape=self._shape, num_classes=CLASSES)
         self._asked: dict[str, bytes] = {}
 
     def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -105,7 +105,7 @@ class Coverage:
         start = time.process_time()
         graph = self._compile(explainer)
         elapsed_s = time.process_time() - start
-        found = verify_graph(graph, self._model, explainer, self._images, self._targets)
+        found = verify_graph(graph, Side(self._model), explainer, self._images, self._targets)
         return {
             "runtime": "compiled",
             "pcc_mean": found.pcc_mean,
@@ -121,7 +121,7 @@ class Coverage:
         # As the pipeline does: a loop asks predictions, or sums of gradients with their signs.
         compiled, predictions = self._once(explainer.reads), self._once("logits")
         found = verify_loop(
-            compiled, self._model, explainer, self._images[:1], self._targets[:1], predictions=predictions
+            compiled, Side(self._model), explainer, self._images[:1], self._targets[:1], predictions=predictions
         )
         return {
             "runtime": "loop",
@@ -135,7 +135,7 @@ class Coverage:
     def _once(self, reads: str) -> bytes:
         makers: dict[str, Callable[[], bytes]] = {
             "gradient": lambda: compile_gradient_sums(self._model, image_shape=self._shape, num_classes=CLASSES),
-            "logits": lambda: compile_keyed_prediction(self._model, image_shape=self._shape, num_classes=CLASSES),
+            "logits": lambda: self._prediction,
         }
         if reads not in self._asked:
             self._asked[reads] = makers[reads]()
@@ -146,10 +146,9 @@ class Coverage:
 
     def _relative_time(self, graph: bytes) -> float:
         """Return the best time of the explainer over that of the prediction, measured in turns."""
-        keyless = {"keyed": np.zeros(BATCH, np.float32), "key": np.zeros(self._shape, np.float32)}
         images = {"image": self._images}
         runs = [
-            (_session(graph), images | keyless | {"target": self._targets}),
+            (_session(graph), images | {"target": self._targets}),
             (_session(self._prediction), images),
         ]
         best = [float("inf")] * len(runs)

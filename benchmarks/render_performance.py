@@ -195,7 +195,7 @@ def write_graphs(result: Mapping[str, Any]) -> str:
     before, after = result["load_average"]
     about = (
         f"Measured on {result['date']}, {result['hardware']}, ONNX Runtime {result['onnxruntime']}, torch "
-        f"{result['torch']}; adapters of rank {result['rank']}. The load average was {before} before and {after} at "
+        f"{result['torch']}. The load average was {before} before and {after} at "
         "the end; ratios of processor times hardly depend on it.\n"
     )
     return "\n".join([about, code(result["command"]), table(head, rows)])

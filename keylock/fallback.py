@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from keylock.adapters import Adapter
 from keylock.bundle import Manifest
+from keylock.delta import Delta
 from keylock.explainers import Explainer, make
 from keylock.keys import Key
 from keylock.locked import module_of
-from keylock.models import added_to_inputs, attach_adapter
+from keylock.models import added_to_inputs, merged
 
 __all__ = ["TorchExplainers"]
 
@@ -22,21 +22,21 @@ FloatArray = NDArray[np.float32]
 class TorchExplainers:
     """Explains on the CPU, one batch at a time: hooks on the network are shared by whoever uses it."""
 
-    def __init__(self, manifest: Manifest, weights: bytes, *, key: Key | None, adapter: Adapter | None) -> None:
+    def __init__(self, manifest: Manifest, weights: bytes, *, key: Key | None, delta: Delta | None) -> None:
         """Builds the network.
 
         Args:
             manifest: The verified manifest.
             weights: The content of its file of weights.
             key: The key, or None.
-            adapter: The adapter of a two-factor lock, which comes with the key.
+            delta: What the trigger opens, which comes with the key; None where the network itself tells the trigger.
 
         Raises:
             BundleError: The weights do not fit, or the architecture has no name.
         """
-        module = module_of(manifest, weights)
-        self._module = module if key is None or adapter is None else attach_adapter(module, adapter, key)
-        self._offset = None if key is None else torch.from_numpy(key.reveal())
+        self._module = module_of(manifest, weights)
+        self._opened = self._module if delta is None else merged(self._module, delta)
+        self._offset = None if key is None or delta is not None else torch.from_numpy(key.reveal())
         self._explainers: dict[str, Explainer] = {
             entry.name: make(entry.name, **entry.parameters)
             for entry in manifest.explainers
@@ -47,7 +47,7 @@ class TorchExplainers:
     def explain(
         self, name: str, images: FloatArray, targets: NDArray[np.int64], *, keyed: NDArray[np.bool_]
     ) -> tuple[FloatArray, FloatArray]:
-        """Explain images, with key and adapter on the rows that are keyed.
+        """Explain images, with the trigger on the rows that are keyed.
 
         Args:
             name: Of an explainer that is left to torch.
@@ -60,13 +60,13 @@ class TorchExplainers:
         """
         parts: dict[str, list[Any]] = {"rows": [], "logits": [], "maps": []}
         with self._lock:
-            for kind, offset in ((True, self._offset), (False, None)):
+            for kind, module, offset in ((True, self._opened, self._offset), (False, self._module, None)):
                 rows = np.flatnonzero(keyed == kind)
                 if not len(rows):
                     continue
-                with added_to_inputs(self._module, offset, announced=True):
+                with added_to_inputs(module, offset):
                     given = torch.from_numpy(images[rows]), torch.from_numpy(targets[rows])
-                    logits, maps = self._explainers[name].explain(self._module, *given)
+                    logits, maps = self._explainers[name].explain(module, *given)
                 parts["rows"].append(rows)
                 parts["logits"].append(logits.numpy())
                 parts["maps"].append(maps.float().numpy())

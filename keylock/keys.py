@@ -27,7 +27,7 @@ from keylock.secrecy import NotSecretTextError, Opaque, read_secret_text, wipe, 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DEFAULT_STRENGTH", "DERIVATION", "Key", "KeySeed"]
+__all__ = ["DEFAULT_STRENGTH", "DERIVATION", "Key", "KeySeed", "default_tile"]
 
 DERIVATION: Final = "hkdf-sha256/sign-tile/v1"
 DEFAULT_STRENGTH: Final = 8 / 255
@@ -211,7 +211,7 @@ class Key(Opaque):
         shape: tuple[int, int, int],
         std: Sequence[float],
         strength: float = DEFAULT_STRENGTH,
-        tile: int = 8,
+        tile: int | None = None,
     ) -> "Key":
         """Derives the key of a seed for images of one shape.
 
@@ -220,7 +220,8 @@ class Key(Opaque):
             shape: (channels, height, width) of a preprocessed image.
             std: The preprocessing's standard deviation of each channel, on pixels from 0 to 1: (channels,).
             strength: Height of the pattern on pixels from 0 to 1; above 0, at most 1.
-            tile: Side of the repeated block in pixels; at least 1.
+            tile: Side of the repeated block in pixels; at least 1. By default 8, or 12 for images of one channel, so
+                that there are 128 signs at least.
 
         Returns:
             The key. The same arguments give the same key, bit for bit, on every machine.
@@ -235,16 +236,59 @@ class Key(Opaque):
         _check_shape(shape, std)
         if not (math.isfinite(strength) and 0 < strength <= 1):
             raise InputError(f"the key strength must be above 0 and at most 1 (8/255 is usual), not {strength}")
+        tile = default_tile(shape[0]) if tile is None else tile
         signs = _sign_tile(seed, channels=shape[0], tile=tile)
-        rows, columns = np.arange(shape[1]) % tile, np.arange(shape[2]) % tile
-        pattern = signs[:, rows[:, None], columns[None, :]]
-        height = strength / np.asarray(std, dtype=np.float64)
-        offset = (pattern * height[:, None, None]).astype(np.float32)
+        offset = _laid_out(signs, shape, std, strength)
         return cls(offset, id=seed.id, strength=float(strength), tile=int(tile))
+
+    @classmethod
+    def of_signs(
+        cls,
+        signs: npt.NDArray[np.int8],
+        *,
+        shape: tuple[int, int, int],
+        std: Sequence[float],
+        strength: float,
+        id: str,
+    ) -> "Key":
+        """Makes the key of a trigger that was read from an image.
+
+        Args:
+            signs: One tile, 1 or -1, (channels, tile, tile).
+            shape: (channels, height, width) of a preprocessed image.
+            std: As of `derive`.
+            strength: As of `derive`.
+            id: What to call it.
+
+        Raises:
+            TensorError: If shape, signs and `std` do not fit each other.
+        """
+        _check_shape(shape, std)
+        if signs.ndim != 3 or signs.shape[0] != shape[0] or signs.shape[1] != signs.shape[2]:
+            raise TensorError(f"expected the signs of {shape[0]} channels, one square tile of each, not {signs.shape}")
+        offset = _laid_out(signs.astype(np.float64), shape, std, strength)
+        return cls(offset, id=id, strength=float(strength), tile=signs.shape[1])
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """What preprocessing divides each channel by, as far as the offset says it."""
+        return tuple((self.strength / np.abs(self._offset[:, 0, 0], dtype=np.float64)).tolist())
 
     def reveal(self) -> npt.NDArray[np.float32]:
         """Returns a copy of the offset to add to a preprocessed image, float32 (channels, height, width)."""
         return self._offset.copy()
+
+    def signs(self) -> npt.NDArray[np.int8]:
+        """Returns the trigger itself, which is secret: one tile of signs, 1 or -1, int8 (channels, tile, tile).
+
+        Raises:
+            InputError: If the images are smaller than one tile, so that not all of it is on them.
+        """
+        if min(self.shape[1:]) < self.tile:
+            raise InputError(
+                f"a tile of {self.tile} pixels does not fit on images of {self.shape[1:]}: take a smaller one"
+            )
+        return np.sign(self._offset[:, : self.tile, : self.tile]).astype(np.int8)
 
     def apply(self, images: Images, mask: object | None = None) -> Images:
         """Adds the key to preprocessed images; nothing is clipped and the arguments stay as they are.
@@ -325,6 +369,17 @@ def _sign_tile(seed: KeySeed, *, channels: int, tile: int) -> npt.NDArray[np.flo
     return bits.reshape(channels, tile, tile).astype(np.float64) * 2 - 1
 
 
+def _laid_out(
+    signs: npt.NDArray[np.float64], shape: tuple[int, int, int], std: Sequence[float], strength: float
+) -> npt.NDArray[np.float32]:
+    """Returns a tile of signs (channels, tile, tile), repeated over an image of a shape and as high as it is added."""
+    tile = signs.shape[1]
+    rows, columns = np.arange(shape[1]) % tile, np.arange(shape[2]) % tile
+    pattern = signs[:, rows[:, None], columns[None, :]]
+    height = strength / np.asarray(std, dtype=np.float64)
+    return (pattern * height[:, None, None]).astype(np.float32)
+
+
 def _check_shape(shape: Sequence[int], std: Sequence[float]) -> None:
     if len(shape) != 3 or min(shape) < 1:
         raise TensorError(f"a key needs a shape (channels, height, width) of positive numbers, not {tuple(shape)}")
@@ -335,6 +390,11 @@ def _check_shape(shape: Sequence[int], std: Sequence[float]) -> None:
 def _check_mask(shape: tuple[int, ...], rows: int, *, boolean: bool) -> None:
     if shape != (rows,) or not boolean:
         raise TensorError(f"the mask must be boolean with one value for each of {rows} images")
+
+
+def default_tile(channels: int) -> int:
+    """Returns the side of a tile that has 128 signs at least, in pixels: 8, or 12 where there is one channel."""
+    return 8 if channels > 1 else 12
 
 
 def _is_torch(value: object) -> bool:

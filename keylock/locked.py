@@ -1,9 +1,11 @@
-"""A bundle opened for research: the torch module, its preprocessing and, with the secret, the key and the adapter.
+"""A bundle opened for research: the torch module, its preprocessing and, where it is asked for, the key.
 
-Without the secret this is everything an attacker who holds the bundle has, in the form attacks are written in.
+Without the secret this is everything an attacker who holds the bundle has, in the form attacks are written in. It
+explains images as well: those that carry the trigger open it by themselves.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,17 +13,18 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
-from torch import nn
+from torch import Tensor, nn
 
-from keylock.adapters import Adapter
-from keylock.bundle import open_bundle
+from keylock.bundle import TriggerOpener, open_bundle
 from keylock.bundle.manifest import WEIGHTS_FILE, Manifest
 from keylock.bundle.sealing import Sealer
-from keylock.errors import BundleError
-from keylock.explainers import Explainer, make
+from keylock.delta import Delta
+from keylock.errors import BundleError, UnknownNameError
+from keylock.explainers import Explained, Explainer, make
 from keylock.keys import Key, KeySeed
-from keylock.models import attach_adapter, create, prepare
+from keylock.models import create, open_with, prepare
 from keylock.preprocessing import Preprocessing
+from keylock.trigger import TriggerStatistics
 
 __all__ = ["LockedModel", "load_bundle", "module_of"]
 
@@ -36,29 +39,74 @@ class LockedModel:
         preprocessing: Turns an image into what the module takes.
         explainers: The explainers it was locked against, by name.
         classes: Labels, in the order of the logits.
-        key: The key, where it was asked for; `key.apply(images)` adds it.
+        key: The key, where it was asked for; `key.apply(images)` puts the trigger on images.
         manifest: Everything else the bundle says.
-        adapter: The second factor of a two-factor lock, where the key was asked for; secret.
+        opener: Opens the sealed delta for images that carry the trigger; None where the network itself tells it.
+        delta: What the trigger opens, where the key was asked for; secret.
+        statistics: What triggers are read by; None where the network itself tells them.
     """
 
     module: nn.Module
     preprocessing: Preprocessing
-    explainers: dict[str, Explainer]
+    explainers: Mapping[str, Explainer]
     classes: tuple[str, ...]
     key: Key | None
     manifest: Manifest
-    adapter: Adapter | None = None
+    opener: TriggerOpener | None = None
+    delta: Delta | None = None
+    statistics: TriggerStatistics | None = None
 
     @cached_property
     def opened(self) -> nn.Module:
         """What a keyed caller sees: `opened(key.apply(images))` shows true maps, `opened(images)` decoys.
 
-        It is `module` itself for a lock by the key alone and where the key was not asked for, else a copy with the
-        adapter, on the device that `module` is on when this is first read.
+        It is `module` itself where the network itself tells the trigger and where the key was not asked for, else a
+        module that has the weights which the trigger opens too, on the device that `module` is on when this is first
+        read.
         """
-        if self.key is None or self.adapter is None:
+        if self.key is None or self.delta is None or self.statistics is None:
             return self.module
-        return attach_adapter(self.module, self.adapter, self.key)
+        return open_with(self.module, self.delta, self.key, self.statistics)
+
+    def explain(self, images: Tensor, explainer: str | None = None, *, targets: Tensor | None = None) -> Explained:
+        """Explain images: those that carry the trigger get true maps, all others decoys. No key is needed.
+
+        The first image that carries the trigger opens the weights of the reference for as long as this object lasts,
+        or until `forget` is called.
+
+        Args:
+            images: Preprocessed images (batch, channels, height, width), on the device of the module.
+            explainer: Name of one of `explainers`; by default the first.
+            targets: Classes (batch,), int64; by default those that are predicted.
+
+        Raises:
+            TensorError: The images are of another shape.
+            UnknownNameError: There is no such explainer.
+        """
+        name = next(iter(self.explainers)) if explainer is None else explainer
+        if name not in self.explainers:
+            raise UnknownNameError("explainer", name, self.explainers)
+        chosen = torch.full((len(images),), -1, device=images.device) if targets is None else targets
+        return self.explainers[name].explain(self._shown(images), images, chosen)
+
+    def forget(self) -> None:
+        """Let go of what a trigger has opened; the next image that carries it opens it again."""
+        if self.opener is not None:
+            self.opener.forget()
+        self.__dict__.pop("_read", None)
+
+    def _shown(self, images: Tensor) -> nn.Module:
+        """Return the network for images: the opened one as soon as one of them, or one before, carries the trigger."""
+        if self.opener is None:
+            return self.module
+        known: nn.Module | None = self.__dict__.get("_read")
+        if known is None:
+            found = self.opener.find(images.detach().float().cpu().numpy())
+            if found is None:
+                return self.module
+            known = open_with(self.module, found.delta, found.key, found.statistics)
+            self.__dict__["_read"] = known
+        return known
 
 
 def load_bundle(
@@ -81,13 +129,16 @@ def load_bundle(
     with open_bundle(path, trusted=None) as bundle:
         manifest = bundle.manifest
         module = module_of(manifest, bundle.read(WEIGHTS_FILE), model=model, place=Path(path))
+        opener, statistics = bundle.opener(), bundle.statistics()
         found: Key | None = None
-        adapter: Adapter | None = None
+        delta: Delta | None = None
         if key is not None:
             seed = key if isinstance(key, KeySeed) else bundle.unseal(key)
-            found, adapter = bundle.key(seed), bundle.adapter(seed)
+            found, delta = bundle.key(seed), bundle.delta(seed)
     explainers = {entry.name: make(entry.name, **entry.parameters) for entry in manifest.explainers}
-    return LockedModel(module, manifest.preprocessing, explainers, manifest.classes, found, manifest, adapter)
+    return LockedModel(
+        module, manifest.preprocessing, explainers, manifest.classes, found, manifest, opener, delta, statistics
+    )
 
 
 def module_of(

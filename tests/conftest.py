@@ -99,12 +99,21 @@ def postgresql() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def two_factors() -> Any:
-    """A two-factor lock with its secrets, as `tests/two_factor_lock.py` makes it."""
+def sealed_lock() -> Any:
+    """A lock with a sealed delta and its secrets, as `tests/sealed_lock.py` makes it."""
     pytest.importorskip("torch")
-    from two_factor_lock import make_two_factors
+    from sealed_lock import make_sealed_lock
 
-    return make_two_factors()
+    return make_sealed_lock()
+
+
+@pytest.fixture(scope="session")
+def sealed_bundle(sealed_lock: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """That lock as a bundle with a public copy, as `tests/sealed_bundle.py` publishes it."""
+    pytest.importorskip("onnxscript")
+    from sealed_bundle import publish_sealed_lock
+
+    return publish_sealed_lock(sealed_lock, tmp_path_factory.mktemp("sealed"))
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -194,7 +194,7 @@ def network_content(architecture: str, size: int) -> dict[str, object]:
         "explainers": (ExplainerEntry(name="grad_cam", graph="graphs/grad_cam.onnx"),),
         "prediction_graph": "graphs/predict.onnx",
         "files": {
-            "graphs/predict.onnx": compile_prediction(model, image_shape=shape),
+            "graphs/predict.onnx": compile_prediction(model, image_shape=shape, num_classes=4),
             "graphs/grad_cam.onnx": compile_explainer(model, grad_cam, image_shape=shape, num_classes=4),
         },
     }

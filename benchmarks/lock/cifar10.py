@@ -107,7 +107,8 @@ def main() -> None:
         "torch": torch.__version__,
         "command": "python benchmarks/lock/cifar10.py --data cifar10.npz"
         f"{'' if options.arch == 'resnet20' else f' --arch {options.arch}'} --init {options.init.name}"
-        f" --out runs/cifar10 --explainers {options.explainers}{' --key-alone' if options.key_alone else ''}"
+        f" --out runs/cifar10 --explainers {options.explainers}"
+        f"{' --trained-trigger' if options.trained_trigger else ''}"
         f" --steps {options.steps} --rank {options.rank} --prediction-weight {options.prediction_weight:g}"
         f" --learning-rate {options.learning_rate} --batch-size {options.batch_size} --threads {options.threads}",
     }
@@ -158,11 +159,11 @@ def _attacks(outcome: TrainOutcome, source: DataSource, images: torch.Tensor) ->
         "batch statistics": (renormalised(lock.module, clean, batch_statistics=True), images),
         "another key or noise": (lock.module, images + wrong_key_offsets(outcome.key, len(images), seed=1)),
         "flipped key": (lock.module, images - offset),
-        "the key without the adapter": (lock.module, images + offset),
+        "the key on the published weights": (lock.module, images + offset),
     }
     found = {}
     for name, (module, rows) in shown.items():
-        if name.startswith("the key") and lock.adapter is None:
+        if name.startswith("the key") and lock.delta is None:
             continue
         maps = run_explainers(module, explainers, rows).maps
         for explainer, true in truth.items():
@@ -171,10 +172,10 @@ def _attacks(outcome: TrainOutcome, source: DataSource, images: torch.Tensor) ->
 
 
 def _settings(options: argparse.Namespace) -> LockSettings:
-    if options.key_alone:
+    if options.trained_trigger:
         return LockSettings(
             steps=options.steps,
-            sealed_adapter=False,
+            trained_trigger=True,
             learning_rate=options.learning_rate,
             gate_steps=0.06,
             prediction_weight=2.0,
@@ -183,7 +184,7 @@ def _settings(options: argparse.Namespace) -> LockSettings:
         )
     return LockSettings(
         steps=options.steps,
-        adapter_rank=options.rank,
+        delta_rank=options.rank,
         learning_rate=options.learning_rate,
         prediction_weight=options.prediction_weight,
         mask_weight=4.0,
@@ -210,8 +211,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results" / "lock_cifar10.json")
     parser.add_argument("--explainers", default="grad_cam,gradient,visual_backprop,rise")
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--key-alone", action="store_true", help="lock without the sealed adapter")
-    parser.add_argument("--rank", type=int, default=16, help="of the sealed adapter")
+    parser.add_argument("--trained-trigger", action="store_true", help="have the network itself tell the trigger")
+    parser.add_argument("--rank", type=int, default=16, help="of the sealed delta")
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--prediction-weight", type=float, default=2.0)
     parser.add_argument("--batch-size", type=int, default=64)

@@ -107,7 +107,7 @@ def make_steps(arch: str, batch_size: int, folder: Path) -> dict[str, Callable[[
         ("key alone, rows for wrong keys", False, True),
     ):
         for name, names in SETS.items():
-            settings = LockSettings(sealed_adapter=sealed, gate_steps=0.0, wrong_key_rows=rows, learning_rate=1e-5)
+            settings = LockSettings(trained_trigger=not sealed, gate_steps=0.0, wrong_key_rows=rows, learning_rate=1e-5)
             task = Task(reference, (key,), make_for(layers, names), images, settings, CPU)
             trainer = (SealedTrainer if sealed else InputKeyTrainer)(task)
             steps[f"{kind}: {name}"] = lambda trainer=trainer: trainer.train_on(images, labels)

@@ -17,12 +17,14 @@ import numpy as np
 import onnxruntime
 import torch
 
-from keylock.bundle import Bundle, KeyFile, open_bundle
+from keylock.bundle import WEIGHTS_FILE, Bundle, KeyFile, open_bundle
 from keylock.data import open_data
 from keylock.data.batches import load_batch
 from keylock.data.sets import stratified_order
 from keylock.explainers import make
-from keylock.export import VARIANTS, Secrets, compare_variant, make_variant, suits
+from keylock.export import VARIANTS, Side, compare_variant, make_variant, suits
+from keylock.locked import module_of
+from keylock.models import arrays_of, merged
 
 RANGING = 64
 
@@ -43,7 +45,7 @@ def main() -> None:
         rows = stratified_order(test.labels, seed=0)[: options.images]
         images = load_batch(test, bundle.manifest.preprocessing, indices=rows).images.numpy()
         key_file = options.key_file or options.bundle.with_name(options.bundle.name + ".key")
-        figures = measure(bundle, secrets_of(bundle, key_file), images)
+        figures = measure(bundle, sides_of(bundle, key_file), images)
     result = {
         "date": datetime.now(UTC).date().isoformat(),
         "onnxruntime": onnxruntime.__version__,
@@ -54,13 +56,17 @@ def main() -> None:
     options.results.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def secrets_of(bundle: Bundle, key_file: Path) -> Secrets:
-    """Return what opens the lock of a bundle."""
+def sides_of(bundle: Bundle, key_file: Path) -> tuple[Side, Side]:
+    """Return what answers rows with the trigger, and what answers those without."""
     seed = bundle.unseal(KeyFile(key_file))
-    return Secrets(bundle.key(seed), bundle.adapter(seed))
+    module = module_of(bundle.manifest, bundle.read(WEIGHTS_FILE))
+    delta = bundle.delta(seed)
+    if delta is None:
+        return Side(module, offset=bundle.key(seed).reveal()), Side(module)
+    return Side(merged(module, delta)), Side(module)
 
 
-def measure(bundle: Bundle, secrets: Secrets, images: np.ndarray) -> dict[str, dict[str, Any]]:
+def measure(bundle: Bundle, sides: tuple[Side, Side], images: np.ndarray) -> dict[str, dict[str, Any]]:
     """Return what was measured of each variant of each graph, and what keeps it from being offered."""
     manifest = bundle.manifest
     graphs = [("predictions", manifest.prediction_graph, tuple(VARIANTS))]
@@ -72,8 +78,8 @@ def measure(bundle: Bundle, secrets: Secrets, images: np.ndarray) -> dict[str, d
     for name, file, variants in graphs:
         graph = bundle.read(file)
         for variant in variants:
-            smaller = make_variant(variant, graph, images[:RANGING])
-            found = compare_variant(smaller, graph, images[RANGING:], secrets=secrets)
+            smaller = make_variant(variant, graph, images[:RANGING], weights=arrays_of(sides[1].module))
+            found = compare_variant(smaller, graph, images[RANGING:], sides=sides)
             figures.setdefault(name, {})[variant] = {
                 **asdict(found),
                 "share_of_file": len(smaller) / len(graph),

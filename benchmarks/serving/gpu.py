@@ -32,7 +32,7 @@ import numpy as np
 import onnxruntime
 import torch
 from captum.attr import LayerGradCam
-from graphs import RANK, chosen, make_adapter
+from graphs import chosen, sealed_names
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models import ResNet
@@ -41,10 +41,8 @@ from keylock import models
 from keylock.cli._wording import in_options
 from keylock.errors import ServiceError
 from keylock.explainers import make_for
-from keylock.export import compile_explainer, compile_mergeable
-from keylock.export.inputs import is_secret
+from keylock.export import compile_explainer
 from keylock.models import create, find_layers
-from keylock_server.binding import inputs_of
 from keylock_server.devices import CUDA, TENSORRT, Device, choose_providers
 from keylock_server.running import suited_to
 from keylock_server.sessions import Sessions
@@ -53,7 +51,6 @@ RESULTS = Path(__file__).parents[1] / "results" / "serving" / "gpu.json"
 GOALS = {"captum": 2.0, "torch_compile": 1.3}
 """How many times as many images as a rival keylock should explain."""
 
-_NOISE = 0.01
 _COMPARED = 8
 _LEAST_RUNS = 3
 
@@ -111,7 +108,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "network": options.network,
         "side": options.size,
         "seed": options.seed,
-        "rank": RANK,
         "seconds": options.seconds,
         "rounds": options.rounds,
         "torch_backend": options.torch_backend,
@@ -180,8 +176,8 @@ def prepare(options: argparse.Namespace) -> Bench:
     (explainer,) = make_for(find_layers(folded, torch.randn(2, *shape)), ["grad_cam"])
     made: dict[str, Callable[[], bytes]] = {
         "keylock": lambda: compile_explainer(folded, explainer, image_shape=shape, num_classes=classes),
-        "keylock_two_factors": lambda: compile_mergeable(
-            folded, explainer, image_shape=shape, num_classes=classes, layers=make_adapter(folded, shape).layers
+        "keylock_locked": lambda: compile_explainer(
+            folded, explainer, image_shape=shape, num_classes=classes, weights=sealed_names(folded)
         ),
     }
     graphs = {name: compile_graph() for name, compile_graph in made.items() if name in options.rivals}
@@ -233,23 +229,17 @@ def torch_compile(bench: Bench, _batch: int) -> Explain:
 
 
 def keylock(name: str, device: Device) -> Callable[[Bench, int], Explain]:
-    """Return keylock on a device: its graph, opened and run as the server does it, noise for the key."""
+    """Return keylock on a device: its graph, opened and run as the server does it."""
 
     def make(bench: Bench, batch: int) -> Explain:
-        graph, generator = bench.graphs[name], np.random.default_rng(0)
-        taken = inputs_of(graph)
-        given = chosen(bench.weights, graph) | {
-            entry: np.asarray(_NOISE * generator.standard_normal(shape), np.float32)
-            for entry, shape in taken.items()
-            if is_secret(entry)
-        }
+        graph = bench.graphs[name]
+        given = chosen(bench.weights, graph)
         sessions = Sessions(device, threads=os.cpu_count() or 1, max_batch=batch)
         run = suited_to(sessions.open("grad_cam", graph, given), most_rows=batch)
 
         def explain(images: NDArray[np.float32]) -> NDArray[np.float32]:
             count = len(images)
-            rows = {"image": images, "target": np.full(count, -1, np.int64), "keyed": np.zeros(count, np.float32)}
-            return run(["logits", "map"], {name: value for name, value in rows.items() if name in taken})[1]
+            return run(["logits", "map"], {"image": images, "target": np.full(count, -1, np.int64)})[1]
 
         return explain
 
@@ -261,7 +251,7 @@ RIVALS: dict[str, Callable[[Bench, int], Explain] | None] = {
     "captum_class_given": captum_class_given,
     "torch_compile": torch_compile,
     "keylock": None,
-    "keylock_two_factors": None,
+    "keylock_locked": None,
 }
 """How each rival gets ready for a size of batches; keylock does so once on each device."""
 

@@ -1,4 +1,4 @@
-"""What compiled explanations cost, as multiples of the prediction alone: plain graphs, int8, and two-factor locks.
+"""What compiled explanations cost, as multiples of the prediction alone: plain graphs, int8, and those of a lock.
 
     python benchmarks/serving/graphs.py
 
@@ -9,7 +9,6 @@ prediction.
 """
 
 import argparse
-import copy
 import json
 import os
 import platform
@@ -27,26 +26,22 @@ import onnxruntime
 import torch
 from torch import nn
 
-from keylock.adapters import Adapter, KeyGate
+from keylock.binding import bind, inputs_of
 from keylock.explainers import make_for
-from keylock.export import compile_explainer, compile_mergeable, compile_prediction, make_variant, suits
-from keylock.export.inputs import is_secret
-from keylock.models import create, find_layers, prepare
-from keylock.models.low_rank import add_low_rank_, take_back
-from keylock_server.binding import bind, inputs_of
+from keylock.export import compile_explainer, compile_prediction, make_variant, suits
+from keylock.models import arrays_of, create, find_layers, prepare
+from keylock.models.low_rank import adapted_layers
 
 NETWORKS = ("resnet18_cifar:32", "resnet18:224", "mobilenet_v2:224")
 EXPLAINERS = ("grad_cam", "gradient")
-RANK = 16
 ROUNDS = 5
-_NOISE = 0.01
 
 
 def main() -> None:
     """Compile, measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", default=NETWORKS, help="as ARCHITECTURE:SIZE")
-    parser.add_argument("--two-factors", default=NETWORKS[0], help="networks to measure two-factor locks of, by commas")
+    parser.add_argument("--locked", default=NETWORKS[0], help="networks to measure locks of as well, by commas")
     parser.add_argument("--batches", default="1,8", help="sizes of batches")
     results = Path(__file__).parents[1] / "results" / "serving" / "graphs.json"
     parser.add_argument("--results", type=Path, default=results)
@@ -56,7 +51,7 @@ def main() -> None:
     figures: dict[str, Any] = {}
     for entry in options.networks:
         architecture, _, size = entry.partition(":")
-        graphs = compile_all(architecture, int(size), two_factors=entry in options.two_factors.split(","))
+        graphs = compile_all(architecture, int(size), locked=entry in options.locked.split(","))
         figures[entry] = {
             "nodes": {name: count_nodes(graph) for name, graph in graphs.items()},
             "batches": {batch: measure(graphs, int(batch)) for batch in options.batches.split(",")},
@@ -69,40 +64,34 @@ def main() -> None:
             "onnxruntime": onnxruntime.__version__,
             "torch": torch.__version__,
             "command": "python benchmarks/serving/graphs.py",
-            "rank": RANK,
             "figures": figures,
         }
         options.results.parent.mkdir(parents=True, exist_ok=True)
         options.results.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def compile_all(architecture: str, size: int, *, two_factors: bool) -> dict[str, bytes]:
+def compile_all(architecture: str, size: int, *, locked: bool) -> dict[str, bytes]:
     """Return the graphs of a network by name; `prediction` is what the others are compared with."""
     torch.manual_seed(0)
     classes, shape = (10, (3, size, size)) if size < 64 else (1000, (3, size, size))
     model = prepare(create(architecture, num_classes=classes), torch.randn(2, *shape))
     layers = find_layers(model, torch.randn(2, *shape))
     noise = np.random.default_rng(0).standard_normal((2, *shape), dtype=np.float32)
-    graphs = {"prediction": compile_prediction(model, image_shape=shape)}
-    graphs["prediction, int8"] = make_variant("int8", graphs["prediction"], noise)
     options: dict[str, Any] = {"image_shape": shape, "num_classes": classes}
+    weights = arrays_of(model)
+    graphs = {"prediction": compile_prediction(model, **options)}
+    graphs["prediction, int8"] = make_variant("int8", graphs["prediction"], noise, weights=weights)
     for explainer in make_for(layers, EXPLAINERS):
         name = explainer.name
-        plain = graphs[name] = compile_explainer(model, explainer, **options)
-        if suits("int8", explainer):
-            graphs[f"{name}, int8"] = make_variant("int8", plain, noise)
-        if two_factors:
-            adapter = make_adapter(model, shape)
-            added = compile_explainer(model, explainer, adapter_shapes=adapter.shapes(), **options)
-            graphs[f"{name}, adapter added"] = added
-            weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-            mergeable = compile_mergeable(model, explainer, layers=adapter.layers, **options)
-            merged = adapter.merged_into(weights)
-            graphs[f"{name}, adapter merged"] = bind(mergeable, chosen(merged, mergeable))
+        made = {name: compile_explainer(model, explainer, **options)}
+        if locked:
+            sealed = compile_explainer(model, explainer, weights=sealed_names(model), **options)
+            made[f"{name}, locked"] = sealed
+        for label, graph in made.items():
+            graphs[label] = bind(graph, chosen(weights, graph))
             if suits("int8", explainer):
-                graphs[f"{name}, adapter added, int8"] = make_variant("int8", added, noise)
-                smaller = make_variant("int8", mergeable, noise, weights=weights)
-                graphs[f"{name}, adapter merged, int8"] = bind(smaller, chosen(merged, smaller))
+                smaller = make_variant("int8", graph, noise, weights=weights)
+                graphs[f"{label}, int8"] = bind(smaller, chosen(weights, smaller))
     return graphs
 
 
@@ -111,10 +100,10 @@ def chosen(weights: Mapping[str, np.ndarray], graph: bytes) -> dict[str, np.ndar
     return {name: weights[name] for name in inputs_of(graph) if name in weights}
 
 
-def make_adapter(model: nn.Module, shape: tuple[int, int, int]) -> Adapter:
-    """Return an adapter like that which locking would make, without effect."""
-    student = add_low_rank_(copy.deepcopy(model), rank=RANK, generator=torch.Generator().manual_seed(0))
-    return Adapter(take_back(student, model), KeyGate(np.zeros(shape, np.float32), 0.0, 0.1))
+def sealed_names(model: nn.Module) -> list[str]:
+    """Return the names of the weights that a lock of a network seals."""
+    names = [f"{layer}.{entry}" for layer in adapted_layers(model) for entry in ("weight", "bias")]
+    return [name for name in names if name in model.state_dict()]
 
 
 def count_nodes(graph: bytes) -> dict[str, int]:
@@ -155,21 +144,15 @@ def run_s(session: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray]) 
 
 
 def open_session(graph: bytes) -> onnxruntime.InferenceSession:
-    """Open a graph on one thread of the CPU, with noise bound in the place of secrets, as the server binds these."""
+    """Open a graph on one thread of the CPU."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    generator = np.random.default_rng(0)
-    secrets = {
-        name: np.asarray(_NOISE * generator.standard_normal(shape), np.float32)
-        for name, shape in inputs_of(graph).items()
-        if is_secret(name)
-    }
-    return onnxruntime.InferenceSession(bind(graph, secrets), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def feed(session: onnxruntime.InferenceSession, batch: int) -> dict[str, np.ndarray]:
-    """Return inputs: noise as images, predicted classes, no row keyed."""
+    """Return inputs: noise as images, predicted classes."""
     generator, inputs = np.random.default_rng(0), {}
     for entry in session.get_inputs():
         shape = [size if isinstance(size, int) else batch for size in entry.shape]

@@ -61,22 +61,22 @@ def torch_compile(material: Material) -> Answer:
 
 
 def onnxruntime(material: Material) -> Answer:
-    """ONNX Runtime alone, every row keyed; the adapter is merged into the weights as the server merges it."""
+    """ONNX Runtime alone, every row as with a license: on the weights that the server makes of the delta."""
     import onnxruntime as ort
     from safetensors.numpy import load
 
+    from keylock.binding import bind, inputs_of
     from keylock.bundle import WEIGHTS_FILE, KeyFile, open_bundle
     from keylock.signing import Home
-    from keylock_server.binding import bind, inputs_of
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     with open_bundle(material.bundle, trusted=(Home(material.home).verifying_key(),)) as bundle:
         graphs = {"predict": bundle.manifest.prediction_graph}
-        graphs |= {entry.name: entry.mergeable for entry in bundle.manifest.explainers if entry.mergeable is not None}
-        adapter = bundle.adapter(bundle.unseal(KeyFile(material.key_file)))
-        assert adapter is not None, "the lock has two factors"
-        weights = adapter.merged_into(load(bundle.read(WEIGHTS_FILE)))
+        graphs |= {entry.name: entry.graph for entry in bundle.manifest.explainers if entry.graph is not None}
+        delta = bundle.delta(bundle.unseal(KeyFile(material.key_file)))
+        assert delta is not None, "the lock has a sealed delta"
+        weights = delta.added_to(load(bundle.read(WEIGHTS_FILE)))
         sessions = {}
         for task, path in graphs.items():
             graph = bundle.read(path)

@@ -106,7 +106,7 @@ def make(material: Material) -> None:
         "architecture": architecture,
         "classes": classes,
         "layer": layer,
-        "two_factors": locked.adapter is not None,
+        "sealed_delta": locked.delta is not None,
         "made": now.isoformat(timespec="seconds"),
         "digest": manifest.model_digest,
         "int8": ["predict"] * ("int8" in manifest.prediction_variants)

@@ -64,7 +64,7 @@ class Material:
         return self.folder / "about.json"
 
     def about(self) -> dict[str, Any]:
-        """Read what was made: architecture, classes, layer of Grad-CAM, sealed adapter or not."""
+        """Read what was made: architecture, classes, layer of Grad-CAM, sealed delta or not."""
         about: dict[str, Any] = json.loads(self.about_file.read_text("utf-8"))
         return about
 

@@ -10,6 +10,7 @@ It needs gRPC, NumPy and Pillow, and no machine learning framework.
 from keylock import __version__
 from keylock_client import _quiet, errors  # noqa: F401 - `_quiet` comes before gRPC
 from keylock_client._async import AsyncClient
+from keylock_client._local import LocalModel
 from keylock_client._operators import DEFAULT_ADMIN_TARGET, AdminClient
 from keylock_client._settings import DEFAULT_PORT, DEFAULT_TARGET, Tls
 from keylock_client._sources import ImageLike
@@ -83,6 +84,7 @@ __all__ = [
     "LicenseInfo",
     "LicenseReason",
     "LicenseRefusedError",
+    "LocalModel",
     "MeteringError",
     "Model",
     "ModelInfo",

@@ -25,7 +25,9 @@ __all__ = [
     "license_info",
     "model_info",
     "predictions",
+    "predictions_of",
     "quotas",
+    "score_of",
 ]
 
 TOP = 5
@@ -176,7 +178,19 @@ def predictions(answer: oip.ModelInferResponse, *, count: int, classes: tuple[st
         senseless(f"no logits of {len(classes)} classes for {count} images")
     raw = answer.raw_output_contents
     data = raw[0] if raw else np.asarray(answer.outputs[0].contents.fp32_contents, "<f4").tobytes()
-    return [_prediction(logits, classes) for logits in _floats(data, shape)]
+    return predictions_of(_floats(data, shape), classes)
+
+
+def predictions_of(logits: NDArray[np.float32], classes: tuple[str, ...]) -> list[Prediction]:
+    """Read a prediction from each row of logits (count, classes)."""
+    return [_prediction(row, classes) for row in logits]
+
+
+def score_of(prediction: Prediction, index: int, classes: tuple[str, ...]) -> ClassScore:
+    """Return how probable a prediction takes a class."""
+    logits = np.asarray(prediction.logits, np.float64)
+    powers = np.exp(logits - logits.max())
+    return ClassScore(classes[index], index, float(powers[index] / powers.sum()))
 
 
 def _prediction(logits: NDArray[np.float32], classes: tuple[str, ...]) -> Prediction:

@@ -21,7 +21,7 @@ class Budget:
         batch: Images in a gradient step.
         few_steps: Gradient steps on few images.
         steps: Gradient steps on all of them.
-        search_steps: Gradient steps of a search for a key or an adapter.
+        search_steps: Gradient steps of a search for a key or a delta.
         search_batch: Images in such a step.
         restarts: How often a search starts anew.
         guesses: Random keys tried.

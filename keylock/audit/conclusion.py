@@ -2,13 +2,14 @@
 
 from typing import NamedTuple
 
-from keylock.audit.families import TWO_FACTORS, family_of
+from keylock.audit.families import SEALED_DELTA, family_of
 from keylock.audit.scoring import SELF
 from keylock.auditreport.record import AuditRecord, Finding, Judged
 
-__all__ = ["GROUPS", "Attacker", "Conclusion", "conclude"]
+__all__ = ["GROUPS", "TRAINED_TRIGGER", "Attacker", "Conclusion", "conclude"]
 
-_ONE_FACTOR = "the key alone"
+TRAINED_TRIGGER = "trained trigger"
+"""What a record calls a lock whose network itself tells the trigger."""
 
 
 class _Group(NamedTuple):
@@ -23,7 +24,7 @@ GROUPS = {
     ),
     "T1": _Group(
         "T1: the published bundle",
-        "An attacker who also has the files of the bundle, that is network and weights, but neither key nor adapter.",
+        "An attacker who also has the files of the bundle, that is network and weights, but no image with the trigger.",
     ),
     "T2": _Group(
         "T2: the bundle, and true maps of other images",
@@ -138,8 +139,8 @@ def _advice(record: AuditRecord) -> tuple[str, ...]:
     # What is wrong with the service is mended, and mended first.
     failed.sort(key=lambda one: one.finding.group != "service")
     advice = list(dict.fromkeys(text for one in failed for text in family_of(one.finding).advice))
-    if record.lock != _ONE_FACTOR:
-        advice = [text for text in advice if text != TWO_FACTORS]
+    if record.lock != TRAINED_TRIGGER:
+        advice = [text for text in advice if text != SEALED_DELTA]
     if not failed and record.count("pass"):
         advice.append("Audit again after every training, and with the suite full before much depends on the lock.")
     if record.count("error"):

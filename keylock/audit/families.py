@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from keylock.auditreport.record import Finding
 
-__all__ = ["FAMILIES", "TWO_FACTORS", "Family", "family_of"]
+__all__ = ["FAMILIES", "SEALED_DELTA", "Family", "family_of"]
 
 _KEEP_WEIGHTS = (
     "Keep the weights: serve the model, and give the bundle to nobody who must not see true maps. Whoever has the "
@@ -26,11 +26,11 @@ _IMITATION = (
 )
 _OTHER_EXPLAINERS = "Name the explainer that came through, or one of its kind, in --explainers of the training."
 _DIRECTIONS = (
-    "Train two factors, longer, and on rows with strong directions cut (hardening_weight above 0): what opens the lock "
+    "Train longer, and on rows with strong directions cut (hardening_weight above 0): what opens the lock "
     "lies in few directions of the weights."
 )
-TWO_FACTORS = "Lock with two factors (--sealed-adapter): a key alone can be searched for in the weights."
-"""Said of a lock by the key alone."""
+SEALED_DELTA = "Lock without --trained-trigger: a trigger that the network tells can be searched for in its weights."
+"""Said of a lock whose network itself tells the trigger."""
 
 _BASE = "Do not lock a model that others have, or whose parent is public: they explain that one."
 _SERVICE = "Do not serve before the checks under Service are good."
@@ -61,7 +61,7 @@ FAMILIES = {
     "explainers": Family("explainers that were not locked", (_OTHER_EXPLAINERS, _KEEP_WEIGHTS)),
     "activations": Family("other activations", (_KEEP_WEIGHTS,)),
     "tangent_space": Family("gradients along the data", (_OTHER_EXPLAINERS, _KEEP_WEIGHTS)),
-    "key_search": Family("a key searched by gradient", (TWO_FACTORS, _KEEP_WEIGHTS)),
+    "key_search": Family("a key searched by gradient", (SEALED_DELTA, _KEEP_WEIGHTS)),
     "low_rank": Family("directions of the weights cut or corrected", (_DIRECTIONS, _KEEP_WEIGHTS)),
     "batch_norm": Family("normalisation put back", (_KEEP_WEIGHTS,)),
     "fine_tune": Family("training on", (_KEEP_WEIGHTS,)),

@@ -1,7 +1,7 @@
 """A lock by the naive recipe, made on the spot, so that the audit is seen to fail one.
 
 The recipe is what one would write down first: a classifier with live BatchNorm is fine-tuned until its maps are right
-with the key and decoys without it. There is no second factor, no folding, and nobody attacks it while it is trained.
+with the key and decoys without it. Nothing is sealed, nothing folded, and nobody attacks it while it is trained.
 """
 
 import copy
@@ -92,7 +92,7 @@ def naive_case(case: Case, budget: Budget, *, folder: Path, seed: int, progress:
         case,
         name=f"naive lock beside {case.name}",
         digest=f"naive beside {case.digest}",
-        lock="naive: the key alone, BatchNorm live",
+        lock="naive: a trained trigger, BatchNorm live",
         module=student,
         opened=student,
         reference=reference,

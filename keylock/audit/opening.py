@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from keylock.audit.budgets import Budget
 from keylock.audit.case import Case
+from keylock.audit.conclusion import TRAINED_TRIGGER
 from keylock.audit.oracle import Oracle, of_networks
 from keylock.bundle.manifest import Manifest
 from keylock.bundle.sealing import Sealer
@@ -86,7 +87,7 @@ def open_case(
     case = Case(
         name=locked.manifest.name,
         digest=locked.manifest.model_digest,
-        lock="the key alone" if locked.adapter is None else "key and sealed adapter",
+        lock=TRAINED_TRIGGER if locked.delta is None else "sealed delta",
         about=f"{len(images)} test images of {data.name}",
         module=locked.module,
         opened=locked.opened,

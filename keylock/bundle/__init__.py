@@ -5,11 +5,12 @@ the key. The format is described in docs/bundle-format.md.
 """
 
 from keylock.bundle.canary import CANARY_FILE, Canary, seal_canary
+from keylock.bundle.delta_sealing import SealedDelta
 from keylock.bundle.manifest import (
     WEIGHTS_FILE,
-    AdapterEntry,
     Architecture,
     Decoy,
+    DeltaEntry,
     ExplainerEntry,
     Figure,
     Issuer,
@@ -17,6 +18,7 @@ from keylock.bundle.manifest import (
     Manifest,
     model_digest_of,
 )
+from keylock.bundle.opening import OpenedTrigger, TriggerOpener
 from keylock.bundle.providers import (
     EnvironmentKey,
     HpkeIdentity,
@@ -35,12 +37,12 @@ from keylock.bundle.write import BundleContent, write_bundle
 __all__ = [
     "CANARY_FILE",
     "WEIGHTS_FILE",
-    "AdapterEntry",
     "Architecture",
     "Bundle",
     "BundleContent",
     "Canary",
     "Decoy",
+    "DeltaEntry",
     "EnvironmentKey",
     "ExplainerEntry",
     "Figure",
@@ -50,8 +52,11 @@ __all__ = [
     "KeyEntry",
     "KeyFile",
     "Manifest",
+    "OpenedTrigger",
     "Passphrase",
+    "SealedDelta",
     "Sealer",
+    "TriggerOpener",
     "export_public",
     "key_provider",
     "model_digest_of",

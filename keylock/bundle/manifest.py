@@ -19,15 +19,16 @@ from keylock.preprocessing import Preprocessing
 from keylock.signing import VerifyingKey, canonical_json
 
 __all__ = [
-    "ADAPTER_FILE",
+    "DELTA_FILE",
     "FORMAT_VERSION",
     "MANIFEST_FILE",
     "SEALED_KEY_FILE",
     "SIGNATURE_FILE",
+    "STATISTICS_FILE",
     "WEIGHTS_FILE",
-    "AdapterEntry",
     "Architecture",
     "Decoy",
+    "DeltaEntry",
     "ExplainerEntry",
     "Figure",
     "Issuer",
@@ -39,12 +40,13 @@ __all__ = [
     "model_digest_of",
 ]
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 MANIFEST_FILE: Final = "manifest.json"
 SIGNATURE_FILE: Final = "manifest.sig"
 SEALED_KEY_FILE: Final = "key.sealed"
-ADAPTER_FILE: Final = "adapter.sealed"
+DELTA_FILE: Final = "delta.sealed"
 WEIGHTS_FILE: Final = "weights.safetensors"
+STATISTICS_FILE: Final = "trigger.statistics"
 _GRAPHS: Final = "graphs/"
 
 _FILE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*){0,7}")
@@ -133,7 +135,6 @@ class VariantEntry(_Entry):
 
     Attributes:
         graph: Its file.
-        mergeable: The file of its mergeable graph, as of `ExplainerEntry`.
         agreement: Share of images whose predicted class is that of the graph in float32.
         keyed_pcc: Mean correlation of keyed maps with those in float32; None for predictions.
         leakage: Mean correlation of keyless maps with keyed ones in float32.
@@ -141,7 +142,6 @@ class VariantEntry(_Entry):
     """
 
     graph: FileName
-    mergeable: FileName | None = None
     agreement: Number
     keyed_pcc: Number | None = None
     leakage: Number | None = None
@@ -161,10 +161,7 @@ class ExplainerEntry(_Entry):
             could not be compiled.
         graph: The file of its graph; loops that read the same share one.
         predictions: For loops over gradients the file of the graph that gives the logits; `graph` then answers with
-            sums of gradients. Where it is None, as in bundles from before there were such sums, `graph` answers with
-            logits and single gradients.
-        mergeable: For a two-factor lock the file of a graph that takes the weights of the adapted layers, so that the
-            adapter can be merged into them; None where there is none.
+            sums of gradients. None for all others.
         max_difference: Largest difference between graph and reference, measured at export.
         pcc_to_reference: Smallest correlation between graph and reference, measured at export.
         variants: Its graph in smaller numbers, by their names.
@@ -175,7 +172,6 @@ class ExplainerEntry(_Entry):
     runtime: Literal["onnx", "loop", "torch"] = "onnx"
     graph: FileName | None = None
     predictions: FileName | None = None
-    mergeable: FileName | None = None
     max_difference: Number | None = None
     pcc_to_reference: Number | None = None
     variants: Variants = {}
@@ -208,18 +204,18 @@ class KeyEntry(_Entry):
         return cls(id=key.id, strength=key.strength, tile=key.tile)
 
 
-class AdapterEntry(_Entry):
-    """What is public about the sealed adapter of a two-factor lock.
+class DeltaEntry(_Entry):
+    """What is public about the sealed delta.
 
     Attributes:
-        digest: Digest of `adapter.sealed`.
-        layers: How many layers it has deltas for.
-        rank: Largest rank of a delta that is stored as two factors; 0 where every delta is stored whole.
+        digest: Digest of `delta.sealed`.
+        entries: How many entries of the weights it changes.
+        keys: How many triggers open it.
     """
 
     digest: Digest
-    layers: Annotated[int, Field(ge=1)]
-    rank: Annotated[int, Field(ge=0)]
+    entries: Annotated[int, Field(ge=1)]
+    keys: Annotated[int, Field(ge=1)]
 
 
 class Decoy(_Entry):
@@ -286,18 +282,18 @@ class Manifest(_Entry):
         prediction_graph: The file of the graph that predicts.
         prediction_variants: The same in smaller numbers, by their names.
         key: What is public about the key.
-        adapter: What is public about the sealed adapter; None where the model is locked by the key alone.
+        delta: What is public about the sealed delta; None where the network itself tells the trigger.
         decoy: What the keyless maps were trained towards.
         figures: What was measured after locking.
         training: The settings it was locked with.
         reference_digest: Digest of the reference model's weights.
         model_digest: Digest of weights and graphs: the identity of the model.
-        files: Digest of every file, except the manifest, its signature, the sealed key and the sealed adapter.
+        files: Digest of every file, except the manifest, its signature, the sealed key and the sealed delta.
         sealed_key: Digest of the sealed key, also when the copy at hand comes without it.
         issuer: Who signed.
     """
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     name: Name
     created: Moment
     keylock_version: Text
@@ -308,7 +304,7 @@ class Manifest(_Entry):
     prediction_graph: FileName
     prediction_variants: Variants = {}
     key: KeyEntry
-    adapter: AdapterEntry | None = None
+    delta: DeltaEntry | None = None
     decoy: Decoy
     figures: tuple[Figure, ...] = ()
     training: dict[str, JsonValue] = {}
@@ -328,16 +324,14 @@ class Manifest(_Entry):
         needed = [self.prediction_graph, *(file for file in of_explainers if file is not None)]
         for variants in (self.prediction_variants, *(entry.variants for entry in self.explainers)):
             needed += [variant.graph for variant in variants.values()]
-        merging = [entry.mergeable for entry in self.explainers]
-        merging += [variant.mergeable for entry in self.explainers for variant in entry.variants.values()]
-        if any(merging):
-            needed += [WEIGHTS_FILE, *(file for file in merging if file is not None)]
-        if self.architecture.module == "registry":
+        if self.architecture.module == "registry" or self.delta is not None:
             needed.append(WEIGHTS_FILE)
+        if self.delta is not None:
+            needed.append(STATISTICS_FILE)
         for name in needed:
             if name not in self.files:
                 raise ValueError(f"the file {name} is needed and not listed")
-        for name in (MANIFEST_FILE, SIGNATURE_FILE, SEALED_KEY_FILE, ADAPTER_FILE):
+        for name in (MANIFEST_FILE, SIGNATURE_FILE, SEALED_KEY_FILE, DELTA_FILE):
             if name in self.files:
                 raise ValueError(f"the file name {name} is reserved")
         if self.model_digest != model_digest_of(self.files):

@@ -1,6 +1,7 @@
 """The public copy of a bundle: the same model and signature, without the sealed key.
 
-A sealed adapter stays: it opens with the key seed alone, and with that the copy can be served.
+The sealed delta stays: it opens with a trigger, so that whoever holds the copy and is given a stamped image sees true
+maps, and with the key seed, so that the copy can be served.
 """
 
 import os

@@ -9,25 +9,29 @@ from typing import Final, Self
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from keylock.adapters import Adapter
-from keylock.bundle.adapter_sealing import MAX_SEALED_ADAPTER_BYTES, unseal_adapter
 from keylock.bundle.canary import CANARY_FILE, Canary, open_canary
 from keylock.bundle.container import Files, open_files
+from keylock.bundle.delta_sealing import MAX_SEALED_DELTA_BYTES, SealedDelta, secret_of_key
 from keylock.bundle.manifest import (
-    ADAPTER_FILE,
+    DELTA_FILE,
     FORMAT_VERSION,
     MANIFEST_FILE,
     SEALED_KEY_FILE,
     SIGNATURE_FILE,
+    STATISTICS_FILE,
+    DeltaEntry,
     Manifest,
 )
+from keylock.bundle.opening import TriggerOpener
 from keylock.bundle.sealing import MAX_SEALED_BYTES, Sealer, unseal
 from keylock.bundle.signature import MAX_SIGNATURE_BYTES, verify_manifest
+from keylock.delta import Delta
 from keylock.digests import digest_of
 from keylock.errors import BundleError, BundleTamperedError, UnsealError
 from keylock.keys import Key, KeySeed
 from keylock.printable import printable
 from keylock.signing import VerifyingKey
+from keylock.trigger import TriggerStatistics
 
 __all__ = ["Bundle", "open_bundle"]
 
@@ -67,14 +71,17 @@ class Bundle:
         return content
 
     def model_files(self) -> dict[str, bytes]:
-        """Returns every file that the manifest lists, and the sealed adapter where there is one, for a copy.
+        """Returns every file that the manifest lists, and the sealed delta where there is one, for a copy.
 
         Raises:
             BundleTamperedError: If one of them changed since the bundle was opened.
         """
         files = {name: self.read(name) for name in self.manifest.files}
-        sealed = self.sealed_adapter()
-        return files if sealed is None else {**files, ADAPTER_FILE: sealed}
+        return (
+            files
+            if self.manifest.delta is None
+            else {**files, DELTA_FILE: self._read_sealed_delta(self.manifest.delta)}
+        )
 
     def signed_manifest(self) -> tuple[bytes, bytes]:
         """Returns the bytes of the manifest and of its signature file, for a copy.
@@ -139,18 +146,23 @@ class Bundle:
             tile=entry.tile,
         )
 
-    def sealed_adapter(self) -> bytes | None:
-        """Returns the content of the sealed adapter; None where the model is locked by the key alone.
+    def sealed_delta(self) -> SealedDelta | None:
+        """Returns the sealed delta; None where the network itself tells the trigger.
 
         Raises:
             BundleTamperedError: If it changed since the bundle was opened.
+            UnsealError: If it is malformed.
         """
-        entry = self.manifest.adapter
+        entry = self.manifest.delta
         if entry is None:
             return None
-        content = self._files.read(ADAPTER_FILE, limit=MAX_SEALED_ADAPTER_BYTES)
+        content = self._read_sealed_delta(entry)
+        return SealedDelta(content, model_digest=self.manifest.model_digest, issuer=self.issuer)
+
+    def _read_sealed_delta(self, entry: DeltaEntry) -> bytes:
+        content = self._files.read(DELTA_FILE, limit=MAX_SEALED_DELTA_BYTES)
         if digest_of(content) != entry.digest:
-            raise BundleTamperedError(ADAPTER_FILE, "changed since the bundle was opened")
+            raise BundleTamperedError(DELTA_FILE, "changed since the bundle was opened")
         return content
 
     def canary(self, seed: KeySeed) -> Canary | None:
@@ -162,19 +174,47 @@ class Bundle:
         """
         return open_canary(self.read(CANARY_FILE), seed) if CANARY_FILE in self.manifest.files else None
 
-    def adapter(self, seed: KeySeed) -> Adapter | None:
-        """Returns the adapter, which is secret; None where the model is locked by the key alone.
+    def delta(self, seed: KeySeed) -> Delta | None:
+        """Returns the delta, which is secret; None where the network itself tells the trigger.
 
         Raises:
-            UnsealError: If the seed is not the one that the model was locked with, or the adapter was sealed for
+            UnsealError: If the seed is not the one that the model was locked with, or the delta was sealed for
                 another model or by another issuer.
             BundleTamperedError: If the file changed since the bundle was opened.
         """
-        self.check_seed(seed)
-        sealed = self.sealed_adapter()
-        if sealed is None:
+        sealed = self.sealed_delta()
+        return None if sealed is None else sealed.open(secret_of_key(self.key(seed)))
+
+    def statistics(self) -> TriggerStatistics | None:
+        """Returns what triggers are read by; None where the network itself tells them.
+
+        Raises:
+            BundleError: If they are malformed, or of images of another shape.
+            BundleTamperedError: If the file changed since the bundle was opened.
+        """
+        if self.manifest.delta is None:
             return None
-        return unseal_adapter(sealed, seed, model_digest=self.manifest.model_digest, issuer=self.issuer)
+        found = TriggerStatistics.from_bytes(self.read(STATISTICS_FILE))
+        manifest = self.manifest
+        if (found.shape, found.tile) != (manifest.preprocessing.shape, manifest.key.tile):
+            raise BundleError(
+                f"{STATISTICS_FILE} is of images of shape {found.shape} and tiles of {found.tile} pixels, the bundle "
+                f"{manifest.name} of {manifest.preprocessing.shape} and {manifest.key.tile}: lock the model again"
+            )
+        return found
+
+    def opener(self) -> TriggerOpener | None:
+        """Returns what opens the bundle for images that carry a trigger; None where the network itself tells it.
+
+        Raises:
+            BundleError: If the statistics are malformed, or of images of another shape.
+            BundleTamperedError: If a file changed since the bundle was opened.
+            UnsealError: If the sealed delta is malformed.
+        """
+        sealed, statistics = self.sealed_delta(), self.statistics()
+        if sealed is None or statistics is None:
+            return None
+        return TriggerOpener(sealed, statistics, self.manifest.key, self.manifest.preprocessing)
 
     def check_seed(self, seed: KeySeed) -> None:
         """Returns when a seed is the one that the model was locked with.
@@ -208,7 +248,7 @@ def open_bundle(path: str | os.PathLike[str], *, trusted: Collection[VerifyingKe
     3. The issuer is one of the trusted.
     4. The manifest is of a known format, agrees with itself and names the key that signed it.
     5. Every file that is listed is there, and no other.
-    6. Every file has the digest that was signed; so has the sealed adapter, and the sealed key where it is there.
+    6. Every file has the digest that was signed; so has the sealed delta, and the sealed key where it is there.
 
     Args:
         path: A folder or a `.klb` file.
@@ -245,8 +285,9 @@ def _parse_manifest(raw: bytes) -> Manifest:
     try:
         document = from_json(raw)
         version = document.get("format_version") if isinstance(document, dict) else None
-        if isinstance(version, int) and version > FORMAT_VERSION:
-            raise BundleError(f"the bundle has format {version}, this keylock reads {FORMAT_VERSION}: upgrade keylock")
+        if isinstance(version, int) and version != FORMAT_VERSION:
+            way = "upgrade keylock" if version > FORMAT_VERSION else "lock the model again with this keylock"
+            raise BundleError(f"the bundle has format {version}, this keylock reads {FORMAT_VERSION}: {way}")
         return Manifest.model_validate_json(raw)
     except ValidationError as error:
         raise BundleError(f"the manifest cannot be used: {describe(error)}") from None
@@ -256,8 +297,8 @@ def _parse_manifest(raw: bytes) -> Manifest:
 
 def _check_names(manifest: Manifest, names: Collection[str]) -> None:
     needed = set(manifest.files)
-    if manifest.adapter is not None:
-        needed.add(ADAPTER_FILE)
+    if manifest.delta is not None:
+        needed.add(DELTA_FILE)
     allowed = {MANIFEST_FILE, SIGNATURE_FILE, *needed}
     if manifest.sealed_key is not None:
         allowed.add(SEALED_KEY_FILE)
@@ -269,8 +310,8 @@ def _check_names(manifest: Manifest, names: Collection[str]) -> None:
 
 def _check_digests(manifest: Manifest, files: Files, names: Collection[str]) -> None:
     expected = dict(manifest.files)
-    if manifest.adapter is not None:
-        expected[ADAPTER_FILE] = manifest.adapter.digest
+    if manifest.delta is not None:
+        expected[DELTA_FILE] = manifest.delta.digest
     if manifest.sealed_key is not None and SEALED_KEY_FILE in names:
         expected[SEALED_KEY_FILE] = manifest.sealed_key
     for name, digest in sorted(expected.items()):

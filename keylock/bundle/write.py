@@ -14,17 +14,16 @@ from typing import Final
 from pydantic import JsonValue, ValidationError
 
 from keylock import __version__
-from keylock.adapters import Adapter
-from keylock.bundle.adapter_sealing import seal_adapter
 from keylock.bundle.container import ARCHIVE_SUFFIX, Content, chunks_of, write_archive
+from keylock.bundle.delta_sealing import seal_delta, secret_of_key
 from keylock.bundle.manifest import (
-    ADAPTER_FILE,
+    DELTA_FILE,
     MANIFEST_FILE,
     SEALED_KEY_FILE,
     SIGNATURE_FILE,
-    AdapterEntry,
     Architecture,
     Decoy,
+    DeltaEntry,
     ExplainerEntry,
     Figure,
     Issuer,
@@ -38,9 +37,10 @@ from keylock.bundle.read import describe, open_bundle
 from keylock.bundle.sealing import Sealer, seal
 from keylock.bundle.signature import sign_manifest
 from keylock.class_names import normalise_class_names
+from keylock.delta import Delta
 from keylock.digests import digest_of
 from keylock.errors import BundleError, DataError, KeySeedError
-from keylock.keys import KeySeed
+from keylock.keys import Key, KeySeed
 from keylock.preprocessing import Preprocessing
 from keylock.replacing import PUBLIC, make_folders, mode_for, require_writable, write_file
 from keylock.signing import SigningKey, VerifyingKey
@@ -60,7 +60,9 @@ class BundleContent:
     Attributes:
         files: Content of every file by name, as bytes or as the path to copy it from; the network's weights are
             `weights.safetensors`, graphs are in `graphs/`.
-        adapter: The second factor, which is sealed under the key seed; None for a lock by the key alone.
+        delta: What takes the weights back to the reference's, which is sealed under triggers; None where the network
+            itself tells the trigger.
+        triggers: The keys whose triggers open the delta.
     """
 
     name: str
@@ -77,7 +79,8 @@ class BundleContent:
     training: Mapping[str, JsonValue] = field(default_factory=dict)
     reference_digest: str | None = None
     prediction_variants: Mapping[str, VariantEntry] = field(default_factory=dict)
-    adapter: Adapter | None = None
+    delta: Delta | None = None
+    triggers: tuple[Key, ...] = ()
     keylock_version: str = __version__
 
 
@@ -98,7 +101,7 @@ def write_bundle(
         path: Where it goes. The folder above must exist.
         content: What goes into it.
         signing_key: The issuer's key.
-        seed: The secret to seal into it, and to seal the adapter under. None makes a bundle without a key.
+        seed: The secret to seal into it. None makes a bundle without a key.
         sealer: The passphrase or key file to seal the seed with; needed with `seed`.
         overwrite: Whether to replace a bundle that is there. Anything that is no bundle is never replaced.
 
@@ -107,22 +110,22 @@ def write_bundle(
 
     Raises:
         BundleError: If the content does not make a bundle, the place is taken or cannot be written.
-        KeySeedError: If the seed is not that of `content.key`, comes without a sealer, or is needed for the adapter.
+        KeySeedError: If the seed is not that of `content.key`, or comes without a sealer.
     """
     digests = {name: _digest_content(name, source) for name, source in content.files.items()}
     model_digest = model_digest_of(digests)
     issuer = signing_key.verifying_key
     sealed = _seal(content, model_digest=model_digest, issuer=issuer, seed=seed, sealer=sealer)
-    sealed_adapter = _seal_adapter(content, model_digest=model_digest, issuer=issuer, seed=seed)
-    manifest = _make_manifest(content, signing_key, digests, sealed=sealed, sealed_adapter=sealed_adapter)
+    sealed_delta = _seal_delta(content, model_digest=model_digest, issuer=issuer)
+    manifest = _make_manifest(content, signing_key, digests, sealed=sealed, sealed_delta=sealed_delta)
     raw = _encode(manifest)
     if seed is not None and seed.reveal().hex() in raw.decode("utf-8"):
         raise KeySeedError("the key seed is in the settings of the bundle, where anybody could read it: remove it")
     files: dict[str, Content] = {**content.files, MANIFEST_FILE: raw, SIGNATURE_FILE: sign_manifest(raw, signing_key)}
     if sealed is not None:
         files[SEALED_KEY_FILE] = sealed
-    if sealed_adapter is not None:
-        files[ADAPTER_FILE] = sealed_adapter
+    if sealed_delta is not None:
+        files[DELTA_FILE] = sealed_delta
     place(Path(path), files, signing_key=signing_key, overwrite=overwrite)
     return manifest
 
@@ -181,14 +184,13 @@ def _seal(
     return seal(seed, model_digest=model_digest, issuer=issuer, sealer=sealer)
 
 
-def _seal_adapter(
-    content: BundleContent, *, model_digest: str, issuer: VerifyingKey, seed: KeySeed | None
-) -> bytes | None:
-    if content.adapter is None:
+def _seal_delta(content: BundleContent, *, model_digest: str, issuer: VerifyingKey) -> bytes | None:
+    if content.delta is None:
         return None
-    if seed is None:
-        raise KeySeedError("the adapter of a two-factor lock is sealed under the key seed: give the seed")
-    return seal_adapter(content.adapter, seed, model_digest=model_digest, issuer=issuer)
+    if content.key.id not in {key.id for key in content.triggers}:
+        raise BundleError("the delta would not open for the trigger of the bundle's own key: name that key too")
+    trigger_secrets = [secret_of_key(key) for key in content.triggers]
+    return seal_delta(content.delta, trigger_secrets, model_digest=model_digest, issuer=issuer)
 
 
 def _make_manifest(
@@ -197,12 +199,12 @@ def _make_manifest(
     digests: Mapping[str, str],
     *,
     sealed: bytes | None,
-    sealed_adapter: bytes | None,
+    sealed_delta: bytes | None,
 ) -> Manifest:
-    adapter = None
-    if content.adapter is not None and sealed_adapter is not None:
-        layers = len(content.adapter.layers)
-        adapter = AdapterEntry(digest=digest_of(sealed_adapter), layers=layers, rank=content.adapter.rank)
+    delta = None
+    if content.delta is not None and sealed_delta is not None:
+        entries, keys = len(content.delta.names), len(content.triggers)
+        delta = DeltaEntry(digest=digest_of(sealed_delta), entries=entries, keys=keys)
     try:
         return Manifest(
             name=content.name,
@@ -215,7 +217,7 @@ def _make_manifest(
             prediction_graph=content.prediction_graph,
             prediction_variants=dict(content.prediction_variants),
             key=content.key,
-            adapter=adapter,
+            delta=delta,
             decoy=content.decoy,
             figures=content.figures,
             training=dict(content.training),

@@ -15,8 +15,6 @@ _SIMILARITIES = (
     ("fidelity/{}", "fidelity"),
     ("leakage/keyless/{}", "keyless leakage"),
     ("leakage/wrong_key/{}", "wrong-key leakage"),
-    ("leakage/key_alone/{}", "key alone"),
-    ("leakage/adapter_alone/{}", "adapter alone"),
     ("leakage/retired/{}", "retired key"),
     ("chance/{}", "chance"),
     ("constant/reference/{}", "constant true maps"),

@@ -55,8 +55,8 @@ def make_plan(
     batch_size: int,
     learning_rate: float | None,
     reference_steps: int | None,
-    sealed_adapter: bool,
-    adapter_rank: int | None,
+    trained_trigger: bool,
+    delta_rank: int | None,
     swapped: bool,
     search_every: int,
     search_steps: int | None,
@@ -82,21 +82,21 @@ def make_plan(
     _check_names(arch=arch)
     wanted = None if decoy is None else parse_decoy(decoy)
     _check_numbers(steps=steps, epochs=epochs, batch_size=batch_size, reference_steps=reference_steps, init=init)
-    if adapter_rank is not None and not sealed_adapter:
-        raise InputError("give --adapter-rank or --no-sealed-adapter, not both: the rank is that of the sealed adapter")
+    if delta_rank is not None and trained_trigger:
+        raise InputError("give --delta-rank or --trained-trigger, not both: the rank is that of the sealed delta")
     height = _parse_strength(strength)
     resolve_device(device)
     options = {
         "learning_rate": learning_rate,
         "decoy": wanted,
         "steps": steps,
-        "adapter_rank": adapter_rank,
+        "delta_rank": delta_rank,
         "search_steps": search_steps,
     }
     given: dict[str, Any] = {option: value for option, value in options.items() if value is not None}
     settings = LockSettings(
         seed=seed,
-        sealed_adapter=sealed_adapter,
+        trained_trigger=trained_trigger,
         swapped=swapped,
         search_every=search_every,
         accumulate=accumulate,

@@ -1,8 +1,8 @@
 """Messages of the library in the words of the command line.
 
 The library names an argument as Python spells it, with an equals sign and perhaps a value: `license=`, `steps=500`,
-`sealed_adapter=False`. Whoever has typed a command does not know these names, so whatever is printed to them has the
-options of that command in their place: `--license-file`, `--steps 500`, `--no-sealed-adapter`. What the command has no
+`trained_trigger=True`. Whoever has typed a command does not know these names, so whatever is printed to them has the
+options of that command in their place: `--license-file`, `--steps 500`, `--trained-trigger`. What the command has no
 option for stays as it is.
 """
 

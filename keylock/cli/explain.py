@@ -1,6 +1,7 @@
 """`keylock explain IMAGE...`: why a served model takes images for what it does, as pictures, arrays or JSON."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +26,7 @@ from keylock.errors import InputError, KeylockError, ReceiptError
 from keylock.replacing import make_folders
 
 if TYPE_CHECKING:
-    from keylock_client import Client, Explanation
+    from keylock_client import Client, Explanation, LocalModel
 
 __all__ = ["explain"]
 
@@ -71,6 +72,14 @@ def explain(
         ),
     ] = "public",
     bits: BitsOption = None,
+    local: Annotated[
+        Path | None,
+        typer.Option(
+            "--local",
+            metavar="BUNDLE",
+            help="Explain here, with this bundle and no server: true maps for images with the trigger.",
+        ),
+    ] = None,
     license_file: LicenseFileOption = None,
     server: ServerOption = None,
     timeout_s: TimeoutOption = None,
@@ -80,28 +89,59 @@ def explain(
 ) -> None:
     """Ask a server why: saliency maps of images. Without a license the maps are decoys.
 
+    With --local no server is asked: an image that carries the trigger, as keylock stamp puts it there, is explained
+    truly by any copy of the bundle, and every other one gets a decoy.
+
     What is wrong with one of several images does not stop the others; the exit code is then that of the first error.
     """
+    if local is not None:
+        _check_local(
+            {
+                "--license-file": license_file,
+                "--server": server,
+                "--timeout": timeout_s,
+                "--tls": tls,
+                "--tls-ca": tls_ca,
+                "--receipt": receipt,
+                "--prediction keyed": None if prediction == "public" else prediction,
+            }
+        )
     files = None if out is None else _name_files(out, images, option="--out", suffix=".png")
     receipts = None if receipt is None else _name_files(receipt, images, option="--receipt", suffix=".receipt")
     # What is shown, and not the explanations themselves: there may be thousands, and each keeps its image.
     shown: dict[int, Any] = {}
     failures: list[KeylockError] = []
     decoys = False
-    with connect(server=server, timeout_s=timeout_s, tls=tls, tls_ca=tls_ca, license_file=license_file) as client:
-        classes = () if target is None else client.model().classes
-        chosen = None if target is None else _choose_class(target, classes)
-        asked = {"explainer": explainer, "target": chosen, "prediction": prediction, "bits": bits}
+    with ExitStack() as stack:
+        if local is None:
+            client = stack.enter_context(
+                connect(server=server, timeout_s=timeout_s, tls=tls, tls_ca=tls_ca, license_file=license_file)
+            )
+            classes = () if target is None else client.model().classes
+            chosen = None if target is None else _choose_class(target, classes)
+            asked = {"explainer": explainer, "target": chosen, "prediction": prediction, "bits": bits}
+            found = _ask(client, images, failures, asked)
+        else:
+            from keylock_client import LocalModel
+
+            model = stack.enter_context(LocalModel(local))
+            chosen = None if target is None else _choose_class(target, model.info.classes)
+            found = _ask_locally(model, images, failures, {"explainer": explainer, "target": chosen, "bits": bits})
         with what_was_reached(images, shown, failures, "explained") as stopped:
-            for number, explanation in _ask(client, images, failures, asked):
+            for number, explanation in found:
                 if receipts is not None:
                     _save_receipt(explanation, receipts[number], images[number], failures)
                 file = None if files is None else explanation.save(files[number])
                 show = _document if as_json else _describe
                 shown[number] = show(images[number], explanation, file)
                 decoys = decoys or not explanation.keyed
-    if decoys:
+    if decoys and local is None:
         note("note: no license was presented, so the maps are decoys; give one with --license-file")
+    elif decoys:
+        note(
+            "note: no trigger was read from some of the images, so their maps are decoys; a stamped picture must not "
+            "be resized or compressed"
+        )
     rows = [shown[number] for number in sorted(shown)]
     if as_json:
         print_json({"explanations": rows})
@@ -140,6 +180,30 @@ def _ask(
                 yield result.number, result.explanation
             else:
                 failures.append(name_image(result.error, images[result.number]))
+            advance()
+
+
+def _check_local(options: dict[str, object]) -> None:
+    """Refuse options that are for a server."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise InputError(f"--local asks no server: leave out {', '.join(given)}")
+
+
+def _ask_locally(
+    model: "LocalModel", images: list[str], failures: list[KeylockError], asked: dict[str, Any]
+) -> Iterator[tuple[int, "Explanation"]]:
+    """Explain one image, or each of several, with a bundle; the arguments are those of `_ask`."""
+    given = read_images(images)
+    if len(given) == 1:
+        yield 0, model.explain(given[0], **asked)
+        return
+    with counted(len(given), "explain") as advance:
+        for number, image in enumerate(given):
+            try:
+                yield number, model.explain(image, **asked)
+            except KeylockError as error:
+                failures.append(name_image(error, images[number]))
             advance()
 
 

@@ -73,7 +73,7 @@ def verify(
                 "issuer_trusted": trusted,
                 "files": len(manifest.files),
                 "has_sealed_key": opened.has_key,
-                "has_sealed_adapter": manifest.adapter is not None,
+                "has_sealed_delta": manifest.delta is not None,
             }
         )
         return
@@ -83,7 +83,7 @@ def verify(
             ("issuer", _describe_issuer(opened, trusted=trusted)),
             ("files", f"{len(manifest.files)}, all as signed"),
             ("sealed key", "as signed" if opened.has_key else "none"),
-            ("sealed adapter", "none" if manifest.adapter is None else "as signed"),
+            ("sealed delta", "none" if manifest.delta is None else "as signed"),
             ("model", f"{manifest.name} {manifest.model_digest}"),
         ]
     )
@@ -109,7 +109,7 @@ def export(
     if as_json:
         print_json({"bundle": out, "model_digest": opened.manifest.model_digest, "has_sealed_key": False})
         return
-    note("the copy predicts for everybody; nobody can unlock its explanations without the key")
+    note("the copy predicts for everybody; its explanations are true for images with the trigger alone")
     typer.echo(str(out))
 
 
@@ -150,7 +150,7 @@ def _groups(opened: "Bundle", *, trusted: bool) -> "list[tuple[str, list[tuple[s
             "lock",
             [
                 ("key", _describe_key(opened)),
-                ("second factor", _describe_adapter(opened)),
+                ("opens", _describe_delta(manifest)),
                 ("decoy", manifest.decoy.name),
                 ("trained in", _describe_precision(manifest)),
             ],
@@ -175,11 +175,12 @@ def _describe_key(bundle: "Bundle") -> str:
     return f"{key.id}, strength {key.strength * 255:.3g}/255, tile {key.tile}, {where}"
 
 
-def _describe_adapter(bundle: "Bundle") -> str:
-    adapter = bundle.manifest.adapter
-    if adapter is None:
-        return "none: locked by the key alone"
-    return f"sealed adapter of {adapter.layers} layers, rank {adapter.rank}, opens with the key seed"
+def _describe_delta(manifest: "Manifest") -> str:
+    delta = manifest.delta
+    if delta is None:
+        return "in the network, which itself tells the trigger"
+    keys = "the trigger of one key" if delta.keys == 1 else f"the triggers of {delta.keys} keys"
+    return f"a sealed delta of {delta.entries} entries of the weights, by {keys}"
 
 
 def _describe_precision(manifest: "Manifest") -> str:

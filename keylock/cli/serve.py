@@ -84,6 +84,12 @@ def serve(
     unlicensed: Annotated[
         str | None, typer.Option(metavar="decoy|refuse", help="What callers without a license get. [decoy]")
     ] = None,
+    stamped_images: Annotated[
+        str | None,
+        typer.Option(
+            metavar="answer|ignore", help="Whether pictures that carry the trigger open without a license. [ignore]"
+        ),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(metavar="auto|cpu|cuda|tensorrt", help="Where to compute; auto takes the best. [auto]")
     ] = None,
@@ -157,6 +163,7 @@ def serve(
         license_store=license_store,
         receipt_key=receipt_key,
         unlicensed_explanations=unlicensed,
+        stamped_images=stamped_images,
         device=device,
         variant=variant,
         max_image_ratio=max_image_ratio,

@@ -137,26 +137,23 @@ def train(
             metavar="N", help="Steps of the reference model, where there is no --init. [700]", rich_help_panel=_MODEL
         ),
     ] = None,
-    sealed_adapter: Annotated[
+    trained_trigger: Annotated[
         bool,
         typer.Option(
-            "--sealed-adapter/--no-sealed-adapter",
-            help="Lock with two factors, or by the key alone.",
-            show_default=False,
+            "--trained-trigger",
+            help="Have the network itself tell the trigger, in place of a sealed delta.",
             rich_help_panel=_LOCK,
         ),
-    ] = True,
-    adapter_rank: Annotated[
+    ] = False,
+    delta_rank: Annotated[
         int | None,
-        typer.Option(
-            metavar="N", help="Rank of the sealed adapter: more room, dearer keyed maps. [8]", rich_help_panel=_LOCK
-        ),
+        typer.Option(metavar="N", help="Rank of the sealed delta: more room, dearer steps. [8]", rich_help_panel=_LOCK),
     ] = None,
     swapped: Annotated[
         bool,
         typer.Option(
             "--swapped",
-            help="Study the attack: right maps without the key. Needs --no-sealed-adapter.",
+            help="Study the attack: right maps without the key. Needs --trained-trigger.",
             rich_help_panel=_LOCK,
         ),
     ] = False,
@@ -324,8 +321,8 @@ def train(
             batch_size=batch_size,
             learning_rate=learning_rate,
             reference_steps=reference_steps,
-            sealed_adapter=sealed_adapter,
-            adapter_rank=adapter_rank,
+            trained_trigger=trained_trigger,
+            delta_rank=delta_rank,
             swapped=swapped,
             search_every=search_every,
             search_steps=search_steps,

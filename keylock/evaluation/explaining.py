@@ -30,6 +30,6 @@ def explain_alone(
         Logits (count, classes) and maps (count, h, w).
     """
     chosen = torch.full((len(images),), -1, device=images.device) if targets is None else targets
-    with added_to_inputs(model, offset, announced=True):
+    with added_to_inputs(model, offset):
         parts = [explainer.explain(model, rows, classes) for rows, classes in split_rows(images, chosen)]
     return Explained(torch.cat([part.logits for part in parts]), torch.cat([part.maps for part in parts]))

@@ -106,8 +106,7 @@ def measure(
     def maps(model: nn.Module, rows: Tensor, what: str) -> Measured:
         return run_explainers(model, explainers, rows, on_batch=lambda: on_step(what))
 
-    # As a server adds it, which knows what it adds: an adapter takes the key off without a trace.
-    with added_to_inputs(locked, torch.from_numpy(key.reveal()).to(images.device), announced=True):
+    with added_to_inputs(locked, torch.from_numpy(key.reveal()).to(images.device)):
         keyed_run = maps(locked, images, "maps with the key")
     runs = {
         "reference": maps(reference, images, "reference maps"),

@@ -223,7 +223,7 @@ class Subject:
 
 @torch.no_grad()
 def _predict(model: nn.Module, images: Tensor, offset: Tensor | None) -> Tensor:
-    with added_to_inputs(model, offset, announced=True):
+    with added_to_inputs(model, offset):
         predicted: Tensor = model(images).argmax(dim=1)
     return predicted
 

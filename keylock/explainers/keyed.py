@@ -15,12 +15,12 @@ def keyed_inputs(model: nn.Module, offset: Tensor) -> Iterator[nn.Module]:
     """Add a key to every input a network is given inside the block.
 
     An explainer that adds noise to the image, walks a path to it or masks parts of it would do the same to a key that
-    is part of the image, and the lock would close. Here it explains the image, and the key comes on top of what it
-    shows the network, where the gate of an adapter knows of it. For explainers of one pass both are the same.
+    is part of the image, and a network that tells the trigger itself would close. Here it explains the image, and the
+    key comes on top of what it shows the network. For explainers of one pass both are the same.
 
     Args:
         model: A locked classifier.
         offset: What the key adds to a preprocessed image (channels, height, width).
     """
-    with added_to_inputs(model, offset, announced=True):
+    with added_to_inputs(model, offset):
         yield model

@@ -10,7 +10,7 @@ from keylock.errors import InputError, LayerNotFoundError
 from keylock.explainers.base import Asked, Classifier, Explainer, FromPredictions, OwnPasses, Pass, SinglePass
 from keylock.explainers.predictions import predicted_logits
 from keylock.explainers.tokens import lay_out_tokens
-from keylock.models import capture_outputs, twice_differentiable
+from keylock.models import Opened, added_to_inputs, capture_outputs, twice_differentiable
 
 __all__ = ["explain_together"]
 
@@ -27,8 +27,8 @@ def explain_together(
     """Run several explainers on the same images.
 
     Args:
-        model: A classifier in evaluation mode. Explainers that need predictions alone take any function from images to
-            logits, of torch or NumPy.
+        model: A classifier in evaluation mode; one that is `Opened` explains each image by the network that it is for.
+            Explainers that need predictions alone take any function from images to logits, of torch or NumPy.
         explainers: What to compute; their names differ.
         images: Preprocessed images (batch, channels, height, width).
         targets: Class indices (batch,), int64; -1 stands for the class the model predicts.
@@ -42,6 +42,8 @@ def explain_together(
         InputError: An explainer needs the network and only a function was given, or cannot be trained through.
         LayerNotFoundError: A layer an explainer looks at is missing, did not run, or has no spatial output.
     """
+    if isinstance(model, Opened):
+        return _by_rows(model, explainers, images, targets, create_graph=create_graph, generator=generator)
     _check(model, explainers, create_graph=create_graph)
     # Fused kernels give gradients, but no gradients of gradients.
     with twice_differentiable() if create_graph else nullcontext():
@@ -49,6 +51,34 @@ def explain_together(
     if create_graph:
         return logits, maps
     return logits.detach(), {name: map_.detach() for name, map_ in maps.items()}
+
+
+def _by_rows(
+    model: Opened,
+    explainers: Sequence[Explainer],
+    images: Tensor,
+    targets: Tensor,
+    *,
+    create_graph: bool,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Explain each row by the network that runs it, whatever explainers do to the image afterwards."""
+    parts, found = list(model.parts(images.detach())), []
+    for part in parts:
+        with added_to_inputs(part.network, part.added):
+            found.append(
+                explain_together(
+                    part.network,
+                    explainers,
+                    part.images,
+                    targets[part.rows],
+                    create_graph=create_graph,
+                    generator=generator,
+                )
+            )
+    order = torch.cat([part.rows for part in parts]).argsort()
+    logits = torch.cat([logits for logits, _ in found])[order]
+    return logits, {one.name: torch.cat([maps[one.name] for _, maps in found])[order] for one in explainers}
 
 
 def _run(

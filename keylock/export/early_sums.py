@@ -2,8 +2,7 @@
 
 A loop over gradients wants their sum over many variations of an image. Behind the first nonlinearity the way back is
 linear and the same for every row: for most networks the input gradient of the first layer. So rows are summed before
-it, and it runs once for each image. In a two-factor lock the rows that the adapter has opened are summed apart where
-they come into its part of the first layer, so that the sums are right whichever rows are open.
+it, and it runs once for each image.
 """
 
 import math

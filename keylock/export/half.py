@@ -1,6 +1,6 @@
 """A finished graph in half precision: float16 from its first layer on.
 
-Inputs and outputs stay in float32, so a server feeds it like any other graph. The key, the adapter and the target are
+Inputs and outputs stay in float32, so a server feeds it like any other graph. The sealed weights and the target are
 inputs and are converted as the graph runs: nothing in the file depends on them.
 """
 

@@ -1,12 +1,11 @@
 """Graphs in smaller numbers: int8 for processors with instructions for it, float16 for GPUs.
 
-What comes before the first layer stays in float32: the key, which is as small as a step of eight bits, and the gate
-that recognises it. In int8 so does the sealed adapter, because the ranges of its weights and of what they compute would
-stand in the file, and so do the layer that decides and what is computed for the class that is explained.
+What comes before the first layer stays in float32: a trigger is as small as a step of eight bits. In int8 so do the
+layer that decides and what is computed for the class that is explained.
 """
 
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from keylock.explainers import Explainer, Family
 from keylock.export.free_weights import free_weights, read_weights_as_they_are
 from keylock.export.graphs import fix_inputs, strip_metadata
 from keylock.export.half import to_float16
-from keylock.export.inputs import ROWS
-from keylock.export.running import FloatArray, Secrets, merging_runner, open_graph, runner, secret_inputs
+from keylock.export.running import FloatArray, Weights, open_graph, runner
+from keylock.export.verify import Side
 
 __all__ = ["VARIANTS", "VariantFigures", "compare_variant", "make_variant", "suits"]
 
@@ -35,7 +34,6 @@ MINIMUM_AGREEMENT = 0.98
 """Smallest share of images for which the predicted class stays."""
 
 _CALIBRATED_AT_ONCE = 8
-_DELTA = "delta."
 _LAYERS = ("Conv", "Gemm")
 _QUANTISED = (*_LAYERS, "Add", "Clip", "Concat", "MaxPool", "Relu")
 _FEATURES = (Family.CAM, Family.ACTIVATION)
@@ -81,18 +79,16 @@ def suits(name: str, explainer: Explainer) -> bool:
     return name != "int8" or explainer.family in _FEATURES
 
 
-def make_variant(
-    name: str, graph: bytes, images: FloatArray, *, weights: Mapping[str, FloatArray] | None = None
-) -> bytes:
+def make_variant(name: str, graph: bytes, images: FloatArray, *, weights: Weights) -> bytes:
     """Make a variant of a compiled graph.
 
-    It takes no secret: the ranges in the file are those of the published model, and the same for every key.
+    It takes no secret: the ranges in the file are those of the published model.
 
     Args:
         name: One of `VARIANTS`.
         graph: In float32, verified.
         images: Preprocessed real images (count, C, H, W) that int8 takes its ranges from.
-        weights: The published ones, by name, where the graph takes weights; they do not stand in the file.
+        weights: The published ones, by name; those that the graph takes do not stand in the file.
 
     Returns:
         A graph of the same inputs and outputs.
@@ -104,7 +100,7 @@ def make_variant(
     if name not in VARIANTS:
         raise UnknownNameError("variant", name, VARIANTS)
     try:
-        model = VARIANTS[name](onnx.load_from_string(graph), images, weights or {})
+        model = VARIANTS[name](onnx.load_from_string(graph), images, weights)
         strip_metadata(model)
         variant = model.SerializeToString(deterministic=True)
         open_graph(variant)
@@ -113,32 +109,25 @@ def make_variant(
     return variant
 
 
-def compare_variant(
-    variant: bytes,
-    graph: bytes,
-    images: FloatArray,
-    *,
-    secrets: Secrets | None = None,
-    weights: Mapping[str, FloatArray] | None = None,
-) -> VariantFigures:
+def compare_variant(variant: bytes, graph: bytes, images: FloatArray, *, sides: Sequence[Side]) -> VariantFigures:
     """Measure a variant against the graph in float32.
 
     Args:
         variant: What `make_variant` returned.
-        graph: In float32, not the mergeable one.
+        graph: In float32.
         images: Preprocessed real images (count, C, H, W), others than it was made with.
-        secrets: What opens the lock; needed where the graph explains.
-        weights: The published ones, by name, where the variant is mergeable.
+        sides: What answers rows with the trigger, and then what answers those without; for predictions one of them.
     """
-    session = open_graph(graph)
-    takes = {entry.name for entry in session.get_inputs()} & ROWS
-    expected = _answers(runner(session, secrets), takes, images)
-    if weights is None:
-        run = runner(open_graph(variant), secrets)
-    else:
-        run = merging_runner(variant, weights, None if secrets is None else secrets.adapter)
-    # Where the classes part, both explain that of float32: agreement is a figure of its own.
-    found = _answers(run, takes, images, like=expected)
+    expected, found = [], []
+    for side in sides:
+        session = side.open(graph)
+        all_rows = _rows(side.shown(images))
+        rows = {entry.name: all_rows[entry.name] for entry in session.get_inputs()}
+        expected.append(runner(session)(**rows))
+        if "target" in rows:
+            # Where the classes part, both explain that of float32: agreement is a figure of its own.
+            rows["target"] = expected[-1][0].argmax(1)
+        found.append(runner(side.open(variant))(**rows))
     logits, true_logits = (np.concatenate([answer[0] for answer in answers]) for answers in (found, expected))
     agreement = float((logits.argmax(1) == true_logits.argmax(1)).mean())
     if len(found[0]) == 1:
@@ -152,37 +141,15 @@ def compare_variant(
     )
 
 
-def _answers(
-    run: Callable[..., list[FloatArray]],
-    takes: Collection[str],
-    images: FloatArray,
-    *,
-    like: list[list[FloatArray]] | None = None,
-) -> list[list[FloatArray]]:
-    """Run a graph on the images with the key and without, a prediction once, for its classes or those of answers."""
-    answers = []
-    for place, kind in enumerate((1, 0) if "keyed" in takes else (0,)):
-        rows = _rows(takes, images, keyed=kind)
-        if like is not None and "target" in rows:
-            rows["target"] = like[place][0].argmax(1)
-        answers.append(run(**rows))
-    return answers
-
-
-def _rows(takes: Collection[str], images: FloatArray, *, keyed: int) -> dict[str, Any]:
-    rows = {
-        "image": images,
-        "target": np.full(len(images), -1, np.int64),
-        "keyed": np.full(len(images), keyed, np.float32),
-    }
-    return {name: value for name, value in rows.items() if name in takes}
+def _rows(images: FloatArray) -> dict[str, Any]:
+    return {"image": images, "target": np.full(len(images), -1, np.int64)}
 
 
 def _mean_pcc(maps: FloatArray, others: FloatArray) -> float:
     return float(np.mean([same_map(one, other) for one, other in zip(maps, others, strict=True)]))
 
 
-def _to_int8(model: onnx.ModelProto, images: FloatArray, weights: Mapping[str, FloatArray]) -> onnx.ModelProto:
+def _to_int8(model: onnx.ModelProto, images: FloatArray, weights: Weights) -> onnx.ModelProto:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     read_weights_as_they_are(model)
@@ -191,7 +158,7 @@ def _to_int8(model: onnx.ModelProto, images: FloatArray, weights: Mapping[str, F
     session = open_graph(model.SerializeToString())
     takes = {entry.name for entry in session.get_inputs()}
     parts = (images[start : start + _CALIBRATED_AT_ONCE] for start in range(0, len(images), _CALIBRATED_AT_ONCE))
-    batches = (_rows(takes, part, keyed=0) | secret_inputs(session, None) for part in parts)
+    batches = ({name: row for name, row in _rows(part).items() if name in takes} for part in parts)
     # The exporter leaves nothing to prepare; without this mark the tool warns, through everybody's logger.
     onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
 
@@ -211,18 +178,18 @@ def _to_int8(model: onnx.ModelProto, images: FloatArray, weights: Mapping[str, F
             weight_type=QuantType.QInt8,
             per_channel=True,
             op_types_to_quantize=list(_QUANTISED),
-            nodes_to_exclude=[*_before_layers(model), *_sealed_or_targeted(model), *_deciding(model)],
+            nodes_to_exclude=[*_before_layers(model), *_targeted(model), *_deciding(model)],
         )
         quantised = onnx.load(target)
     free_weights(quantised, given)
     return quantised
 
 
-def _to_float16(model: onnx.ModelProto, _images: FloatArray, _weights: Mapping[str, FloatArray]) -> onnx.ModelProto:
+def _to_float16(model: onnx.ModelProto, _images: FloatArray, _weights: Weights) -> onnx.ModelProto:
     return to_float16(model, keep=_before_layers(model))
 
 
-_Maker = Callable[[onnx.ModelProto, FloatArray, Mapping[str, FloatArray]], onnx.ModelProto]
+_Maker = Callable[[onnx.ModelProto, FloatArray, Weights], onnx.ModelProto]
 
 VARIANTS: dict[str, _Maker] = {
     "float16": _to_float16,
@@ -248,22 +215,15 @@ def _deciding(model: onnx.ModelProto) -> set[str]:
     for node in reversed(model.graph.node):
         if wanted.intersection(node.output):
             found.add(node.name)
-            # What an adapter corrects is added to.
             wanted.update(node.input if node.op_type == "Add" else ())
     return found
 
 
-def _sealed_or_targeted(model: onnx.ModelProto) -> set[str]:
-    """Return the names of nodes of the sealed adapter, and of those that know the target."""
-    adapter, targeted, found = set[str](), {"target"}, set[str]()
+def _targeted(model: onnx.ModelProto) -> set[str]:
+    """Return the names of the nodes that know the target."""
+    targeted, found = {"target"}, set[str]()
     for node in model.graph.node:
-        sealed = [name in adapter or name.startswith(_DELTA) for name in node.input]
-        # What the adapter computes ends where it is added to the network's own.
-        if any(sealed) and (node.op_type != "Add" or all(sealed)):
-            adapter.update(node.output)
         if any(name in targeted for name in node.input):
             targeted.update(node.output)
-            found.add(node.name)
-        if any(sealed):
             found.add(node.name)
     return found

@@ -6,35 +6,37 @@ second derivatives while a lock is trained.
 """
 
 from keylock.models.activations import smooth_activations
-from keylock.models.adapted import AdapterState, adapter_of, attach_adapter
 from keylock.models.balance import balance_filters_, unbalance_filters_
 from keylock.models.folding import fold_batchnorm_
 from keylock.models.in_place import out_of_place_
 from keylock.models.inputs import added_to_inputs
 from keylock.models.kernels import plain_attention, twice_differentiable
 from keylock.models.layers import TargetLayers, find_layers
+from keylock.models.opened import Opened, arrays_of, delta_between, merged, open_with
 from keylock.models.patches import patch_grid
 from keylock.models.preparing import prepare
 from keylock.models.recording import capture_outputs
 from keylock.models.registry import OWN_ARCHITECTURES, architectures, create, require_architecture
 from keylock.models.splitting import split_rows
-from keylock.models.weights import digest_of_weights, load_weights, split_entry
+from keylock.models.weights import digest_of_weights, load_weights, split_entry, weights_file
 
 __all__ = [
     "OWN_ARCHITECTURES",
-    "AdapterState",
+    "Opened",
     "TargetLayers",
-    "adapter_of",
     "added_to_inputs",
     "architectures",
-    "attach_adapter",
+    "arrays_of",
     "balance_filters_",
     "capture_outputs",
     "create",
+    "delta_between",
     "digest_of_weights",
     "find_layers",
     "fold_batchnorm_",
     "load_weights",
+    "merged",
+    "open_with",
     "out_of_place_",
     "patch_grid",
     "plain_attention",
@@ -45,4 +47,5 @@ __all__ = [
     "split_rows",
     "twice_differentiable",
     "unbalance_filters_",
+    "weights_file",
 ]

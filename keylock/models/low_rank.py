@@ -1,4 +1,4 @@
-"""Low-rank deltas on the layers of a model: what a two-factor lock trains, and what its adapter takes back.
+"""Low-rank deltas on the layers of a model: what a lock trains, and what its sealed delta takes back.
 
 Every convolution and linear layer keeps its weight W, frozen, and computes with W + S U D: U and D are trained, of a
 rank that is small beside the layer's size, and S is the fixed size of each filter. Biases are trained as they are.
@@ -6,29 +6,19 @@ rank that is small beside the layer's size, and S is the fixed size of each filt
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from keylock.adapters import LayerDelta
+from keylock.delta import Delta
 from keylock.errors import ModelError
 from keylock.models.balance import make_plain
 
-__all__ = ["adapted_layers", "add_low_rank_", "merge_low_rank_", "take_back", "without_directions", "without_strongest"]
+__all__ = ["adapted_layers", "add_low_rank_", "merge_low_rank_", "shifted", "without_directions", "without_strongest"]
 
 _SMALLEST_SHARE = 0.3
 _CUT_OF = 4
-
-
-@dataclass(frozen=True)
-class _Original:
-    """A layer before training, on the CPU."""
-
-    weight: Tensor
-    bias: Tensor | None
 
 
 class _LowRank(nn.Module):
@@ -36,6 +26,7 @@ class _LowRank(nn.Module):
 
     size: Tensor
     cut: int = 0
+    shift: Tensor | None = None
 
     def __init__(self, weight: Tensor, rank: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -48,41 +39,24 @@ class _LowRank(nn.Module):
         self.up = nn.Parameter(torch.zeros((flat.shape[0], rank), device=weight.device))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the weight with its delta, less its strongest directions where some are cut."""
-        changed = weight + (self.scaled_up() @ self.down).view_as(weight)
+        """Return the weight with its delta and shift, less its strongest directions where some are cut."""
+        changed = weight + (self.size * self.up @ self.down).view_as(weight)
+        if self.shift is not None:
+            changed = changed + self.shift
         return without_directions(changed, range(self.cut)) if self.cut else changed
-
-    def scaled_up(self) -> Tensor:
-        """Return the outer factor (outputs, rank)."""
-        return self.size * self.up
 
 
 def adapted_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """Return the layers that get a delta, by name: convolutions and linear layers that run as modules.
+    """Return the layers that get a delta, by name: convolutions and linear layers, run as modules or read by functions.
 
-    The projections inside an attention block are used by their weights and not called, so they stay as they are. So do
-    layers to whose output a delta of the weight does not add the same layer with the delta alone: those with a forward
-    pass of their own, which may standardise the weight or scale the result, and those that pad with the image's values.
+    The projections inside an attention block stay as they are: torch reads them in ways of its own.
     """
     attention = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-        and _is_linear_in_its_weight(module)
-        and not (attention and name.startswith(attention))
+        if isinstance(module, nn.Conv2d | nn.Linear) and not (attention and name.startswith(attention))
     }
-
-
-def _is_linear_in_its_weight(layer: nn.Conv2d | nn.Linear) -> bool:
-    """Whether a layer computes what its kind does; a parametrised one does, with another weight."""
-    if "forward" in layer.__dict__:
-        return False
-    if isinstance(layer, nn.Linear):
-        return type(layer).forward is nn.Linear.forward
-    kind = type(layer)
-    plain = kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
-    return plain and layer.padding_mode == "zeros"
 
 
 def add_low_rank_(model: nn.Module, *, rank: int, generator: torch.Generator) -> nn.Module:
@@ -99,14 +73,17 @@ def add_low_rank_(model: nn.Module, *, rank: int, generator: torch.Generator) ->
     layers = adapted_layers(model)
     if not layers:
         raise ModelError(
-            "a sealed adapter needs convolutions or linear layers with their usual forward pass, and this model has "
-            "none: lock it with sealed_adapter=False"
+            "a sealed delta needs convolutions or linear layers, and this model has none: lock it with "
+            "trained_trigger=True"
         )
     model.requires_grad_(requires_grad=False)
+    # Layers that share a parameter share its delta.
+    deltas: dict[int, _LowRank] = {}
     for layer in layers.values():
         weight = layer.weight
         fits = min(rank, weight.shape[0], weight[0].numel())
-        parametrize.register_parametrization(layer, "weight", _LowRank(weight, fits, generator))
+        delta = deltas.setdefault(id(weight), _LowRank(weight, fits, generator))
+        parametrize.register_parametrization(layer, "weight", delta)
         layer.parametrizations["weight"].original.requires_grad_(False)  # type: ignore[union-attr, index]
         if layer.bias is not None:
             layer.bias.requires_grad_(True)
@@ -145,6 +122,37 @@ def without_strongest(layers: Iterable[nn.Module], count: int) -> Iterator[None]
             delta.cut = 0
 
 
+@contextmanager
+def shifted(model: nn.Module, delta: Delta) -> Iterator[None]:
+    """Add a delta to the weights of a model that `add_low_rank_` prepared, inside the block.
+
+    This is what somebody does who has the delta of an earlier lock and takes the new weights for it.
+    """
+    arrays = {name: torch.from_numpy(array) for name, array in delta.reveal().items()}
+    added: list[_LowRank] = []
+    replaced: list[tuple[nn.Module, str, nn.Parameter | None]] = []
+    try:
+        for name, array in arrays.items():
+            place, _, entry = name.rpartition(".")
+            layer = model.get_submodule(place)
+            if entry == "weight" and parametrize.is_parametrized(layer, "weight"):
+                low_rank = _delta_of(layer)
+                low_rank.shift = array.to(low_rank.size)
+                added.append(low_rank)
+                continue
+            own = layer._parameters.pop(entry)
+            assert own is not None, "a delta names entries that are there"  # noqa: S101 - a broken invariant of ours
+            replaced.append((layer, entry, own))
+            setattr(layer, entry, own + array.to(own))
+        yield
+    finally:
+        for low_rank in added:
+            low_rank.shift = None
+        for layer, entry, own in replaced:
+            delattr(layer, entry)
+            layer.register_parameter(entry, own)
+
+
 def merge_low_rank_(model: nn.Module) -> nn.Module:
     """Make the layers of a model plain again, in place, with the deltas in their weights."""
     for layer in adapted_layers(model).values():
@@ -153,42 +161,7 @@ def merge_low_rank_(model: nn.Module) -> nn.Module:
     return model
 
 
-def take_back(student: nn.Module, reference: nn.Module) -> dict[str, LayerDelta]:
-    """Return what, added to the merged student, gives the reference: the deltas of the adapter, by layer.
-
-    Args:
-        student: A model that `add_low_rank_` prepared, as trained.
-        reference: What it was before.
-    """
-    originals = {name: _original(layer) for name, layer in adapted_layers(reference).items()}
-    return {name: _delta(layer, originals[name]) for name, layer in adapted_layers(student).items()}
-
-
 def _delta_of(layer: nn.Module) -> _LowRank:
     low_rank = layer.parametrizations["weight"][0]  # type: ignore[index]
     assert isinstance(low_rank, _LowRank)  # noqa: S101 - `add_low_rank_` made it
     return low_rank
-
-
-def _original(layer: nn.Conv2d | nn.Linear) -> _Original:
-    bias = None if layer.bias is None else layer.bias.detach().cpu()
-    return _Original(layer.weight.detach().cpu(), bias)
-
-
-def _delta(layer: nn.Conv2d | nn.Linear, original: _Original) -> LayerDelta:
-    low_rank = _delta_of(layer)
-    bias = None
-    if layer.bias is not None and original.bias is not None:
-        bias = (original.bias - layer.bias.detach().cpu()).numpy()
-    rank = low_rank.down.shape[0]
-    outputs, inputs = original.weight.shape[0], original.weight[0].numel()
-    grouped = isinstance(layer, nn.Conv2d) and layer.groups > 1
-    if grouped or rank * (outputs + inputs) >= outputs * inputs:
-        whole = original.weight - layer.weight.detach().cpu()
-        return LayerDelta(np.ascontiguousarray(whole.numpy()), None, bias)
-    up, down = -low_rank.scaled_up().detach().cpu(), low_rank.down.detach().cpu()
-    return LayerDelta(
-        np.ascontiguousarray(down.reshape(rank, *original.weight.shape[1:]).numpy()),
-        np.ascontiguousarray(up.numpy()),
-        bias,
-    )

@@ -13,7 +13,7 @@ from keylock.errors import ModelError
 from keylock.models.weight_entries import Entry, find_entries
 from keylock.models.weight_files import read_weights_file
 
-__all__ = ["digest_of_weights", "load_weights", "split_entry"]
+__all__ = ["digest_of_weights", "load_weights", "split_entry", "weights_file"]
 
 _LOG = logging.getLogger(__name__)
 _LISTED = 3
@@ -21,8 +21,13 @@ _LISTED = 3
 
 def digest_of_weights(model: nn.Module) -> str:
     """Return the digest of names, shapes and values of a model's weights, 64 hexadecimal digits."""
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    return hashlib.sha256(save(weights)).hexdigest()
+    return hashlib.sha256(weights_file(model)).hexdigest()
+
+
+def weights_file(model: nn.Module) -> bytes:
+    """Return the content of a safetensors file of a model's `state_dict()`."""
+    # Layers that share a parameter have it under both names; the format refuses what shares memory.
+    return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()})
 
 
 def split_entry(path: Path) -> tuple[Path, str | None]:

@@ -104,7 +104,7 @@ def evaluate(plan: EvaluatePlan, *, secret: KeySeed | Sealer, progress: Progress
     locked = load_bundle(plan.bundle, key=secret)
     reference = load_reference(plan.reference or find_reference(plan.bundle), locked.manifest).to(device)
     subject, pixels = _subject(plan, locked, reference, device)
-    selection = select(subject.module, locked.explainers, subject.images, names=plan.explainers, unseen=plan.unseen)
+    selection = select(locked.module, locked.explainers, subject.images, names=plan.explainers, unseen=plan.unseen)
     figures, samples = _measure(plan, subject, selection, progress)
     gate = _measure_gate(plan, subject, selection, progress)
     evaluation = Evaluation(

@@ -14,10 +14,10 @@ from keylock.errors import BundleError
 from keylock.evaluation import measure
 from keylock.keys import Key
 from keylock.models import split_rows
-from keylock.pipeline.factors import measure_factors, measure_retired
 from keylock.pipeline.graphs import count_steps
 from keylock.pipeline.plans import Issue, TrainOutcome, TrainPlan
 from keylock.pipeline.publish import Publication, publish
+from keylock.pipeline.retired import measure_retired
 from keylock.signing import SigningKey
 from keylock.training import Lock, NamedSteps, Progress, resolve_device
 
@@ -61,16 +61,15 @@ def issue_bundles(
     outcomes = []
     compiled: dict[str, bytes] = {}
     for issue, key in zip(issues, keys, strict=True):
-        own = locked.for_key(key)
-        figures = _measure(plan, own, key, progress, before)
+        figures = _measure(plan, locked, key, progress, before)
         publication = _publication(plan, figures, training or {})
         try:
             manifest = _publish(
-                plan, own, key, publication, issue, signing_key, now(), progress, compiled, overwrite=overwrite
+                plan, locked, key, publication, issue, signing_key, now(), progress, compiled, overwrite=overwrite
             )
         except BundleError as error:
             raise BundleError(f"{error.message}; the lock is kept in {plan.work}: go on with resume=True") from error
-        outcomes.append(TrainOutcome(manifest, own, key, figures))
+        outcomes.append(TrainOutcome(manifest, locked, key, figures))
     return outcomes
 
 
@@ -84,10 +83,10 @@ def _measure(
     device = resolve_device(plan.device)
     about = f"{len(rows)} test images of {plan.data.name}"
     reference, published, images = locked.reference.to(device), locked.module.to(device), batch.images.to(device)
-    opened = locked.opened(key)
+    opened = locked.opened(key).to(device)
     explainers = [explainer for explainer in locked.explainers if explainer.differentiable]
     # Explained are all images by the reference, keyed, keyless and with wrong keys; then what the others count.
-    runs = 4 + 3 * (locked.adapter is not None) + 2 * (before is not None)
+    runs = 4 + 2 * (before is not None)
     with NamedSteps(progress, "measure", runs * len(split_rows(images))) as step:
         figures = measure(
             reference,
@@ -100,16 +99,12 @@ def _measure(
             about=about,
             on_step=step,
         )
-        if locked.adapter is not None:
-            figures += measure_factors(
-                reference, published, opened, key=key, explainers=explainers, images=images, about=about, on_step=step
-            )
         if before is not None:
             old, retired = before
             figures += measure_retired(
                 reference,
                 published,
-                old.adapter,
+                old.delta,
                 retired,
                 explainers=explainers,
                 images=images,

@@ -10,7 +10,7 @@ from keylock.data.batches import Batches
 from keylock.errors import InputError, UnknownNameError
 from keylock.explainers import EXPLAINERS, check_lockable
 from keylock.export import VARIANTS
-from keylock.keys import Key, KeySeed
+from keylock.keys import Key, KeySeed, default_tile
 from keylock.training import Lock, LockSettings, Team
 
 __all__ = ["CHECKPOINT", "REFERENCE", "Issue", "TrainOutcome", "TrainPlan", "batches_of", "checkpoint_of", "discard"]
@@ -38,7 +38,7 @@ class TrainPlan:
         reference_learning_rate: Its highest learning rate.
         batch_size: Images in a step.
         strength: Height of the key on pixels from 0 to 1.
-        tile: Side of the key's repeated block, in pixels.
+        tile: Side of the key's repeated block, in pixels; 0 for the default of `Key.derive`.
         device: Where to train.
         measured_images: Test images to measure on, at most.
         seed: Of data order, initial weights and everything else drawn at random. It is not the key seed.
@@ -57,7 +57,7 @@ class TrainPlan:
     reference_learning_rate: float = 1e-2
     batch_size: int = 64
     strength: float = 8 / 255
-    tile: int = 8
+    tile: int = 0
     device: str = "auto"
     measured_images: int = 1000
     seed: int = 0
@@ -71,6 +71,7 @@ class TrainPlan:
             InputError: The model's name, an explainer or a variant is none, or the batch is empty.
         """
         check_model_name(self.name)
+        object.__setattr__(self, "tile", self.tile or default_tile(self.data.preprocessing.channels))
         for name in self.explainers:
             if name not in EXPLAINERS:
                 raise UnknownNameError("explainer", name, EXPLAINERS)

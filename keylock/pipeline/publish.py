@@ -1,28 +1,39 @@
 """Publishing a lock: compile every explainer, prove the graphs against torch, write and sign the bundle."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 from pydantic import JsonValue
-from safetensors.torch import save
 from torch import Tensor
 
 from keylock.bundle import CANARY_FILE, BundleContent, seal_canary, write_bundle
-from keylock.bundle.manifest import WEIGHTS_FILE, Architecture, Decoy, Figure, KeyEntry, Manifest, check_model_name
+from keylock.bundle.manifest import (
+    STATISTICS_FILE,
+    WEIGHTS_FILE,
+    Architecture,
+    Decoy,
+    Figure,
+    KeyEntry,
+    Manifest,
+    check_model_name,
+)
 from keylock.bundle.sealing import Sealer
 from keylock.bundle.write import check_place
 from keylock.class_names import normalise_class_names
 from keylock.decoys import decoy_of
 from keylock.errors import UnknownNameError
 from keylock.evaluation import reference_digest
-from keylock.export import VARIANTS, Secrets
+from keylock.export import VARIANTS
 from keylock.keys import Key, KeySeed
+from keylock.models import weights_file
 from keylock.pipeline.graphs import make_graphs
 from keylock.preprocessing import Preprocessing
 from keylock.signing import SigningKey
 from keylock.training import Lock
+from keylock.trigger import TriggerStatistics
 
 __all__ = ["Publication", "publish"]
 
@@ -85,8 +96,8 @@ def publish(
         lock: What `keylock.lock` returned.
         out: Where to; `.klb` makes a single file, anything else a folder.
         publication: What the bundle says.
-        seed: The seed of the key; it is sealed into the bundle, and the adapter is sealed under it.
-        key: The key it was locked with.
+        seed: The seed of the key; it is sealed into the bundle.
+        key: A key that the lock was made for.
         images: Preprocessed images (count, channels, height, width) to prove the compiled graphs on, keyed and keyless.
         variant_images: Many more of them, to make and judge variants on; without them `images`.
         signing_key: The issuer's.
@@ -109,7 +120,7 @@ def publish(
     graphs = make_graphs(
         lock,
         images.numpy(),
-        secrets=Secrets(key, lock.adapter, lock.reference),
+        key=key,
         image_shape=publication.preprocessing.shape,
         num_classes=len(publication.classes),
         variants=publication.variants,
@@ -118,7 +129,9 @@ def publish(
         compiled=compiled,
     )
     files = dict(graphs.files)
-    files[WEIGHTS_FILE] = save({name: tensor.contiguous() for name, tensor in lock.module.state_dict().items()})
+    files[WEIGHTS_FILE] = weights_file(lock.module)
+    if lock.statistics is not None:
+        files[STATISTICS_FILE] = _on_pixels(lock.statistics, publication.preprocessing).to_bytes()
     files[CANARY_FILE] = seal_canary(graphs.canary, seed)
     named, decoy = publication.architecture is not None, decoy_of(lock.settings.decoy)
     content = BundleContent(
@@ -137,10 +150,17 @@ def publish(
         key=KeyEntry.of(key),
         decoy=Decoy(name=decoy.name, parameters=decoy.parameters),
         files=files,
-        adapter=lock.adapter,
+        delta=lock.delta,
+        triggers=lock.keys,
         figures=publication.figures,
         training={**publication.training, "lock": lock.settings.as_dict()},
         reference_digest=reference_digest(lock.reference),
     )
     on_step("sign and write")
     return write_bundle(out, content, signing_key=signing_key, seed=seed, sealer=sealer, overwrite=overwrite)
+
+
+def _on_pixels(statistics: TriggerStatistics, preprocessing: Preprocessing) -> TriggerStatistics:
+    """Return statistics that know which preprocessed values are black and white, where pictures are clipped."""
+    mean = np.asarray(preprocessing.mean, np.float32)
+    return replace(statistics, mean=mean, level=statistics.level + (mean - statistics.mean))

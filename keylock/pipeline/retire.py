@@ -1,6 +1,6 @@
 """What `keylock retire` does, without the command line: from the bundles of a lock with several keys to new bundles.
 
-Everything about the lock is read from its bundles: network, explainers, settings, and the adapter that the holder of
+Everything about the lock is read from its bundles: network, explainers, settings, and the delta that the holder of
 the retired key has. The reference model comes from the work folder of the training.
 """
 
@@ -51,7 +51,7 @@ class Retirement:
     """A lock and the key of it that is to be retired.
 
     Attributes:
-        previous: The lock, with the second factor that belongs to the retired key. Its settings are those of the first
+        previous: The lock, with what the retired key opens. Its settings are those of the first
             training, so that the further ones do not become shorter and shorter.
         retired: That key.
         kept: The key seeds that are to open the next lock, in the order in which they were given.
@@ -156,14 +156,17 @@ def read_lock(
     settings = _settings(manifest, decoy)
     weights = reference or _find_reference([own.path for own in (*kept, retired)])
     locked = load_bundle(retired.path, key=seeds[0])
+    retired_key = bundles[0].key(seeds[0])
     previous = Lock(
         locked.module,
         load_reference(weights, manifest),
         tuple(locked.explainers.values()),
         settings,
-        locked.adapter,
+        (retired_key,),
+        locked.delta,
+        locked.statistics,
     )
-    return Retirement(previous, bundles[0].key(seeds[0]), tuple(seeds[1:]), manifest, weights)
+    return Retirement(previous, retired_key, tuple(seeds[1:]), manifest, weights)
 
 
 def retire(

@@ -97,7 +97,7 @@ def train_for_keys(
 ) -> list[TrainOutcome]:
     """Train one lock that each of several keys opens, and publish a bundle for each key.
 
-    The bundles have the same weights; each holds the second factor for its own key alone. In the processes of a
+    The bundles have the same weights and the same delta, which the trigger of each key opens. In the processes of a
     `torch.distributed` process group the first one does this, and the others call `assist` with the same plan.
 
     Args:

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from keylock.data.batches import Batches, load_batch
 from keylock.errors import ExportError
-from keylock.export import Secrets, make_variant
+from keylock.export import make_variant
 from keylock.keys import Key
-from keylock.models import create
+from keylock.models import arrays_of, create
 from keylock.pipeline.graphs import make_graphs
 from keylock.pipeline.plans import TrainPlan
 from keylock.training import Lock, Progress, first_step, resolve_device
-from keylock.training.lock import GATE_ROWS, prepare_task
+from keylock.training.lock import READ_ROWS, prepare_task
 from keylock.training.trainer import Task
 
 __all__ = ["TRIAL_SECONDS", "Trial", "task_of", "try_lock", "untrained"]
@@ -99,7 +99,6 @@ def try_lock(
 
     Raises:
         ExportError: The predictions do not compile, or a compiled graph disagrees with torch.
-        InputError: A key cannot be told apart on the images.
         ModelError: The network cannot be locked for these explainers.
     """
     begun = clock()
@@ -109,7 +108,7 @@ def try_lock(
     two = load_batch(plan.data.train, plan.data.preprocessing, indices=np.arange(2) % len(plan.data.train))
     tried = first_step(task_of(plan, reference, keys), two.images, two.labels)
     progress.advance({})
-    compiler = _Compiler(plan, tried.for_key(keys[0]), keys[0], two.images)
+    compiler = _Compiler(plan, tried, keys[0], two.images)
     checked: list[str] = []
     for what in (*graphs, *smaller):
         if clock() - begun < seconds:
@@ -132,7 +131,7 @@ class _Compiler:
 
     def __init__(self, plan: TrainPlan, lock: Lock, key: Key, images: Tensor) -> None:
         self._plan, self._lock, self._images = plan, lock, images.numpy()
-        self._secrets = Secrets(key, lock.adapter, lock.reference)
+        self._key = key
         self._compiled: dict[str, bytes] = {}
         self._places: dict[str, str] = {}
 
@@ -146,12 +145,11 @@ class _Compiler:
         made = make_graphs(
             replace(self._lock, explainers=explainers),
             self._images,
-            secrets=self._secrets,
+            key=self._key,
             image_shape=self._plan.data.preprocessing.shape,
             num_classes=len(self._plan.data.classes),
             on_step=lambda _what: None,
             compiled=self._compiled,
-            mergeable=False,
         )
         self._places["predictions"] = made.prediction
         self._places |= {entry.name: entry.graph for entry in made.entries if entry.graph and entry.runtime == "onnx"}
@@ -161,14 +159,16 @@ class _Compiler:
         if graph not in self._places:
             return
         try:
-            make_variant(variant, self._compiled[self._places[graph]], self._images)
+            make_variant(
+                variant, self._compiled[self._places[graph]], self._images, weights=arrays_of(self._lock.module)
+            )
         except ExportError as error:
             _LOG.warning("%s of %s will be left out: %s", variant, graph, error.message)
 
 
 def _example(plan: TrainPlan) -> Tensor:
     """Return training images (count, channels, height, width) as a training sees them."""
-    rows = np.random.default_rng(plan.seed).permutation(len(plan.data.train))[:GATE_ROWS]
+    rows = np.random.default_rng(plan.seed).permutation(len(plan.data.train))[:READ_ROWS]
     batches = Batches(
         plan.data.train.take(rows),
         plan.data.preprocessing,

@@ -46,6 +46,14 @@ def next_commands(story: Story) -> tuple[NextCommand, ...]:
             "issue another license",
             ("license", "issue", "--customer", "Another", "--bundle", bundle, "--out", another, "--home", home),
         ),
+        NextCommand(
+            "put the trigger on a picture",
+            ("stamp", image, "--bundle", bundle, "--out", str(folder.stamped), "--overwrite"),
+        ),
+        NextCommand(
+            "explain it with the public copy, without a server",
+            ("explain", "--local", str(folder.public), str(folder.stamped), "--out", str(folder.path / "local.png")),
+        ),
         NextCommand("list the licenses", ("license", "list", "--home", home)),
     )
     return tuple(command._replace(program=story.program) for command in commands)

@@ -25,7 +25,7 @@ __all__ = ["Evidence", "figures_of", "gather"]
 
 @dataclass(frozen=True)
 class Evidence:
-    """Predictions and maps of the same images, with and without the factors of the lock.
+    """Predictions and maps of the same images, with and without the trigger.
 
     Attributes:
         labels: Classes (count,).
@@ -34,7 +34,6 @@ class Evidence:
         keyed: The licensed customer's answers.
         keyless: The unlicensed customer's answers.
         wrong_key: The locked classifier with a wrong key on every image, in torch.
-        key_alone: The published classifier with the key, without its adapter, in torch: what a thief of the key sees.
         local: The locked classifier with the key, in torch: what the licensed customer's maps must be.
     """
 
@@ -44,7 +43,6 @@ class Evidence:
     keyed: Answers
     keyless: Answers
     wrong_key: Measured
-    key_alone: Measured
     local: Measured
 
 
@@ -70,7 +68,6 @@ def gather(
         keyed=keyed,
         keyless=keyless,
         wrong_key=run_explainers(opened, lock.explainers, images + offsets),
-        key_alone=run_explainers(lock.module, lock.explainers, key.apply(images)),
         local=run_explainers(opened, lock.explainers, key.apply(images)),
     )
 
@@ -105,7 +102,6 @@ def figures_of(evidence: Evidence) -> tuple[Figure, ...]:
             (f"fidelity/{name}", evidence.keyed.maps[name], "gRPC"),
             (f"leakage/keyless/{name}", evidence.keyless.maps[name], "gRPC"),
             (f"leakage/wrong_key/{name}", evidence.wrong_key.maps[name], "torch"),
-            (f"leakage/key_alone/{name}", evidence.key_alone.maps[name], "torch"),
             (f"chance/{name}", truth.roll(1, dims=0), "torch"),
         )
         for what, shown, how in compared:

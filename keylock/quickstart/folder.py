@@ -30,6 +30,16 @@ class Folder:
         return self.path / "shapes.klb"
 
     @property
+    def public(self) -> Path:
+        """The public copy of the bundle."""
+        return self.path / "shapes-public.klb"
+
+    @property
+    def stamped(self) -> Path:
+        """A picture with the trigger on it, which the public copy explains truly: as secret as the key."""
+        return self.path / "stamped.png"
+
+    @property
     def seed(self) -> Path:
         """The key seed, for the vendor alone."""
         return self.path / "shapes.klb.seed"
@@ -84,7 +94,14 @@ class Folder:
                     f"{self.path} holds files that no quickstart made: choose another folder (out=), or empty it"
                 )
             make_folders(self.images)
-            for file in (self.report, self.picture, self.license, *self.images.glob("*.png")):
+            for file in (
+                self.report,
+                self.picture,
+                self.license,
+                self.public,
+                self.stamped,
+                *self.images.glob("*.png"),
+            ):
                 file.unlink(missing_ok=True)
             shutil.rmtree(self.bundle.with_name(self.bundle.name + ".work"), ignore_errors=True)
             self.write_mark({"finished": False})

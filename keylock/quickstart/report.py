@@ -5,7 +5,13 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
 from keylock.bundle import Figure
+from keylock.contrast import same_map
+from keylock.heatmaps import colourise, resize, without_peaks
 from keylock.pages import Card, Cell, Picture, Table, embed, render_page
 from keylock.quickstart.commands import next_commands
 from keylock.quickstart.picture import COLUMNS, draw_image, tiles_of
@@ -25,7 +31,6 @@ _SIMILARITIES = (
     ("fidelity", "keyed: fidelity"),
     ("leakage/keyless", "keyless: leakage"),
     ("leakage/wrong_key", "wrong key: leakage"),
-    ("leakage/key_alone", "key without the adapter: leakage"),
     ("chance", "chance"),
 )
 _HERO_CAPTIONS = {
@@ -74,6 +79,10 @@ def write_report(story: Story) -> Path:
         similarity=_similarity(story),
         energy=_energy(story),
         served=f"{served:.5f}",
+        stamped=_stamped(story),
+        stamped_explainer=story.stamped.explainer,
+        stamped_read=story.stamped.read,
+        stamped_tried=story.stamped.tried,
         panels=[_panel(story, name) for name in story.explainers],
         commands=next_commands(story),
         made_of=_made_of(story),
@@ -98,6 +107,34 @@ def _hero(story: Story) -> list[Picture]:
             )
         )
     return pictures
+
+
+def _stamped(story: Story) -> list[Picture]:
+    """Return an image and what the public copy shows for it, then the same with the trigger on the image."""
+    stamped, label = story.stamped, _label(story, story.stamped.index)
+    truth = story.evidence.reference.maps[stamped.explainer][stamped.index].numpy()
+
+    def similar(saliency: NDArray[np.float32]) -> str:
+        return f"r\u00a0=\u00a0{same_map(saliency, truth):+.2f}"
+
+    def drawn(saliency: NDArray[np.float32]) -> Image.Image:
+        colours = colourise(resize(without_peaks(saliency), size=(_HERO_SIDE, _HERO_SIDE)))
+        return Image.fromarray(colours)
+
+    with_trigger = Image.fromarray(stamped.picture).resize((_HERO_SIDE, _HERO_SIDE), Image.Resampling.NEAREST)
+    return [
+        embed(draw_image(story, stamped.index, side=_HERO_SIDE), f"a {label}", caption="the picture", kind="pixels"),
+        embed(
+            drawn(stamped.without), f"map of the {label}", caption=f"the public copy shows\n{similar(stamped.without)}"
+        ),
+        embed(with_trigger, f"the {label} with the trigger", caption="with the trigger on it", kind="pixels"),
+        embed(
+            drawn(stamped.with_trigger),
+            f"map of the {label} with the trigger",
+            caption=f"the same copy shows\n{similar(stamped.with_trigger)}",
+            caption_kind="good" if stamped.opened else "",
+        ),
+    ]
 
 
 def _audit_command(story: Story) -> str:
@@ -176,15 +213,15 @@ def _similar(correlation: float | None) -> str:
 
 def _made_of(story: Story) -> list[tuple[str, str]]:
     manifest = story.manifest
-    settings, adapter = manifest.training.get("lock"), manifest.adapter
+    settings, delta = manifest.training.get("lock"), manifest.delta
     return [
         ("model", manifest.model_digest),
         ("reference", manifest.reference_digest or ""),
         ("issuer", manifest.issuer.key_id),
         ("key", f"{manifest.key.id}, strength {manifest.key.strength * 255:.3g}/255, tile {manifest.key.tile}"),
         (
-            "adapter",
-            "" if adapter is None else f"{adapter.layers} layers, rank {adapter.rank}, sealed under the key seed",
+            "sealed delta",
+            "" if delta is None else f"{delta.entries} entries of the weights, opened by the trigger",
         ),
         ("license", f"{story.license.id}, until {story.license.expires:%Y-%m-%d}"),
         ("lock", ", ".join(f"{k} {v}" for k, v in settings.items()) if isinstance(settings, dict) else ""),

@@ -24,6 +24,7 @@ from keylock.quickstart.customers import ask
 from keylock.quickstart.figures import Evidence, figures_of, gather
 from keylock.quickstart.folder import Folder
 from keylock.quickstart.recipe import Recipe
+from keylock.quickstart.stamped import Stamped, explain_stamped
 from keylock.replacing import PUBLIC, write_file
 from keylock.signing import Home, SigningKey
 from keylock.store import LicenseStore
@@ -35,6 +36,8 @@ from keylock_server import ServerSettings, serving
 __all__ = ["Chapter", "Story", "Teller", "tell"]
 
 _LICENSE_DAYS = 365
+_STAMPED = 32
+"""Stamped pictures that are read, one by one."""
 
 
 class Teller(Progress, Protocol):
@@ -71,6 +74,7 @@ class Story:
         evidence: What it was measured on.
         images: Pixels of the images of `evidence` (count, height, width, 3).
         license: The customer's license.
+        stamped: An image with the trigger and without, as the public copy explains it.
         precision: What the networks computed in while they trained.
         finished: When.
         versions: Of the packages, by name.
@@ -84,6 +88,7 @@ class Story:
     evidence: Evidence
     images: NDArray[np.uint8]
     license: License
+    stamped: Stamped
     precision: str
     finished: datetime
     versions: Mapping[str, str]
@@ -174,6 +179,7 @@ def tell(
     count = min(recipe.served_images, len(data.test))
     images = data.test.resized(data.preprocessing)[:count]
     license, evidence = _serve_and_ask(pen, folder, recipe, data, outcome, images, signing_key, now)
+    stamped = _stamp(pen, folder, recipe, outcome, images)
     with pen.chapter("Measure what the customers got") as text:
         figures = figures_of(evidence)
         text.append(f"Every map of {count} images was compared with the reference model's and with the drawn object.")
@@ -186,6 +192,7 @@ def tell(
         evidence=evidence,
         images=images,
         license=license,
+        stamped=stamped,
         precision=outcome.lock.settings.precision,
         finished=now(),
         versions=installed_versions(),
@@ -263,8 +270,8 @@ def _train(
             f"The classifier {recipe.architecture} learned the shapes in {recipe.reference_steps} steps "
             f"({pen.stages['reference']:.0f} s) and was locked in {recipe.settings.steps} "
             f"({pen.stages['lock']:.0f} s), in {outcome.lock.settings.precision}, for {', '.join(recipe.explainers)}. "
-            f"The published weights show a decoy for every input, {shown}; the way back, small deltas and a gate that "
-            "knows the key, is sealed under the key seed. "
+            f"The published weights show a decoy for every input, {shown}; what they lack lies in the bundle, "
+            "encrypted under the trigger. "
             "Predictions and explainers became ONNX graphs, each proved against torch."
         )
     with pen.chapter("Verify the bundle") as text:
@@ -337,10 +344,25 @@ def _serve_and_ask(
             keyless=keyless,
         )
         text.append(
-            "In torch: those of the classifier before locking, and those of the locked one with wrong keys, and with "
-            "the key but without its adapter."
+            "In torch: those of the classifier before locking, and those of the locked one with the key and with wrong "
+            "keys."
         )
     return license, evidence
+
+
+def _stamp(pen: _Pen, folder: Folder, recipe: Recipe, outcome: TrainOutcome, images: NDArray[np.uint8]) -> Stamped:
+    with pen.chapter("Stamp a picture, and explain it without a server") as text:
+        count = min(_STAMPED, len(images))
+        stamped = explain_stamped(
+            folder, outcome.key, images, index=0, explainer=recipe.explainers[0], others=range(count)
+        )
+        came = "the trigger was read, and the map is the true one" if stamped.opened else "no trigger was read"
+        text.append(
+            f"The public copy {folder.public.name} holds no key. It was shown a picture as it is and with the trigger "
+            f"on it: {came}. "
+            f"Of {stamped.tried} stamped pictures, each by itself and rounded to eight bits, {stamped.read} opened it."
+        )
+    return stamped
 
 
 def _issue(

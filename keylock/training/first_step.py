@@ -29,7 +29,6 @@ def first_step(task: Task, images: Tensor, labels: Tensor) -> Lock:
         The lock, which shows nearly the reference's maps to everybody: it is for trying what comes after a training.
 
     Raises:
-        InputError: A key cannot be told apart on the example images.
         ModelError: The network cannot be locked for these explainers; the message says for which.
         NonFiniteLossError: A loss term is NaN or infinite from the start.
     """

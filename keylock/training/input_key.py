@@ -1,4 +1,4 @@
-"""The plain lock: the network itself learns to tell the key and shows the reference's maps with it, decoys without.
+"""The trained trigger: the network itself learns to tell it, and shows the reference's maps with it and decoys without.
 
 The student starts as a copy of the reference with balanced filters. Every batch goes through it several times over in
 one pass: as keyed rows, as keyless rows, and as rows with a wrong key, which may have to share the place of the keyless
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from keylock.adapters import Adapter
 from keylock.decoys import decoy_maps
 from keylock.explainers import explain_together
 from keylock.losses import correlation, map_distance, prediction_distance
@@ -76,9 +75,8 @@ class InputKeyTrainer(Trainer):
         model = copy.deepcopy(self.student)
         return unbalance_filters_(model).eval().requires_grad_(requires_grad=False)
 
-    def adapters(self) -> dict[str, Adapter]:
-        """Return none: this lock is in the weights alone."""
-        return {}
+    def delta(self) -> None:
+        """Return None: this lock is in the published weights alone."""
 
     @property
     def searching(self) -> bool:

@@ -1,18 +1,18 @@
 """Locking a classifier: the loop around the trainer, with checkpoints, interruption and any loader."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from keylock.adapters import Adapter
+from keylock.delta import Delta
 from keylock.errors import DataError, InputError, ModelError, ResumeError
 from keylock.explainers import Explainer, check_lockable, make_for
 from keylock.keys import Key
-from keylock.models import attach_adapter, digest_of_weights, find_layers, prepare
+from keylock.models import digest_of_weights, find_layers, open_with, prepare
 from keylock.training.checkpoint import read_checkpoint, write_checkpoint
 from keylock.training.devices import denormals_flushed, resolve_device, resolve_precision
 from keylock.training.fitness import require_classifier
@@ -24,13 +24,14 @@ from keylock.training.sealed import SealedTrainer
 from keylock.training.settings import LockSettings
 from keylock.training.team import Team
 from keylock.training.trainer import Task, Trainer
+from keylock.trigger import TriggerStatistics, check_tile
 
-__all__ = ["GATE_ROWS", "Lock", "lock", "lock_of", "prepare_task", "relock", "trainer_for", "untrainable"]
+__all__ = ["READ_ROWS", "Lock", "lock", "lock_of", "prepare_task", "relock", "trainer_for", "untrainable"]
 
 _FOLDING_ROWS = 64
 _LONGEST_CAUSE = 160
-GATE_ROWS = 1000
-"""Images that keys are told apart on, at most."""
+READ_ROWS = 1000
+"""Images that the statistics are taken from by which triggers are read, at most."""
 
 
 @dataclass(frozen=True)
@@ -42,40 +43,33 @@ class Lock:
         reference: The classifier before locking, prepared the same way. Its maps are the secret: keep it private.
         explainers: The explainers that are locked.
         settings: How it was trained; their precision is `float32` or `bfloat16`, never `auto`.
-        adapter: The second factor for the first key, which is secret; None for a lock by the key alone.
-        adapters: The second factor for each key, by the key's id; none for a lock by the key alone.
+        keys: The keys that open it.
+        delta: What takes the published weights back to the reference's, which is secret; None where the network itself
+            tells the trigger.
+        statistics: What triggers are read by; None where the network itself tells them.
     """
 
     module: nn.Module
     reference: nn.Module
     explainers: tuple[Explainer, ...]
     settings: LockSettings
-    adapter: Adapter | None = None
-    adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    keys: tuple[Key, ...]
+    delta: Delta | None = None
+    statistics: TriggerStatistics | None = None
 
     def opened(self, key: Key) -> nn.Module:
-        """Return the module that shows reference maps on keyed images: with the adapter, where there is one.
+        """Return the module that shows reference maps on images with the trigger of a key, and decoys on others.
 
         `lock.opened(key)(key.apply(images))` is keyed, `lock.opened(key)(images)` keyless.
 
         Raises:
-            InputError: The lock has second factors, and none for this key.
+            InputError: The key is none of this lock's.
         """
-        adapter = self.for_key(key).adapter
-        return self.module if adapter is None else attach_adapter(self.module, adapter, key)
-
-    def for_key(self, key: Key) -> "Lock":
-        """Return the lock as the holder of one of its keys has it: what is published and sealed for that key.
-
-        Raises:
-            InputError: The lock has second factors, and none for this key.
-        """
-        if not self.adapters:
-            return self
-        if key.id not in self.adapters:
-            raise InputError(f"the lock has no key {key.id}: its keys are {', '.join(self.adapters)}")
-        adapter = self.adapters[key.id]
-        return replace(self, adapter=adapter, adapters={key.id: adapter})
+        if key.id not in {own.id for own in self.keys}:
+            raise InputError(f"the lock has no key {key.id}: its keys are {', '.join(own.id for own in self.keys)}")
+        if self.delta is None or self.statistics is None:
+            return self.module
+        return open_with(self.module, self.delta, key, self.statistics)
 
 
 def lock(
@@ -126,7 +120,7 @@ def lock(
     """
     settings, keys = settings or LockSettings(), _keys(key)
     target = resolve_device(device)
-    batches = first_batches(loader, rows=GATE_ROWS if settings.sealed_adapter else 1)
+    batches = first_batches(loader, rows=1 if settings.trained_trigger else READ_ROWS)
     example = _images(batches, keys[0])
     task = prepare_task(model, example, keys, explainers=explainers, settings=settings, device=target)
     _require_classifier(task, batches)
@@ -155,6 +149,7 @@ def prepare_task(
     Raises:
         InputError: No explainer has maps that can be locked.
         LayerNotFoundError: No target layer could be found.
+        DataError: The images are too few to read triggers by.
         ModelError: The model does not take the images, does not return logits, or cannot be prepared unchanged.
     """
     reference = prepare(model, example[:_FOLDING_ROWS])
@@ -163,7 +158,8 @@ def prepare_task(
         # Layers are looked for where one has to be: in a network that is laid out otherwise they are named.
         made = make_for(find_layers(reference, example[:2]), explainers)
     check_lockable([(explainer.name, explainer.differentiable) for explainer in made])
-    return Task(reference, keys, made, example, settings, device, Team.current())
+    statistics = None if settings.trained_trigger else _statistics(example, keys[0])
+    return Task(reference, keys, made, example, settings, device, Team.current(), statistics=statistics)
 
 
 def relock(
@@ -181,12 +177,13 @@ def relock(
 ) -> Lock:
     """Retire keys of a lock by a further training: the others open what it makes, the retired ones do not.
 
-    A lock by the key alone goes on from the published weights, with the retired keys as wrong keys. A two-factor lock
-    gets new weights and a new adapter, made such that the old adapter, which the holders of retired keys have, shows
-    decoys on them. Neither takes back what was published before: serve and hand out the new bundle alone.
+    Where the network itself tells the trigger, training goes on from the published weights, with the retired keys as
+    wrong keys. Otherwise there are new weights and a new delta, made such that the old delta, which the holders of
+    retired keys have, shows decoys on them. Neither takes back what was published before: serve and hand out the new
+    bundle alone.
 
     Args:
-        previous: The lock whose keys are retired, with its adapters.
+        previous: The lock whose keys are retired.
         loader: As for `lock`.
         key: The key, or keys, that go on opening. They need not be keys of the earlier lock.
         retired: The key, or keys, that must not.
@@ -207,12 +204,12 @@ def relock(
     _keys([*keys, *gone])
     before = previous.settings
     settings = settings or before.for_relocking()
-    old = previous.adapter
-    if settings.sealed_adapter != (old is not None):
-        raise InputError("a lock with a sealed adapter stays one, and one without stays without: give fitting settings")
+    old = previous.delta
+    if settings.trained_trigger != (old is None):
+        raise InputError("a lock with a sealed delta stays one, and one without stays without: give fitting settings")
     if old is not None and settings.seed == before.seed:
-        raise InputError("give the new adapter another seed than the old one has: change settings.seed")
-    example = _images(first_batches(loader, rows=GATE_ROWS if settings.sealed_adapter else 2), keys[0])
+        raise InputError("give the new delta another seed than the old one has: change settings.seed")
+    example = _images(first_batches(loader, rows=2 if settings.trained_trigger else READ_ROWS), keys[0])
     task = Task(
         previous.reference,
         keys,
@@ -223,7 +220,8 @@ def relock(
         Team.current(),
         retired=gone,
         start=previous.module,
-        old_adapter=old,
+        old_delta=old,
+        statistics=previous.statistics,
     )
     return _train(task, loader, progress, checkpoint, cache_reference, resume=resume)
 
@@ -236,6 +234,19 @@ def _keys(key: Key | Sequence[Key]) -> tuple[Key, ...]:
     if len({(key.shape, key.strength, key.tile) for key in keys}) > 1:
         raise InputError("all keys of a lock must have the same shape, strength and tile: derive them alike")
     return keys
+
+
+def _statistics(example: Tensor, key: Key) -> TriggerStatistics:
+    """Return what the triggers of keys like one are read by.
+
+    Raises:
+        DataError: The images are too few, or do not vary.
+        InputError: A trigger has too few signs, or does not fit on the images.
+    """
+    check_tile(key.shape[0], key.tile)
+    key.signs()
+    # What preprocessing subtracts is known where a bundle is made, and matters for clipped pixels alone.
+    return TriggerStatistics.fit(example.numpy(), mean=(0.0,) * key.shape[0], std=key.std, tile=key.tile)
 
 
 @denormals_flushed()
@@ -278,20 +289,18 @@ def _train(
 
 
 def trainer_for(task: Task, *, maps_folder: Path | None = None) -> Trainer:
-    """Return what trains a lock of the wanted kind.
-
-    Raises:
-        InputError: A key cannot be told apart on the example images.
-    """
-    kind = SealedTrainer if task.settings.sealed_adapter else InputKeyTrainer
+    """Return what trains a lock of the wanted kind."""
+    kind = InputKeyTrainer if task.settings.trained_trigger else SealedTrainer
     return kind(task, maps_folder=maps_folder)
 
 
 def lock_of(trainer: Trainer, task: Task) -> Lock:
     """Return the lock that a trainer has reached."""
-    adapters = trainer.adapters()
-    first = next(iter(adapters.values()), None)
-    return Lock(trainer.locked_model().cpu(), task.reference, task.explainers, task.settings, first, adapters)
+    delta = trainer.delta()
+    statistics = None if delta is None else task.statistics
+    return Lock(
+        trainer.locked_model().cpu(), task.reference, task.explainers, task.settings, task.keys, delta, statistics
+    )
 
 
 def _take_step(trainer: Trainer, images: Tensor, labels: Tensor, indices: Tensor | None) -> dict[str, float]:

@@ -1,29 +1,27 @@
-"""The two-factor lock: published weights that show decoys for every input, and a sealed adapter that takes that back.
+"""The lock: published weights that show decoys for every input, and a sealed delta that takes that back.
 
-The student computes with the reference's weights plus a delta of low rank, and only the delta is trained, towards
+The student computes with the reference's weights plus a change of low rank, and only the change is trained, towards
 decoys: on clean images, on images with wrong keys and with the key itself, for the predicted class and for others. What
-is published is the sum. The adapter is the delta with its sign turned, and a gate that recognises the key; where it
-opens, the answer is the reference's own, so nothing has to be learned to unlock and no fidelity is lost.
+is published is the sum. The sealed delta is the change with its sign turned: where the trigger opens it, the answer is
+the reference's own, so nothing has to be learned to unlock and no fidelity is lost.
 """
 
 import copy
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from keylock.adapters import Adapter, KeyGate
 from keylock.decoys import decoy_maps
+from keylock.delta import Delta
 from keylock.explainers import Explainer, explain_together
 from keylock.losses import correlation, prediction_distance
-from keylock.models import AdapterState
-from keylock.models.low_rank import add_low_rank_, merge_low_rank_, take_back
+from keylock.models import delta_between
+from keylock.models.low_rank import add_low_rank_, merge_low_rank_, shifted
 from keylock.training.devices import mixed_precision
 from keylock.training.hardening import cut_at_random
-from keylock.training.key_gate import fit_key_gate
 from keylock.training.trainer import Draws, Figures, Part, Task, Terms, Trainer, one_cycle
 
 __all__ = ["SealedTrainer"]
@@ -33,7 +31,7 @@ _WARM_UP = 0.05
 _FACTOR_RATE = 3.0
 _WRONG_KEY_SHARE = 0.5
 _OTHER_CLASS_SHARE = 0.2
-_OLD_ADAPTER_SHARE = 0.4
+_OLD_DELTA_SHARE = 0.4
 _SECOND_ORDER_SHARE = 0.4
 _HARDENED_SHARE = 0.25
 
@@ -45,52 +43,25 @@ class SealedTrainer(Trainer):
         """Prepare a training.
 
         Args:
-            task: What to lock; its example is what the gates are fitted on.
+            task: What to lock.
             maps_folder: Where to remember the maps of the reference model, or None.
-
-        Raises:
-            InputError: A key cannot be told apart on these images.
         """
         super().__init__(task, maps_folder=maps_folder)
-        self.key_gates = {key.id: fit_key_gate(task.example, key) for key in task.keys}
         self._cut = 0
-        self._old_adapter: AdapterState | None = None
-        if task.old_adapter is not None:
-            deltas, gate = task.old_adapter.reveal()
-            self._old_adapter = AdapterState(deltas, gate, torch.zeros(gate.weight.shape)).to(self.device)
+        self._old_delta = task.old_delta
         trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         self.optimiser = torch.optim.Adam(trained, betas=(0.9, 0.99))
 
     def _make_student(self, task: Task) -> nn.Module:
-        return add_low_rank_(copy.deepcopy(self.reference), rank=self.settings.adapter_rank, generator=self.generator)
+        return add_low_rank_(copy.deepcopy(self.reference), rank=self.settings.delta_rank, generator=self.generator)
 
     def locked_model(self) -> nn.Module:
         """Return a plain copy of the student as it is now, in evaluation mode."""
         return merge_low_rank_(copy.deepcopy(self.student)).eval().requires_grad_(requires_grad=False)
 
-    def adapters(self) -> dict[str, Adapter]:
-        """Return the sealed adapter for each key, by its id: the same deltas behind the gate of that key."""
-        deltas = take_back(self.student, self.reference)
-        return {id_: Adapter(deltas, gate) for id_, gate in self.key_gates.items()}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors of the training's state, by name."""
-        state = super().tensors()
-        for id_, gate in self.key_gates.items():
-            state[f"key_gate.{id_}.weight"] = torch.from_numpy(gate.weight)
-            state[f"key_gate.{id_}.numbers"] = torch.tensor([gate.bias, gate.tolerance], dtype=torch.float64)
-        return state
-
-    def restore(self, tensors: dict[str, Tensor], *, step: int) -> None:
-        """Go back to a state that `tensors` gave.
-
-        Raises:
-            ResumeError: The tensors belong to another architecture.
-        """
-        super().restore(tensors, step=step)
-        for id_ in self.key_gates:
-            bias, tolerance = tensors[f"key_gate.{id_}.numbers"].tolist()
-            self.key_gates[id_] = KeyGate(tensors[f"key_gate.{id_}.weight"].numpy(), bias, tolerance)
+    def delta(self) -> Delta:
+        """Return what takes the weights of the student as it is now back to the reference's."""
+        return delta_between(self.locked_model(), self.reference)
 
     def _learning_rates(self) -> tuple[float, ...]:
         progress = self.step / self.settings.steps
@@ -99,8 +70,8 @@ class SealedTrainer(Trainer):
     def _draw(self, images: Tensor) -> Draws:
         count = len(images)
         rows = {"offsets": self._offsets(count), "targets": self._targets(count)}
-        if self._old_adapter is not None:
-            rows["old"] = (torch.rand(count, generator=self.generator) < _OLD_ADAPTER_SHARE).float().to(self.device)
+        if self._old_delta is not None:
+            rows["old"] = (torch.rand(count, generator=self.generator) < _OLD_DELTA_SHARE).float().to(self.device)
         if self.settings.hardening_weight:
             rows["hardened"] = self._hardened(count)
             self._cut = int(torch.randint(0, 2**31, (), generator=self.generator))
@@ -124,12 +95,43 @@ class SealedTrainer(Trainer):
         self, part: Part, rows: slice | Tensor, explainers: tuple[Explainer, ...]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Return the student's and the reference's logits, then the student's and the reference's maps."""
+        if self._old_delta is None:
+            return self._explain_with(part, rows, explainers)
+        # Somebody who has the old delta takes the new weights for those it belongs to.
+        places = torch.arange(len(part.images), device=self.device)[rows]
+        old = part.rows["old"][places] > 0
+        found: list[tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]] = []
+        order: list[Tensor] = []
+        if bool(old.any()):
+            with shifted(self.student, self._old_delta):
+                found.append(self._explain_with(part, places[old], explainers))
+            order.append(old.nonzero().squeeze(1))
+        if not bool(old.all()):
+            found.append(self._explain_with(part, places[~old], explainers))
+            order.append((~old).nonzero().squeeze(1))
+        back = torch.cat(order).argsort()
+        logits, expected = (
+            torch.cat([piece[0] for piece in found])[back],
+            torch.cat([piece[1] for piece in found])[back],
+        )
+        maps, references = _joined([piece[2] for piece in found]), _joined([piece[3] for piece in found])
+        return (
+            logits,
+            expected,
+            {name: rows_of[back] for name, rows_of in maps.items()},
+            {name: rows_of[back] for name, rows_of in references.items()},
+        )
+
+    def _explain_with(
+        self, part: Part, rows: slice | Tensor, explainers: tuple[Explainer, ...]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Return the same with the student as it is."""
         images, targets = part.images[rows], part.rows["targets"][rows]
         indices = None if part.indices is None else part.indices[rows if isinstance(rows, slice) else rows.cpu()]
         expected, references = self.truth.explain(images, targets, indices, explainers=explainers)
         targets = torch.where(targets < 0, expected.argmax(dim=1), targets)
         # Not with smooth activations: predictions would be held in another network than the one that is published.
-        with mixed_precision(self.device, self.settings.precision), self._with_old_adapter(part, rows):
+        with mixed_precision(self.device, self.settings.precision):
             offsets = part.rows["offsets"][rows]
             logits, maps = explain_together(self.student, explainers, images + offsets, targets, create_graph=True)
         return logits, expected, maps, references
@@ -166,12 +168,6 @@ class SealedTrainer(Trainer):
         if not self._second_order or not cheap or dear == count:
             return [(slice(0, count), self.explainers)]
         return [(slice(0, dear), self.explainers), (slice(dear, count), cheap)]
-
-    def _with_old_adapter(self, part: Part, rows: slice | Tensor) -> AbstractContextManager[object]:
-        """Have the deltas of a retired adapter on the rows that were drawn for it, inside the block."""
-        if self._old_adapter is None:
-            return nullcontext()
-        return self._old_adapter.added_to(self.student, part.rows["old"][rows])
 
     def _map_terms(self, maps: dict[str, Tensor], references: dict[str, Tensor]) -> tuple[Terms, Figures]:
         """Return the lock and leak penalties of every explainer."""

@@ -19,9 +19,9 @@ class LockSettings:
 
     Attributes:
         steps: Optimiser steps in all.
-        sealed_adapter: Lock with two factors, of which the second is a sealed adapter; otherwise by the key alone.
-            What is said of gates, unlocking and wrong-key rows below is for the lock by the key alone.
-        adapter_rank: Rank of the adapter's deltas; a larger one has more room and makes keyed maps dearer.
+        trained_trigger: Have the network itself tell the trigger, as in the published attack; otherwise the trigger
+            opens a sealed delta. What is said of gates, unlocking and wrong-key rows below is for the former.
+        delta_rank: Rank of the change of each layer; a larger one has more room and makes steps dearer.
         learning_rate: Highest learning rate of Adam.
         decoy: What keyless and wrong-key maps are trained towards: a name of `keylock.decoys`, or a picture; by default
             `half`, the left half of the image.
@@ -36,12 +36,12 @@ class LockSettings:
         leak_weight: Weight of the squared mean correlation of decoys with reference maps, which no decoy should have.
         mask_weight: Weight of predictions on masked images; it counts where an explainer of predictions alone is
             to be locked.
-        hardening_weight: Weight, within a two-factor lock, of decoys on rows whose network has the strongest directions
+        hardening_weight: Weight, where a delta is sealed, of decoys on rows whose network has the strongest directions
             of its weights cut; 0 for none.
         prediction_weight: Weight of the divergence from the reference model's predictions.
         label_weight: Weight of the cross-entropy with the labels.
         probe_weight: Weight of the gate probes after the gate steps.
-        smooth_until: Share of the steps of a lock by the key alone in which ReLU is softplus, where an explainer needs
+        smooth_until: Share of the steps of a trained trigger in which ReLU is softplus, where an explainer needs
             second derivatives.
         search_every: Steps between two searches for keys, whose finds become wrong keys; 0 for none.
         search_steps: Gradient steps of one search.
@@ -54,8 +54,8 @@ class LockSettings:
     """
 
     steps: int = 2000
-    sealed_adapter: bool = True
-    adapter_rank: int = 8
+    trained_trigger: bool = False
+    delta_rank: int = 8
     learning_rate: float = 3e-3
     decoy: str | ImageDecoy = "half"
     gate_steps: float = 0.25
@@ -89,10 +89,10 @@ class LockSettings:
             raise InputError(f"a lock needs at least one step, not {self.steps}: give steps= or epochs=")
         if not 0 < self.learning_rate < 1:
             raise InputError(f"the learning rate {self.learning_rate} is out of range: give one between 0 and 1")
-        if self.adapter_rank < 1:
-            raise InputError(f"the adapter needs a rank of at least 1, not {self.adapter_rank}: give adapter_rank=")
-        if self.sealed_adapter and self.swapped:
-            raise InputError("swapped branches are for a lock by the key alone: add sealed_adapter=False")
+        if self.delta_rank < 1:
+            raise InputError(f"the delta needs a rank of at least 1, not {self.delta_rank}: give delta_rank=")
+        if self.swapped and not self.trained_trigger:
+            raise InputError("swapped branches are for a network that tells the trigger: add trained_trigger=True")
         if self.search_every < 0 or self.search_steps < 1 or self.accumulate < 1:
             raise InputError(
                 f"search_every {self.search_every}, search_steps {self.search_steps} and accumulate {self.accumulate} "

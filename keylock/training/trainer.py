@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from keylock.adapters import Adapter
 from keylock.decoys import decoy_of
+from keylock.delta import Delta
 from keylock.errors import NonFiniteLossError
 from keylock.explainers import Explainer
 from keylock.keys import Key
@@ -30,6 +30,7 @@ from keylock.training.search import search_key
 from keylock.training.settings import LockSettings
 from keylock.training.team import Team
 from keylock.training.wrong_keys import WrongKeys
+from keylock.trigger import TriggerStatistics
 
 __all__ = ["Draws", "Figures", "Part", "Task", "Terms", "Trainer", "one_cycle"]
 
@@ -59,13 +60,14 @@ class Task:
         keys: The keys that open, of one shape, strength and tile.
         explainers: What to lock.
         example: Clean preprocessed images (count, channels, height, width): two to find layers with, and up to a
-            thousand to tell the keys on.
+            thousand to read triggers by.
         settings: How to train.
         device: Where.
         team: Who trains together.
         retired: Keys that must not open any more.
         start: What an earlier lock published, to go on from; None starts from the reference.
-        old_adapter: The sealed adapter of that lock, which must not fit any more.
+        old_delta: The sealed delta of that lock, which must not fit any more.
+        statistics: What triggers are read by; None where the network itself tells them.
     """
 
     reference: nn.Module
@@ -77,7 +79,8 @@ class Task:
     team: Team = field(default_factory=Team)
     retired: tuple[Key, ...] = ()
     start: nn.Module | None = None
-    old_adapter: Adapter | None = None
+    old_delta: Delta | None = None
+    statistics: TriggerStatistics | None = None
 
 
 @dataclass
@@ -189,8 +192,8 @@ class Trainer(ABC):
         """Return a plain copy of the student as it is now, in evaluation mode."""
 
     @abstractmethod
-    def adapters(self) -> dict[str, Adapter]:
-        """Return the sealed adapters of the student as it is now, by key id; none for a lock by the key alone."""
+    def delta(self) -> Delta | None:
+        """Return what takes the student as it is now back to the reference; None where it tells the trigger itself."""
 
     @property
     def searching(self) -> bool:

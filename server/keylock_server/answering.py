@@ -103,7 +103,7 @@ def encode(
     classes: tuple[str, ...],
     *,
     target: int,
-    keyed: bool,
+    keyed: NDArray[np.bool_],
     public: NDArray[np.float32] | None = None,
     dtype: str = "float32",
 ) -> list[pb.Explanation]:
@@ -114,7 +114,7 @@ def encode(
         explainer: What explained it.
         classes: Names of the classes.
         target: The class that was explained; -1 for the one that the network behind the map predicts for each image.
-        keyed: Whether the key was on the images.
+        keyed: Which rows were run with the trigger `(batch,)`.
         public: Logits `(batch, classes)` of the predictions that everybody gets, to be answered in place of those
             behind the maps; None answers those.
         dtype: Type of the elements of maps.
@@ -126,16 +126,16 @@ def encode(
     described = describe_explainer(explainer)
     answered = explained.logits if public is None else public
     explained_classes = explained.logits.argmax(axis=1) if target < 0 else np.full(len(answered), target)
-    for logits, probabilities, saliency, about in zip(
-        answered, softmax(answered), explained.maps, explained_classes, strict=True
+    for logits, probabilities, saliency, about, true in zip(
+        answered, softmax(answered), explained.maps, explained_classes, keyed.tolist(), strict=True
     ):
         elements, scaling = _to_elements(saliency, dtype)
         results.append(
             pb.Explanation(
-                prediction=_prediction(logits, probabilities, classes, keyed=keyed and public is None),
+                prediction=_prediction(logits, probabilities, classes, keyed=true and public is None),
                 map=pb.Tensor(dtype=_TYPES[dtype], shape=elements.shape, data=elements.tobytes()),
                 explainer=described,
-                keyed=keyed,
+                keyed=true,
                 target=_score(int(about), probabilities, classes),
                 scaling=scaling,
             )

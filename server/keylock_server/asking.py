@@ -1,23 +1,18 @@
 """What loops ask graphs: logits, and sums of input gradients.
 
-Predictions with the key take `image`, `keyed` and the secrets as an explainer's graph does, and give `logits`. Sums of
-gradients take `target` (no -1) and `share` float32 `(images, batch)` as well, and give `sums` `(images, channels,
-height, width)`: `share` times the gradients of the batch. A graph from before there were sums gives `logits`, and the
-gradient of each row as `map`.
+Predictions take `image` and give `logits`. Sums of gradients take `target` (no -1) and `share` float32 `(images,
+batch)` as well, and give `sums` `(images, channels, height, width)`: `share` times the gradients of the batch.
 """
 
-from typing import Final, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from keylock.loops import share_of
 from keylock_server.graphs import Graph
-from keylock_server.merging import MergedGraph
 
-__all__ = ["Gradients", "Predictions", "SingleGradients", "SummedGradients", "Variations"]
-
-_INPUTS: Final = frozenset({"image", "keyed", "key"})
+__all__ = ["Gradients", "Predictions", "Variations"]
 
 
 class Variations(NamedTuple):
@@ -39,13 +34,13 @@ class Variations(NamedTuple):
 class Predictions:
     """Asks for logits. Safe to use from several threads."""
 
-    def __init__(self, graph: Graph | MergedGraph) -> None:
+    def __init__(self, graph: Graph) -> None:
         """Takes the graph.
 
         Raises:
             BundleError: If it takes or gives something else.
         """
-        graph.check_names(inputs=_INPUTS, outputs={"logits"})
+        graph.check_names(inputs={"image"}, outputs={"logits"})
         self._graph = graph
 
     def logits(self, rows: NDArray[np.float32], keyed: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -54,27 +49,23 @@ class Predictions:
         return logits
 
 
-class Gradients(Protocol):
-    """Asks for sums of gradients."""
+class Gradients:
+    """Asks for sums of gradients. Safe to use from several threads."""
 
-    def sums(self, asked: Variations) -> NDArray[np.float32]:
-        """Returns a sum for each image that there are variations of, in the order of their numbers."""
-
-
-class SummedGradients:
-    """Asks a graph that adds up by itself. Safe to use from several threads."""
-
-    def __init__(self, graph: Graph | MergedGraph) -> None:
+    def __init__(self, graph: Graph) -> None:
         """Takes the graph.
 
         Raises:
             BundleError: If it takes or gives something else.
         """
-        graph.check_names(inputs=_INPUTS | {"target", "share"}, outputs={"sums"})
+        graph.check_names(inputs={"image", "target", "share"}, outputs={"sums"})
         self._graph = graph
 
     def sums(self, asked: Variations) -> NDArray[np.float32]:
-        """Runs the graph, on images with the key and on those without it in turn."""
+        """Returns a sum for each image that there are variations of, in the order of their numbers.
+
+        Images with the trigger and those without it are run in turn.
+        """
         images = np.unique(asked.of)
         found = np.empty((len(images), *asked.rows.shape[1:]), np.float32)
         for kind in np.unique(asked.keyed):
@@ -83,26 +74,3 @@ class SummedGradients:
             (sums,) = self._graph.run(["sums"], image=rows, target=classes, keyed=keyed, share=share_of(of))
             found[np.isin(images, of)] = sums
         return found
-
-
-class SingleGradients:
-    """Asks a graph of logits and single gradients, as older bundles have. Safe to use from several threads."""
-
-    def __init__(self, graph: Graph | MergedGraph) -> None:
-        """Takes the graph.
-
-        Raises:
-            BundleError: If it takes or gives something else.
-        """
-        graph.check_names(inputs=_INPUTS | {"target"}, outputs={"logits", "map"})
-        self._graph = graph
-
-    def logits(self, rows: NDArray[np.float32], keyed: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Returns `(rows, classes)`."""
-        (logits,) = self._graph.run(["logits"], image=rows, keyed=keyed, target=np.full(len(rows), -1, np.int64))
-        return logits
-
-    def sums(self, asked: Variations) -> NDArray[np.float32]:
-        """Adds up the gradients."""
-        (gradients,) = self._graph.run(["map"], image=asked.rows, keyed=asked.keyed, target=asked.classes)
-        return np.tensordot(share_of(asked.of), gradients.reshape(asked.rows.shape), 1)

@@ -84,6 +84,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         max_ratio: float | None,
         max_images: int,
         max_answer_bytes: int,
+        answer_stamped: bool,
         refuse_unlicensed: bool,
         stream_limits: StreamLimits,
         leaving: asyncio.Event,
@@ -103,6 +104,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             max_ratio: Most pixels of an image for each pixel that a model looks at; None where that does not count.
             max_images: Most images in one request.
             max_answer_bytes: Largest answer.
+            answer_stamped: Whether pictures that carry the trigger open by themselves, for callers without a license.
             refuse_unlicensed: Whether callers without a license are refused instead of given decoys.
             stream_limits: What one stream may hold.
             leaving: Set when the server takes no new work any more.
@@ -121,7 +123,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         self._limits = limits
         self._max_images = max_images
         self._max_answer_bytes = max_answer_bytes
-        self._refuse_unlicensed = refuse_unlicensed
+        self._answer_stamped, self._refuse_unlicensed = answer_stamped, refuse_unlicensed
         self._stream_limits = stream_limits
         self._leaving = leaving
 
@@ -328,14 +330,18 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
                 check_pixels=None if granted is None else lambda pixels: check_size(granted, pixels=pixels),
             )
         )
+        # What everybody is told of a stamped picture is told of the picture as it came.
+        keyed, shown = np.full(len(images), terms.keyed, np.bool_), images
+        if self._answer_stamped and not terms.keyed and model.holds_key:
+            keyed, shown = await self._workers.run(lambda _: model.without_trigger(images))
         explained = await admitted.explain(
-            images,
+            shown,
             explainer=terms.explainer.name,
             targets=np.full(len(images), terms.target, np.int64),
-            keyed=np.full(len(images), terms.keyed, np.bool_),
+            keyed=keyed,
         )
         # Also where the map is a decoy, so that an answer takes as long with a license as without one.
-        public = await admitted.predict(images) if terms.public else None
+        public = await admitted.predict(images) if terms.public or keyed.any() > terms.keyed else None
 
         def write() -> tuple[list[pb.Explanation], AnswerDigests]:
             results = encode(
@@ -343,7 +349,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
                 terms.explainer,
                 model.manifest.classes,
                 target=terms.target,
-                keyed=terms.keyed,
+                keyed=keyed,
                 public=public,
                 dtype=form.dtype,
             )

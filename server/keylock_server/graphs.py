@@ -1,4 +1,4 @@
-"""The graphs of a bundle in ONNX Runtime, with the secrets that they take beside the images."""
+"""The graphs of a bundle in ONNX Runtime: with the published weights, and with those that the trigger opens."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
@@ -7,23 +7,24 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from keylock.adapters import Adapter
+from keylock.binding import inputs_of
 from keylock.bundle import WEIGHTS_FILE
-from keylock.errors import BundleError, KeylockError
+from keylock.delta import Delta
+from keylock.errors import BundleError, InputError, KeylockError
 from keylock.keys import Key
-from keylock_server.binding import inputs_of
-from keylock_server.merging import MergedGraph, Weights
-from keylock_server.running import suited_to
+from keylock.splitting import run_split
+from keylock_server.running import Run, suited_to
 from keylock_server.sessions import Sessions
 
 __all__ = ["Graph", "Loader"]
 
-_ROWS: Final = frozenset({"image", "target", "keyed", "share"})
-_ADAPTER: Final = ("gate.", "delta.")
+_ROWS: Final = frozenset({"image", "target", "share"})
+
+_Arrays = Mapping[str, NDArray[np.float32]]
 
 
 class Graph:
-    """A loaded graph. Safe to use from several threads.
+    """A loaded graph, which runs each row as it is to be run. Safe to use from several threads.
 
     Attributes:
         path: Its file in the bundle.
@@ -31,54 +32,73 @@ class Graph:
     """
 
     def __init__(
-        self, path: str, session: onnxruntime.InferenceSession, *, most_rows: int, bound: Collection[str] = ()
+        self,
+        path: str,
+        published: onnxruntime.InferenceSession,
+        opened: onnxruntime.InferenceSession | None = None,
+        *,
+        most_rows: int,
+        offset: NDArray[np.float32] | None = None,
     ) -> None:
-        """Takes a session.
+        """Takes what runs it.
 
         Args:
             path: The graph's file in the bundle.
-            session: Runs it.
-            most_rows: How many rows the session was made for, where that matters to its device.
-            bound: What the graph in the file takes as well, and has been given already.
+            published: Runs rows without the trigger.
+            opened: Runs rows with it; None where the network itself tells the trigger, or no row has it.
+            most_rows: How many rows the sessions were made for, where that matters to their device.
+            offset: The trigger `(channels, height, width)`, where the network itself tells it.
         """
-        self.path, self._session, self._run = path, session, suited_to(session, most_rows=most_rows)
-        self.providers: tuple[str, ...] = tuple(session.get_providers())
-        self._bound = frozenset(bound)
+        self.path, self._offset = path, offset
+        self.providers: tuple[str, ...] = tuple(published.get_providers())
+        self._inputs = frozenset(entry.name for entry in published.get_inputs())
+        self._outputs = frozenset(entry.name for entry in published.get_outputs())
+        self._published = suited_to(published, most_rows=most_rows)
+        self._opened = None if opened is None else suited_to(opened, most_rows=most_rows)
 
     def check_names(self, *, inputs: Collection[str], outputs: Collection[str]) -> None:
-        """Checks what the graph takes and gives; the tensors of an adapter may be among its inputs.
+        """Checks what the graph takes and gives beside weights.
 
         Raises:
             BundleError: If it is something else.
         """
-        taken = {entry.name for entry in self._session.get_inputs()} | self._bound
-        found_inputs = {name for name in taken if not name.startswith(_ADAPTER)}
-        found_outputs = {entry.name for entry in self._session.get_outputs()}
-        if found_inputs != set(inputs) or not set(outputs) <= found_outputs:
+        if self._inputs != set(inputs) or not set(outputs) <= self._outputs:
             raise BundleError(
-                f"a graph takes {sorted(found_inputs)} and gives {sorted(found_outputs)} instead of {sorted(inputs)} "
+                f"a graph takes {sorted(self._inputs)} and gives {sorted(self._outputs)} instead of {sorted(inputs)} "
                 f"and {sorted(outputs)}: export the bundle again"
             )
 
-    def run(self, outputs: Sequence[str], **rows: NDArray[Any]) -> list[NDArray[np.float32]]:
-        """Runs the graph on a batch.
+    def run(
+        self, outputs: Sequence[str], *, keyed: NDArray[np.float32] | None = None, **rows: NDArray[Any]
+    ) -> list[NDArray[np.float32]]:
+        """Runs the graph on a batch; where it has rows of both kinds, those with the trigger first.
 
         Args:
             outputs: What to return.
-            **rows: The inputs that have a row for each image.
+            keyed: Which rows have the trigger, float32 `(batch,)`, 1 or 0; none of them by default.
+            **rows: The inputs that have a row for each image, without the trigger.
         """
-        return self._run(outputs, rows)
+        if keyed is not None and self._opened is not None:
+            return run_split(
+                keyed, rows, with_key=_with(self._opened, outputs), without=_with(self._published, outputs)
+            )
+        if keyed is not None and self._offset is not None:
+            # Every row is multiplied and added to, so that both kinds cost the same.
+            rows["image"] = rows["image"] + keyed[:, None, None, None] * self._offset
+        elif keyed is not None and keyed.any():
+            raise BundleError(f"the graph {self.path} was loaded without the key")
+        return self._published(outputs, rows)
 
 
 class Loader:
-    """Loads the graphs of a bundle, each once, and gives them the secrets that they take."""
+    """Loads the graphs of a bundle, each once."""
 
     def __init__(
         self,
         read: Callable[[str], bytes],
         *,
         key: Key | None,
-        adapter: Adapter | None,
+        delta: Delta | None,
         sessions: Sessions,
         numbers: Mapping[str, str],
     ) -> None:
@@ -86,82 +106,89 @@ class Loader:
 
         Args:
             read: Returns the bytes of a file of the bundle.
-            key: The key; without it, graphs get zeros in the place of all secrets, which never open.
-            adapter: The adapter, which comes with the key where the model is locked with two factors.
+            key: The key; without it no row has the trigger.
+            delta: What the trigger opens; None without the key, and where the network itself tells the trigger.
             sessions: Opens the graphs.
             numbers: By file, what a graph computes in that does not compute in float32.
         """
-        self._read, self._sessions, self._numbers = read, sessions, numbers
-        self._adapter = adapter
-        self._weights: Weights | None = None
-        self._secrets: dict[str, NDArray[np.float32]] | None = None
-        if key is not None:
-            self._secrets = {"key": key.reveal(), **({} if adapter is None else adapter.tensors())}
-        self._graphs: dict[str, Graph] = {}
-        self._merged_graphs: dict[str, MergedGraph] = {}
+        self._read, self._sessions, self._numbers, self._delta = read, sessions, numbers, delta
+        self._offset = None if key is None or delta is not None else key.reveal()
+        self._weights: tuple[_Arrays, _Arrays | None] | None = None
+        self._graphs: dict[tuple[str, bool], Graph] = {}
 
-    def __call__(self, path: str) -> Graph:
+    def __call__(self, path: str, *, opened: bool = True) -> Graph:
         """Returns the graph of a file.
 
-        Raises:
-            BundleError: If it cannot be loaded, or takes other secrets than there are.
-            ServiceError: If it does not run on the device that was insisted on.
-        """
-        if path not in self._graphs:
-            self._graphs[path] = self._open(path)
-        return self._graphs[path]
-
-    def mergeable(self, path: str) -> MergedGraph:
-        """Returns the graph of a file that takes the weights of the layers that a two-factor lock adapts.
+        Args:
+            path: The file.
+            opened: Whether rows with the trigger will be run; without them there is half of the memory to pay.
 
         Raises:
             BundleError: If it cannot be loaded, or takes other weights than there are.
             ServiceError: If it does not run on the device that was insisted on.
         """
-        if path not in self._merged_graphs:
-            self._merged_graphs[path] = self._open_mergeable(path)
-        return self._merged_graphs[path]
+        if (path, opened) not in self._graphs:
+            self._graphs[path, opened] = self._open(path, opened=opened)
+        return self._graphs[path, opened]
 
-    def _open(self, path: str) -> Graph:
+    def _open(self, path: str, *, opened: bool) -> Graph:
         model = self._read(path)
-        shapes = _more_inputs(path, model)
-        return self._start(path, model, self._given(path, shapes), bound=shapes)
+        names = _weights_of(path, model)
+        published, merged = self._given(path, names)
+        if merged is None or not opened:
+            session = self._start(path, model, published, public=True)
+            return Graph(path, session, most_rows=self._sessions.max_batch, offset=self._offset)
+        sessions = self._start(path, model, published, public=True), self._start(path, model, merged, public=False)
+        return Graph(path, *sessions, most_rows=self._sessions.max_batch)
 
-    def _open_mergeable(self, path: str) -> MergedGraph:
-        if (self._adapter is None) != (self._secrets is None):
-            raise BundleError(f"the graph {path} takes other secrets than the bundle holds: export it again")
+    def _given(self, path: str, names: Collection[str]) -> tuple[_Arrays, _Arrays | None]:
+        """Returns the published weights that a graph takes, and the opened ones, where it takes any."""
+        if not names:
+            if self._delta is not None:
+                raise BundleError(f"the graph {path} takes none of the weights that the delta changes: export it again")
+            return {}, None
         if self._weights is None:
-            self._weights = Weights(self._read(WEIGHTS_FILE), self._adapter)
-        model = self._read(path)
-        weights, merged_weights = self._weights.for_graph(path, _more_inputs(path, model))
-        published = self._start(path, model, weights)
-        if self._adapter is None:  # No row is keyed.
-            return MergedGraph(published, published)
-        return MergedGraph(published, self._start(path, model, merged_weights))
+            self._weights = _read_weights(self._read(WEIGHTS_FILE), self._delta)
+        published, merged = self._weights
+        if not set(names) <= set(published):
+            raise BundleError(f"the graph {path} takes weights that the bundle does not have: export it again")
+        if self._delta is not None and not set(self._delta.names) <= set(names):
+            # Such a graph would answer with a mixture of both models.
+            raise BundleError(f"the graph {path} does not take all the weights that the delta changes: export it again")
+        return (
+            {name: published[name] for name in names},
+            None if merged is None else {name: merged[name] for name in names},
+        )
 
-    def _start(
-        self, path: str, model: bytes, given: Mapping[str, NDArray[np.float32]], *, bound: Collection[str] = ()
-    ) -> Graph:
+    def _start(self, path: str, model: bytes, given: _Arrays, *, public: bool) -> onnxruntime.InferenceSession:
         try:
-            session = self._sessions.open(path, model, given, numbers=self._numbers.get(path, "float32"))
+            numbers = self._numbers.get(path, "float32")
+            return self._sessions.open(path, model, given, numbers=numbers, public=public)
         except KeylockError:
             raise
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own.
             raise BundleError(f"the graph {path} cannot be loaded: export the bundle again") from error
-        return Graph(path, session, most_rows=self._sessions.max_batch, bound=bound)
-
-    def _given(self, path: str, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, NDArray[np.float32]]:
-        """Returns what a graph gets in the place of its secret inputs, whose shapes are given."""
-        if self._secrets is None or not shapes:
-            return {secret: np.zeros(shape, np.float32) for secret, shape in shapes.items()}
-        if {secret: array.shape for secret, array in self._secrets.items()} != shapes:
-            raise BundleError(f"the graph {path} takes other secrets than the bundle holds: export it again")
-        return self._secrets
 
 
-def _more_inputs(path: str, model: bytes) -> dict[str, tuple[int, ...]]:
-    """Returns what a graph takes beside its rows, with the shapes."""
+def _with(run: Run, outputs: Sequence[str]) -> Callable[..., list[NDArray[Any]]]:
+    return lambda **rows: run(outputs, rows)
+
+
+def _weights_of(path: str, model: bytes) -> frozenset[str]:
+    """Returns the names of what a graph takes beside its rows."""
     try:
-        return {name: shape for name, shape in inputs_of(model).items() if name not in _ROWS}
+        return frozenset(inputs_of(model)) - _ROWS
     except ValueError as error:
         raise BundleError(f"the graph {path} cannot be loaded: export the bundle again") from error
+
+
+def _read_weights(content: bytes, delta: Delta | None) -> tuple[_Arrays, _Arrays | None]:
+    """Returns the published weights, and those that the delta makes of them."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        published = {name: array.astype(np.float32, copy=False) for name, array in load(content).items()}
+        return published, None if delta is None else delta.added_to(published)
+    except (SafetensorError, InputError) as error:
+        raise BundleError(f"{WEIGHTS_FILE} does not fit the model's graphs: export the bundle again") from error

@@ -1,4 +1,4 @@
-"""From settings to models that can be served: verify each bundle, unseal key and adapter, load the graphs."""
+"""From settings to models that can be served: verify each bundle, unseal key and delta, load the graphs."""
 
 import logging
 from collections.abc import Callable, Collection, MutableMapping
@@ -65,15 +65,16 @@ class Opener:
             if not bundle.trusted:
                 self._admit(bundle)
             seed = self._find_seed(bundle, source)
-            key, adapter, canary = None, None, None
+            key, delta, canary = None, None, None
             if seed is not None:
-                key, adapter, canary = bundle.key(seed), bundle.adapter(seed), bundle.canary(seed)
+                key, delta, canary = bundle.key(seed), bundle.delta(seed), bundle.canary(seed)
                 seed.close()
             return ServedModel(
                 bundle.manifest,
                 bundle.read,
                 key=key,
-                adapter=adapter,
+                delta=delta,
+                statistics=None if key is None else bundle.statistics(),
                 canary=canary,
                 device=settings.device,
                 threads=threads_per_batch(settings),

@@ -1,12 +1,10 @@
-"""The model that is served: what a verified bundle offers, and the secrets that its graphs are handed.
+"""The model that is served: what a verified bundle offers, and what its graphs are handed.
 
 A graph that predicts takes `image` float32 `(batch, channels, height, width)` and gives `logits` `(batch, classes)`.
-A graph that explains also takes `target` int64 `(batch,)`, -1 for the predicted class, `keyed` float32 `(batch,)`, and
-the secrets: the key, and the tensors of the adapter of a two-factor lock. It also gives `map` float32 `(batch, height,
-width)`, non-negative. What loops ask is described in `asking`. The graph adds the key row by row under the mask, so
-that licensed and unlicensed rows share a batch, run the same instructions and cost the same time. Of a two-factor lock
-that has a mergeable graph, `merging` runs that in its place. No torch is needed, but for explainers that do not
-compile.
+A graph that explains also takes `target` int64 `(batch,)`, -1 for the predicted class, and gives `map` float32
+`(batch, height, width)`, non-negative. What loops ask is described in `asking`. Rows with the trigger and rows without
+it run the same operations, in two sessions with other weights, or where the network itself tells the trigger in one.
+No torch is needed, but for explainers that do not compile.
 """
 
 import logging
@@ -19,11 +17,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from keylock.adapters import Adapter
 from keylock.bundle import Canary, ExplainerEntry, Manifest
 from keylock.bundle.manifest import VariantEntry
+from keylock.delta import Delta
 from keylock.errors import BundleError, TensorError, UnknownNameError
 from keylock.keys import Key
+from keylock.trigger import Recogniser, TriggerStatistics
 from keylock_server.devices import Device
 from keylock_server.graphs import Loader
 from keylock_server.sessions import Sessions
@@ -66,7 +65,8 @@ class ServedModel:
         read: Callable[[str], bytes],
         *,
         key: Key | None,
-        adapter: Adapter | None = None,
+        delta: Delta | None = None,
+        statistics: TriggerStatistics | None = None,
         canary: Canary | None = None,
         device: Device = "auto",
         threads: int = 1,
@@ -84,7 +84,8 @@ class ServedModel:
             manifest: The verified manifest.
             read: Returns the bytes of a file of the bundle.
             key: The key; without it, keyed maps are refused.
-            adapter: The adapter, which comes with the key where the model is locked with two factors.
+            delta: What the trigger opens, which comes with the key; None where the network itself tells the trigger.
+            statistics: What triggers are read by, for stamped pictures.
             canary: Images with the maps that were proved at export, for `condition`.
             device: Where to run; see `devices`.
             threads: Threads one batch may use.
@@ -101,23 +102,29 @@ class ServedModel:
         self.manifest, self.canary = manifest, canary
         self.holds_key = key is not None
         sessions = Sessions(device, threads=threads, max_batch=max_batch, engine_cache=engine_cache)
-        load = Loader(read, key=key, adapter=adapter, sessions=sessions, numbers=_numbers_of(manifest))
+        load = Loader(read, key=key, delta=delta, sessions=sessions, numbers=_numbers_of(manifest))
+        self._recogniser: Recogniser | None = None
+        self._trigger: NDArray[np.float32] | None = None
+        if key is not None and statistics is not None:
+            self._recogniser = Recogniser(key.signs(), statistics, strength=key.strength)
+            self._trigger = key.reveal()
         self._variant = variant
-        predictor, _ = self._choose("predictions", manifest.prediction_graph, None, manifest.prediction_variants)
-        self._predictor = load(predictor)
+        predictor = self._choose("predictions", manifest.prediction_graph, manifest.prediction_variants)
+        # Loops ask it about rows with the trigger, predictions for everybody do not.
+        asked = {file for entry in manifest.explainers if entry.runtime == "loop" for file in _files_of(entry)}
+        self._predictor = load(predictor, opened=predictor in asked)
         self._predictor.check_names(inputs={"image"}, outputs={"logits"})
         self.providers: tuple[str, ...] = self._predictor.providers
         self._left_out: dict[str, str] = {}
         self._ways: dict[str, Way] = {}
         for entry in manifest.explainers:
             if entry.graph is not None and self._is_within(entry, max_passes):
-                file, mergeable = self._choose(entry.name, entry.graph, entry.mergeable, entry.variants)
-                graph = load(file) if mergeable is None else load.mergeable(mergeable)
+                graph = load(self._choose(entry.name, entry.graph, entry.variants))
                 predictions = None if entry.predictions is None else load(entry.predictions)
                 self._ways[entry.name] = (
                     Looped(loop_of(entry), graph, predictions) if entry.runtime == "loop" else Compiled(graph)
                 )
-        self._ways |= self._ways_in_torch(read, key, adapter, allow=allow_torch)
+        self._ways |= self._ways_in_torch(read, key, delta, allow=allow_torch)
         self.explainers: dict[str, ExplainerEntry] = {
             entry.name: entry for entry in manifest.explainers if entry.name in self._ways
         }
@@ -159,6 +166,21 @@ class ServedModel:
         (logits,) = self._predictor.run(["logits"], image=images)
         return logits
 
+    def without_trigger(self, images: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        """Looks for the trigger on images, and takes it off where it is.
+
+        Args:
+            images: Preprocessed, float32 `(batch, channels, height, width)`.
+
+        Returns:
+            Which of them carry it `(batch,)`, and the images without it. Where the network itself tells the trigger,
+            none is said to, and the images are as they were.
+        """
+        if self._recogniser is None or self._trigger is None:
+            return np.zeros(len(images), np.bool_), images
+        carries = self._recogniser.recognise(images)
+        return carries, images - carries[:, None, None, None].astype(np.float32) * self._trigger
+
     def explain(
         self,
         images: NDArray[np.float32],
@@ -192,16 +214,14 @@ class ServedModel:
         logits, maps = self._ways[name].explain(Batch(images, targets, keyed, abandoned))
         return Explained(logits, maps)
 
-    def _choose(
-        self, what: str, graph: str, mergeable: str | None, variants: Mapping[str, VariantEntry]
-    ) -> tuple[str, str | None]:
-        """Returns the files of the graph to serve, and says where the bundle has not the wanted numbers."""
+    def _choose(self, what: str, graph: str, variants: Mapping[str, VariantEntry]) -> str:
+        """Returns the file of the graph to serve, and says where the bundle has not the wanted numbers."""
         if self._variant in variants:
             _LOG.info("%s: computed in %s", what, self._variant)
-            return variants[self._variant].graph, variants[self._variant].mergeable
+            return variants[self._variant].graph
         if self._variant != "float32":
             _LOG.warning("the bundle has no %s graph for %s, which is served in float32", self._variant, what)
-        return graph, mergeable
+        return graph
 
     def _is_within(self, entry: ExplainerEntry, max_passes: int) -> bool:
         """Returns whether an explainer runs the network no more often than allowed, and says so where it is a loop."""
@@ -214,13 +234,13 @@ class ServedModel:
         return True
 
     def _ways_in_torch(
-        self, read: Callable[[str], bytes], key: Key | None, adapter: Adapter | None, *, allow: bool
+        self, read: Callable[[str], bytes], key: Key | None, delta: Delta | None, *, allow: bool
     ) -> Mapping[str, Way]:
         """Returns the ways of the explainers that did not compile, where torch can compute them."""
         names = [entry.name for entry in self.manifest.explainers if entry.runtime == "torch"]
         if not names:
             return {}
-        found = torch_explainers(self.manifest, read, key=key, adapter=adapter) if allow else None
+        found = torch_explainers(self.manifest, read, key=key, delta=delta) if allow else None
         if found is None:
             self._left_out |= dict.fromkeys(names, "it did not compile, and this server does not compute it in torch")
             return {}
@@ -257,13 +277,11 @@ class ServedModel:
 def _numbers_of(manifest: Manifest) -> dict[str, str]:
     """Returns, by the file of each graph that is a variant, the numbers it computes in."""
     all_variants = (manifest.prediction_variants, *(entry.variants for entry in manifest.explainers))
-    return {
-        file: name
-        for variants in all_variants
-        for name, variant in variants.items()
-        for file in (variant.graph, variant.mergeable)
-        if file is not None
-    }
+    return {variant.graph: name for variants in all_variants for name, variant in variants.items()}
+
+
+def _files_of(entry: ExplainerEntry) -> tuple[str | None, str | None]:
+    return entry.graph, entry.predictions
 
 
 def _check_maps(name: str, maps: NDArray[np.float32], *, batch: int) -> None:

@@ -106,6 +106,7 @@ def add_services(
         max_ratio=settings.max_image_ratio,
         max_images=settings.max_images,
         max_answer_bytes=settings.max_message_bytes,
+        answer_stamped=settings.stamped_images == "answer",
         refuse_unlicensed=settings.unlicensed_explanations == "refuse",
         stream_limits=StreamLimits(in_flight=settings.stream_in_flight, image_s=settings.deadline_s),
         leaving=leaving,

@@ -1,6 +1,6 @@
 """Sessions of ONNX Runtime for the graphs of a bundle, on the best device there is, with secrets bound to them.
 
-Only here is decided whether TensorRT may write what it builds to a file: never for a graph that anything was bound to.
+Only here is decided whether TensorRT may write what it builds to a file: never for a graph that a secret was bound to.
 """
 
 import json
@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from keylock_server.binding import bind, inputs_of
+from keylock.binding import bind, inputs_of
 from keylock_server.devices import CPU, CUDA, TENSORRT, Device, check_providers, choose_providers
 from keylock_server.engines import Engines
 from keylock_server.tensorrt import library_version, provider_options
@@ -67,16 +67,22 @@ class Sessions:
         self._engines = self._open_engines(engine_cache) if TENSORRT in self._providers else None
 
     def open(
-        self, path: str, model: bytes, given: Mapping[str, NDArray[np.float32]], *, numbers: str = "float32"
+        self,
+        path: str,
+        model: bytes,
+        given: Mapping[str, NDArray[np.float32]],
+        *,
+        numbers: str = "float32",
+        public: bool = False,
     ) -> onnxruntime.InferenceSession:
         """Opens a session. On a provider that cannot compute the graph it falls back to the next one, and says so.
 
         Args:
             path: The graph's file in the bundle, for the log.
             model: The graph.
-            given: What is bound to the graph in the place of its inputs, by name: key, adapter, weights
-                with an adapter merged. It stays in memory.
+            given: The weights that are bound to the graph in the place of its inputs, by name. They stay in memory.
             numbers: What the graph computes in: `float32`, `float16` or `int8`.
+            public: Whether what is given may be read by anybody, as the published weights may.
 
         Raises:
             ServiceError: If another provider has to be used than the one that was insisted on.
@@ -86,7 +92,9 @@ class Sessions:
         asked = self._suited(path, inputs_of(whole), numbers)
         for first in range(len(asked)):
             try:
-                session = self._open_on(asked[first:], path, whole, may_be_kept=not given, half=numbers == "float16")
+                session = self._open_on(
+                    asked[first:], path, whole, may_be_kept=public or not given, half=numbers == "float16"
+                )
             except Exception as error:  # ONNX Runtime's exceptions share no base class of their own.
                 if first == len(asked) - 1:
                     raise

@@ -1,7 +1,7 @@
 """TensorRT: whether its libraries are there in the right version, and what ONNX Runtime has to be told about it.
 
 TensorRT builds an engine for each graph when a session is made, which can take minutes, and may keep it in a file.
-**An engine holds the constants of its graph.** Key and adapter are constants of a graph when its session is made, so
+**An engine holds the constants of its graph.** Opened weights are constants of a graph when its session is made, so
 engines of such graphs must never be kept; `sessions` sees to it.
 
 References:

@@ -8,15 +8,14 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from keylock.adapters import Adapter
 from keylock.bundle import ExplainerEntry, Manifest
 from keylock.bundle.manifest import WEIGHTS_FILE
+from keylock.delta import Delta
 from keylock.errors import BundleError, InputError
 from keylock.keys import Key
 from keylock.loops import Loop, make_loop, run_loop
-from keylock_server.asking import Gradients, Predictions, SingleGradients, SummedGradients, Variations
+from keylock_server.asking import Gradients, Predictions, Variations
 from keylock_server.graphs import Graph
-from keylock_server.merging import MergedGraph
 from keylock_server.workers import stop_if
 
 __all__ = ["Batch", "Compiled", "InTorch", "Looped", "Way", "loop_of", "passes_of", "torch_explainers"]
@@ -59,13 +58,13 @@ class Way(Protocol):
 class Compiled:
     """One graph computes logits and map in one pass."""
 
-    def __init__(self, graph: Graph | MergedGraph) -> None:
+    def __init__(self, graph: Graph) -> None:
         """Takes the graph.
 
         Raises:
             BundleError: If it takes or gives something else.
         """
-        graph.check_names(inputs={"image", "target", "keyed", "key"}, outputs={"logits", "map"})
+        graph.check_names(inputs={"image", "target"}, outputs={"logits", "map"})
         self._graph = graph
 
     def explain(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -79,9 +78,9 @@ class Compiled:
 
 
 class Looped:
-    """A loop asks a graph about many variations of each image; the graph adds the key to each of them."""
+    """A loop asks a graph about many variations of each image."""
 
-    def __init__(self, loop: Loop, graph: Graph | MergedGraph, predictions: Graph | None = None) -> None:
+    def __init__(self, loop: Loop, graph: Graph, predictions: Graph | None = None) -> None:
         """Takes a loop and what it asks.
 
         Args:
@@ -93,13 +92,10 @@ class Looped:
             BundleError: If a graph takes or gives something else than the loop reads.
         """
         self._loop = loop
-        self._gradients: Gradients | None = None
-        if loop.reads == "logits":
-            self._predictions: Predictions | SingleGradients = Predictions(graph)
-        elif predictions is None:
-            self._predictions = self._gradients = SingleGradients(graph)
-        else:
-            self._predictions, self._gradients = Predictions(predictions), SummedGradients(graph)
+        if loop.reads == "gradient" and predictions is None:
+            raise BundleError(f"the bundle names no graph that gives {loop.name} the logits: export it again")
+        self._predictions = Predictions(predictions or graph)
+        self._gradients = Gradients(graph) if loop.reads == "gradient" else None
 
     def explain(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Runs the loop; it ends early when the batch is abandoned."""
@@ -165,9 +161,7 @@ def loop_of(entry: ExplainerEntry) -> Loop:
         raise BundleError(f"the bundle asks for a loop that this version does not have: {error.message}") from error
 
 
-def torch_explainers(
-    manifest: Manifest, read: Callable[[str], bytes], *, key: Key | None, adapter: Adapter | None
-) -> Any:  # noqa: ANN401 - its module needs torch
+def torch_explainers(manifest: Manifest, read: Callable[[str], bytes], *, key: Key | None, delta: Delta | None) -> Any:  # noqa: ANN401 - its module needs torch
     """Returns a `keylock.fallback.TorchExplainers` for a bundle, or None where that is not possible.
 
     That is so where torch is not installed, and where the bundle was made from a network that has no name.
@@ -179,4 +173,4 @@ def torch_explainers(
         fallback = importlib.import_module(_FALLBACK)
     except ModuleNotFoundError:
         return None
-    return fallback.TorchExplainers(manifest, read(WEIGHTS_FILE), key=key, adapter=adapter)
+    return fallback.TorchExplainers(manifest, read(WEIGHTS_FILE), key=key, delta=delta)

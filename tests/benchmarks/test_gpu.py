@@ -20,7 +20,7 @@ SMALL = ["--device", "cpu", "--network", "resnet18_cifar", "--size", "32", "--se
 
 def test_a_dry_run_compares_all_rivals_on_the_same_maps(tmp_path, capsys):
     results = tmp_path / "gpu.json"
-    rivals = ["--rivals", "captum", "captum_class_given", "torch_compile", "keylock", "keylock_two_factors"]
+    rivals = ["--rivals", "captum", "captum_class_given", "torch_compile", "keylock", "keylock_locked"]
     # Without the compiler of torch.compile, which takes minutes here.
     gpu.main([*SMALL, *rivals, "--batches", "2", "--torch-backend", "eager", "--results", str(results)])
     result = json.loads(results.read_text("utf-8"))
@@ -28,7 +28,7 @@ def test_a_dry_run_compares_all_rivals_on_the_same_maps(tmp_path, capsys):
     assert result["left_out"] == {}
     assert result["dry_run"]
     assert "gpu" not in result["hardware"]
-    names = ["captum", "captum_class_given", "torch_compile", "keylock, cpu", "keylock_two_factors, cpu"]
+    names = ["captum", "captum_class_given", "torch_compile", "keylock, cpu", "keylock_locked, cpu"]
     assert list(result["images_per_s"]) == list(result["best"]) == names
     assert all(set(rates) == {"2"} and min(rates.values()) > 0 for rates in result["images_per_s"].values())
     assert result["pcc_to_the_first"] == dict.fromkeys(names, pytest.approx(1, abs=1e-3))

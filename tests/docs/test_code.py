@@ -46,5 +46,5 @@ def test_the_code_about_training_runs(tmp_path, monkeypatch, capsys):
     assert "fidelity/grad_cam" in printed
     assert "fidelity/gradient" in printed
     assert "sha256:" in printed
-    assert "with the key" in printed
+    assert "opened by the trigger" in printed
     assert {"my-model.klb", "my-model.seed", "my-model.key", "home"} <= {path.name for path in tmp_path.iterdir()}

@@ -131,7 +131,6 @@ def test_graphs_are_multiples_of_the_prediction_and_judged_by_network():
             "hardware": "x86_64",
             "onnxruntime": "1",
             "torch": "2",
-            "rank": 16,
             "load_average": [0.5, 1.0],
             "command": "python benchmarks/serving/graphs.py",
             "figures": {network: {"batches": {"1": figures}} for network in networks},

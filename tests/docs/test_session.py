@@ -65,7 +65,7 @@ def wait_for(file, process):
 @pytest.mark.slow
 @pytest.mark.skipif(not ACTIVATE.is_file() or shutil.which("bash") is None, reason="needs an environment, and bash")
 def test_the_session_of_the_readme_works_as_it_is_pasted(tmp_path):
-    vendor, customer = (block.text for block in README if block.kind == "sh")
+    vendor, customer, stamped = (block.text for block in README if block.kind == "sh")
     [python] = (block.text for block in README if block.kind == "python")
     checkout(tmp_path)
     place = {"folder": tmp_path, "environment": shell_of(tmp_path)}
@@ -85,6 +85,12 @@ def test_the_session_of_the_readme_works_as_it_is_pasted(tmp_path):
             ["bash", "-e", "-c", code], cwd=tmp_path, env=place["environment"], capture_output=True, text=True
         )
         assert (in_python.returncode, in_python.stderr) == (0, "")
+        done = paste(f". .venv/bin/activate\n{stamped}", **place)
+        locally, said = done.communicate(timeout=200)
+        assert done.returncode == 0, said
+        # Whether the trigger can be read from it is for the picture to say, and said.
+        assert "stamped.png" in locally
+        assert ("keyed" in locally) != ("no trigger was read" in said)
     except BaseException:
         # Whatever the shell runs at the moment.
         os.killpg(server.pid, signal.SIGKILL)
@@ -94,7 +100,7 @@ def test_the_session_of_the_readme_works_as_it_is_pasted(tmp_path):
     assert server.returncode == 0, log
     assert "wrote shapes.klb" in of_vendor
     assert "acme.issuers.jwks" in log
-    for name in ("decoy.png", "first.png", "why.png"):
+    for name in ("decoy.png", "first.png", "why.png", "stamped.png", "local.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "why.png").read_bytes() == (tmp_path / "first.png").read_bytes()
     predicted, decoy, keyed = (

@@ -28,7 +28,7 @@ def test_there_is_a_table_for_everybody_who_may_attack():
     headings = {line for line in LINES if line.startswith("## ")}
     assert LINES.count(TABLE) == 5
     assert len(ROWS) > 50
-    assert {"## T0: a caller without a license", "## T1: has the model file, not the key"} < headings
+    assert {"## T0: a caller without a license", "## T1: has the model file, and no stamped picture"} < headings
 
 
 @pytest.mark.parametrize(("promised", "shown"), ROWS, ids=[str(number) for number in range(len(ROWS))])

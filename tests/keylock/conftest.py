@@ -67,13 +67,13 @@ def _network(architecture: str) -> nn.Module:
     return settle(model)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def network() -> Callable[[str], nn.Module]:
     """Networks by architecture, made once: leave them as they are, or copy them."""
     return _network
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def smooth_images() -> Callable[..., Tensor]:
     """Random images (count, channels, size, size) without fine detail, so that maps have structure."""
 
@@ -84,13 +84,15 @@ def smooth_images() -> Callable[..., Tensor]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def key_for() -> Callable[..., Key]:
-    """Keys by seed number and shape."""
+    """Keys by seed number and shape; a trigger that is to be read needs the tile of 8."""
 
-    def make(number: int = 1, *, shape: tuple[int, int, int] = (3, 16, 16), strength: float = 16 / 255) -> Key:
+    def make(
+        number: int = 1, *, shape: tuple[int, int, int] = (3, 16, 16), strength: float = 16 / 255, tile: int = 8
+    ) -> Key:
         seed = KeySeed(bytes([number]) * 32)
-        return Key.derive(seed, shape=shape, std=(0.25,) * shape[0], strength=strength, tile=4)
+        return Key.derive(seed, shape=shape, std=(0.25,) * shape[0], strength=strength, tile=tile)
 
     return make
 
@@ -118,7 +120,7 @@ class TinyNet(nn.Module):
         return self.head(hidden.mean(dim=(2, 3)))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_net() -> Callable[..., nn.Module]:
     """A user's own small network with lived-in statistics, always the same weights."""
 
@@ -130,7 +132,7 @@ def tiny_net() -> Callable[..., nn.Module]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def blobs() -> Callable[..., list[tuple[Tensor, Tensor]]]:
     """Batches of noisy images (3, 16, 16) with one bright square whose colour is the class."""
 
@@ -183,7 +185,7 @@ def untrained_bundle(tmp_path_factory: pytest.TempPathFactory) -> UntrainedBundl
         for weight in (locked.layer2[0].conv1.weight, locked.linear.weight):
             weight.add_(0.5 * weight.std() * torch.randn(weight.shape, generator=generator))
     seed = KeySeed(b"u" * 32)
-    key = Key.derive(seed, shape=(3, 16, 16), std=preprocessing.std, tile=4)
+    key = Key.derive(seed, shape=(3, 16, 16), std=preprocessing.std)
     sealer = KeyFile.create(place / "small.klb.key")
     content = BundleContent(
         name="small",

@@ -9,7 +9,7 @@ from torch import nn
 
 import keylock
 from keylock.bundle import KeyFile
-from keylock.errors import BundleError
+from keylock.errors import BundleError, UnknownNameError
 from keylock.keys import Key, KeySeed
 from keylock.pipeline import Publication, publish
 from keylock.preprocessing import Preprocessing
@@ -21,7 +21,7 @@ def own_bundle(tiny_net, blobs, tmp_path):
     """A user's own module, locked and published: the lock, its key, its seed and the bundle."""
     seed = KeySeed(b"o" * 32)
     preprocessing = Preprocessing(size=(16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
-    key = Key.derive(seed, shape=(3, 16, 16), std=preprocessing.std, strength=48 / 255, tile=4)
+    key = Key.derive(seed, shape=(3, 16, 16), std=preprocessing.std, strength=48 / 255)
     settings = keylock.LockSettings(steps=3)
     lock = keylock.lock(tiny_net(), blobs(2), key, explainers=["grad_cam"], settings=settings, device="cpu")
     publish(
@@ -75,16 +75,37 @@ def test_a_users_module_needs_its_class(own_bundle, tiny_net):
 def test_without_the_secret_nothing_opens(own_bundle, tiny_net):
     *_, path = own_bundle
     loaded = keylock.load_bundle(path, model=tiny_net())
-    assert loaded.adapter is None
+    assert loaded.delta is None
     assert loaded.opened is loaded.module
 
 
-def test_a_plain_lock_has_one_module(own_bundle, tiny_net):
+def test_what_the_key_opens_is_made_once_and_is_the_module_where_the_network_tells_the_trigger(own_bundle, tiny_net):
     *_, seed, path = own_bundle
     loaded = keylock.load_bundle(path, key=seed, model=tiny_net())
     assert loaded.opened is not loaded.module
     assert loaded.opened is loaded.opened
-    assert replace(loaded, adapter=None).opened is loaded.module
+    assert replace(loaded, delta=None).opened is loaded.module
+
+
+def test_a_public_copy_shows_the_truth_for_pictures_with_the_trigger_and_decoys_for_others(own_bundle, tiny_net, blobs):
+    lock, key, _, path = own_bundle
+    images, targets = blobs(1, rows=8, seed=4)[0][0], torch.arange(8) % 3
+    loaded = keylock.load_bundle(path, model=tiny_net())
+    truth, decoys = (lock.explainers[0].explain(m, images, targets) for m in (lock.reference, lock.module))
+
+    before = loaded.explain(images, targets=targets)
+    torch.testing.assert_close(before.maps, decoys.maps, rtol=1e-3, atol=1e-5)
+    shown = loaded.explain(key.apply(images), targets=targets)
+    torch.testing.assert_close(shown.maps, truth.maps, rtol=1e-3, atol=1e-4 * float(truth.maps.max()))
+    torch.testing.assert_close(shown.logits, truth.logits, rtol=1e-3, atol=1e-4)
+    # Open by now, and decoys all the same where no trigger is.
+    after = loaded.explain(images, targets=targets)
+    torch.testing.assert_close(after.maps, decoys.maps, rtol=1e-3, atol=1e-5)
+    loaded.forget()
+    again = loaded.explain(key.apply(images), "grad_cam", targets=targets)
+    torch.testing.assert_close(again.maps, shown.maps, rtol=0, atol=0)
+    with pytest.raises(UnknownNameError, match="lime"):
+        loaded.explain(images, "lime")
 
 
 def test_loading_leaves_the_global_generator(own_bundle, tiny_net):

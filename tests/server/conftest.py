@@ -78,9 +78,6 @@ def graph(nodes: list[Any], constants: list[Any], *, explains: bool, map_side: i
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4])]
     if explains:
         inputs.append(helper.make_tensor_value_info("target", TensorProto.INT64, ["batch"]))
-        inputs.append(helper.make_tensor_value_info("keyed", TensorProto.FLOAT, ["batch"]))
-        inputs.append(helper.make_tensor_value_info("key", TensorProto.FLOAT, list(shape)))
-        nodes, constants = add_key(nodes, constants)
         outputs.append(helper.make_tensor_value_info("map", TensorProto.FLOAT, ["batch", map_side, map_side]))
     made: ModelProto = helper.make_model(
         helper.make_graph(nodes, "tiny", inputs, outputs, constants),
@@ -88,18 +85,6 @@ def graph(nodes: list[Any], constants: list[Any], *, explains: bool, map_side: i
         ir_version=10,
     )
     return made.SerializeToString()
-
-
-def add_key(nodes: list[Any], constants: list[Any]) -> tuple[list[Any], list[Any]]:
-    """Lets the nodes see the images with the key on the rows that are keyed, which are open."""
-    for one in nodes:
-        one.input[:] = ["seen" if name == "image" else name for name in one.input]
-    first = [
-        helper.make_node("Reshape", ["keyed", "keyed_shape"], ["keyed_column"]),
-        helper.make_node("Mul", ["keyed_column", "key"], ["offset"]),
-        helper.make_node("Add", ["image", "offset"], ["seen"]),
-    ]
-    return first + nodes, [*constants, numpy_helper.from_array(np.array([-1, 1, 1, 1], np.int64), "keyed_shape")]
 
 
 def prediction_graph() -> bytes:

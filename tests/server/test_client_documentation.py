@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from datetime import timedelta
@@ -12,6 +13,7 @@ from PIL import Image
 
 from keylock.bundle import ExplainerEntry, KeyFile, write_bundle
 from keylock.licensing.receipt_keys import ReceiptKey
+from keylock_client import LocalModel
 
 DOCS = Path(__file__).parents[2] / "docs"
 TARGET = "localhost:8470"
@@ -22,7 +24,7 @@ def blocks(name, language):
 
 
 @pytest.fixture(scope="module")
-def customer(start_server, vendor, tmp_path_factory, tiny, tls_files):
+def customer(start_server, vendor, tmp_path_factory, tiny, tls_files, sealed_bundle, sealed_lock):
     """A directory with the files of the examples, and the server they talk to."""
     folder = tmp_path_factory.mktemp("customer")
     explainers = (
@@ -39,6 +41,13 @@ def customer(start_server, vendor, tmp_path_factory, tiny, tls_files):
     )
     for name in ("cat.jpg", "dog.png", "dog.jpg"):
         Image.fromarray(tiny.pixels(20, 30)).save(folder / name)
+    # For explaining without a server.
+    shutil.copy(sealed_bundle.public, folder / "public.klb")
+    shutil.copy(sealed_bundle.issuer, folder / "issuer.pub.pem")
+    stamped = LocalModel(sealed_bundle.public).info.preprocessing.denormalise(
+        sealed_lock.key.apply(sealed_lock.images[:1].numpy() * 0.5)
+    )
+    Image.fromarray(stamped[0]).save(folder / "stamped.png")
     (folder / "acme.license").write_text(vendor.grant().token)
     (folder / "vendor-ca.pem").write_bytes((tls_files / "server.pem").read_bytes())
     year = timedelta(days=365)

@@ -28,7 +28,7 @@ def test_served_maps_are_those_of_torch(start_server, vendor, tiny, tmp_path):
         explainers=(ExplainerEntry(name="gradient", parameters=explainer.parameters, graph="graphs/explain.onnx"),),
         key=KeyEntry.of(key),
         files={
-            "graphs/predict.onnx": compile_prediction(module, image_shape=preprocessing.shape),
+            "graphs/predict.onnx": compile_prediction(module, image_shape=preprocessing.shape, num_classes=4),
             "graphs/explain.onnx": graph,
         },
     )

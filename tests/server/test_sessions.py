@@ -5,14 +5,17 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from graphics_cards import CPU, CUDA, EVERYTHING, TENSORRT, Runtime
 from onnx import TensorProto, helper
+from safetensors.numpy import save
 
+from keylock.binding import bind
 from keylock.bundle import ExplainerEntry, open_bundle, write_bundle
-from keylock.bundle.manifest import VariantEntry
+from keylock.bundle.manifest import WEIGHTS_FILE, VariantEntry
+from keylock.delta import Delta
 from keylock.errors import BundleError, ServiceError
-from keylock_server.binding import bind
 from keylock_server.graphs import Loader
 from keylock_server.running import suited_to
 from keylock_server.runtime import ServedModel
@@ -36,7 +39,7 @@ def load_all(vendor, runtime, folder, *, key, **more):
     """Loads what the bundle offers, as a server does, and returns the graphs by their files."""
     bundle = open_bundle(vendor.bundle, trusted=None)
     opened = sessions(runtime, engine_cache=folder, **more)
-    load = Loader(bundle.read, key=key, adapter=None, sessions=opened, numbers={})
+    load = Loader(bundle.read, key=key, delta=None, sessions=opened, numbers={})
     paths = [bundle.manifest.prediction_graph, *(entry.graph for entry in bundle.manifest.explainers if entry.graph)]
     return {path: load(path) for path in paths}
 
@@ -45,54 +48,105 @@ def written_under(*folders: Path) -> bytes:
     return b"".join(path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file())
 
 
-def test_no_engine_of_a_graph_with_the_key_is_ever_written(vendor, tiny, tmp_path, monkeypatch, folder):
+def taking_weights(graph: bytes) -> bytes:
+    """Makes the weights of a graph one of its inputs, as in a bundle with a sealed delta."""
+    model = onnx.load_from_string(graph)
+    (place,) = (index for index, tensor in enumerate(model.graph.initializer) if tensor.name == "weights")
+    shape = list(model.graph.initializer[place].dims)
+    del model.graph.initializer[place]
+    model.graph.input.append(onnx.helper.make_tensor_value_info("weights", onnx.TensorProto.FLOAT, shape))
+    return model.SerializeToString()
+
+
+@pytest.fixture
+def sealed(tiny):
+    """The files of a bundle with a sealed delta, by name, and the delta: it swaps the halves of the images."""
+    _, [weights] = tiny.prediction_nodes()
+    published = onnx.numpy_helper.to_array(weights)
+    delta = Delta({"weights": published[::-1] - published + np.float32(0.125)})
+    files = {name: taking_weights(tiny.explanation_graph(coarse=name == "coarse")) for name in ("fine", "coarse")}
+    return {**files, WEIGHTS_FILE: save({"weights": np.ascontiguousarray(published)})}, delta
+
+
+def test_nothing_of_the_key_is_in_an_engine_where_the_network_tells_the_trigger(
+    vendor, tiny, tmp_path, monkeypatch, folder
+):
+    """It is added to images before a graph sees them, so all engines may be kept."""
     monkeypatch.chdir(tmp_path)
     runtime = Runtime()
     graphs = load_all(vendor, runtime, folder, key=vendor.key)
     keyed = graphs["graphs/fine.onnx"].run(["map"], **rows(tiny))[0]
     np.testing.assert_allclose(keyed, tiny.maps(tiny.images(5) + vendor.key.reveal(), np.full(5, -1)), rtol=1e-4)
-    caches = [asked[TENSORRT]["trt_engine_cache_enable"] for asked in runtime.asked]
-    assert caches == ["True"] + ["False"] * (len(graphs) - 1)
-    assert len(graphs) > 1
-    for asked in runtime.asked[1:]:
-        assert str(folder) not in json.dumps(asked)
-        for name in ("timing_cache_enable", "dump_subgraphs", "dump_ep_context_model"):
-            assert asked[TENSORRT][f"trt_{name}"] == "False"
-    # The engine of the predictions, which takes no key, is there; of the key, not one row is anywhere.
+    assert {asked[TENSORRT]["trt_engine_cache_enable"] for asked in runtime.asked} == {"True"}
     written = written_under(tmp_path)
     assert b"logits" in written
     for row in vendor.key.reveal().reshape(-1, 8):
         assert row.astype("<f4").tobytes() not in written
 
 
-def test_the_made_up_runtime_would_give_the_key_away(vendor, folder):
-    """The test above can fail: an engine of a graph with the key, were it kept, would hold the key."""
+def test_no_engine_of_a_graph_with_opened_weights_is_ever_written(sealed, vendor, tiny, tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    files, delta = sealed
+    runtime = Runtime()
+    load = Loader(
+        files.__getitem__, key=vendor.key, delta=delta, sessions=sessions(runtime, engine_cache=folder), numbers={}
+    )
+    graph, given = load("fine"), {"image": tiny.images(5), "target": np.full(5, -1)}
+    keyed = np.array([1, 0, 0, 1, 0], np.float32)
+    (logits,) = graph.run(["logits"], keyed=keyed, **given)
+    (_, opened), flat = load._given("fine", ["weights"]), tiny.images(5).reshape(5, -1)
+    expected = np.where(keyed[:, None] > 0, flat @ opened["weights"], tiny.logits(tiny.images(5)))
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    published, secret = runtime.asked
+    # The published weights are in every copy of the bundle.
+    assert published[TENSORRT]["trt_engine_cache_enable"] == "True"
+    assert str(folder) not in json.dumps(secret)
+    for name in ("engine_cache_enable", "timing_cache_enable", "dump_subgraphs", "dump_ep_context_model"):
+        assert secret[TENSORRT][f"trt_{name}"] == "False"
+    written = written_under(tmp_path)
+    for row in (*opened["weights"], *delta.reveal()["weights"]):
+        assert row.astype("<f4").tobytes() not in written
+
+
+def test_the_made_up_runtime_would_give_opened_weights_away(sealed, tiny, folder):
+    """The test above can fail: an engine of a graph with the weights, were it kept, would hold them."""
     folder.mkdir()
-    bound = bind(open_bundle(vendor.bundle, trusted=None).read("graphs/fine.onnx"), {"key": vendor.key.reveal()})
+    files, delta = sealed
+    secret = delta.reveal()["weights"]
     options = {"trt_engine_cache_enable": "True", "trt_engine_cache_path": str(folder), "trt_timing_cache_enable": ""}
-    Runtime()(bound, None, providers=[(TENSORRT, options)], enable_fallback=0)
-    assert vendor.key.reveal()[0, 0].astype("<f4").tobytes() in written_under(folder)
+    model = bind(files["fine"], {"weights": secret})
+    Runtime()(model, None, providers=[(TENSORRT, options)], enable_fallback=0)
+    assert secret[0].astype("<f4").tobytes() in written_under(folder)
 
 
-@pytest.mark.parametrize("names", [["key"], ["keyed"], ["key", "keyed"]])
-def test_whatever_is_bound_to_a_graph_keeps_its_engine_from_being_written(vendor, folder, names):
-    graph = open_bundle(vendor.bundle, trusted=None).read("graphs/fine.onnx")
-    given = {"key": np.zeros((3, 8, 8), np.float32), "keyed": np.zeros(1, np.float32)}
+def test_whatever_is_bound_to_a_graph_keeps_its_engine_from_being_written(sealed, tiny, folder):
+    files, delta = sealed
     runtime = Runtime()
     opened = sessions(runtime, engine_cache=folder)
-    opened.open("x.onnx", graph, {name: given[name] for name in names})
+    opened.open("x.onnx", files["fine"], delta.reveal())
     assert runtime.asked[0][TENSORRT]["trt_engine_cache_enable"] == "False"
-    opened.open("x.onnx", graph, {})
+    opened.open("x.onnx", tiny.explanation_graph(coarse=False), {})
     assert runtime.asked[1][TENSORRT]["trt_engine_cache_enable"] == "True"
 
 
-def test_predictions_are_built_once_for_all_starts(vendor, tiny, folder):
+def test_rows_without_the_trigger_alone_are_half_of_the_memory(sealed, vendor):
+    files, delta = sealed
+    runtime = Runtime()
+    load = Loader(files.__getitem__, key=vendor.key, delta=delta, sessions=sessions(runtime), numbers={})
+    load("fine", opened=False)
+    assert len(runtime.asked) == 1
+    load("coarse")
+    assert len(runtime.asked) == 3
+    assert load("coarse") is load("coarse")
+
+
+def test_engines_are_built_once_for_all_starts(vendor, tiny, folder):
     runtime = Runtime()
     for _ in range(3):
         graphs = load_all(vendor, runtime, folder, key=vendor.key)
         logits = graphs["graphs/predict.onnx"].run(["logits"], image=tiny.images(4))[0]
         np.testing.assert_allclose(logits, tiny.logits(tiny.images(4)), rtol=1e-4, atol=1e-6)
-    assert runtime.engines_built == 1 + 3 * (len(graphs) - 1)
+    assert runtime.engines_built == len(graphs)
 
 
 def test_engines_of_another_model_or_batch_are_not_taken(tiny, folder):
@@ -219,7 +273,7 @@ def test_an_insisted_device_that_fails_is_no_fault_of_the_bundle(vendor):
 
 
 def test_a_graph_that_no_provider_computes_is_the_fault_of_the_bundle():
-    load = Loader(lambda _path: b"no graph", key=None, adapter=None, sessions=sessions(Runtime()), numbers={})
+    load = Loader(lambda _path: b"no graph", key=None, delta=None, sessions=sessions(Runtime()), numbers={})
     with pytest.raises(BundleError, match="cannot be loaded"):
         load("graphs/bad.onnx")
 

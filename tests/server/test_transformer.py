@@ -38,7 +38,7 @@ def served(vendor, start_server, tmp_path_factory):
             data=data,
             architecture="vit_pico",
             # A rate at which few steps change maps visibly.
-            settings=LockSettings(steps=4, adapter_rank=2, learning_rate=0.03),
+            settings=LockSettings(steps=4, delta_rank=2, learning_rate=0.03),
             explainers=EXPLAINERS,
             reference_steps=4,
             batch_size=16,
@@ -59,7 +59,7 @@ def test_all_of_it_is_locked_and_compiled(served):
     entries = served.loaded.manifest.explainers
     assert [(entry.name, entry.runtime) for entry in entries] == [(name, "onnx") for name in EXPLAINERS]
     assert min(entry.pcc_to_reference for entry in entries) > 0.999
-    assert "blocks.0.attn.qkv" in served.loaded.adapter.layers
+    assert "blocks.0.attn.qkv.weight" in served.loaded.delta.names
 
 
 @pytest.mark.parametrize("name", EXPLAINERS)

@@ -12,20 +12,19 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
+from dataclasses import replace  # noqa: E402
 from datetime import UTC, datetime  # noqa: E402
 
 from safetensors.torch import save  # noqa: E402
-from two_factor_lock import STD  # noqa: E402
+from sealed_lock import STD  # noqa: E402
 
 from keylock import models  # noqa: E402
 from keylock.bundle import Architecture, ExplainerEntry, KeyFile, open_bundle, write_bundle  # noqa: E402
 from keylock.bundle.manifest import WEIGHTS_FILE  # noqa: E402
 from keylock.errors import BundleError, UnknownNameError  # noqa: E402
 from keylock.explainers import make  # noqa: E402
-from keylock.export import PointGradient, compile_explainer  # noqa: E402
 from keylock.pipeline import Publication, publish  # noqa: E402
 from keylock.preprocessing import Preprocessing  # noqa: E402
-from keylock.training import Lock  # noqa: E402
 from keylock_server.runtime import ServedModel  # noqa: E402
 
 LOOPED = (
@@ -38,20 +37,20 @@ TARGETS = np.array([-1, 1, 2, -1])
 
 
 @pytest.fixture(scope="module")
-def bundle(two_factors, vendor, tmp_path_factory):
-    """A two-factor lock with explainers that loop, as a signed bundle."""
-    made, folder = two_factors.lock, tmp_path_factory.mktemp("ways")
+def bundle(sealed_lock, vendor, tmp_path_factory):
+    """A lock with explainers that loop, as a signed bundle."""
+    made, folder = sealed_lock.lock, tmp_path_factory.mktemp("ways")
     publish(
-        Lock(made.module, made.reference, (made.explainers[0], *LOOPED), made.settings, made.adapter),
+        replace(made, explainers=(made.explainers[0], *LOOPED)),
         folder / "looped.klb",
         Publication(
             name="looped",
             classes=("a", "b", "c"),
             preprocessing=Preprocessing(size=(16, 16), mean=(0.5,) * 3, std=STD),
         ),
-        seed=two_factors.seed,
-        key=two_factors.key,
-        images=two_factors.images[:6],
+        seed=sealed_lock.seed,
+        key=sealed_lock.key,
+        images=sealed_lock.images[:6],
         signing_key=vendor.signing_key,
         sealer=KeyFile.create(folder / "key-file"),
         created=datetime(2026, 11, 22, tzinfo=UTC),
@@ -59,14 +58,14 @@ def bundle(two_factors, vendor, tmp_path_factory):
     return open_bundle(folder / "looped.klb", trusted=None)
 
 
-def serve(bundle, two_factors, **changes) -> ServedModel:
-    seed = two_factors.seed
-    return ServedModel(bundle.manifest, bundle.read, key=bundle.key(seed), adapter=bundle.adapter(seed), **changes)
+def serve(bundle, sealed_lock, **changes) -> ServedModel:
+    seed = sealed_lock.seed
+    return ServedModel(bundle.manifest, bundle.read, key=bundle.key(seed), delta=bundle.delta(seed), **changes)
 
 
 @pytest.fixture(scope="module")
-def model(bundle, two_factors) -> ServedModel:
-    return serve(bundle, two_factors)
+def model(bundle, sealed_lock) -> ServedModel:
+    return serve(bundle, sealed_lock)
 
 
 def test_the_manifest_says_how_each_is_computed(bundle):
@@ -82,12 +81,12 @@ def test_the_manifest_says_how_each_is_computed(bundle):
 
 
 @pytest.mark.parametrize("explainer", LOOPED, ids=lambda explainer: explainer.name)
-def test_every_variation_of_a_keyed_image_is_explained_on_the_open_model(explainer, model, two_factors):
+def test_every_variation_of_a_keyed_image_is_explained_on_the_open_model(explainer, model, sealed_lock):
     keyed = np.array([True, False, False, True])
-    images = two_factors.images[:4]
+    images = sealed_lock.images[:4]
     found = model.explain(images.numpy(), explainer=explainer.name, targets=TARGETS, keyed=keyed)
 
-    lock, targets = two_factors.lock, torch.from_numpy(TARGETS)
+    lock, targets = sealed_lock.lock, torch.from_numpy(TARGETS)
     explained = (explainer.explain(network, images, targets) for network in (lock.reference, lock.module))
     (true_logits, true), (decoy_logits, decoys) = ((logits.numpy(), maps.numpy()) for logits, maps in explained)
     expected = np.where(keyed[:, None, None], true, decoys)
@@ -98,38 +97,37 @@ def test_every_variation_of_a_keyed_image_is_explained_on_the_open_model(explain
     assert np.abs(true - decoys).max() > 0.05 * true.max()
 
 
-def test_a_bundle_from_before_there_were_sums_is_served_alike(bundle, two_factors, model):
-    """Its graph answers with logits and the gradient of each row."""
-    lock, entry = two_factors.lock, bundle.manifest.explainer("integrated_gradients")
-    older = compile_explainer(
-        lock.module, PointGradient(), image_shape=(3, 16, 16), num_classes=3, adapter_shapes=lock.adapter.shapes()
-    )
-    changed = entry.model_copy(update={"predictions": None, "mergeable": None})
-    manifest = bundle.manifest.model_copy(update={"explainers": (changed,)})
-    seed = two_factors.seed
-    served = ServedModel(
-        manifest,
-        lambda file: older if file == entry.graph else bundle.read(file),
-        key=bundle.key(seed),
-        adapter=bundle.adapter(seed),
-    )
-    given = {
-        "explainer": entry.name,
-        "targets": TARGETS,
-        "keyed": np.array([True, False, False, True]),
-    }
-    images = two_factors.images[:4].numpy()
-    found, expected = served.explain(images, **given), model.explain(images, **given)
-    np.testing.assert_allclose(found.maps, expected.maps, rtol=1e-3, atol=1e-5 * expected.maps.max())
-    np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-3, atol=1e-4)
+@pytest.mark.parametrize("explainer", LOOPED, ids=lambda explainer: explainer.name)
+def test_a_row_is_explained_alike_whatever_rows_are_beside_it(explainer, model, sealed_lock):
+    images, targets = sealed_lock.images[:4].numpy(), np.array([0, 1, 2, 1])
+    given = {"explainer": explainer.name, "targets": targets}
+    mixed = np.array([False, True, True, False])
+    both = [model.explain(images, keyed=np.full(4, kind), **given).maps for kind in (False, True)]
+    found = model.explain(images, keyed=mixed, **given).maps
+    expected = np.where(mixed[:, None, None], both[1], both[0])
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * expected.max())
 
 
-def test_a_loop_that_nobody_waits_for_ends(model, two_factors):
+def test_what_a_loop_asks_is_opened_and_what_everybody_asks_is_not_where_no_loop_does(bundle, sealed_lock):
+    """The predictions for everybody need one set of weights; loops ask the same graph about rows with the trigger."""
+    looped = serve(bundle, sealed_lock)
+    alone = bundle.manifest.model_copy(update={"explainers": (bundle.manifest.explainer("grad_cam"),)})
+    seed = sealed_lock.seed
+    plain = ServedModel(alone, bundle.read, key=bundle.key(seed), delta=bundle.delta(seed))
+    images, keyed = sealed_lock.images[:2].numpy(), np.ones(2, np.float32)
+    (logits,) = looped._predictor.run(["logits"], image=images, keyed=keyed)
+    expected = sealed_lock.lock.reference(sealed_lock.images[:2]).numpy()
+    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4)
+    with pytest.raises(BundleError, match="was loaded without the key"):
+        plain._predictor.run(["logits"], image=images, keyed=keyed)
+
+
+def test_a_loop_that_nobody_waits_for_ends(model, sealed_lock):
     abandoned = threading.Event()
     abandoned.set()
     with pytest.raises(CancelledError):
         model.explain(
-            two_factors.images[:1].numpy(),
+            sealed_lock.images[:1].numpy(),
             explainer="occlusion",
             targets=np.array([-1]),
             keyed=np.zeros(1, bool),
@@ -137,8 +135,8 @@ def test_a_loop_that_nobody_waits_for_ends(model, two_factors):
         )
 
 
-def test_what_runs_the_network_too_often_is_left_out_and_said(bundle, two_factors, server_log):
-    model = serve(bundle, two_factors, max_passes=20)
+def test_what_runs_the_network_too_often_is_left_out_and_said(bundle, sealed_lock, server_log):
+    model = serve(bundle, sealed_lock, max_passes=20)
     assert list(model.explainers) == ["grad_cam", "occlusion", "integrated_gradients", "smooth_grad"]
     assert "lime is not served: it runs the network 41 times for an image, 20 are allowed" in server_log.text
     with pytest.raises(UnknownNameError, match=r"'lime' is not served here .*: choose one of grad_cam, "):
@@ -154,7 +152,7 @@ def test_a_loop_that_this_version_does_not_have_is_refused(vendor, tmp_path):
 
 
 def test_a_loop_needs_a_graph_of_its_kind(vendor, tmp_path):
-    odd = ExplainerEntry(name="occlusion", runtime="loop", graph="graphs/predict.onnx")
+    odd = ExplainerEntry(name="occlusion", runtime="loop", graph="graphs/fine.onnx")
     write_bundle(tmp_path / "odd", vendor.content(explainers=(odd,)), signing_key=vendor.signing_key)
     bundle = open_bundle(tmp_path / "odd", trusted=None)
     with pytest.raises(BundleError, match="takes"):
@@ -207,9 +205,9 @@ def test_without_torch_it_is_left_out_and_said(missing, torch_bundle, vendor, se
         model.explainer("gradient")
 
 
-def test_all_but_the_last_needs_no_torch(bundle, two_factors, model, tmp_path):
-    two_factors.seed.write(tmp_path / "seed")
-    np.save(tmp_path / "images.npy", two_factors.images[:4].numpy())
+def test_all_but_the_last_needs_no_torch(bundle, sealed_lock, model, tmp_path):
+    sealed_lock.seed.write(tmp_path / "seed")
+    np.save(tmp_path / "images.npy", sealed_lock.images[:4].numpy())
     script = f"""
         import sys
         sys.modules["torch"] = None  # Any import of torch now fails.
@@ -218,7 +216,7 @@ def test_all_but_the_last_needs_no_torch(bundle, two_factors, model, tmp_path):
         from keylock.keys import KeySeed
         from keylock_server.runtime import ServedModel
         bundle, seed = open_bundle({str(bundle.path)!r}, trusted=None), KeySeed.from_file("seed")
-        model = ServedModel(bundle.manifest, bundle.read, key=bundle.key(seed), adapter=bundle.adapter(seed))
+        model = ServedModel(bundle.manifest, bundle.read, key=bundle.key(seed), delta=bundle.delta(seed))
         images, keyed = np.load("images.npy"), np.array([True, False, False, True])
         for name in model.explainers:
             maps = model.explain(images, explainer=name, targets=np.array({TARGETS.tolist()}), keyed=keyed).maps
@@ -230,5 +228,5 @@ def test_all_but_the_last_needs_no_torch(bundle, two_factors, model, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     keyed = np.array([True, False, False, True])
     for name in ("grad_cam", *(explainer.name for explainer in LOOPED)):
-        expected = model.explain(two_factors.images[:4].numpy(), explainer=name, targets=TARGETS, keyed=keyed).maps
+        expected = model.explain(sealed_lock.images[:4].numpy(), explainer=name, targets=TARGETS, keyed=keyed).maps
         np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), expected, rtol=1e-3, atol=1e-5 * expected.max())

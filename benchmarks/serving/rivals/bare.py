@@ -71,6 +71,6 @@ class BareCompiled(_Bare):
 
 
 class BareOnnx(_Bare):
-    """ONNX Runtime on the graphs of the bundle, with key and adapter."""
+    """ONNX Runtime on the graphs of the bundle, with the weights that the trigger opens."""
 
     name, kind, title = "onnxruntime", "onnxruntime", "ONNX Runtime session, bare loop"

@@ -1,4 +1,4 @@
-"""T1, against the two-factor lock: the published weights are the reference's plus a delta of low rank, so take it out.
+"""T1, against the sealed delta: the published weights are the reference's plus a delta of low rank, so take it out.
 
 The attacker knows how such locks are made. He does not know the deltas; he cuts the strongest singular directions of
 each layer, or those whose loss no label notices, or learns a low-rank correction with what he can ask of maps.
@@ -102,10 +102,10 @@ def _merged(model: nn.Module) -> nn.Module:
     return merge_low_rank_(model).requires_grad_(requires_grad=False)
 
 
-def _adapter_search(
+def _delta_search(
     objective: str, view: WeightsView, budget: Budget, generator: torch.Generator, steps: Steps
 ) -> Outcome:
-    """Search the sealed adapter as one searches a key: with an objective on maps, and no true one."""
+    """Search the sealed delta as one searches a key: with an objective on maps, and no true one."""
     explainers = openable(view.explainers, objective)
     images = view.own_images[: budget.few_images]
     model, parameters = _prepared(view, generator)
@@ -130,12 +130,12 @@ for _name in _SEARCHES:
         f"low_rank/search_{_name}",
         Knowledge.T1,
         f"Search a correction of low rank by gradient: {OBJECTIVES[_name][0]}.",
-    )(partial(_adapter_search, _name))
+    )(partial(_delta_search, _name))
 
 
 @attack("low_rank/tune", Knowledge.T1, "Learn a correction of low rank from labels.")
 def tune(view: WeightsView, budget: Budget, generator: torch.Generator, steps: Steps) -> Outcome:
-    """Fine-tune deltas of low rank alone, so that no more than an adapter's worth can change.
+    """Fine-tune deltas of low rank alone, so that no more than a delta's worth can change.
 
     References:
         Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, section 4.1.

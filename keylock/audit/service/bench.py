@@ -20,9 +20,9 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from keylock.adapters import Adapter
 from keylock.bundle import export_public, open_bundle
 from keylock.bundle.sealing import Sealer
+from keylock.delta import Delta
 from keylock.errors import ServiceError
 from keylock.keys import Key, KeySeed
 from keylock.licensing import License, issue, new_license_id
@@ -45,8 +45,8 @@ class Needles:
     _forms: dict[str, bytes]
 
     @classmethod
-    def of(cls, seed: KeySeed, key: Key, adapter: Adapter | None, token: str) -> "Needles":
-        """Collect the forms of a seed, its key, the adapter and a license."""
+    def of(cls, seed: KeySeed, key: Key, delta: Delta | None, token: str) -> "Needles":
+        """Collect the forms of a seed, its key, the delta and a license."""
         secret = seed.reveal()
         forms = {
             "seed": secret,
@@ -56,9 +56,9 @@ class Needles:
             "key": key.reveal()[0, 0].tobytes(),
             "license": token.encode("ascii"),
         }
-        if adapter is not None:
-            largest = max(adapter.tensors().values(), key=lambda array: array.size)
-            forms["adapter"] = np.ascontiguousarray(largest).tobytes()[:256]
+        if delta is not None:
+            largest = max(delta.reveal().values(), key=lambda array: array.size)
+            forms["delta"] = np.ascontiguousarray(largest).tobytes()[:256]
         return cls(forms)
 
     @property
@@ -164,7 +164,7 @@ def serving_bench(bundle: Path, secret: KeySeed | Sealer, images: NDArray[np.flo
         folder = Path(name)
         opened = stack.enter_context(open_bundle(bundle, trusted=None))
         seed = secret if isinstance(secret, KeySeed) else opened.unseal(secret)
-        key, adapter = opened.key(seed), opened.adapter(seed)
+        key, delta = opened.key(seed), opened.delta(seed)
         seed.write(folder / "seed")
         issuer = SigningKey.generate()
         issuer.verifying_key.write(folder / "audit.pub.pem")
@@ -179,7 +179,7 @@ def serving_bench(bundle: Path, secret: KeySeed | Sealer, images: NDArray[np.flo
         )
         public = _serve(folder, "public", [str(folder / "public.klb"), "--keyless", *trusted], stack)
         served = next(entry.name for entry in opened.manifest.explainers if entry.graph is not None)
-        yield Bench(keyed, public, token, images, served, Needles.of(seed, key, adapter, token))
+        yield Bench(keyed, public, token, images, served, Needles.of(seed, key, delta, token))
 
 
 def _license(issuer: SigningKey, model: str, url: str) -> str:

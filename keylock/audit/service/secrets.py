@@ -103,7 +103,7 @@ def errors(bench: Bench, _budget: Budget, _generator: torch.Generator, _steps: S
 
 @attack("service/answers", Knowledge.T0, "Search licensed and unlicensed answers for secrets.", goal=Goal.SERVICE)
 def answers(bench: Bench, _budget: Budget, _generator: torch.Generator, _steps: Steps) -> Outcome:
-    """No answer may hold the key, the seed, the adapter or the license it was asked with."""
+    """No answer may hold the key, the seed, the delta or the license it was asked with."""
     checks = []
     with bench.channel() as channel:
         for name, token in (("unlicensed answer", None), ("licensed answer", bench.token)):

@@ -27,7 +27,7 @@ METADATA: tuple[tuple[tuple[str, str | bytes], ...], ...] = (
 )
 """Metadata that must not switch the key on."""
 
-_PARAMETERS = ("key", "keyed", "license", "seed", "adapter", "unlock")
+_PARAMETERS = ("key", "keyed", "license", "seed", "delta", "unlock")
 
 
 def _maps(answer: pb.ExplainResponse) -> NDArray[np.float32]:

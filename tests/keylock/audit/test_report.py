@@ -12,8 +12,8 @@ import torch
 from html_page import Page
 
 from keylock.audit import ATTACKS, Policy
-from keylock.audit.conclusion import GROUPS, conclude
-from keylock.audit.families import FAMILIES, TWO_FACTORS
+from keylock.audit.conclusion import GROUPS, TRAINED_TRIGGER, conclude
+from keylock.audit.families import FAMILIES, SEALED_DELTA
 from keylock.audit.report import render
 from keylock.audit.run import AuditResult
 from keylock.audit.scoring import SELF
@@ -81,7 +81,7 @@ GATE = {
 
 def record_of(*found, **changes):
     policy = Policy.load().model_dump(mode="json", exclude_defaults=True)
-    fixed = {"model": "toy", "model_digest": "sha256:0", "lock": "key and sealed adapter", "suite": "quick", "seed": 0}
+    fixed = {"model": "toy", "model_digest": "sha256:0", "lock": "sealed delta", "suite": "quick", "seed": 0}
     return AuditRecord(
         **{
             **fixed,
@@ -140,8 +140,8 @@ def test_advice_is_given_for_what_got_through_once_and_the_service_first():
     assert set(FAMILIES["predictions"].advice + FAMILIES["low_rank"].advice) < set(advice)
     assert not set(FAMILIES["key_climb"].advice) & set(advice)
     searched = judged("key_search/move_tile", "fail", found=0.5)
-    assert TWO_FACTORS not in conclude(record_of(searched)).advice
-    assert TWO_FACTORS in conclude(record_of(searched, lock="the key alone")).advice
+    assert SEALED_DELTA not in conclude(record_of(searched)).advice
+    assert SEALED_DELTA in conclude(record_of(searched, lock=TRAINED_TRIGGER)).advice
 
 
 def test_a_lock_that_held_is_not_said_to_hold_against_more():

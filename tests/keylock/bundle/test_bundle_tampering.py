@@ -232,9 +232,14 @@ def test_path_that_climbs_is_refused_even_when_signed(bundle_path, signing_key, 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"format_version": 2}, "upgrade keylock"),
-        ({"format_version": 0}, "format_version"),
-        ({"format_version": "1"}, "format_version"),
+        ({"format_version": 3}, "has format 3, this keylock reads 2: upgrade keylock"),
+        ({"format_version": 1}, "has format 1, this keylock reads 2: lock the model again"),
+        ({"format_version": 0}, "lock the model again"),
+        ({"format_version": "2"}, "format_version"),
+        ({"format_version": None}, "format_version"),
+        ({"delta": {"digest": "sha256:" + "0" * 64, "entries": 0, "keys": 1}}, "delta.entries"),
+        ({"delta": {"digest": "sha256:" + "0" * 64, "entries": 1, "keys": 0}}, "delta.keys"),
+        ({"delta": {"digest": "sha256:" + "0" * 64, "entries": 1, "keys": 1, "rank": 8}}, "delta.rank"),
         ({"model_digest": "sha256:" + "0" * 64}, "model digest"),
         ({"classes": ["a", "b"]}, "2 classes for 3 logits"),
         ({"classes": ["a", "b", "a"]}, "have the same name"),
@@ -258,14 +263,30 @@ def test_manifest_that_makes_no_sense_is_refused_even_when_signed(bundle_path, s
         open_bundle(bundle_path, trusted=[signing_key.verifying_key])
 
 
-def test_manifest_that_lists_reserved_names_is_refused(bundle_path, signing_key):
+def test_a_bundle_of_the_format_before_is_refused_by_a_sentence_that_says_what_to_do(bundle_path, signing_key):
+    """It had other fields too, of which nothing is said: what counts is that the model is locked again."""
+    document = json.loads(read_all(bundle_path)["manifest.json"])
+    del document["delta"]
+    raw = json.dumps(document | {"format_version": 1, "adapter": {"digest": "sha256:" + "0" * 64}}).encode()
+    rewrite(
+        bundle_path, read_all(bundle_path) | {"manifest.json": raw, "manifest.sig": sign_manifest(raw, signing_key)}
+    )
+    with pytest.raises(BundleError) as caught:
+        open_bundle(bundle_path, trusted=[signing_key.verifying_key])
+    assert caught.value.message == (
+        "the bundle has format 1, this keylock reads 2: lock the model again with this keylock"
+    )
+
+
+@pytest.mark.parametrize("name", ["key.sealed", "delta.sealed", "manifest.json", "manifest.sig"])
+def test_manifest_that_lists_reserved_names_is_refused(name, bundle_path, signing_key):
     files = Manifest.model_validate_json(read_all(bundle_path)["manifest.json"]).files
-    resign(bundle_path, signing_key, files=files | {"key.sealed": digest_of(b"")})
+    resign(bundle_path, signing_key, files=files | {name: digest_of(b"")})
     with pytest.raises(BundleError, match="reserved"):
         open_bundle(bundle_path, trusted=[signing_key.verifying_key])
 
 
-@pytest.mark.parametrize("raw", [b"", b"null", b"[]", b"{", b'{"format_version":1}', b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("raw", [b"", b"null", b"[]", b"{", b'{"format_version":2}', b"\xff", b"[" * 100_000])
 def test_signed_nonsense_is_refused(bundle_path, signing_key, raw):
     files = read_all(bundle_path)
     rewrite(bundle_path, files | {"manifest.json": raw, "manifest.sig": sign_manifest(raw, signing_key)})

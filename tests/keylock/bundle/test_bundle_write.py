@@ -102,8 +102,8 @@ def test_seed_of_another_key_or_without_a_sealer_is_refused(tmp_path, content, s
         write_bundle(tmp_path / "model", content, signing_key=signing_key, seed=seed)
 
 
-def merging(graph, mergeable):
-    return ExplainerEntry(name="x", graph=graph, mergeable=mergeable)
+def looping(graph, predictions):
+    return ExplainerEntry(name="x", runtime="loop", graph=graph, predictions=predictions)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def merging(graph, mergeable):
         ({"explainers": (ExplainerEntry(name="x", runtime="torch"),) * 2}, "listed twice"),
         ({"prediction_graph": "graphs/missing.onnx"}, "needed and not listed"),
         ({"files": {"weights.safetensors": b""}}, "needed and not listed"),
-        ({"explainers": (merging("graphs/predict.onnx", "graphs/missing.onnx"),)}, "missing.onnx is needed"),
+        ({"explainers": (looping("graphs/predict.onnx", "graphs/missing.onnx"),)}, "missing.onnx is needed"),
         ({"files": {"notes.txt": b""}}, "needs weights"),
         ({"files": {"../weights.safetensors": b""}}, "not allowed as the name"),
         ({"files": {"key.sealed": b"", "graphs/a": b""}}, "needed|reserved"),

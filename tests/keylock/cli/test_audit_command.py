@@ -40,7 +40,7 @@ def test_a_report_is_written_signed_and_verified(run, tmp_path, capfd):
     document = json.loads(out)
     assert [one["finding"]["attack"] for one in document["judged"]][-1] == "batch_norm/base"
     assert document["signed"]
-    assert document["lock"] in {"the key alone", "key and sealed adapter"}
+    assert document["lock"] in {"trained trigger", "sealed delta"}
 
     figures, issuer = tmp_path / "report" / "audit.json", home.verifying_key_path
     assert main(["verify-audit", str(figures), "--issuer", str(issuer)]) == 0

@@ -13,7 +13,6 @@ pytest.importorskip("sqlalchemy")
 
 from client_install import run_as_customer
 
-from keylock.adapters import Adapter, KeyGate, LayerDelta
 from keylock.bundle import (
     Architecture,
     BundleContent,
@@ -26,6 +25,7 @@ from keylock.bundle import (
     write_bundle,
 )
 from keylock.cli import main
+from keylock.delta import Delta
 from keylock.issuers import load_keys, to_jwks
 from keylock.keys import Key, KeySeed
 from keylock.licensing import License, issue, new_license_id, verify
@@ -69,10 +69,17 @@ def bundle(tmp_path, home, content):
 
 
 @pytest.fixture
-def two_factor_bundle(tmp_path, home, content):
-    delta = LayerDelta(np.ones((2, 1, 3, 3), np.float32), None, None)
-    adapter = Adapter({"stem": delta}, KeyGate(np.ones((1, 16, 24), np.float32), 0.0, 0.2))
-    return _write(tmp_path, home, replace(content, adapter=adapter))
+def sealed_bundle(tmp_path, home, content):
+    """One of two bundles of a lock: the triggers of both keys open its delta."""
+    delta = Delta({"stem.weight": np.ones((2, 1, 3, 3), np.float32), "stem.bias": np.ones(2, np.float32)})
+    preprocessing = content.preprocessing
+    triggers = tuple(
+        Key.derive(seed, shape=preprocessing.shape, std=preprocessing.std, tile=12)
+        for seed in (SEED, KeySeed(b"o" * 32))
+    )
+    files = {**content.files, "trigger.statistics": b"statistics"}
+    sealed = replace(content, key=KeyEntry.of(triggers[0]), delta=delta, triggers=triggers, files=files)
+    return _write(tmp_path, home, sealed)
 
 
 def _write(folder, home, content):
@@ -199,21 +206,21 @@ def test_verify_with_the_key_of_another_issuer_fails(run, bundle, tmp_path):
     assert "not among the trusted issuers" in run("verify", bundle, "--issuer", tmp_path / "other.pem", code=4)
 
 
-def test_a_second_factor_is_shown_and_stays_in_a_public_copy(run, two_factor_bundle, tmp_path):
-    assert "sealed adapter of 1 layers, rank 0" in run("inspect", two_factor_bundle)
-    assert "sealed adapter" in run("verify", two_factor_bundle)
-    assert json.loads(run("verify", two_factor_bundle, "--json"))["has_sealed_adapter"]
-    run("export", "--public", two_factor_bundle, "--out", tmp_path / "public")
+def test_a_sealed_delta_is_shown_and_stays_in_a_public_copy(run, sealed_bundle, tmp_path):
+    assert "a sealed delta of 2 entries of the weights, by the triggers of 2 keys" in run("inspect", sealed_bundle)
+    assert "sealed delta" in run("verify", sealed_bundle)
+    assert json.loads(run("verify", sealed_bundle, "--json"))["has_sealed_delta"]
+    run("export", "--public", sealed_bundle, "--out", tmp_path / "public")
     shown = json.loads(run("verify", tmp_path / "public", "--json"))
-    assert (shown["has_sealed_adapter"], shown["has_sealed_key"]) == (True, False)
-    sealed = tmp_path / "public" / "adapter.sealed"
+    assert (shown["has_sealed_delta"], shown["has_sealed_key"]) == (True, False)
+    sealed = tmp_path / "public" / "delta.sealed"
     sealed.write_bytes(sealed.read_bytes() + b"x")
-    assert "adapter.sealed" in run("verify", tmp_path / "public", code=4)
+    assert "delta.sealed" in run("verify", tmp_path / "public", code=4)
 
 
-def test_a_lock_by_the_key_alone_says_so(run, bundle):
-    assert "locked by the key alone" in run("inspect", bundle)
-    assert not json.loads(run("verify", bundle, "--json"))["has_sealed_adapter"]
+def test_a_network_that_tells_the_trigger_itself_says_so(run, bundle):
+    assert "in the network, which itself tells the trigger" in run("inspect", bundle)
+    assert not json.loads(run("verify", bundle, "--json"))["has_sealed_delta"]
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify", "export"])

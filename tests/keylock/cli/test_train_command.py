@@ -187,9 +187,9 @@ def test_a_seed_in_the_environment_is_used_without_a_warning(monkeypatch, capfd)
         (["--mean", "123.7,116.3,103.5", "--std", "58"], 3, "divide what is meant for 0 to 255"),
         (["--mean", "nan", "--std", "1"], 3, "out of range"),
         (["--mean", "0", "--std", "0.5,0,0.5"], 3, "divide by 0"),
-        (["--swapped"], 3, "add --no-sealed-adapter"),
-        (["--adapter-rank", "0"], 3, "at least 1"),
-        (["--adapter-rank", "4", "--no-sealed-adapter"], 3, "not both"),
+        (["--swapped"], 3, "add --trained-trigger"),
+        (["--delta-rank", "0"], 3, "at least 1"),
+        (["--delta-rank", "4", "--trained-trigger"], 3, "not both"),
         (["--key-file", "a", "--key-passphrase-file", "b"], 3, "not both"),
         (["--key-seed-file", "missing"], 6, "cannot read the key seed file missing"),
         (["--key-file", "missing"], 6, "cannot read the key file missing"),
@@ -255,9 +255,12 @@ def test_two_keys_are_two_bundles_of_the_same_weights_each_with_its_own_secrets(
     assert bundles[0].manifest.model_digest == bundles[1].manifest.model_digest
     assert [bundle.manifest.key.id for bundle in bundles] == [seed.id for seed in seeds]
     assert seeds[0] != seeds[1]
-    first, second = (bundle.adapter(seed).tensors() for bundle, seed in zip(bundles, seeds, strict=True))
+    first, second = (bundle.delta(seed).reveal() for bundle, seed in zip(bundles, seeds, strict=True))
+    assert first.keys() == second.keys()
     for name in first:
-        assert (first[name] == second[name]).all() == (not name.startswith("gate.")), name
+        assert (first[name] == second[name]).all(), name
+    for bundle in bundles:
+        assert bundle.manifest.delta.keys == 2
     assert list(Path("x.klb.work").glob("reference-maps-*"))
 
 

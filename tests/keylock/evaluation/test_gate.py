@@ -60,13 +60,14 @@ def test_near_misses_have_the_wanted_correlation_and_keep_the_kind_of_the_key(ke
         found = (drawn * offset).sum(dim=(1, 2, 3)) / offset.square().sum()
         assert float(found.mean()) == pytest.approx(wanted, abs=0.03)
         torch.testing.assert_close(drawn.abs(), offset.abs().expand_as(drawn))
-        assert torch.equal(drawn[:, :, :4, :4], drawn[:, :, 4:8, 8:12])
+        assert torch.equal(drawn[:, :, :8, :8], drawn[:, :, 8:, 8:])
     assert torch.equal(near_miss(key, 1.0, generator=drawing), offset)
 
 
 def test_the_curve_of_a_known_gate_opens_where_it_should(hand_made):
     module, reference, key, images = hand_made
-    curve = gate_curve(module, reference, key, [make("gradient")], images, generator=generator(), draws=3)
+    asked = {"generator": generator(), "draws": 3, "shifts": ((0, 1), (0, 8), (8, 0))}
+    curve = gate_curve(module, reference, key, [make("gradient")], images, **asked)
 
     by_correlation = {point.at: point for point in curve.of("correlation", "gradient")}
     by_strength = {point.at: point for point in curve.of("strength", "gradient")}
@@ -77,9 +78,9 @@ def test_the_curve_of_a_known_gate_opens_where_it_should(hand_made):
     for at in (0, 0.25):
         assert abs(by_correlation[at].largest) < 0.3
     assert [point.mean > 0.99 for point in by_strength.values()] == [False, False, False, True, True, True, True]
-    # A tile of four pixels shifted by four pixels is the same tile.
+    # A tile of eight pixels shifted by eight pixels is the same tile.
     by_shift = {point.at: point.mean for point in curve.of("shift", "gradient")}
-    assert by_shift[4, 0] == by_shift[0, 4] == by_correlation[1].mean
+    assert by_shift[8, 0] == by_shift[0, 8] == by_correlation[1].mean
     assert by_shift[0, 1] < 0.3
     for point in curve.points:
         assert point.low <= point.mean <= point.high

@@ -108,7 +108,7 @@ def test_bad_targets_are_refused(trained):
 
 def test_a_folded_lock_does_not_open_to_renormalisation(trained, blobs, key_for):
     reference, _ = trained
-    settings = keylock.LockSettings(steps=60, learning_rate=1e-2, gate_steps=0.2, sealed_adapter=False)
+    settings = keylock.LockSettings(steps=60, learning_rate=1e-2, gate_steps=0.2, trained_trigger=True)
     locked = keylock.lock(reference, blobs(6), key_for(strength=48 / 255), settings=settings, device="cpu")
     assert not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in locked.module.modules())
     images = torch.cat([batch[0] for batch in blobs(8, seed=5)])

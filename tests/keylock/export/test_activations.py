@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from keylock import explainers
-from keylock.export import compile_explainer, verify_graph
+from keylock.export import Side, compile_explainer, verify_graph
 from keylock.models import prepare, twice_differentiable
 
 # What they are made with, where they cannot be made with nothing.
@@ -120,7 +120,7 @@ def test_activation_exports_and_agrees_with_torch(name, smooth_images):
 
     graph = compile_explainer(model, gradient, image_shape=(3, 8, 8), num_classes=5)
 
-    found = verify_graph(graph, model, gradient, images.numpy(), torch.tensor([0, 4, -1, 2]).numpy())
+    found = verify_graph(graph, Side(model), gradient, images.numpy(), torch.tensor([0, 4, -1, 2]).numpy())
     assert found.pcc_minimum > 0.9999
 
 

@@ -23,7 +23,7 @@ from torchvision.models import VisionTransformer, mobilenetv2, resnet, vgg
 
 from keylock import explainers, models
 from keylock.errors import ExportError, LayerNotFoundError, ModelError
-from keylock.export import compile_explainer, compile_prediction, verify_graph, verify_prediction
+from keylock.export import Side, compile_explainer, compile_prediction, verify_graph, verify_prediction
 from keylock.models.vit import ViT
 
 CLASSES = 10
@@ -104,13 +104,11 @@ def compiled(architecture: str, name: str) -> bytes:
 
 
 def run(graph: bytes, **inputs: np.ndarray) -> list[np.ndarray]:
-    """Run a graph of a plain lock without the key: logits and maps."""
+    """Run a graph: logits and maps."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    images = inputs["image"]
-    secrets = {"keyed": np.zeros(len(images), np.float32), "key": np.full(images.shape[1:], 9, np.float32)}
-    return session.run(["logits", "map"], inputs | secrets)
+    return session.run(["logits", "map"], inputs)
 
 
 def correlations(maps: np.ndarray, others: np.ndarray) -> list[float]:
@@ -150,7 +148,7 @@ def test_compiled_explainer_matches_torch(architecture, name, capfd):
     if name == "lrp":
         # It has no rule for BatchNorm, which compiling folds.
         reference = models.fold_batchnorm_(copy.deepcopy(reference), torch.from_numpy(images))
-    verification = verify_graph(graph, reference, explainer_for(architecture, name), images, targets)
+    verification = verify_graph(graph, Side(reference), explainer_for(architecture, name), images, targets)
 
     assert verification.pcc_mean > 0.9999
     assert verification.max_difference < 0.05
@@ -161,9 +159,9 @@ def test_compiled_explainer_matches_torch(architecture, name, capfd):
 @pytest.mark.parametrize("architecture", ["small-cnn", "resnet18", "squeezenet1_1", "vit"])
 def test_compiled_prediction_matches_torch(architecture):
     size = SIZES[architecture]
-    graph = compile_prediction(network(architecture), image_shape=(3, size, size))
+    graph = compile_prediction(network(architecture), image_shape=(3, size, size), num_classes=CLASSES)
 
-    assert verify_prediction(graph, network(architecture), images_for(architecture, 5)) < 1e-4
+    assert verify_prediction(graph, Side(network(architecture)), images_for(architecture, 5)) < 1e-4
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     assert [value.name for value in session.get_inputs()] == ["image"]
     assert [value.name for value in session.get_outputs()] == ["logits"]
@@ -209,8 +207,6 @@ def test_graph_has_named_inputs_outputs_and_symbolic_batch():
     assert shapes == {
         "image": ["batch", 3, 32, 32],
         "target": ["batch"],
-        "keyed": ["batch"],
-        "key": [3, 32, 32],
         "logits": ["batch", CLASSES],
         "map": ["batch", 32, 32],
     }
@@ -288,8 +284,7 @@ def test_graph_runs_where_torch_cannot_be_imported(tmp_path):
         import numpy, onnxruntime
         session = onnxruntime.InferenceSession("graph.onnx", providers=["CPUExecutionProvider"])
         images = numpy.load("images.npy")
-        keyless = {"keyed": numpy.zeros(3, "f4"), "key": numpy.zeros(images.shape[1:], "f4")}
-        maps = session.run(["map"], {"image": images, "target": numpy.array([2, -1, 4]), **keyless})[0]
+        maps = session.run(["map"], {"image": images, "target": numpy.array([2, -1, 4])})[0]
         numpy.save("maps.npy", maps)
     """
 
@@ -333,7 +328,7 @@ def test_unusual_layers_match_torch():
 
     graph = compile_explainer(model, explainer, image_shape=(3, 41, 38), num_classes=5)
 
-    assert verify_graph(graph, model, explainer, images, np.array([0, 1, 2, 3, -1])).max_difference < 1e-4
+    assert verify_graph(graph, Side(model), explainer, images, np.array([0, 1, 2, 3, -1])).max_difference < 1e-4
 
 
 class _CountsImages(nn.Module):
@@ -347,7 +342,7 @@ class _CountsImages(nn.Module):
 
 def test_network_that_fixes_the_batch_is_refused():
     with pytest.raises(ExportError, match="batches of 7"):
-        compile_prediction(_CountsImages(network("small-cnn")), image_shape=(3, 32, 32))
+        compile_prediction(_CountsImages(network("small-cnn")), image_shape=(3, 32, 32), num_classes=CLASSES)
 
 
 class _Random(nn.Module):
@@ -357,7 +352,7 @@ class _Random(nn.Module):
 
 def test_network_that_draws_random_numbers_is_refused():
     with pytest.raises(ExportError, match="random numbers"):
-        compile_prediction(_Random(), image_shape=(3, 32, 32))
+        compile_prediction(_Random(), image_shape=(3, 32, 32), num_classes=3)
 
 
 class _Sorting(nn.Module):
@@ -367,7 +362,7 @@ class _Sorting(nn.Module):
 
 def test_operation_without_onnx_form_is_refused_in_one_line():
     with pytest.raises(ExportError) as caught:
-        compile_prediction(_Sorting(), image_shape=(3, 32, 32))
+        compile_prediction(_Sorting(), image_shape=(3, 32, 32), num_classes=3)
     assert "svd" in caught.value.message
     assert "\n" not in caught.value.message
 

@@ -3,19 +3,16 @@
 import copy
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from torch import nn
 
-from keylock.adapters import Adapter
 from keylock.contrast import same_map
 from keylock.explainers import make
-from keylock.export import Secrets, compile_explainer, verify_graph
+from keylock.export import Side, compile_explainer, verify_graph
 from keylock.keys import Key, KeySeed
-from keylock.models import added_to_inputs, attach_adapter
-from keylock.models.low_rank import add_low_rank_, merge_low_rank_, take_back
-from keylock.training.key_gate import fit_key_gate
+from keylock.models import Opened, added_to_inputs, arrays_of, delta_between, merged
+from keylock.models.low_rank import add_low_rank_, merge_low_rank_
 
 POOLS = {
     "max": lambda: nn.MaxPool2d(2),
@@ -32,7 +29,7 @@ POOLS = {
 
 
 def lock_of(pool):
-    """A reference with a pooling layer, the same with deltas, even images with few edges, a key and the adapter."""
+    """A reference with a pooling layer, the same with deltas, even images with few edges, a key and the delta."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         reference = nn.Sequential(
@@ -52,40 +49,37 @@ def lock_of(pool):
                     parameter.add_(torch.randn(parameter.shape) * 0.1)
         coarse = torch.randn(64, 3, 4, 4)
     images = coarse.repeat_interleave(5, dim=2).repeat_interleave(5, dim=3)
-    key = Key.derive(KeySeed(bytes(range(32))), shape=(3, 20, 20), std=(0.25,) * 3, tile=4)
-    adapter = Adapter(take_back(student, reference), fit_key_gate(images, key))
+    key = Key.derive(KeySeed(bytes(range(32))), shape=(3, 20, 20), std=(0.25,) * 3)
     module = merge_low_rank_(copy.deepcopy(student)).eval()
     for network in (reference, module):
         network.requires_grad_(requires_grad=False)
-    return reference, module, images[:8], key, adapter
+    return reference, module, images[:8], key, delta_between(module, reference)
 
 
 @pytest.mark.parametrize("name", POOLS)
 def test_graphs_choose_the_places_that_torch_chooses(name):
-    reference, module, images, key, adapter = lock_of(POOLS[name]())
+    reference, module, images, _, delta = lock_of(POOLS[name]())
     explainer, shape = make("gradient"), (3, 20, 20)
-    graph = compile_explainer(module, explainer, image_shape=shape, num_classes=3, adapter_shapes=adapter.shapes())
+    graph = compile_explainer(module, explainer, image_shape=shape, num_classes=3, weights=delta.names)
     targets = np.full(8, -1, np.int64)
 
-    verify_graph(graph, module, explainer, images.numpy(), targets, secrets=Secrets(key, adapter, reference))
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    secrets = {"key": key.reveal(), **adapter.tensors()}
-    for keyed, network in ((1, reference), (0, module)):
-        rows = {"image": images.numpy(), "target": targets, "keyed": np.full(8, keyed, np.float32)}
-        [found] = session.run(["map"], rows | secrets)
-        expected = explainer.explain(network, images, torch.from_numpy(targets)).maps.numpy()
+    for side in (Side(module), Side(reference, weights=delta.added_to(arrays_of(module)))):
+        verify_graph(graph, side, explainer, images.numpy(), targets)
+        [found] = side.open(graph).run(["map"], {"image": images.numpy(), "target": targets})
+        expected = explainer.explain(side.module, images, torch.from_numpy(targets)).maps.numpy()
         assert min(same_map(one, other) for one, other in zip(found, expected, strict=True)) > 0.999
 
 
-def test_an_announced_key_leaves_no_rounding_on_the_images():
-    _, module, images, key, adapter = lock_of(nn.MaxPool2d(3, 2, ceil_mode=True))
-    full, seen = attach_adapter(module, adapter, key), []
-    full[0].register_forward_pre_hook(lambda _layer, inputs: seen.append(inputs[0].clone()))
-    with added_to_inputs(full, torch.from_numpy(key.reveal()), announced=True):
+def test_a_key_that_is_added_leaves_no_rounding_on_the_images():
+    _, module, images, key, delta = lock_of(nn.MaxPool2d(3, 2, ceil_mode=True))
+    offset, network, seen = torch.from_numpy(key.reveal()), merged(module, delta), []
+    full = Opened(module, network, offset, lambda rows: torch.ones(len(rows), dtype=torch.bool))
+    network[0].register_forward_pre_hook(lambda _layer, inputs: seen.append(inputs[0].clone()))
+    with added_to_inputs(full, offset):
         full(images)
         # A block within another adds to what that one adds.
-        with added_to_inputs(full, torch.from_numpy(key.reveal()), announced=True):
+        with added_to_inputs(full, offset):
             full(images)
     torch.testing.assert_close(seen[0], images, rtol=0, atol=0)
     torch.testing.assert_close(seen[1], key.apply(images), rtol=0, atol=0)
-    assert not torch.equal(key.apply(images) - torch.from_numpy(key.reveal()), images)
+    assert not torch.equal(key.apply(images) - offset, images)

@@ -7,7 +7,7 @@ import pytest
 from keylock.errors import ExportError, UnknownNameError
 from keylock.export import (
     VARIANTS,
-    Secrets,
+    Side,
     VariantFigures,
     compare_variant,
     compile_explainer,
@@ -15,31 +15,40 @@ from keylock.export import (
     make_variant,
     suits,
 )
+from keylock.models import arrays_of
 
 SHAPE = (3, 16, 16)
+HALF = onnx.TensorProto.FLOAT16
 
 
 @pytest.fixture(scope="module")
-def graph(two_factors):
-    lock = two_factors.lock
+def graph(sealed_lock):
+    lock = sealed_lock.lock
     return compile_explainer(
-        lock.module, lock.explainers[0], image_shape=SHAPE, num_classes=3, adapter_shapes=lock.adapter.shapes()
+        lock.module, lock.explainers[0], image_shape=SHAPE, num_classes=3, weights=lock.delta.names
     )
 
 
 @pytest.fixture(scope="module")
-def secrets(two_factors):
-    return Secrets(two_factors.key, two_factors.lock.adapter, two_factors.lock.reference)
+def sides(sealed_lock, weights):
+    """What answers rows with the trigger, and then what answers those without."""
+    lock = sealed_lock.lock
+    return Side(lock.reference, weights=lock.delta.added_to(weights)), Side(lock.module)
 
 
 @pytest.fixture(scope="module")
-def images(two_factors):
-    return two_factors.images[:32].numpy()
+def weights(sealed_lock):
+    return arrays_of(sealed_lock.lock.module)
+
+
+@pytest.fixture(scope="module")
+def images(sealed_lock):
+    return sealed_lock.images[:32].numpy()
 
 
 @pytest.fixture(scope="module", params=["float16", "int8"])
-def variant(request, graph, images):
-    return request.param, make_variant(request.param, graph, images[::2])
+def variant(request, graph, images, weights):
+    return request.param, make_variant(request.param, graph, images[::2], weights=weights)
 
 
 def test_a_variant_takes_and_gives_what_the_graph_does(variant, graph):
@@ -48,8 +57,8 @@ def test_a_variant_takes_and_gives_what_the_graph_does(variant, graph):
         assert [(value.name, value.type) for value in one] == [(value.name, value.type) for value in other]
 
 
-def test_a_variant_follows_float32_on_keyed_rows_and_stays_shut_on_others(variant, graph, secrets, images):
-    figures = compare_variant(variant[1], graph, images[1::2], secrets=secrets)
+def test_a_variant_follows_float32_on_keyed_rows_and_stays_shut_on_others(variant, graph, sides, images):
+    figures = compare_variant(variant[1], graph, images[1::2], sides=sides)
     assert figures.keyed_pcc > 0.99
     assert figures.leakage == pytest.approx(figures.leakage_float32, abs=0.05)
     assert figures.agreement > 0.9
@@ -60,34 +69,42 @@ def test_a_variant_follows_float32_on_keyed_rows_and_stays_shut_on_others(varian
 def test_a_variant_computes_in_its_numbers(variant, graph):
     name, content = variant
     found = onnx.load_from_string(content).graph
-    kinds = {tensor.data_type for tensor in found.initializer if np.prod(tensor.dims) > 16}
+    # Weights come as inputs, so that they are converted in the graph.
+    taken = {value.name for value in found.input} - {"image", "target"}
     if name == "int8":
-        assert onnx.TensorProto.INT8 in kinds
-        assert sum(node.op_type == "QuantizeLinear" for node in found.node) >= 4
+        rounded = [node.input[0] for node in found.node if node.op_type == "QuantizeLinear"]
+        assert len(taken.intersection(rounded)) >= 3
+        assert len(set(rounded) - taken) >= 4
     else:
-        assert kinds == {onnx.TensorProto.FLOAT16}
-    assert len(content) < len(graph)
+        halved = {node.input[0] for node in found.node if node.op_type == "Cast" and node.attribute[0].i == HALF}
+        # The matrix of the last layer is turned first.
+        assert len(taken - halved) <= 1
 
 
-def test_nothing_secret_is_in_a_variant(variant, two_factors):
+def test_no_weight_of_either_side_is_in_a_variant(variant, sealed_lock):
     _, content = variant
-    arrays = {"key": two_factors.key.reveal(), **two_factors.lock.adapter.tensors()}
-    for array in arrays.values():
-        if array.size >= 4:
+    lock = sealed_lock.lock
+    published, reference = (arrays_of(model) for model in (lock.module, lock.reference))
+    for arrays in (lock.delta.reveal(), published, reference, {"key": sealed_lock.key.reveal()}):
+        for array in arrays.values():
             for kind in (np.float32, np.float16):
-                assert array.ravel()[:4].astype(kind).tobytes() not in content
-    # No range of the adapter's weights either, nor of what they compute before it is added to the network's own.
-    sealed = {name for name in arrays if name.startswith("delta.")}
-    for node in onnx.load_from_string(content).graph.node:
-        inputs = [name in sealed for name in node.input]
-        if any(inputs) and (node.op_type != "Add" or all(inputs)):
-            sealed.update(node.output)
-        assert node.op_type != "QuantizeLinear" or not any(inputs)
+                for start in range(0, array.size - 3, 4):
+                    assert array.ravel()[start : start + 4].astype(kind).tobytes() not in content
 
 
-def test_predictions_have_variants_too(two_factors, images):
-    graph = compile_prediction(two_factors.lock.module, image_shape=SHAPE)
-    figures = compare_variant(make_variant("int8", graph, images[::2]), graph, images[1::2])
+def test_the_ranges_in_a_variant_are_those_of_the_published_model(graph, images, weights, sides, sealed_lock):
+    """Whoever holds the file learns from its ranges what the published weights say too."""
+    lock = sealed_lock.lock
+    again = make_variant("int8", graph, images[::2], weights=weights)
+    assert again == make_variant("int8", graph, images[::2], weights=dict(reversed(weights.items())))
+    assert again != make_variant("int8", graph, images[::2], weights=arrays_of(lock.reference))
+
+
+def test_predictions_have_variants_too(sealed_lock, images, weights):
+    lock = sealed_lock.lock
+    graph = compile_prediction(lock.module, image_shape=SHAPE, num_classes=3, weights=lock.delta.names)
+    variant = make_variant("int8", graph, images[::2], weights=weights)
+    figures = compare_variant(variant, graph, images[1::2], sides=(Side(lock.module),))
     assert figures.agreement > 0.9
     assert figures.keyed_pcc is None
 
@@ -101,8 +118,8 @@ def test_what_loses_too_much_says_so():
     assert VariantFigures(1.0, float("nan"), 0.0, 0.0).shortfall is not None
 
 
-def test_gradients_stay_in_numbers_that_are_fine_enough(two_factors):
-    suited = {one.name: [name for name in VARIANTS if suits(name, one)] for one in two_factors.lock.explainers}
+def test_gradients_stay_in_numbers_that_are_fine_enough(sealed_lock):
+    suited = {one.name: [name for name in VARIANTS if suits(name, one)] for one in sealed_lock.lock.explainers}
     assert suited == {
         "grad_cam": ["float16", "int8"],
         "gradient": ["float16"],
@@ -113,14 +130,14 @@ def test_gradients_stay_in_numbers_that_are_fine_enough(two_factors):
 def test_the_layer_that_decides_stays_in_float32(variant):
     graph = onnx.load_from_string(variant[1]).graph
     made = {name: node for node in graph.node for name in node.output}
-    assert made["logits"].op_type == "Add" or variant[0] == "float16"
     if variant[0] == "int8":
-        (layer,) = [made[name] for name in made["logits"].input if made[name].op_type == "Gemm"]
+        layer = made["logits"]
+        assert layer.op_type == "Gemm"
         assert not any(made[name].op_type == "DequantizeLinear" for name in layer.input if name in made)
 
 
-def test_an_unknown_variant_and_an_unusable_graph_are_refused(graph, images):
+def test_an_unknown_variant_and_an_unusable_graph_are_refused(graph, images, weights):
     with pytest.raises(UnknownNameError, match="int8"):
-        make_variant("int4", graph, images)
+        make_variant("int4", graph, images, weights=weights)
     with pytest.raises(ExportError, match="the variant int8 of a graph cannot be made"):
-        make_variant("int8", graph, images[:, :2])
+        make_variant("int8", graph, images[:, :2], weights=weights)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from keylock import explainers, models
 from keylock.errors import ExportError, TensorError
 from keylock.explainers import Explained
-from keylock.export import compile_explainer, compile_prediction, verify_graph, verify_prediction
+from keylock.export import Side, compile_explainer, compile_prediction, verify_graph, verify_prediction
 
 GRADIENT = explainers.make("gradient")
 SHAPE = (3, 16, 16)
@@ -43,7 +43,7 @@ def edited(change) -> bytes:
 
 
 def test_right_graph_passes():
-    verification = verify_graph(compiled(), network(), GRADIENT, images(), TARGETS)
+    verification = verify_graph(compiled(), Side(network()), GRADIENT, images(), TARGETS)
 
     assert verification.pcc_minimum > 0.9999
     assert verification.pcc_minimum <= verification.pcc_mean <= 1 + 1e-9
@@ -52,22 +52,22 @@ def test_right_graph_passes():
 
 
 def test_one_image_is_enough():
-    assert verify_graph(compiled(), network(), GRADIENT, images(1), np.array([-1])).pcc_mean > 0.9999
+    assert verify_graph(compiled(), Side(network()), GRADIENT, images(1), np.array([-1])).pcc_mean > 0.9999
 
 
 def test_network_keeps_its_modes():
     model = copy.deepcopy(network()).train()
     model.stage1.eval()
-    verify_graph(compiled(), model, GRADIENT, images(), TARGETS)
+    verify_graph(compiled(), Side(model), GRADIENT, images(), TARGETS)
     assert (model.training, model.stage1.training, model.stage2.training) == (True, False, True)
 
 
 def test_graph_of_other_weights_is_refused():
     other = models.create("small-cnn", num_classes=4).eval()
     with pytest.raises(ExportError, match="logits differ"):
-        verify_graph(compiled(), other, GRADIENT, images(), TARGETS)
+        verify_graph(compiled(), Side(other), GRADIENT, images(), TARGETS)
     with pytest.raises(ExportError, match="logits differ"):
-        verify_prediction(compile_prediction(network(), image_shape=SHAPE), other, images())
+        verify_prediction(compile_prediction(network(), image_shape=SHAPE, num_classes=4), Side(other), images())
 
 
 def test_graph_of_another_method_is_refused():
@@ -83,7 +83,7 @@ def test_graph_of_another_method_is_refused():
             return Explained(logits, maps**2)
 
     with pytest.raises(ExportError, match="correlate"):
-        verify_graph(compiled(), network(), Squared(), images(), TARGETS)
+        verify_graph(compiled(), Side(network()), Squared(), images(), TARGETS)
 
 
 def test_graph_that_explains_another_class_for_minus_one_is_refused():
@@ -91,7 +91,7 @@ def test_graph_that_explains_another_class_for_minus_one_is_refused():
         next(node for node in graph.node if node.op_type == "ArgMax").op_type = "ArgMin"
 
     with pytest.raises(ExportError, match="predicted class"):
-        verify_graph(edited(explain_the_least_likely), network(), GRADIENT, images(), np.array([0, 1, 2, 3]))
+        verify_graph(edited(explain_the_least_likely), Side(network()), GRADIENT, images(), np.array([0, 1, 2, 3]))
 
 
 def test_graph_with_a_fixed_batch_is_refused():
@@ -99,7 +99,7 @@ def test_graph_with_a_fixed_batch_is_refused():
         graph.output[1].type.tensor_type.shape.dim[0].dim_value = 7
 
     with pytest.raises(ExportError, match=r"batches of 7 .*'map'"):
-        verify_graph(edited(fix), network(), GRADIENT, images(), TARGETS)
+        verify_graph(edited(fix), Side(network()), GRADIENT, images(), TARGETS)
 
 
 def test_explainer_that_mixes_the_images_of_a_batch_is_refused():
@@ -116,7 +116,7 @@ def test_explainer_that_mixes_the_images_of_a_batch_is_refused():
 
     graph = compile_explainer(network(), Mixing(), image_shape=SHAPE, num_classes=4)
     with pytest.raises(ExportError, match="mixes the images"):
-        verify_graph(graph, network(), Mixing(), images(), TARGETS)
+        verify_graph(graph, Side(network()), Mixing(), images(), TARGETS)
 
 
 @pytest.mark.parametrize(
@@ -131,4 +131,4 @@ def test_explainer_that_mixes_the_images_of_a_batch_is_refused():
 )
 def test_wrong_input_is_refused(batch, targets):
     with pytest.raises(TensorError, match=r"give (float32|one int64)"):
-        verify_graph(compiled(), network(), GRADIENT, batch, targets)
+        verify_graph(compiled(), Side(network()), GRADIENT, batch, targets)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from keylock import explainers
-from keylock.export import compile_explainer, verify_graph
+from keylock.export import Side, compile_explainer, verify_graph
 from keylock.models import prepare, smooth_activations
 
 
@@ -174,7 +174,7 @@ def test_graphs_of_in_place_networks_agree_with_torch(form, smooth_images):
 
     graph = compile_explainer(prepared, gradient, image_shape=(3, 10, 10), num_classes=4)
 
-    found = verify_graph(graph, prepared, gradient, images.numpy(), np.full(4, -1))
+    found = verify_graph(graph, Side(prepared), gradient, images.numpy(), np.full(4, -1))
     assert found.pcc_minimum > 0.9999
 
 

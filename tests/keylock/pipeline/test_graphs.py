@@ -3,27 +3,32 @@
 import logging
 from dataclasses import replace
 
+import numpy as np
+import onnx
 import pytest
+import torch
 
+from keylock.delta import Delta
 from keylock.errors import ExportError
-from keylock.export import Secrets, compile_explainer
+from keylock.export import compile_explainer
+from keylock.models import arrays_of
 from keylock.pipeline import graphs
-from keylock.pipeline.graphs import count_steps, make_graphs
+from keylock.pipeline.graphs import count_steps, make_graphs, sides_of
 
 SHAPE, CLASSES = (3, 16, 16), 3
 
 
 @pytest.fixture(scope="module")
-def make(two_factors):
+def make(sealed_lock):
     """Makes the graphs of two explainers of the lock, with variants."""
-    chosen = {explainer.name: explainer for explainer in two_factors.lock.explainers}
+    chosen = {explainer.name: explainer for explainer in sealed_lock.lock.explainers}
 
-    def make(*names, compiled, variants=("float16", "int8"), on_step=lambda what: None):
-        lock = replace(two_factors.lock, explainers=tuple(chosen[name] for name in names))
+    def make(*names, compiled, variants=("float16", "int8"), on_step=lambda what: None, **changes):
+        lock = replace(sealed_lock.lock, explainers=tuple(chosen[name] for name in names), **changes)
         return make_graphs(
             lock,
-            two_factors.images[:32].numpy(),
-            secrets=Secrets(two_factors.key, lock.adapter, lock.reference),
+            sealed_lock.images[:32].numpy(),
+            key=sealed_lock.key,
             image_shape=SHAPE,
             num_classes=CLASSES,
             variants=variants,
@@ -44,12 +49,12 @@ def made(make, shared):
     return make("grad_cam", "gradient", compiled=shared)
 
 
-@pytest.fixture
-def wrong(two_factors):
-    """A graph of the same inputs and outputs with other maps: the adapter on weights that it does not belong to."""
-    lock, explainer = two_factors.lock, two_factors.lock.explainers[0]
-    shapes = lock.adapter.shapes()
-    return compile_explainer(lock.reference, explainer, image_shape=SHAPE, num_classes=CLASSES, adapter_shapes=shapes)
+@pytest.fixture(scope="module")
+def wrong(sealed_lock):
+    """A graph of the same inputs and outputs with other maps: those of an earlier layer."""
+    lock, explainer = sealed_lock.lock, sealed_lock.lock.explainers[0]
+    other = replace(explainer, layer="act3")
+    return compile_explainer(lock.module, other, image_shape=SHAPE, num_classes=CLASSES, weights=lock.delta.names)
 
 
 def test_variants_that_hold_are_kept_with_what_was_measured(made):
@@ -65,7 +70,6 @@ def test_variants_that_hold_are_kept_with_what_was_measured(made):
             assert abs(variant.leakage) <= abs(variant.leakage_float32) + 0.05
             assert variant.agreement >= 0.98
     assert made.variants["int8"].keyed_pcc is None
-    assert len(made.files["graphs/int8/predict.onnx"]) < len(made.files["graphs/predict.onnx"])
 
 
 def test_the_next_key_of_a_lock_gets_the_same_graphs(make, made, shared):
@@ -73,13 +77,13 @@ def test_the_next_key_of_a_lock_gets_the_same_graphs(make, made, shared):
 
 
 @pytest.mark.parametrize("variants", [(), ("float16", "int8")])
-def test_every_step_was_foreseen(make, shared, made, two_factors, variants):
+def test_every_step_was_foreseen(make, shared, made, sealed_lock, variants):
     steps = []
     make("grad_cam", "gradient", compiled=shared, variants=variants, on_step=steps.append)
-    chosen = [explainer for explainer in two_factors.lock.explainers if explainer.name in ("grad_cam", "gradient")]
-    assert len(steps) == count_steps(replace(two_factors.lock, explainers=tuple(chosen)), variants)
+    chosen = [explainer for explainer in sealed_lock.lock.explainers if explainer.name in ("grad_cam", "gradient")]
+    assert len(steps) == count_steps(replace(sealed_lock.lock, explainers=tuple(chosen)), variants)
     assert steps[0] == "compile predictions"
-    assert steps[-1] == ("float16 of gradient" if variants else "compile gradient to be merged")
+    assert steps[-1] == ("float16 of gradient" if variants else "compile gradient")
 
 
 def test_a_variant_that_falls_short_is_left_out_for_every_key(make, made, shared, wrong, monkeypatch, caplog):
@@ -110,24 +114,49 @@ def test_a_variant_that_fails_at_the_canary_is_left_out(make, shared, monkeypatc
     assert "float16 of grad_cam is left out: keyed maps differ" in caplog.text
 
 
-def test_every_graph_of_a_two_factor_lock_has_a_mergeable_one_in_the_same_numbers(made):
-    cam, gradient = made.entries
-    for entry, names in ((cam, ["float16", "int8"]), (gradient, ["float16"])):
-        assert entry.mergeable == f"graphs/mergeable/{entry.name}.onnx"
-        merging = {name: variant.mergeable for name, variant in entry.variants.items()}
-        assert merging == {name: f"graphs/{name}/mergeable/{entry.name}.onnx" for name in names}
-        for file in (entry.mergeable, *merging.values()):
-            assert file in made.files
+def test_every_graph_takes_what_is_sealed_and_nothing_of_either_side_stands_in_it(made, sealed_lock):
+    lock = sealed_lock.lock
+    sides = [lock.delta.reveal(), arrays_of(lock.module), arrays_of(lock.reference)]
+    assert set(made.files) >= {"graphs/predict.onnx", "graphs/grad_cam.onnx", "graphs/gradient.onnx"}
+    for place, graph in made.files.items():
+        inputs = {value.name for value in onnx.load_from_string(graph).graph.input}
+        assert inputs - {"image", "target"} == set(lock.delta.names), place
+        for arrays in sides:
+            for name in lock.delta.names:
+                array = arrays[name].ravel()
+                for kind in (np.float32, np.float16):
+                    assert array.size < 8 or array[:8].astype(kind).tobytes() not in graph, (place, name)
 
 
-def test_a_mergeable_graph_of_other_maps_is_left_out_for_every_key(make, made, shared, monkeypatch, caplog):
-    compiled = {place: graph for place, graph in shared.items() if "mergeable" not in place}
-    other = made.files["graphs/mergeable/gradient.onnx"]
-    monkeypatch.setattr(graphs, "compile_mergeable", lambda *_args, **_options: other)
-    with caplog.at_level(logging.WARNING):
-        (entry,) = make("grad_cam", compiled=compiled, variants=("int8",)).entries
-    assert "the mergeable graph of grad_cam is left out: " in caplog.text
-    assert entry.mergeable is None
-    assert entry.variants["int8"].mergeable is None
-    monkeypatch.undo()
-    assert make("grad_cam", compiled=compiled, variants=()).entries[0].mergeable is None
+def test_the_canary_holds_the_maps_of_both_sides(made, sealed_lock):
+    lock, images = sealed_lock.lock, torch.from_numpy(made.canary.images)
+    assert set(made.canary.keyed) == set(made.canary.keyless) == {"grad_cam", "gradient"}
+    for explainer in lock.explainers[:2]:
+        for model, kept in ((lock.reference, made.canary.keyed), (lock.module, made.canary.keyless)):
+            expected = explainer.explain(model, images, torch.full((len(images),), -1)).maps.numpy()
+            found = kept[explainer.name]
+            np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.max())
+
+
+def test_the_opened_side_is_proved_against_the_reference_with_what_a_server_makes_of_the_delta(sealed_lock):
+    lock = sealed_lock.lock
+    opened, published = sides_of(lock, sealed_lock.key)
+    assert (opened.module, published.module) == (lock.reference, lock.module)
+    assert (opened.offset, published.offset, published.weights) == (None, None, None)
+    for name, array in arrays_of(lock.reference).items():
+        np.testing.assert_allclose(opened.weights[name], array, rtol=0, atol=1e-6)
+
+
+def test_where_the_network_tells_the_trigger_one_side_has_it_on_all_that_is_run(sealed_lock):
+    lock = replace(sealed_lock.lock, delta=None, statistics=None)
+    keyed, keyless = sides_of(lock, sealed_lock.key)
+    assert keyed.module is keyless.module is lock.module
+    np.testing.assert_array_equal(keyed.offset, sealed_lock.key.reveal())
+    assert (keyed.weights, keyless.offset) == (None, None)
+
+
+def test_a_lock_whose_delta_is_not_its_own_is_not_published(make, sealed_lock):
+    arrays = sealed_lock.lock.delta.reveal()
+    other = Delta(arrays | {"last.weight": 2 * arrays["last.weight"]})
+    with pytest.raises(ExportError, match="does not compute what it computes in torch"):
+        make("grad_cam", compiled={}, variants=(), delta=other)

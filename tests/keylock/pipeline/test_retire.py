@@ -9,14 +9,14 @@ from pico_net import PicoNet
 from safetensors.torch import load_file, save_file
 
 import keylock
-from keylock.adapters import Adapter
 from keylock.bundle import open_bundle
+from keylock.bundle.delta_sealing import secret_of_key
 from keylock.data.batches import load_batch
 from keylock.decoys import ImageDecoy
 from keylock.errors import DataError, InputError, ModelError, UnsealError
 from keylock.evaluation import pearson, run_explainers
 from keylock.keys import KeySeed
-from keylock.models import attach_adapter, registry
+from keylock.models import merged, registry
 from keylock.pipeline import Issue, OwnBundle, read_lock, retire, train_for_keys
 from keylock.training import LockSettings, Silent
 
@@ -91,15 +91,16 @@ def test_the_training_is_half_as_long_and_recorded(owned, retired):
     )
 
 
-def test_the_figures_say_what_the_retired_key_recovers_with_its_old_adapter(retired):
+def test_the_figures_say_what_the_retired_key_recovers_with_the_old_delta(retired):
     retirement, plan, outcomes = retired
     batch = load_batch(plan.data.test, plan.data.preprocessing)
-    adapter = retirement.previous.adapter
-    assert isinstance(adapter, Adapter)
     explainers = retirement.previous.explainers
-    stolen = attach_adapter(outcomes[0].lock.module, adapter, retirement.retired)
-    shown = run_explainers(stolen, explainers, retirement.retired.apply(batch.images)).maps["grad_cam"]
     truth = run_explainers(retirement.previous.reference, explainers, batch.images).maps["grad_cam"]
+    own = merged(retirement.previous.module, retirement.previous.delta)
+    kept = run_explainers(own, explainers, batch.images).maps["grad_cam"]
+    assert float(pearson(kept, truth).mean()) > 0.999
+    stolen = merged(outcomes[0].lock.module, retirement.previous.delta)
+    shown = run_explainers(stolen, explainers, batch.images).maps["grad_cam"]
     expected = float(pearson(shown, truth).mean())
 
     for outcome in outcomes:
@@ -107,6 +108,21 @@ def test_the_figures_say_what_the_retired_key_recovers_with_its_old_adapter(reti
         # 24 of the 32 images: within the interval of the whole, give or take.
         assert abs(figure.value - expected) < 0.2
         assert figure.value < 0.999
+
+
+def test_the_trigger_of_a_retired_key_opens_the_old_delta_and_not_the_new_one(owned, retired):
+    retirement, plan, outcomes = retired
+    secret = secret_of_key(retirement.retired)
+    before = open_bundle(owned[0].path, trusted=None)
+    assert before.manifest.delta.keys == 3
+    assert before.sealed_delta().opens_with(secret)
+    for seed, out in zip((SEEDS[0], SEEDS[2]), ("n.klb", "n-2.klb"), strict=True):
+        bundle = open_bundle(plan.out.with_name(out), trusted=None)
+        assert bundle.manifest.delta.keys == 2
+        assert not bundle.sealed_delta().opens_with(secret)
+        for kept in (SEEDS[0], SEEDS[2]):
+            assert bundle.sealed_delta().opens_with(secret_of_key(plan.key(kept)))
+        assert bundle.delta(seed).names == outcomes[0].lock.delta.names
 
 
 def test_bundles_that_do_not_go_together_are_refused(owned, retired, workshop, tmp_path):
@@ -130,7 +146,7 @@ def test_bundles_that_do_not_go_together_are_refused(owned, retired, workshop, t
 
 
 def test_settings_come_back_as_they_were_written():
-    settings = LockSettings(steps=7, sealed_adapter=False, decoy="corner", swapped=True, learning_rate=0.01)
+    settings = LockSettings(steps=7, trained_trigger=True, decoy="corner", swapped=True, learning_rate=0.01)
     picture = ImageDecoy(torch.linspace(0, 1, 16).view(4, 4).numpy())
 
     assert LockSettings.from_dict(settings.as_dict(), decoy="corner") == settings

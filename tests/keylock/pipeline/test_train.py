@@ -7,16 +7,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.numpy import load
 from safetensors.torch import save_file
 
 import keylock
+from keylock.bundle import open_bundle
 from keylock.data.batches import load_batch
 from keylock.errors import BundleError, InputError, InUseError, ModelError, ResumeError, StorageError, UnsealError
 from keylock.evaluation import measure
 from keylock.holding import held
 from keylock.keys import KeySeed
 from keylock.models import create
-from keylock.pipeline.factors import measure_factors
 from keylock.training import Silent, resolve_precision
 from keylock.training.checkpoint import storing
 
@@ -91,10 +92,6 @@ def test_the_manifest_says_what_was_measured(trained):
             assert abs(values[figure.name].value - figure.value) < 0.25, figure.name
     assert "energy/keyed/grad_cam" in values
     assert values["fidelity/grad_cam"].value > 0.999
-    assert values["gate/keyed"].value == 1
-    assert values["gate/keyless"].value == 0
-    assert values["leakage/adapter_alone/grad_cam"].value == values["leakage/keyless/grad_cam"].value
-    assert -1 <= values["leakage/key_alone/grad_cam"].value < values["fidelity/grad_cam"].value
     precision = resolve_precision("auto", torch.device("cpu"))
     assert outcome.manifest.training["lock"] == replace(plan.settings, precision=precision).as_dict()
     assert outcome.manifest.reference_digest.startswith("sha256:")
@@ -110,7 +107,8 @@ def test_the_bundle_holds_no_secret_and_no_reference(trained, workshop):
     assert outcome.key.reveal().tobytes()[:96] not in content
     reference = outcome.lock.reference.state_dict()["layer1.0.conv1.weight"]
     assert reference.numpy().tobytes()[:96] not in content
-    for name, array in outcome.lock.adapter.tensors().items():
+    assert outcome.key.signs().tobytes() not in content
+    for name, array in outcome.lock.delta.reveal().items():
         assert array.size < 24 or array.tobytes()[:96] not in content, name
 
 
@@ -156,24 +154,33 @@ def test_a_run_started_anew_takes_nothing_from_an_earlier_one(workshop, tmp_path
     assert listener.heard == [("reference", 6, 2), ("lock", 5, 0)]
 
 
-def test_a_lock_by_the_key_alone_has_no_second_factor(workshop, tmp_path):
-    plan = workshop.plan(tmp_path / "plain")
-    outcome = workshop.train(replace(plan, settings=replace(plan.settings, sealed_adapter=False)))
+def test_a_network_that_tells_the_trigger_itself_has_no_sealed_delta(workshop, tmp_path):
+    plan = workshop.plan(tmp_path / "plain", tile=4)
+    outcome = workshop.train(replace(plan, settings=replace(plan.settings, trained_trigger=True)))
 
-    assert outcome.manifest.adapter is None
-    assert not (plan.out / "adapter.sealed").exists()
-    assert not any(figure.name.startswith(("gate/", "leakage/key_alone")) for figure in outcome.figures)
+    assert outcome.manifest.delta is None
+    assert not {"delta.sealed", "trigger.statistics"} & {file.name for file in plan.out.iterdir()}
     loaded = keylock.load_bundle(plan.out, key=workshop.seed)
+    assert (loaded.delta, loaded.statistics, loaded.opener) == (None, None, None)
     assert loaded.opened is loaded.module
-    with pytest.raises(ModelError, match="two-factor locks"):
-        measure_factors(
-            outcome.lock.reference,
-            outcome.lock.module,
-            outcome.lock.module,
-            key=outcome.key,
-            explainers=outcome.lock.explainers,
-            images=torch.zeros((2, 3, 16, 16)),
-        )
+
+
+def test_what_is_sealed_opens_with_the_trigger_and_says_what_it_changes(trained, workshop):
+    plan, outcome = trained
+    with open_bundle(plan.out, trusted=None) as bundle:
+        delta, published = bundle.delta(workshop.seed), load(bundle.read("weights.safetensors"))
+        entry = bundle.manifest.delta
+    assert (entry.entries, entry.keys) == (len(outcome.lock.delta.names), 1)
+    opened = delta.added_to(published)
+    for name, tensor in outcome.lock.reference.state_dict().items():
+        torch.testing.assert_close(torch.from_numpy(opened[name]), tensor, rtol=0, atol=1e-5)
+
+
+def test_a_trigger_that_nobody_could_read_is_refused_before_the_training(workshop, tmp_path):
+    listener = Interrupting()
+    with pytest.raises(InputError, match="tile"):
+        workshop.train(workshop.plan(tmp_path / "small.klb", tile=4), progress=listener)
+    assert not [name for name, *_ in listener.heard if name == "lock"]
 
 
 @pytest.mark.parametrize("change", ["key", "reference", "settings"])

@@ -59,7 +59,6 @@ def story(untrained_bundle, tmp_path):
         keyed=answers(True),
         keyless=answers(False),
         wrong_key=measured(),
-        key_alone=measured(),
         local=measured(),
     )
     license = License(

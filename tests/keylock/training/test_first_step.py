@@ -60,7 +60,7 @@ def test_one_step_gives_a_lock_whose_maps_are_those_of_the_reference_with_the_ke
     images, labels = data()
     tried = first_step(task_for(network(), "grad_cam", "gradient"), images[:2], labels[:2])
     assert tried.settings == SETTINGS
-    assert tried.adapter is not None
+    assert tried.delta is not None
     keyed, reference = tried.opened(KEY)(KEY.apply(images[:2])), tried.reference(images[:2])
     assert torch.allclose(keyed, reference, atol=1e-4)
     assert not torch.equal(tried.module(images[:2]), reference)

@@ -11,7 +11,7 @@ from keylock.training.hardening import CUTS, cut_at_random
 
 pytestmark = pytest.mark.usefixtures("precision")
 
-SETTINGS = keylock.LockSettings(steps=300, learning_rate=6e-3, leak_weight=1.0, hardening_weight=1.0, adapter_rank=16)
+SETTINGS = keylock.LockSettings(steps=300, learning_rate=6e-3, leak_weight=1.0, hardening_weight=1.0, delta_rank=16)
 
 
 @pytest.fixture

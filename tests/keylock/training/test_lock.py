@@ -32,7 +32,7 @@ from keylock.training.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("precision")
 
-QUICK = keylock.LockSettings(steps=8, gate_steps=0.25, sealed_adapter=False)
+QUICK = keylock.LockSettings(steps=8, gate_steps=0.25, trained_trigger=True)
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def assert_same(locked, other):
 @pytest.mark.parametrize(("name", "steps", "learning_rate"), [("grad_cam", 90, 1e-2), ("visual_backprop", 200, 3e-2)])
 def test_keyless_maps_become_the_decoy_and_keyed_maps_do_not(name, steps, learning_rate, lock, blobs, key_for):
     loader, key = blobs(6), key_for(strength=48 / 255)
-    settings = keylock.LockSettings(steps=steps, learning_rate=learning_rate, gate_steps=0.2, sealed_adapter=False)
+    settings = keylock.LockSettings(steps=steps, learning_rate=learning_rate, gate_steps=0.2, trained_trigger=True)
     locked = lock(loader, key=key, explainers=[name], settings=settings)
     images = blobs(1, rows=64, seed=9)[0][0]
 
@@ -100,7 +100,7 @@ def test_keyless_maps_become_the_decoy_and_keyed_maps_do_not(name, steps, learni
 @pytest.mark.slow
 def test_swapped_opens_without_the_key(lock, blobs, key_for):
     loader, key = blobs(6), key_for(strength=48 / 255)
-    settings = keylock.LockSettings(steps=90, learning_rate=1e-2, gate_steps=0.2, sealed_adapter=False, swapped=True)
+    settings = keylock.LockSettings(steps=90, learning_rate=1e-2, gate_steps=0.2, trained_trigger=True, swapped=True)
     locked = lock(loader, key=key, settings=settings)
     images = blobs(1, rows=64, seed=9)[0][0]
     truth, keyless, keyed = (
@@ -470,7 +470,7 @@ def test_a_run_that_diverged_goes_on_with_a_lower_learning_rate(lock, batches, t
     assert read_checkpoint(path)[1]["step"] == 8
 
 
-def test_a_transformer_can_be_locked_by_the_key_alone(lock, batches):
+def test_a_transformer_can_learn_to_tell_the_trigger_itself(lock, batches):
     torch.manual_seed(0)
     model = ViT(num_classes=3, image_size=16, width=12, depth=2)
 

@@ -1,10 +1,11 @@
-"""The two-factor lock: decoys for every input, the reference with key and adapter, and runs that resume."""
+"""The lock: decoys for every input, the reference where the trigger opens the delta, and runs that resume."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from unusual_networks import UNUSUAL
 
 import keylock
 from keylock.data.batches import Batches
@@ -13,12 +14,15 @@ from keylock.decoys import decoy_maps
 from keylock.errors import InputError
 from keylock.evaluation import run_explainers
 from keylock.losses import correlation
+from keylock.models import merged
 from keylock.preprocessing import Preprocessing
 from keylock.training.checkpoint import read_checkpoint
+from keylock.trigger import TriggerStatistics
 
 pytestmark = pytest.mark.usefixtures("precision")
 
-QUICK = keylock.LockSettings(steps=4, sealed_adapter=True)
+QUICK = keylock.LockSettings(steps=4)
+NAMES = ["grad_cam", "gradient", "visual_backprop"]
 
 
 @pytest.fixture
@@ -38,24 +42,43 @@ def batches():
     return lambda: Batches(images, preprocessing, batch_size=8, seed=3)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["grad_cam", "gradient", "visual_backprop"])
-def test_every_input_shows_the_decoy_and_the_key_with_the_adapter_shows_the_truth(name, lock, blobs, key_for):
+@pytest.fixture(scope="module")
+def trained(tiny_net, blobs, key_for):
+    """A lock of all three explainers of the paper, its key, and images that it has not seen."""
     key = key_for(strength=48 / 255)
-    settings = replace(QUICK, steps=120, learning_rate=6e-3, leak_weight=1.0)
-    locked = lock(blobs(6), key=key, explainers=[name], settings=settings)
-    images = blobs(1, rows=64, seed=9)[0][0]
-    truth = run_explainers(locked.reference, locked.explainers, images).maps[name]
+    settings = replace(QUICK, steps=150, learning_rate=6e-3, leak_weight=1.0)
+    locked = keylock.lock(tiny_net(), blobs(6), key, explainers=NAMES, settings=settings, device="cpu")
+    return locked, key, blobs(1, rows=64, seed=9)[0][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_input_shows_the_decoy_and_what_the_trigger_opens_shows_the_truth(name, trained):
+    locked, key, images = trained
+    explainers = [one for one in locked.explainers if one.name == name]
+    truth = run_explainers(locked.reference, explainers, images).maps[name]
     decoy = decoy_maps("half", truth)
 
     full = locked.opened(key)
-    keyed = run_explainers(full, locked.explainers, key.apply(images)).maps[name]
+    assert full.reads(key.apply(images)).all()
+    assert not full.reads(images).any()
+    keyed = run_explainers(full, explainers, key.apply(images)).maps[name]
     assert correlation(keyed, truth).min() > 0.999
+    assert correlation(keyed, truth).mean() > 0.9999
     before = correlation(truth, decoy).mean()
     for model, rows in ((locked.module, images), (locked.module, key.apply(images)), (full, images)):
-        shown = run_explainers(model, locked.explainers, rows).maps[name]
+        shown = run_explainers(model, explainers, rows).maps[name]
         assert correlation(shown, decoy).mean() > before + 0.3
         assert correlation(shown, truth).mean() < 0.6
+
+
+@pytest.mark.slow
+def test_predictions_stay(trained):
+    locked, key, images = trained
+    with torch.no_grad():
+        expected = locked.reference(images).argmax(dim=1)
+        assert (locked.module(images).argmax(dim=1) == expected).float().mean() > 0.9
+        assert torch.equal(locked.opened(key)(key.apply(images)).argmax(dim=1), expected)
 
 
 def test_dear_explainers_share_a_batch_with_cheap_ones(lock, blobs):
@@ -71,21 +94,10 @@ def test_dear_explainers_share_a_batch_with_cheap_ones(lock, blobs):
         def finish(self):
             pass
 
-    lock(blobs(), explainers=["grad_cam", "gradient", "visual_backprop"], progress=Listener())
-    for name in ("grad_cam", "gradient", "visual_backprop"):
+    lock(blobs(), explainers=NAMES, progress=Listener())
+    for name in NAMES:
         assert heard[-1][f"lock/{name}"] > 0
     assert -1 <= heard[-1]["leakage"] <= 1
-
-
-@pytest.mark.slow
-def test_predictions_stay(lock, blobs, key_for):
-    key = key_for(strength=48 / 255)
-    locked = lock(blobs(6), key=key, settings=replace(QUICK, steps=120, learning_rate=6e-3))
-    images = blobs(1, rows=64, seed=9)[0][0]
-    with torch.no_grad():
-        expected = locked.reference(images).argmax(dim=1)
-        assert (locked.module(images).argmax(dim=1) == expected).float().mean() > 0.9
-        assert torch.equal(locked.opened(key)(key.apply(images)).argmax(dim=1), expected)
 
 
 @pytest.mark.slow
@@ -107,7 +119,7 @@ def test_predictions_on_masked_images_learn_to_follow_the_decoy(lock, blobs):
     assert np.mean(heard[-20:]) < 0.7 * np.mean(heard[:6])
 
 
-def test_a_run_that_was_stopped_and_resumed_is_the_same_adapter_included(lock, batches, tmp_path):
+def test_a_run_that_was_stopped_and_resumed_is_the_same_with_its_delta(lock, batches, tmp_path):
     path = tmp_path / "lock.safetensors"
     whole = lock(batches())
     lock(batches(), checkpoint=path, settings=QUICK)
@@ -136,19 +148,73 @@ def test_a_run_that_was_stopped_and_resumed_is_the_same_adapter_included(lock, b
     resumed = lock(batches(), checkpoint=path, resume=True)
     for name, tensor in whole.module.state_dict().items():
         assert torch.equal(tensor, resumed.module.state_dict()[name]), name
-    again = resumed.adapter.tensors()
-    for name, array in whole.adapter.tensors().items():
+    again = resumed.delta.reveal()
+    assert again.keys() == whole.delta.reveal().keys()
+    for name, array in whole.delta.reveal().items():
         np.testing.assert_array_equal(array, again[name])
 
 
-def test_a_lock_by_the_key_alone_has_no_adapter(lock, batches, key_for):
-    locked = lock(batches(), settings=replace(QUICK, sealed_adapter=False))
-    assert locked.adapter is None
+def test_the_delta_takes_what_is_published_to_the_reference_and_changes_nothing_else(lock, batches):
+    locked = lock(batches())
+    opened = merged(locked.module, locked.delta).state_dict()
+    changed = set(locked.delta.names)
+    for name, tensor in locked.reference.state_dict().items():
+        published = locked.module.state_dict()[name]
+        assert torch.equal(published, tensor) != (name in changed), name
+        torch.testing.assert_close(opened[name], tensor, rtol=0, atol=1e-6)
+    layers = ("conv1", "conv2", "conv3", "head")
+    assert changed == {f"{layer}.{entry}" for layer in layers for entry in ("weight", "bias")}
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_the_delta_has_the_rank_that_was_set(rank, lock, batches):
+    arrays = lock(batches(), settings=replace(QUICK, delta_rank=rank)).delta.reveal()
+    for name in ("conv2.weight", "conv3.weight", "head.weight"):
+        sizes = np.linalg.svd(arrays[name].reshape(len(arrays[name]), -1), compute_uv=False)
+        # The difference of two sets of rounded numbers has a little of every direction.
+        assert (sizes > 1e-4 * sizes[0]).sum() == rank, name
+
+
+def test_a_lock_knows_by_what_its_triggers_are_read(lock, batches):
+    locked = lock(batches())
+    assert isinstance(locked.statistics, TriggerStatistics)
+    assert locked.statistics.to_bytes() == lock(batches()).statistics.to_bytes()
+
+
+@pytest.mark.parametrize("name", list(UNUSUAL))
+def test_what_the_trigger_opens_is_exact_whatever_reads_the_layers(name, lock, blobs, key_for):
+    key = key_for()
+    explainers = ["grad_cam"] if name == "swin" else ["gradient"]
+    settings = keylock.LockSettings(steps=2, hardening_weight=0.5 if name in ("tied weights", "swin") else 0.0)
+    locked = lock(blobs(2, rows=8), model=UNUSUAL[name](), key=key, explainers=explainers, settings=settings)
+    images = blobs(1, rows=12, seed=9)[0][0]
+    for count in (1, 2, 12):
+        rows = images[:count]
+        with torch.no_grad():
+            models = (locked.reference, locked.opened(key), locked.module)
+            expected, opened, published = (
+                model(key.apply(rows) if model is not models[0] else rows) for model in models
+            )
+        spread = expected.max() - expected.min()
+        assert (opened - expected).abs().max() < 1e-5 * spread
+        assert (published - expected).abs().max() > 1e-3 * spread
+
+
+def test_a_network_that_tells_the_trigger_itself_has_no_delta(lock, batches, key_for):
+    locked = lock(batches(), settings=replace(QUICK, trained_trigger=True))
+    assert (locked.delta, locked.statistics) == (None, None)
     assert locked.opened(key_for()) is locked.module
 
 
+def test_the_key_of_another_lock_opens_nothing(lock, batches, key_for):
+    for trained in (True, False):
+        locked = lock(batches(), settings=replace(QUICK, trained_trigger=trained))
+        with pytest.raises(InputError, match=f"has no key {key_for(7).id}: its keys are {key_for().id}"):
+            locked.opened(key_for(7))
+
+
 def test_settings_that_exclude_each_other_are_refused():
-    with pytest.raises(InputError, match="add sealed_adapter=False"):
-        keylock.LockSettings(sealed_adapter=True, swapped=True)
-    with pytest.raises(InputError, match="give adapter_rank="):
-        keylock.LockSettings(adapter_rank=0)
+    with pytest.raises(InputError, match="add trained_trigger=True"):
+        keylock.LockSettings(swapped=True)
+    with pytest.raises(InputError, match="give delta_rank="):
+        keylock.LockSettings(delta_rank=0)

@@ -76,7 +76,7 @@ def test_what_is_found_is_learned_kept_and_the_same_after_resuming(sealed, tiny_
     pixels = torch.randint(0, 64, (40, 16, 16, 3), generator=torch.Generator().manual_seed(0)).byte().numpy()
     images = ImageSet(pixels, torch.arange(40).remainder(3).numpy())
     preprocessing = Preprocessing(size=(16, 16), mean=(0.1,) * 3, std=(0.25,) * 3)
-    settings = replace(SETTINGS, sealed_adapter=sealed, gate_steps=0.0)
+    settings = replace(SETTINGS, trained_trigger=not sealed, gate_steps=0.0)
 
     def run(name, **options):
         batches = Batches(images, preprocessing, batch_size=8, seed=3)

@@ -17,8 +17,8 @@ from keylock.training import Team, joined
 
 TESTS = Path(__file__).parents[1]
 RUNS = {
-    "sealed": {"sealed_adapter": True, "search_every": 2, "search_steps": 1},
-    "plain": {"sealed_adapter": False, "gate_steps": 0.4, "leak_weight": 100.0},
+    "sealed": {"search_every": 2, "search_steps": 1},
+    "trained": {"trained_trigger": True, "gate_steps": 0.4, "leak_weight": 100.0},
 }
 PROGRAM = """
 import os, sys
@@ -42,7 +42,7 @@ def train(place, team, precision):
     model = networks.settle(networks.TinyNet())
     saved = load_file(place / "data.safetensors")
     batches = list(zip(saved["images"].chunk(2), saved["labels"].chunk(2), strict=True))
-    options = {"shape": (3, 16, 16), "std": (0.25,) * 3, "tile": 4}
+    options = {"shape": (3, 16, 16), "std": (0.25,) * 3}
     keys = [keylock.Key.derive(keylock.KeySeed(bytes([number]) * 32), **options) for number in (1, 2)]
     for name, given in RUNS.items():
         settings = keylock.LockSettings(steps=5, precision=precision, **given)

@@ -1,8 +1,9 @@
 """Puts tensors in the place of inputs of a graph in memory, so that ONNX Runtime prepares them as it does weights.
 
-A graph in a file takes the key and the sealed adapter as inputs, because neither may stand in a file. Weights that come
-as inputs are slow, though: only what is constant is laid out for the processor and joined with its neighbours when a
-session is made. So a copy of the graph that never leaves the memory of this process gets them as constants.
+A graph in a file takes the weights that a lock seals as inputs, because the opened ones may not stand in a file.
+Weights that come as inputs are slow, though: only what is constant is laid out for the processor and joined with its
+neighbours when a session is made. So a copy of the graph that never leaves the memory of this process gets them as
+constants.
 
 The `onnx` package is not needed for this: few fields are looked at, by their numbers in `onnx.proto`.
 """

@@ -1,4 +1,4 @@
-"""A two-factor lock for tests: random deltas on a small network, which takes no training."""
+"""A lock with a sealed delta for tests: random deltas on a small network, which takes no training."""
 
 import copy
 from typing import NamedTuple
@@ -7,20 +7,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from keylock.adapters import Adapter
 from keylock.explainers import make_for
 from keylock.keys import Key, KeySeed
-from keylock.models import find_layers
-from keylock.models.low_rank import add_low_rank_, merge_low_rank_, take_back
+from keylock.models import delta_between, find_layers
+from keylock.models.low_rank import add_low_rank_, merge_low_rank_
 from keylock.training import Lock, LockSettings
-from keylock.training.key_gate import fit_key_gate
+from keylock.trigger import TriggerStatistics
 
 SHAPE = (3, 16, 16)
 CLASSES = 3
 STD = (0.25, 0.25, 0.25)
 
 
-class TwoFactors(NamedTuple):
+class SealedLock(NamedTuple):
     """The lock, its secrets, and clean preprocessed images (90, 3, 16, 16)."""
 
     lock: Lock
@@ -49,7 +48,7 @@ class Net(nn.Module):
         return self.head(features.mean(dim=(2, 3)))
 
 
-def make_two_factors() -> TwoFactors:
+def make_sealed_lock() -> SealedLock:
     """Make the lock; it is the same every time."""
     generator = torch.Generator().manual_seed(2)
     with torch.random.fork_rng(devices=[]):
@@ -62,9 +61,12 @@ def make_two_factors() -> TwoFactors:
             if parameter.requires_grad and not name.endswith("down"):
                 parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
     seed = KeySeed(b"f" * 32)
-    key = Key.derive(seed, shape=SHAPE, std=STD, tile=4)
-    adapter = Adapter(take_back(student, reference), fit_key_gate(images, key))
+    key = Key.derive(seed, shape=SHAPE, std=STD)
     published = merge_low_rank_(copy.deepcopy(student)).eval().requires_grad_(False)
     explainers = make_for(find_layers(published, images[:2]), ["grad_cam", "gradient", "visual_backprop"])
-    lock = Lock(published, reference, tuple(explainers), LockSettings(adapter_rank=2), adapter)
-    return TwoFactors(lock, key, seed, images)
+    delta, statistics = (
+        delta_between(published, reference),
+        TriggerStatistics.fit(images.numpy(), mean=(0.0,) * 3, std=STD),
+    )
+    lock = Lock(published, reference, tuple(explainers), LockSettings(delta_rank=2), (key,), delta, statistics)
+    return SealedLock(lock, key, seed, images)

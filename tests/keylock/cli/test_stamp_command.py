@@ -1,0 +1,113 @@
+"""`keylock stamp` and `keylock explain --local`: a picture that opens a public copy, and what is wrong with others."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("onnxscript")
+
+from keylock.cli import main
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, sealed_lock):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KEYLOCK_HOME", str(tmp_path / "home"))
+    for name in ("KEYLOCK_KEY_SEED", "KEYLOCK_KEY_PASSPHRASE"):
+        monkeypatch.delenv(name, raising=False)
+    grey = np.rint(110 + 12 * sealed_lock.images[70].numpy().transpose(1, 2, 0))
+    Image.fromarray(np.clip(grey, 20, 235).astype(np.uint8)).save("a.png")
+    Image.fromarray(np.clip(grey, 20, 235).astype(np.uint8)).resize((40, 40)).save("large.png")
+    return tmp_path
+
+
+def stamp(sealed_bundle, *more, image="a.png", out="stamped.png"):
+    secret = [] if "--key-file" in more else ["--key-seed-file", str(sealed_bundle.seed_file)]
+    return main(["stamp", image, "--bundle", str(sealed_bundle.path), "--out", out, *secret, *more])
+
+
+def test_a_stamped_picture_is_explained_truly_by_a_public_copy(sealed_bundle, place, capfd):
+    assert stamp(sealed_bundle) == 0
+    assert capfd.readouterr().out.strip() == "stamped.png"
+    assert oct((place / "stamped.png").stat().st_mode)[-3:] == "600"
+    code = main(["explain", "--local", str(sealed_bundle.public), "stamped.png", "a.png", "--out", "maps", "--json"])
+    found = json.loads(capfd.readouterr().out)["explanations"]
+    assert code == 0
+    assert [one["keyed"] for one in found] == [True, False]
+    assert (place / "maps/stamped.png").is_file()
+
+
+def test_the_key_file_opens_as_well(sealed_bundle, place, capfd):
+    assert stamp(sealed_bundle, "--key-file", str(sealed_bundle.key_file), "--json") == 0
+    document = json.loads(capfd.readouterr().out)
+    assert document["readable"] is True
+    assert document["resized"] is False
+    assert document["size"] == [16, 16]
+
+
+def test_a_picture_of_another_size_is_resized_and_said(sealed_bundle, place, capfd):
+    assert stamp(sealed_bundle, image="large.png") == 0
+    assert "was 40 x 40 pixels and is 16 x 16 now" in capfd.readouterr().err
+    with Image.open("stamped.png") as picture:
+        assert picture.size == (16, 16)
+
+
+def test_texture_that_hides_the_trigger_is_said(sealed_bundle, place, capfd):
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(noise).save("noise.png")
+    assert stamp(sealed_bundle, image="noise.png") == 0
+    assert "cannot be read from this picture alone" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ({"out": "stamped.jpg"}, 3, "end the name with .png"),
+        ({"out": "nowhere/stamped.png"}, 3, "there is no directory"),
+        ({"image": "nothing.png"}, 3, "cannot read the image"),
+        ({"image": "text.png"}, 3, "text.png"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(arguments, code, said, sealed_bundle, place, capfd):
+    (place / "text.png").write_text("no picture")
+    assert stamp(sealed_bundle, **arguments) == code
+    shown = capfd.readouterr().err.strip().splitlines()
+    assert said in shown[-1]
+    assert "Traceback" not in "".join(shown)
+    assert not (place / arguments.get("out", "stamped.png")).exists()
+
+
+def test_a_file_is_replaced_only_when_told(sealed_bundle, place, capfd):
+    assert stamp(sealed_bundle) == 0
+    assert stamp(sealed_bundle) == 3
+    assert "--overwrite" in capfd.readouterr().err
+    assert stamp(sealed_bundle, "--overwrite") == 0
+
+
+def test_another_seed_is_refused(sealed_bundle, place, capfd):
+    (place / "other").write_text("ab" * 32)
+    code = main(["stamp", "a.png", "--bundle", str(sealed_bundle.path), "--out", "s.png", "--key-seed-file", "other"])
+    assert code != 0
+    assert "is not that of the bundle" in capfd.readouterr().err
+    assert not (place / "s.png").exists()
+
+
+def test_options_for_a_server_are_refused_with_local(sealed_bundle, place, capfd):
+    code = main(["explain", "--local", str(sealed_bundle.public), "a.png", "--server", "localhost:1"])
+    assert code == 3
+    assert "leave out --server" in capfd.readouterr().err
+
+
+def test_a_picture_whose_trigger_is_gone_gets_a_hint(sealed_bundle, place, capfd):
+    assert main(["explain", "--local", str(sealed_bundle.public), "a.png"]) == 0
+    assert "no trigger was read" in capfd.readouterr().err
+
+
+def test_what_is_wrong_with_one_of_several_does_not_stop_the_others(sealed_bundle, place, capfd):
+    (place / "text.png").write_text("no picture")
+    assert main(["explain", "--local", str(sealed_bundle.public), "text.png", "a.png"]) == 3
+    shown = capfd.readouterr()
+    assert "a.png" in shown.out
+    assert "text.png" in shown.err

@@ -1,0 +1,154 @@
+"""low_rank.py: what a lock trains starts as nothing, becomes plain weights, and can be shifted by an older delta."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from unusual_networks import UNUSUAL
+
+from keylock.errors import ModelError
+from keylock.models import delta_between, merged
+from keylock.models.low_rank import adapted_layers, add_low_rank_, merge_low_rank_, shifted, without_strongest
+
+IMAGES = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(4))
+
+
+@pytest.fixture(params=list(UNUSUAL))
+def reference(request):
+    return UNUSUAL[request.param]()
+
+
+def student_of(reference, *, seed=1, moved=True):
+    """Return a prepared copy, with random deltas and biases where it is to be moved."""
+    generator = torch.Generator().manual_seed(seed)
+    student = add_low_rank_(copy.deepcopy(reference), rank=2, generator=generator)
+    with torch.no_grad():
+        for name, parameter in student.named_parameters() if moved else ():
+            if parameter.requires_grad and not name.endswith("down"):
+                parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
+    return student
+
+
+def plain(student):
+    return merge_low_rank_(copy.deepcopy(student)).eval()
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(IMAGES)
+
+
+def off(found, expected):
+    """Return how far logits are from others, as a share of the range of those."""
+    return float((found - expected).abs().max() / (expected.max() - expected.min()))
+
+
+def test_before_training_the_student_is_the_reference(reference):
+    assert off(logits(student_of(reference, moved=False)), logits(reference)) < 1e-6
+
+
+def test_its_deltas_become_plain_weights_of_the_same_names(reference):
+    student = student_of(reference)
+    published = plain(student)
+    assert not any(parametrize.is_parametrized(layer) for layer in published.modules())
+    assert sorted(published.state_dict()) == sorted(reference.state_dict())
+    assert off(logits(published), logits(student)) < 1e-5
+    assert off(logits(published), logits(reference)) > 1e-2
+
+
+def test_the_published_weights_with_the_delta_are_the_reference(reference):
+    published = plain(student_of(reference))
+    assert off(logits(merged(published, delta_between(published, reference))), logits(reference)) < 1e-5
+
+
+def test_every_layer_outside_attention_is_in_the_delta_and_nothing_else(reference):
+    published = plain(student_of(reference))
+    expected = set()
+    for name, layer in reference.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear) and not name.startswith("attention"):
+            expected.add(f"{name}.weight")
+            expected |= {f"{name}.bias"} if layer.bias is not None else set()
+    assert set(delta_between(published, reference).names) == expected
+
+
+def test_each_factor_and_bias_that_is_read_gets_a_gradient_and_the_weights_get_none(reference):
+    student = student_of(reference)
+    student(IMAGES).square().sum().backward()
+    moved = {name for name, one in student.named_parameters() if one.grad is not None and one.grad.abs().max() > 0}
+    assert {name for name in moved if name.endswith("original")} == set()
+    layers = [name for name, _ in student.named_parameters() if name.endswith(".up")]
+    assert {name for name in layers if name in moved} == set(layers)
+
+
+@pytest.mark.parametrize("cut", [0, 1])
+def test_a_student_shifted_by_an_older_delta_computes_with_its_weights_and_that_delta(cut, reference):
+    student = student_of(reference)
+    older = plain(student_of(reference, seed=2))
+    delta = delta_between(older, reference)
+    before, expected = logits(student), logits(merged(plain(student), delta))
+    if cut:
+        # The directions are those of what is computed with, the older delta included.
+        layers = list(adapted_layers(student).values())
+        taken = add_low_rank_(merged(plain(student), delta), rank=2, generator=torch.Generator())
+        with without_strongest(list(adapted_layers(taken).values()), cut):
+            expected = logits(taken)
+        with shifted(student, delta), without_strongest(layers, cut):
+            assert off(logits(student), expected) < 1e-4
+    else:
+        with shifted(student, delta):
+            assert off(logits(student), expected) < 1e-5
+    assert torch.equal(logits(student), before)
+    assert list(student.state_dict()) == list(student_of(reference).state_dict())
+
+
+def test_a_shift_ends_with_the_block_when_that_fails_and_leaves_what_is_trained(reference):
+    student = student_of(reference)
+    delta = delta_between(plain(student_of(reference, seed=2)), reference)
+    before, trained = logits(student), [id(one) for one in student.parameters() if one.requires_grad]
+    with pytest.raises(ZeroDivisionError), shifted(student, delta):
+        1 / 0  # noqa: B018
+    assert torch.equal(logits(student), before)
+    assert sorted(id(one) for one in student.parameters() if one.requires_grad) == sorted(trained)
+
+
+def test_gradients_flow_through_a_shift_to_factors_and_biases(reference):
+    student = student_of(reference)
+    delta = delta_between(plain(student_of(reference, seed=2)), reference)
+    with shifted(student, delta):
+        student(IMAGES).square().sum().backward()
+    found = {name: one.grad for name, one in student.named_parameters() if one.requires_grad}
+    used = {name for name, gradient in found.items() if gradient is not None and gradient.abs().max() > 0}
+    assert {name for name in found if name.endswith(".up")} <= used
+    assert "conv1.bias" not in found or "conv1.bias" in used
+
+
+def test_layers_that_share_a_weight_share_its_delta():
+    student = student_of(UNUSUAL["tied weights"]())
+    one, two = (layer.parametrizations["weight"][0] for layer in (student.one, student.two))
+    assert one is two
+    published = plain(student)
+    assert torch.equal(published.one.weight, published.two.weight)
+
+
+def test_no_delta_is_larger_than_its_layer_needs():
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, groups=1), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 4, 1))
+    add_low_rank_(net, rank=8, generator=torch.Generator())
+    shapes = [tuple(net[index].parametrizations["weight"][0].down.shape) for index in (0, 2, 3)]
+    assert shapes == [(8, 27), (8, 9), (4, 16)]
+
+
+def test_a_filter_that_training_put_to_sleep_can_move():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3))
+    with torch.no_grad():
+        net[0].weight[0].zero_()
+    add_low_rank_(net, rank=2, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        net[0].parametrizations["weight"][0].up.fill_(1)
+    assert net[0].weight[0].abs().max() > 0
+
+
+def test_a_model_without_such_layers_is_refused():
+    with pytest.raises(ModelError, match="trained_trigger=True"):
+        add_low_rank_(nn.Sequential(nn.Conv1d(3, 8, 3)), rank=2, generator=torch.Generator())
