@@ -19,8 +19,9 @@ Each of them is also one of keylock's general errors, named in brackets, which s
 their tree). Before anything is sent, an image or an option that cannot be used is an `InputError` (`ImageError`,
 `TensorError`, `TooLargeError` or `UnknownNameError`, if it is one of these), a license file without a license a
 `LicenseError`, and an issuer's key that cannot be read a `SignatureError`. A receipt or proof that was kept and does
-not hold is a `ReceiptError` or an `AuditLogError`. `except KeylockError` covers everything. No message contains the
-license token.
+not hold is a `ReceiptError` or an `AuditLogError`. A bundle that `LocalModel` cannot take is a `BundleError`: a
+`BundleTamperedError` where something in it was changed, an `UnsealError` where it does not open. `except KeylockError`
+covers everything. No message contains the license token.
 """
 
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from datetime import datetime
 
 from keylock.errors import (
     AuditLogError,
+    BundleError,
+    BundleTamperedError,
     ImageError,
     InputError,
     KeylockError,
@@ -39,12 +42,15 @@ from keylock.errors import (
     SignatureError,
     TensorError,
     UnknownNameError,
+    UnsealError,
 )
 
 __all__ = [
     "AuditLogError",
     "BadAnswerError",
     "BadReceiptError",
+    "BundleError",
+    "BundleTamperedError",
     "ClientError",
     "ClosedError",
     "DeadlineError",
@@ -68,6 +74,7 @@ __all__ = [
     "TooLargeError",
     "UnknownNameError",
     "UnreachableError",
+    "UnsealError",
     "UnsupportedError",
     "Violation",
 ]

@@ -144,7 +144,7 @@ def test_the_customer_gets_the_keys_that_check_the_license(folder, tmp_path, mon
 def test_the_report_needs_nothing_beside_itself(folder):
     page = Page(folder.report.read_text("utf-8"))
     page.check()
-    assert len(page.all("img")) == 5 + len(RECIPE.explainers) * 8 * 5
+    assert len(page.all("img")) == 5 + len(RECIPE.explainers) * 8 * 5 + 4
     shown = page.shown
     document = json.loads(folder.mark.read_text("utf-8"))
     for needed in (document["model_digest"], document["license_id"], document["versions"]["torch"], "95 %"):

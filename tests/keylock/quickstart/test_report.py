@@ -22,6 +22,7 @@ from keylock.quickstart.figures import Evidence, figures_of
 from keylock.quickstart.folder import Folder
 from keylock.quickstart.picture import COLUMNS
 from keylock.quickstart.report import WEAKNESS, write_report
+from keylock.quickstart.stamped import Stamped
 from keylock.quickstart.story import Chapter, Story
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
@@ -76,6 +77,16 @@ def story(untrained_bundle, tmp_path):
         chapters=(Chapter("Draw a <data> set", "With & without.", 1.25),),
         figures=figures_of(evidence),
         evidence=evidence,
+        stamped=Stamped(
+            index=1,
+            picture=np.zeros((16, 16, 3), dtype=np.uint8),
+            explainer="grad_cam",
+            without=np.eye(8, dtype=np.float32),
+            with_trigger=np.eye(8, dtype=np.float32)[::-1].copy(),
+            opened=True,
+            tried=4,
+            read=3,
+        ),
         images=np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8),
         license=license,
         finished=NOW,
@@ -106,7 +117,7 @@ def test_five_pictures_stand_directly_under_the_title(story):
 
 def test_every_class_and_explainer_has_its_row_of_five(story):
     page = read(story)
-    assert len(page.all("img")) == 5 + 3 * 2 * 5
+    assert len(page.all("img")) == 5 + 3 * 2 * 5 + 4
     assert page.shown.count("image reference keyed keyless wrong key") == 3
 
 

@@ -183,7 +183,8 @@ def test_a_lock_knows_by_what_its_triggers_are_read(lock, batches):
 
 @pytest.mark.parametrize("name", list(UNUSUAL))
 def test_what_the_trigger_opens_is_exact_whatever_reads_the_layers(name, lock, blobs, key_for):
-    key = key_for()
+    # Images of noise hide a weaker trigger.
+    key = key_for(strength=64 / 255)
     explainers = ["grad_cam"] if name == "swin" else ["gradient"]
     settings = keylock.LockSettings(steps=2, hardening_weight=0.5 if name in ("tied weights", "swin") else 0.0)
     locked = lock(blobs(2, rows=8), model=UNUSUAL[name](), key=key, explainers=explainers, settings=settings)

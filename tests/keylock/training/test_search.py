@@ -37,7 +37,7 @@ class Opening(nn.Module):
 
 @pytest.fixture
 def pattern(key_for):
-    return torch.from_numpy(key_for(shape=(3, 8, 8), strength=1.0).reveal()) / 4
+    return torch.from_numpy(key_for(shape=(3, 8, 8), strength=1.0, tile=4).reveal()) / 4
 
 
 def search(model, *explainers, **options):
