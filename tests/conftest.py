@@ -1,6 +1,7 @@
 """What all tests share: the precision that training takes, and one event loop for everything that speaks gRPC."""
 
 import asyncio
+import logging
 import sys
 import threading
 from collections.abc import Coroutine, Iterator
@@ -21,6 +22,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=["float32", "bfloat16"],
         help="let all training compute in it; by default float32, and what is quickly trained in both",
     )
+
+
+def pytest_configure() -> None:
+    # What torch traces for its own tools would bury what a failed test says: thousands of lines for each graph.
+    logging.getLogger("torch.__trace").addFilter(lambda _: False)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
