@@ -57,7 +57,7 @@ def _ramps(
         if bound.dtype != np.float32 or abs(bound) > 2**20:
             return []
         slope = _SLOPE if part.op_type == "Greater" else -_SLOPE
-        name = f"{node.name}_{index}"
+        name = f"{node.name}_ramp_{index}"
         ramps.append(
             helper.make_node("HardSigmoid", part.input[:1], [name], name, alpha=slope, beta=-slope * float(bound))
         )

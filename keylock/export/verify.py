@@ -225,7 +225,8 @@ def explain_graph(graph: bytes, side: Side, images: FloatArray) -> FloatArray:
         side: What answers.
         images: Preprocessed images float32 `(batch, C, H, W)`.
     """
-    images, targets = _checked(images, np.full(len(images), -1, dtype=np.int64))
+    targets = np.full(len(images), -1, dtype=np.int64)
+    _require_rows(images, targets)
     return runner(side.open(graph))(image=side.shown(images), target=targets)[1]
 
 
@@ -244,7 +245,7 @@ def surest_images(sides: tuple[Side, ...], images: FloatArray, *, count: int) ->
     return images[np.sort(chosen)]
 
 
-def _checked(images: FloatArray, targets: IntArray) -> tuple[FloatArray, IntArray]:
+def _require_rows(images: FloatArray, targets: IntArray) -> None:
     if images.ndim != 4 or images.dtype != np.float32 or len(images) == 0:
         raise TensorError(
             f"images to verify on have shape {images.shape} and type {images.dtype}; "
@@ -254,6 +255,11 @@ def _checked(images: FloatArray, targets: IntArray) -> tuple[FloatArray, IntArra
         raise TensorError(
             f"targets have shape {targets.shape} and type {targets.dtype}; give one int64 class for each image"
         )
+
+
+def _checked(images: FloatArray, targets: IntArray) -> tuple[FloatArray, IntArray]:
+    """Return the rows of a proof, as often as it needs them."""
+    _require_rows(images, targets)
     # The proof needs a batch size that is none of the others it runs.
     repeats = -(-(max(OTHER_BATCHES) + 1) // len(images))
     return np.tile(images, (repeats, 1, 1, 1)), np.tile(targets, repeats)

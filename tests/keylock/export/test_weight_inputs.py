@@ -257,6 +257,7 @@ def test_where_the_network_tells_the_trigger_it_is_added_to_all_that_is_run(
         explainer = explainer_of(lock, name)
         assert verify_graph(compiled(name), side, explainer, few, targets).pcc_minimum > 0.999
         found = explain_graph(compiled(name), side, few)
+        assert len(found) == len(few)
         expected = explainer.explain(lock.module, torch.from_numpy(few + offset), torch.full((2,), -1)).maps.numpy()
         assert min(same_map(one, other) for one, other in zip(found, expected, strict=True)) > 0.999
         assert not np.allclose(found, explain_graph(compiled(name), without, few), rtol=1e-2)
