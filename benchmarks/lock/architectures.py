@@ -33,14 +33,14 @@ from keylock.keys import Key, KeySeed
 from keylock.pipeline.graphs import sides_of
 
 CLASSES = 10
-BATCH = 4
+BATCH, BATCHES = 4, 4
 STEPS = 3
 SECONDS = 900
 NETWORKS = (
     # keylock's own
     *("small-cnn:32", "resnet20:32", "resnet18_cifar:32", "mobilenet_v2_cifar:32", "vit_tiny:32"),
     # one of every family of torchvision's classifiers, at the least size it takes
-    *("alexnet:64", "convnext_tiny:32", "densenet121:32", "efficientnet_b0:32", "efficientnet_v2_s:32"),
+    *("alexnet:64", "convnext_tiny:64", "densenet121:32", "efficientnet_b0:32", "efficientnet_v2_s:32"),
     *("googlenet:32", "inception_v3:80", "maxvit_t:224", "mnasnet0_5:32", "mobilenet_v2:32", "mobilenet_v3_small:32"),
     *("regnet_x_400mf:32", "regnet_y_400mf:32", "resnet18:32", "resnet50:32", "resnext50_32x4d:32"),
     *("wide_resnet50_2:32", "shufflenet_v2_x0_5:32", "squeezenet1_1:32", "swin_t:64", "swin_v2_t:64"),
@@ -99,12 +99,14 @@ def tried(entry: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     architecture, _, size = entry.rpartition(":")
     shape = (3, int(size), int(size))
-    images = _images(int(size), 3 * BATCH)
+    images = _images(int(size), BATCHES * BATCH)
     found: dict[str, Any] = {"trains": False, "exports": False}
     try:
         model = _network(architecture, int(size), images)
         key = Key.derive(KeySeed(bytes(range(32))), shape=shape, std=(0.25,) * 3)
-        loader = [(images[start : start + BATCH], torch.arange(BATCH) % CLASSES) for start in (0, BATCH)]
+        loader = [
+            (images[start : start + BATCH], torch.arange(BATCH) % CLASSES) for start in range(0, len(images), BATCH)
+        ]
         begun = time.process_time()
         settings = keylock.LockSettings(steps=STEPS, learning_rate=0.05)
         lock = keylock.lock(model, loader, key, explainers=["grad_cam"], settings=settings, device="cpu")
