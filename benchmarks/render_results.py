@@ -302,8 +302,8 @@ def write_quickstart(result: Mapping[str, Any]) -> str:
 
 
 def _optional(explainer: str) -> tuple[tuple[str, str], ...]:
-    """Return figures that only two-factor locks have, with their titles."""
-    return ((f"leakage/key_alone/{explainer}", "key without the adapter"),)
+    """Return figures that only some locks have, with their titles."""
+    return ((f"leakage/key_alone/{explainer}", "published weights, key on the image"),)
 
 
 class Aim:

@@ -6,7 +6,7 @@
 Networks have random weights, and a lock takes three steps at a high rate: enough to change every layer, so that opening
 has something to take back. Keyed maps and predictions are compared with the reference's on images that carry the
 trigger, in torch, and in the compiled graph with the weights that a server makes. Each network has its own process.
-`python benchmarks/render_coverage.py` writes the table into the documentation.
+`python benchmarks/render_networks.py` writes the table into the documentation.
 """
 
 import argparse

@@ -102,9 +102,9 @@ def make_steps(arch: str, batch_size: int, folder: Path) -> dict[str, Callable[[
     steps: dict[str, Callable[[], object]] = {"plain fine-tuning": fine_tune}
     indices = torch.arange(batch_size)
     for kind, sealed, rows in (
-        ("two factors", True, True),
-        ("key alone", False, False),
-        ("key alone, rows for wrong keys", False, True),
+        ("sealed delta", True, True),
+        ("trained trigger", False, False),
+        ("trained trigger, rows for wrong keys", False, True),
     ):
         for name, names in SETS.items():
             settings = LockSettings(trained_trigger=not sealed, gate_steps=0.0, wrong_key_rows=rows, learning_rate=1e-5)
@@ -113,7 +113,7 @@ def make_steps(arch: str, batch_size: int, folder: Path) -> dict[str, Callable[[
             steps[f"{kind}: {name}"] = lambda trainer=trainer: trainer.train_on(images, labels)
     task = Task(reference, (key,), make_for(layers, ["grad_cam"]), images, LockSettings(learning_rate=1e-5), CPU)
     remembering = SealedTrainer(task, maps_folder=folder)
-    steps["two factors: grad_cam, reference maps remembered"] = lambda: remembering.train_on(images, labels, indices)
+    steps["sealed delta: grad_cam, reference maps remembered"] = lambda: remembering.train_on(images, labels, indices)
     return steps
 
 

@@ -80,7 +80,7 @@ def main() -> None:
         "torch": torch.__version__,
         "precision": lock.settings.precision,
         "command": "python benchmarks/lock/decoys.py",
-        "about": f"two-factor locks of Grad-CAM, {STEPS} steps of {BATCH}, on {TESTED} test images of drawn shapes",
+        "about": f"locks of Grad-CAM, {STEPS} steps of {BATCH}, on {TESTED} test images of drawn shapes",
         "chance": round(chance, 4),
         "reference_accuracy": round(accuracy, 4),
         "figures": {name: {what: round(value, 4) for what, value in row.items()} for name, row in figures.items()},
