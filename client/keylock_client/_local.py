@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self, overload
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from keylock.bundle import ExplainerEntry, OpenedTrigger, open_bundle
 from keylock.errors import InputError, UnknownNameError
 from keylock.images import decode
+from keylock.issuers import load_keys
 from keylock.local_graphs import LocalGraphs
 from keylock.signing import VerifyingKey
 from keylock_client._answers import predictions_of, score_of
@@ -44,23 +44,24 @@ class LocalModel:
     info: ModelInfo
 
     def __init__(
-        self, bundle: str | os.PathLike[str], *, issuer: str | os.PathLike[str] | VerifyingKey | None = None
+        self,
+        bundle: str | os.PathLike[str],
+        *,
+        issuer: str | os.PathLike[str] | VerifyingKey | Sequence[VerifyingKey] | None = None,
     ) -> None:
         """Opens a bundle; every digest in it is verified, and who signed it where that is asked for.
 
         Args:
             bundle: A public copy, or the bundle itself: a folder or a file `.klb`.
-            issuer: The vendor's public key, or the file with it. None takes a bundle that anybody may have signed.
+            issuer: The vendor's public key or several, or the file with them (PEM or JWKS). None takes a bundle that
+                anybody may have signed.
 
         Raises:
             BundleError: The bundle is refused, or was signed by another.
             SignatureError: The public key cannot be read.
             InputError: ONNX Runtime is not installed.
         """
-        trusted = None
-        if issuer is not None:
-            trusted = [issuer if isinstance(issuer, VerifyingKey) else VerifyingKey.load(Path(issuer))]
-        self._bundle = open_bundle(bundle, trusted=trusted)
+        self._bundle = open_bundle(bundle, trusted=_trusted(issuer))
         manifest = self._bundle.manifest
         self._opener = self._bundle.opener()
         self._published = LocalGraphs(self._bundle)
@@ -229,3 +230,14 @@ class LocalModel:
         if isinstance(target, bool) or not isinstance(target, int) or not 0 <= target < len(classes):
             raise InputError(f"target {target!r} is no class: give a label, or an index from 0 to {len(classes) - 1}")
         return target
+
+
+def _trusted(
+    issuer: str | os.PathLike[str] | VerifyingKey | Sequence[VerifyingKey] | None,
+) -> Sequence[VerifyingKey] | None:
+    """Returns the keys of which one must have signed a bundle, or None where anybody may have."""
+    if issuer is None:
+        return None
+    if isinstance(issuer, VerifyingKey):
+        return [issuer]
+    return load_keys(issuer) if isinstance(issuer, str | os.PathLike) else issuer

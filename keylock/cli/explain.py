@@ -20,6 +20,7 @@ from keylock.cli._connection import (
     read_images,
 )
 from keylock.cli._console import JsonOption, note, print_json, print_table
+from keylock.cli._home import IssuerOption, read_issuers
 from keylock.cli._progress import counted
 from keylock.cli._several import raise_first, what_was_reached
 from keylock.errors import InputError, KeylockError, ReceiptError
@@ -80,6 +81,7 @@ def explain(
             help="Explain here, with this bundle and no server: true maps for images with the trigger.",
         ),
     ] = None,
+    issuer: IssuerOption = None,
     license_file: LicenseFileOption = None,
     server: ServerOption = None,
     timeout_s: TimeoutOption = None,
@@ -90,7 +92,7 @@ def explain(
     """Ask a server why: saliency maps of images. Without a license the maps are decoys.
 
     With --local no server is asked: an image that carries the trigger, as keylock stamp puts it there, is explained
-    truly by any copy of the bundle, and every other one gets a decoy.
+    truly by any copy of the bundle, and every other one gets a decoy. With --issuer the bundle must be the vendor's.
 
     What is wrong with one of several images does not stop the others; the exit code is then that of the first error.
     """
@@ -106,6 +108,8 @@ def explain(
                 "--prediction keyed": None if prediction == "public" else prediction,
             }
         )
+    elif issuer:
+        raise InputError("--issuer says who must have signed a bundle: give the bundle with --local")
     files = None if out is None else _name_files(out, images, option="--out", suffix=".png")
     receipts = None if receipt is None else _name_files(receipt, images, option="--receipt", suffix=".receipt")
     # What is shown, and not the explanations themselves: there may be thousands, and each keeps its image.
@@ -124,7 +128,7 @@ def explain(
         else:
             from keylock_client import LocalModel
 
-            model = stack.enter_context(LocalModel(local))
+            model = stack.enter_context(LocalModel(local, issuer=read_issuers(issuer)))
             chosen = None if target is None else _choose_class(target, model.info.classes)
             found = _ask_locally(model, images, failures, {"explainer": explainer, "target": chosen, "bits": bits})
         with what_was_reached(images, shown, failures, "explained") as stopped:

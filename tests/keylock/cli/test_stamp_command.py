@@ -9,6 +9,8 @@ from PIL import Image
 pytest.importorskip("onnxscript")
 
 from keylock.cli import main
+from keylock.issuers import to_jwks
+from keylock.signing import SigningKey, VerifyingKey
 
 
 @pytest.fixture
@@ -111,3 +113,17 @@ def test_what_is_wrong_with_one_of_several_does_not_stop_the_others(sealed_bundl
     shown = capfd.readouterr()
     assert "a.png" in shown.out
     assert "text.png" in shown.err
+
+
+def test_whose_bundle_it_must_be_can_be_told(sealed_bundle, place, capfd):
+    asked = ["explain", "--local", str(sealed_bundle.public), "a.png"]
+    (place / "other.pem").write_text(SigningKey.generate().verifying_key.to_pem().decode())
+    (place / "both.jwks").write_text(json.dumps(to_jwks([VerifyingKey.load(place / "other.pem")])))
+    assert main([*asked, "--issuer", str(sealed_bundle.issuer)]) == 0
+    assert main([*asked, "--issuer", "both.jwks", "--issuer", str(sealed_bundle.issuer)]) == 0
+    capfd.readouterr()
+    for other in ("other.pem", "both.jwks"):
+        assert main([*asked, "--issuer", other]) != 0
+        assert "trusted" in capfd.readouterr().err
+    assert main(["explain", "a.png", "--issuer", "other.pem"]) == 3
+    assert "give the bundle with --local" in capfd.readouterr().err
