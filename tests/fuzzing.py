@@ -16,7 +16,7 @@ import time
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -27,6 +27,7 @@ import grpc
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.message import DecodeError, Message
+from grpc_health.v1 import health_pb2
 from PIL import Image
 
 from keylock import jws
@@ -53,12 +54,22 @@ from keylock.licensing.receipts import Receipt, ReceiptSigner, entry_of, parse_e
 from keylock.licensing.revocations import Revocations
 from keylock.licensing.tokens import read_unverified
 from keylock.signing import SigningKey
+from keylock.v1 import admin_pb2, license_pb2
 from keylock.v1 import explanation_pb2 as pb
-from keylock.v1 import license_pb2
 from keylock_client import _answers
 from keylock_client._checks import Asked, check_answer
 
-__all__ = ["HANG_S", "MAX_GROWTH_BYTES", "Found", "Target", "changed", "file_targets", "rpc_targets", "run"]
+__all__ = [
+    "HANG_S",
+    "MAX_GROWTH_BYTES",
+    "Found",
+    "Target",
+    "changed",
+    "file_targets",
+    "operator_targets",
+    "rpc_targets",
+    "run",
+]
 
 HANG_S = 10
 # What an image may cost is a setting; with this one a picture within it does not look like memory that is lost.
@@ -538,12 +549,13 @@ def rpc_targets(channel: grpc.Channel, token: str) -> list[Target]:
         "inference.GRPCInferenceService/ModelInfer": [infer],
         "inference.GRPCInferenceService/ModelMetadata": [oip.ModelMetadataRequest(name="tiny", version="1")],
         "inference.GRPCInferenceService/ModelReady": [oip.ModelReadyRequest(name="tiny")],
+        "inference.GRPCInferenceService/ServerLive": [oip.ServerLiveRequest()],
+        "inference.GRPCInferenceService/ServerReady": [oip.ServerReadyRequest()],
+        "inference.GRPCInferenceService/ServerMetadata": [oip.ServerMetadataRequest()],
+        "inference.GRPCInferenceService/RepositoryIndex": [oip.RepositoryIndexRequest(ready=True)],
+        "grpc.health.v1.Health/Check": [health_pb2.HealthCheckRequest(service="keylock.v1.ExplanationService")],
     }
-    targets = [
-        Target(f"rpc {name}", _caller(channel.unary_unary(f"/{name}"), token), [],
-               [one.SerializeToString() for one in messages] + [b"\x0a\x01a"])
-        for name, messages in requests.items()
-    ]  # fmt: skip
+    targets = _methods(channel, token, requests)
     stream = channel.stream_stream("/keylock.v1.ExplanationService/ExplainStream")
     good = (start.SerializeToString(), item.SerializeToString())
 
@@ -559,14 +571,49 @@ def rpc_targets(channel: grpc.Channel, token: str) -> list[Target]:
     return targets
 
 
+def operator_targets(channel: grpc.Channel, license_id: str) -> list[Target]:
+    """Returns every method that a server offers to operators, but for `Drain`, which any message ends it by.
+
+    Args:
+        channel: Shows an operator's certificate.
+        license_id: A license that may be lost.
+    """
+    revoke = admin_pb2.RevokeLicenseRequest(license_id=license_id)
+    revoke.issued_before.FromDatetime(NOW - timedelta(days=9000))
+    load = oip.RepositoryModelLoadRequest(repository_name="", model_name="tiny")
+    unload = oip.RepositoryModelUnloadRequest(repository_name="", model_name="none")
+    unload.parameters["unload_dependents"].bool_param = False
+    requests: dict[str, Sequence[Message]] = {
+        "keylock.v1.AdminService/GetStatus": [admin_pb2.GetStatusRequest()],
+        "keylock.v1.AdminService/SuspendLicense": [admin_pb2.SuspendLicenseRequest(license_id=license_id, why="late")],
+        "keylock.v1.AdminService/ReinstateLicense": [admin_pb2.ReinstateLicenseRequest(license_id=license_id)],
+        "keylock.v1.AdminService/GetUsage": [admin_pb2.AdminServiceGetUsageRequest(license_id=license_id)],
+        "keylock.v1.AdminService/RevokeLicense": [revoke, admin_pb2.RevokeLicenseRequest(token_id="t", why="lost")],
+        "inference.GRPCInferenceService/RepositoryIndex": [oip.RepositoryIndexRequest(ready=True)],
+        "inference.GRPCInferenceService/RepositoryModelLoad": [load],
+        "inference.GRPCInferenceService/RepositoryModelUnload": [unload],
+    }
+    return _methods(channel, "", requests)
+
+
+def _methods(channel: grpc.Channel, token: str, requests: Mapping[str, Sequence[Message]]) -> list[Target]:
+    return [
+        Target(f"rpc {name}", _caller(channel.unary_unary(f"/{name}"), token), [],
+               [one.SerializeToString() for one in messages] + [b"\x0a\x01a"])
+        for name, messages in requests.items()
+    ]  # fmt: skip
+
+
 class RefusedError(KeylockError):
     """A server has refused a message, with a code that says why."""
 
 
 def _caller(call: Callable[..., object], token: str) -> Callable[[bytes], object]:
+    shown = [("authorization", f"Bearer {token}")] if token else []
+
     def read(data: bytes) -> object:
         try:
-            return call(data, metadata=[("authorization", f"Bearer {token}")], timeout=HANG_S - 1)
+            return call(data, metadata=shown, timeout=HANG_S - 1)
         except grpc.RpcError as error:
             code = error.code()
             if code in _FAULTS:

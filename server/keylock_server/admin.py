@@ -24,7 +24,7 @@ from keylock.v1 import admin_pb2 as pb
 from keylock.v1 import admin_pb2_grpc as pb_grpc
 from keylock_server.batcher import Batchers
 from keylock_server.explanations import describe_model
-from keylock_server.interceptors import Interceptor, Running
+from keylock_server.interceptors import Running
 from keylock_server.licenses import describe_license
 from keylock_server.listening import listen
 from keylock_server.metering import Meter, describe_windows, timestamp
@@ -168,7 +168,7 @@ class AdminService(pb_grpc.AdminServiceServicer):
 
 
 def open_admin(
-    settings: ServerSettings, served: Served, interceptors: Sequence[Interceptor]
+    settings: ServerSettings, served: Served, interceptors: Sequence[grpc.aio.ServerInterceptor]
 ) -> tuple[grpc.aio.Server, int] | None:
     """Makes the server for operators, which listens and is not started.
 

@@ -7,6 +7,8 @@
 5. `Logs` writes one line and counts, before the caller has its answer.
 6. `Requests` parses the message, limits the time and notes the deadline.
 
+The services of gRPC itself, health and reflection, are surrounded by `OtherServices` alone.
+
 Authentication, authorisation and admission are not among them: what a license allows depends on the message, and some
 methods are open to everybody, so each servicer asks the `Authenticator`, the `Meter` and the `Batchers` by itself, in
 the order that its method needs.
@@ -18,6 +20,7 @@ gets the method, the status and the time, and never a message, because a message
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import time
 import uuid
@@ -36,7 +39,16 @@ from keylock_server.calls import Call, current_call, is_request_id, new_request_
 from keylock_server.logs import log_fault
 from keylock_server.statuses import DeadlineError, Row, retry_after, row_of, status_of
 
-__all__ = ["REQUEST_ID_ENTRY", "Errors", "Interceptor", "Logs", "RequestIds", "Requests", "Running"]
+__all__ = [
+    "REQUEST_ID_ENTRY",
+    "Errors",
+    "Interceptor",
+    "Logs",
+    "OtherServices",
+    "RequestIds",
+    "Requests",
+    "Running",
+]
 
 REQUEST_ID_ENTRY: Final = "x-request-id"
 
@@ -58,7 +70,7 @@ Proceed = Callable[[Any, Context], Awaitable[Any]]
 class Interceptor(grpc.aio.ServerInterceptor):
     """Surrounds the methods of keylock's own services, which have one answer or are streams in both directions.
 
-    Health and reflection pass untouched.
+    Health and reflection pass untouched; `OtherServices` has them.
     """
 
     async def intercept_service(
@@ -251,6 +263,49 @@ class Requests(Interceptor):
             if limit.expired():
                 raise DeadlineError(self._deadline_s) from None
             raise
+
+
+class OtherServices(grpc.aio.ServerInterceptor):
+    """Refuses messages that the services of gRPC itself, health and reflection, cannot parse.
+
+    gRPC would answer UNKNOWN, and write an error to the log for each.
+    """
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Returns the handler of a method, wrapped when it is none of ours."""
+        handler: Handler = await continuation(handler_call_details)
+        if handler is None or handler_call_details.method.startswith(_SERVICES):
+            return handler  # type: ignore[no-any-return]
+
+        async def parse(data: bytes, context: Context) -> Any:  # noqa: ANN401
+            try:
+                return _parse(handler, data)
+            except InputError as error:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.message)
+
+        async def answer(data: bytes, context: Context) -> Any:  # noqa: ANN401
+            return await handler.unary_unary(await parse(data, context), context)
+
+        async def stream(given: Any, context: Context) -> None:  # noqa: ANN401
+            if handler.request_streaming:
+                answers = handler.stream_stream((await parse(data, context) async for data in given), context)
+            else:
+                answers = handler.unary_stream(await parse(given, context), context)
+            if not inspect.isasyncgen(answers):
+                await answers
+                return
+            async for one in answers:
+                await context.write(one)
+
+        if not handler.response_streaming:
+            return grpc.unary_unary_rpc_method_handler(answer, None, handler.response_serializer)
+        if handler.request_streaming:
+            return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
+        return grpc.unary_stream_rpc_method_handler(stream, None, handler.response_serializer)
 
 
 def _parse(handler: Handler, data: bytes) -> Any:  # noqa: ANN401

@@ -10,7 +10,7 @@ from keylock_server.admin import Served, open_admin
 from keylock_server.batcher import Batchers
 from keylock_server.condition import Condition
 from keylock_server.even_times import EvenTimes
-from keylock_server.interceptors import Interceptor, Running
+from keylock_server.interceptors import Running
 from keylock_server.listening import join
 from keylock_server.metering import Meter
 from keylock_server.metrics import Metrics
@@ -115,7 +115,7 @@ class RunningServer:
         """Tells whether it takes no new calls any more."""
         return self._server is None
 
-    async def serve_operators(self, served: Served, interceptors: Sequence[Interceptor]) -> None:
+    async def serve_operators(self, served: Served, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> None:
         """Begins to serve operators, if the settings say so.
 
         Raises:

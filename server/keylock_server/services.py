@@ -18,7 +18,6 @@ from keylock_server.decoding import Decoder, DecodingMemory
 from keylock_server.descriptors import allowed_connections
 from keylock_server.even_times import EvenTimes
 from keylock_server.explanations import ExplanationService
-from keylock_server.interceptors import Interceptor
 from keylock_server.metering import Meter
 from keylock_server.models import Models
 from keylock_server.predictions import PredictionService
@@ -45,7 +44,9 @@ _COMPRESSIONS: Final = {
 _BACKSTOP_CALLS: Final = 1024
 
 
-def make_server(settings: ServerSettings, interceptors: Sequence[Interceptor], *, reuse_port: bool) -> grpc.aio.Server:
+def make_server(
+    settings: ServerSettings, interceptors: Sequence[grpc.aio.ServerInterceptor], *, reuse_port: bool
+) -> grpc.aio.Server:
     """Makes the server of the public port.
 
     Args:

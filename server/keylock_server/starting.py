@@ -20,7 +20,7 @@ from keylock_server.condition import Check, Condition, check_canaries
 from keylock_server.cores import available_cores, threads_per_batch
 from keylock_server.descriptors import check_descriptors
 from keylock_server.even_times import Alarm, EvenTimes
-from keylock_server.interceptors import Errors, Logs, RequestIds, Requests, Running
+from keylock_server.interceptors import Errors, Logs, OtherServices, RequestIds, Requests, Running
 from keylock_server.licenses import LicenseService
 from keylock_server.listening import check_address, listen, write_ready_file
 from keylock_server.logs import name_calls
@@ -142,6 +142,7 @@ async def start(
         *open_tracing(tracer_provider),
         Logs(metrics.count),
         Requests(deadline_s=settings.deadline_s),
+        OtherServices(),
     )
     server = make_server(settings, (running_calls, *layers), reuse_port=shared is not None)
     license_pb2_grpc.add_LicenseServiceServicer_to_server(licenses, server)
