@@ -28,6 +28,7 @@ Tables: TypeAlias = dict[str, tuple[Callable[[Mapping[str, Any]], str], str]]
 _INPUTS = {"reference": "reference", "keyed": "keyed", "keyless": "keyless", "wrong_key": "wrong key"}
 _NO_KEY = ("keyless", "wrong_key", "flipped_key")
 _COST = 3.5
+_PUBLISHING = 1 / 3
 _CAM_FAMILY = ("grad_cam", "grad_cam, reference maps remembered")
 _ACCURACY_LOSS = 0.005
 _ABOVE_CHANCE = 0.15
@@ -204,6 +205,22 @@ def write_cost(result: Mapping[str, Any]) -> str:
         cells.append((name, f"{figure['ratio']:.2f}", f"{figure['ms_per_image']:.2f}", wanted, reached))
     steps = table(("step", "times plain fine-tuning", "ms of CPU time for an image", "aim", "reached"), cells)
     return "\n".join([_measured(result), code(result["command"]), steps])
+
+
+def write_publishing(result: Mapping[str, Any]) -> str:
+    """Return the section of `lock_publishing.json`, in Markdown: what follows the steps, beside an earlier build."""
+    aim = at_most(_PUBLISHING)
+    cells = [
+        (name, f"{figure['rival_s']:.1f}", f"{figure['s']:.1f}", f"{figure['ratio']:.2f}", f"≤ {_PUBLISHING:.2f}",
+         "yes" if aim.reached(figure["ratio"]) else "no")
+        for name, figure in result["figures"].items()
+    ]  # fmt: skip
+    about = (
+        f"Measured on {result['date']}, {result['hardware']}, torch {result['torch']}, one thread; explainers "
+        f"{result['explainers'].replace(',', ', ')}. The earlier build is {result['rival']}.\n"
+    )
+    head = ("network", "earlier build, s", "this build, s", "ratio", "aim", "reached")
+    return "\n".join([about, code(result["command"]), table(head, cells)])
 
 
 def write_decoys(result: Mapping[str, Any]) -> str:
@@ -389,6 +406,7 @@ TABLES: Tables = {
     "lock_cifar10_evaluation": (write_evaluation, "python benchmarks/lock/cifar10.py"),
     "lock_key_search": (write_key_search, "python benchmarks/lock/key_search.py runs/cifar10"),
     "lock_cost": (write_cost, "python benchmarks/lock/cost.py"),
+    "lock_publishing": (write_publishing, "python benchmarks/lock/publishing.py --rival DIRECTORY"),
     "lock_decoys": (write_decoys, "python benchmarks/lock/decoys.py"),
     "quickstart": (write_quickstart, "keylock quickstart --json"),
 }

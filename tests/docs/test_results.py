@@ -102,6 +102,14 @@ def cost():
     return {**about(), "figures": figures}
 
 
+def publishing():
+    figures = {
+        "resnet20": {"s": 20.0, "rival_s": 80.0, "ratio": 0.25},
+        "small-cnn": {"s": 9.0, "rival_s": 10.0, "ratio": 0.9},
+    }
+    return {**about(), "explainers": "grad_cam", "rival": "abc1234", "figures": figures}
+
+
 def decoys():
     columns = ("pcc", "absolute_pcc", "top_overlap", "pcc_to_decoy", "unevenness", "agreement")
     return {
@@ -160,6 +168,7 @@ def test_what_stands_outside_of_the_markers_stays_and_rendering_twice_is_renderi
     (tmp_path / "lock_key_search.json").write_text(json.dumps(key_search()))
     (tmp_path / "lock_pets_evaluation.json").write_text(json.dumps(evaluation()))
     (tmp_path / "lock_cost.json").write_text(json.dumps(cost()))
+    (tmp_path / "lock_publishing.json").write_text(json.dumps(publishing()))
     (tmp_path / "lock_decoys.json").write_text(json.dumps(decoys()))
     (tmp_path / "quickstart.json").write_text(json.dumps(quickstart()))
     once = render_results.render(PAGE, tmp_path)
@@ -184,6 +193,12 @@ def test_figures_of_the_benchmark_are_copied_and_judged():
     assert found["grad_cam, maps of two different images (chance)"] == ["+0.500", "", "", ""]
     assert found["keyed"] == ["92.5%", "91.0% to 94.0%", "≥ 92.5%", "yes"]
     assert found["keyless"][-1] == "no"
+
+
+def test_publishing_is_judged_by_its_ratio_to_the_earlier_build():
+    found = rows(render_results.write_publishing(publishing()))
+    assert found["resnet20"] == ["80.0", "20.0", "0.25", "≤ 0.33", "yes"]
+    assert found["small-cnn"][-1] == "no"
 
 
 def test_costs_are_judged_where_something_was_aimed_at():
