@@ -198,9 +198,11 @@ def test_another_s_folder_is_refused_and_left_alone(tmp_path, capfd):
 def test_the_commands_it_prints_work(made, folder, tmp_path):
     """As printed, from where they were printed, with the real server; only the port is another one."""
     place, out, _ = made
-    lines = [line.strip() for line in out.splitlines() if line.startswith(f"  {program()} ")]
+    with contextlib.chdir(place):
+        typed = program()
+    lines = [line.strip() for line in out.splitlines() if line.startswith(f"  {typed} ")]
     assert lines == json.loads(folder.mark.read_text("utf-8"))["next"]
-    lines = [line.removeprefix(program()) for line in lines]
+    lines = [line.removeprefix(typed) for line in lines]
     commands = {words[0]: words for words in map(shlex.split, lines)}
     environment = {k: v for k, v in os.environ.items() if not k.startswith("KEYLOCK_")}
     ready = tmp_path / "ready"
