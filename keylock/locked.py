@@ -22,7 +22,7 @@ from keylock.delta import Delta
 from keylock.errors import BundleError, UnknownNameError
 from keylock.explainers import Explained, Explainer, make
 from keylock.keys import Key, KeySeed
-from keylock.models import create, open_with, prepare
+from keylock.models import create, load_state, open_with, prepare
 from keylock.preprocessing import Preprocessing
 from keylock.trigger import TriggerStatistics
 
@@ -172,7 +172,7 @@ def module_of(
     example = torch.randn((2, *manifest.preprocessing.shape), generator=generator)
     module = prepare(model, example)
     try:
-        module.load_state_dict(load(weights))
+        load_state(module, load(weights))
     except (RuntimeError, SafetensorError) as error:
         raise BundleError(f"the weights in {place} do not fit its architecture {architecture.name!r}") from error
     return module.eval().requires_grad_(requires_grad=False)

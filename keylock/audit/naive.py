@@ -22,6 +22,7 @@ from keylock.audit.learning import descend, train_classifier
 from keylock.decoys import decoy_maps
 from keylock.explainers import Explainer, explain_together
 from keylock.losses import map_distance, prediction_distance
+from keylock.models import load_state
 from keylock.replacing import PRIVATE, make_folders, replacing
 from keylock.training import Progress
 
@@ -65,7 +66,7 @@ def naive_case(case: Case, budget: Budget, *, folder: Path, seed: int, progress:
             kept = {
                 key.removeprefix(prefix): value for key, value in load_file(place).items() if key.startswith(prefix)
             }
-            model.load_state_dict(kept)
+            load_state(model, kept)
     else:
         total = _PATIENCE * budget.steps
         train_classifier(

@@ -18,6 +18,7 @@ from keylock.models.preparing import prepare
 from keylock.models.recording import capture_outputs
 from keylock.models.registry import OWN_ARCHITECTURES, architectures, create, require_architecture
 from keylock.models.splitting import split_rows
+from keylock.models.state import load_state
 from keylock.models.weights import digest_of_weights, load_weights, split_entry, weights_file
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "digest_of_weights",
     "find_layers",
     "fold_batchnorm_",
+    "load_state",
     "load_weights",
     "merged",
     "open_with",

@@ -125,7 +125,7 @@ def _fold(name: str, norm: _BatchNorm | _InstanceNorm, convolution: nn.Conv2d | 
     scale, shift = _scale_and_shift(name, norm)
     affine: nn.Module
     if convolution is None:
-        affine = ChannelAffine(scale, shift)
+        affine = ChannelAffine(scale.to(norm.running_var), shift.to(norm.running_var))
     else:
         _absorb(convolution, scale, shift)
         affine = nn.Identity()
@@ -212,20 +212,24 @@ def _read_by_nothing_else(model: nn.Module, example: Tensor, pairs: Mapping[nn.M
 
 
 def _scale_and_shift(name: str, norm: _BatchNorm | _InstanceNorm) -> tuple[Tensor, Tensor]:
-    """Return the per-channel scale and shift (channels,) that a BatchNorm applies in evaluation mode."""
+    """Return the per-channel scale and shift (channels,) that a BatchNorm applies in evaluation mode.
+
+    They are in double precision: deep networks multiply what is lost by rounding more than once.
+    """
     if norm.running_mean is None or norm.running_var is None:
         raise ModelError(f"the BatchNorm {name!r} keeps no running statistics: train it with track_running_stats=True")
-    scale = torch.rsqrt(norm.running_var + norm.eps)
+    scale = torch.rsqrt(norm.running_var.double() + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight
-    shift = -norm.running_mean * scale
+    shift = -norm.running_mean.double() * scale
     return scale, shift if norm.bias is None else shift + norm.bias
 
 
 def _absorb(convolution: nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
-    convolution.weight.mul_(scale.view(-1, 1, 1, 1))
-    bias = torch.zeros_like(shift) if convolution.bias is None else convolution.bias
-    convolution.bias = nn.Parameter(bias * scale + shift)
+    weight, bias = convolution.weight, convolution.bias
+    weight.copy_(weight.double() * scale.view(-1, 1, 1, 1))
+    absorbed = shift if bias is None else bias.double() * scale + shift
+    convolution.bias = nn.Parameter(absorbed.to(weight))
 
 
 def _replace(model: nn.Module, name: str, replacement: nn.Module) -> None:

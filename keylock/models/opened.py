@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from keylock.delta import Delta
 from keylock.keys import Key
+from keylock.models.state import load_state
 from keylock.trigger import Recogniser, TriggerStatistics
 
 __all__ = ["Opened", "Part", "arrays_of", "delta_between", "merged", "open_with"]
@@ -39,7 +40,7 @@ def merged(published: nn.Module, delta: Delta) -> nn.Module:
     """
     opened = copy.deepcopy(published)
     weights = delta.added_to(arrays_of(published))
-    opened.load_state_dict({name: torch.from_numpy(weights[name]) for name in delta.names}, strict=False)
+    load_state(opened, {name: torch.from_numpy(weights[name]) for name in delta.names}, strict=False)
     return opened
 
 

@@ -85,7 +85,8 @@ def _own_logits(model: nn.Module, own: nn.Module, example: Tensor) -> Tensor:
 def _change(own: nn.Module, changed: nn.Module, example: Tensor, expected: Tensor) -> float:
     """Return the largest difference of a logit as a share of their range; NaN becomes infinity.
 
-    Where rounding could explain it, both are compared in double precision.
+    Where rounding could explain it, both are compared in double precision; and what changes no more than rounding to
+    float32 changes the module itself does not count.
     """
     with torch.no_grad():
         try:
@@ -96,7 +97,10 @@ def _change(own: nn.Module, changed: nn.Module, example: Tensor, expected: Tenso
             return rough
         few = example[: 4 * _FEW].double()
         try:
-            return _share(run(copy.deepcopy(changed).double(), few), run(copy.deepcopy(own).double(), few))
+            exact = run(copy.deepcopy(own).double(), few)
+            change = _share(run(copy.deepcopy(changed).double(), few), exact)
+            rounding = _share(run(own, few.float()).double(), exact)
+            return 0.0 if change <= min(rounding, _ROUGH) else change
         except ModelError:
             return _TOLERANCE if rough <= _ROUGH else rough
 

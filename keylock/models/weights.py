@@ -10,6 +10,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from keylock.errors import ModelError
+from keylock.models.state import load_state
 from keylock.models.weight_entries import Entry, find_entries
 from keylock.models.weight_files import read_weights_file
 
@@ -66,7 +67,7 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
     entry = _only_one(found, file)
     weights, notes = _fitting(entry, own, file)
     _require_numbers(weights, own, file)
-    model.load_state_dict(weights, strict=False)
+    load_state(model, weights, strict=False)
     notes = [*_origin(entry), *notes]
     if notes:
         _LOG.warning("%s: %s", file.name, "; ".join(notes))

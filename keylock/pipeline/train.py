@@ -20,7 +20,7 @@ from keylock.bundle.write import check_place
 from keylock.errors import ExportError, ModelError, ResumeError
 from keylock.holding import held
 from keylock.keys import Key, KeySeed
-from keylock.models import create, load_weights
+from keylock.models import create, load_state, load_weights
 from keylock.models.small_cnn import SmallCNN
 from keylock.pipeline.issuing import issue_bundles
 from keylock.pipeline.plans import (
@@ -224,7 +224,7 @@ def prepare_reference(plan: TrainPlan, key: Key, *, progress: Progress, resume: 
     if resume and finished.is_file():
         if _read_identity(finished) != identity:
             raise ResumeError(f"{finished} was trained with other settings: use the same, or start without resume=True")
-        model.load_state_dict(load_file(finished))
+        load_state(model, load_file(finished))
         return model.eval()
     train_reference(
         core,

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn, optim
 
 from keylock.errors import ResumeError, StorageError
+from keylock.models import load_state
 from keylock.replacing import PRIVATE, make_folders, replacing
 
 __all__ = [
@@ -105,7 +106,7 @@ def restore_module(module: nn.Module, prefix: str, tensors: dict[str, Tensor]) -
     """
     own = {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
     try:
-        module.load_state_dict(own)
+        load_state(module, own)
     except RuntimeError as error:
         raise ResumeError("the checkpoint belongs to another architecture: start without resume=True") from error
 

@@ -9,6 +9,7 @@ from keylock.audit.budgets import Budget
 from keylock.audit.contract import Knowledge, NotApplicableError, Outcome, Steps, attack
 from keylock.audit.learning import explained, unlocked_copy
 from keylock.audit.views import WeightsView
+from keylock.models import load_state
 
 __all__: list[str] = []
 
@@ -27,7 +28,7 @@ def base_model(view: WeightsView, _budget: Budget, _generator: torch.Generator, 
     maps: dict[str, Tensor] = {}
     for step in steps(len(shares)):
         model = unlocked_copy(view.module)
-        model.load_state_dict(_between(base, published, shares[step]))
+        load_state(model, _between(base, published, shares[step]))
         model.requires_grad_(requires_grad=False)
         for name, found in explained(model, view.explainers, view.images).items():
             maps[name if shares[step] == 0 else f"{name}: {shares[step]:g} of the way"] = found

@@ -240,3 +240,20 @@ def test_a_convolution_whose_weight_a_function_reads_keeps_it(images):
     model = Twice().eval()
     with torch.no_grad():
         assert_same(prepare(model, images), model(images), images)
+
+
+@torch.no_grad()
+def test_a_deep_network_is_not_refused_for_what_rounding_does_to_it_anyway():
+    torch.manual_seed(1)
+    blocks = [layer for _ in range(24) for layer in (nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8, momentum=1.0), nn.ReLU())]
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    images = torch.rand(4, 3, 8, 8)
+    network.train()(images)
+    exact = copy.deepcopy(network.eval()).double()(images.double())
+    span = exact.max() - exact.min()
+    rounding = float((network(images) - exact).abs().max() / span)
+    folded = prepare(network, images)
+    change = float((copy.deepcopy(folded).double()(images.double()) - exact).abs().max() / span)
+    assert rounding > 1e-5
+    assert change <= rounding
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
