@@ -39,11 +39,11 @@ SECONDS = 900
 NETWORKS = (
     # keylock's own
     *("small-cnn:32", "resnet20:32", "resnet18_cifar:32", "mobilenet_v2_cifar:32", "vit_tiny:32"),
-    # one of every family of torchvision's classifiers, at the least size it takes
-    *("alexnet:64", "convnext_tiny:64", "densenet121:32", "efficientnet_b0:32", "efficientnet_v2_s:32"),
-    *("googlenet:32", "inception_v3:80", "maxvit_t:224", "mnasnet0_5:32", "mobilenet_v2:32", "mobilenet_v3_small:32"),
-    *("regnet_x_400mf:32", "regnet_y_400mf:32", "resnet18:32", "resnet50:32", "resnext50_32x4d:32"),
-    *("wide_resnet50_2:32", "shufflenet_v2_x0_5:32", "squeezenet1_1:32", "swin_t:64", "swin_v2_t:64"),
+    # one of every family of torchvision's classifiers, at the least size of which its last map has several cells
+    *("alexnet:64", "convnext_tiny:64", "densenet121:64", "efficientnet_b0:64", "efficientnet_v2_s:64"),
+    *("googlenet:64", "inception_v3:112", "maxvit_t:224", "mnasnet0_5:64", "mobilenet_v2:64", "mobilenet_v3_small:64"),
+    *("regnet_x_400mf:64", "regnet_y_400mf:64", "resnet18:64", "resnet50:64", "resnext50_32x4d:64"),
+    *("wide_resnet50_2:64", "shufflenet_v2_x0_5:64", "squeezenet1_1:32", "swin_t:64", "swin_v2_t:64"),
     *("vgg11:32", "vgg11_bn:32", "vit_b_16:32"),
     # timm
     *("timm:mobilevit_xxs:64", "timm:mobilevitv2_050:64", "timm:deit_tiny_patch16_224:224", "timm:mixer_s32_224:224"),

@@ -22,7 +22,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from keylock.errors import ExportError
 from keylock.export.decompositions import DECOMPOSITIONS
 from keylock.export.inputs import GraphInput
-from keylock.models import plain_attention
+from keylock.models import plain_attention, plain_pooling
 
 __all__ = ["trace"]
 
@@ -58,7 +58,7 @@ def _trace(function: Callable[..., tuple[Tensor, ...]], examples: Sequence[Tenso
     table: dict[OpOverload, Callable[..., Any]] = {**DECOMPOSITIONS}
     table[torch.ops.aten.expand.default] = partial(_expand, examples[0])
     tracer = make_fx(function, decomposition_table=table, tracing_mode="real", _allow_non_fake_inputs=True)
-    with enable_python_dispatcher(), plain_attention():
+    with enable_python_dispatcher(), plain_attention(), plain_pooling():
         return tracer(*examples)
 
 

@@ -10,7 +10,7 @@ from keylock.models.balance import balance_filters_, unbalance_filters_
 from keylock.models.folding import fold_batchnorm_
 from keylock.models.in_place import out_of_place_
 from keylock.models.inputs import added_to_inputs
-from keylock.models.kernels import plain_attention, twice_differentiable
+from keylock.models.kernels import plain_attention, plain_pooling, twice_differentiable
 from keylock.models.layers import TargetLayers, find_layers
 from keylock.models.opened import Opened, arrays_of, delta_between, merged, open_with
 from keylock.models.patches import patch_grid
@@ -42,6 +42,7 @@ __all__ = [
     "out_of_place_",
     "patch_grid",
     "plain_attention",
+    "plain_pooling",
     "prepare",
     "require_architecture",
     "smooth_activations",

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["plain_attention", "twice_differentiable"]
+__all__ = ["plain_attention", "plain_pooling", "twice_differentiable"]
 
 
 @contextmanager
@@ -37,7 +37,18 @@ def twice_differentiable() -> Iterator[None]:
     Attention is plain, and hard sigmoids and hard swishes, whether modules or functions, are written with ReLU6: their
     own kernels have a first derivative alone (Hardswish in older versions of torch).
     """
-    with plain_attention(), _Explicit():
+    with plain_attention(), _Instead(_TWICE_DIFFERENTIABLE):
+        yield
+
+
+@contextmanager
+def plain_pooling() -> Iterator[None]:
+    """Pool over whole maps without a change of memory layout inside the block.
+
+    Where channels come last in memory, as after the permutations of ConvNeXt and Swin, torch gives such a mean the
+    layout of its input by writing strides in place, and the way back scatters into memory: neither has an ONNX form.
+    """
+    with _Instead(_PLAIN_POOLING):
         yield
 
 
@@ -61,7 +72,11 @@ def _hardswish_(input: Tensor) -> Tensor:
     return _hardswish(input, inplace=True)
 
 
-_EXPLICIT: dict[Any, Callable[..., Tensor]] = {
+def _adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:  # noqa: ANN401
+    return F.adaptive_avg_pool2d(input.contiguous(), output_size)
+
+
+_TWICE_DIFFERENTIABLE: dict[Any, Callable[..., Tensor]] = {
     F.hardsigmoid: _hardsigmoid,
     F.hardswish: _hardswish,
     torch._C._nn.hardsigmoid: _hardsigmoid,
@@ -71,8 +86,18 @@ _EXPLICIT: dict[Any, Callable[..., Tensor]] = {
 }
 
 
-class _Explicit(TorchFunctionMode):
-    """Puts formulas in the place of kernels."""
+_PLAIN_POOLING: dict[Any, Callable[..., Tensor]] = {
+    F.adaptive_avg_pool2d: _adaptive_avg_pool2d,
+    torch._C._nn.adaptive_avg_pool2d: _adaptive_avg_pool2d,
+}
+
+
+class _Instead(TorchFunctionMode):
+    """Runs other functions in the place of some."""
+
+    def __init__(self, table: Mapping[Any, Callable[..., Tensor]]) -> None:
+        super().__init__()
+        self._table = table
 
     def __torch_function__(
         self,
@@ -82,4 +107,4 @@ class _Explicit(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
         """Run one operation."""
-        return _EXPLICIT.get(func, func)(*args, **(kwargs or {}))
+        return self._table.get(func, func)(*args, **(kwargs or {}))

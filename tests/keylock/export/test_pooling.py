@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from keylock.contrast import same_map
 from keylock.explainers import make
@@ -13,6 +14,15 @@ from keylock.export import Side, compile_explainer, verify_graph
 from keylock.keys import Key, KeySeed
 from keylock.models import Opened, added_to_inputs, arrays_of, delta_between, merged
 from keylock.models.low_rank import add_low_rank_, merge_low_rank_
+
+
+class LastInMemory(nn.Module):
+    """A mean over whole maps whose channels come last in memory, as after a LayerNorm over channels."""
+
+    def forward(self, maps):
+        last = F.layer_norm(maps.permute(0, 2, 3, 1), maps.shape[1:2]).permute(0, 3, 1, 2)
+        return last * F.adaptive_avg_pool2d(last, (1, 1)).sigmoid()
+
 
 POOLS = {
     "max": lambda: nn.MaxPool2d(2),
@@ -25,6 +35,7 @@ POOLS = {
     "mean, padded ceiling": lambda: nn.AvgPool2d(3, 2, padding=1, ceil_mode=True),
     "mean of what is there": lambda: nn.AvgPool2d(3, 2, padding=1, ceil_mode=True, count_include_pad=False),
     "adaptive mean": lambda: nn.AdaptiveAvgPool2d((5, 4)),
+    "mean of channels last": LastInMemory,
 }
 
 

@@ -283,8 +283,7 @@ def test_the_surest_images_keep_their_classes_longest(sealed_lock, published, op
 # Networks whose layers are read by functions, share weights, or see other rows than images
 
 
-# Swin has a way back that ONNX has no operation for, whatever its weights are: torch runs it.
-@pytest.mark.parametrize("name", [name for name in UNUSUAL if name != "swin"])
+@pytest.mark.parametrize("name", list(UNUSUAL))
 def test_every_network_exports_with_its_weights_as_inputs_and_agrees_on_both_sides(name, smooth_images):
     reference, images = UNUSUAL[name]().requires_grad_(requires_grad=False), smooth_images(3, 16)
     student = add_low_rank_(copy.deepcopy(reference), rank=2, generator=torch.Generator().manual_seed(1))
