@@ -10,7 +10,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from keylock.errors import ModelError
 
-__all__ = ["copied", "unwrapped"]
+__all__ = ["copied", "uncached_", "unwrapped"]
 
 _STATISTICS = ("running_mean", "running_var")
 _QUANTISED = (".quantized.", "torchao.", "bitsandbytes.")
@@ -58,11 +58,65 @@ def copied(model: nn.Module) -> nn.Module:
                 setattr(parent, name, unwrapped(child))
     own = own.cpu().float()
     try:
-        return own.eval()
+        own.eval()
     except NotImplementedError as error:
         raise ModelError(
             "the model is an exported program, which has no evaluation mode: give the module that was exported"
         ) from error
+    return own
+
+
+def uncached_(model: nn.Module, images: Tensor) -> nn.Module:
+    """Keep layers from remembering in evaluation mode what they computed from weights that will change, in place.
+
+    timm's LeViT and EfficientFormer keep their attention biases in a dict, by device.
+
+    Args:
+        model: A module in evaluation mode.
+        images: What it is run on, to see which dicts it fills.
+    """
+    # What was kept of weights for evaluation mode is let go in training mode.
+    model.train()
+    model.eval()
+    dicts = [
+        (module, name, dict(held))
+        for module in model.modules()
+        for name, held in vars(module).items()
+        if type(held) is dict and not name.startswith("_")
+    ]
+    with torch.no_grad():
+        model(images)
+    for module, name, before in dicts:
+        filled = vars(module).get(name)
+        new = [value for entry, value in filled.items() if entry not in before] if type(filled) is dict else []
+        if new and all(isinstance(value, Tensor) for value in new):
+            del module.__dict__[name]
+            module.__class__ = _forgetful(type(module), name)
+    return model
+
+
+def _forgetful(kind: type[nn.Module], name: str) -> type[nn.Module]:
+    """Return the class of modules that have a dict by this name in which they never find what they put there."""
+    place = f"_last_{name}"
+
+    def held(self: nn.Module) -> _Uncached:
+        found: _Uncached = self.__dict__.setdefault(place, _Uncached())
+        return found
+
+    def leave(_self: nn.Module, _value: object) -> None:
+        """A new dict in its place, as when a module moves to another device, would remember again."""
+
+    return type(kind.__name__, (kind,), {name: property(held, leave), "__module__": kind.__module__})
+
+
+class _Uncached(dict[Any, Any]):
+    """Gives back what was just written, says of everything that it is not there, and is empty in copies."""
+
+    def __contains__(self, key: object) -> bool:
+        return False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Uncached":
+        return _Uncached()
 
 
 def _require_module(model: object) -> None:
@@ -112,8 +166,10 @@ def _called(name: str) -> str:
 
 
 def _fixed_tensors(model: nn.Module) -> dict[int, Any]:
-    """Return copies of tensors that hang on a graph, which `deepcopy` refuses; hooks of old kinds leave such behind."""
-    left = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
+    """Return copies of tensors that hang on a graph, which `deepcopy` refuses; hooks and caches leave such behind."""
+    kept = [value for module in model.modules() for value in vars(module).values()]
+    kept += [value for held in kept if isinstance(held, dict) for value in held.values()]
+    left = (value for value in kept if isinstance(value, Tensor))
     return {id(tensor): tensor.detach().clone() for tensor in left if not tensor.is_leaf}
 
 

@@ -10,7 +10,7 @@ from keylock.errors import ModelError
 from keylock.models.answers import give_logits_, logits_of_answer, run
 from keylock.models.folding import fold_, names_of_statistics
 from keylock.models.in_place import out_of_place_
-from keylock.models.owned import copied, unwrapped
+from keylock.models.owned import copied, uncached_, unwrapped
 from keylock.models.recording import evaluating
 
 __all__ = ["prepare"]
@@ -35,7 +35,7 @@ def prepare(model: nn.Module, example: Tensor) -> nn.Module:
             call, or could not be prepared without a change of its logits by more than 1e-5 of their range; the message
             names the layer.
     """
-    own = give_logits_(_settled(copied(model)), example[:_FEW])
+    own = uncached_(give_logits_(_settled(copied(model)), example[:_FEW]), example[:_FEW])
     expected = _own_logits(model, own, example)
     _require_steady(own, example[:_FEW])
     quiet = out_of_place_(copy.deepcopy(own), example)

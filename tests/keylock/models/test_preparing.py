@@ -257,3 +257,43 @@ def test_a_deep_network_is_not_refused_for_what_rounding_does_to_it_anyway():
     assert rounding > 1e-5
     assert change <= rounding
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+
+
+class _Remembering(nn.Module):
+    """Keeps in evaluation mode what it computed from its weight, as attention biases of timm's LeViT are."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+        self.kept = {}
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.kept:
+            self.kept = {}
+
+    def _apply(self, function, *rest, **named):
+        self.kept = {}
+        return super()._apply(function, *rest, **named)
+
+    def forward(self, images):
+        device = str(images.device)
+        if self.training or device not in self.kept:
+            self.kept[device] = 2 * self.scale
+        return images * self.kept[device].view(1, 3, 1, 1)
+
+
+def test_what_a_layer_remembers_of_its_weights_is_not_found_again(images):
+    given = nn.Sequential(_Remembering(), nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    expected = given(images)
+    # What it remembers hangs on a graph, which no copy takes.
+    assert not given[0].kept["cpu"].is_leaf
+    prepared = prepare(given, images)
+    torch.testing.assert_close(prepared(images), expected)
+    again = copy.deepcopy(prepared).to("cpu").train().eval()
+    with torch.no_grad():
+        again[0].scale.mul_(3)
+    torch.testing.assert_close(again[:1](images), 6 * images)
+    torch.autograd.grad(again(images).sum(), again[0].scale)
+    torch.autograd.grad(again(images).sum(), again[0].scale)
+    torch.testing.assert_close(given(images), expected)
