@@ -144,10 +144,8 @@ def test_compiled_explainer_matches_torch(architecture, name, capfd):
     targets = np.array([0, 3, 9, -1, 5, -1])
     graph = compiled(architecture, name)
 
-    reference = network(architecture)
-    if name == "lrp":
-        # It has no rule for BatchNorm, which compiling folds.
-        reference = models.fold_batchnorm_(copy.deepcopy(reference), torch.from_numpy(images))
+    # Compiling folds BatchNorm. A near tie of a ReLU or a pool may fall the other way by the rounding of that alone.
+    reference = models.fold_batchnorm_(copy.deepcopy(network(architecture)), torch.from_numpy(images))
     verification = verify_graph(graph, Side(reference), explainer_for(architecture, name), images, targets)
 
     assert verification.pcc_mean > 0.9999
