@@ -47,16 +47,16 @@ def main() -> None:
         own, rival = (statistics.median(taken[name]) for name in builds)
         figures[network] = {"s": round(own, 1), "rival_s": round(rival, 1), "ratio": round(own / rival, 3)}
         print(f"{network}: {json.dumps(figures[network])}", flush=True)
-    result = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "torch": torch.__version__,
-        "command": f"python benchmarks/lock/publishing.py --rival DIRECTORY --rounds {options.rounds}",
-        "rival": commit_of(options.rival),
-        "explainers": EXPLAINERS,
-        "figures": figures,
-    }
-    options.results.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        result = {
+            "date": datetime.now(UTC).date().isoformat(),
+            "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+            "torch": torch.__version__,
+            "command": f"python benchmarks/lock/publishing.py --rival DIRECTORY --rounds {options.rounds}",
+            "rival": commit_of(options.rival),
+            "explainers": EXPLAINERS,
+            "figures": figures,
+        }
+        options.results.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def publishing_time(checkout: Path, network: str) -> float:
