@@ -1,13 +1,15 @@
 """What graphs answer with, as functions of a network and tensors: a tracer runs them once, on made-up tensors."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from keylock.errors import ModelError
-from keylock.explainers import Explainer
+from keylock.explainers import Explainer, explain_together
 from keylock.export.early_sums import sum_rows
 
-__all__ = ["explain", "predict", "sum_gradients"]
+__all__ = ["explain", "explain_all", "predict", "sum_gradients"]
 
 
 def predict(network: nn.Module, image: Tensor, num_classes: int) -> Tensor:
@@ -29,11 +31,22 @@ def explain(
     network: nn.Module, explainer: Explainer, image: Tensor, target: Tensor, num_classes: int
 ) -> tuple[Tensor, Tensor]:
     """Return logits and maps (batch, h, w) for targets (batch,), of which -1 stands for the predicted class."""
-    # This forward pass and the explainer's own become one when equal nodes are merged.
-    logits = predict(network, image, num_classes)
-    resolved = torch.where(target < 0, logits.argmax(1), target)
-    explained = explainer.explain(network, image, resolved)
+    explained = explainer.explain(network, image, _classes(network, image, target, num_classes))
     return explained.logits, explained.maps.float()
+
+
+def explain_all(
+    network: nn.Module, explainers: Sequence[Explainer], image: Tensor, target: Tensor, num_classes: int
+) -> tuple[Tensor, ...]:
+    """Return logits, and maps as `explain` does for each of several explainers."""
+    targets = _classes(network, image, target, num_classes)
+    logits, maps = explain_together(network, explainers, image, targets)
+    return logits, *(maps[explainer.name].float() for explainer in explainers)
+
+
+def _classes(network: nn.Module, image: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    # This forward pass and the explainer's own become one when equal nodes are merged.
+    return torch.where(target < 0, predict(network, image, num_classes).argmax(1), target)
 
 
 def sum_gradients(network: nn.Module, image: Tensor, target: Tensor, share: Tensor, num_classes: int) -> Tensor:

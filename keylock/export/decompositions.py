@@ -26,6 +26,7 @@ DECOMPOSITIONS: dict[OpOverload, Callable[..., Any]] = {
     for operation, replacement in get_decompositions(
         [
             aten._log_softmax_backward_data,
+            aten._safe_softmax,
             aten._softmax_backward_data,
             aten.elu_backward,
             aten.gelu_backward,
@@ -35,6 +36,7 @@ DECOMPOSITIONS: dict[OpOverload, Callable[..., Any]] = {
             aten.mish_backward,
             aten.native_group_norm_backward,
             aten.native_layer_norm_backward,
+            aten.rsub,
             aten.sigmoid_backward,
             aten.silu_backward,
             aten.softplus_backward,
@@ -273,6 +275,17 @@ def _slice_backward(gradient: Tensor, sizes: Sequence[int], axis: int, start: in
         edges = [0, 0] * (gradient.ndim - 1 - axis) + [chosen.start, sizes[axis] - chosen.stop]
         return _constant_pad_nd(gradient, edges)
     return _along_axis(gradient, torch.eye(sizes[axis])[:, list(chosen)], axis)
+
+
+@_replaces(aten.select_backward.default)
+def _select_backward(gradient: Tensor, sizes: Sequence[int], axis: int, index: int) -> Tensor:
+    axis %= len(sizes)
+    if axis == 0:
+        unsupported: Tensor = NotImplemented
+        return unsupported
+    before = index % sizes[axis]
+    edges = [0, 0] * (len(sizes) - 1 - axis) + [before, sizes[axis] - before - 1]
+    return _constant_pad_nd(gradient.unsqueeze(axis), edges)
 
 
 @_replaces(aten.upsample_nearest2d.default)

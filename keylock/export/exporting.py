@@ -10,9 +10,10 @@ from torch import Tensor, fx, nn
 
 from keylock.errors import ExportError, KeylockError
 from keylock.export.early_sums import sum_early
-from keylock.export.graphs import require_dynamic_batch, strip_metadata
+from keylock.export.graphs import Part, name_batch, require_dynamic_batch, strip_metadata, take_part
 from keylock.export.inputs import GraphInput
 from keylock.export.masks import steepen_masks
+from keylock.export.program import program_of
 from keylock.export.simplify import simplify
 from keylock.export.tracing import trace
 from keylock.models import fold_batchnorm_, out_of_place_
@@ -38,7 +39,8 @@ def export(
     *,
     inputs: Sequence[GraphInput],
     outputs: Sequence[str],
-) -> bytes:
+    parts: Sequence[Part],
+) -> list[bytes]:
     """Compile a function.
 
     Args:
@@ -46,6 +48,10 @@ def export(
         what: What it is, for the error.
         inputs: What the graph takes.
         outputs: Names of what it answers with.
+        parts: What is wanted of that.
+
+    Returns:
+        A graph for each of the parts.
 
     Raises:
         ExportError: The function has an operation that cannot be compiled, or fixes the batch size.
@@ -55,8 +61,9 @@ def export(
         model = _to_onnx(graph, inputs=inputs, outputs=outputs)
         steepen_masks(model)
         strip_metadata(model)
+        name_batch(model)
         require_dynamic_batch(model)
-        return model.SerializeToString(deterministic=True)
+        return [take_part(model, part).SerializeToString(deterministic=True) for part in parts]
     except KeylockError:
         raise
     except Exception as error:
@@ -76,26 +83,16 @@ def _root_cause(error: BaseException) -> str:
 
 def _to_onnx(graph: fx.GraphModule, *, inputs: Sequence[GraphInput], outputs: Sequence[str]) -> onnx.ModelProto:
     """Hand a traced graph to torch's ONNX exporter, quietly."""
-    # Only the first input names the dimension; the exporter finds that the others share it.
-    batch = torch.export.Dim("batch", min=1, max=2**20)
-    shapes = [
-        {0: batch if given is inputs[0] else torch.export.Dim.DYNAMIC} if given.batched else {} for given in inputs
-    ]
-    for shape, given in zip(shapes, inputs, strict=True):
-        if given.by_row:
-            shape[1] = torch.export.Dim.DYNAMIC
     with warnings.catch_warnings():
         # The exporter warns about its own use of what other parts of torch are phasing out; nobody can act on it here.
         for category in (DeprecationWarning, FutureWarning):
             warnings.filterwarnings("ignore", category=category, module=r"(torch|onnxscript|onnx_ir|copyreg)(\.|$)")
         program = torch.onnx.export(
-            graph,
-            tuple(given.example for given in inputs),
+            program_of(graph),
             dynamo=True,
             opset_version=OPSET,
             input_names=[given.name for given in inputs],
             output_names=outputs,
-            dynamic_shapes=tuple(shapes),
             verbose=False,
         )
     if program is None:

@@ -4,11 +4,11 @@ Whether an activation lets a gradient pass is traced as a comparison whose truth
 operations over every feature map, among the dearest of an input gradient. A ramp that is steep enough is the same step.
 """
 
-from collections.abc import Iterable
-
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from keylock.export.graphs import keep_nodes, needed_nodes
 
 __all__ = ["steepen_masks"]
 
@@ -32,13 +32,7 @@ def steepen_masks(model: onnx.ModelProto) -> None:
         elif ramps:
             ramps.append(helper.make_node("Mul", [ramp.output[0] for ramp in ramps], node.output, node.name))
         nodes += ramps or [node]
-    kept = _needed(nodes, {value.name for value in graph.output})
-    del graph.node[:]
-    graph.node.extend(kept)
-    used = {name for node in kept for name in node.input}
-    weights = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(weights)
+    keep_nodes(graph, needed_nodes(nodes, {value.name for value in graph.output}))
 
 
 def _ramps(
@@ -62,13 +56,3 @@ def _ramps(
             helper.make_node("HardSigmoid", part.input[:1], [name], name, alpha=slope, beta=-slope * float(bound))
         )
     return ramps
-
-
-def _needed(nodes: Iterable[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
-    """Return the nodes that lead to wanted values, in their order."""
-    kept = []
-    for node in reversed(list(nodes)):
-        if wanted.intersection(node.output):
-            kept.append(node)
-            wanted = wanted.union(node.input)
-    return kept[::-1]

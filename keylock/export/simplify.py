@@ -30,6 +30,7 @@ def simplify(graph: fx.GraphModule) -> fx.GraphModule:
         ExportError: An operation draws random numbers or changes a value in place.
     """
     _require_pure(graph)
+    _compute_sizes_once(graph)
     _merge_equal_nodes(graph)
     _look_up_classes(graph)
     _compute_constants(graph)
@@ -50,6 +51,21 @@ def _require_pure(graph: fx.GraphModule) -> None:
             )
         if node.target._schema.is_mutable:
             raise ExportError(f"the graph changes a value in place ({node.target}), which ONNX cannot express")
+
+
+def _compute_sizes_once(graph: fx.GraphModule) -> None:
+    """Read the open sizes off the inputs, and every other size where it is computed first, whatever it is read off."""
+    inputs = list(graph.graph.find_nodes(op="placeholder"))
+    with graph.graph.inserting_after(inputs[-1]):
+        for given in reversed(inputs):
+            for axis, size in enumerate(given.meta["val"].shape):
+                if isinstance(size, torch.SymInt):
+                    graph.graph.call_function(torch.ops.aten.sym_size.int, (given, axis)).meta["val"] = size
+    first: dict[Any, fx.Node] = {}
+    for node in list(graph.graph.nodes):
+        size = node.meta.get("val")
+        if isinstance(size, torch.SymInt) and first.setdefault(size.node.expr, node) is not node:
+            node.replace_all_uses_with(first[size.node.expr])
 
 
 def _merge_equal_nodes(graph: fx.GraphModule) -> None:

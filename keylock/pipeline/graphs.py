@@ -20,6 +20,7 @@ from keylock.export import (
     compile_explainer,
     compile_gradient_sums,
     compile_prediction,
+    compile_together,
     explain_graph,
     make_variant,
     suits,
@@ -154,9 +155,8 @@ class _Maker:
         self._files: dict[str, bytes] = {}
 
     def make(self) -> Graphs:
-        self._on_step("compile predictions")
-        if _PREDICTION not in self._compiled:
-            self._compiled[_PREDICTION] = compile_prediction(self._lock.module, **self._compiling)
+        self._on_step("compile every graph")
+        self._compile_all()
         self._files[_PREDICTION] = self._compiled[_PREDICTION]
         for side in self._sides:
             verify_prediction(self._files[_PREDICTION], side, self._images)
@@ -165,9 +165,22 @@ class _Maker:
         canary = Canary(self._seen, self._keyed, self._keyless)
         return Graphs(_PREDICTION, self._files, canary, entries, variants)
 
+    def _compile_all(self) -> None:
+        """Compile at once what no earlier key has compiled; alone the predictions, where some explainer spoils it."""
+        if _PREDICTION in self._compiled:
+            return
+        explainers = [one for one in self._lock.explainers if one.compiled and not isinstance(one, Loop)]
+        try:
+            prediction, graphs = compile_together(self._lock.module, explainers, **self._compiling)
+        except ExportError:
+            self._compiled[_PREDICTION] = compile_prediction(self._lock.module, **self._compiling)
+            return
+        self._compiled[_PREDICTION] = prediction
+        self._compiled |= {_file(name): graph for name, graph in graphs.items()}
+
     def _entry(self, explainer: Explainer) -> ExplainerEntry:
-        """Compile one explainer, or record it without a graph where torch has to run it."""
-        self._on_step(f"compile {explainer.name}")
+        """Prove the graph of one explainer, or record it without one where torch has to run it."""
+        self._on_step(f"prove {explainer.name}")
         try:
             if isinstance(explainer, Loop):
                 return self._loop(explainer, explainer)
@@ -178,7 +191,7 @@ class _Maker:
         return ExplainerEntry(name=explainer.name, parameters=explainer.parameters, runtime="torch")
 
     def _graph(self, explainer: Explainer) -> ExplainerEntry:
-        place = f"graphs/{explainer.name}.onnx"
+        place = _file(explainer.name)
         graph = self._compile(place, partial(compile_explainer, explainer=explainer))
         verified = _worst(verify_graph(graph, side, explainer, self._images, self._targets) for side in self._sides)
         self._keyed[explainer.name], self._keyless[explainer.name] = (
@@ -298,7 +311,7 @@ class _Maker:
         return place
 
     def _compile(self, place: str, compile_graph: Callable[..., bytes]) -> bytes:
-        """Return the graph of a place, compiled now or for an earlier key."""
+        """Return the graph of a place, compiled now or before."""
         if place not in self._compiled:
             try:
                 self._compiled[place] = compile_graph(self._lock.module, **self._compiling)
@@ -310,6 +323,10 @@ class _Maker:
 def _worst(verified: Iterable[Verification]) -> Verification:
     """Return the figures of the side that is further from torch."""
     return min(verified, key=lambda one: one.pcc_minimum)
+
+
+def _file(name: str) -> str:
+    return f"graphs/{name}.onnx"
 
 
 def _variant_file(name: str, place: str) -> str:

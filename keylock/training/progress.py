@@ -14,7 +14,7 @@ class Progress(Protocol):
         """A stage of `total` steps begins, of which `done` were done before."""
 
     def doing(self, what: str) -> None:
-        """A step begins that has a name, such as `compile grad_cam`."""
+        """A step begins that has a name, such as `prove grad_cam`."""
 
     def advance(self, figures: Mapping[str, float]) -> None:
         """One step is done; `figures` are loss terms and, from time to time, live fidelity and leakage."""

@@ -103,6 +103,16 @@ def test_slice_backward_matches(axis, start, end, step):
     torch.testing.assert_close(found, aten.slice_backward(gradient, sizes, axis, start, end, step))
 
 
+@pytest.mark.parametrize(("axis", "index"), [(1, 0), (2, 3), (-1, -2)])
+def test_select_backward_matches(axis, index):
+    sizes = [2, 4, 7, 8]
+    gradient = randn(*torch.zeros(sizes).select(axis, index).shape)
+
+    found = DECOMPOSITIONS[aten.select_backward.default](gradient, sizes, axis, index)
+
+    torch.testing.assert_close(found, aten.select_backward(gradient, sizes, axis, index))
+
+
 @pytest.mark.parametrize(("size", "scales"), [((9, 8), (None, None)), ((6, 6), (1.7, 1.5)), ((2, 3), (None, None))])
 def test_nearest_upsampling_matches(size, scales):
     value = randn(2, 3, 4, 4)

@@ -26,6 +26,20 @@ def test_equal_work_is_done_once():
     torch.testing.assert_close(graph(image)[0], function(image)[0])
 
 
+def test_sizes_are_read_off_the_input_once():
+    def function(image: Tensor) -> tuple[Tensor, ...]:
+        doubled = torch.cat([image, image], dim=3)
+        flat = doubled.reshape(doubled.numel() // 12, 12)
+        return (flat.exp().reshape(doubled.shape[0], 12) + image.reshape(image.numel() // 6, 6).repeat(1, 2),)
+
+    graph = simplify(trace(function, prediction_inputs((3, 2, 1))))
+
+    sizes = [node for node in graph.graph.nodes if isinstance(node.meta.get("val"), torch.SymInt)]
+    assert [(node.target, node.args[0].op) for node in sizes] == [(torch.ops.aten.sym_size.int, "placeholder")]
+    image = torch.randn(2, 3, 2, 1)
+    torch.testing.assert_close(graph(image)[0], function(image)[0])
+
+
 def test_work_on_constants_is_done_in_advance():
     def function(image: Tensor) -> tuple[Tensor, ...]:
         return (image.flatten(1) @ (WEIGHT.flip(0) * 2).exp(),)

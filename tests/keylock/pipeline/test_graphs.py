@@ -82,8 +82,8 @@ def test_every_step_was_foreseen(make, shared, made, sealed_lock, variants):
     make("grad_cam", "gradient", compiled=shared, variants=variants, on_step=steps.append)
     chosen = [explainer for explainer in sealed_lock.lock.explainers if explainer.name in ("grad_cam", "gradient")]
     assert len(steps) == count_steps(replace(sealed_lock.lock, explainers=tuple(chosen)), variants)
-    assert steps[0] == "compile predictions"
-    assert steps[-1] == ("float16 of gradient" if variants else "compile gradient")
+    assert steps[0] == "compile every graph"
+    assert steps[-1] == ("float16 of gradient" if variants else "prove gradient")
 
 
 def test_a_variant_that_falls_short_is_left_out_for_every_key(make, made, shared, wrong, monkeypatch, caplog):
