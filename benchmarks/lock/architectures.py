@@ -151,7 +151,7 @@ def _network(architecture: str, size: int, images: torch.Tensor) -> nn.Module:
     torch.manual_seed(0)
     model = models.create(architecture, num_classes=CLASSES, image_size=size)
     for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm2d):
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             layer.momentum = 1.0
             layer.weight.data.uniform_(0.7, 1.5)
             layer.bias.data.uniform_(-0.2, 0.4)
