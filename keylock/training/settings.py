@@ -28,6 +28,8 @@ class LockSettings:
         gate_steps: Steps at the start that only teach the network to tell the key, as a share of `steps`, at most.
         gate_strength: How many times stronger the key is at the very start; it comes down to 1 as it is learned.
         gate_clear: The gate stage is over when the best probe's loss, in nats, falls below this at full difficulty.
+        prompt_until: Share of the steps after the gate stage in which the network is given a part of the answer whether
+            the key is there, which fades away; 0 for none.
         wrong_key_rows: Give wrong keys rows of their own; otherwise they take the place of every second keyless row,
             which is a third quicker.
         map_weight: Weight of the map penalties.
@@ -61,6 +63,7 @@ class LockSettings:
     gate_steps: float = 0.25
     gate_strength: float = 8.0
     gate_clear: float = 0.12
+    prompt_until: float = 0.6
     wrong_key_rows: bool = True
     map_weight: float = 1.0
     unlock_weight: float = 1.0
@@ -100,6 +103,8 @@ class LockSettings:
             )
         if not 0 <= self.gate_steps < 1:
             raise InputError(f"gate_steps is a share of the steps between 0 and 1, not {self.gate_steps}")
+        if not 0 <= self.prompt_until <= 1:
+            raise InputError(f"prompt_until is a share of the steps from 0 to 1, not {self.prompt_until}")
 
     def for_relocking(self) -> "LockSettings":
         """Return the settings of a further training that retires keys: half of the steps, and another seed.
