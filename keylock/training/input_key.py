@@ -129,10 +129,12 @@ class InputKeyTrainer(Trainer):
     def _gate_terms(self, part: Part) -> tuple[Terms, Figures]:
         """Teach the network to tell the key, from clean images first, then from wrong keys too.
 
-        Meanwhile predictions and maps of all rows are held where they are, so that nothing has to be learned anew.
+        Meanwhile predictions and maps of all rows are held where they are, so that nothing has to be learned anew. Maps
+        that need gradients of gradients are left out where there are others: without them there is time for more steps.
         """
+        held = tuple(explainer for explainer in self.explainers if not explainer.second_order) or self.explainers
         count, strength = len(part.images), self.gate.strength
-        shown = self._explain(part, [strength * part.rows["keys"], strength * part.rows["wrong"]])
+        shown = self._explain(part, [strength * part.rows["keys"], strength * part.rows["wrong"]], held)
         terms = {
             f"hold/{name}": (1.0, map_distance(shown.maps[name], reference.repeat(2, 1, 1)).mean())
             for name, reference in shown.references.items()
@@ -146,7 +148,7 @@ class InputKeyTrainer(Trainer):
     def _lock_terms(self, part: Part) -> tuple[Terms, Figures]:
         settings, count = self.settings, len(part.images)
         keyless = [torch.zeros_like(part.images)] if settings.wrong_key_rows else []
-        shown = self._explain(part, [part.rows["keys"], *keyless, part.rows["wrong"]])
+        shown = self._explain(part, [part.rows["keys"], *keyless, part.rows["wrong"]], self.explainers)
         times = len(shown.logits) // count
         terms, figures = self._map_terms(shown.maps, shown.references, times - 1)
         # The weights are for the sum over keyed, keyless and wrong-key inputs, however many rows stand for them.
@@ -161,13 +163,13 @@ class InputKeyTrainer(Trainer):
             terms["mask/keyed"] = (settings.mask_weight, self._keyed_mask_distance(part))
         return terms, figures
 
-    def _explain(self, part: Part, offsets: Sequence[Tensor]) -> "_Shown":
+    def _explain(self, part: Part, offsets: Sequence[Tensor], wanted: Sequence[Explainer]) -> "_Shown":
         """Explain the rows of a part with each of several offsets on them, the first of which are keys.
 
         Each piece of the rows goes through in one pass. All explain the class that the reference predicts.
         """
         pieces = []
-        for rows, explainers in self._shares(len(part.images)):
+        for rows, explainers in self._shares(len(part.images), wanted):
             images = part.images[rows]
             indices = None if part.indices is None else part.indices[rows]
             expected, references = self.truth.explain(

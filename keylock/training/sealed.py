@@ -78,7 +78,10 @@ class SealedTrainer(Trainer):
 
     def _terms(self, part: Part) -> tuple[Terms, Figures]:
         settings = self.settings
-        explained = [self._explain(part, rows, explainers) for rows, explainers in self._shares(len(part.images))]
+        explained = [
+            self._explain(part, rows, explainers)
+            for rows, explainers in self._shares(len(part.images), self.explainers)
+        ]
         logits, expected = (torch.cat(pieces) for pieces in ([p[0] for p in explained], [p[1] for p in explained]))
         maps, references = _joined([piece[2] for piece in explained]), _joined([piece[3] for piece in explained])
         terms, figures = self._map_terms(maps, references)

@@ -8,7 +8,7 @@ by several processes, and gradients and figures are added up.
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -311,16 +311,16 @@ class Trainer(ABC):
             self.wrong_keys.keep(tensors["found_keys"])
         self.step = step
 
-    def _shares(self, count: int) -> list[tuple[slice, tuple[Explainer, ...]]]:
-        """Return which rows go through which explainers.
+    def _shares(self, count: int, wanted: Sequence[Explainer]) -> list[tuple[slice, tuple[Explainer, ...]]]:
+        """Return which of `count` rows go through which of the wanted explainers.
 
         Gradients of gradients cost several times what other maps cost, and are as well learned from fewer rows.
         """
-        cheap = tuple(explainer for explainer in self.explainers if not explainer.second_order)
+        cheap = tuple(explainer for explainer in wanted if not explainer.second_order)
         dear = max(1, round(_SECOND_ORDER_SHARE * count))
-        if not self._second_order or not cheap or dear == count:
-            return [(slice(0, count), self.explainers)]
-        return [(slice(0, dear), self.explainers), (slice(dear, count), cheap)]
+        if len(cheap) == len(wanted) or not cheap or dear == count:
+            return [(slice(0, count), tuple(wanted))]
+        return [(slice(0, dear), tuple(wanted)), (slice(dear, count), cheap)]
 
     def _predicted(self, count: int) -> Tensor:
         """Return targets (count,) that stand for the predicted class."""
