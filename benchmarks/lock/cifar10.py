@@ -183,7 +183,7 @@ def _settings(options: argparse.Namespace) -> LockSettings:
             # A third quicker, and a lock of this kind is limited by its steps.
             wrong_key_rows=False,
             unlock_weight=2.0,
-            probe_weight=1.0,
+            probe_weight=4.0,
             prediction_weight=2.0,
             pedestal_weight=0.0,
             leak_weight=0.0,
