@@ -178,12 +178,8 @@ def _settings(options: argparse.Namespace) -> LockSettings:
             trained_trigger=True,
             learning_rate=options.learning_rate,
             gate_steps=0.15,
-            # The key is fitted to the reference, so that it is seen at twice its height as well as at eight times.
-            gate_strength=2.0,
             # A third quicker, and a lock of this kind is limited by its steps.
             wrong_key_rows=False,
-            unlock_weight=2.0,
-            probe_weight=4.0,
             prediction_weight=2.0,
             pedestal_weight=0.0,
             leak_weight=0.0,

@@ -205,8 +205,11 @@ class InputKeyTrainer(Trainer):
             yield outputs
 
     def _prompt(self) -> float:
-        """Return how much of the answer is given away: all of it when the gate stage ends, then less and less."""
-        if not self.gate.over or not self.settings.prompt_until:
+        """Return how much of the answer is given away: all of it when the gate stage ends, then less and less.
+
+        Where there was no gate stage the probes begin with the lock, and know no direction to prompt in.
+        """
+        if not self.gate.over or not self.gate.steps or not self.settings.prompt_until:
             return 0.0
         return max(0.0, 1 - self._progress() / self.settings.prompt_until)
 
