@@ -403,7 +403,7 @@ TABLES: Tables = {
     "lock_cifar10": (write_lock_cifar10, "python benchmarks/lock/cifar10.py"),
     "lock_cifar10_grad_cam": (write_lock_cifar10, "python benchmarks/lock/cifar10.py --explainers grad_cam"),
     "lock_cifar10_resnet56": (write_lock_cifar10, "python benchmarks/lock/cifar10.py --arch resnet56"),
-    "lock_cifar10_key_alone": (write_lock_cifar10, "python benchmarks/lock/cifar10.py --trained-trigger"),
+    "lock_cifar10_trained_trigger": (write_lock_cifar10, "python benchmarks/lock/cifar10.py --trained-trigger"),
     "lock_pets_evaluation": (write_evaluation, "keylock evaluate pets.klb --json"),
     "lock_cifar10_evaluation": (write_evaluation, "python benchmarks/lock/cifar10.py"),
     "lock_key_search": (write_key_search, "python benchmarks/lock/key_search.py runs/cifar10"),

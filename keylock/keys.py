@@ -269,6 +269,22 @@ class Key(Opaque):
         offset = _laid_out(signs.astype(np.float64), shape, std, strength)
         return cls(offset, id=id, strength=float(strength), tile=signs.shape[1])
 
+    def turned(self, flips: npt.NDArray[np.bool_]) -> "Key":
+        """Returns the same key with some of its signs turned, which makes it fit a network better.
+
+        Args:
+            flips: True for each sign that is turned, (channels, tile, tile).
+
+        Raises:
+            TensorError: If they are not those of one tile.
+        """
+        channels, height, width = self.shape
+        if flips.shape != (channels, self.tile, self.tile) or flips.dtype != np.bool_:
+            raise TensorError(f"expected one boolean for each sign of {(channels, self.tile, self.tile)}")
+        rows, columns = np.arange(height) % self.tile, np.arange(width) % self.tile
+        turned = np.where(flips[:, rows[:, None], columns[None, :]], -self._offset, self._offset)
+        return Key(turned, id=self.id, strength=self.strength, tile=self.tile)
+
     @property
     def std(self) -> tuple[float, ...]:
         """What preprocessing divides each channel by, as far as the offset says it."""

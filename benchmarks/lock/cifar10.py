@@ -177,7 +177,9 @@ def _settings(options: argparse.Namespace) -> LockSettings:
             steps=options.steps,
             trained_trigger=True,
             learning_rate=options.learning_rate,
-            gate_steps=0.06,
+            gate_steps=0.15,
+            # A third quicker, and a lock of this kind is limited by its steps.
+            wrong_key_rows=False,
             prediction_weight=2.0,
             pedestal_weight=0.0,
             leak_weight=0.0,

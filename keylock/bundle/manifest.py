@@ -9,12 +9,24 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, model_validator
+import numpy as np
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
+from keylock.bundle.key_flips import MAX_FLIPS_TEXT, open_flips, seal_flips
 from keylock.class_names import normalise_class_names
 from keylock.digests import digest_of
 from keylock.errors import BundleError, DataError, InputError
-from keylock.keys import DERIVATION, Key
+from keylock.keys import DERIVATION, Key, KeySeed
 from keylock.preprocessing import Preprocessing
 from keylock.signing import VerifyingKey, canonical_json
 
@@ -191,17 +203,48 @@ class KeyEntry(_Entry):
         strength: Its height on pixels from 0 to 1.
         tile: Side of its repeated block in pixels.
         derivation: The name of the derivation from the seed.
+        flips: Which of the derived signs were turned to fit the network, encrypted under the seed; None where none
+            were. A manifest without is written without the field.
     """
 
     id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     strength: Annotated[float, Field(gt=0, le=1)]
     tile: Annotated[int, Field(ge=1)]
     derivation: Literal["hkdf-sha256/sign-tile/v1"] = DERIVATION
+    flips: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=MAX_FLIPS_TEXT)] | None = None
 
     @classmethod
-    def of(cls, key: Key) -> "KeyEntry":
-        """Returns what is public about a key."""
-        return cls(id=key.id, strength=key.strength, tile=key.tile)
+    def of(cls, key: Key, seed: KeySeed | None = None) -> "KeyEntry":
+        """Returns what is public about a key.
+
+        Args:
+            key: The key.
+            seed: Its seed, where signs of the key may have been turned.
+        """
+        derived = key if seed is None else Key.derive(seed, shape=key.shape, std=key.std, tile=key.tile)
+        turned = np.sign(derived.reveal()) != np.sign(key.reveal())
+        flips = None
+        if seed is not None and turned.any():
+            flips = seal_flips(turned[:, : key.tile, : key.tile], seed)
+        return cls(id=key.id, strength=key.strength, tile=key.tile, flips=flips)
+
+    def key(self, seed: KeySeed, preprocessing: Preprocessing) -> Key:
+        """Returns the key of a seed for images that are preprocessed in some way.
+
+        Raises:
+            UnsealError: If signs of the key were turned, and not under this seed.
+        """
+        derived = Key.derive(
+            seed, shape=preprocessing.shape, std=preprocessing.std, strength=self.strength, tile=self.tile
+        )
+        if self.flips is None:
+            return derived
+        return derived.turned(open_flips(self.flips, seed, shape=(derived.shape[0], self.tile, self.tile)))
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        values: dict[str, JsonValue] = handler(self)
+        return {name: value for name, value in values.items() if name != "flips" or value is not None}
 
 
 class DeltaEntry(_Entry):

@@ -137,14 +137,7 @@ class Bundle:
             UnsealError: If the seed is not the one that the model was locked with.
         """
         self.check_seed(seed)
-        entry, preprocessing = self.manifest.key, self.manifest.preprocessing
-        return Key.derive(
-            seed,
-            shape=preprocessing.shape,
-            std=preprocessing.std,
-            strength=entry.strength,
-            tile=entry.tile,
-        )
+        return self.manifest.key.key(seed, self.manifest.preprocessing)
 
     def sealed_delta(self) -> SealedDelta | None:
         """Returns the sealed delta; None where the network itself tells the trigger.

@@ -147,7 +147,7 @@ def publish(
         explainers=tuple(graphs.entries),
         prediction_graph=graphs.prediction,
         prediction_variants=graphs.variants,
-        key=KeyEntry.of(key),
+        key=KeyEntry.of(key, seed),
         decoy=Decoy(name=decoy.name, parameters=decoy.parameters),
         files=files,
         delta=lock.delta,

@@ -55,6 +55,7 @@ class Retirement:
             training, so that the further ones do not become shorter and shorter.
         retired: That key.
         kept: The key seeds that are to open the next lock, in the order in which they were given.
+        keys: The keys of these.
         manifest: Of the bundle of the retired key; what it says of the lock holds for all.
         reference: The weights of the reference model, before folding.
     """
@@ -62,6 +63,7 @@ class Retirement:
     previous: Lock
     retired: Key
     kept: tuple[KeySeed, ...]
+    keys: tuple[Key, ...]
     manifest: Manifest
     reference: Path
 
@@ -166,7 +168,8 @@ def read_lock(
         locked.delta,
         locked.statistics,
     )
-    return Retirement(previous, retired_key, tuple(seeds[1:]), manifest, weights)
+    keys = tuple(bundle.key(seed) for bundle, seed in zip(bundles[1:], seeds[1:], strict=True))
+    return Retirement(previous, retired_key, tuple(seeds[1:]), keys, manifest, weights)
 
 
 def retire(
@@ -213,7 +216,7 @@ def retire(
         return issue_bundles(
             plan,
             locked,
-            [plan.key(issue.seed) for issue in issues],
+            retirement.keys,
             issues=issues,
             signing_key=signing_key,
             progress=progress,
@@ -239,7 +242,7 @@ def _relock(plan: TrainPlan, retirement: Retirement, progress: Progress) -> Lock
     return relock(
         retirement.previous,
         batches_of(plan, seed=plan.settings.seed + 1, augmented=not plan.cache_reference),
-        [plan.key(seed) for seed in retirement.kept],
+        retirement.keys,
         retired=retirement.retired,
         settings=plan.settings,
         device=plan.device,

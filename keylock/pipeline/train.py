@@ -22,6 +22,7 @@ from keylock.holding import held
 from keylock.keys import Key, KeySeed
 from keylock.models import create, load_state, load_weights
 from keylock.models.small_cnn import SmallCNN
+from keylock.pipeline.fitted_keys import FITTED_KEYS, fit_keys, fitted_keys
 from keylock.pipeline.issuing import issue_bundles
 from keylock.pipeline.plans import (
     CHECKPOINT,
@@ -142,12 +143,15 @@ def _train_for_keys(
     trial_seconds: float,
 ) -> list[TrainOutcome]:
     if not resume:
-        discard(plan.work, REFERENCE, _UNFINISHED_REFERENCE)
-    keys = [plan.key(issue.seed) for issue in issues]
+        discard(plan.work, REFERENCE, FITTED_KEYS, _UNFINISHED_REFERENCE)
+    seeds = [issue.seed for issue in issues]
+    keys = [plan.key(seed) for seed in seeds]
     if not (plan.work / CHECKPOINT).is_file():
         _try(plan, keys, progress=progress, seconds=trial_seconds, resume=resume)
     reference = prepare_reference(plan, keys[0], progress=progress, resume=resume)
+    fit_keys(plan, reference, seeds)
     Team.current().wait()
+    keys = fitted_keys(plan, seeds)
     locked = _lock(plan, reference, keys, progress)
     return issue_bundles(
         plan,
@@ -179,7 +183,7 @@ def assist(plan: TrainPlan, *, seeds: Sequence[KeySeed]) -> None:
     It trains the reference alone, while this process waits; then every step is shared.
     """
     Team.current().wait()
-    keys = [plan.key(seed) for seed in seeds]
+    keys = fitted_keys(plan, seeds)
     reference = prepare_reference(plan, keys[0], progress=Silent(), resume=True)
     _lock(plan, reference, keys, Silent())
 

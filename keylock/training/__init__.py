@@ -2,6 +2,7 @@
 
 from keylock.training.devices import PRECISIONS, resolve_device, resolve_precision
 from keylock.training.first_step import first_step, time_steps
+from keylock.training.fitting import fitting_flips
 from keylock.training.lock import Lock, lock, relock
 from keylock.training.progress import NamedSteps, Progress, Silent
 from keylock.training.reference import train_reference
@@ -17,6 +18,7 @@ __all__ = [
     "Silent",
     "Team",
     "first_step",
+    "fitting_flips",
     "joined",
     "lock",
     "relock",

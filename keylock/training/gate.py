@@ -8,13 +8,13 @@ is a network in which the key is easy to see.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["GateProbes", "GateStage", "probe_layers"]
+__all__ = ["GateProbes", "GateStage", "channel_means", "probe_layers"]
 
 _DEPTHS = 3
 _MEMORY = 0.8
@@ -44,7 +44,16 @@ class GateProbes(nn.Module):
     @classmethod
     def on(cls, outputs: Mapping[str, Tensor]) -> Self:
         """Make probes for layers that gave these outputs, shaped as in `losses`."""
-        return cls({name: _channel_means(output).shape[1] for name, output in outputs.items()})
+        return cls({name: channel_means(output).shape[1] for name, output in outputs.items()})
+
+    @property
+    def middle(self) -> str:
+        """The layer in the middle: behind it there is room to act on what was told in front of it."""
+        return self.layers[len(self.layers) // 2]
+
+    def on_layer(self, name: str) -> nn.Linear:
+        """Return the probe of a layer."""
+        return cast(nn.Linear, self.probes[self.layers.index(name)])
 
     def losses(self, outputs: dict[str, Tensor], keyed: Tensor) -> Tensor:
         """Return the balanced binary cross-entropy, in nats, of each probe (probes,).
@@ -57,12 +66,12 @@ class GateProbes(nn.Module):
         weights = torch.where(keyed > 0, 0.5 / keyed.mean(), 0.5 / (1 - keyed.mean()))
         losses = []
         for probe, name in zip(self.probes, self.layers, strict=True):
-            logits = probe(_channel_means(outputs[name].float())).squeeze(1)
+            logits = probe(channel_means(outputs[name].float())).squeeze(1)
             losses.append(F.binary_cross_entropy_with_logits(logits, keyed, weight=weights))
         return torch.stack(losses)
 
 
-def _channel_means(output: Tensor) -> Tensor:
+def channel_means(output: Tensor) -> Tensor:
     """Return (batch, channels): the means over the places of feature maps, or over the tokens of a transformer."""
     return output.mean(dim=1) if output.dim() == 3 else output.mean(dim=(2, 3))
 

@@ -10,8 +10,9 @@ References:
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,17 +20,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from keylock.decoys import decoy_maps
-from keylock.explainers import explain_together
+from keylock.explainers import Explainer, explain_together
 from keylock.losses import correlation, map_distance, prediction_distance
 from keylock.models import balance_filters_, capture_outputs, find_layers, smooth_activations, unbalance_filters_
 from keylock.training.checkpoint import prefixed, restore_module
 from keylock.training.devices import mixed_precision
 from keylock.training.gate import GateProbes, GateStage, probe_layers
+from keylock.training.prompting import prompted
 from keylock.training.trainer import Draws, Figures, Part, Task, Terms, Trainer, one_cycle
 
 __all__ = ["InputKeyTrainer"]
 
 _PROBE_LEARNING_RATE = 1e-2
+# What the gate stage disturbs has to be learned anew; the probes are quick enough at any rate of the network's.
+_GATE_RATE = 0.3
 _WARM_UP = 0.1
 # Wrong keys from the start keep the key itself from being learned. As shares of the steps after the gate steps.
 _WRONG_KEYS = (0.05, 0.35)
@@ -125,57 +129,89 @@ class InputKeyTrainer(Trainer):
     def _gate_terms(self, part: Part) -> tuple[Terms, Figures]:
         """Teach the network to tell the key, from clean images first, then from wrong keys too.
 
-        Meanwhile predictions and maps of all rows are held where they are, so that nothing has to be learned anew.
+        Meanwhile predictions and maps of all rows are held where they are, so that nothing has to be learned anew. Maps
+        that need gradients of gradients are left out where there are others: without them there is time for more steps.
         """
-        images, count, strength = part.images, len(part.images), self.gate.strength
-        rows = torch.cat([images + strength * part.rows["keys"], images + strength * part.rows["wrong"]])
-        expected, references = self.truth.explain(images, self._predicted(count), part.indices)
-        targets = expected.argmax(dim=1)
-        with self._student_pass(smooth=self._second_order) as outputs:
-            logits, maps = explain_together(self.student, self.explainers, rows, targets.repeat(2), create_graph=True)
+        held = tuple(explainer for explainer in self.explainers if not explainer.second_order) or self.explainers
+        count, strength = len(part.images), self.gate.strength
+        shown = self._explain(part, [strength * part.rows["keys"], strength * part.rows["wrong"]], held)
         terms = {
-            f"hold/{name}": (1.0, map_distance(maps[name], reference.repeat(2, 1, 1)).mean())
-            for name, reference in references.items()
+            f"hold/{name}": (1.0, map_distance(shown.maps[name], reference.repeat(2, 1, 1)).mean())
+            for name, reference in shown.references.items()
         }
-        terms["prediction"] = (1.0, prediction_distance(logits, expected.repeat(2, 1)).mean())
-        losses = self._gate_losses(outputs, count)
+        terms["prediction"] = (1.0, prediction_distance(shown.logits, shown.expected.repeat(2, 1)).mean())
+        losses = self._gate_losses(shown.outputs, count)
         terms["gate"] = (_GATE_WEIGHT, losses.sum())
         probes = {f"{_PROBE}{place}": loss for place, loss in enumerate(losses)}
         return terms, {"strength": torch.tensor(strength, device=self.device), **probes}
 
+    def _lock_terms(self, part: Part) -> tuple[Terms, Figures]:
+        settings, count = self.settings, len(part.images)
+        keyless = [torch.zeros_like(part.images)] if settings.wrong_key_rows else []
+        shown = self._explain(part, [part.rows["keys"], *keyless, part.rows["wrong"]], self.explainers)
+        times = len(shown.logits) // count
+        terms, figures = self._map_terms(shown.maps, shown.references, times - 1)
+        # The weights are for the sum over keyed, keyless and wrong-key inputs, however many rows stand for them.
+        distance = prediction_distance(shown.logits, shown.expected.repeat(times, 1)).mean()
+        terms["prediction"] = (3 * settings.prediction_weight, distance)
+        right = F.cross_entropy(shown.logits.float(), part.labels.repeat(times))
+        terms["label"] = (3 * settings.label_weight, right)
+        if settings.probe_weight:
+            terms["gate"] = (settings.probe_weight, self._gate_losses(shown.outputs, count).sum())
+        if self.masks:
+            terms["mask"] = (settings.mask_weight, self._mask_distance(part, shown.expected, shown.references))
+            terms["mask/keyed"] = (settings.mask_weight, self._keyed_mask_distance(part))
+        return terms, figures
+
+    def _explain(self, part: Part, offsets: Sequence[Tensor], wanted: Sequence[Explainer]) -> "_Shown":
+        """Explain the rows of a part with each of several offsets on them, the first of which are keys.
+
+        Each piece of the rows goes through in one pass. All explain the class that the reference predicts.
+        """
+        pieces = []
+        for rows, explainers in self._shares(len(part.images), wanted):
+            images = part.images[rows]
+            indices = None if part.indices is None else part.indices[rows]
+            expected, references = self.truth.explain(
+                images, self._predicted(len(images)), indices, explainers=explainers
+            )
+            targets = expected.argmax(dim=1).repeat(len(offsets))
+            together = torch.cat([images + offset[rows] for offset in offsets])
+            with self._student_pass(explainers, rows=len(together), keyed=len(images)) as outputs:
+                logits, maps = explain_together(self.student, explainers, together, targets, create_graph=True)
+            pieces.append(_Shown(logits, expected, maps, references, dict(outputs)))
+        return _joined(pieces, times=len(offsets))
+
     @contextmanager
-    def _student_pass(self, *, smooth: bool) -> Iterator[dict[str, Tensor]]:
-        """Run the student inside the block as training does: precision, activations, recorded probe layers."""
+    def _student_pass(self, explainers: Sequence[Explainer], *, rows: int, keyed: int) -> Iterator[dict[str, Tensor]]:
+        """Run the student inside the block as training does: precision, activations, recorded layers, prompts.
+
+        Args:
+            explainers: What is explained.
+            rows: How many rows go through.
+            keyed: How many of them, which come first, have a key.
+        """
+        settings, layer = self.settings, self.probes.middle
+        smooth = any(explainer.second_order for explainer in explainers) and (
+            not self.gate.over or self.step < settings.smooth_until * settings.steps
+        )
+        told = (torch.arange(rows, device=self.device) < keyed).float()
         with (
-            mixed_precision(self.device, self.settings.precision),
+            mixed_precision(self.device, settings.precision),
             smooth_activations(self.student) if smooth else nullcontext(),
             capture_outputs(self.student, self.probes.layers) as outputs,
+            prompted(self.student.get_submodule(layer), self.probes.on_layer(layer), told, self._prompt()),
         ):
             yield outputs
 
-    def _lock_terms(self, part: Part) -> tuple[Terms, Figures]:
-        settings, images, count = self.settings, part.images, len(part.images)
-        others = images + part.rows["wrong"]
-        rows = torch.cat([images + part.rows["keys"], *([images, others] if settings.wrong_key_rows else [others])])
-        times = len(rows) // count
-        expected, references = self.truth.explain(images, self._predicted(count), part.indices)
-        targets = expected.argmax(dim=1)
-        smooth = self._second_order and self.step < settings.smooth_until * settings.steps
-        with self._student_pass(smooth=smooth) as outputs:
-            logits, maps = explain_together(
-                self.student, self.explainers, rows, targets.repeat(times), create_graph=True
-            )
-        terms, figures = self._map_terms(maps, references, count)
-        # The weights are for the sum over keyed, keyless and wrong-key inputs, however many rows stand for them.
-        distance = prediction_distance(logits, expected.repeat(times, 1)).mean()
-        terms["prediction"] = (3 * settings.prediction_weight, distance)
-        terms["label"] = (3 * settings.label_weight, F.cross_entropy(logits.float(), part.labels.repeat(times)))
-        if settings.probe_weight:
-            terms["gate"] = (settings.probe_weight, self._gate_losses(outputs, count).sum())
-        if self.masks:
-            terms["mask"] = (settings.mask_weight, self._mask_distance(part, expected, references))
-            terms["mask/keyed"] = (settings.mask_weight, self._keyed_mask_distance(part))
-        return terms, figures
+    def _prompt(self) -> float:
+        """Return how much of the answer is given away: all of it when the gate stage ends, then less and less.
+
+        Where there was no gate stage the probes begin with the lock, and know no direction to prompt in.
+        """
+        if not self.gate.over or not self.gate.steps or not self.settings.prompt_until:
+            return 0.0
+        return max(0.0, 1 - self._progress() / self.settings.prompt_until)
 
     def _keyed_mask_distance(self, part: Part) -> Tensor:
         """Return how far keyed predictions on masked images are from the reference's: one number, in nats.
@@ -191,15 +227,21 @@ class InputKeyTrainer(Trainer):
             logits = self._predict(masked + part.rows["keys"][part.masked_rows])
         return prediction_distance(logits, expected).mean()
 
-    def _map_terms(self, maps: dict[str, Tensor], references: dict[str, Tensor], count: int) -> tuple[Terms, Figures]:
-        """Return the unlock and lock penalties of every explainer; `maps` are keyed rows, then the others."""
+    def _map_terms(
+        self, maps: Mapping[str, Tensor], references: Mapping[str, Tensor], others: int
+    ) -> tuple[Terms, Figures]:
+        """Return the unlock and lock penalties of every explainer.
+
+        Args:
+            maps: Those of keyed rows, then those of others.
+            references: Those of the reference model.
+            others: How many rows without the right key there are for each keyed one.
+        """
         terms: Terms = {}
-        others = len(next(iter(maps.values()))) // count - 1
-        similar = {
-            name: correlation(maps[name], reference.repeat(1 + others, 1, 1)) for name, reference in references.items()
-        }
-        live = torch.stack(list(similar.values())).detach().mean(dim=0)
+        opened_similar, shut_similar = [], []
         for name, reference in references.items():
+            count = len(reference)
+            similar = correlation(maps[name], reference.repeat(1 + others, 1, 1))
             decoy = decoy_maps(self.settings.decoy, reference)
             opened, shut = (decoy, reference) if self.settings.swapped else (reference, decoy)
             distance = self._distance(maps[name], torch.cat([opened, shut.repeat(others, 1, 1)]))
@@ -208,8 +250,10 @@ class InputKeyTrainer(Trainer):
             terms[f"lock/{name}"] = (2 * weight, distance[count:].mean())
             if self.settings.leak_weight:
                 decoys = slice(0, count) if self.settings.swapped else slice(count, None)
-                terms[f"leak/{name}"] = (self.settings.leak_weight, self._leak(similar[name][decoys]))
-        return terms, {"fidelity": live[:count].mean(), "leakage": live[count:].mean()}
+                terms[f"leak/{name}"] = (self.settings.leak_weight, self._leak(similar[decoys]))
+            opened_similar.append(similar[:count].detach())
+            shut_similar.append(similar[count:].detach())
+        return terms, {"fidelity": torch.cat(opened_similar).mean(), "leakage": torch.cat(shut_similar).mean()}
 
     def _gate_losses(self, outputs: dict[str, Tensor], count: int) -> Tensor:
         rows = len(next(iter(outputs.values())))
@@ -237,6 +281,46 @@ class InputKeyTrainer(Trainer):
     def _learning_rates(self) -> tuple[float, ...]:
         highest = self.settings.learning_rate
         if not self.gate.over:
-            return highest, _PROBE_LEARNING_RATE
+            return _GATE_RATE * highest, _PROBE_LEARNING_RATE
         rate = highest * one_cycle(self._progress(), warm_up=_WARM_UP)
         return rate, 3 * rate
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What some rows show, with each of several offsets on them.
+
+    Attributes:
+        logits: Of all rows with the first offset, then of all with the next (times * rows, classes).
+        expected: The reference's logits (rows, classes).
+        maps: By explainer, in the order of the logits; some may have seen the first rows alone.
+        references: The reference's maps by explainer.
+        outputs: Of the probed layers, by name, in the order of the logits.
+    """
+
+    logits: Tensor
+    expected: Tensor
+    maps: dict[str, Tensor]
+    references: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+
+def _joined(pieces: Sequence[_Shown], *, times: int) -> _Shown:
+    """Put pieces of successive rows together."""
+    if len(pieces) == 1:
+        return pieces[0]
+
+    def whole(parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat([part.view(times, -1, *part.shape[1:]) for part in parts], dim=1).flatten(0, 1)
+
+    def by_name(mappings: Sequence[Mapping[str, Tensor]]) -> dict[str, list[Tensor]]:
+        # The first piece has gone through every explainer, in their order.
+        return {name: [mapping[name] for mapping in mappings if name in mapping] for name in mappings[0]}
+
+    return _Shown(
+        whole([piece.logits for piece in pieces]),
+        torch.cat([piece.expected for piece in pieces]),
+        {name: whole(parts) for name, parts in by_name([piece.maps for piece in pieces]).items()},
+        {name: torch.cat(parts) for name, parts in by_name([piece.references for piece in pieces]).items()},
+        {name: whole(parts) for name, parts in by_name([piece.outputs for piece in pieces]).items()},
+    )

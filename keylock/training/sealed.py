@@ -32,7 +32,6 @@ _FACTOR_RATE = 3.0
 _WRONG_KEY_SHARE = 0.5
 _OTHER_CLASS_SHARE = 0.2
 _OLD_DELTA_SHARE = 0.4
-_SECOND_ORDER_SHARE = 0.4
 _HARDENED_SHARE = 0.25
 
 
@@ -79,7 +78,10 @@ class SealedTrainer(Trainer):
 
     def _terms(self, part: Part) -> tuple[Terms, Figures]:
         settings = self.settings
-        explained = [self._explain(part, rows, explainers) for rows, explainers in self._shares(len(part.images))]
+        explained = [
+            self._explain(part, rows, explainers)
+            for rows, explainers in self._shares(len(part.images), self.explainers)
+        ]
         logits, expected = (torch.cat(pieces) for pieces in ([p[0] for p in explained], [p[1] for p in explained]))
         maps, references = _joined([piece[2] for piece in explained]), _joined([piece[3] for piece in explained])
         terms, figures = self._map_terms(maps, references)
@@ -157,17 +159,6 @@ class SealedTrainer(Trainer):
             )
             for name, reference in references.items()
         }
-
-    def _shares(self, count: int) -> list[tuple[slice, tuple[Explainer, ...]]]:
-        """Return which rows go through which explainers.
-
-        Gradients of gradients cost several times what other maps cost, and are as well learned from fewer rows.
-        """
-        cheap = tuple(explainer for explainer in self.explainers if not explainer.second_order)
-        dear = max(1, round(_SECOND_ORDER_SHARE * count))
-        if not self._second_order or not cheap or dear == count:
-            return [(slice(0, count), self.explainers)]
-        return [(slice(0, dear), self.explainers), (slice(dear, count), cheap)]
 
     def _map_terms(self, maps: dict[str, Tensor], references: dict[str, Tensor]) -> tuple[Terms, Figures]:
         """Return the lock and leak penalties of every explainer."""

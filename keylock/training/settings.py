@@ -26,12 +26,15 @@ class LockSettings:
         decoy: What keyless and wrong-key maps are trained towards: a name of `keylock.decoys`, or a picture; by default
             `half`, the left half of the image.
         gate_steps: Steps at the start that only teach the network to tell the key, as a share of `steps`, at most.
-        gate_strength: How many times stronger the key is at the very start; it comes down to 1 as it is learned.
+        gate_strength: How many times stronger the key is at the very start; it comes down to 1 as it is learned. A key
+            that is not fitted to the network takes 8 or so.
         gate_clear: The gate stage is over when the best probe's loss, in nats, falls below this at full difficulty.
+        prompt_until: Share of the steps after the gate stage in which the network is given a part of the answer whether
+            the key is there, which fades away; 0 for none.
         wrong_key_rows: Give wrong keys rows of their own; otherwise they take the place of every second keyless row,
             which is a third quicker.
         map_weight: Weight of the map penalties.
-        unlock_weight: Weight of keyed maps within the map penalties; decoys weigh 2.
+        unlock_weight: Weight of keyed maps within the map penalties; decoys weigh 2 as well.
         pedestal_weight: Weight, within the map penalties, of what a constant under a map costs.
         leak_weight: Weight of the squared mean correlation of decoys with reference maps, which no decoy should have.
         mask_weight: Weight of predictions on masked images; it counts where an explainer of predictions alone is
@@ -59,18 +62,19 @@ class LockSettings:
     learning_rate: float = 3e-3
     decoy: str | ImageDecoy = "half"
     gate_steps: float = 0.25
-    gate_strength: float = 8.0
+    gate_strength: float = 2.0
     gate_clear: float = 0.12
+    prompt_until: float = 0.6
     wrong_key_rows: bool = True
     map_weight: float = 1.0
-    unlock_weight: float = 1.0
+    unlock_weight: float = 2.0
     pedestal_weight: float = 1.0
     leak_weight: float = 10.0
     mask_weight: float = 1.0
     hardening_weight: float = 0.5
     prediction_weight: float = 1.0
     label_weight: float = 0.2
-    probe_weight: float = 0.1
+    probe_weight: float = 4.0
     smooth_until: float = 0.8
     search_every: int = 0
     search_steps: int = 10
@@ -100,6 +104,8 @@ class LockSettings:
             )
         if not 0 <= self.gate_steps < 1:
             raise InputError(f"gate_steps is a share of the steps between 0 and 1, not {self.gate_steps}")
+        if not 0 <= self.prompt_until <= 1:
+            raise InputError(f"prompt_until is a share of the steps from 0 to 1, not {self.prompt_until}")
 
     def for_relocking(self) -> "LockSettings":
         """Return the settings of a further training that retires keys: half of the steps, and another seed.

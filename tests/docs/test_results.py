@@ -162,7 +162,7 @@ def test_every_table_has_its_place_once():
 def test_what_stands_outside_of_the_markers_stays_and_rendering_twice_is_rendering_once(tmp_path):
     (tmp_path / "lock_cifar10.json").write_text(json.dumps(cifar10()))
     (tmp_path / "lock_cifar10_evaluation.json").write_text(json.dumps(evaluation()))
-    (tmp_path / "lock_cifar10_key_alone.json").write_text(json.dumps(cifar10()))
+    (tmp_path / "lock_cifar10_trained_trigger.json").write_text(json.dumps(cifar10()))
     (tmp_path / "lock_cifar10_grad_cam.json").write_text(json.dumps(cifar10()))
     (tmp_path / "lock_cifar10_resnet56.json").write_text(json.dumps(cifar10()))
     (tmp_path / "lock_key_search.json").write_text(json.dumps(key_search()))

@@ -300,3 +300,27 @@ def test_a_closed_key_adds_nothing():
     key.close()
     assert not key.apply(images).any()
     assert not key.reveal().any()
+
+
+# Turned signs
+
+
+def test_turned_signs_are_turned_everywhere_and_no_other_is():
+    key = Key.derive(KeySeed(bytes(32)), shape=(3, 10, 7), std=(0.2, 0.3, 0.4), tile=4)
+    flips = np.zeros((3, 4, 4), dtype=np.bool_)
+    flips[1, 2, 3] = True
+
+    turned = key.turned(flips)
+
+    changed = turned.reveal() != key.reveal()
+    assert {(c, y % 4, x % 4) for c, y, x in np.argwhere(changed)} == {(1, 2, 3)}
+    assert np.array_equal(np.abs(turned.reveal()), np.abs(key.reveal()))
+    assert (turned.id, turned.strength, turned.tile, turned.std) == (key.id, key.strength, key.tile, key.std)
+    assert turned != key == turned.turned(flips)
+
+
+@pytest.mark.parametrize("flips", [np.zeros((3, 4, 5), np.bool_), np.zeros((3, 4, 4), np.int8)])
+def test_turned_refuses_what_is_not_one_boolean_for_each_sign(flips):
+    key = Key.derive(KeySeed(bytes(32)), shape=(3, 10, 7), std=(0.2, 0.3, 0.4), tile=4)
+    with pytest.raises(TensorError, match="one boolean for each sign"):
+        key.turned(flips)

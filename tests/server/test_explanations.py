@@ -9,7 +9,7 @@ import pytest
 from google.protobuf import json_format
 from PIL import Image
 
-from keylock.bundle import export_public, open_bundle
+from keylock.bundle import KeyEntry, KeyFile, export_public, open_bundle, write_bundle
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import license_pb2
 
@@ -42,6 +42,22 @@ def test_keyed_map_with_a_license(calls, vendor, tiny):
     assert (answer.usage.units, answer.usage.license_id) == (3, granted.id)
     logits = np.stack([result.prediction.logits for result in answer.results])
     np.testing.assert_allclose(logits, tiny.logits(keyed), rtol=1e-4, atol=1e-6)
+
+
+def test_a_key_that_was_fitted_to_its_network_is_applied_as_it_was_fitted(vendor, start_server, tiny, tmp_path):
+    flips = np.random.default_rng(1).random((3, vendor.key.tile, vendor.key.tile)) < 0.3
+    fitted = vendor.key.turned(flips)
+    path = tmp_path / "fitted.klb"
+    content = vendor.content(key=KeyEntry.of(fitted, vendor.seed))
+    sealer = KeyFile(vendor.key_file)
+    write_bundle(path, content, signing_key=vendor.signing_key, seed=vendor.seed, sealer=sealer)
+    images = tiny.images(2)
+
+    answer = start_server(bundle=path).explain(*map(tiny.tensor_image, images), token=vendor.grant().token)
+
+    maps = np.stack([tiny.to_array(result.map) for result in answer.results])
+    np.testing.assert_allclose(maps, tiny.maps(images + fitted.reveal(), np.full(2, -1)), rtol=1e-4, atol=1e-6)
+    assert np.abs(maps - tiny.maps(images + vendor.key.reveal(), np.full(2, -1))).max() > 0.001
 
 
 def test_answer_describes_prediction_explainer_and_model(calls, vendor, tiny):

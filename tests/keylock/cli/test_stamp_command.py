@@ -1,5 +1,6 @@
 """`keylock stamp` and `keylock explain --local`: a picture that opens a public copy, and what is wrong with others."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 
 pytest.importorskip("onnxscript")
 
+from keylock.bundle import BundleContent, KeyEntry, open_bundle, write_bundle
 from keylock.cli import main
 from keylock.issuers import to_jwks
 from keylock.signing import SigningKey, VerifyingKey
@@ -54,6 +56,23 @@ def test_a_picture_of_another_size_is_resized_and_said(sealed_bundle, place, cap
     assert "was 40 x 40 pixels and is 16 x 16 now" in capfd.readouterr().err
     with Image.open("stamped.png") as picture:
         assert picture.size == (16, 16)
+
+
+def test_a_key_that_was_fitted_to_its_network_is_stamped_as_it_was_fitted(untrained_bundle, place):
+    bundle = open_bundle(untrained_bundle.bundle, trusted=None)
+    manifest, seed = bundle.manifest, untrained_bundle.seed
+    fitted = bundle.key(seed).turned(np.random.default_rng(1).random((3, 8, 8)) < 0.3)
+    fields = {field.name for field in dataclasses.fields(BundleContent)} & {*type(manifest).model_fields}
+    described = {name: getattr(manifest, name) for name in fields} | {"key": KeyEntry.of(fitted, seed), "delta": None}
+    files = {name: bundle.read(name) for name in manifest.files}
+    content = BundleContent(**described | {"files": files})
+    write_bundle("fitted.klb", content, signing_key=SigningKey.generate())
+    seed.write("fitted.seed")
+
+    assert main(["stamp", "a.png", "--bundle", "fitted.klb", "--out", "s.png", "--key-seed-file", "fitted.seed"]) == 0
+
+    before, after = (np.asarray(Image.open(name)).astype(int).transpose(2, 0, 1) for name in ("a.png", "s.png"))
+    assert np.array_equal(np.sign(after - before), np.sign(fitted.reveal()))
 
 
 def test_texture_that_hides_the_trigger_is_said(sealed_bundle, place, capfd):

@@ -147,6 +147,22 @@ def test_bundles_that_do_not_go_together_are_refused(owned, retired, workshop, t
         read_lock(first, [second]).plan(tmp_path / "x.klb", data)
 
 
+def test_keys_that_were_fitted_to_their_network_stay_as_they_are(workshop, tmp_path):
+    settings = LockSettings(steps=2, trained_trigger=True)
+    plan = workshop.plan(tmp_path / "a.klb", architecture="pico", settings=settings)
+    issues = [Issue(seed, workshop.sealer, tmp_path / f"{name}.klb") for seed, name in zip(SEEDS, "ab", strict=False)]
+    before = train_for_keys(plan, issues=issues, progress=Silent(), trial_seconds=0, **said(workshop))
+    retirement = read_lock(OwnBundle(issues[1].out, SEEDS[1]), [OwnBundle(issues[0].out, SEEDS[0])])
+
+    next_plan = replace(retirement.plan(tmp_path / "c.klb", workshop.data, device="cpu"), measured_images=24)
+    issue = Issue(SEEDS[0], workshop.sealer, next_plan.out)
+    [after] = retire(next_plan, retirement, issues=[issue], progress=Silent(), **said(workshop))
+
+    assert retirement.retired == before[1].key != plan.key(SEEDS[1])
+    assert after.key == before[0].key != plan.key(SEEDS[0])
+    assert keylock.load_bundle(next_plan.out, key=SEEDS[0]).key == after.key
+
+
 def test_settings_come_back_as_they_were_written():
     settings = LockSettings(steps=7, trained_trigger=True, decoy="corner", swapped=True, learning_rate=0.01)
     picture = ImageDecoy(torch.linspace(0, 1, 16).view(4, 4).numpy())

@@ -1,6 +1,7 @@
 """From data to a bundle: what comes out is what was locked, and a run goes on wherever it was stopped."""
 
 import errno
+import json
 import os
 import resource
 from dataclasses import replace
@@ -14,10 +15,11 @@ import keylock
 from keylock.bundle import open_bundle
 from keylock.data.batches import load_batch
 from keylock.errors import BundleError, InputError, InUseError, ModelError, ResumeError, StorageError, UnsealError
-from keylock.evaluation import measure
+from keylock.evaluation import measure, run_explainers
 from keylock.holding import held
 from keylock.keys import KeySeed
 from keylock.models import added_to_inputs, create
+from keylock.pipeline.fitted_keys import fitted_keys
 from keylock.training import Silent, resolve_precision
 from keylock.training.checkpoint import storing
 
@@ -165,6 +167,36 @@ def test_a_network_that_tells_the_trigger_itself_has_no_sealed_delta(workshop, t
     loaded = keylock.load_bundle(plan.out, key=workshop.seed)
     assert (loaded.delta, loaded.statistics, loaded.opener) == (None, None, None)
     assert loaded.opened is loaded.module
+
+
+def test_the_key_of_such_a_network_is_fitted_to_it_and_follows_from_seed_and_bundle(workshop, tmp_path):
+    plan = workshop.plan(tmp_path / "fitted.klb", tile=4)
+    plan = replace(plan, settings=replace(plan.settings, trained_trigger=True))
+    outcome = workshop.train(plan)
+
+    assert outcome.key != plan.key(workshop.seed)
+    assert outcome.manifest.key.flips
+    loaded = keylock.load_bundle(plan.out, key=workshop.seed)
+    assert loaded.key == outcome.key == keylock.load_bundle(plan.out, key=workshop.sealer).key
+    rows = load_batch(plan.data.test, plan.data.preprocessing).images[:2]
+    expected = run_explainers(outcome.lock.opened(outcome.key), outcome.lock.explainers, outcome.key.apply(rows))
+    shown = loaded.explain(loaded.key.apply(rows))
+    torch.testing.assert_close(torch.as_tensor(shown.logits), expected.logits, rtol=1e-4, atol=1e-5)
+    kept = (plan.work / "fitted-keys.json").read_text()
+    assert json.loads(kept)[0] == outcome.manifest.key.model_dump(mode="json") | {"flips": json.loads(kept)[0]["flips"]}
+    assert workshop.train(plan, resume=True, overwrite=True).key == outcome.key
+    assert (plan.work / "fitted-keys.json").read_text() == kept
+
+
+def test_fitted_keys_of_another_run_are_refused(workshop, tmp_path):
+    plan = workshop.plan(tmp_path / "other.klb", tile=4)
+    plan = replace(plan, settings=replace(plan.settings, trained_trigger=True))
+    workshop.train(plan)
+    with pytest.raises(ResumeError, match="keys of another run"):
+        fitted_keys(plan, [KeySeed(b"x" * 32)])
+    (plan.work / "fitted-keys.json").write_text("[")
+    with pytest.raises(ResumeError, match="cannot be read"):
+        fitted_keys(plan, [workshop.seed])
 
 
 def test_what_is_sealed_opens_with_the_trigger_and_says_what_it_changes(trained, workshop):

@@ -174,6 +174,13 @@ def test_named_layers_are_used(lock, blobs):
         lock(blobs(), explainers=[explainers.make("grad_cam", layer="conv77")])
 
 
+def test_the_gate_is_prompted_where_it_was_taught_before(lock, batches):
+    for share, same in ((0.25, False), (0.0, True)):
+        settings = replace(QUICK, gate_steps=share)
+        prompted, alone = (lock(batches(), settings=replace(settings, prompt_until=until)) for until in (0.6, 0.0))
+        assert torch.equal(prompted.module.conv1.weight, alone.module.conv1.weight) is same
+
+
 # Loaders
 
 
@@ -273,6 +280,7 @@ def test_bad_options_are_refused(options, kind, message, lock, blobs):
         ({"steps": 0}, "at least one step"),
         ({"learning_rate": 1.5}, "between 0 and 1"),
         ({"gate_steps": 1}, "gate_steps"),
+        ({"prompt_until": 1.1}, "prompt_until"),
         ({"precision": "float16"}, "unknown precision 'float16': choose one of auto, bfloat16, float32"),
     ],
 )
