@@ -1,11 +1,11 @@
-"""How long `keylock train` takes from the end of the steps to the written bundle, beside an earlier build.
+"""What `keylock train` takes from the end of the steps to the written bundle, beside an earlier build.
 
     python benchmarks/lock/publishing.py --rival ../keylock-before
 
-The rival is a checkout of another commit, run by the same Python. Both lock the same networks in two steps, by turns,
-with as many threads as the machine has cores. What is timed begins with the line that ends the steps and ends with the
-command: the lock is measured, then every graph is compiled and verified, signed and written. The latter is also timed
-alone.
+The rival is a checkout of another commit, run by the same Python. Both lock the same networks in two steps, by turns.
+What is counted is processor time on one thread, so that other work on the machine weighs little. It begins with the
+line that ends the steps and ends with the command: the lock is measured, then every graph is compiled and verified,
+signed and written. The latter is also counted alone. Linux only.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,7 +60,7 @@ def main() -> None:
 
 
 class Times(NamedTuple):
-    """Seconds.
+    """Seconds of processor time.
 
     Attributes:
         whole: From the end of the steps to that of the command.
@@ -81,8 +80,7 @@ def compared(own: Sequence[Times], rival: Sequence[Times], part: str) -> dict[st
 def publishing_times(checkout: Path, network: str) -> Times:
     """Train a network in two steps, and time what follows."""
     sources = [str(checkout / part) for part in ("", "server", "client")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sources)}
-    environment.pop("OMP_NUM_THREADS", None)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sources), "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", "import sys; from keylock.cli import main; sys.exit(main())"]
         command += ["train", "--arch", network, "--data", "shapes", "--explainers", EXPLAINERS, "--check-seconds", "0"]
@@ -95,13 +93,20 @@ def publishing_times(checkout: Path, network: str) -> Times:
         for line in running.stderr:
             lines.append(line)
             if line.strip().startswith("lock the explanations: "):
-                began = time.monotonic()
+                began = processor_time(running.pid)
             elif line.startswith("compile, sign and write"):
-                compiling = time.monotonic()
-        if running.wait() or began is None or compiling is None:
+                compiling = processor_time(running.pid)
+        _, status, used = os.wait4(running.pid, 0)
+        if status or began is None or compiling is None:
             sys.exit(f"{checkout} does not train {network}:\n{''.join(lines[-5:])}")
-        ended = time.monotonic()
+        ended = used.ru_utime + used.ru_stime
         return Times(round(ended - began, 1), round(ended - compiling, 1))
+
+
+def processor_time(process: int) -> float:
+    """Return the seconds of processor time that a process has used so far."""
+    fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def commit_of(checkout: Path) -> str:

@@ -312,9 +312,9 @@ def _serve_and_ask(
             )
         with serving(settings) as server:
             with pen.chapter("Serve it, and ask as two customers") as text:
-                with Client(server.target, license=folder.license) as acme:
+                with Client(server.target, license=folder.license, timeout_s=_PATIENCE_S) as acme:
                     keyed = ask(acme, images, recipe.explainers)
-                with Client(server.target) as anybody:
+                with Client(server.target, timeout_s=_PATIENCE_S) as anybody:
                     keyless = ask(anybody, images, recipe.explainers)
                 count = len(images) * len(recipe.explainers)
                 text.append(
@@ -383,7 +383,7 @@ def _issue(
 
 
 def _try_revoked(target: str, token: str, image: NDArray[np.uint8]) -> str:
-    with Client(target, license=token) as client:
+    with Client(target, license=token, timeout_s=_PATIENCE_S) as client:
         try:
             client.explain(image)
         except LicenseRefusedError as refusal:
