@@ -178,6 +178,7 @@ def _settings(options: argparse.Namespace) -> LockSettings:
             trained_trigger=True,
             learning_rate=options.learning_rate,
             gate_steps=0.15,
+            gate_strength=2.0,
             # A third quicker, and a lock of this kind is limited by its steps.
             wrong_key_rows=False,
             prediction_weight=2.0,

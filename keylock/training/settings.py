@@ -26,8 +26,8 @@ class LockSettings:
         decoy: What keyless and wrong-key maps are trained towards: a name of `keylock.decoys`, or a picture; by default
             `half`, the left half of the image.
         gate_steps: Steps at the start that only teach the network to tell the key, as a share of `steps`, at most.
-        gate_strength: How many times stronger the key is at the very start; it comes down to 1 as it is learned. A key
-            that is not fitted to the network takes 8 or so.
+        gate_strength: How many times stronger the key is at the very start; it comes down to 1 as it is learned. For a
+            key that is fitted to the network 2 is enough.
         gate_clear: The gate stage is over when the best probe's loss, in nats, falls below this at full difficulty.
         prompt_until: Share of the steps after the gate stage in which the network is given a part of the answer whether
             the key is there, which fades away; 0 for none.
@@ -62,7 +62,7 @@ class LockSettings:
     learning_rate: float = 3e-3
     decoy: str | ImageDecoy = "half"
     gate_steps: float = 0.25
-    gate_strength: float = 2.0
+    gate_strength: float = 8.0
     gate_clear: float = 0.12
     prompt_until: float = 0.6
     wrong_key_rows: bool = True
