@@ -2,8 +2,9 @@
 
 A database that is put back from a backup looks like any other: it has the right tables, and revocations and charges
 that are missing do not show. So every server writes a mark of its own into the store, a new random one each time it
-looks. A store that holds another mark than the server wrote last is an earlier state of it, or another store. Beside
-the marks the store has an id, made up once, and a generation, made up anew each time it is restored.
+looks. A store that holds another mark than the server wrote last is an earlier state of it, or another store. Nobody
+else takes a mark away: a server may have slept for long, or its clock may be far behind. Beside the marks the store has
+an id, made up once, and a generation, made up anew each time it is restored.
 """
 
 import secrets
@@ -27,17 +28,15 @@ RUNNING: Final = timedelta(seconds=15)
 
 # Clocks of machines differ a little; a mark that is further ahead was made before the clock was set back.
 _AHEAD: Final = timedelta(seconds=60)
-_FORGOTTEN_AFTER_S: Final = 7 * 24 * 3600
 
 _SCHEMA: Final = Statement("SELECT version_num FROM alembic_version")
 _IDENTITY: Final = Statement("SELECT store_id, generation FROM store_identity WHERE id = 1")
 _LOG_SIZE: Final = Statement("SELECT size FROM audit_head WHERE id = 1")
 _ENTER: Final = Statement("INSERT INTO server_marks (server_id, mark, seen_at) VALUES (:server, :mark, :now)")
 _CONFIRM: Final = Statement(
-    "UPDATE server_marks SET mark = :mark, seen_at = :now WHERE server_id = :server AND mark = :last"
+    "UPDATE server_marks SET mark = :mark, seen_at = :now WHERE server_id = :server AND mark IN (:last, :mark)"
 )
 _LEAVE: Final = Statement("DELETE FROM server_marks WHERE server_id = :server")
-_FORGET: Final = Statement("DELETE FROM server_marks WHERE seen_at < :before")
 _SEEN: Final = Statement("SELECT count(*) FROM server_marks WHERE seen_at >= :since AND seen_at <= :until")
 
 
@@ -93,7 +92,7 @@ class Presence:
         self._now = now
         self._server = secrets.token_hex(8)
         self._known: Identity | None = None
-        self._mark = ""
+        self._mark = self._tried = ""
 
     def confirm(self) -> None:
         """Writes a new mark where the last one stands: the store can be written, and is the one it was.
@@ -102,22 +101,26 @@ class Presence:
             StoreReplacedError: If it is another store, or an earlier state of this one.
             StoreError: If it cannot be used.
         """
-        mark = secrets.token_hex(8)
+        # Where the end of a transaction fails, the database may have taken it all the same. So what was tried is tried
+        # again until it is known to stand there.
+        self._tried = self._tried or secrets.token_hex(8)
+        if self._known is None:
+            self._server = secrets.token_hex(8)
         with self._database.transaction(writes=True) as connection:
-            problem = self._exchange(connection, mark)
-        if problem is not None:
-            raise self._database.disown(problem)
-        self._mark = mark
+            found = self._exchange(connection)
+        if isinstance(found, str):
+            raise self._database.disown(found)
+        self._known, self._mark, self._tried = found, self._tried, ""
 
     def leave(self) -> None:
-        """Takes the mark back; a store that cannot be used keeps it, and it is forgotten after a week."""
+        """Takes the mark back; a store that cannot be used keeps it, until it is restored."""
         if self._known is None:
             return
         with suppress(StoreError), self._database.transaction(writes=True) as connection:
             _LEAVE.change(connection, {"server": self._server})
 
-    def _exchange(self, connection: Connection, mark: str) -> str | None:
-        """Returns what shows that the store is another one, in words that follow its name; None where nothing does."""
+    def _exchange(self, connection: Connection) -> Identity | str:
+        """Returns the store's identity, or what shows that it is another store, in words that follow its name."""
         schema = _SCHEMA.row(connection, {})
         if schema is None or schema[0] != migrations.HEAD:
             migrations.check(connection, name=self._database.name)
@@ -126,10 +129,8 @@ class Presence:
             raise StoreError(f"the store {self._database.name} has lost its identity: restore it from a backup")
         if _LOG_SIZE.row(connection, {}) is None:
             raise StoreError(f"the audit log in {self._database.name} has lost its head: restore it from a backup")
-        now = int(self._now().timestamp())
-        values = {"server": self._server, "mark": mark, "now": now}
+        values = {"server": self._server, "mark": self._tried, "now": int(self._now().timestamp())}
         if self._known is None:
-            _FORGET.change(connection, {"before": now - _FORGOTTEN_AFTER_S})
             _ENTER.change(connection, values)
         elif identity.store_id != self._known.store_id:
             return "is another store than this server began with"
@@ -137,5 +138,4 @@ class Presence:
             return "was restored from a backup while this server used it"
         elif _CONFIRM.change(connection, {**values, "last": self._mark}) != 1:
             return "is an earlier state of the one this server began with"
-        self._known = identity
-        return None
+        return identity

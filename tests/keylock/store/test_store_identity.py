@@ -4,6 +4,7 @@ import os
 import shutil
 import sqlite3
 import stat
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -16,6 +17,11 @@ from keylock.store import Database, LicenseStore
 from keylock.store.backup import back_up
 from keylock.store.identity import Presence, identity_of, servers_running
 from keylock.store.restoring import adopt, restore
+
+
+class _BrokenError(Exception):
+    """Ends a transaction that is not to be committed."""
+
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=1)
@@ -195,6 +201,38 @@ def test_restore_says_when_the_old_store_cannot_be_read(store, path, backup):
     assert done.kept.read_bytes().startswith(b"not a database")
     with LicenseStore(f"sqlite:///{path}") as fresh:
         assert len(fresh.list()) == 2
+
+
+@pytest.mark.parametrize("taken", [True, False], ids=["taken", "not taken"])
+@pytest.mark.parametrize("looked_before", [0, 1])
+def test_a_transaction_whose_end_fails_is_no_other_store(store, monkeypatch, looked_before, taken):
+    """As where the connection to a database breaks while it commits: whether it did is not known."""
+    presence, whole = Presence(store.database, now=lambda: NOW), Database.transaction
+    for _ in range(looked_before):
+        presence.confirm()
+
+    @contextmanager
+    def failing(database, **options):
+        with suppress(_BrokenError), whole(database, **options) as connection:
+            yield connection
+            if not taken:
+                raise _BrokenError
+        raise StoreError("the connection broke")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Database, "transaction", failing)
+        for _ in range(3):
+            with pytest.raises(StoreError, match="the connection broke"):
+                presence.confirm()
+    presence.confirm()
+    presence.confirm()
+
+
+def test_a_server_whose_clock_is_weeks_behind_keeps_its_mark(store):
+    presence = Presence(store.database, now=lambda: NOW)
+    presence.confirm()
+    Presence(store.database, now=lambda: NOW + timedelta(days=500)).confirm()
+    presence.confirm()
 
 
 def test_restore_fills_a_place_that_is_empty(store, path, backup, tmp_path):
