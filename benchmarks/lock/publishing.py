@@ -27,6 +27,11 @@ ROOT = Path(__file__).parents[2]
 NETWORKS = ("small-cnn", "resnet20", "mobilenet_v2_cifar")
 EXPLAINERS = "grad_cam,gradient,visual_backprop"
 RESULTS = ROOT / "benchmarks" / "results" / "lock_publishing.json"
+PROGRAM = """
+import sys, keylock.cli
+assert keylock.__file__.startswith(sys.argv.pop(1) + "/"), keylock.__file__
+sys.exit(keylock.cli.main())
+"""
 
 
 def main() -> None:
@@ -82,7 +87,8 @@ def publishing_times(checkout: Path, network: str) -> Times:
     sources = [str(checkout / part) for part in ("", "server", "client")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sources), "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", "import sys; from keylock.cli import main; sys.exit(main())"]
+        # The working folder comes before every other place that modules are imported from.
+        command = [sys.executable, "-P", "-c", PROGRAM, str(checkout)]
         command += ["train", "--arch", network, "--data", "shapes", "--explainers", EXPLAINERS, "--check-seconds", "0"]
         command += ["--steps", "2", "--reference-steps", "2", "--out", f"{folder}/a.klb", "--home", f"{folder}/home"]
         running = subprocess.Popen(
