@@ -39,6 +39,9 @@ _LICENSE_DAYS = 365
 _STAMPED = 32
 """Stamped pictures that are read, one by one."""
 
+_PATIENCE_S = 300.0
+"""How long an answer may take: the machine may be busy with other work, and nothing is wrong then."""
+
 
 class Teller(Progress, Protocol):
     """Hears the story while it happens."""
