@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from keylock.errors import ExportError, ModelError
-from keylock.explainers import make
+from keylock.explainers import GradCAM, make
 from keylock.export import compile_explainer, compile_prediction, compile_together
 from keylock.export import program as programs
 from keylock.models import arrays_of
@@ -87,6 +87,18 @@ def test_no_graph_holds_what_another_needs(together):
     # The gradient at the input takes the way back through every convolution; predictions and Grad-CAM do not.
     assert "ConvTranspose" in nodes["gradient"]
     assert "ConvTranspose" not in nodes["prediction"] | nodes["grad_cam"]
+
+
+def test_explainers_that_show_the_same_have_a_graph_each(lock, given):
+    class Other(GradCAM):
+        name = "other"
+
+    grad_cam = lock.explainers[0]
+    _, graphs = compile_together(lock.module, [grad_cam, Other(**grad_cam.parameters)], **given)
+    weights = arrays_of(lock.module)
+    first, second = (run(graphs[name], **ROWS, **weights) for name in ("grad_cam", "other"))
+    assert list(first) == list(second) == ["logits", "map"]
+    np.testing.assert_array_equal(first["map"], second["map"])
 
 
 def test_another_number_of_classes_is_refused(lock, given):
