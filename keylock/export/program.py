@@ -58,14 +58,14 @@ def program_of(graph: fx.GraphModule) -> ExportedProgram:
     specs += [InputSpec(InputKind.USER_INPUT, TensorArgument(copies[node].name), None) for node in inputs]
     answers: Sequence[fx.Node] = written.output_node().args[0]  # type: ignore[assignment]
     results = [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(node.name), None) for node in answers]
-    call = ModuleCallSignature([], [], _structure((tuple(inputs), {})), _structure(tuple(answers)))
+    taken, given = pytree.tree_structure((tuple(inputs), {})), pytree.tree_structure(tuple(answers))
     return _Program(
         root=nn.Module(),
         graph=written,
         graph_signature=ExportGraphSignature(specs, results),
         state_dict={},
         range_constraints={},
-        module_call_graph=[ModuleCallEntry("", call)],
+        module_call_graph=[ModuleCallEntry("", ModuleCallSignature([], [], taken, given))],
         constants={**constants},
     )
 
@@ -79,10 +79,6 @@ class _Program(ExportedProgram):
             whole: ExportedProgram = super().run_decompositions(decomp_table, **options)
             return whole
         return self
-
-
-def _structure(values: tuple[Any, ...]) -> pytree.TreeSpec:
-    return pytree.tree_structure(pytree.tree_map(lambda _: 0, values))
 
 
 def _add_value(node: fx.Node, mode: FakeTensorMode) -> None:

@@ -90,7 +90,7 @@ class Presence:
         """
         self._database = database
         self._now = now
-        self._server = secrets.token_hex(8)
+        self._server = ""
         self._known: Identity | None = None
         self._mark = self._tried = ""
 
