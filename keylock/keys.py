@@ -40,6 +40,7 @@ _TEXT_SALT: Final = b"keylock/v1/text-seed"
 _HEX_SEED: Final = re.compile(r"[0-9a-fA-F]{64}")
 
 Images = TypeVar("Images")
+_Value = TypeVar("_Value", bound=np.generic)
 
 
 class KeySeed(Opaque):
@@ -278,11 +279,10 @@ class Key(Opaque):
         Raises:
             TensorError: If they are not those of one tile.
         """
-        channels, height, width = self.shape
-        if flips.shape != (channels, self.tile, self.tile) or flips.dtype != np.bool_:
-            raise TensorError(f"expected one boolean for each sign of {(channels, self.tile, self.tile)}")
-        rows, columns = np.arange(height) % self.tile, np.arange(width) % self.tile
-        turned = np.where(flips[:, rows[:, None], columns[None, :]], -self._offset, self._offset)
+        expected = (self.shape[0], self.tile, self.tile)
+        if flips.shape != expected or flips.dtype != np.bool_:
+            raise TensorError(f"expected one boolean for each sign of {expected}")
+        turned = np.where(_repeated(flips, self.shape[1:]), -self._offset, self._offset)
         return Key(turned, id=self.id, strength=self.strength, tile=self.tile)
 
     @property
@@ -389,11 +389,14 @@ def _laid_out(
     signs: npt.NDArray[np.float64], shape: tuple[int, int, int], std: Sequence[float], strength: float
 ) -> npt.NDArray[np.float32]:
     """Returns a tile of signs (channels, tile, tile), repeated over an image of a shape and as high as it is added."""
-    tile = signs.shape[1]
-    rows, columns = np.arange(shape[1]) % tile, np.arange(shape[2]) % tile
-    pattern = signs[:, rows[:, None], columns[None, :]]
     height = strength / np.asarray(std, dtype=np.float64)
-    return (pattern * height[:, None, None]).astype(np.float32)
+    return (_repeated(signs, shape[1:]) * height[:, None, None]).astype(np.float32)
+
+
+def _repeated(tile: npt.NDArray[_Value], size: tuple[int, int]) -> npt.NDArray[_Value]:
+    """Returns a tile (channels, side, side) repeated over an image of a size (height, width), cut off at its edges."""
+    rows, columns = (np.arange(length) % tile.shape[1] for length in size)
+    return tile[:, rows[:, None], columns[None, :]]
 
 
 def _check_shape(shape: Sequence[int], std: Sequence[float]) -> None:
