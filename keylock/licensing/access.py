@@ -38,7 +38,7 @@ MAX_LIFETIME_S: Final = 900
 class _Confirmation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    x5t_s256: str = Field(alias="x5t#S256")
+    x5t_s256: str = Field(alias="x5t#S256", pattern=r"\A[A-Za-z0-9_-]{43}\z")
 
 
 class _Claims(BaseModel):

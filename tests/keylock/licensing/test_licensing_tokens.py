@@ -20,8 +20,10 @@ from keylock.licensing import (
     License,
     check,
     issue,
+    issue_access,
     new_license_id,
     verify,
+    verify_access,
     verify_ignoring_time,
 )
 from keylock.signing import SigningKey, canonical_json
@@ -466,3 +468,17 @@ def test_any_payload_that_is_signed_is_a_license_or_refused(name, value):
     except LicenseError:
         return
     assert claims_of(issue(license, ISSUER))[name] == value
+
+
+@pytest.mark.parametrize("thumbprint", ["", "é" * 43, "a" * 42, "a" * 44, "a" * 43 + "\n", "a b" + "a" * 40, None, 7])
+def test_access_token_bound_to_what_is_no_thumbprint_is_malformed_even_when_signed(thumbprint):
+    bound, _ = issue_access(make_license(), ISSUER, now=NOW, lifetime_s=600, thumbprint="a" * 43)
+    header = json.loads(base64.urlsafe_b64decode(bound.split(".")[0] + "=="))
+    keys = (ISSUER.verifying_key,)
+    assert verify_access(bound, keys, now=NOW, thumbprint="a" * 43).license == make_license()
+
+    changed = sign_raw(header, claims_of(bound) | {"cnf": {"x5t#S256": thumbprint}})
+
+    with pytest.raises(LicenseError) as caught:
+        verify_access(changed, keys, now=NOW, thumbprint="a" * 43)
+    assert caught.value.reason == LicenseReason.MALFORMED
