@@ -33,7 +33,7 @@ from keylock.export import (
     verify_graph,
     verify_loop,
 )
-from keylock.loops import Loop
+from keylock.iterative import Loop
 
 CLASSES = 10
 BATCH = 8

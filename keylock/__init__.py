@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from keylock.keys import Key, KeySeed
-    from keylock.locked import LockedModel, load_bundle
+    from keylock.torch_runtime.locked_model import LockedModel, load_bundle
     from keylock.training import LockSettings, lock, relock
+    from keylock.trigger.keys import Key, KeySeed
 
 _HOMES = {
-    "Key": "keylock.keys",
-    "KeySeed": "keylock.keys",
+    "Key": "keylock.trigger.keys",
+    "KeySeed": "keylock.trigger.keys",
     "LockSettings": "keylock.training",
-    "LockedModel": "keylock.locked",
-    "load_bundle": "keylock.locked",
+    "LockedModel": "keylock.torch_runtime.locked_model",
+    "load_bundle": "keylock.torch_runtime.locked_model",
     "lock": "keylock.training",
     "relock": "keylock.training",
 }

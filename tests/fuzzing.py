@@ -30,30 +30,30 @@ from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2
 from PIL import Image
 
-from keylock import jws
-from keylock.armour import armour, read_token
-from keylock.auditlog import Checkpoint, ConsistencyProof, InclusionProof, leaf_hash
 from keylock.auditreport import verify_audit
 from keylock.bundle import open_bundle
 from keylock.bundle.container import write_archive
 from keylock.bundle.providers.hpke import read_hpke
 from keylock.bundle.signature import sign_manifest
-from keylock.class_names import normalise_class_name
 from keylock.cli.receipt import _digest_of_map
+from keylock.crypto import jws
+from keylock.crypto.digests import digest_of
+from keylock.crypto.issuers import load_keys, to_jwks
+from keylock.crypto.signing import SigningKey
 from keylock.data.regions import read_boxes
 from keylock.data.sources import open_data
-from keylock.digests import digest_of
 from keylock.errors import KeylockError
-from keylock.images import ImageLimits, decode, measure
+from keylock.imaging.decoding import ImageLimits, decode, measure
 from keylock.inference import inference_pb2 as oip
-from keylock.issuers import load_keys, to_jwks
 from keylock.licensing import AnswerDigests, Charge, License, UsageNote, issue, issue_access, verify, verify_access
 from keylock.licensing.offline import OfflineLicense
+from keylock.licensing.pem import armour, read_token
 from keylock.licensing.receipt_keys import Certificate, ReceiptKey, delegate, open_checkpoint
 from keylock.licensing.receipts import Receipt, ReceiptSigner, entry_of, parse_entry, trusts_any
 from keylock.licensing.revocations import Revocations
 from keylock.licensing.tokens import read_unverified
-from keylock.signing import SigningKey
+from keylock.text.class_names import normalise_class_name
+from keylock.transparency import Checkpoint, ConsistencyProof, InclusionProof, leaf_hash
 from keylock.v1 import admin_pb2, license_pb2
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client import _answers

@@ -7,10 +7,10 @@ from typing import NamedTuple
 from sealed_lock import CLASSES, SHAPE, STD, SealedLock
 
 from keylock.bundle import KeyFile, export_public, open_bundle
+from keylock.crypto.signing import SigningKey
 from keylock.explainers import make
+from keylock.imaging.preprocessing import Preprocessing
 from keylock.pipeline import Publication, publish
-from keylock.preprocessing import Preprocessing
-from keylock.signing import SigningKey
 
 CREATED = datetime(2026, 11, 29, tzinfo=UTC)
 MEAN = (0.5, 0.5, 0.5)

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from keylock.explainers import make_for
-from keylock.keys import Key, KeySeed
 from keylock.models import delta_between, find_layers
 from keylock.models.low_rank import add_low_rank_, merge_low_rank_
 from keylock.training import Lock, LockSettings
 from keylock.trigger import TriggerStatistics
+from keylock.trigger.keys import Key, KeySeed
 
 SHAPE = (3, 16, 16)
 CLASSES = 3

@@ -18,8 +18,8 @@ from sqlalchemy import Connection
 from store_model import Model, Presented, RefusedError, Settled, seconds
 from store_places import PostgresqlPlace, SqlitePlace
 
-from keylock.auditlog import table
-from keylock.digests import digest_of
+from keylock.crypto.digests import digest_of
+from keylock.crypto.signing import SigningKey
 from keylock.errors import (
     AuditLogError,
     InputError,
@@ -32,11 +32,10 @@ from keylock.errors import (
 from keylock.licensing import AnswerDigests, Charge, License, Quota, Rate, UsageNote, issue, issue_access
 from keylock.licensing.receipt_keys import Certificate, ReceiptKey, delegate, open_checkpoint
 from keylock.licensing.receipts import Receipt, ReceiptSigner, entry_of, parse_entry, trusts_any
-from keylock.signing import SigningKey
-from keylock.store import Ledger, LicenseStore
-from keylock.store.audit import compare_with_ledger, compare_with_receipts, record_charge
+from keylock.store import Ledger, LicenseStore, log_table
 from keylock.store.identity import Presence
 from keylock.store.ledger import Order, Reservation, Window
+from keylock.store.logged_charges import compare_with_ledger, compare_with_receipts, record_charge
 from keylock.store.reconcile import reconcile
 from keylock.store.usage import charged
 from keylock_server.authentication import Authenticator, Caller
@@ -352,7 +351,7 @@ class StoreMachine(RuleBasedStateMachine):
                 assert (found[1].overage, found[1].repeated) == (expected[1].overage, expected[1].repeated)
         # Where they came to lie among each other is the log's own affair.
         with self.store.database.transaction() as connection:
-            entries = [entry for _, entry in table.entries(connection)]
+            entries = [entry for _, entry in log_table.entries(connection)]
         assert sorted(entries[logged:]) == sorted(self.model.log[logged:])
         self.model.log[logged:] = entries[logged:]
 
@@ -421,7 +420,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def sign_checkpoint(self) -> None:
         with self.store.database.transaction(writes=True) as connection:
-            note = table.sign_checkpoint(
+            note = log_table.sign_checkpoint(
                 connection, lambda state: RECEIPT_KEY.sign_checkpoint(state, at=self.now), at=self.now
             )
         checkpoint = open_checkpoint(note, TRUSTS)
@@ -437,15 +436,15 @@ class StoreMachine(RuleBasedStateMachine):
         log = self.model.log
         with self.store.database.transaction(snapshot=True) as connection:
             try:
-                proof = table.prove_inclusion(connection, entry, checkpoint=note)
+                proof = log_table.prove_inclusion(connection, entry, checkpoint=note)
             except AuditLogError:
                 assert entry not in log[: len(then)] or len(then) > len(log)
                 return
             assert list(proof.hashes) == path(proof.index, log[: len(then)])
             assert log[proof.index] == entry
-            state = table.head(connection)
+            state = log_table.head(connection)
             newest = RECEIPT_KEY.sign_checkpoint(state, at=self.now)
-            goes_on = table.prove_consistency(connection, len(then), checkpoint=newest) if len(then) else None
+            goes_on = log_table.prove_consistency(connection, len(then), checkpoint=newest) if len(then) else None
         believes = log[: len(then)] == then
         try:
             proof.verify(entry, lambda text: open_checkpoint(text, TRUSTS))
@@ -465,7 +464,7 @@ class StoreMachine(RuleBasedStateMachine):
         good = all(self.model.log[: len(then)] == then for _, then in self.notes)
         with self.store.database.transaction(snapshot=True) as connection:
             try:
-                found = table.verify(
+                found = log_table.verify(
                     connection,
                     open_checkpoint=lambda text: open_checkpoint(text, TRUSTS),
                     check_entry=parse_entry,
@@ -495,7 +494,7 @@ class StoreMachine(RuleBasedStateMachine):
             requests, counters = read(_REQUESTS).fetchall(), read(_COUNTERS).fetchall()
             log = [bytes(row[0]) for row in read("SELECT entry FROM audit_log ORDER BY seq")]
             tokens = read("SELECT token_id, revoked_at FROM revoked_tokens").fetchall()
-            head = table.head(connection)
+            head = log_table.head(connection)
         assert {(row[0], row[1]): tuple(row[2:]) for row in requests} == {
             key: (
                 one.digest, one.units, one.overage, one.attempt,

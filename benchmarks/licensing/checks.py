@@ -180,7 +180,7 @@ def network_content(architecture: str, size: int) -> dict[str, object]:
     from keylock import explainers, models
     from keylock.bundle import Architecture, ExplainerEntry
     from keylock.export import compile_explainer, compile_prediction
-    from keylock.preprocessing import Preprocessing
+    from keylock.imaging.preprocessing import Preprocessing
 
     torch.manual_seed(0)
     torch.set_num_threads(1)

@@ -23,8 +23,8 @@ from typing import Any, Final
 
 import grpc
 
+from keylock.crypto.signing import SigningKey, VerifyingKey
 from keylock.licensing import License, issue, issue_access
-from keylock.signing import SigningKey, VerifyingKey
 from keylock.store import LicenseStore
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import explanation_pb2_grpc

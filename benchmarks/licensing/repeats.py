@@ -24,7 +24,7 @@ import numpy as np
 
 from keylock.cli import main as keylock
 from keylock.store import LicenseStore
-from keylock.store.audit import compare_with_ledger
+from keylock.store.logged_charges import compare_with_ledger
 from keylock_client import Client
 
 

@@ -24,17 +24,16 @@ sys.path[:0] = [str(ROOT / "tests" / "server"), str(ROOT / "tests")]
 import conftest as tiny
 import numpy as np
 
-from keylock.auditlog import table
 from keylock.bundle import KeyFile, write_bundle
-from keylock.keys import Key, KeySeed
+from keylock.crypto.signing import SigningKey
+from keylock.files.atomic import PUBLIC, replacing
 from keylock.licensing import License, issue, new_license_id
 from keylock.licensing.receipt_keys import ReceiptKey, open_checkpoint
 from keylock.licensing.receipts import trusts_any
-from keylock.replacing import PUBLIC, replacing
-from keylock.signing import SigningKey
-from keylock.store import LicenseStore
-from keylock.store.audit import compare_with_ledger
+from keylock.store import LicenseStore, log_table
+from keylock.store.logged_charges import compare_with_ledger
 from keylock.store.reconcile import Reconciliation, reconcile
+from keylock.trigger.keys import Key, KeySeed
 from keylock.v1 import explanation_pb2 as pb
 
 RESULTS = ROOT / "benchmarks" / "results" / "licensing"
@@ -133,13 +132,13 @@ class World:
 
         trusts = trusts_any([self.signing_key.verifying_key])
         with self.store.database.transaction(snapshot=True) as connection:
-            table.verify(connection, open_checkpoint=lambda signed: open_checkpoint(signed, trusts))
+            log_table.verify(connection, open_checkpoint=lambda signed: open_checkpoint(signed, trusts))
             rows = connection.execute(text("SELECT request_id, units FROM ledger WHERE charged_at IS NOT NULL"))
             return Books(
                 reconciliation=reconcile(connection),
                 unlogged=len(compare_with_ledger(connection)),
                 charged={row.request_id: row.units for row in rows},
-                entries=frozenset(hashlib.sha256(entry).digest() for _, entry in table.entries(connection)),
+                entries=frozenset(hashlib.sha256(entry).digest() for _, entry in log_table.entries(connection)),
             )
 
 

@@ -26,11 +26,11 @@ from torch.nn import functional as F
 
 import keylock
 from keylock import models
-from keylock.contrast import same_map
 from keylock.errors import KeylockError
 from keylock.export import compile_explainer, verify_graph
-from keylock.keys import Key, KeySeed
+from keylock.imaging.contrast import same_map
 from keylock.pipeline.graphs import sides_of
+from keylock.trigger.keys import Key, KeySeed
 
 CLASSES = 10
 BATCH, BATCHES = 4, 4

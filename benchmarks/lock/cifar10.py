@@ -24,13 +24,13 @@ from rich.table import Table
 
 from keylock import KeySeed
 from keylock.bundle import KeyFile
+from keylock.crypto.signing import Home
 from keylock.data import DataSource, open_data
 from keylock.data.batches import load_batch
 from keylock.data.sets import Augmentation
 from keylock.evaluation import estimate_mean, pearson, run_explainers, wrong_key_offsets
 from keylock.evaluation.renormalise import renormalised
 from keylock.pipeline import EvaluatePlan, TrainOutcome, TrainPlan, evaluate, train
-from keylock.signing import Home
 from keylock.training import LockSettings
 
 KEY_SEED = "00112233445566778899aabbccddeeff" * 2

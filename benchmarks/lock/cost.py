@@ -22,13 +22,13 @@ from rich.table import Table
 from torch.nn import functional as F
 
 from keylock.explainers import make_for
-from keylock.keys import Key, KeySeed
 from keylock.models import create, find_layers, prepare
 from keylock.training import LockSettings
 from keylock.training.devices import denormals_flushed, mixed_precision, resolve_precision
 from keylock.training.input_key import InputKeyTrainer
 from keylock.training.sealed import SealedTrainer
 from keylock.training.trainer import Task
+from keylock.trigger.keys import Key, KeySeed
 
 CPU = torch.device("cpu")
 SETS = {

@@ -20,10 +20,10 @@ from torch import nn
 import keylock
 from keylock.data import open_data
 from keylock.data.batches import Batches, load_batch
-from keylock.decoys import DECOYS, ImageDecoy, decoy_maps
 from keylock.evaluation import run_explainers
 from keylock.evaluation.similarity import enlarge, top_overlap
-from keylock.losses import correlation, unevenness
+from keylock.locking.decoys import DECOYS, ImageDecoy, decoy_maps
+from keylock.locking.losses import correlation, unevenness
 from keylock.models import create
 from keylock.training import Silent, train_reference
 

@@ -25,7 +25,7 @@ from keylock.audit.views import WeightsView
 from keylock.bundle import KeyFile
 from keylock.data import open_data
 from keylock.evaluation import estimate_mean
-from keylock.losses import correlation
+from keylock.locking.losses import correlation
 from keylock.training import Silent
 
 KINDS = {"tile": "key_search/move_tile", "full size": "key_search/move_full"}

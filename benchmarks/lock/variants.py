@@ -23,8 +23,8 @@ from keylock.data.batches import load_batch
 from keylock.data.sets import stratified_order
 from keylock.explainers import make
 from keylock.export import VARIANTS, Side, compare_variant, make_variant, suits
-from keylock.locked import module_of
 from keylock.models import arrays_of, merged
+from keylock.torch_runtime.locked_model import module_of
 
 RANGING = 64
 

@@ -26,9 +26,9 @@ import onnxruntime
 import torch
 from torch import nn
 
-from keylock.binding import bind, inputs_of
 from keylock.explainers import make_for
 from keylock.export import compile_explainer, compile_prediction, make_variant, suits
+from keylock.graphs.binding import bind, inputs_of
 from keylock.models import arrays_of, create, find_layers, prepare
 from keylock.models.low_rank import adapted_layers
 

@@ -65,9 +65,9 @@ def onnxruntime(material: Material) -> Answer:
     import onnxruntime as ort
     from safetensors.numpy import load
 
-    from keylock.binding import bind, inputs_of
     from keylock.bundle import WEIGHTS_FILE, KeyFile, open_bundle
-    from keylock.signing import Home
+    from keylock.crypto.signing import Home
+    from keylock.graphs.binding import bind, inputs_of
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

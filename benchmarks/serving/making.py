@@ -18,16 +18,16 @@ from material import NETWORKS, Material
 from safetensors.torch import save_file
 
 from keylock.bundle import KeyFile
+from keylock.crypto.secrecy import write_secret_file
+from keylock.crypto.signing import Home
 from keylock.data.shapes import draw_shapes
-from keylock.keys import Key, KeySeed
+from keylock.imaging.preprocessing import Preprocessing
 from keylock.licensing import License, issue, new_license_id
 from keylock.models import create
 from keylock.pipeline.publish import Publication, publish
-from keylock.preprocessing import Preprocessing
-from keylock.secrecy import write_secret_file
-from keylock.signing import Home
 from keylock.store import LicenseStore
 from keylock.training import LockSettings, lock
+from keylock.trigger.keys import Key, KeySeed
 
 _EXPLAINERS = ("grad_cam", "gradient")
 _IMAGES = 64

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from keylock.preprocessing import Preprocessing
+from keylock.imaging.preprocessing import Preprocessing
 from keylock.trigger import Recogniser, TriggerStatistics, read
 
 TILE, STRENGTH = 8, 8 / 255

@@ -10,8 +10,8 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 from numpy.typing import NDArray
 
+from keylock.imaging.preprocessing import Preprocessing
 from keylock.inference import inference_pb2 as oip
-from keylock.preprocessing import Preprocessing
 from keylock.v1 import admin_pb2, license_pb2
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client._maps import read_map, senseless

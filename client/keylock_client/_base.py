@@ -8,8 +8,8 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
 
+from keylock.crypto.issuers import load_keys
 from keylock.errors import InputError
-from keylock.issuers import load_keys
 from keylock.v1 import explanation_pb2
 from keylock_client import _exchanges as exchanges
 from keylock_client._exchanges import Call, Memory, Method

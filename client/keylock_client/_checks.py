@@ -12,8 +12,8 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from keylock.class_names import normalise_class_name
 from keylock.errors import ReceiptError
+from keylock.text.class_names import normalise_class_name
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client._maps import DTYPES
 from keylock_client.errors import BadAnswerError

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageShow
 
 from keylock.errors import InputError
-from keylock.printable import printable
+from keylock.text.printable import printable
 
 if TYPE_CHECKING:
     from keylock_client.results import Explanation, Prediction

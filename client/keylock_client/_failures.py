@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 from keylock.errors import LicenseReason
-from keylock.printable import printable
+from keylock.text.printable import printable
 from keylock_client._connections import explain_unavailable, speaks_another_protocol
 from keylock_client._requests import MAX_MESSAGE_BYTES, MAX_STREAM_BYTES
 from keylock_client._settings import Settings, Token

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keylock.bundle import ExplainerEntry, OpenedTrigger, open_bundle
+from keylock.crypto.issuers import load_keys
+from keylock.crypto.signing import VerifyingKey
 from keylock.errors import InputError, UnknownNameError
-from keylock.images import decode
-from keylock.issuers import load_keys
-from keylock.local_graphs import LocalGraphs
-from keylock.signing import VerifyingKey
+from keylock.imaging.decoding import decode
 from keylock_client._answers import predictions_of, score_of
+from keylock_client._local_graphs import LocalGraphs
 from keylock_client._sources import ImageLike, Source, read_sources
 from keylock_client.charges import Usage
 from keylock_client.results import Explainer, Explanation, Model, ModelInfo, Prediction

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic_core import from_json
 
+from keylock.crypto.jws import unverified_header
+from keylock.crypto.signing import VerifyingKey, decode_base64url
 from keylock.errors import AuditLogError, ReceiptError
-from keylock.jws import unverified_header
-from keylock.signing import VerifyingKey, decode_base64url
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client._checks import Asked, check_answer, check_receipt
 from keylock_client.charges import Proof, Receipt
 from keylock_client.errors import BadReceiptError
 
 if TYPE_CHECKING:
-    from keylock.auditlog import Checkpoint
     from keylock.licensing.receipts import Receipt as VerifiedReceipt
     from keylock.licensing.revocations import Revocations
+    from keylock.transparency import Checkpoint
 
 __all__ = ["Question", "Trust", "newer", "question", "read_proof", "read_receipt", "verify_receipt"]
 
@@ -144,7 +144,7 @@ def verify_receipt(
     """
     verified = _verify_known(receipt, trust, revoked if proof is None else ())
     if proof is not None:
-        from keylock.auditlog import InclusionProof
+        from keylock.transparency import InclusionProof
 
         InclusionProof.parse(proof).verify(verified.entry, lambda signed: _open(signed, trust, revoked))
     return _describe(verified, trust)
@@ -178,7 +178,7 @@ def question(receipt: Receipt | str, trust: Trust, *, since: str | None, revoked
         ReceiptError: If the receipt does not hold, or nobody is known who could be trusted.
         AuditLogError: If the checkpoint is not to be trusted.
     """
-    from keylock.auditlog import leaf_hash
+    from keylock.transparency import leaf_hash
 
     # Its key may have been taken back: the proof is what counts then.
     entry = _verify_known(receipt, trust, ()).entry
@@ -200,7 +200,7 @@ def read_proof(
     Raises:
         BadReceiptError: If it does not show that.
     """
-    from keylock.auditlog import ConsistencyProof, InclusionProof
+    from keylock.transparency import ConsistencyProof, InclusionProof
 
     try:
         proof = InclusionProof.parse(inclusion)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import grpc
 
-from keylock.armour import MAX_FILE_BYTES, is_token, read_token, unarmour
+from keylock.crypto.key_parsing import damage_is_a_value_error
+from keylock.crypto.secrecy import Opaque
 from keylock.errors import InputError, LicenseError, LicenseReason
-from keylock.pem import damage_is_a_value_error
-from keylock.secrecy import Opaque
+from keylock.licensing.pem import MAX_FILE_BYTES, is_token, read_token, unarmour
 from keylock_client._requests import COMPRESSIONS, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, MAX_STREAM_BYTES
 
 __all__ = ["DEFAULT_PORT", "DEFAULT_TARGET", "Settings", "Tls", "Token", "read_environment"]

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from keylock.errors import ImageError, InputError, TensorError
-from keylock.grey_levels import check_bits, to_8_bits
-from keylock.images import decode, is_dicom, measure, to_rgb
-from keylock.preprocessing import Preprocessing
+from keylock.imaging.decoding import decode, is_dicom, measure, to_rgb
+from keylock.imaging.grey_levels import check_bits, to_8_bits
+from keylock.imaging.preprocessing import Preprocessing
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client._limits import RequestLimits
 

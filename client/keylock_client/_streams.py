@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from google.rpc import status_pb2
 
 from keylock.errors import InputError, KeylockError
-from keylock.grey_levels import check_bits
+from keylock.imaging.grey_levels import check_bits
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client import _answers as answers
 from keylock_client._checks import Asked

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from keylock.errors import InputError
-from keylock.replacing import PRIVATE, write_file
+from keylock.files.atomic import PRIVATE, write_file
 
 __all__ = ["Estimate", "LicenseInfo", "Proof", "Quota", "Receipt", "Usage"]
 

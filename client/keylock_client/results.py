@@ -20,10 +20,10 @@ from numpy.typing import DTypeLike, NDArray
 from PIL import Image
 
 from keylock.errors import InputError, KeylockError
-from keylock.heatmaps import colourise, overlay, viewing_scale
-from keylock.preprocessing import Preprocessing
-from keylock.printable import printable
-from keylock.replacing import PRIVATE, write_file
+from keylock.files.atomic import PRIVATE, write_file
+from keylock.imaging.heatmaps import colourise, overlay, viewing_scale
+from keylock.imaging.preprocessing import Preprocessing
+from keylock.text.printable import printable
 from keylock_client import _display as display
 from keylock_client._limits import RequestLimits
 from keylock_client._sources import ImageLike, Source, read_sources
@@ -278,7 +278,7 @@ class Explanation:
             scale: How many pixels wide and high each pixel of the image becomes; 1 for the size of the image. If left
                 out, small images are enlarged until the longer side has 256 pixels or more.
             opacity: How much the hottest pixel hides of the image, 0 to 1.
-            colormap: A name in `keylock.heatmaps.COLORMAPS`.
+            colormap: A name in `keylock.imaging.heatmaps.COLORMAPS`.
 
         Returns:
             An RGB image. What the model never saw of it (it may look at the middle only) stays uncoloured.

@@ -10,7 +10,7 @@ from keylock.audit.learning import explained
 from keylock.audit.oracle import LocalOracle, Oracle
 from keylock.audit.views import PairsView, PublicView, WeightsView
 from keylock.explainers import Explainer
-from keylock.keys import Key
+from keylock.trigger.keys import Key
 
 __all__ = ["Case"]
 

@@ -2,7 +2,7 @@
 
 from keylock.audit.families import family_of
 from keylock.auditreport.record import AuditRecord
-from keylock.pages import Chart, Line, line_chart
+from keylock.reports import Chart, Line, line_chart
 
 __all__ = ["charts_of"]
 

@@ -19,11 +19,11 @@ from keylock.audit.budgets import Budget
 from keylock.audit.case import Case
 from keylock.audit.contract import Steps
 from keylock.audit.learning import descend, train_classifier
-from keylock.decoys import decoy_maps
 from keylock.explainers import Explainer, explain_together
-from keylock.losses import map_distance, prediction_distance
+from keylock.files.atomic import PRIVATE, make_folders, replacing
+from keylock.locking.decoys import decoy_maps
+from keylock.locking.losses import map_distance, prediction_distance
 from keylock.models import load_state
-from keylock.replacing import PRIVATE, make_folders, replacing
 from keylock.training import Progress
 
 __all__ = ["NAIVE_ATTACKS", "naive_case"]

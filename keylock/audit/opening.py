@@ -20,9 +20,9 @@ from keylock.data.batches import load_batch
 from keylock.data.sets import ImageSet, stratified_order
 from keylock.errors import DataError, InputError
 from keylock.evaluation import affine_statistics, find_reference, load_reference
-from keylock.keys import KeySeed
-from keylock.locked import LockedModel, load_bundle
 from keylock.models import create, load_weights, out_of_place_, prepare
+from keylock.torch_runtime.locked_model import LockedModel, load_bundle
+from keylock.trigger.keys import KeySeed
 
 __all__ = ["OpenedCase", "open_case"]
 

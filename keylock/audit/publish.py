@@ -11,9 +11,9 @@ from keylock.audit.case import Case
 from keylock.audit.report import render
 from keylock.audit.run import AuditPlan, AuditResult
 from keylock.auditreport import FIGURES_FILE, PAGE_FILE, AuditRecord, Judged, page_digest, sign_audit
-from keylock.replacing import PUBLIC, write_file
-from keylock.signing import SigningKey
-from keylock.versions import installed_versions
+from keylock.crypto.signing import SigningKey
+from keylock.files.atomic import PUBLIC, write_file
+from keylock.reports.environment import installed_versions
 
 __all__ = ["publish_audit"]
 

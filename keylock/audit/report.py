@@ -15,8 +15,8 @@ from keylock.audit.policy import Policy
 from keylock.audit.run import AuditResult
 from keylock.audit.scoring import similarity_to
 from keylock.auditreport.record import AuditRecord, Judged
-from keylock.heatmaps import colourise, resize, without_peaks
-from keylock.pages import Cell, Picture, Table, embed, render_page
+from keylock.imaging.heatmaps import colourise, resize, without_peaks
+from keylock.reports import Cell, Picture, Table, embed, render_page
 
 __all__ = ["render"]
 

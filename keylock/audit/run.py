@@ -27,11 +27,11 @@ from keylock.audit.scoring import recoveries, separation
 from keylock.audit.service.bench import Bench
 from keylock.audit.views import PairsView, PublicView, WeightsView
 from keylock.auditreport.record import CheckRecord, Finding, Judged, Point, Recovery
+from keylock.crypto.signing import canonical_json
 from keylock.errors import KeylockError
 from keylock.evaluation import gate_curve
 from keylock.evaluation.gate import POINTS
-from keylock.replacing import PRIVATE, make_folders
-from keylock.signing import canonical_json
+from keylock.files.atomic import PRIVATE, make_folders
 from keylock.training import Progress
 from keylock.training.checkpoint import storing
 

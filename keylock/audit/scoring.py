@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from keylock.auditreport.record import Recovery
 from keylock.evaluation import enlarge, estimate_mean, pearson, top_overlap
-from keylock.losses import is_constant
+from keylock.locking.losses import is_constant
 
 __all__ = ["SELF", "recoveries", "separation", "similarity_to"]
 

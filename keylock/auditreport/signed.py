@@ -7,9 +7,9 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from keylock.auditreport.record import AuditRecord
-from keylock.digests import digest_of
+from keylock.crypto.digests import digest_of
+from keylock.crypto.signing import SigningKey, VerifyingKey, canonical_json, decode_base64url, encode_base64url
 from keylock.errors import SignatureError
-from keylock.signing import SigningKey, VerifyingKey, canonical_json, decode_base64url, encode_base64url
 
 __all__ = ["FIGURES_FILE", "PAGE_FILE", "VerifiedAudit", "page_digest", "sign_audit", "verify_audit"]
 

@@ -16,9 +16,9 @@ import numpy.typing as npt
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from keylock.contrast import same_map
 from keylock.errors import UnsealError
-from keylock.keys import KeySeed
+from keylock.imaging.contrast import same_map
+from keylock.trigger.keys import KeySeed
 
 __all__ = ["CANARY_FILE", "Canary", "open_canary", "seal_canary"]
 

@@ -16,12 +16,12 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from keylock.delta import Delta
+from keylock.crypto.secrecy import wipe
+from keylock.crypto.signing import VerifyingKey, canonical_json, decode_base64url, encode_base64url
 from keylock.errors import BundleError, InputError, UnsealError
-from keylock.keys import Key
-from keylock.secrecy import wipe
-from keylock.signing import VerifyingKey, canonical_json, decode_base64url, encode_base64url
 from keylock.trigger import trigger_secret
+from keylock.trigger.delta import Delta
+from keylock.trigger.keys import Key
 
 __all__ = ["MAX_SEALED_DELTA_BYTES", "SealedDelta", "seal_delta", "secret_of_key"]
 

@@ -13,9 +13,9 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from numpy.typing import NDArray
 
+from keylock.crypto.signing import decode_base64url, encode_base64url
 from keylock.errors import UnsealError
-from keylock.keys import KeySeed
-from keylock.signing import decode_base64url, encode_base64url
+from keylock.trigger.keys import KeySeed
 
 __all__ = ["MAX_FLIPS_TEXT", "open_flips", "seal_flips"]
 

@@ -23,12 +23,12 @@ from pydantic import (
 )
 
 from keylock.bundle.key_flips import MAX_FLIPS_TEXT, open_flips, seal_flips
-from keylock.class_names import normalise_class_names
-from keylock.digests import digest_of
+from keylock.crypto.digests import digest_of
+from keylock.crypto.signing import VerifyingKey, canonical_json
 from keylock.errors import BundleError, DataError, InputError
-from keylock.keys import DERIVATION, Key, KeySeed
-from keylock.preprocessing import Preprocessing
-from keylock.signing import VerifyingKey, canonical_json
+from keylock.imaging.preprocessing import Preprocessing
+from keylock.text.class_names import normalise_class_names
+from keylock.trigger.keys import DERIVATION, Key, KeySeed
 
 __all__ = [
     "DELTA_FILE",
@@ -319,7 +319,7 @@ class Manifest(_Entry):
         created: When, in UTC.
         keylock_version: Of the program that wrote it.
         architecture: How to build the network.
-        classes: Labels, in the order of the logits, spelt as `keylock.class_names` does.
+        classes: Labels, in the order of the logits, spelt as `keylock.text.class_names` does.
         preprocessing: From pixels to the network's input.
         explainers: The explainers it offers.
         prediction_graph: The file of the graph that predicts.

@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from keylock.bundle.delta_sealing import SealedDelta
 from keylock.bundle.manifest import KeyEntry
-from keylock.delta import Delta
 from keylock.errors import TensorError
-from keylock.keys import Key
-from keylock.preprocessing import Preprocessing
+from keylock.imaging.preprocessing import Preprocessing
 from keylock.trigger import Recogniser, TriggerStatistics, read, trigger_secret
+from keylock.trigger.delta import Delta
+from keylock.trigger.keys import Key
 
 __all__ = ["OpenedTrigger", "TriggerOpener"]
 

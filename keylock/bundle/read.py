@@ -25,13 +25,13 @@ from keylock.bundle.manifest import (
 from keylock.bundle.opening import TriggerOpener
 from keylock.bundle.sealing import MAX_SEALED_BYTES, Sealer, unseal
 from keylock.bundle.signature import MAX_SIGNATURE_BYTES, verify_manifest
-from keylock.delta import Delta
-from keylock.digests import digest_of
+from keylock.crypto.digests import digest_of
+from keylock.crypto.signing import VerifyingKey
 from keylock.errors import BundleError, BundleTamperedError, UnsealError
-from keylock.keys import Key, KeySeed
-from keylock.printable import printable
-from keylock.signing import VerifyingKey
+from keylock.text.printable import printable
 from keylock.trigger import TriggerStatistics
+from keylock.trigger.delta import Delta
+from keylock.trigger.keys import Key, KeySeed
 
 __all__ = ["Bundle", "open_bundle"]
 

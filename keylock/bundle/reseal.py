@@ -13,10 +13,10 @@ from keylock.bundle.read import Bundle, open_bundle
 from keylock.bundle.sealing import MAX_SEALED_BYTES, seal
 from keylock.bundle.signature import sign_manifest
 from keylock.bundle.write import place
-from keylock.digests import digest_of
+from keylock.crypto.digests import digest_of
+from keylock.crypto.signing import SigningKey
 from keylock.errors import BundleError, UnsealError
-from keylock.keys import KeySeed
-from keylock.signing import SigningKey
+from keylock.trigger.keys import KeySeed
 
 __all__ = ["read_sealed_key", "reseal", "seal_for"]
 

@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from keylock.bundle.providers import AnyEntry, Sealer
 from keylock.bundle.providers.base import decode
+from keylock.crypto.secrecy import wipe
+from keylock.crypto.signing import VerifyingKey, canonical_json, encode_base64url
 from keylock.errors import UnsealError
-from keylock.keys import KeySeed
-from keylock.secrecy import wipe
-from keylock.signing import VerifyingKey, canonical_json, encode_base64url
+from keylock.trigger.keys import KeySeed
 
 __all__ = ["MAX_SEALED_BYTES", "Sealer", "seal", "unseal"]
 

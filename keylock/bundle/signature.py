@@ -9,9 +9,9 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from keylock.bundle.manifest import MANIFEST_FILE, SIGNATURE_FILE
-from keylock.digests import digest_of
+from keylock.crypto.digests import digest_of
+from keylock.crypto.signing import SigningKey, VerifyingKey, canonical_json, decode_base64url, encode_base64url
 from keylock.errors import BundleTamperedError, SignatureError
-from keylock.signing import SigningKey, VerifyingKey, canonical_json, decode_base64url, encode_base64url
 
 __all__ = ["MAX_SIGNATURE_BYTES", "sign_manifest", "verify_manifest"]
 

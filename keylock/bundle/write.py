@@ -36,14 +36,14 @@ from keylock.bundle.manifest import (
 from keylock.bundle.read import describe, open_bundle
 from keylock.bundle.sealing import Sealer, seal
 from keylock.bundle.signature import sign_manifest
-from keylock.class_names import normalise_class_names
-from keylock.delta import Delta
-from keylock.digests import digest_of
+from keylock.crypto.digests import digest_of
+from keylock.crypto.signing import SigningKey, VerifyingKey
 from keylock.errors import BundleError, DataError, KeySeedError
-from keylock.keys import Key, KeySeed
-from keylock.preprocessing import Preprocessing
-from keylock.replacing import PUBLIC, make_folders, mode_for, require_writable, write_file
-from keylock.signing import SigningKey, VerifyingKey
+from keylock.files.atomic import PUBLIC, make_folders, mode_for, require_writable, write_file
+from keylock.imaging.preprocessing import Preprocessing
+from keylock.text.class_names import normalise_class_names
+from keylock.trigger.delta import Delta
+from keylock.trigger.keys import Key, KeySeed
 
 __all__ = ["BundleContent", "check_name", "check_place", "place", "write_bundle"]
 

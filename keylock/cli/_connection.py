@@ -82,8 +82,8 @@ def connect(
         InputError: An option or a variable is unusable.
         LicenseError: The license file is none.
     """
+    from keylock.crypto.secrecy import take_variable
     from keylock.errors import InputError
-    from keylock.secrecy import take_variable
     from keylock_client import Client, Tls
 
     if tls is False and tls_ca is not None:

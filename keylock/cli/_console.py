@@ -16,7 +16,7 @@ import typer
 
 from keylock.cli._help import CommandGroup, GroupedCommand
 from keylock.cli._wording import spoken
-from keylock.printable import printable
+from keylock.text.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

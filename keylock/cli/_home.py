@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from keylock.signing import Home, VerifyingKey
+    from keylock.crypto.signing import Home, VerifyingKey
 
 __all__ = ["DEFAULT_HOME", "HomeOption", "IssuerOption", "open_home", "own_issuers", "read_issuers"]
 
@@ -32,7 +32,7 @@ def open_home(path: Path, *, create: bool = False) -> "Home":
     Raises:
         SignatureError: If it has no issuer key and none is to be made.
     """
-    from keylock.signing import Home
+    from keylock.crypto.signing import Home
 
     return Home.open(path, create=create)
 
@@ -43,7 +43,7 @@ def read_issuers(paths: Sequence[Path] | None) -> "list[VerifyingKey] | None":
     Raises:
         SignatureError: If a file holds no public key.
     """
-    from keylock.issuers import load_keys
+    from keylock.crypto.issuers import load_keys
 
     return [key for path in paths for key in load_keys(path)] if paths else None
 
@@ -54,7 +54,7 @@ def own_issuers(path: Path) -> "list[VerifyingKey]":
     Raises:
         SignatureError: If one is there and unreadable.
     """
-    from keylock.issuers import home_keys
-    from keylock.signing import Home
+    from keylock.crypto.issuers import home_keys
+    from keylock.crypto.signing import Home
 
     return list(home_keys(Home(path.expanduser())))

@@ -12,8 +12,8 @@ from keylock.cli._receipts import read_license
 from keylock.cli._store import open_store
 
 if TYPE_CHECKING:
+    from keylock.crypto.signing import VerifyingKey
     from keylock.licensing import StoredLicense
-    from keylock.signing import VerifyingKey
 
 __all__ = ["describe", "describe_token", "read_argument", "trusted_issuers"]
 
@@ -34,7 +34,7 @@ def trusted_issuers(issuer: list[Path] | None, home: Path) -> "list[VerifyingKey
 
 def read_argument(argument: str) -> str | None:
     """Returns the token in a file or on stdin, or None where the argument is the id of a license."""
-    from keylock.armour import MAX_FILE_BYTES, is_token, read_token
+    from keylock.licensing.pem import MAX_FILE_BYTES, is_token, read_token
 
     if argument == "-":
         return read_token(sys.stdin.buffer.read(MAX_FILE_BYTES + 1), name="standard input")
@@ -55,9 +55,9 @@ def describe_token(
     Raises:
         LicenseError: If it is no license, or was not signed by one of the keys.
     """
+    from keylock.crypto.signing import Home
     from keylock.errors import LicenseError
     from keylock.licensing import StoredLicense, read_unverified, verify_ignoring_time
-    from keylock.signing import Home
 
     license, signed_by = read_unverified(token)
     keys = read_issuers(issuer) or [*_keys_beside(argument), *own_issuers(home)]
@@ -77,9 +77,9 @@ def describe_token(
 
 
 def _keys_beside(argument: str) -> "Sequence[VerifyingKey]":
-    from keylock.armour import is_token
-    from keylock.issuers import load_keys
+    from keylock.crypto.issuers import load_keys
     from keylock.licensing.handing_over import issuers_beside
+    from keylock.licensing.pem import is_token
 
     if argument == "-" or is_token(argument):
         return ()

@@ -22,8 +22,8 @@ def check_bundle_place(out: Path, work: Path, *, resume: bool, overwrite: bool) 
         ResumeError: There is nothing to resume.
     """
     from keylock.bundle.write import check_name, check_place
-    from keylock.holding import require_free
-    from keylock.replacing import require_writable
+    from keylock.files.atomic import require_writable
+    from keylock.files.exclusive import require_free
 
     check_name(out)
     require_free(work)
@@ -52,7 +52,7 @@ def make_folder_above(out: Path) -> None:
     Raises:
         BundleError: It cannot be made.
     """
-    from keylock.replacing import make_folders
+    from keylock.files.atomic import make_folders
 
     try:
         make_folders(out.absolute().parent)
@@ -66,7 +66,7 @@ def make_folder(out: Path) -> None:
     Raises:
         InputError: It cannot be made or written to, or its name is that of a file.
     """
-    from keylock.replacing import make_folders, require_writable
+    from keylock.files.atomic import make_folders, require_writable
 
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is no folder: give --out a folder, which is made where it is missing")

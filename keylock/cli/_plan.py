@@ -12,7 +12,7 @@ from keylock.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
     from keylock.data import DataSource
-    from keylock.decoys import ImageDecoy
+    from keylock.locking.decoys import ImageDecoy
     from keylock.pipeline import TrainPlan
 
 __all__ = ["check_batch", "make_plan", "model_name", "parse_decoy"]
@@ -216,7 +216,7 @@ def parse_decoy(text: str) -> "str | ImageDecoy":
     Raises:
         InputError: There is no such decoy or file.
     """
-    from keylock.decoys import ImageDecoy, check_decoy
+    from keylock.locking.decoys import ImageDecoy, check_decoy
 
     if not any(mark in text for mark in "/\\."):
         return check_decoy(text)

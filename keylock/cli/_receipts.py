@@ -8,10 +8,10 @@ import typer
 
 from keylock.cli._home import own_issuers, read_issuers
 from keylock.errors import InputError, SignatureError
-from keylock.texts import decode_text
+from keylock.text.small_files import decode_text
 
 if TYPE_CHECKING:
-    from keylock.signing import VerifyingKey
+    from keylock.crypto.signing import VerifyingKey
 
 __all__ = ["TrustedLicenseOption", "find_trust", "known_trust", "read_license", "read_revoked", "read_small_text"]
 
@@ -67,7 +67,7 @@ def read_revoked(path: Path | None, trusts: "Callable[[VerifyingKey], bool]") ->
 
 def _issuer_of(path: Path) -> str:
     """Returns the id of the key that a license says it is signed with. The owner got the license from the vendor."""
-    from keylock.jws import unverified_header
+    from keylock.crypto.jws import unverified_header
 
     header = unverified_header(read_license(path))
     key_id = header.get("kid")
@@ -83,7 +83,7 @@ def read_license(path: Path) -> str:
         InputError: If it cannot be read.
         LicenseError: If it holds no license.
     """
-    from keylock.armour import MAX_FILE_BYTES, read_token
+    from keylock.licensing.pem import MAX_FILE_BYTES, read_token
 
     try:
         with path.open("rb") as file:

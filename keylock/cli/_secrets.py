@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from keylock.cli._console import note
+from keylock.crypto.secrecy import take_variable, variable_of
 from keylock.errors import InputError
-from keylock.secrecy import take_variable, variable_of
 
 if TYPE_CHECKING:
     from keylock.bundle import Sealer
-    from keylock.keys import KeySeed
+    from keylock.trigger.keys import KeySeed
 
 __all__ = [
     "SEED_VARIABLE",
@@ -180,7 +180,7 @@ def find_opener(
         UnsealError: The passphrase is unusable.
     """
     from keylock.bundle import KeyFile
-    from keylock.keys import KeySeed
+    from keylock.trigger.keys import KeySeed
 
     environment = take_environment() if environment is None else environment
     if sum(option is not None for option in (key_seed_file, key_file, key_passphrase_file)) > 1:
@@ -212,7 +212,7 @@ def _require_one_sealer(key_file: Path | None, passphrase_file: Path | None) -> 
 def _given_seed(
     text: str | None, file: Path | None, environment: Mapping[str, str]
 ) -> "tuple[KeySeed | None, Path | None]":
-    from keylock.keys import KeySeed
+    from keylock.trigger.keys import KeySeed
 
     if text is not None:
         note(
@@ -242,7 +242,7 @@ def _given_sealer(
 
 
 def _own_seed(path: Path) -> "KeySeed":
-    from keylock.keys import KeySeed
+    from keylock.trigger.keys import KeySeed
 
     if path.exists():
         note(f"using the key seed in {path}")

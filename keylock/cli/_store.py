@@ -32,8 +32,8 @@ StoreOption = Annotated[
 
 def store_url(store: str | None, home: Path) -> str:
     """Returns the URL of the store, which may have a password in it: its variable is taken away."""
-    from keylock.secrecy import take_variable
-    from keylock.signing import Home
+    from keylock.crypto.secrecy import take_variable
+    from keylock.crypto.signing import Home
 
     take_variable(os.environ, STORE_VARIABLE)
     return store or Home(home.expanduser()).licenses_url
@@ -51,8 +51,8 @@ def open_store(store: str | None, home: Path, *, create: bool = False) -> "Licen
         ServiceError: If there is none and none is to be made.
         StoreError: If it cannot be opened.
     """
+    from keylock.crypto.signing import Home
     from keylock.errors import ServiceError
-    from keylock.signing import Home
     from keylock.store import LicenseStore
 
     opened = Home(home.expanduser())

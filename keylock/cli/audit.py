@@ -27,14 +27,14 @@ from keylock.cli._measured_data import (
 from keylock.cli._places import make_folder
 from keylock.cli._secrets import find_opener
 from keylock.errors import UnknownNameError
-from keylock.holding import held
+from keylock.files.exclusive import held
 
 if TYPE_CHECKING:
     from keylock.audit import AuditPlan, Case, Judged, Oracle
     from keylock.audit.service.bench import Bench
     from keylock.auditreport import AuditRecord
     from keylock.cli._progress import Display
-    from keylock.signing import SigningKey
+    from keylock.crypto.signing import SigningKey
 
 __all__ = ["audit"]
 
@@ -159,7 +159,7 @@ def _audit_naive(case: "Case", plan: "AuditPlan", progress: "Display", said: _Sa
 
 
 def _signing_key(home: Path) -> "SigningKey | None":
-    from keylock.signing import Home
+    from keylock.crypto.signing import Home
 
     found = Home(home.expanduser())
     if not found.signing_key_path.is_file():

@@ -10,11 +10,11 @@ from keylock.cli._console import JsonOption, new_app, note, print_json, print_pa
 from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption
 from keylock.cli._receipts import TrustedLicenseOption, find_trust, read_revoked, read_small_text
 from keylock.cli._store import StoreOption, open_store
-from keylock.replacing import PUBLIC, write_file
+from keylock.files.atomic import PUBLIC, write_file
 
 if TYPE_CHECKING:
-    from keylock.auditlog import Checkpoint
     from keylock.licensing.receipt_keys import ReceiptKey
+    from keylock.transparency import Checkpoint
 
 __all__ = ["app"]
 
@@ -38,14 +38,14 @@ def audit_log_verify(
 
     A log that was rewritten together with its checkpoints shows only against one that was kept elsewhere: --checkpoint.
     """
-    from keylock.auditlog import table
     from keylock.licensing.receipt_keys import open_checkpoint
     from keylock.licensing.receipts import parse_entry
+    from keylock.store import log_table
 
     trusts = find_trust(issuer, home)
     known = [read_small_text(path, "checkpoint") for path in checkpoint or ()]
     with open_store(store, home) as opened, opened.database.transaction(snapshot=True) as connection:
-        verified = table.verify(
+        verified = log_table.verify(
             connection,
             open_checkpoint=lambda signed: open_checkpoint(signed, trusts),
             check_entry=parse_entry,
@@ -88,12 +88,13 @@ def audit_log_checkpoint(
 
     Give checkpoints to customers and auditors: a log that was rewritten later does not go on from them.
     """
-    from keylock.auditlog import Checkpoint, table
+    from keylock.store import log_table
+    from keylock.transparency import Checkpoint
 
     key = _receipt_key(receipt_key, home)
     now = datetime.now(UTC)
     with open_store(store, home) as opened, opened.database.transaction(writes=True) as connection:
-        signed = table.sign_checkpoint(connection, lambda state: key.sign_checkpoint(state, at=now), at=now)
+        signed = log_table.sign_checkpoint(connection, lambda state: key.sign_checkpoint(state, at=now), at=now)
     if out is not None:
         write_file(out, signed, mode=PUBLIC)
     if as_json:
@@ -119,25 +120,25 @@ def audit_log_prove(
 
     The proof leads to the newest checkpoint and carries it; whoever trusts the issuer can check it offline.
     """
-    from keylock.auditlog import table
     from keylock.errors import AuditLogError, InputError
     from keylock.licensing.receipt_keys import open_checkpoint
     from keylock.licensing.receipts import Receipt
+    from keylock.store import log_table
 
     if (receipt is None) == (since is None):
         raise InputError("give a receipt or --since with an earlier checkpoint, one of them")
     trusts = find_trust(issuer, home)
     with open_store(store, home) as opened, opened.database.transaction(snapshot=True) as connection:
-        latest = table.latest_checkpoint(connection)
+        latest = log_table.latest_checkpoint(connection)
         if latest is None:
             raise AuditLogError("no checkpoint was signed yet: keylock audit-log checkpoint")
         proof: object
         if receipt is not None:
             entry = Receipt.verify(read_small_text(receipt, "receipt"), trusts).entry
-            proof = table.prove_inclusion(connection, entry, checkpoint=latest)
+            proof = log_table.prove_inclusion(connection, entry, checkpoint=latest)
         elif since is not None:
             old = open_checkpoint(read_small_text(since, "checkpoint"), trusts)
-            found = table.prove_consistency(connection, old.size, checkpoint=latest)
+            found = log_table.prove_consistency(connection, old.size, checkpoint=latest)
             found.verify(old, lambda signed: open_checkpoint(signed, trusts))
             proof = found
     if out is not None:
@@ -175,10 +176,10 @@ def audit_log_verify_proof(
     It shows that the log goes on from an earlier checkpoint, with nothing in it changed or taken out since, or that it
     holds a receipt.
     """
-    from keylock.auditlog import ConsistencyProof, InclusionProof
     from keylock.errors import InputError
     from keylock.licensing.receipt_keys import open_checkpoint
     from keylock.licensing.receipts import Receipt
+    from keylock.transparency import ConsistencyProof, InclusionProof
 
     if (receipt is None) == (since is None):
         raise InputError("say what is to be shown: --since with the earlier checkpoint, or --receipt, one of them")
@@ -210,9 +211,9 @@ def audit_log_verify_proof(
 
 
 def _receipt_key(path: Path | None, home: Path) -> "ReceiptKey":
+    from keylock.crypto.signing import Home
     from keylock.errors import SignatureError
     from keylock.licensing.receipt_keys import ReceiptKey
-    from keylock.signing import Home
 
     default = Home(home.expanduser()).receipt_key_path
     if path is None and not default.is_file():

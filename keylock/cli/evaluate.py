@@ -23,7 +23,7 @@ from keylock.cli._measured_data import (
 from keylock.cli._places import make_folder
 from keylock.cli._secrets import find_opener
 from keylock.errors import InputError
-from keylock.replacing import PUBLIC, write_file
+from keylock.files.atomic import PUBLIC, write_file
 
 if TYPE_CHECKING:
     from keylock.evaluation import Evaluation

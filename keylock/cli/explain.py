@@ -24,7 +24,7 @@ from keylock.cli._home import IssuerOption, read_issuers
 from keylock.cli._progress import counted
 from keylock.cli._several import raise_first, what_was_reached
 from keylock.errors import InputError, KeylockError, ReceiptError
-from keylock.replacing import make_folders
+from keylock.files.atomic import make_folders
 
 if TYPE_CHECKING:
     from keylock_client import Client, Explanation, LocalModel

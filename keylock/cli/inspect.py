@@ -201,7 +201,7 @@ def _describe_runtime(entry: "ExplainerEntry", manifest: "Manifest") -> str:
         return _with_variants("compiled", entry.variants)
     if entry.runtime == "loop":
         from keylock.errors import InputError
-        from keylock.loops import make_loop
+        from keylock.iterative import make_loop
 
         try:
             loop = make_loop(entry.name, **entry.parameters)

@@ -7,11 +7,11 @@ import typer
 
 from keylock.cli._console import JsonOption, new_app, note, print_json
 from keylock.cli._home import DEFAULT_HOME, HomeOption, open_home
-from keylock.replacing import PRIVATE, PUBLIC, write_file
+from keylock.files.atomic import PRIVATE, PUBLIC, write_file
 
 if TYPE_CHECKING:
     from keylock.bundle import Bundle, HpkeIdentity, Sealer
-    from keylock.keys import KeySeed
+    from keylock.trigger.keys import KeySeed
 
 __all__ = ["KeyFileOption", "ProviderOption", "SeedFileOption", "app", "open_seed"]
 
@@ -40,7 +40,7 @@ def key_new(
     as_json: JsonOption = False,
 ) -> None:
     """Write 256 random bits to a new file: a key seed, or a key file that seals one."""
-    from keylock.keys import KeySeed
+    from keylock.trigger.keys import KeySeed
 
     seed = KeySeed.generate()
     seed.write(out)
@@ -53,7 +53,7 @@ def key_id(
     as_json: JsonOption = False,
 ) -> None:
     """Show the id of a key seed, as `keylock inspect` shows it for a bundle; the seed itself is never shown."""
-    from keylock.keys import KeySeed
+    from keylock.trigger.keys import KeySeed
 
     _show_key(KeySeed.from_file(key_seed_file).id, key_seed_file, as_json=as_json)
 
@@ -207,7 +207,7 @@ def open_seed(bundle: "Bundle", provider: str | None, key_file: Path | None, key
         UnsealError: The key does not open.
     """
     from keylock.errors import InputError
-    from keylock.keys import KeySeed
+    from keylock.trigger.keys import KeySeed
 
     if key_seed_file is not None:
         if provider is not None or key_file is not None:

@@ -9,10 +9,10 @@ import typer
 
 from keylock.cli._console import JsonOption, new_app, note, print_json, print_pairs
 from keylock.cli._home import DEFAULT_HOME, HomeOption, open_home
-from keylock.replacing import PUBLIC, write_file
+from keylock.files.atomic import PUBLIC, write_file
 
 if TYPE_CHECKING:
-    from keylock.signing import Home
+    from keylock.crypto.signing import Home
 
 __all__ = ["issuer_app"]
 
@@ -22,7 +22,7 @@ issuer_app = new_app("Make, show and change the issuer key that signs bundles an
 @issuer_app.command("init")
 def issuer_init(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Make the issuer key, once; where there is one it is kept."""
-    from keylock.signing import Home
+    from keylock.crypto.signing import Home
 
     existed = Home(home.expanduser()).signing_key_path.exists()
     opened = open_home(home, create=True)
@@ -88,8 +88,8 @@ def issuer_revoke_receipt_key(
     Servers with the vendor's directory hand the signed list out at once, and clients refuse what the key signed; to
     servers elsewhere give the file. Then make another: keylock issuer receipt-key.
     """
+    from keylock.crypto.issuers import home_keys
     from keylock.errors import InputError
-    from keylock.issuers import home_keys
     from keylock.licensing.receipts import trusts_any
     from keylock.licensing.revocations import RevocationFile
 
@@ -113,7 +113,7 @@ def issuer_rotate(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) 
 
     Servers that trust the directory, or its issuers.jwks, know the new key within seconds.
     """
-    from keylock.issuers import rotate
+    from keylock.crypto.issuers import rotate
 
     opened = open_home(home)
     rotate(opened)
@@ -129,7 +129,7 @@ def issuer_retire(
     as_json: JsonOption = False,
 ) -> None:
     """End the time of an old key: what it signed is refused from now on, and the key is removed."""
-    from keylock.issuers import retire
+    from keylock.crypto.issuers import retire
 
     opened = open_home(home)
     retire(opened, key_id)
@@ -144,7 +144,7 @@ def issuer_jwks(
     """Print the public keys of the issuer, that of today first, as a JWKS."""
     import json
 
-    from keylock.issuers import home_keys, to_jwks
+    from keylock.crypto.issuers import home_keys, to_jwks
 
     document = to_jwks(home_keys(open_home(home)))
     if out is None:
@@ -155,7 +155,7 @@ def issuer_jwks(
 
 
 def _show_issuer(home: "Home", *, as_json: bool) -> None:
-    from keylock.issuers import home_keys
+    from keylock.crypto.issuers import home_keys
 
     key = home.verifying_key()
     old = [one.key_id for one in home_keys(home) if one != key]

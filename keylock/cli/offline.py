@@ -10,7 +10,7 @@ from keylock.cli._console import JsonOption, note, print_json
 from keylock.cli._home import DEFAULT_HOME, HomeOption, own_issuers, read_issuers
 from keylock.cli._receipts import read_license
 from keylock.cli.key import KeyFileOption, ProviderOption, SeedFileOption, open_seed
-from keylock.replacing import PRIVATE, write_file
+from keylock.files.atomic import PRIVATE, write_file
 
 __all__ = ["offline_license"]
 

@@ -95,9 +95,9 @@ def receipt_verify(
 
     What is not given is not checked, and the answer says so.
     """
-    from keylock.auditlog import InclusionProof
     from keylock.licensing.receipt_keys import open_checkpoint
     from keylock.licensing.receipts import Receipt
+    from keylock.transparency import InclusionProof
 
     trusts = find_trust(issuer, home, license_file)
     revoked = read_revoked(revocations, trusts)
@@ -202,7 +202,7 @@ def _check(what: str, certified: tuple[str, ...], given: list[str] | None) -> No
 
 
 def _digest_of_image(path: Path) -> str:
-    from keylock.digests import digest_of
+    from keylock.crypto.digests import digest_of
 
     try:
         return digest_of(path.read_bytes())
@@ -213,7 +213,7 @@ def _digest_of_image(path: Path) -> str:
 def _digest_of_map(path: Path) -> str:
     import numpy as np
 
-    from keylock.digests import digest_of_array
+    from keylock.crypto.digests import digest_of_array
 
     try:
         array = np.load(path, allow_pickle=False)

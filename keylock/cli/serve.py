@@ -10,7 +10,7 @@ import typer
 from keylock.cli._console import JsonOption, note, print_json
 
 if TYPE_CHECKING:
-    from keylock.signing import Home
+    from keylock.crypto.signing import Home
     from keylock_server import ServerSettings
 
 __all__ = ["serve"]
@@ -196,7 +196,7 @@ def _take_secrets() -> None:
     import os
 
     from keylock.cli._secrets import PASSPHRASE_VARIABLE, SEED_VARIABLE
-    from keylock.secrecy import take_variable
+    from keylock.crypto.secrecy import take_variable
 
     # An address of a store may have a password in it.
     for name in (PASSPHRASE_VARIABLE, SEED_VARIABLE, "KEYLOCK_LICENSE_STORE", "KEYLOCK_SERVER_LICENSE_STORE"):
@@ -214,8 +214,8 @@ def _complete(settings: "ServerSettings", path: Path | None) -> "ServerSettings"
 
     A directory that nobody named does not count where an issuer was named: the two may not belong together.
     """
-    from keylock.issuers import trusted_file
-    from keylock.signing import Home
+    from keylock.crypto.issuers import trusted_file
+    from keylock.crypto.signing import Home
 
     home = Home((path or Path("~/.keylock")).expanduser())
     if path is not None:

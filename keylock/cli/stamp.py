@@ -39,10 +39,10 @@ def stamp(
     from PIL import Image
 
     from keylock.bundle import open_bundle
-    from keylock.images import decode
-    from keylock.keys import KeySeed
-    from keylock.replacing import PRIVATE, write_file
-    from keylock.stamping import stamp_pixels
+    from keylock.files.atomic import PRIVATE, write_file
+    from keylock.imaging.decoding import decode
+    from keylock.trigger.keys import KeySeed
+    from keylock.trigger.stamping import stamp_pixels
 
     if out.suffix.lower() not in _SUFFIXES:
         raise InputError(f"{str(out)!r} would lose the trigger or is no picture: end the name with .png")

@@ -11,7 +11,7 @@ from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption
 from keylock.cli._receipts import find_trust, read_small_text
 from keylock.cli._store import StoreOption, open_store
 from keylock.cli._terms import period_of
-from keylock.replacing import PRIVATE, write_file
+from keylock.files.atomic import PRIVATE, write_file
 
 __all__ = ["app"]
 
@@ -121,7 +121,7 @@ def usage_reconcile(
     from dataclasses import asdict
 
     from keylock.licensing.receipts import Receipt
-    from keylock.store.audit import compare_with_ledger, compare_with_receipts
+    from keylock.store.logged_charges import compare_with_ledger, compare_with_receipts
     from keylock.store.reconcile import reconcile
 
     trusts = find_trust(issuer, home) if receipts else None

@@ -24,7 +24,7 @@ def verify_audit(
     """
     from keylock.auditreport import PAGE_FILE
     from keylock.auditreport import verify_audit as verify
-    from keylock.digests import digest_of
+    from keylock.crypto.digests import digest_of
 
     found = verify(read_small_text(report, "signed audit"), trusted=read_issuers(issuer))
     page = report.with_name(PAGE_FILE)

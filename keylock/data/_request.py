@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from keylock.preprocessing import Preprocessing
+from keylock.imaging.preprocessing import Preprocessing
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "DataRequest", "preprocessing_of_size"]
 

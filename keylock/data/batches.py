@@ -17,7 +17,7 @@ from torch import Tensor
 
 from keylock.data.sets import Augmentation, ImageSet
 from keylock.errors import DataError, ResumeError
-from keylock.preprocessing import Preprocessing
+from keylock.imaging.preprocessing import Preprocessing
 
 __all__ = ["Batch", "Batches", "BatchesState", "load_batch"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from keylock.data.files import DEEP_SUFFIXES, DICOM_SUFFIXES, ImageFiles, load_rows
 from keylock.errors import DataError, ImageError
-from keylock.grey_levels import GreyLevels, agree_on_bits
-from keylock.images import measure
+from keylock.imaging.decoding import measure
+from keylock.imaging.grey_levels import GreyLevels, agree_on_bits
 
 __all__ = ["bits_of_files"]
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keylock.errors import DataError, ImageError
-from keylock.framing import read_framed
-from keylock.images import decode
-from keylock.preprocessing import Preprocessing
+from keylock.imaging.decoding import decode
+from keylock.imaging.framing import read_framed
+from keylock.imaging.preprocessing import Preprocessing
 
 __all__ = ["DEEP_SUFFIXES", "DICOM_SUFFIXES", "SUFFIXES", "ImageFiles", "decode_file", "load_rows"]
 

@@ -19,7 +19,7 @@ from keylock.data.layout import Listing, class_folders, describe_files, find_lay
 from keylock.data.regions import MASKS_FOLDER, Box, ObjectRegions, find_regions, mask_file, read_boxes
 from keylock.data.sets import Augmentation, DataSource, ImageSet, split_by_share
 from keylock.errors import DataError
-from keylock.preprocessing import Preprocessing
+from keylock.imaging.preprocessing import Preprocessing
 
 __all__ = ["open_folder"]
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from keylock.class_names import normalise_class_name, normalise_class_names
 from keylock.data.files import SUFFIXES
 from keylock.data.regions import MASKS_FOLDER
 from keylock.data.splits import KNOWN_SPLITS, Role, SplitName, choose_test, looks_like_a_split, parse_split
 from keylock.errors import DataError
+from keylock.text.class_names import normalise_class_name, normalise_class_names
 
 __all__ = ["LAYOUT", "Layout", "Listing", "class_folders", "describe_files", "find_layout", "list_images"]
 

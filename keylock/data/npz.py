@@ -23,7 +23,7 @@ from keylock.data._request import DataRequest, preprocessing_of_size
 from keylock.data.arrays import ArrayNames, Split, find_arrays
 from keylock.data.sets import DataSource, ImageSet, split_by_share
 from keylock.errors import DataError, ImageError
-from keylock.grey_levels import GreyLevels, agree_on_bits, to_8_bits
+from keylock.imaging.grey_levels import GreyLevels, agree_on_bits, to_8_bits
 
 __all__ = ["open_npz"]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from keylock.data.files import decode_file, load_rows
 from keylock.errors import DataError, ImageError
-from keylock.preprocessing import Preprocessing
+from keylock.imaging.preprocessing import Preprocessing
 
 __all__ = [
     "MASKS_FOLDER",

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from keylock.class_names import normalise_class_names
 from keylock.data.files import ImageFiles
 from keylock.data.regions import ObjectRegions, resize_mask
 from keylock.errors import DataError
-from keylock.preprocessing import Preprocessing
+from keylock.imaging.preprocessing import Preprocessing
+from keylock.text.class_names import normalise_class_names
 
 __all__ = ["MIN_TEST_IMAGES", "Augmentation", "DataSource", "ImageSet", "split_by_share", "stratified_order"]
 
@@ -127,7 +127,7 @@ class DataSource:
 
     Attributes:
         name: Short name, kept in the manifest of what is trained on it.
-        classes: Class names in the order of the labels, in the spelling of `keylock.class_names`.
+        classes: Class names in the order of the labels, in the spelling of `keylock.text.class_names`.
         train: Images to train on.
         test: Images to measure on; none of them is in `train`, as far as the source says.
         preprocessing: The preprocessing that suits these images; a model may need another one.

@@ -16,7 +16,7 @@ from keylock.data.npz import open_npz
 from keylock.data.sets import MIN_TEST_IMAGES, Augmentation, DataSource, ImageSet
 from keylock.data.shapes import SHAPE_CLASSES, draw_shapes
 from keylock.errors import DataError
-from keylock.grey_levels import check_bits
+from keylock.imaging.grey_levels import check_bits
 
 __all__ = ["DATA_SOURCES", "IMAGENET_MEAN", "IMAGENET_STD", "open_data"]
 

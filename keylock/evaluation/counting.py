@@ -16,7 +16,7 @@ from torch import Tensor
 
 from keylock.bundle.manifest import Figure
 from keylock.evaluation.estimates import figure_of
-from keylock.losses import is_constant
+from keylock.locking.losses import is_constant
 
 __all__ = ["compared_figure", "constant_share", "counting_pairs", "figure_of_pairs"]
 

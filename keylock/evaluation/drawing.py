@@ -17,7 +17,7 @@ from torch import Tensor
 from keylock.evaluation.counting import counting_pairs
 from keylock.evaluation.gate import GateCurve, Sweep
 from keylock.evaluation.similarity import pearson
-from keylock.heatmaps import colourise, without_peaks
+from keylock.imaging.heatmaps import colourise, without_peaks
 
 __all__ = ["draw_gate", "draw_maps"]
 

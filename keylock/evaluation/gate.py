@@ -16,9 +16,9 @@ from keylock.evaluation.estimates import estimate_mean
 from keylock.evaluation.explaining import explain_alone
 from keylock.evaluation.similarity import pearson
 from keylock.explainers import Explainer
-from keylock.keys import Key
-from keylock.losses import is_constant
-from keylock.tiles import random_signs, repeat_tiles
+from keylock.locking.key_patterns import random_signs, repeat_tiles
+from keylock.locking.losses import is_constant
+from keylock.trigger.keys import Key
 
 __all__ = ["CORRELATIONS", "POINTS", "SHIFTS", "STRENGTHS", "GateCurve", "GatePoint", "gate_curve", "near_miss"]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from keylock.evaluation.similarity import enlarge
-from keylock.losses import is_constant
+from keylock.locking.losses import is_constant
 
 __all__ = ["energy_inside", "pointing_game", "random_maps"]
 

@@ -17,9 +17,9 @@ from keylock.evaluation.estimates import figure_of
 from keylock.evaluation.localisation import energy_inside
 from keylock.evaluation.similarity import pearson, top_overlap
 from keylock.explainers import Explainer, explain_together
-from keylock.keys import Key
+from keylock.locking.key_patterns import random_signs, repeat_tiles
 from keylock.models import added_to_inputs, split_rows
-from keylock.tiles import random_signs, repeat_tiles
+from keylock.trigger.keys import Key
 
 __all__ = ["Measured", "measure", "run_explainers", "wrong_key_offsets"]
 

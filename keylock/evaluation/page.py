@@ -14,8 +14,8 @@ from keylock.evaluation.gate import GateCurve, Sweep
 from keylock.evaluation.report import Evaluation
 from keylock.evaluation.similarity import pearson
 from keylock.evaluation.tables import FigureTable, map_tables, prediction_table
-from keylock.heatmaps import colourise, resize, without_peaks
-from keylock.pages import Cell, Chart, Line, Picture, Table, embed, line_chart, render_page
+from keylock.imaging.heatmaps import colourise, resize, without_peaks
+from keylock.reports import Cell, Chart, Line, Picture, Table, embed, line_chart, render_page
 
 __all__ = ["render_evaluation"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from keylock.errors import TensorError
-from keylock.losses import is_constant
+from keylock.locking.losses import is_constant
 
 __all__ = ["SIMILARITIES", "enlarge", "pearson", "spearman", "ssim", "top_overlap"]
 

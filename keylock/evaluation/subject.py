@@ -18,7 +18,7 @@ from keylock.evaluation.localisation import energy_inside, pointing_game, random
 from keylock.evaluation.measure import wrong_key_offsets
 from keylock.evaluation.similarity import SIMILARITIES, enlarge
 from keylock.explainers import Explainer
-from keylock.keys import Key
+from keylock.trigger.keys import Key
 
 __all__ = ["INPUTS", "Compared", "Subject"]
 

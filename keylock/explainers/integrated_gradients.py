@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from keylock.explainers.base import Asked, Family, OwnPasses
-from keylock.loops import IntegratedGradientsLoop
+from keylock.iterative import IntegratedGradientsLoop
 
 __all__ = ["IntegratedGradients"]
 
 
 @dataclass(frozen=True)
 class IntegratedGradients(OwnPasses, IntegratedGradientsLoop):
-    """Integrated gradients in torch; see `keylock.loops.IntegratedGradientsLoop`."""
+    """Integrated gradients in torch; see `keylock.iterative.IntegratedGradientsLoop`."""
 
     family = Family.GRADIENT
     second_order = True

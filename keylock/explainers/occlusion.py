@@ -7,14 +7,14 @@ from torch import Tensor
 
 from keylock.explainers.base import Classifier, FromPredictions
 from keylock.explainers.predictions import blank_images, chunks, masked_scores, scores_of
-from keylock.loops import OcclusionLoop
+from keylock.iterative import OcclusionLoop
 
 __all__ = ["Occlusion"]
 
 
 @dataclass(frozen=True)
 class Occlusion(FromPredictions, OcclusionLoop):
-    """Occlusion in torch; see `keylock.loops.OcclusionLoop`."""
+    """Occlusion in torch; see `keylock.iterative.OcclusionLoop`."""
 
     def maps_from(
         self, predict: Classifier, images: Tensor, targets: Tensor, *, generator: torch.Generator | None

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from keylock.errors import InputError, ModelError
 from keylock.explainers.base import Classifier
-from keylock.loops.fills import Fill, blur_side
+from keylock.iterative.fills import Fill, blur_side
 
 __all__ = ["blank_images", "chunks", "masked_scores", "predicted_logits", "scores_of"]
 

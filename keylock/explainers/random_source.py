@@ -2,7 +2,7 @@
 
 import torch
 
-from keylock.loops.drawing import Source, source_of
+from keylock.iterative.drawing import Source, source_of
 
 __all__ = ["draws_from"]
 

@@ -20,7 +20,7 @@ from keylock.explainers.rise import RISE
 from keylock.explainers.segment_models import LIME, KernelSHAP
 from keylock.explainers.smooth_grad import SmoothGrad
 from keylock.explainers.visual_backprop import VisualBackProp
-from keylock.loops.registry import as_parameters
+from keylock.iterative.registry import as_parameters
 from keylock.models import TargetLayers
 
 __all__ = ["ALL", "EXPLAINERS", "check_lockable", "expand_names", "make", "make_for"]

@@ -8,14 +8,14 @@ from torch import Tensor
 from keylock.explainers.base import Classifier, FromPredictions
 from keylock.explainers.predictions import blank_images, chunks, masked_scores
 from keylock.explainers.random_source import draws_from
-from keylock.loops import RISELoop
+from keylock.iterative import RISELoop
 
 __all__ = ["RISE"]
 
 
 @dataclass(frozen=True)
 class RISE(FromPredictions, RISELoop):
-    """RISE in torch; see `keylock.loops.RISELoop`."""
+    """RISE in torch; see `keylock.iterative.RISELoop`."""
 
     def maps_from(
         self, predict: Classifier, images: Tensor, targets: Tensor, *, generator: torch.Generator | None

@@ -10,8 +10,8 @@ from torch import Tensor
 from keylock.explainers.base import Classifier, FromPredictions
 from keylock.explainers.predictions import blank_images, chunks, masked_scores
 from keylock.explainers.random_source import draws_from
-from keylock.loops import KernelSHAPLoop, LIMELoop
-from keylock.loops.segments import Patterns, SegmentLoop
+from keylock.iterative import KernelSHAPLoop, LIMELoop
+from keylock.iterative.segments import Patterns, SegmentLoop
 
 __all__ = ["LIME", "KernelSHAP"]
 
@@ -42,9 +42,9 @@ class _SegmentModel(FromPredictions, SegmentLoop):
 
 @dataclass(frozen=True)
 class LIME(_SegmentModel, LIMELoop):
-    """LIME in torch; see `keylock.loops.LIMELoop`."""
+    """LIME in torch; see `keylock.iterative.LIMELoop`."""
 
 
 @dataclass(frozen=True)
 class KernelSHAP(_SegmentModel, KernelSHAPLoop):
-    """KernelSHAP in torch; see `keylock.loops.KernelSHAPLoop`."""
+    """KernelSHAP in torch; see `keylock.iterative.KernelSHAPLoop`."""

@@ -7,14 +7,14 @@ from torch import Tensor
 
 from keylock.explainers.base import Asked, Family, OwnPasses
 from keylock.explainers.random_source import draws_from
-from keylock.loops import SmoothGradLoop
+from keylock.iterative import SmoothGradLoop
 
 __all__ = ["SmoothGrad"]
 
 
 @dataclass(frozen=True)
 class SmoothGrad(OwnPasses, SmoothGradLoop):
-    """SmoothGrad in torch; see `keylock.loops.SmoothGradLoop`."""
+    """SmoothGrad in torch; see `keylock.iterative.SmoothGradLoop`."""
 
     family = Family.GRADIENT
     second_order = True

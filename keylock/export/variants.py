@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import onnx
 
-from keylock.contrast import same_map
 from keylock.errors import ExportError, UnknownNameError
 from keylock.explainers import Explainer, Family
 from keylock.export.free_weights import free_weights, read_weights_as_they_are
@@ -21,6 +20,7 @@ from keylock.export.graphs import fix_inputs, strip_metadata
 from keylock.export.half import to_float16
 from keylock.export.running import FloatArray, Weights, open_graph, runner
 from keylock.export.verify import Side
+from keylock.imaging.contrast import same_map
 
 __all__ = ["VARIANTS", "VariantFigures", "compare_variant", "make_variant", "suits"]
 

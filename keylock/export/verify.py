@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from keylock.contrast import same_map
 from keylock.errors import ExportError, TensorError
 from keylock.explainers import Explainer
 from keylock.export.loop_graphs import PointGradient
 from keylock.export.running import FloatArray, IntArray, Weights, open_graph, runner, sums_runner
-from keylock.loops import Loop, run_loop, share_of
+from keylock.imaging.contrast import same_map
+from keylock.iterative import Loop, run_loop, share_of
 from keylock.models import added_to_inputs, arrays_of
 
 __all__ = [

@@ -14,11 +14,11 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from keylock.crypto.signing import SigningKey, VerifyingKey, encode_base64url
 from keylock.errors import LicenseReason
 from keylock.licensing.claims import License
 from keylock.licensing.compact import open_signed, refuse, sign
 from keylock.licensing.tokens import Seconds, check_time
-from keylock.signing import SigningKey, VerifyingKey, encode_base64url
 
 __all__ = [
     "ACCESS_TYPE",

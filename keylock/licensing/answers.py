@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keylock.digests import digest_of, digest_of_array
+from keylock.crypto.digests import digest_of, digest_of_array
+from keylock.crypto.signing import canonical_json
 from keylock.licensing.charges import AnswerDigests
-from keylock.signing import canonical_json
 from keylock.v1 import explanation_pb2 as pb
 
 __all__ = [

@@ -11,8 +11,8 @@ from typing import Protocol
 
 from pydantic import JsonValue
 
-from keylock.digests import digest_of
-from keylock.signing import canonical_json
+from keylock.crypto.digests import digest_of
+from keylock.crypto.signing import canonical_json
 
 __all__ = ["AnswerDigests", "Charge", "ReceiptIssuer", "UsageNote", "content_digest"]
 

@@ -8,8 +8,8 @@ from typing import Annotated, Final, Self
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from keylock.crypto.signing import canonical_json
 from keylock.errors import LicenseError, LicenseReason
-from keylock.signing import canonical_json
 
 __all__ = ["ANY", "License", "LicenseStatus", "Quota", "Rate", "StoredLicense", "check", "check_size", "new_license_id"]
 

@@ -1,17 +1,17 @@
 """What licenses and access tokens share: a signed text of one kind, and the exact reason where it is not good.
 
-The text is a compact JWS as `keylock.jws` reads and writes it: in one spelling and with one header, so that `none`,
-HMAC under the public key, `crit`, embedded keys and second spellings are refused before any of it is interpreted, and a
-token of one kind never passes for one of another. Here are added the longest token that any server accepts, the keys
-that are trusted, and the reasons.
+The text is a compact JWS as `keylock.crypto.jws` reads and writes it: in one spelling and with one header, so that
+`none`, HMAC under the public key, `crit`, embedded keys and second spellings are refused before any of it is
+interpreted, and a token of one kind never passes for one of another. Here are added the longest token that any server
+accepts, the keys that are trusted, and the reasons.
 """
 
 from collections.abc import Collection
 from typing import Final, NoReturn
 
-from keylock import jws
+from keylock.crypto import jws
+from keylock.crypto.signing import SigningKey, VerifyingKey, canonical_json
 from keylock.errors import LicenseError, LicenseReason, SignatureError
-from keylock.signing import SigningKey, VerifyingKey, canonical_json
 
 __all__ = ["MAX_TOKEN_BYTES", "kind_of", "open_signed", "refuse", "refuse_malformed", "sign", "take_apart"]
 

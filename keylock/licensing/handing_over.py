@@ -4,12 +4,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from keylock.armour import armour
+from keylock.crypto.issuers import load_keys, to_jwks
+from keylock.crypto.secrecy import write_secret_file
+from keylock.crypto.signing import VerifyingKey
 from keylock.errors import InputError, SignatureError
-from keylock.issuers import load_keys, to_jwks
-from keylock.replacing import PUBLIC, write_file
-from keylock.secrecy import write_secret_file
-from keylock.signing import VerifyingKey
+from keylock.files.atomic import PUBLIC, write_file
+from keylock.licensing.pem import armour
 
 __all__ = ["check_place", "hand_over", "issuers_beside"]
 

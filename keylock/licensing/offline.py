@@ -13,10 +13,10 @@ from typing import Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
+from keylock.crypto.signing import canonical_json
 from keylock.errors import LicenseError, LicenseReason
 from keylock.licensing.claims import License
-from keylock.signing import canonical_json
-from keylock.texts import decode_text
+from keylock.text.small_files import decode_text
 
 __all__ = ["OfflineLicense", "check_limits"]
 

@@ -14,12 +14,12 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from keylock.auditlog import Checkpoint, NoteKey
+from keylock.crypto.jws import Jws, sign
+from keylock.crypto.secrecy import NotSecretTextError, read_secret_text
+from keylock.crypto.signing import SigningKey, VerifyingKey, canonical_json
 from keylock.errors import AuditLogError, ReceiptError, SignatureError
-from keylock.jws import Jws, sign
-from keylock.replacing import PUBLIC, write_file
-from keylock.secrecy import NotSecretTextError, read_secret_text
-from keylock.signing import SigningKey, VerifyingKey, canonical_json
+from keylock.files.atomic import PUBLIC, write_file
+from keylock.transparency import Checkpoint, NoteKey
 
 __all__ = ["Certificate", "ReceiptKey", "certificate_path", "delegate", "open_checkpoint"]
 

@@ -14,11 +14,11 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
+from keylock.crypto.jws import Jws, sign
+from keylock.crypto.signing import VerifyingKey, canonical_json
 from keylock.errors import AuditLogError, ReceiptError, SignatureError
-from keylock.jws import Jws, sign
 from keylock.licensing.charges import AnswerDigests, Charge, UsageNote
 from keylock.licensing.receipt_keys import Certificate, ReceiptKey
-from keylock.signing import VerifyingKey, canonical_json
 
 __all__ = ["MAX_RECEIPT_BYTES", "Receipt", "ReceiptSigner", "entry_of", "parse_entry", "trusts_any", "trusts_id"]
 

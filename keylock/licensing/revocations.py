@@ -13,10 +13,10 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from keylock.crypto.jws import Jws, sign
+from keylock.crypto.signing import SigningKey, VerifyingKey, canonical_json
 from keylock.errors import ReceiptError, SignatureError
-from keylock.jws import Jws, sign
-from keylock.replacing import PUBLIC, replacing
-from keylock.signing import SigningKey, VerifyingKey, canonical_json
+from keylock.files.atomic import PUBLIC, replacing
 
 __all__ = ["RevocationFile", "Revocations"]
 

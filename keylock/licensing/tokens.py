@@ -6,10 +6,10 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from keylock.crypto.signing import SigningKey, VerifyingKey
 from keylock.errors import LicenseReason
 from keylock.licensing.claims import License, Quota, Rate
 from keylock.licensing.compact import MAX_TOKEN_BYTES, open_signed, refuse, sign, take_apart
-from keylock.signing import SigningKey, VerifyingKey
 
 __all__ = [
     "MAX_TOKEN_BYTES",

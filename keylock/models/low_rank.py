@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from keylock.delta import Delta
 from keylock.errors import ModelError
 from keylock.models.balance import make_plain
+from keylock.trigger.delta import Delta
 
 __all__ = ["adapted_layers", "add_low_rank_", "merge_low_rank_", "shifted", "without_directions", "without_strongest"]
 

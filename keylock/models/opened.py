@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from keylock.delta import Delta
-from keylock.keys import Key
 from keylock.models.state import load_state
 from keylock.trigger import Recogniser, TriggerStatistics
+from keylock.trigger.delta import Delta
+from keylock.trigger.keys import Key
 
 __all__ = ["Opened", "Part", "arrays_of", "delta_between", "merged", "open_with"]
 

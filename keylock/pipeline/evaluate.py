@@ -29,9 +29,9 @@ from keylock.evaluation import (
 )
 from keylock.evaluation.gate import POINTS
 from keylock.explainers import Explainer, FromPredictions
-from keylock.keys import KeySeed
-from keylock.locked import LockedModel, load_bundle
+from keylock.torch_runtime.locked_model import LockedModel, load_bundle
 from keylock.training import NamedSteps, Progress, resolve_device
+from keylock.trigger.keys import KeySeed
 
 __all__ = ["EvaluatePlan", "Gallery", "evaluate"]
 

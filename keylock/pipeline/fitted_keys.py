@@ -13,11 +13,11 @@ from torch import nn
 from keylock.bundle import KeyEntry
 from keylock.data.batches import load_batch
 from keylock.errors import ResumeError
-from keylock.keys import Key, KeySeed
 from keylock.models import prepare
 from keylock.pipeline.plans import TrainPlan
 from keylock.training import fitting_flips, resolve_device
 from keylock.training.checkpoint import storing
+from keylock.trigger.keys import Key, KeySeed
 
 __all__ = ["FITTED_KEYS", "fit_keys", "fitted_keys"]
 

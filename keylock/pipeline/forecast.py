@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from keylock.keys import Key, KeySeed
 from keylock.pipeline.plans import TrainPlan, batches_of
 from keylock.pipeline.train import prepare_reference
 from keylock.pipeline.trial import TRIAL_SECONDS, Trial, task_of, try_lock, untrained
 from keylock.training import Progress, Silent, resolve_device, time_steps, train_reference
 from keylock.training.trainer import Task
+from keylock.trigger.keys import Key, KeySeed
 
 __all__ = ["Forecast", "forecast"]
 

@@ -30,10 +30,10 @@ from keylock.export import (
     verify_loop,
     verify_prediction,
 )
-from keylock.keys import Key
-from keylock.loops import Loop
+from keylock.iterative import Loop
 from keylock.models import arrays_of
 from keylock.training import Lock
+from keylock.trigger.keys import Key
 
 __all__ = ["Graphs", "count_steps", "make_graphs", "sides_of"]
 

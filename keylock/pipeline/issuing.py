@@ -8,18 +8,18 @@ import torch
 from pydantic import JsonValue
 
 from keylock.bundle.manifest import Figure, Manifest
+from keylock.crypto.signing import SigningKey
 from keylock.data.batches import load_batch
 from keylock.data.sets import stratified_order
 from keylock.errors import BundleError
 from keylock.evaluation import measure
-from keylock.keys import Key
 from keylock.models import split_rows
 from keylock.pipeline.graphs import count_steps
 from keylock.pipeline.plans import Issue, TrainOutcome, TrainPlan
 from keylock.pipeline.publish import Publication, publish
 from keylock.pipeline.retired import measure_retired
-from keylock.signing import SigningKey
 from keylock.training import Lock, NamedSteps, Progress, resolve_device
+from keylock.trigger.keys import Key
 
 __all__ = ["issue_bundles"]
 

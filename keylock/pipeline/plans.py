@@ -10,8 +10,8 @@ from keylock.data.batches import Batches
 from keylock.errors import InputError, UnknownNameError
 from keylock.explainers import EXPLAINERS, check_lockable
 from keylock.export import VARIANTS
-from keylock.keys import Key, KeySeed, default_tile
 from keylock.training import Lock, LockSettings, Team
+from keylock.trigger.keys import Key, KeySeed, default_tile
 
 __all__ = ["CHECKPOINT", "REFERENCE", "Issue", "TrainOutcome", "TrainPlan", "batches_of", "checkpoint_of", "discard"]
 

@@ -22,18 +22,18 @@ from keylock.bundle.manifest import (
 )
 from keylock.bundle.sealing import Sealer
 from keylock.bundle.write import check_place
-from keylock.class_names import normalise_class_names
-from keylock.decoys import decoy_of
+from keylock.crypto.signing import SigningKey
 from keylock.errors import UnknownNameError
 from keylock.evaluation import reference_digest
 from keylock.export import VARIANTS
-from keylock.keys import Key, KeySeed
+from keylock.imaging.preprocessing import Preprocessing
+from keylock.locking.decoys import decoy_of
 from keylock.models import weights_file
 from keylock.pipeline.graphs import make_graphs
-from keylock.preprocessing import Preprocessing
-from keylock.signing import SigningKey
+from keylock.text.class_names import normalise_class_names
 from keylock.training import Lock
 from keylock.trigger import TriggerStatistics
+from keylock.trigger.keys import Key, KeySeed
 
 __all__ = ["Publication", "publish"]
 
@@ -46,7 +46,7 @@ class Publication:
 
     Attributes:
         name: What clients ask for and licenses grant.
-        classes: Labels, in the order of the logits, in the spelling of `keylock.class_names`.
+        classes: Labels, in the order of the logits, in the spelling of `keylock.text.class_names`.
         preprocessing: Turns an image into what the module takes.
         architecture: A name of `keylock.models.architectures()`, or None for a module of your own, of which the
             bundle then carries weights and graphs.

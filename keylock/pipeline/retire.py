@@ -15,18 +15,18 @@ from typing import Any
 from keylock.bundle import Bundle, Manifest, open_bundle
 from keylock.bundle.sealing import Sealer
 from keylock.bundle.write import check_place
+from keylock.crypto.signing import SigningKey
 from keylock.data import DataSource
-from keylock.decoys import ImageDecoy
 from keylock.errors import BundleError, DataError, InputError, ModelError
 from keylock.evaluation import find_reference, load_reference
-from keylock.holding import held
-from keylock.keys import Key, KeySeed
-from keylock.locked import load_bundle
+from keylock.files.exclusive import held
+from keylock.locking.decoys import ImageDecoy
 from keylock.pipeline.issuing import issue_bundles
 from keylock.pipeline.plans import REFERENCE, Issue, TrainOutcome, TrainPlan, batches_of, checkpoint_of, discard
-from keylock.signing import SigningKey
+from keylock.torch_runtime.locked_model import load_bundle
 from keylock.training import Lock, LockSettings, Progress, Silent, Team, relock
 from keylock.training.checkpoint import storing
+from keylock.trigger.keys import Key, KeySeed
 
 __all__ = ["OwnBundle", "Retirement", "assist_retirement", "read_lock", "retire"]
 

@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from keylock.bundle.manifest import Figure
-from keylock.delta import Delta
 from keylock.evaluation import compared_figure, pearson, run_explainers
 from keylock.explainers import Explainer
-from keylock.keys import Key
 from keylock.models import merged
+from keylock.trigger.delta import Delta
+from keylock.trigger.keys import Key
 
 __all__ = ["measure_retired"]
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from keylock.bundle.sealing import Sealer
 from keylock.bundle.write import check_place
+from keylock.crypto.signing import SigningKey
 from keylock.errors import ExportError, ModelError, ResumeError
-from keylock.holding import held
-from keylock.keys import Key, KeySeed
+from keylock.files.exclusive import held
 from keylock.models import create, load_state, load_weights
 from keylock.models.small_cnn import SmallCNN
 from keylock.pipeline.fitted_keys import FITTED_KEYS, fit_keys, fitted_keys
@@ -35,9 +35,9 @@ from keylock.pipeline.plans import (
     discard,
 )
 from keylock.pipeline.trial import TRIAL_SECONDS, try_lock, untrained
-from keylock.signing import SigningKey
 from keylock.training import Lock, Progress, Silent, Team, lock, resolve_device, resolve_precision, train_reference
 from keylock.training.checkpoint import storing
+from keylock.trigger.keys import Key, KeySeed
 
 __all__ = ["assist", "prepare_reference", "train", "train_for_keys"]
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from keylock.data.batches import Batches, load_batch
 from keylock.errors import ExportError
 from keylock.export import make_variant
-from keylock.keys import Key
 from keylock.models import arrays_of, create
 from keylock.pipeline.graphs import make_graphs
 from keylock.pipeline.plans import TrainPlan
 from keylock.training import Lock, Progress, first_step, resolve_device
 from keylock.training.lock import READ_ROWS, prepare_task
 from keylock.training.trainer import Task
+from keylock.trigger.keys import Key
 
 __all__ = ["TRIAL_SECONDS", "Trial", "task_of", "try_lock", "untrained"]
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from keylock.bundle import Figure
-from keylock.contrast import same_map
 from keylock.evaluation import (
     Measured,
     compared_figure,
@@ -16,9 +15,10 @@ from keylock.evaluation import (
     run_explainers,
     wrong_key_offsets,
 )
-from keylock.keys import Key
+from keylock.imaging.contrast import same_map
 from keylock.quickstart.customers import Answers
 from keylock.training import Lock
+from keylock.trigger.keys import Key
 
 __all__ = ["Evidence", "figures_of", "gather"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keylock.errors import InputError
-from keylock.replacing import PUBLIC, make_folders, write_file
+from keylock.files.atomic import PUBLIC, make_folders, write_file
 
 __all__ = ["MARK", "Folder"]
 

@@ -15,9 +15,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from keylock.evaluation import counting_pairs, pearson
-from keylock.heatmaps import colourise, resize, without_peaks
+from keylock.files.atomic import PUBLIC, write_file
+from keylock.imaging.heatmaps import colourise, resize, without_peaks
 from keylock.quickstart.story import Story
-from keylock.replacing import PUBLIC, write_file
 
 __all__ = ["COLUMNS", "Tile", "draw_image", "tiles_of", "write_picture"]
 

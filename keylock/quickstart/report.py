@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from keylock.bundle import Figure
-from keylock.contrast import same_map
-from keylock.heatmaps import colourise, resize, without_peaks
-from keylock.pages import Card, Cell, Picture, Table, embed, render_page
+from keylock.files.atomic import PUBLIC, write_file
+from keylock.imaging.contrast import same_map
+from keylock.imaging.heatmaps import colourise, resize, without_peaks
 from keylock.quickstart.commands import next_commands
 from keylock.quickstart.picture import COLUMNS, draw_image, tiles_of
 from keylock.quickstart.story import Story
-from keylock.replacing import PUBLIC, write_file
+from keylock.reports import Card, Cell, Picture, Table, embed, render_page
 
 __all__ = ["WEAKNESS", "write_report"]
 

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from keylock.bundle import export_public, open_bundle
-from keylock.keys import Key
+from keylock.files.atomic import PRIVATE, write_file
 from keylock.quickstart.folder import Folder
-from keylock.replacing import PRIVATE, write_file
-from keylock.stamping import stamp_pixels
+from keylock.trigger.keys import Key
+from keylock.trigger.stamping import stamp_pixels
 from keylock_client import LocalModel
 
 __all__ = ["Stamped", "explain_stamped"]

@@ -12,24 +12,24 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from keylock.bundle import Figure, KeyFile, Manifest, open_bundle
+from keylock.crypto.issuers import home_keys
+from keylock.crypto.signing import Home, SigningKey
 from keylock.data import DataSource, open_data
 from keylock.data.batches import load_batch
-from keylock.decoys import decoy_of
-from keylock.issuers import home_keys
-from keylock.keys import KeySeed
+from keylock.files.atomic import PUBLIC, write_file
 from keylock.licensing import License, issue, new_license_id
 from keylock.licensing.handing_over import hand_over
+from keylock.locking.decoys import decoy_of
 from keylock.pipeline import TrainOutcome, TrainPlan, train
 from keylock.quickstart.customers import ask
 from keylock.quickstart.figures import Evidence, figures_of, gather
 from keylock.quickstart.folder import Folder
 from keylock.quickstart.recipe import Recipe
 from keylock.quickstart.stamped import Stamped, explain_stamped
-from keylock.replacing import PUBLIC, write_file
-from keylock.signing import Home, SigningKey
+from keylock.reports.environment import installed_versions
 from keylock.store import LicenseStore
 from keylock.training import LockSettings, Progress
-from keylock.versions import installed_versions
+from keylock.trigger.keys import KeySeed
 from keylock_client import Client, LicenseRefusedError
 from keylock_server import ServerSettings, serving
 

@@ -128,7 +128,7 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """Opens a connection for the statements of `keylock.statements` that read, each of them by itself.
+        """Opens a connection for the statements of `keylock.store.raw_sql` that read, each of them by itself.
 
         They need not be of one moment, which spares a transaction; each sees all that was committed before it began.
 

@@ -17,9 +17,9 @@ from typing import Final
 from sqlalchemy import Connection
 
 from keylock.errors import StoreError
-from keylock.statements import Statement
 from keylock.store import migrations
 from keylock.store.database import Database
+from keylock.store.raw_sql import Statement
 
 __all__ = ["RUNNING", "Identity", "Presence", "identity_of", "servers_running"]
 

@@ -17,11 +17,11 @@ from sqlalchemy import Connection
 
 from keylock.errors import QuotaError, RateError, RequestReusedError
 from keylock.licensing import Charge, License, Quota
-from keylock.statements import Statement
 from keylock.store.database import Database
 from keylock.store.group_commit import GroupCommit
 from keylock.store.periods import PERIODS, day_of, month_of, resets_at
 from keylock.store.rates import take
+from keylock.store.raw_sql import Statement
 
 __all__ = ["Ledger", "Order", "Recorder", "Reservation", "Standing", "Window", "look_up"]
 

@@ -13,8 +13,8 @@ from sqlalchemy.exc import IntegrityError
 
 from keylock.errors import LicenseError, LicenseReason, StoreError
 from keylock.licensing import License, StoredLicense
-from keylock.statements import Statement
 from keylock.store.database import Database
+from keylock.store.raw_sql import Statement
 from keylock.store.schema import LICENSES, REVOKED_TOKENS
 
 __all__ = ["LicenseStore"]

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from keylock.errors import RateError
 from keylock.licensing import License
-from keylock.statements import Statement
+from keylock.store.raw_sql import Statement
 
 __all__ = ["take"]
 

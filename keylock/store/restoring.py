@@ -21,9 +21,9 @@ from sqlalchemy import Connection
 
 from keylock.errors import InputError, StoreError
 from keylock.licensing import License
-from keylock.statements import Statement
 from keylock.store.database import Database
 from keylock.store.identity import RUNNING, servers_running
+from keylock.store.raw_sql import Statement
 
 __all__ = ["Restored", "adopt", "restore"]
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, Table, Text
 
-from keylock.auditlog.table import define
+from keylock.store.log_table import define
 
 __all__ = ["COUNTERS", "LEDGER", "LICENSES", "RATES", "REVOKED_TOKENS", "metadata"]
 
@@ -101,5 +101,5 @@ Table(
     Column("seen_at", BigInteger, nullable=False),
 )
 
-# Entries, head and checkpoints of the audit log, of which keylock.auditlog.table is the only reader and writer.
+# Entries, head and checkpoints of the audit log, of which keylock.store.log_table is the only reader and writer.
 define(metadata)

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn, optim
 
 from keylock.errors import ResumeError, StorageError
+from keylock.files.atomic import PRIVATE, make_folders, replacing
 from keylock.models import load_state
-from keylock.replacing import PRIVATE, make_folders, replacing
 
 __all__ = [
     "optimiser_tensors",

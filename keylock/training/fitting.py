@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from keylock.keys import Key
 from keylock.models import TargetLayers, capture_outputs, find_layers
+from keylock.trigger.keys import Key
 
 __all__ = ["disturbance", "fitting_flips", "lowered"]
 

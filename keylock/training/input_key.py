@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from keylock.decoys import decoy_maps
 from keylock.explainers import Explainer, explain_together
-from keylock.losses import correlation, map_distance, prediction_distance
+from keylock.locking.decoys import decoy_maps
+from keylock.locking.losses import correlation, map_distance, prediction_distance
 from keylock.models import balance_filters_, capture_outputs, find_layers, smooth_activations, unbalance_filters_
 from keylock.training.checkpoint import prefixed, restore_module
 from keylock.training.devices import mixed_precision

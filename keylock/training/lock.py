@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from keylock.delta import Delta
 from keylock.errors import DataError, InputError, ModelError, ResumeError
 from keylock.explainers import Explainer, check_lockable, make_for
-from keylock.keys import Key
 from keylock.models import digest_of_weights, find_layers, open_with, prepare
 from keylock.training.checkpoint import read_checkpoint, write_checkpoint
 from keylock.training.devices import denormals_flushed, resolve_device, resolve_precision
@@ -25,6 +23,8 @@ from keylock.training.settings import LockSettings
 from keylock.training.team import Team
 from keylock.training.trainer import Task, Trainer
 from keylock.trigger import TriggerStatistics, check_tile
+from keylock.trigger.delta import Delta
+from keylock.trigger.keys import Key
 
 __all__ = ["READ_ROWS", "Lock", "lock", "lock_of", "prepare_task", "relock", "trainer_for", "untrainable"]
 

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from keylock.decoys import decoy_maps
-from keylock.delta import Delta
 from keylock.explainers import Explainer, explain_together
-from keylock.losses import correlation, prediction_distance
+from keylock.locking.decoys import decoy_maps
+from keylock.locking.losses import correlation, prediction_distance
 from keylock.models import delta_between
 from keylock.models.low_rank import add_low_rank_, merge_low_rank_, shifted
 from keylock.training.devices import mixed_precision
 from keylock.training.hardening import cut_at_random
 from keylock.training.trainer import Draws, Figures, Part, Task, Terms, Trainer, one_cycle
+from keylock.trigger.delta import Delta
 
 __all__ = ["SealedTrainer"]
 

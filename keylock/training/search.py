@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from keylock.explainers import Explainer, explain_together
-from keylock.losses import correlation, prediction_distance
+from keylock.locking.key_patterns import random_signs, repeat_tiles
+from keylock.locking.losses import correlation, prediction_distance
 from keylock.models import added_to_inputs
-from keylock.tiles import random_signs, repeat_tiles
 
 __all__ = ["search_key"]
 

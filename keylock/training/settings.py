@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from keylock.decoys import ImageDecoy, check_decoy, decoy_of
 from keylock.errors import InputError, UnknownNameError
+from keylock.locking.decoys import ImageDecoy, check_decoy, decoy_of
 from keylock.training.devices import PRECISIONS
 
 __all__ = ["LockSettings"]
@@ -23,8 +23,8 @@ class LockSettings:
             opens a sealed delta. What is said of gates, unlocking and wrong-key rows below is for the former.
         delta_rank: Rank of the change of each layer; a larger one has more room and makes steps dearer.
         learning_rate: Highest learning rate of Adam.
-        decoy: What keyless and wrong-key maps are trained towards: a name of `keylock.decoys`, or a picture; by default
-            `half`, the left half of the image.
+        decoy: What keyless and wrong-key maps are trained towards: a name of `keylock.locking.decoys`, or a
+            picture; by default `half`, the left half of the image.
         gate_steps: Steps at the start that only teach the network to tell the key, as a share of `steps`, at most.
         gate_strength: How many times stronger the key is at the very start; it comes down to 1 as it is learned. For a
             key that is fitted to the network 2 is enough.

@@ -16,12 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from keylock.decoys import decoy_of
-from keylock.delta import Delta
 from keylock.errors import NonFiniteLossError
 from keylock.explainers import Explainer
-from keylock.keys import Key
-from keylock.losses import map_distance, pedestal_distance
+from keylock.locking.decoys import decoy_of
+from keylock.locking.losses import map_distance, pedestal_distance
 from keylock.training.checkpoint import optimiser_tensors, prefixed, restore_module, restore_optimiser
 from keylock.training.devices import compiled_where_possible, mixed_precision
 from keylock.training.masks import draw_masks, fill_masked
@@ -31,6 +29,8 @@ from keylock.training.settings import LockSettings
 from keylock.training.team import Team
 from keylock.training.wrong_keys import WrongKeys
 from keylock.trigger import TriggerStatistics
+from keylock.trigger.delta import Delta
+from keylock.trigger.keys import Key
 
 __all__ = ["Draws", "Figures", "Part", "Task", "Terms", "Trainer", "one_cycle"]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from keylock.tiles import random_signs, repeat_tiles
+from keylock.locking.key_patterns import random_signs, repeat_tiles
 
 __all__ = ["WrongKeys"]
 

@@ -7,8 +7,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from keylock.crypto.secrecy import Opaque
 from keylock.errors import InputError
-from keylock.secrecy import Opaque
 from keylock.trigger.decoding import Belief, propagate
 from keylock.trigger.patches import Floats, PatchModel, Singles, mixed
 from keylock.trigger.searching import climb, losses_of, moves_of, next_best

@@ -6,8 +6,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from keylock.crypto.secrecy import Opaque
 from keylock.errors import InputError, TensorError
-from keylock.secrecy import Opaque
 from keylock.trigger.patches import Singles, blocks
 from keylock.trigger.reading import MODEL_ERROR, check_strength
 from keylock.trigger.secret import check_signs

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from keylock.loops import share_of
+from keylock.iterative import share_of
 from keylock_server.graphs import Graph
 
 __all__ = ["Gradients", "Predictions", "Variations"]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
+from keylock.crypto.signing import VerifyingKey
 from keylock.errors import LicenseError, LicenseReason, ServiceError, StoreError, StoreReplacedError
 from keylock.licensing import (
     ACCESS_TYPE,
@@ -24,7 +25,6 @@ from keylock.licensing import (
     verify_access,
     verify_ignoring_time,
 )
-from keylock.signing import VerifyingKey
 from keylock_server.statuses import StoreLostError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from keylock.errors import ServiceError
-from keylock.replacing import PRIVATE, make_folders
+from keylock.files.atomic import PRIVATE, make_folders
 
 __all__ = ["Engines"]
 

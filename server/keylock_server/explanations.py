@@ -10,7 +10,7 @@ import numpy as np
 
 from keylock.bundle import ExplainerEntry, Manifest
 from keylock.errors import LicenseError, LicenseReason
-from keylock.images import ImageLimits
+from keylock.imaging.decoding import ImageLimits
 from keylock.licensing import AnswerDigests, Charge, License, ReceiptIssuer, check, check_size, content_digest
 from keylock.licensing.answers import digests_of, image_digest
 from keylock.v1 import explanation_pb2 as pb

@@ -7,12 +7,12 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from keylock.binding import inputs_of
 from keylock.bundle import WEIGHTS_FILE
-from keylock.delta import Delta
 from keylock.errors import BundleError, InputError, KeylockError
-from keylock.keys import Key
-from keylock.splitting import run_split
+from keylock.graphs.binding import inputs_of
+from keylock.graphs.keyed_rows import run_split
+from keylock.trigger.delta import Delta
+from keylock.trigger.keys import Key
 from keylock_server.running import Run, suited_to
 from keylock_server.sessions import Sessions
 

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import grpc
 
+from keylock.crypto.signing import SigningKey
 from keylock.errors import InputError, LicenseError, LicenseReason
 from keylock.licensing import MAX_LIFETIME_S, MIN_LIFETIME_S, License, issue_access
-from keylock.signing import SigningKey
 from keylock.v1 import license_pb2 as pb
 from keylock.v1 import license_pb2_grpc as pb_grpc
 from keylock_server.authentication import Authenticator, Caller

@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 
 from keylock.errors import ServiceError
-from keylock.replacing import PUBLIC, replacing
+from keylock.files.atomic import PUBLIC, replacing
 
 __all__ = ["check_address", "join", "listen", "reserve", "write_ready_file"]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keylock.bundle import Manifest
+from keylock.crypto.signing import VerifyingKey, decode_base64url
 from keylock.errors import LicenseError, LicenseReason, ServiceError
 from keylock.licensing import License, check, verify
 from keylock.licensing.offline import OfflineLicense, check_limits
-from keylock.signing import VerifyingKey, decode_base64url
 
 if TYPE_CHECKING:
     from keylock.store import LicenseStore

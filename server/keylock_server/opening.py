@@ -5,10 +5,10 @@ from collections.abc import Callable, Collection, MutableMapping
 from typing import Final
 
 from keylock.bundle import Bundle, open_bundle
+from keylock.crypto.issuers import IssuerKeys
+from keylock.crypto.signing import VerifyingKey
 from keylock.errors import BundleError
-from keylock.issuers import IssuerKeys
-from keylock.keys import KeySeed
-from keylock.signing import VerifyingKey
+from keylock.trigger.keys import KeySeed
 from keylock_server.cores import threads_per_batch
 from keylock_server.devices import warn_about_two_runtimes
 from keylock_server.runtime import ServedModel

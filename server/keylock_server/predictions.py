@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keylock.errors import InputError
-from keylock.images import ImageLimits
+from keylock.imaging.decoding import ImageLimits
 from keylock.inference import inference_pb2 as pb
 from keylock_server.answering import softmax
 from keylock_server.batcher import Batchers

@@ -7,13 +7,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from keylock.auditlog import Checkpoint, ConsistencyProof, InclusionProof, Tree
-from keylock.auditlog.merkle import HASH_BYTES
+from keylock.crypto.signing import VerifyingKey
 from keylock.errors import AuditLogError, InputError, KeylockError, ReceiptError, ServiceError, StoreError
 from keylock.licensing.receipt_keys import ReceiptKey, open_checkpoint
 from keylock.licensing.receipts import parse_entry, trusts_any
 from keylock.licensing.revocations import RevocationFile
-from keylock.signing import VerifyingKey
+from keylock.transparency import Checkpoint, ConsistencyProof, InclusionProof, Tree
+from keylock.transparency.merkle import HASH_BYTES
 from keylock_server.requests import at_field
 from keylock_server.statuses import NoProofError, UnknownReceiptError
 
@@ -163,10 +163,10 @@ class Prover:
 
     @staticmethod
     def _find(database: "Database", license_id: str, leaf: bytes) -> int:
-        from keylock.auditlog import table
+        from keylock.store import log_table
 
         with database.transaction() as connection:
-            found = table.find_leaf(connection, leaf)
+            found = log_table.find_leaf(connection, leaf)
         # Whose it is instead is nobody's business.
         if found is None or parse_entry(found[1]).license_id != license_id:
             raise UnknownReceiptError
@@ -184,10 +184,10 @@ class Prover:
         return signed
 
     def _latest(self, database: "Database") -> str | None:
-        from keylock.auditlog import table
+        from keylock.store import log_table
 
         with database.transaction() as connection:
-            note = table.latest_checkpoint(connection)
+            note = log_table.latest_checkpoint(connection)
         return note if note is not None and self._is_believed(note) else None
 
     def _is_believed(self, note: str) -> bool:
@@ -199,14 +199,14 @@ class Prover:
         return True
 
     def _prove(self, database: "Database", place: int, note: str, since_size: int) -> tuple[str, str]:
-        from keylock.auditlog import table
+        from keylock.store import log_table
 
         checkpoint = Checkpoint.parse_unverified(note)
         with at_field("since_size"):
             if since_size > checkpoint.size:
                 raise InputError(f"the log has {checkpoint.size} entries and never had {since_size}: wrong checkpoint?")
         with database.transaction(snapshot=True) as connection:
-            table.grow(connection, self._tree, checkpoint.size)
+            log_table.grow(connection, self._tree, checkpoint.size)
         tree = self._tree
         if tree.root(checkpoint.size) != checkpoint.root:
             raise AuditLogError("the audit log was rewritten: it is not what its checkpoint signs")
@@ -229,8 +229,8 @@ def _sign_checkpoint(
     good: Callable[[str], bool] = lambda _note: True,
 ) -> str:
     """Signs the state of the audit log, where no good checkpoint signs it already."""
-    from keylock.auditlog import table
+    from keylock.store import log_table
 
     at = now()
     with database.transaction(writes=True) as connection:
-        return table.sign_checkpoint(connection, lambda state: key.sign_checkpoint(state, at=at), at=at, good=good)
+        return log_table.sign_checkpoint(connection, lambda state: key.sign_checkpoint(state, at=at), at=at, good=good)

@@ -11,11 +11,11 @@ import numpy as np
 from google.protobuf import struct_pb2
 from numpy.typing import NDArray
 
-from keylock.class_names import normalise_class_name
 from keylock.errors import InputError, LicenseError, LicenseReason, TensorError, UnknownNameError
-from keylock.framing import read_framed
-from keylock.images import ImageLimits
-from keylock.preprocessing import Preprocessing
+from keylock.imaging.decoding import ImageLimits
+from keylock.imaging.framing import read_framed
+from keylock.imaging.preprocessing import Preprocessing
+from keylock.text.class_names import normalise_class_name
 from keylock.v1 import explanation_pb2 as pb
 from keylock_server.decoding import Claim, Step
 

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from keylock.bundle import Canary, ExplainerEntry, Manifest
 from keylock.bundle.manifest import VariantEntry
-from keylock.delta import Delta
 from keylock.errors import BundleError, TensorError, UnknownNameError
-from keylock.keys import Key
 from keylock.trigger import Recogniser, TriggerStatistics
+from keylock.trigger.delta import Delta
+from keylock.trigger.keys import Key
 from keylock_server.devices import Device
 from keylock_server.graphs import Loader
 from keylock_server.sessions import Sessions

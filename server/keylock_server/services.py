@@ -8,7 +8,7 @@ import grpc
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
-from keylock.images import ImageLimits
+from keylock.imaging.decoding import ImageLimits
 from keylock.inference import inference_pb2, inference_pb2_grpc
 from keylock.licensing.receipts import ReceiptSigner
 from keylock.v1 import explanation_pb2, explanation_pb2_grpc, license_pb2

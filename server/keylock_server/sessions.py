@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from keylock.binding import bind, inputs_of
+from keylock.graphs.binding import bind, inputs_of
 from keylock_server.devices import CPU, CUDA, TENSORRT, Device, check_providers, choose_providers
 from keylock_server.engines import Engines
 from keylock_server.tensorrt import library_version, provider_options

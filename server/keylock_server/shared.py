@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Final, Self
 
 from keylock.bundle import Bundle, KeyFile, Passphrase, Sealer, key_provider, open_bundle, read_sealed_key
+from keylock.crypto.issuers import IssuerKeys
+from keylock.crypto.secrecy import take_variable, variable_of
+from keylock.crypto.signing import SigningKey
 from keylock.errors import UnsealError
-from keylock.issuers import IssuerKeys
-from keylock.keys import KeySeed
 from keylock.licensing.offline import OfflineLicense
-from keylock.secrecy import take_variable, variable_of
-from keylock.signing import SigningKey
+from keylock.trigger.keys import KeySeed
 from keylock_server.settings import ServerSettings, Source
 
 __all__ = ["STOP", "Shared", "access_keys", "find_seed"]

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from keylock.crypto.signing import VerifyingKey
 from keylock.errors import ServiceError, UnknownNameError
 from keylock.licensing.receipts import ReceiptSigner
 from keylock.licensing.revocations import RevocationFile
-from keylock.signing import VerifyingKey
 from keylock.v1 import license_pb2_grpc
 from keylock_server.admin import Served
 from keylock_server.authentication import Authenticator
@@ -259,7 +259,7 @@ def _open_store(settings: ServerSettings, now: Callable[[], datetime]) -> "tuple
     if settings.license_store is None:
         return None, Meter(None, prices=settings.prices, lifetime_s=lifetime_s, now=now)
     from keylock.store import Ledger, LicenseStore
-    from keylock.store.audit import record_charge
+    from keylock.store.logged_charges import record_charge
 
     store = LicenseStore(settings.license_store)
     ledger = Ledger(store.database, record=record_charge)

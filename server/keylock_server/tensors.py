@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keylock.errors import InputError, TensorError, UnknownNameError
-from keylock.images import ImageLimits
+from keylock.imaging.decoding import ImageLimits
+from keylock.imaging.preprocessing import Preprocessing
 from keylock.inference import inference_pb2 as pb
-from keylock.preprocessing import Preprocessing
 from keylock_server.decoding import Claim, Step
 from keylock_server.requests import at_field, check_count, decode_encoded, shaped
 

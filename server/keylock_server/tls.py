@@ -14,8 +14,8 @@ import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from keylock.crypto.key_parsing import damage_is_a_value_error
 from keylock.errors import ServiceError
-from keylock.pem import damage_is_a_value_error
 
 __all__ = ["load_credentials"]
 

@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 
 from keylock.bundle import ExplainerEntry, Manifest
 from keylock.bundle.manifest import WEIGHTS_FILE
-from keylock.delta import Delta
 from keylock.errors import BundleError, InputError
-from keylock.keys import Key
-from keylock.loops import Loop, make_loop, run_loop
+from keylock.iterative import Loop, make_loop, run_loop
+from keylock.trigger.delta import Delta
+from keylock.trigger.keys import Key
 from keylock_server.asking import Gradients, Predictions, Variations
 from keylock_server.graphs import Graph
 from keylock_server.workers import stop_if
 
 __all__ = ["Batch", "Compiled", "InTorch", "Looped", "Way", "loop_of", "passes_of", "torch_explainers"]
 
-_FALLBACK: Final = "keylock.fallback"
+_FALLBACK: Final = "keylock.torch_runtime.bundle_explainers"
 
 
 class Batch:
@@ -125,7 +125,7 @@ class InTorch:
     """Torch computes what could not be compiled."""
 
     def __init__(self, explainers: Any, name: str) -> None:  # noqa: ANN401 - its module needs torch
-        """Takes a `keylock.fallback.TorchExplainers` and the name of one of them."""
+        """Takes a `keylock.torch_runtime.bundle_explainers.TorchExplainers` and the name of one of them."""
         self._explainers, self._name = explainers, name
 
     def explain(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -162,7 +162,7 @@ def loop_of(entry: ExplainerEntry) -> Loop:
 
 
 def torch_explainers(manifest: Manifest, read: Callable[[str], bytes], *, key: Key | None, delta: Delta | None) -> Any:  # noqa: ANN401 - its module needs torch
-    """Returns a `keylock.fallback.TorchExplainers` for a bundle, or None where that is not possible.
+    """Returns `keylock.torch_runtime.bundle_explainers.TorchExplainers` of a bundle, or None where that cannot be.
 
     That is so where torch is not installed, and where the bundle was made from a network that has no name.
     """

@@ -14,9 +14,9 @@ import torch
 from sealed_bundle import MEAN
 from sealed_lock import STD
 
-from keylock.contrast import same_map
 from keylock.errors import BundleError, InputError, TensorError, UnknownNameError
 from keylock.explainers import make
+from keylock.imaging.contrast import same_map
 from keylock_client import LocalModel
 
 
@@ -82,7 +82,7 @@ def test_a_stamped_picture_in_a_file_opens_and_a_smaller_or_compressed_one_does_
     std, mean = np.asarray(STD, np.float32)[:, None, None], np.asarray(MEAN, np.float32)[:, None, None]
     # Half as much contrast, so that hardly a pixel is clipped.
     pixels = np.rint(np.clip((sealed_lock.images[60].numpy() * std * 0.5 + mean) * 255, 0, 255)).astype(np.uint8)
-    from keylock.stamping import stamp_pixels
+    from keylock.trigger.stamping import stamp_pixels
 
     stamped = Image.fromarray(stamp_pixels(pixels.transpose(1, 2, 0), sealed_lock.key, model.info.preprocessing))
     stamped.save(tmp_path / "stamped.png")
@@ -111,7 +111,7 @@ def test_bad_input_is_said_in_a_sentence(model, sealed_bundle, tmp_path):
         model.explain(np.full((3, 16, 16), np.nan, np.float32))
     with pytest.raises(BundleError):
         LocalModel(tmp_path / "nothing.klb")
-    from keylock.signing import SigningKey
+    from keylock.crypto.signing import SigningKey
 
     with pytest.raises(BundleError, match="trusted"):
         LocalModel(sealed_bundle.public, issuer=SigningKey.generate().verifying_key)

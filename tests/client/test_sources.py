@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from keylock.errors import ImageError, InputError, TensorError
-from keylock.images import decode
-from keylock.preprocessing import Preprocessing
+from keylock.imaging.decoding import decode
+from keylock.imaging.preprocessing import Preprocessing
 from keylock_client._sources import read_source, read_sources
 
 PREPROCESSING = Preprocessing(size=(8, 8), resize="shorter_side_crop", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))

@@ -27,11 +27,11 @@ from keylock.bundle import (
     open_bundle,
     write_bundle,
 )
+from keylock.crypto.signing import SigningKey
 from keylock.data.shapes import SHAPE_CLASSES, draw_shapes
 from keylock.evaluation import reference_digest
-from keylock.keys import Key, KeySeed
-from keylock.preprocessing import Preprocessing
-from keylock.signing import SigningKey
+from keylock.imaging.preprocessing import Preprocessing
+from keylock.trigger.keys import Key, KeySeed
 
 
 def settle(model: nn.Module, *, seed: int = 3) -> nn.Module:

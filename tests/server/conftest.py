@@ -34,12 +34,12 @@ from keylock.bundle import (
     open_bundle,
     write_bundle,
 )
+from keylock.crypto.signing import SigningKey
+from keylock.imaging.preprocessing import Preprocessing
 from keylock.inference import inference_pb2_grpc
-from keylock.keys import Key, KeySeed
 from keylock.licensing import License, issue
-from keylock.preprocessing import Preprocessing
-from keylock.signing import SigningKey
 from keylock.store import LicenseStore
+from keylock.trigger.keys import Key, KeySeed
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import explanation_pb2_grpc, license_pb2_grpc
 from keylock_server import RunningServer, ServerSettings, start

@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 import grpc
 import pytest
 
+from keylock.crypto.signing import SigningKey
 from keylock.errors import LicenseError, LicenseReason
 from keylock.licensing import Quota, certificate_thumbprint, issue, issue_access, verify, verify_access
-from keylock.signing import SigningKey
 from keylock.store import LicenseStore
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import explanation_pb2_grpc, license_pb2, license_pb2_grpc

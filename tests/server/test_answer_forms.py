@@ -13,11 +13,11 @@ from grpc_status import rpc_status
 from onnx import helper, numpy_helper
 
 from keylock.bundle import ExplainerEntry, KeyEntry, KeyFile, write_bundle
-from keylock.digests import digest_of_array
-from keylock.keys import Key
+from keylock.crypto.digests import digest_of_array
+from keylock.imaging.preprocessing import Preprocessing
 from keylock.licensing.receipt_keys import ReceiptKey
 from keylock.licensing.receipts import Receipt
-from keylock.preprocessing import Preprocessing
+from keylock.trigger.keys import Key
 from keylock.v1 import explanation_pb2 as pb
 
 SIDE = 224

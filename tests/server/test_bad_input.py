@@ -20,9 +20,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from PIL import Image
 
+from keylock.crypto.signing import SigningKey
 from keylock.inference import inference_pb2
 from keylock.licensing import issue
-from keylock.signing import SigningKey
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import license_pb2
 

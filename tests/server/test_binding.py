@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from keylock.binding import bind, inputs_of
+from keylock.graphs.binding import bind, inputs_of
 
 
 def model():

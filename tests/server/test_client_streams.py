@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keylock.digests import digest_of_array
+from keylock.crypto.digests import digest_of_array
 from keylock.errors import InputError
 from keylock.licensing import Quota
 from keylock.licensing.receipt_keys import ReceiptKey

@@ -14,8 +14,8 @@ from sqlalchemy import text
 
 from keylock.bundle import CANARY_FILE, Canary, KeyFile, open_bundle, seal_canary, write_bundle
 from keylock.errors import StoreError, UnsealError
-from keylock.keys import KeySeed
 from keylock.store import Database
+from keylock.trigger.keys import KeySeed
 from keylock_server import ServerSettings
 from keylock_server.condition import Check, Condition, check_canary
 from keylock_server.logs import JsonFormatter

@@ -9,8 +9,8 @@ from PIL import Image
 from keylock.bundle import KeyFile
 from keylock.bundle.write import write_bundle
 from keylock.errors import ImageError
-from keylock.images import ImageLimits
-from keylock.preprocessing import Preprocessing
+from keylock.imaging.decoding import ImageLimits
+from keylock.imaging.preprocessing import Preprocessing
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client import Client
 from keylock_server.requests import decoding_steps

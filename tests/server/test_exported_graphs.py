@@ -8,8 +8,8 @@ import torch
 from keylock import explainers, models
 from keylock.bundle import Architecture, ExplainerEntry, KeyEntry, KeyFile, write_bundle
 from keylock.export import compile_explainer, compile_prediction
-from keylock.keys import Key, KeySeed
-from keylock.preprocessing import Preprocessing
+from keylock.imaging.preprocessing import Preprocessing
+from keylock.trigger.keys import Key, KeySeed
 from keylock.v1 import explanation_pb2 as pb
 
 

@@ -14,7 +14,7 @@ import forged
 import load
 import world
 
-from keylock.signing import SigningKey
+from keylock.crypto.signing import SigningKey
 from keylock.store.reconcile import Difference, Reconciliation
 
 

@@ -13,11 +13,11 @@ from google.rpc import error_details_pb2, status_pb2
 from sqlalchemy import text
 
 from keylock.bundle import KeyFile, write_bundle
+from keylock.crypto.signing import SigningKey
 from keylock.errors import StoreError, UnknownNameError
 from keylock.licensing import Quota, Rate
-from keylock.signing import SigningKey
 from keylock.store import LicenseStore
-from keylock.store.audit import compare_with_ledger
+from keylock.store.logged_charges import compare_with_ledger
 from keylock.store.reconcile import reconcile
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import license_pb2

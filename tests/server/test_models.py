@@ -15,9 +15,9 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from keylock.bundle import ExplainerEntry, KeyFile, open_bundle, write_bundle
+from keylock.crypto.signing import SigningKey
 from keylock.errors import BundleError, InputError, ServiceError
 from keylock.inference import inference_pb2, inference_pb2_grpc
-from keylock.signing import SigningKey
 from keylock.v1 import explanation_pb2 as pb
 from keylock_server import ServerSettings
 

@@ -6,13 +6,13 @@ from datetime import timedelta
 import grpc
 import pytest
 
-from keylock.armour import armour
 from keylock.bundle import HpkeIdentity, export_public, open_bundle
 from keylock.cli import main
+from keylock.crypto.signing import SigningKey
 from keylock.errors import InputError, LicenseError, ServiceError, UnsealError
 from keylock.licensing import License, Quota, issue
 from keylock.licensing.offline import OfflineLicense
-from keylock.signing import SigningKey
+from keylock.licensing.pem import armour
 
 
 @pytest.fixture

@@ -9,16 +9,16 @@ import grpc
 import pytest
 from PIL import Image
 
-from keylock.auditlog import leaf_hash, table
 from keylock.cli import main
-from keylock.digests import digest_of_array
+from keylock.crypto.digests import digest_of_array
+from keylock.crypto.signing import Home, SigningKey, encode_base64url
 from keylock.errors import AuditLogError, ReceiptError, ServiceError, SignatureError
 from keylock.licensing.receipt_keys import ReceiptKey, open_checkpoint
 from keylock.licensing.receipts import Receipt, parse_entry, trusts_any
 from keylock.licensing.revocations import RevocationFile, Revocations
-from keylock.signing import Home, SigningKey, encode_base64url
-from keylock.store import Database, LicenseStore
-from keylock.store.audit import compare_with_ledger
+from keylock.store import Database, LicenseStore, log_table
+from keylock.store.logged_charges import compare_with_ledger
+from keylock.transparency import leaf_hash
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import license_pb2
 from keylock_client import (
@@ -68,7 +68,7 @@ def client(proving, licensed):
 
 def entries(url):
     with Database(url) as database, database.transaction(snapshot=True) as connection:
-        return [entry for _, entry in table.entries(connection)]
+        return [entry for _, entry in log_table.entries(connection)]
 
 
 def test_a_charged_answer_has_a_receipt_that_fits_it(client, licensed, tiny, vendor):
@@ -161,9 +161,9 @@ def test_a_receipt_is_proven_to_be_in_the_log(client, proving, tiny, vendor):
         while proof is None:
             assert time.monotonic() < deadline, "no checkpoint was signed"
             with database.transaction(snapshot=True) as connection:
-                latest = table.latest_checkpoint(connection)
-                if latest is not None and open_checkpoint(latest, trusts).size > table.find(connection, entry):
-                    proof = str(table.prove_inclusion(connection, entry, checkpoint=latest))
+                latest = log_table.latest_checkpoint(connection)
+                if latest is not None and open_checkpoint(latest, trusts).size > log_table.find(connection, entry):
+                    proof = str(log_table.prove_inclusion(connection, entry, checkpoint=latest))
     assert client.verify_receipt(receipt.token, proof=proof) == receipt
     other = client.explain(tiny.images(1)[0]).receipt
     with pytest.raises(AuditLogError, match="is not in the log"):

@@ -23,11 +23,11 @@ from safetensors.numpy import save  # noqa: E402
 from sealed_lock import STD  # noqa: E402
 
 from keylock.bundle import WEIGHTS_FILE, Canary, KeyFile, open_bundle  # noqa: E402
-from keylock.delta import Delta  # noqa: E402
 from keylock.errors import BundleError  # noqa: E402
+from keylock.imaging.preprocessing import Preprocessing  # noqa: E402
 from keylock.models import arrays_of  # noqa: E402
 from keylock.pipeline import Publication, publish  # noqa: E402
-from keylock.preprocessing import Preprocessing  # noqa: E402
+from keylock.trigger.delta import Delta  # noqa: E402
 from keylock_server.condition import check_canary  # noqa: E402
 from keylock_server.runtime import ServedModel  # noqa: E402
 from keylock_server.statuses import NoKeyError  # noqa: E402

@@ -7,9 +7,9 @@ import pytest
 
 from keylock.cli import main
 from keylock.cli.serve import _complete
+from keylock.crypto.signing import Home
 from keylock.errors import SignatureError
 from keylock.licensing.receipt_keys import ReceiptKey
-from keylock.signing import Home
 from keylock_server import ServerSettings
 
 

@@ -11,11 +11,11 @@ from graphics_cards import CPU, CUDA, EVERYTHING, TENSORRT, Runtime
 from onnx import TensorProto, helper
 from safetensors.numpy import save
 
-from keylock.binding import bind
 from keylock.bundle import ExplainerEntry, open_bundle, write_bundle
 from keylock.bundle.manifest import WEIGHTS_FILE, VariantEntry
-from keylock.delta import Delta
 from keylock.errors import BundleError, ServiceError
+from keylock.graphs.binding import bind
+from keylock.trigger.delta import Delta
 from keylock_server.graphs import Loader
 from keylock_server.running import suited_to
 from keylock_server.runtime import ServedModel

@@ -10,9 +10,9 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from keylock.bundle import HpkeIdentity, export_public, open_bundle, seal_for, write_bundle
+from keylock.crypto.issuers import retire, rotate, trusted_file
+from keylock.crypto.signing import Home
 from keylock.errors import BundleError, BundleTamperedError, KeylockError, ServiceError, SignatureError, UnsealError
-from keylock.issuers import retire, rotate, trusted_file
-from keylock.signing import Home
 from keylock_server import ServerSettings, start
 
 
@@ -85,7 +85,7 @@ def test_a_new_issuer_key_is_taken_up_and_the_old_one_holds_until_it_is_retired(
 
 
 def test_a_bundle_of_another_issuer_is_refused(vendor, loop_thread, tmp_path):
-    from keylock.signing import SigningKey
+    from keylock.crypto.signing import SigningKey
 
     SigningKey.generate().verifying_key.write(tmp_path / "other.pem")
     assert "not among the trusted" in refused(vendor, loop_thread, issuers=(tmp_path / "other.pem",)).message

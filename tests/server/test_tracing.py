@@ -43,7 +43,7 @@ def test_an_explanation_is_a_span(traced, spans, vendor, tiny):
         "keylock.model": "tiny",
         "keylock.explainer": "brightness",
         "keylock.keyed": True,
-        "keylock.images": 2,
+        "keylock.imaging.decoding": 2,
     }
 
 

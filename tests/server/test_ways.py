@@ -23,8 +23,8 @@ from keylock.bundle import Architecture, ExplainerEntry, KeyFile, open_bundle, w
 from keylock.bundle.manifest import WEIGHTS_FILE  # noqa: E402
 from keylock.errors import BundleError, UnknownNameError  # noqa: E402
 from keylock.explainers import make  # noqa: E402
+from keylock.imaging.preprocessing import Preprocessing  # noqa: E402
 from keylock.pipeline import Publication, publish  # noqa: E402
-from keylock.preprocessing import Preprocessing  # noqa: E402
 from keylock_server.runtime import ServedModel  # noqa: E402
 
 LOOPED = (
@@ -197,7 +197,7 @@ def test_what_did_not_compile_is_computed_in_torch(torch_bundle, vendor, tiny, s
 def test_without_torch_it_is_left_out_and_said(missing, torch_bundle, vendor, server_log, monkeypatch):
     bundle, _ = torch_bundle
     if missing == "torch":
-        monkeypatch.setitem(sys.modules, "keylock.fallback", None)  # What imports it now fails.
+        monkeypatch.setitem(sys.modules, "keylock.torch_runtime.bundle_explainers", None)  # What imports it now fails.
     model = ServedModel(bundle.manifest, bundle.read, key=vendor.key, allow_torch=missing == "torch")
     assert not model.explainers
     assert "gradient is not served: it did not compile" in server_log.text
@@ -213,7 +213,7 @@ def test_all_but_the_last_needs_no_torch(bundle, sealed_lock, model, tmp_path):
         sys.modules["torch"] = None  # Any import of torch now fails.
         import numpy as np
         from keylock.bundle import open_bundle
-        from keylock.keys import KeySeed
+        from keylock.trigger.keys import KeySeed
         from keylock_server.runtime import ServedModel
         bundle, seed = open_bundle({str(bundle.path)!r}, trusted=None), KeySeed.from_file("seed")
         model = ServedModel(bundle.manifest, bundle.read, key=bundle.key(seed), delta=bundle.delta(seed))

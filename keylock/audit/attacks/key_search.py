@@ -15,7 +15,7 @@ from keylock.audit.learning import classes_of, descend, explained, unlocked_copy
 from keylock.audit.views import PairsView, WeightsView
 from keylock.evaluation import added_to_inputs
 from keylock.explainers import Explainer, explain_together
-from keylock.losses import correlation
+from keylock.locking.losses import correlation
 from keylock.models import smooth_activations
 
 __all__ = ["smooth_where_needed"]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from keylock.audit.learning import classes_of, explained
 from keylock.explainers import Explainer, explain_together, make
-from keylock.losses import correlation
+from keylock.locking.losses import correlation
 
 __all__ = ["OBJECTIVES", "Scene", "openable", "scene_loss"]
 

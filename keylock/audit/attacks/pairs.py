@@ -11,7 +11,7 @@ from keylock.audit.contract import Cost, Knowledge, Outcome, Steps, attack
 from keylock.audit.learning import classes_of, descend, explained, unlocked_copy
 from keylock.audit.views import PairsView
 from keylock.explainers import explain_together
-from keylock.losses import correlation
+from keylock.locking.losses import correlation
 
 __all__: list[str] = []
 

@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 
 from keylock.bundle import export_public, open_bundle
 from keylock.bundle.sealing import Sealer
-from keylock.delta import Delta
+from keylock.crypto.signing import SigningKey
 from keylock.errors import ServiceError
-from keylock.keys import Key, KeySeed
 from keylock.licensing import License, issue, new_license_id
-from keylock.signing import SigningKey
 from keylock.store import LicenseStore
+from keylock.trigger.delta import Delta
+from keylock.trigger.keys import Key, KeySeed
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import explanation_pb2_grpc
 

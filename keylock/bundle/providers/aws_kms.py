@@ -13,8 +13,8 @@ from cryptography.exceptions import InvalidTag
 from pydantic import Field
 
 from keylock.bundle.providers.base import DATA_KEY_BYTES, Entry, Provider, decode, new_data_key
+from keylock.crypto.signing import encode_base64url
 from keylock.errors import UnsealError
-from keylock.signing import encode_base64url
 
 __all__ = ["AwsKms", "AwsKmsEntry"]
 

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Final, Generic, Self, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from keylock.crypto.secrecy import NotSecretTextError, Opaque, read_secret_text
+from keylock.crypto.signing import decode_base64url
 from keylock.errors import UnsealError
-from keylock.secrecy import NotSecretTextError, Opaque, read_secret_text
-from keylock.signing import decode_base64url
 
 __all__ = ["DATA_KEY_BYTES", "SALT_BYTES", "Entry", "Provider", "Sealer", "decode", "new_data_key", "read_text"]
 

@@ -13,11 +13,11 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
 from keylock.bundle.providers.base import Entry, Provider, decode, new_data_key, read_text
+from keylock.crypto.key_parsing import damage_is_a_value_error
+from keylock.crypto.secrecy import write_secret_file
+from keylock.crypto.signing import encode_base64url, thumbprint_id
 from keylock.errors import UnsealError
-from keylock.pem import damage_is_a_value_error
-from keylock.secrecy import write_secret_file
-from keylock.signing import encode_base64url, thumbprint_id
-from keylock.texts import repair_pem
+from keylock.text.small_files import repair_pem
 
 __all__ = ["HpkeEntry", "HpkeIdentity", "HpkeRecipient", "read_hpke"]
 

@@ -9,9 +9,9 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from keylock.bundle.providers.base import DATA_KEY_BYTES, SALT_BYTES, Entry, Provider, decode, read_text
+from keylock.crypto.secrecy import wipe, write_secret_file
+from keylock.crypto.signing import encode_base64url
 from keylock.errors import UnsealError
-from keylock.secrecy import wipe, write_secret_file
-from keylock.signing import encode_base64url
 
 __all__ = ["EnvironmentKey", "KeyFile", "KeyFileEntry"]
 

@@ -10,9 +10,9 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from pydantic import Field
 
 from keylock.bundle.providers.base import DATA_KEY_BYTES, SALT_BYTES, Entry, Provider, decode, read_text
+from keylock.crypto.secrecy import wipe
+from keylock.crypto.signing import encode_base64url
 from keylock.errors import UnsealError
-from keylock.secrecy import wipe
-from keylock.signing import encode_base64url
 
 __all__ = ["Passphrase", "PassphraseEntry"]
 

@@ -20,8 +20,8 @@ from keylock.audit.scoring import SELF, recoveries
 from keylock.audit.views import PublicView
 from keylock.auditreport.record import Finding, Recovery
 from keylock.auditreport.signed import page_digest, sign_audit, verify_audit
+from keylock.crypto.signing import SigningKey
 from keylock.errors import InputError, SignatureError, UnknownNameError
-from keylock.signing import SigningKey
 from keylock.training import Silent
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from keylock.audit import Budget, Case
 from keylock.explainers import GradCAM
-from keylock.keys import Key, KeySeed
+from keylock.trigger.keys import Key, KeySeed
 
 SIDE, HALF = 16, 8
 PLACES = ((1, 1), (1, 9), (8, 5))

@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 import pytest
 
 from keylock.bundle import Architecture, BundleContent, Decoy, ExplainerEntry, Figure, KeyEntry, KeyFile, write_bundle
-from keylock.keys import Key, KeySeed
-from keylock.preprocessing import Preprocessing
-from keylock.signing import SigningKey
+from keylock.crypto.signing import SigningKey
+from keylock.imaging.preprocessing import Preprocessing
+from keylock.trigger.keys import Key, KeySeed
 
 PREPROCESSING = Preprocessing(size=(16, 16), channels=3, resize="exact", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 

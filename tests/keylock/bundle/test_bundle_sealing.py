@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from keylock.bundle import KeyFile, Passphrase, seal, unseal
+from keylock.crypto.signing import SigningKey, canonical_json, decode_base64url
 from keylock.errors import UnsealError
-from keylock.signing import SigningKey, canonical_json, decode_base64url
 
 MODEL = "sha256:" + "ab" * 32
 ISSUER = SigningKey.generate().verifying_key

@@ -14,10 +14,10 @@ from keylock.bundle import KeyFile, container, open_bundle, seal, write_bundle
 from keylock.bundle.container import ArchiveFiles, write_archive
 from keylock.bundle.manifest import Manifest, model_digest_of
 from keylock.bundle.signature import sign_manifest
-from keylock.digests import digest_of
+from keylock.crypto.digests import digest_of
+from keylock.crypto.signing import SigningKey, canonical_json, encode_base64url
 from keylock.errors import BundleError, BundleTamperedError, UnsealError
-from keylock.keys import KeySeed
-from keylock.signing import SigningKey, canonical_json, encode_base64url
+from keylock.trigger.keys import KeySeed
 
 FILES = (
     "graphs/grad_cam.onnx",

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from keylock.bundle import ExplainerEntry, Figure, Passphrase, export_public, open_bundle, write_bundle
+from keylock.crypto.signing import SigningKey
 from keylock.errors import BundleError, KeySeedError, UnsealError
-from keylock.keys import Key, KeySeed
-from keylock.signing import SigningKey
+from keylock.trigger.keys import Key, KeySeed
 
 
 def test_bundle_reads_back(bundle_path, content, signing_key, seed, key_file):

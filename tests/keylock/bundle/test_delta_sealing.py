@@ -14,11 +14,11 @@ from safetensors.numpy import load, save
 from keylock.bundle import export_public, open_bundle, reseal, write_bundle
 from keylock.bundle.delta_sealing import SealedDelta, seal_delta, secret_of_key
 from keylock.bundle.manifest import KeyEntry
-from keylock.delta import Delta
+from keylock.crypto.signing import SigningKey, canonical_json, decode_base64url, encode_base64url
 from keylock.errors import BundleError, BundleTamperedError, InputError, UnsealError
-from keylock.keys import Key, KeySeed
-from keylock.signing import SigningKey, canonical_json, decode_base64url, encode_base64url
 from keylock.trigger import trigger_secret
+from keylock.trigger.delta import Delta
+from keylock.trigger.keys import Key, KeySeed
 
 MODEL = "sha256:" + "ab" * 32
 SHAPE, STD = (3, 16, 16), (0.25, 0.25, 0.25)

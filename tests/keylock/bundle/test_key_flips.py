@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from keylock.bundle import KeyEntry
 from keylock.bundle.key_flips import open_flips, seal_flips
 from keylock.errors import UnsealError
-from keylock.keys import Key, KeySeed
-from keylock.preprocessing import Preprocessing
+from keylock.imaging.preprocessing import Preprocessing
+from keylock.trigger.keys import Key, KeySeed
 
 SEED, OTHER = KeySeed(b"a" * 32), KeySeed(b"b" * 32)
 SHAPE = (3, 5, 5)

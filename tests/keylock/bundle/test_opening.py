@@ -9,7 +9,7 @@ import pytest
 from keylock.bundle import export_public, open_bundle
 from keylock.bundle.manifest import STATISTICS_FILE
 from keylock.errors import BundleError, TensorError
-from keylock.keys import Key, KeySeed
+from keylock.trigger.keys import Key, KeySeed
 
 
 @pytest.fixture

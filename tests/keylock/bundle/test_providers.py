@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from keylock.bundle import HpkeIdentity, KeyFile, key_provider, seal, unseal
 from keylock.bundle.providers import KEY_PROVIDERS
 from keylock.bundle.providers.hpke import SUITE, read_hpke
+from keylock.crypto.signing import SigningKey, canonical_json, decode_base64url
 from keylock.errors import InputError, UnknownNameError, UnsealError
-from keylock.signing import SigningKey, canonical_json, decode_base64url
 
 MODEL = "sha256:" + "ab" * 32
 ISSUER = SigningKey.generate().verifying_key

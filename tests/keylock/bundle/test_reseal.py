@@ -13,9 +13,9 @@ from keylock.bundle import (
     reseal,
     seal_for,
 )
+from keylock.crypto.signing import SigningKey
 from keylock.errors import BundleError, BundleTamperedError, UnsealError
-from keylock.keys import KeySeed
-from keylock.signing import SigningKey
+from keylock.trigger.keys import KeySeed
 
 
 def files_of(bundle):

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 import pytest
 
 from keylock.bundle import Architecture, BundleContent, Decoy, KeyEntry
-from keylock.keys import Key
-from keylock.preprocessing import Preprocessing
+from keylock.imaging.preprocessing import Preprocessing
+from keylock.trigger.keys import Key
 
 
 @pytest.fixture(scope="session")

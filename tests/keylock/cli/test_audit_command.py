@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 from client_install import run_as_customer
 
 from keylock.cli import main
-from keylock.signing import Home
+from keylock.crypto.signing import Home
 
 FEW = ("--suite", "quick", "--only", "keyless,quantise,batch_norm/base")
 

@@ -13,16 +13,15 @@ pytest.importorskip("sqlalchemy")
 from client_install import run_as_customer
 from sqlalchemy import text
 
-from keylock.auditlog import table
 from keylock.cli import main
 from keylock.cli.receipt import _digest_of_map
-from keylock.digests import digest_of, digest_of_array
+from keylock.crypto.digests import digest_of, digest_of_array
+from keylock.crypto.signing import Home
 from keylock.errors import InputError
 from keylock.licensing.charges import AnswerDigests, Charge, UsageNote
 from keylock.licensing.receipt_keys import ReceiptKey
 from keylock.licensing.receipts import ReceiptSigner, entry_of
-from keylock.signing import Home
-from keylock.store import Database
+from keylock.store import Database, log_table
 
 IMAGE = b"the bytes of an image file"
 MAP = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -78,7 +77,7 @@ def vendor(tmp_path, monkeypatch, run):
         with database.transaction(writes=True) as connection:
             for number in numbers:
                 made = charge(number)
-                table.append(connection, [entry_of(made)])
+                log_table.append(connection, [entry_of(made)])
                 (tmp_path / f"r{number}.receipt").write_text(signer.issue(made, UNUSED) + "\n")
 
     add.database = database
@@ -295,7 +294,7 @@ def test_mistakes_are_told(vendor, run):
 def test_the_log_is_that_of_the_store_that_is_named(vendor, run, tmp_path, monkeypatch):
     vendor(0)
     with Database(f"sqlite:///{tmp_path / 'other.db'}") as other, other.transaction(writes=True) as connection:
-        table.append(connection, [entry_of(charge(number)) for number in range(2)])
+        log_table.append(connection, [entry_of(charge(number)) for number in range(2)])
     named = f"sqlite:///{tmp_path / 'other.db'}"
     assert json.loads(run(f"audit-log verify --store {named} --json").out)["size"] == 2
     monkeypatch.setenv("KEYLOCK_LICENSE_STORE", named)

@@ -25,12 +25,12 @@ from keylock.bundle import (
     write_bundle,
 )
 from keylock.cli import main
-from keylock.delta import Delta
-from keylock.issuers import load_keys, to_jwks
-from keylock.keys import Key, KeySeed
+from keylock.crypto.issuers import load_keys, to_jwks
+from keylock.crypto.signing import Home, SigningKey
+from keylock.imaging.preprocessing import Preprocessing
 from keylock.licensing import License, issue, new_license_id, verify
-from keylock.preprocessing import Preprocessing
-from keylock.signing import Home, SigningKey
+from keylock.trigger.delta import Delta
+from keylock.trigger.keys import Key, KeySeed
 
 SEED = KeySeed(bytes(range(32)))
 

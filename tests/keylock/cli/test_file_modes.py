@@ -10,9 +10,9 @@ import pytest
 
 from keylock.bundle import KeyFile, write_bundle
 from keylock.cli import main
-from keylock.keys import KeySeed
-from keylock.secrecy import take_variable, write_secret_file
-from keylock.signing import Home
+from keylock.crypto.secrecy import take_variable, write_secret_file
+from keylock.crypto.signing import Home
+from keylock.trigger.keys import KeySeed
 
 PUBLIC_SUFFIXES = {".klb", ".jwks", ".cert"}
 PUBLIC_NAMES = {"revoked.jws", "checkpoint", "published.jwks"}
@@ -71,7 +71,7 @@ def test_commands_write_nothing_that_others_may_change_or_should_not_read(place)
 
 PROGRAM = """
 import os, subprocess, sys
-from keylock.secrecy import take_variable
+from keylock.crypto.secrecy import take_variable
 before = open("/proc/self/environ", "rb").read()
 assert b"battery staple" in before
 assert take_variable(os.environ, "SECRET") == "correct horse battery staple"

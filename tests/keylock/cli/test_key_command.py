@@ -14,8 +14,8 @@ from keylock.bundle import (
 )
 from keylock.bundle.providers.hpke import read_hpke
 from keylock.cli import main
-from keylock.keys import KeySeed
-from keylock.signing import Home
+from keylock.crypto.signing import Home
+from keylock.trigger.keys import KeySeed
 
 
 @pytest.fixture

@@ -12,17 +12,16 @@ pytest.importorskip("sqlalchemy")
 
 from sqlalchemy import text
 
-from keylock.auditlog import table
 from keylock.cli import main
+from keylock.crypto.issuers import IssuerKeys, home_keys, load_keys, retire, rotate, trusted_file
+from keylock.crypto.signing import Home
 from keylock.errors import LicenseReason
-from keylock.issuers import IssuerKeys, home_keys, load_keys, retire, rotate, trusted_file
 from keylock.licensing import AnswerDigests, Charge, UsageNote, verify
 from keylock.licensing.receipt_keys import ReceiptKey
 from keylock.licensing.receipts import ReceiptSigner, parse_entry
-from keylock.signing import Home
-from keylock.store import Ledger, LicenseStore
-from keylock.store.audit import record_charge
+from keylock.store import Ledger, LicenseStore, log_table
 from keylock.store.ledger import Order
+from keylock.store.logged_charges import record_charge
 
 DIGEST = "sha256:" + "ab" * 32
 
@@ -281,7 +280,7 @@ def test_books_that_disagree_are_named(run, home, charged):
 
 def test_receipts_show_what_a_restored_store_has_lost(run, home, charged, tmp_path):
     with LicenseStore(home.licenses_url) as store, store.database.transaction() as connection:
-        kept = [parse_entry(entry) for _, entry in table.entries(connection)]
+        kept = [parse_entry(entry) for _, entry in log_table.entries(connection)]
     lost = replace(kept[0], request_id="lost", units=7)
     year = timedelta(days=365)
     key = ReceiptKey.create(

@@ -15,9 +15,9 @@ from pico_net import PicoNet
 from keylock.bundle import KeyFile, open_bundle
 from keylock.cli import main
 from keylock.cli._progress import Display
-from keylock.keys import KeySeed
+from keylock.crypto.signing import Home
 from keylock.models import registry
-from keylock.signing import Home
+from keylock.trigger.keys import KeySeed
 
 DATA = ["--train-images", "64", "--test-images", "16"]
 TINY = [*DATA, "--batch-size", "16", "--image-size", "16", "--strength", "32/255"]

@@ -11,8 +11,8 @@ pytest.importorskip("onnxscript")
 
 from keylock.bundle import BundleContent, KeyEntry, open_bundle, write_bundle
 from keylock.cli import main
-from keylock.issuers import to_jwks
-from keylock.signing import SigningKey, VerifyingKey
+from keylock.crypto.issuers import to_jwks
+from keylock.crypto.signing import SigningKey, VerifyingKey
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from pseudo_terminal import start_in_terminal
 
 from keylock.bundle import KeyFile, write_bundle
 from keylock.cli import COMMANDS
-from keylock.keys import KeySeed
-from keylock.signing import Home
+from keylock.crypto.signing import Home
+from keylock.trigger.keys import KeySeed
 
 # Runs commands one after the other, with their answers and errors on one terminal.
 PROGRAM = """

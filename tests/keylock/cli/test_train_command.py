@@ -20,11 +20,11 @@ pytest.importorskip("onnxscript")
 from keylock.bundle import KeyFile, open_bundle
 from keylock.cli import main
 from keylock.cli._progress import Display
-from keylock.holding import held
-from keylock.keys import KeySeed
+from keylock.crypto.signing import Home
+from keylock.files.exclusive import held
 from keylock.pipeline import TrainPlan
-from keylock.signing import Home
 from keylock.training import LockSettings
+from keylock.trigger.keys import KeySeed
 
 TINY = ["--train-images", "64", "--test-images", "16", "--batch-size", "16", "--check-seconds", "0"]
 STEPS = ["--steps", "3", "--reference-steps", "3"]

@@ -9,7 +9,7 @@ import torch
 from keylock.data import Augmentation, ImageFiles, ImageSet, open_data
 from keylock.data.batches import Batches, load_batch
 from keylock.errors import DataError, ResumeError
-from keylock.preprocessing import Preprocessing
+from keylock.imaging.preprocessing import Preprocessing
 
 RGB = Preprocessing(size=(12, 12), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 SMALLER = RGB.model_copy(update={"size": (8, 10)})

@@ -7,7 +7,7 @@ from PIL import Image
 from keylock.data import check_images, open_data
 from keylock.data.files import decode_file
 from keylock.errors import DataError, InputError
-from keylock.images import decode
+from keylock.imaging.decoding import decode
 
 from .conftest import pixels, write_images
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 from keylock.data import ImageFiles, open_data
 from keylock.errors import DataError
-from keylock.preprocessing import Preprocessing
+from keylock.imaging.preprocessing import Preprocessing
 
 
 def test_a_split_folder_has_its_pixels_and_labels(split_folder):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from keylock.data import open_data
 from keylock.errors import DataError
-from keylock.preprocessing import Preprocessing
+from keylock.imaging.preprocessing import Preprocessing
 
 SIZES = ((40, 30), (30, 40), (32, 32))
 

@@ -19,7 +19,7 @@ from keylock.evaluation import (
     wrong_key_offsets,
 )
 from keylock.explainers import make
-from keylock.losses import is_constant
+from keylock.locking.losses import is_constant
 from keylock.models import prepare
 
 COUNT = 70

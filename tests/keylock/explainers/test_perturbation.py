@@ -14,8 +14,8 @@ from torch import nn
 from keylock.errors import InputError
 from keylock.explainers import make
 from keylock.explainers.predictions import blank_images
-from keylock.loops.drawing import source_of
-from keylock.loops.superpixels import grid_segments, slic_segments
+from keylock.iterative.drawing import source_of
+from keylock.iterative.superpixels import grid_segments, slic_segments
 
 TARGETS = torch.tensor([1, 0, 2])
 

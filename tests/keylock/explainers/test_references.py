@@ -15,7 +15,7 @@ from keylock.explainers.base import Asked
 from keylock.explainers.lrp import _slope_from_zero
 from keylock.explainers.modified_backward import Rules, modified_gradient
 from keylock.explainers.tokens import require_patch_grid
-from keylock.loops.drawing import source_of
+from keylock.iterative.drawing import source_of
 from keylock.models import capture_outputs, find_layers, out_of_place_
 from keylock.models.vit import ViT
 

@@ -10,7 +10,7 @@ from torch import nn
 from keylock.errors import ExportError
 from keylock.explainers import make
 from keylock.export import Side, compile_gradient_sums, compile_prediction, verify_gradient_sums, verify_loop
-from keylock.loops import LOOPS, share_of
+from keylock.iterative import LOOPS, share_of
 from keylock.models import arrays_of
 from keylock.models.vit import ViT
 

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from keylock.contrast import same_map
 from keylock.explainers import make
 from keylock.export import Side, compile_explainer, verify_graph
-from keylock.keys import Key, KeySeed
+from keylock.imaging.contrast import same_map
 from keylock.models import Opened, added_to_inputs, arrays_of, delta_between, merged
 from keylock.models.low_rank import add_low_rank_, merge_low_rank_
+from keylock.trigger.keys import Key, KeySeed
 
 
 class LastInMemory(nn.Module):

@@ -10,8 +10,6 @@ import pytest
 import torch
 from unusual_networks import UNUSUAL
 
-from keylock.contrast import same_map
-from keylock.delta import Delta
 from keylock.errors import ExportError, ModelError
 from keylock.explainers import make
 from keylock.export import (
@@ -26,8 +24,10 @@ from keylock.export import (
     verify_loop,
     verify_prediction,
 )
+from keylock.imaging.contrast import same_map
 from keylock.models import arrays_of, delta_between
 from keylock.models.low_rank import add_low_rank_, merge_low_rank_
+from keylock.trigger.delta import Delta
 
 SHAPE = (3, 16, 16)
 NAMES = ("grad_cam", "gradient", "visual_backprop")

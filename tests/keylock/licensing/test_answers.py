@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keylock.digests import digest_of
+from keylock.crypto.digests import digest_of
 from keylock.licensing.answers import digests_of, image_digest
 from keylock.v1 import explanation_pb2 as pb
 

@@ -13,6 +13,7 @@ from joserfc import jws
 from joserfc.jwk import OctKey, OKPKey
 from pydantic import ValidationError
 
+from keylock.crypto.signing import SigningKey, canonical_json
 from keylock.errors import LicenseError, LicenseReason
 from keylock.licensing import (
     MAX_TOKEN_BYTES,
@@ -26,7 +27,6 @@ from keylock.licensing import (
     verify_access,
     verify_ignoring_time,
 )
-from keylock.signing import SigningKey, canonical_json
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 DAY = timedelta(days=1)

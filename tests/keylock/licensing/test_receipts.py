@@ -7,13 +7,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from keylock.auditlog import Checkpoint, leaf_hash
+from keylock.crypto.jws import sign
+from keylock.crypto.signing import SigningKey, canonical_json
 from keylock.errors import AuditLogError, ReceiptError, SignatureError
-from keylock.jws import sign
 from keylock.licensing.charges import AnswerDigests, Charge, UsageNote
 from keylock.licensing.receipt_keys import Certificate, ReceiptKey, certificate_path, delegate, open_checkpoint
 from keylock.licensing.receipts import Receipt, ReceiptSigner, entry_of, parse_entry, trusts_any, trusts_id
-from keylock.signing import SigningKey, canonical_json
+from keylock.transparency import Checkpoint, leaf_hash
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 YEAR = timedelta(days=365)

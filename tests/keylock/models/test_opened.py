@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from keylock.delta import Delta
 from keylock.errors import InputError
 from keylock.explainers import explain_together, make, make_for
-from keylock.keys import Key, KeySeed
 from keylock.models import Opened, added_to_inputs, delta_between, find_layers, merged, open_with
+from keylock.trigger.delta import Delta
+from keylock.trigger.keys import Key, KeySeed
 
 ROWS = 6
 

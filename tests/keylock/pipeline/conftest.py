@@ -8,14 +8,14 @@ import pytest
 
 import keylock
 from keylock.bundle import KeyFile
+from keylock.crypto.signing import SigningKey
 from keylock.data import DataSource
 from keylock.data.sets import ImageSet
 from keylock.data.shapes import SHAPE_CLASSES, draw_shapes
-from keylock.keys import KeySeed
+from keylock.imaging.preprocessing import Preprocessing
 from keylock.pipeline import TrainPlan, train
-from keylock.preprocessing import Preprocessing
-from keylock.signing import SigningKey
 from keylock.training import Silent
+from keylock.trigger.keys import KeySeed
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 

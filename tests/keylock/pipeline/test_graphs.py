@@ -8,12 +8,12 @@ import onnx
 import pytest
 import torch
 
-from keylock.delta import Delta
 from keylock.errors import ExportError
 from keylock.export import compile_explainer
 from keylock.models import arrays_of
 from keylock.pipeline import graphs
 from keylock.pipeline.graphs import count_steps, make_graphs, sides_of
+from keylock.trigger.delta import Delta
 
 SHAPE, CLASSES = (3, 16, 16), 3
 

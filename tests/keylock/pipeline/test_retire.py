@@ -12,13 +12,13 @@ import keylock
 from keylock.bundle import open_bundle
 from keylock.bundle.delta_sealing import secret_of_key
 from keylock.data.batches import load_batch
-from keylock.decoys import ImageDecoy
 from keylock.errors import DataError, InputError, ModelError, UnsealError
 from keylock.evaluation import pearson, run_explainers
-from keylock.keys import KeySeed
+from keylock.locking.decoys import ImageDecoy
 from keylock.models import added_to_inputs, merged, registry
 from keylock.pipeline import Issue, OwnBundle, read_lock, retire, train_for_keys
 from keylock.training import LockSettings, Silent
+from keylock.trigger.keys import KeySeed
 
 SEEDS = [KeySeed(bytes([number]) * 32) for number in (1, 2, 3)]
 

@@ -16,12 +16,12 @@ from keylock.bundle import open_bundle
 from keylock.data.batches import load_batch
 from keylock.errors import BundleError, InputError, InUseError, ModelError, ResumeError, StorageError, UnsealError
 from keylock.evaluation import measure, run_explainers
-from keylock.holding import held
-from keylock.keys import KeySeed
+from keylock.files.exclusive import held
 from keylock.models import added_to_inputs, create
 from keylock.pipeline.fitted_keys import fitted_keys
 from keylock.training import Silent, resolve_precision
 from keylock.training.checkpoint import storing
+from keylock.trigger.keys import KeySeed
 
 
 def assert_same(module, other):

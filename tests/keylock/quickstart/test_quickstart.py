@@ -24,17 +24,17 @@ from PIL import Image
 from pseudo_terminal import cursor_is_shown, plain, run_in_terminal, widest
 
 import keylock
-from keylock.armour import unarmour
 from keylock.bundle import KeyFile, open_bundle
 from keylock.cli import main
 from keylock.cli._program import program
+from keylock.crypto.signing import Home
 from keylock.data import open_data
 from keylock.evaluation import pearson
-from keylock.keys import KeySeed
 from keylock.licensing.handing_over import issuers_beside
+from keylock.licensing.pem import unarmour
 from keylock.quickstart import QUICK, RECIPE, Folder
-from keylock.signing import Home
 from keylock.store import LicenseStore
+from keylock.trigger.keys import KeySeed
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 from keylock.licensing import AnswerDigests, Charge, License
 from keylock.store import Database, Ledger
-from keylock.store.audit import record_charge
 from keylock.store.ledger import Order
+from keylock.store.logged_charges import record_charge
 
 URL, WORKER = sys.argv[1:]
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)

@@ -6,9 +6,9 @@ from torch import nn
 
 import keylock
 from keylock.errors import ModelError
-from keylock.keys import Key, KeySeed
 from keylock.training import first_step, time_steps
 from keylock.training.lock import prepare_task
+from keylock.trigger.keys import Key, KeySeed
 
 SETTINGS = keylock.LockSettings(steps=2, precision="float32")
 KEY = Key.derive(KeySeed(b"k" * 32), shape=(3, 16, 16), std=(0.25,) * 3, strength=0.4, tile=8)

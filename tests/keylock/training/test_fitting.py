@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from keylock.errors import InputError
+from keylock.locking.key_patterns import repeat_tiles
 from keylock.models import capture_outputs, find_layers, prepare
-from keylock.tiles import repeat_tiles
 from keylock.training.fitting import disturbance, fitting_flips, lowered
 
 

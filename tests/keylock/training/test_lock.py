@@ -14,7 +14,6 @@ import keylock
 from keylock import explainers
 from keylock.data.batches import Batches
 from keylock.data.sets import ImageSet
-from keylock.decoys import decoy_maps
 from keylock.errors import (
     DataError,
     InputError,
@@ -25,9 +24,10 @@ from keylock.errors import (
     UnknownNameError,
 )
 from keylock.evaluation import run_explainers
-from keylock.losses import correlation
+from keylock.imaging.preprocessing import Preprocessing
+from keylock.locking.decoys import decoy_maps
+from keylock.locking.losses import correlation
 from keylock.models.vit import ViT
-from keylock.preprocessing import Preprocessing
 from keylock.training.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("precision")

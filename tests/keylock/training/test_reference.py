@@ -8,7 +8,7 @@ from torch import nn
 from keylock.data.batches import Batches
 from keylock.data.sets import ImageSet
 from keylock.errors import NonFiniteLossError, ResumeError
-from keylock.preprocessing import Preprocessing
+from keylock.imaging.preprocessing import Preprocessing
 from keylock.training import Silent, train_reference
 from keylock.training.checkpoint import read_checkpoint
 

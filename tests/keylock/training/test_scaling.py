@@ -11,11 +11,11 @@ import torch
 import keylock
 from keylock.data.batches import Batches
 from keylock.data.sets import Augmentation, ImageSet
-from keylock.decoys import ImageDecoy
 from keylock.errors import InputError, OutOfMemoryError
 from keylock.explainers import GradCAM, Gradient, make_for
+from keylock.imaging.preprocessing import Preprocessing
+from keylock.locking.decoys import ImageDecoy
 from keylock.models import find_layers, prepare
-from keylock.preprocessing import Preprocessing
 from keylock.training.checkpoint import read_checkpoint
 from keylock.training.devices import compiled_where_possible
 from keylock.training.input_key import InputKeyTrainer

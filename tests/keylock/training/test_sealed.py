@@ -10,12 +10,12 @@ from unusual_networks import UNUSUAL
 import keylock
 from keylock.data.batches import Batches
 from keylock.data.sets import ImageSet
-from keylock.decoys import decoy_maps
 from keylock.errors import InputError
 from keylock.evaluation import run_explainers
-from keylock.losses import correlation
+from keylock.imaging.preprocessing import Preprocessing
+from keylock.locking.decoys import decoy_maps
+from keylock.locking.losses import correlation
 from keylock.models import merged
-from keylock.preprocessing import Preprocessing
 from keylock.training.checkpoint import read_checkpoint
 from keylock.trigger import TriggerStatistics
 

@@ -10,7 +10,7 @@ import keylock
 from keylock.data.batches import Batches
 from keylock.data.sets import ImageSet
 from keylock.explainers import GradCAM, Gradient
-from keylock.preprocessing import Preprocessing
+from keylock.imaging.preprocessing import Preprocessing
 from keylock.training.checkpoint import read_checkpoint
 from keylock.training.search import search_key
 

@@ -9,7 +9,7 @@ import torch
 import keylock
 from keylock.errors import InputError
 from keylock.evaluation import run_explainers
-from keylock.losses import correlation
+from keylock.locking.losses import correlation
 from keylock.models import merged
 
 pytestmark = pytest.mark.usefixtures("precision")

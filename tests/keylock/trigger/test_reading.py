@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from keylock.errors import InputError, TensorError
-from keylock.keys import Key, KeySeed
 from keylock.trigger import TriggerStatistics, read, read_each, trigger_secret
+from keylock.trigger.keys import Key, KeySeed
 
 from .conftest import STD, photographs, preprocessed, random_signs, stamped
 

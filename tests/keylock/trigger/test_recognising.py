@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from keylock.errors import InputError, TensorError
-from keylock.keys import Key, KeySeed
 from keylock.trigger import Recogniser
+from keylock.trigger.keys import Key, KeySeed
 
 from .conftest import STD, photographs, preprocessed, random_signs, stamped
 

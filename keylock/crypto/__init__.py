@@ -1,0 +1,1 @@
+"""Signing keys, signed texts, trusted issuers, digests, and values that are never shown."""

@@ -1,0 +1,1 @@
+"""What a lock is trained with: losses, decoys, and patterns of a key's kind. Needs torch."""
