@@ -38,8 +38,8 @@ from keylock.store.ledger import Order, Reservation, Window
 from keylock.store.logged_charges import compare_with_ledger, compare_with_receipts, record_charge
 from keylock.store.reconcile import reconcile
 from keylock.store.usage import charged
-from keylock_server.authentication import Authenticator, Caller
-from keylock_server.store_checks import compare_clocks
+from keylock_server.auth.authentication import Authenticator, Caller
+from keylock_server.metering.store_clock import compare_clocks
 
 __all__ = ["StoreMachine"]
 

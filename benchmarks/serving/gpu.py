@@ -43,9 +43,9 @@ from keylock.errors import ServiceError
 from keylock.explainers import make_for
 from keylock.export import compile_explainer
 from keylock.models import create, find_layers
-from keylock_server.devices import CUDA, TENSORRT, Device, choose_providers
-from keylock_server.running import suited_to
-from keylock_server.sessions import Sessions
+from keylock_server.inference.devices import CUDA, TENSORRT, Device, choose_providers
+from keylock_server.inference.running import suited_to
+from keylock_server.inference.sessions import Sessions
 
 RESULTS = Path(__file__).parents[1] / "results" / "serving" / "gpu.json"
 GOALS = {"captum": 2.0, "torch_compile": 1.3}

@@ -95,7 +95,7 @@ class GraphOracle(Oracle):
         Raises:
             BundleError: The bundle cannot be used.
         """
-        from keylock_server.opening import open_model
+        from keylock_server.inference.model_loader import open_model
         from keylock_server.settings import ServerSettings
 
         self._model, _ = open_model(ServerSettings.load(bundle=bundle, keyless=True))

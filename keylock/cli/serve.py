@@ -186,7 +186,7 @@ def serve(
 
 def _set_up_tracing() -> None:
     # In each process that serves: exporting spans begins a thread.
-    from keylock_server.tracing import set_up_tracing
+    from keylock_server.operations.tracing import set_up_tracing
 
     set_up_tracing()
 
@@ -260,7 +260,7 @@ def _set_up_log(level: str, form: str) -> None:
     import warnings
 
     from keylock.errors import InputError
-    from keylock_server.logs import JsonFormatter, TextFormatter
+    from keylock_server.transport.logs import JsonFormatter, TextFormatter
 
     levels = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
     if level not in levels:

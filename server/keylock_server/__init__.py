@@ -11,20 +11,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from keylock_server.background import serving
-    from keylock_server.lifecycle import RunningServer
-    from keylock_server.processes import serve
+    from keylock_server.operations.background import serving
+    from keylock_server.operations.lifecycle import RunningServer
+    from keylock_server.operations.serving import serve
+    from keylock_server.operations.starting import start
     from keylock_server.settings import ServerSettings
-    from keylock_server.starting import start
 
 __all__ = ["RunningServer", "ServerSettings", "serve", "serving", "start"]
 
 _HOMES: Final = {
-    "RunningServer": "lifecycle",
+    "RunningServer": "operations.lifecycle",
     "ServerSettings": "settings",
-    "serve": "processes",
-    "serving": "background",
-    "start": "starting",
+    "serve": "operations.serving",
+    "serving": "operations.background",
+    "start": "operations.starting",
 }
 
 

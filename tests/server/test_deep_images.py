@@ -13,7 +13,7 @@ from keylock.imaging.decoding import ImageLimits
 from keylock.imaging.preprocessing import Preprocessing
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client import Client
-from keylock_server.requests import decoding_steps
+from keylock_server.services.requests import decoding_steps
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (8, 8)).astype(np.uint8)
 PIXELS[0, 0] = 255

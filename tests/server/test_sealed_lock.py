@@ -28,9 +28,9 @@ from keylock.imaging.preprocessing import Preprocessing  # noqa: E402
 from keylock.models import arrays_of  # noqa: E402
 from keylock.pipeline import Publication, publish  # noqa: E402
 from keylock.trigger.delta import Delta  # noqa: E402
-from keylock_server.condition import check_canary  # noqa: E402
-from keylock_server.runtime import ServedModel  # noqa: E402
-from keylock_server.statuses import NoKeyError  # noqa: E402
+from keylock_server.inference.runtime import ServedModel  # noqa: E402
+from keylock_server.services.health import check_canary  # noqa: E402
+from keylock_server.transport.statuses import NoKeyError  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -200,7 +200,7 @@ def _license(issuer: SigningKey, model: str, url: str) -> str:
 
 def _serve(folder: Path, name: str, arguments: list[str], stack: ExitStack) -> Served:
     """Start `keylock serve` in a process of its own, and stop it when the stack unwinds."""
-    from keylock_server.tracing import can_export_spans
+    from keylock_server.operations.tracing import can_export_spans
 
     ready, log, spans = (folder / f"{name}.{suffix}" for suffix in ("ready", "log", "spans"))
     metrics_port = _free_port()

@@ -136,7 +136,7 @@ def traces(bench: Bench, _budget: Budget, _generator: torch.Generator, _steps: S
     Raises:
         NotApplicableError: There are no spans without OpenTelemetry.
     """
-    from keylock_server.tracing import can_export_spans
+    from keylock_server.operations.tracing import can_export_spans
 
     if not can_export_spans():
         raise NotApplicableError("spans need OpenTelemetry: pip install 'keylock[otel]'")

@@ -61,7 +61,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load_tls(**changed: Path) -> Callable[[Path, Path], Any]:
     def load(files: Path, mutated: Path) -> Any:
-        from keylock_server.tls import load_credentials
+        from keylock_server.transport.tls import load_credentials
 
         given = {"certificate": files / "server.pem", "key": files / "server.key", "client_ca": files / "server.pem"}
         for name in changed:

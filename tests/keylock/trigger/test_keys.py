@@ -17,7 +17,7 @@ import pytest
 from keylock.errors import InputError, KeySeedError, TensorError
 from keylock.trigger.keys import Key, KeySeed
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 VECTORS = json.loads((ROOT / "tests/vectors/key_derivation.json").read_text())["vectors"]
 SECRET = bytes(range(32))
 

@@ -1,0 +1,1 @@
+"""Models that are served: bundles loaded, graphs in ONNX Runtime, and the backends that compute explainers."""

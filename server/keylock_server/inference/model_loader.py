@@ -1,0 +1,122 @@
+"""From settings to models that can be served: verify each bundle, unseal key and delta, load the graphs."""
+
+import logging
+from collections.abc import Callable, Collection, MutableMapping
+from typing import Final
+
+from keylock.bundle import Bundle, open_bundle
+from keylock.crypto.issuers import IssuerKeys
+from keylock.crypto.signing import VerifyingKey
+from keylock.errors import BundleError
+from keylock.trigger.keys import KeySeed
+from keylock_server.inference.cores import threads_per_batch
+from keylock_server.inference.devices import warn_about_two_runtimes
+from keylock_server.inference.runtime import ServedModel
+from keylock_server.inference.shared_secrets import find_seed
+from keylock_server.settings import ServerSettings, Source
+
+__all__ = ["Opener", "open_model"]
+
+_LOG: Final = logging.getLogger("keylock_server")
+
+
+class Opener:
+    """Opens the bundles that a server is to serve, at its start and while it runs."""
+
+    def __init__(self, settings: ServerSettings, *, seeds: MutableMapping[Source, KeySeed] | None = None) -> None:
+        """Takes the settings.
+
+        Args:
+            settings: Those of the server.
+            seeds: Key seeds that were found already, each of which is used once, taken out and closed.
+
+        Raises:
+            SignatureError: If the public key of an issuer cannot be read.
+        """
+        warn_about_two_runtimes()
+        self._settings = settings
+        self._seeds = {} if seeds is None else seeds
+        self._issuers = IssuerKeys(settings.issuers) if settings.issuers else None
+        self._signers: tuple[VerifyingKey, ...] = ()
+
+    def keys(self) -> Collection[VerifyingKey]:
+        """Returns the keys whose licenses are accepted; another object when they have changed.
+
+        They are those of the issuers that were named, whose files are read again when they change, or else that of
+        whoever signed the bundles.
+        """
+        return self._signers if self._issuers is None else self._issuers()
+
+    def open(self, source: Source) -> ServedModel:
+        """Opens a bundle.
+
+        Args:
+            source: The bundle, and the way to its key.
+
+        Raises:
+            BundleError: If the bundle cannot be used, or nobody was named and it was signed by another than those
+                before: the licenses of one would be good for the models of the other.
+            UnsealError: If the key does not open, or no way to it was given and `keyless` was not set.
+            KeySeedError: If the key seed cannot be read.
+            ServiceError: If the device is not there.
+        """
+        settings = self._settings
+        with open_bundle(source.bundle, trusted=None if self._issuers is None else tuple(self._issuers())) as bundle:
+            if not bundle.trusted:
+                self._admit(bundle)
+            seed = self._find_seed(bundle, source)
+            key, delta, canary = None, None, None
+            if seed is not None:
+                key, delta, canary = bundle.key(seed), bundle.delta(seed), bundle.canary(seed)
+                seed.close()
+            return ServedModel(
+                bundle.manifest,
+                bundle.read,
+                key=key,
+                delta=delta,
+                statistics=None if key is None else bundle.statistics(),
+                canary=canary,
+                device=settings.device,
+                threads=threads_per_batch(settings),
+                max_batch=settings.max_batch,
+                engine_cache=settings.engine_cache,
+                max_passes=settings.max_passes,
+                allow_torch=settings.allow_torch,
+                variant=settings.variant,
+            )
+
+    def _find_seed(self, bundle: Bundle, source: Source) -> KeySeed | None:
+        found = self._seeds.pop(source, None)
+        # What is in the place of the bundle by now may have been locked with another.
+        if found is not None and found.id == bundle.manifest.key.id:
+            return found
+        return find_seed(bundle, source, self._settings)
+
+    def _admit(self, bundle: Bundle) -> None:
+        if self._signers and bundle.issuer not in self._signers:
+            raise BundleError(
+                f"{bundle.path} was signed by {bundle.issuer.key_id} and another bundle by "
+                f"{self._signers[0].key_id}: name the public keys you trust with issuer="
+            )
+        if not self._signers:
+            self._signers = (bundle.issuer,)
+            _LOG.warning(
+                "the bundle was signed by %s, which nobody vouches for: name the key you trust in the setting issuer",
+                bundle.issuer.key_id,
+            )
+
+
+def open_model(settings: ServerSettings) -> tuple[ServedModel, Callable[[], Collection[VerifyingKey]]]:
+    """Opens the first bundle.
+
+    Args:
+        settings: Those of the server.
+
+    Returns:
+        The model, and what returns the keys whose licenses are accepted.
+
+    Raises:
+        KeylockError: As `Opener`.
+    """
+    opener = Opener(settings)
+    return opener.open(settings.sources[0]), opener.keys

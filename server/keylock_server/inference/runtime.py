@@ -1,0 +1,314 @@
+"""The model that is served: what a verified bundle offers, and what its graphs are handed.
+
+A graph that predicts takes `image` float32 `(batch, channels, height, width)` and gives `logits` `(batch, classes)`.
+A graph that explains also takes `target` int64 `(batch,)`, -1 for the predicted class, and gives `map` float32
+`(batch, height, width)`, non-negative. What loops ask is described in `asking`. Rows with the trigger and rows without
+it run the same operations, in two sessions with other weights, or where the network itself tells the trigger in one.
+No torch is needed, but for explainers that do not compile.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keylock.bundle import Canary, ExplainerEntry, Manifest
+from keylock.bundle.manifest import VariantEntry
+from keylock.errors import BundleError, TensorError, UnknownNameError
+from keylock.trigger import Recogniser, TriggerStatistics
+from keylock.trigger.delta import Delta
+from keylock.trigger.keys import Key
+from keylock_server.inference.backends import (
+    Batch,
+    Compiled,
+    InTorch,
+    Looped,
+    Way,
+    loop_of,
+    passes_of,
+    torch_explainers,
+)
+from keylock_server.inference.devices import Device
+from keylock_server.inference.graphs import Loader
+from keylock_server.inference.sessions import Sessions
+from keylock_server.transport.statuses import NoKeyError, NotServedError
+
+__all__ = ["Explained", "ServedModel", "check_finite"]
+
+_LOG: Final = logging.getLogger("keylock_server")
+_TRIAL_BATCHES: Final = (1, 3)
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What an explainer gives for a batch.
+
+    Attributes:
+        logits: float32 `(batch, classes)`.
+        maps: float32 `(batch, height, width)`, non-negative.
+    """
+
+    logits: NDArray[np.float32]
+    maps: NDArray[np.float32]
+
+
+class ServedModel:
+    """Predicts and explains batches of preprocessed images. Safe to use from several threads.
+
+    Attributes:
+        manifest: The verified manifest.
+        explainers: The explainers that can be served, by name, the first one being the default.
+        canary: Images with the maps that were proved at export; None where there are none.
+        holds_key: Whether keyed maps can be computed.
+        providers: The execution providers ONNX Runtime really uses, best first.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        read: Callable[[str], bytes],
+        *,
+        key: Key | None,
+        delta: Delta | None = None,
+        statistics: TriggerStatistics | None = None,
+        canary: Canary | None = None,
+        device: Device = "auto",
+        threads: int = 1,
+        max_batch: int = 32,
+        engine_cache: Path | None = None,
+        max_passes: int = 4096,
+        allow_torch: bool = True,
+        variant: str = "float32",
+    ) -> None:
+        """Loads every graph and tries each one, so that a model that cannot be served is refused at start.
+
+        What cannot be served is left out, and the log says which explainer that is and why.
+
+        Args:
+            manifest: The verified manifest.
+            read: Returns the bytes of a file of the bundle.
+            key: The key; without it, keyed maps are refused.
+            delta: What the trigger opens, which comes with the key; None where the network itself tells the trigger.
+            statistics: What triggers are read by, for stamped pictures.
+            canary: Images with the maps that were proved at export, for `condition`.
+            device: Where to run; see `devices`.
+            threads: Threads one batch may use.
+            max_batch: Most images in one run; TensorRT has to know it beforehand.
+            engine_cache: Folder in which TensorRT's engines are kept, if there is nothing secret in them; None: not.
+            max_passes: How often the network may run for one image; explainers that ask for more are left out.
+            allow_torch: Whether torch, where it is installed, computes explainers that do not compile.
+            variant: Which numbers to compute in, where the bundle has such graphs; `float32` elsewhere.
+
+        Raises:
+            BundleError: If a graph cannot be loaded or does not keep the contract above.
+            ServiceError: If the device is not there, or the folder is within reach of others.
+        """
+        self.manifest, self.canary = manifest, canary
+        self.holds_key = key is not None
+        sessions = Sessions(device, threads=threads, max_batch=max_batch, engine_cache=engine_cache)
+        load = Loader(read, key=key, delta=delta, sessions=sessions, numbers=_numbers_of(manifest))
+        self._recogniser: Recogniser | None = None
+        self._trigger: NDArray[np.float32] | None = None
+        if key is not None and statistics is not None:
+            self._recogniser = Recogniser(key.signs(), statistics, strength=key.strength)
+            self._trigger = key.reveal()
+        self._variant = variant
+        predictor = self._choose("predictions", manifest.prediction_graph, manifest.prediction_variants)
+        # Loops ask it about rows with the trigger, predictions for everybody do not.
+        asked = {file for entry in manifest.explainers if entry.runtime == "loop" for file in _files_of(entry)}
+        self._predictor = load(predictor, opened=predictor in asked)
+        self._predictor.check_names(inputs={"image"}, outputs={"logits"})
+        self.providers: tuple[str, ...] = self._predictor.providers
+        self._left_out: dict[str, str] = {}
+        self._ways: dict[str, Way] = {}
+        for entry in manifest.explainers:
+            if entry.graph is not None and self._is_within(entry, max_passes):
+                graph = load(self._choose(entry.name, entry.graph, entry.variants))
+                predictions = None if entry.predictions is None else load(entry.predictions)
+                self._ways[entry.name] = (
+                    Looped(loop_of(entry), graph, predictions) if entry.runtime == "loop" else Compiled(graph)
+                )
+        self._ways |= self._ways_in_torch(read, key, delta, allow=allow_torch)
+        self.explainers: dict[str, ExplainerEntry] = {
+            entry.name: entry for entry in manifest.explainers if entry.name in self._ways
+        }
+        for name, why in self._left_out.items():
+            _LOG.warning("%s is not served: %s", name, why)
+        self._try_ways()
+
+    @property
+    def version(self) -> str:
+        """The model's version: the first twelve hexadecimal digits of its digest."""
+        return self.manifest.model_digest.removeprefix("sha256:")[:12]
+
+    def explainer(self, name: str) -> ExplainerEntry:
+        """Finds an explainer.
+
+        Args:
+            name: Its name; empty for the first one.
+
+        Raises:
+            UnknownNameError: If it is not served.
+        """
+        if not name and self.explainers:
+            return next(iter(self.explainers.values()))
+        if name in self._left_out:
+            raise NotServedError(name, self._left_out[name], self.explainers)
+        if name not in self.explainers:
+            raise UnknownNameError("explainer", name, self.explainers)
+        return self.explainers[name]
+
+    def predict(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Predicts without the key, for everybody.
+
+        Args:
+            images: Preprocessed, float32 `(batch, channels, height, width)`.
+
+        Returns:
+            Logits, float32 `(batch, classes)`; of images that are very large in value not finite, see `check_finite`.
+        """
+        (logits,) = self._predictor.run(["logits"], image=images)
+        return logits
+
+    def without_trigger(self, images: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        """Looks for the trigger on images, and takes it off where it is.
+
+        Args:
+            images: Preprocessed, float32 `(batch, channels, height, width)`.
+
+        Returns:
+            Which of them carry it `(batch,)`, and the images without it. Where the network itself tells the trigger,
+            none is said to, and the images are as they were.
+        """
+        if self._recogniser is None or self._trigger is None:
+            return np.zeros(len(images), np.bool_), images
+        carries = self._recogniser.recognise(images)
+        return carries, images - carries[:, None, None, None].astype(np.float32) * self._trigger
+
+    def explain(
+        self,
+        images: NDArray[np.float32],
+        *,
+        explainer: str,
+        targets: NDArray[np.int64],
+        keyed: NDArray[np.bool_],
+        abandoned: threading.Event | None = None,
+    ) -> Explained:
+        """Predicts and explains, with the key on the rows that are to have it.
+
+        Args:
+            images: Preprocessed, float32 `(batch, channels, height, width)`.
+            explainer: Name of an explainer that is served.
+            targets: Classes to explain, int64 `(batch,)`; -1 for the predicted one.
+            keyed: Which rows get the key, `(batch,)`.
+            abandoned: Set when nobody waits for the result any more; loops over predictions end then.
+
+        Returns:
+            Logits and maps of the rows, as the model sees them: keyed where the key was added. Those of images that
+            are very large in value are not finite, see `check_finite`.
+
+        Raises:
+            UnknownNameError: If the explainer is not served.
+            NoKeyError: If a row is to have the key and there is none.
+            CancelledError: If it was abandoned.
+        """
+        name = self.explainer(explainer).name
+        if keyed.any() and not self.holds_key:
+            raise NoKeyError
+        logits, maps = self._ways[name].explain(Batch(images, targets, keyed, abandoned))
+        return Explained(logits, maps)
+
+    def _choose(self, what: str, graph: str, variants: Mapping[str, VariantEntry]) -> str:
+        """Returns the file of the graph to serve, and says where the bundle has not the wanted numbers."""
+        if self._variant in variants:
+            _LOG.info("%s: computed in %s", what, self._variant)
+            return variants[self._variant].graph
+        if self._variant != "float32":
+            _LOG.warning("the bundle has no %s graph for %s, which is served in float32", self._variant, what)
+        return graph
+
+    def _is_within(self, entry: ExplainerEntry, max_passes: int) -> bool:
+        """Returns whether an explainer runs the network no more often than allowed, and says so where it is a loop."""
+        passes = passes_of(entry, self.manifest.preprocessing.shape)
+        if passes > max_passes:
+            self._left_out[entry.name] = f"it runs the network {passes} times for an image, {max_passes} are allowed"
+            return False
+        if entry.runtime == "loop":
+            _LOG.info("%s runs the network %d times for an image", entry.name, passes)
+        return True
+
+    def _ways_in_torch(
+        self, read: Callable[[str], bytes], key: Key | None, delta: Delta | None, *, allow: bool
+    ) -> Mapping[str, Way]:
+        """Returns the ways of the explainers that did not compile, where torch can compute them."""
+        names = [entry.name for entry in self.manifest.explainers if entry.runtime == "torch"]
+        if not names:
+            return {}
+        found = torch_explainers(self.manifest, read, key=key, delta=delta) if allow else None
+        if found is None:
+            self._left_out |= dict.fromkeys(names, "it did not compile, and this server does not compute it in torch")
+            return {}
+        for name in names:
+            _LOG.warning("%s did not compile and is computed in torch, which takes longer and more memory", name)
+        return {name: InTorch(found, name) for name in names}
+
+    def _try_ways(self) -> None:
+        for count in _TRIAL_BATCHES:
+            images = np.zeros((count, *self.manifest.preprocessing.shape), np.float32)
+            keyed = np.arange(count) % 2 == 0 if self.holds_key else np.zeros(count, np.bool_)
+            batch = Batch(images, np.full(count, -1, np.int64), keyed)
+            try:
+                all_logits = [self.predict(images)]
+                for name, way in self._ways.items():
+                    logits, maps = way.trial(batch)
+                    all_logits.append(logits)
+                    if maps is not None:
+                        _check_maps(name, maps, batch=count)
+                        check_finite(maps)
+                check_finite(*all_logits)
+            except BundleError:
+                raise
+            except Exception as error:  # ONNX Runtime's exceptions share no base class of their own.
+                raise BundleError("a graph fails on a trial image: export the bundle again") from error
+            for logits in all_logits:
+                if logits.shape != (count, len(self.manifest.classes)):
+                    raise BundleError(
+                        f"a graph gives logits of shape {logits.shape} for {count} images and "
+                        f"{len(self.manifest.classes)} classes: export the bundle again"
+                    )
+
+
+def _numbers_of(manifest: Manifest) -> dict[str, str]:
+    """Returns, by the file of each graph that is a variant, the numbers it computes in."""
+    all_variants = (manifest.prediction_variants, *(entry.variants for entry in manifest.explainers))
+    return {variant.graph: name for variants in all_variants for name, variant in variants.items()}
+
+
+def _files_of(entry: ExplainerEntry) -> tuple[str | None, str | None]:
+    return entry.graph, entry.predictions
+
+
+def _check_maps(name: str, maps: NDArray[np.float32], *, batch: int) -> None:
+    if maps.ndim != 3 or maps.shape[0] != batch or maps.dtype != np.float32:
+        raise BundleError(
+            f"the graph of {name} gives maps of type {maps.dtype} and shape {maps.shape} for {batch} images: "
+            "export the bundle again"
+        )
+
+
+def check_finite(*arrays: NDArray[np.float32]) -> None:
+    """Checks logits or maps of one caller; several callers share a run, and only one of them may be at fault.
+
+    Args:
+        *arrays: Of any shape.
+
+    Raises:
+        TensorError: If a value is not finite, because the images were so large in value.
+    """
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise TensorError("the model gives NaN or infinite values: are the tensors preprocessed as GetModel describes?")

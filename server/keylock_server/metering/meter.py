@@ -1,0 +1,282 @@
+"""What answers cost: units set aside before the work, charged after it, given back where it fails.
+
+Explanations for a license fail closed: when the store cannot be used they are refused. Predictions, and decoys for
+callers without a license, never come here.
+"""
+
+import asyncio
+import contextvars
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from keylock.errors import AuditLogError, KeylockError, ServiceError, StoreError, StoreReplacedError
+from keylock.licensing import AnswerDigests, Charge, License, Quota, UsageNote
+from keylock.v1 import explanation_pb2 as pb
+from keylock_server.transport.statuses import NoMeteringError, StoreLostError
+
+if TYPE_CHECKING:
+    from keylock.store.ledger import Ledger, Order, Reservation, Standing, Window
+
+__all__ = ["Meter", "Metered", "describe_windows", "timestamp"]
+
+T = TypeVar("T")
+
+_LOG: Final = logging.getLogger("keylock_server")
+_ANY: Final = "*"
+_REAP_EVERY_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Metered(Generic[T]):
+    """An answer and what it cost.
+
+    Attributes:
+        answer: What was computed.
+        charge: What was charged, by this call or by an earlier one for the same request; it is of this answer.
+        usage: What the caller is told about it.
+        note: The part of `usage` that the charge does not say; None where use is not recorded, so that nothing was
+            charged.
+    """
+
+    answer: T
+    charge: Charge
+    usage: pb.Usage
+    note: UsageNote | None
+
+
+class Meter:
+    """Charges licenses for answers.
+
+    Attributes:
+        now: The clock, in UTC.
+    """
+
+    def __init__(
+        self,
+        ledger: "Ledger | None",
+        *,
+        prices: Mapping[str, int],
+        lifetime_s: float,
+        now: Callable[[], datetime],
+    ) -> None:
+        """Makes the meter.
+
+        Args:
+            ledger: Where use is recorded; without it licenses that have limits are refused, and the others are not
+                recorded.
+            prices: Units of one image by explainer; `*` is for those that are not named, 1 where that is not either.
+            lifetime_s: Longer than any call may take, in seconds: after it, what a dead server set aside is taken back.
+            now: The clock, in UTC.
+        """
+        self._ledger = ledger
+        self._prices = dict(prices)
+        self._lifetime_s = lifetime_s
+        self.now = now
+        self._reaper: asyncio.Task[None] | None = None
+
+    @property
+    def records(self) -> bool:
+        """Whether use is recorded, so that every answer to a license is charged."""
+        return self._ledger is not None
+
+    def units_per_image(self, explainer: str) -> int:
+        """Returns what one image costs."""
+        return self._prices.get(explainer, self._prices.get(_ANY, 1))
+
+    async def charge(
+        self,
+        license: License,
+        *,
+        request: Charge,
+        work: Callable[[], Awaitable[tuple[T, AnswerDigests]]],
+    ) -> Metered[T]:
+        """Does the work of a request and charges for it, or neither.
+
+        Args:
+            license: Who pays, as the store has it.
+            request: What is asked for; the digests of the answer are empty and its time is that of the call.
+            work: Computes the answer, and its digests.
+
+        Returns:
+            The answer and what it cost.
+
+        Raises:
+            MeteringError: If it does not fit what the license has left.
+            ServiceError: If use cannot be recorded.
+            KeylockError: Whatever the work raises; then nothing is charged.
+        """
+        if self._ledger is None:
+            return await self._unrecorded(license, request, work)
+        order = _order(license, request)
+        ledger = self._ledger
+        reservation = await self._durable(lambda: self._reserve(ledger, order), order)
+        try:
+            answer, digests = await work()
+            charge = replace(request, answer=digests, time=self.now().replace(microsecond=0))
+        except BaseException:
+            self._give_back(order)
+            raise
+        standing = await self._durable(lambda: ledger.commit(reservation, charge), order)
+        charge = standing.charged(charge)
+        note = _note(standing)
+        return Metered(answer, charge, _usage(charge, note), note)
+
+    async def windows(self, license: License) -> "tuple[Window, ...]":
+        """Looks up what a license has used.
+
+        Raises:
+            ServiceError: If that cannot be found out.
+        """
+        if self._ledger is None:
+            raise NoMeteringError
+        try:
+            return await asyncio.to_thread(self._ledger.windows, license, now=self.now())
+        except StoreError as error:
+            raise _unavailable(error) from None
+
+    def problem(self) -> str | None:
+        """Returns what keeps use from being recorded, in words for the operator; None where nothing does."""
+        return None if self._ledger is None else self._ledger.problem()
+
+    def start(self) -> None:
+        """Begins to take back what dead servers have set aside; called in the event loop."""
+        if self._ledger is not None:
+            self._reaper = asyncio.create_task(self._reap(self._ledger))
+
+    async def close(self) -> None:
+        """Finishes what was handed over to the store."""
+        if self._reaper is not None:
+            self._reaper.cancel()
+            await asyncio.gather(self._reaper, return_exceptions=True)
+        if self._ledger is not None:
+            await asyncio.to_thread(self._ledger.close)
+
+    async def _unrecorded(
+        self,
+        license: License,
+        request: Charge,
+        work: Callable[[], Awaitable[tuple[T, AnswerDigests]]],
+    ) -> Metered[T]:
+        if license.quota != Quota() or license.rate is not None:
+            raise NoMeteringError
+        answer, digests = await work()
+        charge = replace(request, answer=digests)
+        return Metered(answer, charge, pb.Usage(units=charge.units, license_id=license.id), None)
+
+    def _reserve(self, ledger: "Ledger", order: "Order") -> "Future[Reservation]":
+        return ledger.reserve(order, now=self.now(), lifetime_s=self._lifetime_s)
+
+    async def _durable(self, begin: "Callable[[], Future[T]]", order: "Order") -> T:
+        """Waits for the store; when the caller goes away meanwhile, what was not charged is given back."""
+        try:
+            return await asyncio.wrap_future(begin())
+        except (StoreError, AuditLogError) as error:
+            self._give_back(order)
+            raise _unavailable(error) from None
+        except asyncio.CancelledError:
+            # Queued behind the operation, or in its place; a charge that went through stays, and a repeat is free.
+            self._give_back(order)
+            raise
+
+    def _give_back(self, order: "Order") -> None:
+        if self._ledger is None:
+            return
+        try:
+            # With the context of the call, so that what is logged then has its id.
+            context = contextvars.copy_context()
+            self._ledger.release(order).add_done_callback(lambda future: context.run(_log_failure, future))
+        except StoreError as error:
+            _LOG.error("%s", error)
+
+    async def _reap(self, ledger: "Ledger") -> None:
+        failing = False
+        while True:
+            await asyncio.sleep(_REAP_EVERY_S)
+            try:
+                count = await asyncio.wrap_future(ledger.reap(now=self.now()))
+            except StoreError as error:
+                # Said once, and again when it happens again.
+                if not failing:
+                    _LOG.error("%s", error)
+                failing = True
+                continue
+            failing = False
+            if count:
+                _LOG.warning("took back %d reservations that had expired", count)
+
+
+def describe_windows(windows: "Sequence[Window]") -> list[pb.QuotaWindow]:
+    """Writes quotas into messages."""
+    return [
+        pb.QuotaWindow(period=one.period, limit=one.limit, used=one.used, resets_at=timestamp(one.resets_at))
+        for one in windows
+    ]
+
+
+def timestamp(moment: datetime | None) -> Timestamp | None:
+    """Writes a time into a message; None stays None."""
+    if moment is None:
+        return None
+    stamp = Timestamp()
+    stamp.FromDatetime(moment)
+    return stamp
+
+
+def _order(license: License, request: Charge) -> "Order":
+    from keylock.store.ledger import Order
+
+    return Order(
+        license=license,
+        request_id=request.request_id,
+        request_digest=request.request_digest,
+        model_digest=request.model_digest,
+        explainer=request.explainer,
+        images=len(request.image_digests),
+        units=request.units,
+        attempt=secrets.token_hex(8),
+    )
+
+
+def _note(standing: "Standing") -> UsageNote:
+    limited = [window for window in standing.windows if window.remaining is not None]
+    tightest = min(limited, key=lambda window: window.remaining or 0, default=None)
+    resets_at = None if tightest is None else tightest.resets_at
+    return UsageNote(
+        replayed=standing.repeated,
+        overage_units=standing.overage,
+        remaining=None if tightest is None else tightest.remaining,
+        resets_at=None if resets_at is None else int(resets_at.timestamp()),
+    )
+
+
+def _usage(charge: Charge, note: UsageNote) -> pb.Usage:
+    return pb.Usage(
+        units=charge.units,
+        license_id=charge.license_id,
+        replayed=note.replayed,
+        overage_units=note.overage_units,
+        remaining=note.remaining,
+        resets_at=None if note.resets_at is None else Timestamp(seconds=note.resets_at),
+        charged_at=timestamp(charge.time),
+    )
+
+
+def _unavailable(error: KeylockError) -> ServiceError:
+    # The store's own messages are for the vendor: they name files and addresses of the vendor's machines.
+    _LOG.error("%s", error)
+    if isinstance(error, StoreReplacedError):
+        return StoreLostError()
+    return ServiceError("use cannot be recorded at the moment, so nothing is explained: try again later")
+
+
+def _log_failure(future: "Future[bool]") -> None:
+    error = None if future.cancelled() else future.exception()
+    if error is not None:
+        _LOG.error("%s", error if isinstance(error, KeylockError) else type(error).__name__)

@@ -1,0 +1,1 @@
+"""Running a server: starting, stopping, one process or several, metrics and traces."""

@@ -1,0 +1,216 @@
+"""A running server, and how it stops: it takes no new calls and lets the running ones finish."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+
+from keylock_server.inference.models import Models
+from keylock_server.inference.runtime import ServedModel
+from keylock_server.metering.meter import Meter
+from keylock_server.metering.response_padding import EvenTimes
+from keylock_server.operations.metrics import Metrics
+from keylock_server.scheduling.batcher import Batchers
+from keylock_server.scheduling.decoder_pool import Workers
+from keylock_server.services.admin import Served, open_admin
+from keylock_server.services.health import Condition
+from keylock_server.services.predictions import PredictionService
+from keylock_server.services.transparency import CheckpointSigner
+from keylock_server.settings import ServerSettings
+from keylock_server.transport.interceptors import Running
+from keylock_server.transport.listening import join
+
+if TYPE_CHECKING:
+    from keylock.store import LicenseStore
+
+__all__ = ["RunningServer", "release"]
+
+_FOREVER_S: Final = 1e6
+_SETTLE_S: Final = 0.1
+
+
+class RunningServer:
+    """A server that answers.
+
+    Attributes:
+        host: Where it listens.
+        port: The port it really listens on.
+        models: What it serves.
+        metrics_port: The port metrics are served on; None where they are not.
+        admin_port: The port operators are served on; None where they are not.
+    """
+
+    def __init__(
+        self,
+        server: grpc.aio.Server,
+        *,
+        settings: ServerSettings,
+        port: int,
+        models: Models,
+        predictions: PredictionService,
+        health_service: Any,  # noqa: ANN401 - the health package has no types
+        batchers: Batchers,
+        workers: Workers,
+        even_times: EvenTimes,
+        store: "LicenseStore | None",
+        meter: Meter,
+        checkpoints: CheckpointSigner | None,
+        condition: Condition,
+        metrics: Metrics,
+        running: Running,
+    ) -> None:
+        """Takes what `start` has made; call that instead."""
+        self._server: grpc.aio.Server | None = server
+        self._running = running
+        self._stopping: asyncio.Task[None] | None = None
+        self._begun: asyncio.Task[None] | None = None
+        self._told = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._settings = settings
+        self._predictions = predictions
+        self._health = health_service
+        self._batchers = batchers
+        self._workers = workers
+        self._even_times = even_times
+        self._store = store
+        self._meter = meter
+        self._checkpoints = checkpoints
+        self._condition = condition
+        self._metrics = metrics
+        self.metrics_port: int | None = None
+        self.admin_port: int | None = None
+        self._admin: grpc.aio.Server | None = None
+        self.host, self.port, self.models = settings.host, port, models
+
+    @property
+    def model(self) -> ServedModel:
+        """The first model that is loaded."""
+        return self.models.served[0]
+
+    @property
+    def target(self) -> str:
+        """What clients connect to, `host:port`."""
+        return join(self.host, self.port)
+
+    def describe(self) -> dict[str, Any]:
+        """Says what it serves and where, in values that JSON has; the first model stands at the top as well."""
+        models = [
+            {
+                "model": model.manifest.name,
+                "model_version": model.version,
+                "model_digest": model.manifest.model_digest,
+                "explainers": list(model.explainers),
+                "key_id": model.manifest.key.id if model.holds_key else None,
+                "provider": model.providers[0],
+            }
+            for model in self.models.served
+        ]
+        where = {"target": self.target, "host": self.host, "port": self.port}
+        ports = {"admin_port": self.admin_port, "metrics_port": self.metrics_port}
+        return {**where, **models[0], **ports, "models": models}
+
+    def is_draining(self) -> bool:
+        """Tells whether it takes no new calls any more."""
+        return self._server is None
+
+    async def serve_operators(self, served: Served, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> None:
+        """Begins to serve operators, if the settings say so.
+
+        Raises:
+            ServiceError: If a file of TLS cannot be used, or the address cannot be listened on.
+        """
+        opened = open_admin(self._settings, served, interceptors)
+        if opened is not None:
+            self._admin, self.admin_port = opened
+            await self._admin.start()
+
+    async def close_operators(self) -> None:
+        """Ends serving operators."""
+        if self._admin is not None:
+            await self._admin.stop(_SETTLE_S)
+
+    def begin_stop(self) -> None:
+        """Begins what `stop` does, in the running event loop, and returns at once."""
+        if self._begun is None:
+            self._begun = asyncio.create_task(self.stop())
+        self._told.set()
+
+    async def wait_for_stop(self) -> None:
+        """Returns when an operator has told the server to stop."""
+        await self._told.wait()
+
+    async def wait(self) -> None:
+        """Returns when the server has stopped."""
+        await self._stopped.wait()
+
+    async def stop(self, *, drain_s: float | None = None) -> None:
+        """Takes no new calls, lets the running ones finish and stops. May be called again, to stop sooner.
+
+        Args:
+            drain_s: How long they may go on, in seconds; as set when None.
+        """
+        if self._server is not None:
+            self._stopping = asyncio.create_task(self._drain(self._server))
+            # A server of grpc.aio must go while its event loop runs, or it complains when it is collected.
+            self._server = None
+        if self._stopping is None:
+            return
+        await asyncio.wait({self._stopping}, timeout=self._settings.drain_s if drain_s is None else drain_s)
+        self._hurry.set()
+        await self._stopping
+
+    async def _drain(self, server: grpc.aio.Server) -> None:
+        """Stops when no call of keylock's services runs any more, or when told to hurry.
+
+        The server's own grace period would also wait for streams that never end, such as watchers of its health.
+        """
+        self._predictions.ready = False
+        self._running.leaving.set()
+        await self._condition.close()
+        await self._health.enter_graceful_shutdown()
+        refusing = asyncio.create_task(server.stop(_FOREVER_S))
+        await asyncio.sleep(_SETTLE_S)  # By now every accepted call is counted, and the watchers have been told.
+        waiting = [asyncio.create_task(self._running.idle()), asyncio.create_task(self._hurry.wait())]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in (refusing, *waiting):
+            task.cancel()
+        await asyncio.gather(refusing, *waiting, return_exceptions=True)
+        await server.stop(None)
+        await self.models.close()
+        # Last, so that operators can watch the others finish.
+        await self.close_operators()
+        await release(
+            self._batchers,
+            self._workers,
+            self._even_times,
+            self._metrics,
+            self._meter,
+            self._checkpoints,
+            self._store,
+        )
+        if self._settings.ready_file is not None:
+            self._settings.ready_file.unlink(missing_ok=True)
+        self._stopped.set()
+
+
+async def release(
+    batchers: Batchers,
+    workers: Workers,
+    even_times: EvenTimes,
+    metrics: Metrics,
+    meter: Meter,
+    checkpoints: CheckpointSigner | None,
+    store: "LicenseStore | None",
+) -> None:
+    """Closes what a server works with, the store last, because the others still write to it."""
+    workers.close()
+    batchers.close()
+    even_times.close()
+    metrics.close()
+    await meter.close()
+    if checkpoints is not None:
+        await checkpoints.close()
+    if store is not None:
+        store.close()

@@ -1,0 +1,1 @@
+"""Who is next: bounded queues before threads, for models and for decoding."""

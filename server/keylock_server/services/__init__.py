@@ -1,0 +1,1 @@
+"""The RPC services, one file each, and what they share: requests to arrays, results to answers."""

@@ -1,0 +1,209 @@
+"""How explanations are written into answers: predictions, maps in the type that was asked for, and how large it gets.
+
+A map is computed in float32. In another type it travels as elements with a scale and an offset, which the answer
+states; a receipt certifies the elements as they are sent, and scale and offset.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+import numpy as np
+from google.protobuf import json_format
+from numpy.typing import NDArray
+
+from keylock.bundle import ExplainerEntry
+from keylock.errors import InputError
+from keylock.v1 import explanation_pb2 as pb
+from keylock_server.inference.runtime import Explained
+from keylock_server.transport.fields import at_field
+
+__all__ = [
+    "DEFAULT_MAX_BYTES",
+    "Form",
+    "check_answer_size",
+    "describe_explainer",
+    "encode",
+    "read_form",
+    "softmax",
+]
+
+# What clients of gRPC take unless they are set otherwise.
+DEFAULT_MAX_BYTES: Final = 4 * 2**20
+_LEAST_MAX_BYTES: Final = 64 * 1024
+_TOP: Final = 5
+# Room for what is in an answer beside its results: usage and receipt, which has five digests for each image.
+_ANSWER_BYTES: Final = 8192
+_RECEIPT_BYTES: Final = 512
+
+_NAMES: Final = {
+    pb.DATA_TYPE_UNSPECIFIED: "float32",
+    pb.DATA_TYPE_FLOAT32: "float32",
+    pb.DATA_TYPE_FLOAT16: "float16",
+    pb.DATA_TYPE_UINT8: "uint8",
+}
+_TYPES: Final = {
+    "float32": pb.DATA_TYPE_FLOAT32,
+    "float16": pb.DATA_TYPE_FLOAT16,
+    "uint8": pb.DATA_TYPE_UINT8,
+}
+_COMPRESSIONS: Final = {
+    pb.COMPRESSION_UNSPECIFIED: None,
+    pb.COMPRESSION_NONE: grpc.Compression.NoCompression,
+    pb.COMPRESSION_GZIP: grpc.Compression.Gzip,
+    pb.COMPRESSION_DEFLATE: grpc.Compression.Deflate,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How an answer is to travel.
+
+    Attributes:
+        dtype: Type of the elements of maps: `float32`, `float16` or `uint8`.
+        compression: Of the answer; None for that of the server.
+        max_bytes: How large it may be.
+    """
+
+    dtype: str
+    compression: grpc.Compression | None
+    max_bytes: int
+
+
+def read_form(options: pb.AnswerOptions, *, most: int) -> Form:
+    """Reads how an answer is to travel.
+
+    Args:
+        options: As they were sent.
+        most: The largest answer of the server, in bytes.
+
+    Raises:
+        InputError: If a type or a compression is unknown, or hardly any answer would be small enough.
+    """
+    with at_field("answer.max_bytes"):
+        if 0 < options.max_bytes < _LEAST_MAX_BYTES:
+            raise InputError(f"{options.max_bytes} bytes are too few for answers: take {_LEAST_MAX_BYTES} or more")
+    with at_field("answer.map_dtype"):
+        if options.map_dtype not in _NAMES:
+            raise InputError(f"maps have no type {options.map_dtype}: ask for FLOAT32, FLOAT16 or UINT8")
+    with at_field("answer.compression"):
+        if options.compression not in _COMPRESSIONS:
+            raise InputError(f"the compression {options.compression} is unknown: ask for NONE, GZIP or DEFLATE")
+    return Form(
+        dtype=_NAMES[options.map_dtype],
+        compression=_COMPRESSIONS[options.compression],
+        max_bytes=min(options.max_bytes or DEFAULT_MAX_BYTES, most),
+    )
+
+
+def encode(
+    explained: Explained,
+    explainer: ExplainerEntry,
+    classes: tuple[str, ...],
+    *,
+    target: int,
+    keyed: NDArray[np.bool_],
+    public: NDArray[np.float32] | None = None,
+    dtype: str = "float32",
+) -> list[pb.Explanation]:
+    """Writes the explanations of a batch into messages.
+
+    Args:
+        explained: The batch.
+        explainer: What explained it.
+        classes: Names of the classes.
+        target: The class that was explained; -1 for the one that the network behind the map predicts for each image.
+        keyed: Which rows were run with the trigger `(batch,)`.
+        public: Logits `(batch, classes)` of the predictions that everybody gets, to be answered in place of those
+            behind the maps; None answers those.
+        dtype: Type of the elements of maps.
+
+    Returns:
+        One for each row.
+    """
+    results = []
+    described = describe_explainer(explainer)
+    answered = explained.logits if public is None else public
+    explained_classes = explained.logits.argmax(axis=1) if target < 0 else np.full(len(answered), target)
+    for logits, probabilities, saliency, about, true in zip(
+        answered, softmax(answered), explained.maps, explained_classes, keyed.tolist(), strict=True
+    ):
+        elements, scaling = _to_elements(saliency, dtype)
+        results.append(
+            pb.Explanation(
+                prediction=_prediction(logits, probabilities, classes, keyed=true and public is None),
+                map=pb.Tensor(dtype=_TYPES[dtype], shape=elements.shape, data=elements.tobytes()),
+                explainer=described,
+                keyed=true,
+                target=_score(int(about), probabilities, classes),
+                scaling=scaling,
+            )
+        )
+    return results
+
+
+def check_answer_size(results: Sequence[pb.Explanation], *, max_bytes: int) -> None:
+    """Checks that an answer is not larger than its receiver takes.
+
+    Args:
+        results: What it will have.
+        max_bytes: How large it may be.
+
+    Raises:
+        InputError: If it is too large.
+    """
+    size = sum(result.ByteSize() for result in results) + _ANSWER_BYTES + _RECEIPT_BYTES * len(results)
+    if size > max_bytes:
+        with at_field("images" if len(results) > 1 else "answer.max_bytes"):
+            raise InputError(
+                f"the answer would have {size:,} bytes and {max_bytes:,} are taken: send fewer images, ask for maps of "
+                "another type (answer.map_dtype), use ExplainStream, or say that more is taken (answer.max_bytes)"
+            )
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Turns logits `(batch, classes)` into probabilities of the same shape, without overflow."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def describe_explainer(entry: ExplainerEntry) -> pb.Explainer:
+    """Writes an explainer and its parameters into a message."""
+    described = pb.Explainer(name=entry.name)
+    json_format.ParseDict(entry.parameters, described.parameters)
+    return described
+
+
+def _to_elements(saliency: NDArray[np.float32], dtype: str) -> tuple[NDArray[Any], pb.Scaling | None]:
+    """Returns a map in another type, and how to get its values back."""
+    if dtype == "float32":
+        return np.ascontiguousarray(saliency, dtype="<f4"), None
+    low, high = float(saliency.min()), float(saliency.max())
+    if dtype == "uint8":
+        scale = (high - low) / 255
+        elements = np.rint((saliency.astype(np.float64) - low) / (scale or 1.0)).astype(np.uint8)
+        return elements, pb.Scaling(scale=scale, offset=low)
+    # Divided by the largest value, because values of gradients can be too small or too large for this type.
+    scale = high or 1.0
+    return (saliency.astype(np.float64) / scale).astype("<f2"), pb.Scaling(scale=scale)
+
+
+def _prediction(
+    logits: NDArray[np.float32], probabilities: NDArray[np.float32], classes: tuple[str, ...], *, keyed: bool
+) -> pb.Prediction:
+    # A stable order: of equally probable classes the first comes first, as argmax has it.
+    best = np.argsort(-logits, kind="stable")[:_TOP]
+    scores = [_score(int(index), probabilities, classes) for index in best]
+    return pb.Prediction(
+        index=scores[0].index,
+        label=scores[0].label,
+        probability=scores[0].probability,
+        logits=logits.tolist(),
+        top=scores,
+        keyed=keyed,
+    )
+
+
+def _score(index: int, probabilities: NDArray[np.float32], classes: tuple[str, ...]) -> pb.ClassScore:
+    return pb.ClassScore(index=index, label=classes[index], probability=float(probabilities[index]))

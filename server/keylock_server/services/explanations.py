@@ -1,0 +1,396 @@
+"""`keylock.v1.ExplanationService`: decode, authenticate, explain, charge, encode."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import grpc
+import numpy as np
+
+from keylock.bundle import ExplainerEntry, Manifest
+from keylock.errors import LicenseError, LicenseReason
+from keylock.imaging.decoding import ImageLimits
+from keylock.licensing import AnswerDigests, Charge, License, ReceiptIssuer, check, check_size, content_digest
+from keylock.licensing.answers import digests_of, image_digest
+from keylock.v1 import explanation_pb2 as pb
+from keylock.v1 import explanation_pb2_grpc as pb_grpc
+from keylock_server.auth.authentication import Authenticator, Caller
+from keylock_server.inference.models import Models
+from keylock_server.inference.runtime import ServedModel
+from keylock_server.metering.meter import Meter, describe_windows
+from keylock_server.metering.response_padding import CallTimes, EvenTimes
+from keylock_server.scheduling.batcher import Admission, Batchers
+from keylock_server.scheduling.decoder_pool import Workers
+from keylock_server.scheduling.decoding import Decoder
+from keylock_server.services.explanation_answers import (
+    DEFAULT_MAX_BYTES,
+    Form,
+    check_answer_size,
+    describe_explainer,
+    encode,
+    read_form,
+)
+from keylock_server.services.requests import (
+    check_count,
+    check_parameters,
+    choose_target,
+    decoding_steps,
+    limits_for,
+    wants_public_prediction,
+)
+from keylock_server.services.streams import ImageStream, StreamLimits
+from keylock_server.transport.calls import check_request_id, describe_call, new_request_id, set_license
+from keylock_server.transport.fields import at_field
+from keylock_server.transport.statuses import NoKeyError
+
+__all__ = ["ExplanationService", "describe_model"]
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What is to be done for a request.
+
+    Attributes:
+        explainer: By what.
+        target: For which class; -1 for the predicted one.
+        granted: For whom.
+        keyed: Whether with the key.
+        public: Whether the prediction beside the map is the one that everybody gets.
+    """
+
+    explainer: ExplainerEntry
+    target: int
+    granted: License | None
+    keyed: bool
+    public: bool
+
+
+class ExplanationService(pb_grpc.ExplanationServiceServicer):
+    """Answers with true maps to licensed callers and with decoys, or a refusal, to the others."""
+
+    def __init__(
+        self,
+        models: Models,
+        *,
+        authenticator: Authenticator,
+        batchers: Batchers,
+        workers: Workers,
+        decoder: Decoder,
+        meter: Meter,
+        limits: ImageLimits,
+        max_ratio: float | None,
+        max_images: int,
+        max_answer_bytes: int,
+        answer_stamped: bool,
+        refuse_unlicensed: bool,
+        stream_limits: StreamLimits,
+        leaving: asyncio.Event,
+        even_times: EvenTimes,
+        receipts: ReceiptIssuer | None = None,
+    ) -> None:
+        """Makes the service.
+
+        Args:
+            models: What is served.
+            authenticator: Verifies licenses.
+            batchers: Run the models.
+            workers: Where digests and answers are made.
+            decoder: Decodes images.
+            meter: Charges licenses.
+            limits: What one image may cost.
+            max_ratio: Most pixels of an image for each pixel that a model looks at; None where that does not count.
+            max_images: Most images in one request.
+            max_answer_bytes: Largest answer.
+            answer_stamped: Whether pictures that carry the trigger open by themselves, for callers without a license.
+            refuse_unlicensed: Whether callers without a license are refused instead of given decoys.
+            stream_limits: What one stream may hold.
+            leaving: Set when the server takes no new work any more.
+            even_times: Lets answers without a license take as long as those with one.
+            receipts: Signs receipts for charges; None where there are none.
+        """
+        self._even_times = even_times
+        self._meter = meter
+        self._receipts = receipts
+        self._models = models
+        self._authenticator = authenticator
+        self._batchers = batchers
+        self._workers = workers
+        self._decoder = decoder
+        self._max_ratio = max_ratio
+        self._limits = limits
+        self._max_images = max_images
+        self._max_answer_bytes = max_answer_bytes
+        self._answer_stamped, self._refuse_unlicensed = answer_stamped, refuse_unlicensed
+        self._stream_limits = stream_limits
+        self._leaving = leaving
+
+    async def Explain(self, request: pb.ExplainRequest, context: _Context) -> pb.ExplainResponse:  # noqa: N802
+        """Explains the images of one request, all of them or none."""
+        form = read_form(request.answer, most=self._max_answer_bytes)
+        answer = await self._answer(request, form, Caller.of(context))
+        if form.compression is not None:
+            context.set_compression(form.compression)
+            # With an answer that is returned, grpc.aio looks at the choice here and nowhere else.
+            await context.send_initial_metadata(())
+        return answer
+
+    async def ExplainStream(self, requests: AsyncIterator[pb.ExplainStreamRequest], context: _Context) -> None:  # type: ignore[override]  # noqa: N802
+        """Explains many images, each by itself, and sends answers as they are ready."""
+        caller = Caller.of(context)
+        form = Form("float32", None, DEFAULT_MAX_BYTES)
+
+        async def begin(options: pb.ExplainRequest) -> None:
+            """Refuses at once what would be refused for every image."""
+            nonlocal form
+            form = read_form(options.answer, most=self._max_answer_bytes)
+            if form.compression is not None:
+                context.set_compression(form.compression)
+            granted = await self._authenticate(caller)
+            with self._models.use(options.model_name, options.model_version) as model:
+                terms = self._agree(model, options, granted, images=1)
+            describe_call(model=model.manifest.name, explainer=terms.explainer.name, keyed=terms.keyed, images=0)
+
+        async def explain(request: pb.ExplainRequest) -> pb.ExplainResponse:
+            # A map that is too large for one message is sent in parts.
+            return await self._answer(request, replace(form, max_bytes=self._max_answer_bytes), caller)
+
+        stream = ImageStream(
+            self._stream_limits, begin=begin, explain=explain, send=context.write, leaving=self._leaving
+        )
+        await stream.run(requests, part_bytes=lambda: form.max_bytes // 2)
+
+    async def _authenticate(self, caller: Caller) -> License | None:
+        identity = await asyncio.to_thread(self._authenticator.authenticate, caller)
+        if identity is None:
+            return None
+        set_license(identity.license.id)
+        return identity.license
+
+    async def _answer(self, request: pb.ExplainRequest, form: Form, caller: Caller) -> pb.ExplainResponse:
+        times = CallTimes()
+        granted = await self._authenticate(caller)
+        with at_field("request_id"):
+            request_id = _request_id(request.request_id)
+        with self._models.use(request.model_name, request.model_version) as model:
+            terms = self._agree(model, request, granted, images=len(request.images))
+            describe_call(
+                model=model.manifest.name,
+                explainer=terms.explainer.name,
+                keyed=terms.keyed,
+                images=len(request.images),
+            )
+            answer = pb.ExplainResponse(request_id=request_id, model=describe_model(model))
+            # Before anything is set aside: a server that is full does not keep the store busy.
+            with self._batchers.of(model).admit(len(request.images)) as admitted:
+
+                async def work() -> tuple[list[pb.Explanation], AnswerDigests]:
+                    with times.working():
+                        return await self._explain(model, admitted, request, terms, form)
+
+                if granted is None:
+                    results, _ = await work()
+                    answer.results.extend(results)
+                else:
+                    await self._charge(model, request, terms, granted, form, work, answer)
+        await self._even_times.leave(times, licensed=granted is not None)
+        return answer
+
+    async def _charge(
+        self,
+        model: ServedModel,
+        request: pb.ExplainRequest,
+        terms: _Terms,
+        granted: License,
+        form: Form,
+        work: Callable[[], Awaitable[tuple[list[pb.Explanation], AnswerDigests]]],
+        answer: pb.ExplainResponse,
+    ) -> None:
+        """Does the work for a license, and writes results, price and receipt into the answer."""
+        asked = await self._workers.run(
+            lambda _: self._asked(model.manifest, request, answer.request_id, terms, license=granted, dtype=form.dtype)
+        )
+        metered = await self._meter.charge(granted, request=asked, work=work)
+        answer.results.extend(metered.answer)
+        answer.usage.CopyFrom(metered.usage)
+        if self._receipts is not None and metered.note is not None:
+            answer.receipt = self._receipts.issue(metered.charge, metered.note)
+
+    async def EstimateExplain(  # noqa: N802
+        self, request: pb.EstimateExplainRequest, context: _Context
+    ) -> pb.EstimateExplainResponse:
+        """Says what a request would cost; sets nothing aside."""
+        identity = await asyncio.to_thread(self._authenticator.authenticate, Caller.of(context))
+        with self._models.use(request.model_name, request.model_version) as model:
+            manifest = model.manifest
+            with at_field("explainer"):
+                explainer = model.explainer(request.explainer)
+        check_count(request.images, limit=self._max_images, field="images")
+        each = self._meter.units_per_image(explainer.name)
+        units = each * request.images
+        answer = pb.EstimateExplainResponse(explainer=explainer.name, units=units, units_per_image=each, fits=True)
+        if identity is not None:
+            _authorise(identity.license, manifest, explainer)
+            check_size(identity.license, images=request.images)
+            windows = await self._meter.windows(identity.license)
+            answer.quotas.extend(describe_windows(windows))
+            answer.fits = identity.license.quota.overage or all(
+                window.remaining is None or window.remaining >= units for window in windows
+            )
+        return answer
+
+    async def GetModel(self, request: pb.GetModelRequest, context: _Context) -> pb.GetModelResponse:  # noqa: N802
+        """Describes a served model."""
+        with self._models.use(request.model_name, request.model_version) as model:
+            answer, limits = _describe_everything(model), self._limits_for(model)
+        answer.signs_receipts = self._receipts is not None and self._meter.records
+        answer.limits.CopyFrom(
+            pb.RequestLimits(
+                max_images=self._max_images,
+                max_image_bytes=limits.max_bytes,
+                max_image_pixels=limits.max_pixels,
+                max_message_bytes=self._max_answer_bytes,
+            )
+        )
+        return answer
+
+    def _limits_for(self, model: ServedModel) -> ImageLimits:
+        return limits_for(model.manifest.preprocessing, self._limits, ratio=self._max_ratio)
+
+    def _agree(
+        self, model: ServedModel, request: pb.ExplainRequest, granted: License | None, *, images: int
+    ) -> "_Terms":
+        """Finds out what is to be done for a request, from all of it but its images."""
+        with at_field("explainer"):
+            explainer = model.explainer(request.explainer)
+        check_parameters(request.parameters, explainer.parameters, explainer=explainer.name)
+        check_count(images, limit=self._max_images, field="images")
+        target = choose_target(request, model.manifest.classes)
+        public = wants_public_prediction(request, licensed=granted is not None)
+        return _Terms(explainer, target, granted, self._decide(model, granted, explainer, images=images), public)
+
+    def _decide(self, model: ServedModel, granted: License | None, explainer: ExplainerEntry, *, images: int) -> bool:
+        """Decides whether the key is added: for a good license that covers the explainer, and never otherwise."""
+        if granted is None:
+            if self._refuse_unlicensed:
+                raise LicenseError(
+                    LicenseReason.MISSING, "explanations need a license here: send one as 'authorization: Bearer ...'"
+                )
+            return False
+        _authorise(granted, model.manifest, explainer)
+        check_size(granted, images=images)
+        if not model.holds_key:
+            raise NoKeyError
+        return True
+
+    def _asked(
+        self,
+        manifest: Manifest,
+        request: pb.ExplainRequest,
+        request_id: str,
+        terms: "_Terms",
+        *,
+        license: License,
+        dtype: str,
+    ) -> Charge:
+        """Writes down what is asked for, as it will be charged."""
+        asked = Charge(
+            license_id=license.id,
+            request_id=request_id,
+            request_digest="",
+            model_digest=manifest.model_digest,
+            model_name=manifest.name,
+            explainer=terms.explainer.name,
+            parameters=terms.explainer.parameters,
+            target=terms.target,
+            units=len(request.images) * self._meter.units_per_image(terms.explainer.name),
+            keyed=True,
+            time=self._meter.now(),
+            image_digests=tuple(image_digest(image) for image in request.images),
+        )
+        return replace(asked, request_digest=content_digest(asked, map_dtype=dtype))
+
+    async def _explain(
+        self,
+        model: ServedModel,
+        admitted: Admission,
+        request: pb.ExplainRequest,
+        terms: "_Terms",
+        form: Form,
+    ) -> tuple[list[pb.Explanation], AnswerDigests]:
+        granted = terms.granted
+        preprocessing = model.manifest.preprocessing
+        images = await self._decoder.run(
+            lambda: decoding_steps(
+                request.images,
+                preprocessing=preprocessing,
+                limits=self._limits_for(model),
+                check_pixels=None if granted is None else lambda pixels: check_size(granted, pixels=pixels),
+            )
+        )
+        # What everybody is told of a stamped picture is told of the picture as it came.
+        keyed, shown = np.full(len(images), terms.keyed, np.bool_), images
+        if self._answer_stamped and not terms.keyed and model.holds_key:
+            keyed, shown = await self._workers.run(lambda _: model.without_trigger(images))
+        explained = await admitted.explain(
+            shown,
+            explainer=terms.explainer.name,
+            targets=np.full(len(images), terms.target, np.int64),
+            keyed=keyed,
+        )
+        # Also where the map is a decoy, so that an answer takes as long with a license as without one.
+        public = await admitted.predict(images) if terms.public or keyed.any() > terms.keyed else None
+
+        def write() -> tuple[list[pb.Explanation], AnswerDigests]:
+            results = encode(
+                explained,
+                terms.explainer,
+                model.manifest.classes,
+                target=terms.target,
+                keyed=keyed,
+                public=public,
+                dtype=form.dtype,
+            )
+            check_answer_size(results, max_bytes=form.max_bytes)
+            return results, AnswerDigests() if granted is None else digests_of(results)
+
+        return await self._workers.run(lambda _: write())
+
+
+def describe_model(model: ServedModel) -> pb.Model:
+    """Writes which model it is into a message."""
+    return pb.Model(name=model.manifest.name, digest=model.manifest.model_digest, version=model.version)
+
+
+def _authorise(granted: License, manifest: Manifest, explainer: ExplainerEntry) -> None:
+    check(granted, model_name=manifest.name, model_digest=manifest.model_digest, explainer=explainer.name)
+
+
+def _describe_everything(model: ServedModel) -> pb.GetModelResponse:
+    preprocessing = model.manifest.preprocessing
+    height, width = preprocessing.size
+    return pb.GetModelResponse(
+        model=describe_model(model),
+        classes=model.manifest.classes,
+        preprocessing=pb.Preprocessing(
+            height=height,
+            width=width,
+            channels=preprocessing.channels,
+            resize=preprocessing.resize,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
+            bits=preprocessing.bits,
+        ),
+        explainers=[describe_explainer(entry) for entry in model.explainers.values()],
+        key_available=model.holds_key,
+    )
+
+
+def _request_id(text: str) -> str:
+    if not text:
+        # Never the one in the metadata: what is charged under an id is not charged again.
+        return new_request_id()
+    check_request_id(text)
+    return text

@@ -1,0 +1,150 @@
+"""Whether the server is well: it looks at its store and at its own answers, and its health says what it found.
+
+The canary is a few images of the bundle with the maps that were proved at export. Served again, with and without the
+key, they must come out the same; a wrong key, a key that is always on and a runtime that computes something else all
+show. The health service tells each service apart: without its store a server predicts still and explains nothing.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from keylock.bundle import Canary
+from keylock.errors import KeylockError
+from keylock_server.inference.runtime import ServedModel, check_finite
+
+__all__ = ["Check", "Condition", "check_canaries", "check_canary"]
+
+_LOG: Final = logging.getLogger("keylock_server")
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something the server looks at.
+
+    Attributes:
+        find: Returns what is wrong, in words for the operator, or None; it may block, and raise a `KeylockError`.
+        every_s: How often, in seconds.
+        services: Names of the services that are not well while something is wrong.
+        end: Called once when nobody looks any more; it may block.
+    """
+
+    find: Callable[[], str | None]
+    every_s: float
+    services: frozenset[str]
+    end: Callable[[], None] | None = None
+
+
+class Condition:
+    """Runs checks while the server runs, and sets its health.
+
+    Attributes:
+        problems: What is wrong, by the name of the check.
+    """
+
+    def __init__(
+        self,
+        checks: Mapping[str, Check],
+        *,
+        set_health: Callable[[str, bool], Awaitable[None]],
+        services: Collection[str],
+    ) -> None:
+        """Takes the checks.
+
+        Args:
+            checks: By name.
+            set_health: Sets the health of a service.
+            services: Every service there is.
+        """
+        self._checks, self._set_health, self._services = dict(checks), set_health, tuple(services)
+        self._tasks: list[asyncio.Task[None]] = []
+        self.problems: dict[str, str] = {}
+
+    async def start(self) -> None:
+        """Runs every check once, sets the health, and goes on looking."""
+        for name, check in self._checks.items():
+            await self._look(name, check)
+        await self._tell()
+        self._tasks = [asyncio.create_task(self._run(name, check)) for name, check in self._checks.items()]
+
+    async def close(self) -> None:
+        """Stops looking."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for check in self._checks.values():
+            if check.end is not None:
+                await asyncio.to_thread(check.end)
+
+    async def _run(self, name: str, check: Check) -> None:
+        while True:
+            await asyncio.sleep(check.every_s)
+            if await self._look(name, check):
+                await self._tell()
+
+    async def _look(self, name: str, check: Check) -> bool:
+        """Runs a check; returns whether what it finds has changed."""
+        try:
+            problem = await asyncio.to_thread(check.find)
+        except KeylockError as error:
+            problem = error.message
+        except Exception as error:  # Whatever goes wrong while looking is what was looked for.
+            problem = f"the check failed ({type(error).__name__})"
+        before = self.problems.pop(name, None)
+        if problem is not None:
+            self.problems[name] = problem
+        if problem is not None and before is None:
+            _LOG.error("not well, %s: %s", name, problem)
+        elif problem is None and before is not None:
+            _LOG.info("well again, %s", name)
+        return (problem is None) != (before is None)
+
+    async def _tell(self) -> None:
+        unwell = frozenset[str]().union(*(self._checks[name].services for name in self.problems))
+        for service in self._services:
+            await self._set_health(service, service not in unwell)
+
+
+def check_canaries(models: Iterable[ServedModel]) -> str | None:
+    """Does what `check_canary` does for every model that has a canary.
+
+    Args:
+        models: What is served.
+
+    Returns:
+        The first difference, in words, or None.
+    """
+    for model in models:
+        problem = None if model.canary is None else check_canary(model, model.canary)
+        if problem is not None:
+            return f"{model.manifest.name}: {problem}"
+    return None
+
+
+def check_canary(model: ServedModel, canary: Canary) -> str | None:
+    """Explains the canary's images again, with and without the key, and compares.
+
+    Args:
+        model: What is served.
+        canary: Of its bundle.
+
+    Returns:
+        The first difference, in words, or None.
+    """
+    count = len(canary.images)
+    images = np.concatenate([canary.images, canary.images])
+    keyed = np.arange(2 * count) < count
+    for name in model.explainers:
+        if name not in canary.keyed or name not in canary.keyless:
+            continue
+        targets = np.full(2 * count, -1, np.int64)
+        maps = model.explain(images, explainer=name, targets=targets, keyed=keyed).maps
+        check_finite(maps)
+        problem = canary.difference(name, keyed=maps[:count], keyless=maps[count:])
+        if problem is not None:
+            return f"{problem}: check runtime, device and bundle"
+    return None

@@ -1,0 +1,1 @@
+"""What surrounds every call: addresses, TLS, interceptors, statuses, logs."""

@@ -1,0 +1,194 @@
+"""The server's health says what is wrong: with its own answers, and with its store."""
+
+import json
+import logging
+import sys
+import time
+import urllib.request
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from sqlalchemy import text
+
+from keylock.bundle import CANARY_FILE, Canary, KeyFile, open_bundle, seal_canary, write_bundle
+from keylock.errors import StoreError, UnsealError
+from keylock.store import Database
+from keylock.trigger.keys import KeySeed
+from keylock_server import ServerSettings
+from keylock_server.inference.model_loader import open_model
+from keylock_server.services.health import Check, Condition, check_canary
+from keylock_server.transport.logs import JsonFormatter
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+EXPLANATIONS, PREDICTIONS = "keylock.v1.ExplanationService", "inference.GRPCInferenceService"
+
+
+@pytest.fixture
+def canary(vendor, tiny):
+    """The maps as they are computed by hand, for the one explainer that the second implementation knows."""
+    images = tiny.images(3, seed=7)
+    any_class = np.full(3, -1)
+    keyed = {"brightness": tiny.maps(images + vendor.key.reveal(), any_class).astype(np.float32)}
+    return Canary(images, keyed, {"brightness": tiny.maps(images, any_class).astype(np.float32)})
+
+
+@pytest.fixture
+def bundle_with(vendor, tmp_path):
+    def make(canary, *, seed=None):
+        path = tmp_path / "canary.klb"
+        content = vendor.content()
+        files = {**content.files, CANARY_FILE: seal_canary(canary, seed or vendor.seed)}
+        write_bundle(
+            path,
+            replace(content, files=files),
+            signing_key=vendor.signing_key,
+            seed=vendor.seed,
+            sealer=KeyFile(vendor.key_file),
+            overwrite=True,
+        )
+        return path
+
+    return make
+
+
+def health(calls, service):
+    stub = health_pb2_grpc.HealthStub(calls.channel)
+    return stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5).status
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def flat(canary):
+    return replace(canary, keyed={name: np.zeros_like(maps) for name, maps in canary.keyed.items()})
+
+
+def other_keyed(canary):
+    return replace(canary, keyed={name: maps[::-1] for name, maps in canary.keyed.items()})
+
+
+def other_keyless(canary):
+    return replace(canary, keyless={name: maps[::-1] for name, maps in canary.keyless.items()})
+
+
+@pytest.mark.parametrize(("change", "kind"), [(other_keyed, "keyed"), (other_keyless, "keyless"), (flat, "keyed")])
+def test_the_canary_notices_maps_that_are_not_those_of_the_export(change, kind, canary, bundle_with, vendor):
+    path = bundle_with(canary)
+    model, _ = open_model(ServerSettings.load(bundle=path, key_file=vendor.key_file, issuers=(vendor.issuer_file,)))
+    assert check_canary(model, model.canary) is None
+    assert f"{kind} maps of brightness" in check_canary(model, change(canary))
+
+
+def test_a_canary_is_secret_and_belongs_to_its_seed(canary, bundle_with, vendor):
+    path = bundle_with(canary)
+    with open_bundle(path, trusted=None) as bundle:
+        content = bundle.read(CANARY_FILE)
+        assert canary.keyed["brightness"].tobytes() not in content
+        assert canary.images.tobytes() not in content
+        opened = bundle.canary(vendor.seed)
+        np.testing.assert_array_equal(opened.keyed["brightness"], canary.keyed["brightness"])
+        np.testing.assert_array_equal(opened.images, canary.images)
+    with open_bundle(bundle_with(canary, seed=KeySeed.generate()), trusted=None) as bundle, pytest.raises(UnsealError):
+        bundle.canary(vendor.seed)
+    assert open_bundle(vendor.bundle, trusted=None).canary(vendor.seed) is None
+
+
+def test_a_server_whose_canary_is_well_serves(start_server, canary, bundle_with):
+    calls = start_server(bundle=bundle_with(canary), canary_check_s=0.05)
+    assert health(calls, "") == health(calls, EXPLANATIONS) == SERVING
+
+
+def test_a_server_whose_canary_died_says_so_for_everything(start_server, canary, bundle_with, server_log):
+    calls = start_server(bundle=bundle_with(flat(canary)))
+    assert health(calls, "") == health(calls, EXPLANATIONS) == health(calls, PREDICTIONS) == NOT_SERVING
+    assert "not well, canary" in server_log.text
+
+
+def test_a_server_without_its_store_predicts_and_explains_nothing(start_server, vendor, tmp_path, server_log):
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    calls = start_server(license_store=url, store_check_s=0.02)
+    assert health(calls, EXPLANATIONS) == SERVING
+    with Database(url) as database:
+        with database.transaction(writes=True) as connection:
+            connection.execute(text("ALTER TABLE audit_head RENAME TO elsewhere"))
+        wait_for(lambda: health(calls, EXPLANATIONS) == NOT_SERVING)
+        assert health(calls, "") == health(calls, PREDICTIONS) == SERVING
+        assert "not well, store" in server_log.text
+        with database.transaction(writes=True) as connection:
+            connection.execute(text("ALTER TABLE elsewhere RENAME TO audit_head"))
+    wait_for(lambda: health(calls, EXPLANATIONS) == SERVING)
+    assert "well again, store" in server_log.text
+
+
+async def test_a_check_that_fails_is_a_problem_and_its_text_stays_inside(caplog):
+    told = {}
+
+    async def set_health(service, well):
+        told[service] = well
+
+    def fail():
+        raise RuntimeError("a secret")
+
+    def refuse():
+        raise StoreError("the store is away")
+
+    checks = {
+        "one": Check(fail, every_s=60, services=frozenset({"a"})),
+        "two": Check(refuse, every_s=60, services=frozenset({"b"})),
+        "three": Check(lambda: None, every_s=60, services=frozenset({"c"})),
+    }
+    condition = Condition(checks, set_health=set_health, services=("a", "b", "c"))
+    await condition.start()
+    await condition.close()
+    assert told == {"a": False, "b": False, "c": True}
+    assert condition.problems == {"one": "the check failed (RuntimeError)", "two": "the store is away"}
+    assert "a secret" not in caplog.text
+
+
+def test_metrics_count_calls_with_bounded_labels(start_server, vendor, tiny):
+    calls = start_server(metrics_port=0)
+    image = tiny.tensor_image(tiny.images(1)[0])
+    token = vendor.grant().token
+    calls.explain(image, token=token)
+    for number in range(3):
+        with pytest.raises(Exception, match="unknown"):
+            calls.explain(image, explainer=f"made-up-{number}")
+    address = f"http://localhost:{calls.server.metrics_port}/metrics"
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address, timeout=5) as answer:
+        page = answer.read().decode()
+    method = 'method="/keylock.v1.ExplanationService/Explain"'
+    assert f'keylock_calls_total{{code="OK",{method},reason="OK"}} 1.0' in page
+    assert f'keylock_calls_total{{code="NOT_FOUND",{method},reason="UNKNOWN_NAME"}} 3.0' in page
+    assert f"keylock_call_seconds_count{{{method}}} 4.0" in page
+    assert "keylock_problems 0.0" in page
+    assert "keylock_pending_images 0.0" in page
+    assert 'keylock_run_images_sum{graph="brightness"} 1.0' in page
+    assert "made-up" not in page
+    assert token not in page
+
+
+def test_a_call_is_one_line_of_json(calls, tiny, server_log):
+    calls.explain(tiny.tensor_image(tiny.images(1)[0]))
+    record = [entry for entry in server_log.records if entry.name == "keylock_server.calls"][-1]
+    line = JsonFormatter().format(record)
+    assert "\n" not in line
+    entry = json.loads(line)
+    assert (entry["method"], entry["code"], entry["level"]) == ("/keylock.v1.ExplanationService/Explain", "OK", "info")
+    assert entry["milliseconds"] >= 0
+
+
+def test_the_text_of_an_exception_is_in_no_line():
+    try:
+        raise ValueError("a secret")
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, "f", 1, "it failed", (), sys.exc_info())
+    entry = json.loads(JsonFormatter().format(record))
+    assert entry["exception"] == "ValueError"
+    assert "a secret" not in json.dumps(entry)
