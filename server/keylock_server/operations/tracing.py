@@ -123,7 +123,7 @@ def _describe(span: Span, call: Call) -> None:
         "keylock.model": call.model,
         "keylock.explainer": call.explainer,
         "keylock.keyed": call.keyed,
-        "keylock.imaging.decoding": call.images,
+        "keylock.images": call.images,
     }
     span.set_attributes({name: value for name, value in told.items() if value is not None})
     if code is not grpc.StatusCode.OK and code.name in _FAULTS:

@@ -43,7 +43,7 @@ def test_an_explanation_is_a_span(traced, spans, vendor, tiny):
         "keylock.model": "tiny",
         "keylock.explainer": "brightness",
         "keylock.keyed": True,
-        "keylock.imaging.decoding": 2,
+        "keylock.images": 2,
     }
 
 
