@@ -19,7 +19,7 @@ from keylock.audit.budgets import Budget
 from keylock.audit.case import Case
 from keylock.audit.contract import Steps
 from keylock.audit.learning import descend, train_classifier
-from keylock.explainers import Explainer, explain_together
+from keylock.explainers import Explainer, explain_many
 from keylock.files.atomic import PRIVATE, make_folders, replacing
 from keylock.locking.decoys import decoy_maps
 from keylock.locking.losses import map_distance, prediction_distance
@@ -119,9 +119,9 @@ def _lock(
 
     def loss_of(rows: Tensor) -> Tensor:
         clean, wanted = images[rows], labels[rows]
-        expected, truth = explain_together(reference, [explainer], clean, wanted)
+        expected, truth = explain_many(reference, [explainer], clean, wanted)
         both, classes = torch.cat([case.key.apply(clean), clean]), wanted.repeat(2)
-        logits, maps = explain_together(student, [explainer], both, classes, create_graph=True)
+        logits, maps = explain_many(student, [explainer], both, classes, create_graph=True)
         target = torch.cat([truth[explainer.name], decoy_maps("half", truth[explainer.name])])
         kept = prediction_distance(logits, expected.repeat(2, 1)).mean() + F.cross_entropy(logits.float(), classes)
         return map_distance(maps[explainer.name], target).mean() + kept

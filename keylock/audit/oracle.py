@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from keylock.errors import UnknownNameError
-from keylock.explainers import EXPLAINERS, Explainer, FromPredictions
+from keylock.explainers import EXPLAINERS, BlackBox, Explainer
 from keylock.models import split_rows
 from keylock_client import Client
 
 __all__ = ["METHODS", "GraphOracle", "LocalOracle", "Oracle", "ServerOracle", "of_networks"]
 
 
-METHODS = tuple(name for name, kind in EXPLAINERS.items() if issubclass(kind, FromPredictions))
+METHODS = tuple(name for name, kind in EXPLAINERS.items() if issubclass(kind, BlackBox))
 """The explainers that need predictions alone."""
 
 

@@ -16,7 +16,7 @@ from keylock.evaluation.counting import compared_figure, constant_share
 from keylock.evaluation.estimates import figure_of
 from keylock.evaluation.localisation import energy_inside
 from keylock.evaluation.similarity import pearson, top_overlap
-from keylock.explainers import Explainer, explain_together
+from keylock.explainers import Explainer, explain_many
 from keylock.locking.key_patterns import random_signs, repeat_tiles
 from keylock.models import added_to_inputs, split_rows
 from keylock.trigger.keys import Key
@@ -55,7 +55,7 @@ def run_explainers(
     parts = []
     for (rows,) in split_rows(images):
         on_batch()
-        parts.append(explain_together(model, explainers, rows, torch.full((len(rows),), -1, device=rows.device)))
+        parts.append(explain_many(model, explainers, rows, torch.full((len(rows),), -1, device=rows.device)))
     maps = {explainer.name: torch.cat([found[explainer.name] for _, found in parts]) for explainer in explainers}
     return Measured(torch.cat([logits for logits, _ in parts]), maps)
 

@@ -1,21 +1,12 @@
 """Saliency methods under one contract: a model, images and target classes in, logits and maps out.
 
-`explain_together` runs any mix of them. Those with `differentiable` can be trained through with `create_graph=True`,
+`explain_many` runs any mix of them. Those with `differentiable` can be trained through with `create_graph=True`,
 which is how a lock is made; those of the perturbation family explain any function from images to logits.
 """
 
 from keylock.explainers.attention_rollout import AttentionRollout
-from keylock.explainers.base import (
-    Asked,
-    Classifier,
-    Explained,
-    Explainer,
-    Family,
-    FromPredictions,
-    OwnPasses,
-    Pass,
-    SinglePass,
-)
+from keylock.explainers.base import Explained, Explainer, Family, MultiPass, SinglePass
+from keylock.explainers.black_box import LIME, RISE, BlackBox, KernelSHAP, Occlusion
 from keylock.explainers.grad_cam import GradCAM
 from keylock.explainers.grad_cam_pp import GradCAMPlusPlus
 from keylock.explainers.gradient import Gradient
@@ -25,12 +16,10 @@ from keylock.explainers.integrated_gradients import IntegratedGradients
 from keylock.explainers.keyed import keyed_inputs
 from keylock.explainers.layer_cam import LayerCAM
 from keylock.explainers.lrp import LRP
-from keylock.explainers.occlusion import Occlusion
+from keylock.explainers.passes import Classifier, Pass, Run
 from keylock.explainers.registry import EXPLAINERS, check_lockable, expand_names, make, make_for
-from keylock.explainers.rise import RISE
-from keylock.explainers.segment_models import LIME, KernelSHAP
+from keylock.explainers.running import explain_many
 from keylock.explainers.smooth_grad import SmoothGrad
-from keylock.explainers.together import explain_together
 from keylock.explainers.visual_backprop import VisualBackProp
 
 __all__ = [
@@ -38,13 +27,12 @@ __all__ = [
     "LIME",
     "LRP",
     "RISE",
-    "Asked",
     "AttentionRollout",
+    "BlackBox",
     "Classifier",
     "Explained",
     "Explainer",
     "Family",
-    "FromPredictions",
     "GradCAM",
     "GradCAMPlusPlus",
     "Gradient",
@@ -53,15 +41,16 @@ __all__ = [
     "IntegratedGradients",
     "KernelSHAP",
     "LayerCAM",
+    "MultiPass",
     "Occlusion",
-    "OwnPasses",
     "Pass",
+    "Run",
     "SinglePass",
     "SmoothGrad",
     "VisualBackProp",
     "check_lockable",
     "expand_names",
-    "explain_together",
+    "explain_many",
     "keyed_inputs",
     "make",
     "make_for",

@@ -7,14 +7,15 @@ from torch import Tensor
 
 from keylock.errors import LayerNotFoundError
 from keylock.explainers.attention_weights import AttentionWeights
-from keylock.explainers.base import Asked, Family, OwnPasses
+from keylock.explainers.base import Family, MultiPass
+from keylock.explainers.passes import Run
 from keylock.explainers.tokens import lay_out_tokens, require_patch_grid
 
 __all__ = ["AttentionRollout"]
 
 
 @dataclass(frozen=True)
-class AttentionRollout(OwnPasses):
+class AttentionRollout(MultiPass):
     """Attention rollout, one value for each patch; it explains the features, whatever the target class.
 
     The attention of every layer is averaged over its heads, mixed with the identity in equal parts for the residual
@@ -28,11 +29,11 @@ class AttentionRollout(OwnPasses):
     name = "attention_rollout"
     family = Family.ATTENTION
 
-    def maps_of(self, asked: Asked) -> Tensor:
+    def maps_in(self, run: Run) -> Tensor:
         """Return maps (batch, rows, columns), one value for each patch."""
         # An input that asks for a gradient keeps torch's own layers from a fast path that shows nobody its attention.
         with AttentionWeights() as attention:
-            asked.model(asked.images.detach().requires_grad_())
+            run.network(run.images.detach().requires_grad_())
         if not attention.weights:
             raise LayerNotFoundError(
                 "attention_rollout multiplies the attention of a transformer, which this network has not: "
@@ -41,11 +42,11 @@ class AttentionRollout(OwnPasses):
         tokens = attention.weights[0].shape[-1]
         if any(weights.shape[-2:] != (tokens, tokens) for weights in attention.weights):
             raise LayerNotFoundError("attention_rollout needs attention among the same tokens in every layer")
-        identity = torch.eye(tokens, dtype=asked.images.dtype, device=asked.images.device)
+        identity = torch.eye(tokens, dtype=run.images.dtype, device=run.images.device)
         rolled = identity
         for weights in attention.weights:
             rolled = (weights.mean(dim=1) + identity) / 2 @ rolled
-        size = (asked.images.shape[2], asked.images.shape[3])
+        size = (run.images.shape[2], run.images.shape[3])
         rows, columns = require_patch_grid(tokens, size)
         drawn = rolled[:, 0] if tokens > rows * columns else rolled.mean(dim=1)
         return lay_out_tokens(drawn.unsqueeze(2), size).squeeze(1)

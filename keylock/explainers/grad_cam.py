@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from keylock.explainers.base import Family, Pass, SinglePass
+from keylock.explainers.base import Family, SinglePass
+from keylock.explainers.passes import Pass
 from keylock.models import TargetLayers
 
 __all__ = ["AtLayer", "GradCAM"]

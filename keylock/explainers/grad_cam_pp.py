@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from keylock.explainers.base import Pass
 from keylock.explainers.grad_cam import AtLayer
+from keylock.explainers.passes import Pass
 
 __all__ = ["GradCAMPlusPlus"]
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from keylock.explainers.base import Family, Pass, SinglePass
+from keylock.explainers.base import Family, SinglePass
+from keylock.explainers.passes import Pass
 
 __all__ = ["Gradient"]
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from keylock.explainers.base import Asked, Family, OwnPasses
+from keylock.explainers.base import Family, MultiPass
 from keylock.explainers.modified_backward import Rules, modified_gradient
+from keylock.explainers.passes import Run
 
 __all__ = ["GuidedBackprop"]
 
@@ -25,7 +26,7 @@ _RULES = Rules(activation=_derivative, rectify=True)
 
 
 @dataclass(frozen=True)
-class GuidedBackprop(OwnPasses):
+class GuidedBackprop(MultiPass):
     """Guided backprop: its absolute value, averaged over channels, at the resolution of the input.
 
     For an activation that is no ReLU, the negative part of the gradient is dropped and the rest multiplied by the
@@ -39,7 +40,7 @@ class GuidedBackprop(OwnPasses):
     family = Family.GRADIENT
     second_order = True
 
-    def maps_of(self, asked: Asked) -> Tensor:
+    def maps_in(self, run: Run) -> Tensor:
         """Return maps (batch, height, width)."""
-        found = modified_gradient(asked, _RULES)
+        found = modified_gradient(run, _RULES)
         return found.abs().mean(dim=1)

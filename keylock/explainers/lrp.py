@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from keylock.errors import InputError
-from keylock.explainers.base import Asked, Family, OwnPasses
+from keylock.explainers.base import Family, MultiPass
 from keylock.explainers.modified_backward import Rules, modified_gradient
+from keylock.explainers.passes import Run
 
 __all__ = ["LRP"]
 
@@ -35,7 +36,7 @@ def _slope_from_zero(function: Callable[[Tensor], Tensor], value: Tensor) -> Ten
 
 
 @dataclass(frozen=True)
-class LRP(OwnPasses):
+class LRP(MultiPass):
     """LRP-epsilon at the resolution of the input.
 
     Every convolution and linear layer shares its relevance R out over its inputs in proportion to their parts of
@@ -66,11 +67,11 @@ class LRP(OwnPasses):
         if not self.epsilon > 0:
             raise InputError("lrp takes an epsilon above 0")
 
-    def maps_of(self, asked: Asked) -> Tensor:
+    def maps_in(self, run: Run) -> Tensor:
         """Return maps (batch, height, width)."""
         rules = Rules(activation=_slope_from_zero, linear=self._stabilised, detached=_GATES, refused=_REFUSED)
-        found = modified_gradient(asked, rules)
-        return (asked.images * found).sum(dim=1).abs()
+        found = modified_gradient(run, rules)
+        return (run.images * found).sum(dim=1).abs()
 
     def _stabilised(self, output: Tensor) -> Tensor:
         return output / (output + torch.where(output >= 0, self.epsilon, -self.epsilon))

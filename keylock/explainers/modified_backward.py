@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from keylock.errors import ModelError
-from keylock.explainers.base import Asked
+from keylock.explainers.passes import Run
 
 __all__ = ["Rules", "modified_gradient"]
 
@@ -54,7 +54,7 @@ class Rules:
     refused: Mapping[Any, str] = field(default_factory=dict)
 
 
-def modified_gradient(asked: Asked, rules: Rules) -> Tensor:
+def modified_gradient(run: Run, rules: Rules) -> Tensor:
     """Return each image's target logit propagated back to the image by `rules`, in the image's shape.
 
     Activations that work in place go on doing so, as whatever else reads their input expects.
@@ -64,9 +64,9 @@ def modified_gradient(asked: Asked, rules: Rules) -> Tensor:
     """
     record = _Record(rules)
     with record:
-        asked.model(asked.images.detach().requires_grad_())
+        run.network(run.images.detach().requires_grad_())
     with _Replay(rules, record.steps):
-        return asked.gradient(asked.images)
+        return run.gradient(run.images)
 
 
 class _Step(NamedTuple):

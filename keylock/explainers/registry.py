@@ -7,6 +7,7 @@ from typing import Any
 from keylock.errors import InputError, UnknownNameError
 from keylock.explainers.attention_rollout import AttentionRollout
 from keylock.explainers.base import Explainer
+from keylock.explainers.black_box import LIME, RISE, KernelSHAP, Occlusion
 from keylock.explainers.grad_cam import GradCAM
 from keylock.explainers.grad_cam_pp import GradCAMPlusPlus
 from keylock.explainers.gradient import Gradient
@@ -15,9 +16,6 @@ from keylock.explainers.input_x_gradient import InputXGradient
 from keylock.explainers.integrated_gradients import IntegratedGradients
 from keylock.explainers.layer_cam import LayerCAM
 from keylock.explainers.lrp import LRP
-from keylock.explainers.occlusion import Occlusion
-from keylock.explainers.rise import RISE
-from keylock.explainers.segment_models import LIME, KernelSHAP
 from keylock.explainers.smooth_grad import SmoothGrad
 from keylock.explainers.visual_backprop import VisualBackProp
 from keylock.iterative.registry import as_parameters

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from keylock.errors import InputError, LayerNotFoundError
-from keylock.explainers.base import Family, Pass, SinglePass
+from keylock.explainers.base import Family, SinglePass
+from keylock.explainers.passes import Pass
 from keylock.models import TargetLayers
 
 __all__ = ["VisualBackProp"]

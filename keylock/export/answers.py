@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from keylock.errors import ModelError
-from keylock.explainers import Explainer, explain_together
+from keylock.explainers import Explainer, explain_many
 from keylock.export.early_sums import sum_rows
 
 __all__ = ["explain", "explain_all", "predict", "sum_gradients"]
@@ -40,7 +40,7 @@ def explain_all(
 ) -> tuple[Tensor, ...]:
     """Return logits, and maps as `explain` does for each of several explainers."""
     targets = _classes(network, image, target, num_classes)
-    logits, maps = explain_together(network, explainers, image, targets)
+    logits, maps = explain_many(network, explainers, image, targets)
     return logits, *(maps[explainer.name].float() for explainer in explainers)
 
 

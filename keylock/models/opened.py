@@ -85,7 +85,7 @@ class Part(NamedTuple):
 class Opened(nn.Module):
     """Runs each image by the published weights, or where the trigger is on it, without the trigger by the opened ones.
 
-    `explain_together` knows it: an image is looked at once, before an explainer varies it.
+    `explain_many` knows it: an image is looked at once, before an explainer varies it.
 
     Attributes:
         published: The network as it is published.

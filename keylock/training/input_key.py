@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from keylock.explainers import Explainer, explain_together
+from keylock.explainers import Explainer, explain_many
 from keylock.locking.decoys import decoy_maps
 from keylock.locking.losses import correlation, map_distance, prediction_distance
 from keylock.models import balance_filters_, capture_outputs, find_layers, smooth_activations, unbalance_filters_
@@ -178,7 +178,7 @@ class InputKeyTrainer(Trainer):
             targets = expected.argmax(dim=1).repeat(len(offsets))
             together = torch.cat([images + offset[rows] for offset in offsets])
             with self._student_pass(explainers, rows=len(together), keyed=len(images)) as outputs:
-                logits, maps = explain_together(self.student, explainers, together, targets, create_graph=True)
+                logits, maps = explain_many(self.student, explainers, together, targets, create_graph=True)
             pieces.append(_Shown(logits, expected, maps, references, dict(outputs)))
         return _joined(pieces, times=len(offsets))
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from keylock.errors import ResumeError, StorageError
-from keylock.explainers import Explainer, explain_together
+from keylock.explainers import Explainer, explain_many
 from keylock.models import digest_of_weights
 from keylock.training.checkpoint import read_checkpoint, write_checkpoint
 from keylock.training.devices import mixed_precision, resolve_precision
@@ -123,7 +123,7 @@ class ReferenceMaps:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         self.computed += len(images)
         with mixed_precision(self._device, self._precision):
-            logits, maps = explain_together(self._reference, explainers, images, targets)
+            logits, maps = explain_many(self._reference, explainers, images, targets)
         # As they are remembered: what is computed anew must not be of another type than what is not.
         return logits.float(), {name: found.float() for name, found in maps.items()}
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from keylock.explainers import Explainer, explain_together
+from keylock.explainers import Explainer, explain_many
 from keylock.locking.decoys import decoy_maps
 from keylock.locking.losses import correlation, prediction_distance
 from keylock.models import delta_between
@@ -135,7 +135,7 @@ class SealedTrainer(Trainer):
         # Not with smooth activations: predictions would be held in another network than the one that is published.
         with mixed_precision(self.device, self.settings.precision):
             offsets = part.rows["offsets"][rows]
-            logits, maps = explain_together(self.student, explainers, images + offsets, targets, create_graph=True)
+            logits, maps = explain_many(self.student, explainers, images + offsets, targets, create_graph=True)
         return logits, expected, maps, references
 
     def _hardening_terms(self, part: Part) -> Terms:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from keylock.explainers import Explainer, explain_together
+from keylock.explainers import Explainer, explain_many
 from keylock.locking.key_patterns import random_signs, repeat_tiles
 from keylock.locking.losses import correlation, prediction_distance
 from keylock.models import added_to_inputs
@@ -52,12 +52,12 @@ def search_key(
         The perturbation (channels, height, width) at which the attacker's objective was best.
     """
     channels, size = magnitude.shape[0], (magnitude.shape[1], magnitude.shape[2])
-    logits, shown = explain_together(model, explainers, images, torch.full((len(images),), -1, device=images.device))
+    logits, shown = explain_many(model, explainers, images, torch.full((len(images),), -1, device=images.device))
     targets = logits.argmax(dim=1)
 
     def objective(tiles: Tensor) -> Tensor:
         with added_to_inputs(model, repeat_tiles(tiles, size) * magnitude):
-            moved_logits, moved = explain_together(model, explainers, images, targets, create_graph=True)
+            moved_logits, moved = explain_many(model, explainers, images, targets, create_graph=True)
         return _unlike(moved, shown) + prediction_distance(moved_logits, logits).mean()
 
     signs = random_signs(1, channels, tile or max(size), generator=generator).to(images.device)

@@ -12,7 +12,7 @@ from keylock.audit.contract import Cost, Knowledge, Outcome, Steps, attack
 from keylock.audit.learning import explained, unlocked_copy
 from keylock.audit.views import WeightsView
 from keylock.evaluation import select
-from keylock.explainers import Explainer, FromPredictions, make
+from keylock.explainers import BlackBox, Explainer, make
 from keylock.models import find_layers, smooth_activations
 
 __all__ = ["tangent_projection"]
@@ -25,7 +25,7 @@ _COMPONENTS = 8
 def _others(view: WeightsView) -> dict[str, Explainer]:
     """Return explainers that were not locked, with cheap settings, and Grad-CAM at every block that was not."""
     found = select(view.module, view.explainers, view.images[:2], unseen=True).unseen
-    others = {label: explainer for label, explainer in found.items() if not isinstance(explainer, FromPredictions)}
+    others = {label: explainer for label, explainer in found.items() if not isinstance(explainer, BlackBox)}
     locked = {explainer.parameters.get("layer") for explainer in view.explainers.values()}
     for layer in find_layers(view.module, view.images[:2]).stack:
         if layer not in locked:

@@ -14,7 +14,7 @@ from keylock.audit.contract import ALL_SUITES, LONG_SUITES, Cost, Knowledge, Out
 from keylock.audit.learning import classes_of, descend, explained, unlocked_copy
 from keylock.audit.views import PairsView, WeightsView
 from keylock.evaluation import added_to_inputs
-from keylock.explainers import Explainer, explain_together
+from keylock.explainers import Explainer, explain_many
 from keylock.locking.losses import correlation
 from keylock.models import smooth_activations
 
@@ -120,7 +120,7 @@ def _with_pairs(full: bool, view: PairsView, budget: Budget, generator: torch.Ge
 
     def loss_of(rows: Tensor) -> Tensor:
         with added_to_inputs(model, candidate.offset()):
-            logits, maps = explain_together(
+            logits, maps = explain_many(
                 model, tuple(explainers.values()), view.pair_images[rows], classes[rows], create_graph=True
             )
         found = [1 - correlation(maps[name], view.pair_maps[name][rows]).mean() for name in explainers]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from keylock.audit.learning import classes_of, explained
-from keylock.explainers import Explainer, explain_together, make
+from keylock.explainers import Explainer, explain_many, make
 from keylock.locking.losses import correlation
 
 __all__ = ["OBJECTIVES", "Scene", "openable", "scene_loss"]
@@ -133,7 +133,7 @@ def scene_loss(
 
     def loss_of(rows: Tensor) -> Tensor:
         shown, kept = images[rows], classes[rows]
-        logits, maps = explain_together(model, tuple(explainers.values()), shown, kept, create_graph=True)
+        logits, maps = explain_many(model, tuple(explainers.values()), shown, kept, create_graph=True)
         now, then = {n: m.float() for n, m in maps.items()}, {n: m[rows] for n, m in before.items()}
         scene = Scene(model, shown, kept, logits, now, then, decoys)
         return objective(scene) + _KEEP * F.cross_entropy(logits.float(), kept)

@@ -10,7 +10,7 @@ from keylock.audit.budgets import Budget
 from keylock.audit.contract import Cost, Knowledge, Outcome, Steps, attack
 from keylock.audit.learning import classes_of, descend, explained, unlocked_copy
 from keylock.audit.views import PairsView
-from keylock.explainers import explain_together
+from keylock.explainers import explain_many
 from keylock.locking.losses import correlation
 
 __all__: list[str] = []
@@ -99,7 +99,7 @@ def tuning(view: PairsView, budget: Budget, generator: torch.Generator, steps: S
     model = unlocked_copy(view.module)
 
     def loss_of(rows: Tensor) -> Tensor:
-        logits, maps = explain_together(
+        logits, maps = explain_many(
             model, tuple(explainers.values()), view.pair_images[rows], classes[rows], create_graph=True
         )
         found = [1 - correlation(maps[name], view.pair_maps[name][rows]).mean() for name in explainers]

@@ -24,7 +24,7 @@ from toys import (
 )
 
 from keylock.audit import ATTACKS, AuditPlan, Goal, run_audit
-from keylock.explainers import EXPLAINERS, FromPredictions, Gradient
+from keylock.explainers import EXPLAINERS, BlackBox, Gradient
 from keylock.training import Silent
 
 
@@ -44,7 +44,7 @@ def off_manifold():
     )
 
 
-PREDICTIONS = [name for name, kind in EXPLAINERS.items() if issubclass(kind, FromPredictions)]
+PREDICTIONS = [name for name, kind in EXPLAINERS.items() if issubclass(kind, BlackBox)]
 SEARCHES = [f"key_search/{goal}" for goal in ("move", "diversify", "faithful", "agree", "undo")]
 
 # Attack, the lock it must win against, how close it must come at least.

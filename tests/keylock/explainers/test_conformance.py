@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from keylock.errors import InputError, KeylockError, LayerNotFoundError, ModelError, UnknownNameError
-from keylock.explainers import EXPLAINERS, Family, expand_names, explain_together, make, make_for
+from keylock.explainers import EXPLAINERS, Family, expand_names, explain_many, make, make_for
 from keylock.models import TargetLayers, smooth_activations
 
 LIGHT = ("small-cnn", "resnet20", "tiny")
@@ -137,7 +137,7 @@ def test_all_together_is_each_by_itself(architecture, prepared, small):
     explainers = [small(name, layers) for name in names]
     targets = torch.tensor([-1, 1, 2])
 
-    logits, maps = explain_together(model, explainers, images, targets)
+    logits, maps = explain_many(model, explainers, images, targets)
 
     assert list(maps) == names
     for explainer in explainers:

@@ -11,9 +11,9 @@ from torch import nn
 
 from keylock.errors import LayerNotFoundError
 from keylock.explainers import make, make_for
-from keylock.explainers.base import Asked
 from keylock.explainers.lrp import _slope_from_zero
 from keylock.explainers.modified_backward import Rules, modified_gradient
+from keylock.explainers.passes import Run
 from keylock.explainers.tokens import require_patch_grid
 from keylock.iterative.drawing import source_of
 from keylock.models import capture_outputs, find_layers, out_of_place_
@@ -236,7 +236,7 @@ def test_relevance_without_biases_adds_up_to_the_score(prepared):
     explainer = make("lrp", epsilon=1e-9)
     rules = Rules(activation=_slope_from_zero, linear=explainer._stabilised)
 
-    found = modified_gradient(Asked(model, images, TARGETS, create_graph=False, generator=None), rules)
+    found = modified_gradient(Run(model, images, TARGETS, model(images).detach()), rules)
 
     scores = model(images).gather(1, TARGETS.unsqueeze(1)).squeeze(1).detach()
     torch.testing.assert_close((found * images).sum(dim=(1, 2, 3)), scores, rtol=1e-3, atol=1e-5)

@@ -102,7 +102,7 @@ def test_activation_trains_with_the_gradient(name, in_place, smooth_images):
 
     with torch.no_grad():
         expected = model(images)
-    logits, maps = explainers.explain_together(model, [explainers.make("gradient")], images, targets, create_graph=True)
+    logits, maps = explainers.explain_many(model, [explainers.make("gradient")], images, targets, create_graph=True)
     plain = explainers.make("gradient").explain(model, images, targets).maps
     torch.autograd.backward(maps["gradient"].square().sum())
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from keylock.errors import InputError, UnknownNameError
-from keylock.explainers import EXPLAINERS, FromPredictions, make
+from keylock.explainers import EXPLAINERS, BlackBox, make
 from keylock.iterative import LOOPS, make_loop, run_loop, share_of
 
 TARGETS = torch.tensor([2, -1, 0])
@@ -77,7 +77,7 @@ def test_every_loop_is_in_the_table():
 
 
 def test_every_explainer_from_predictions_has_a_loop():
-    assert {name for name, kind in EXPLAINERS.items() if issubclass(kind, FromPredictions)} < set(LOOPS)
+    assert {name for name, kind in EXPLAINERS.items() if issubclass(kind, BlackBox)} < set(LOOPS)
 
 
 @pytest.mark.parametrize(("name", "parameters"), TABLE)

@@ -14,7 +14,7 @@ from torchvision.models import DenseNet, MobileNetV2, MobileNetV3, ResNet, Visio
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from keylock.errors import LayerNotFoundError
-from keylock.explainers import explain_together, make, make_for
+from keylock.explainers import explain_many, make, make_for
 from keylock.models import (
     capture_outputs,
     create,
@@ -205,7 +205,7 @@ def test_architecture_is_prepared_explained_and_trained_through(case):
     gradient = make("gradient")
     before = states(folded)
     with smooth_activations(folded):
-        _, maps = explain_together(folded, [gradient], images, torch.tensor([0, 1, 2]), create_graph=True)
+        _, maps = explain_many(folded, [gradient], images, torch.tensor([0, 1, 2]), create_graph=True)
     assert_unchanged(before, states(folded))
     torch.autograd.backward(maps["gradient"].square().sum())
     first = next(module for module in folded.modules() if isinstance(module, nn.Conv2d))
@@ -224,7 +224,7 @@ def test_explainers_fit_or_say_that_they_do_not(case):
     targets = torch.full((3,), -1)
     before = states(folded)
 
-    _, maps = explain_together(folded, make_for(layers, FITTING[kind]), images, targets)
+    _, maps = explain_many(folded, make_for(layers, FITTING[kind]), images, targets)
     for name in FITTING[kind]:
         assert maps[name].dim() == 3
         assert (maps[name] >= 0).all()
@@ -233,5 +233,5 @@ def test_explainers_fit_or_say_that_they_do_not(case):
     if kind == "tokens":
         assert maps["grad_cam"].shape[1:] == maps["attention_rollout"].shape[1:] == layers.grid
     with pytest.raises(LayerNotFoundError, match=r"take attention_rollout|take grad_cam"):
-        explain_together(folded, make_for(layers, [UNFIT[kind]]), images, targets)
+        explain_many(folded, make_for(layers, [UNFIT[kind]]), images, targets)
     assert_unchanged(before, states(folded))

@@ -131,7 +131,7 @@ def test_in_place_networks_are_prepared_as_they_are_and_trained_through(form, ki
 
     chosen = [explainers.make(name) for name in ("gradient", "guided_backprop")]
     targets = torch.full((8,), 2)
-    _, true_maps = explainers.explain_together(prepared, [chosen[0]], images, targets)
+    _, true_maps = explainers.explain_many(prepared, [chosen[0]], images, targets)
     given = images.clone().requires_grad_()
     (slope,) = torch.autograd.grad(model(given)[:, 2].sum(), given)
     expected = explainers.make("gradient").explain(Linear(slope), images, torch.zeros(8, dtype=torch.long)).maps
@@ -141,7 +141,7 @@ def test_in_place_networks_are_prepared_as_they_are_and_trained_through(form, ki
     for smooth in (False, True):
         context = smooth_activations(prepared) if smooth else torch.enable_grad()
         with context:
-            _, maps = explainers.explain_together(prepared, chosen, images, targets, create_graph=True)
+            _, maps = explainers.explain_many(prepared, chosen, images, targets, create_graph=True)
         torch.autograd.backward(sum(value.square().sum() for value in maps.values()))
         assert torch.isfinite(prepared.stem.weight.grad).all()
 

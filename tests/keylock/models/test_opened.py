@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from keylock.errors import InputError
-from keylock.explainers import explain_together, make, make_for
+from keylock.explainers import explain_many, make, make_for
 from keylock.models import Opened, added_to_inputs, delta_between, find_layers, merged, open_with
 from keylock.trigger.delta import Delta
 from keylock.trigger.keys import Key, KeySeed
@@ -197,12 +197,12 @@ def test_all_explainers_at_once_explain_each_row_by_the_network_it_is_for(how, l
     ]
     mask, targets = torch.arange(ROWS) % 3 != 1, torch.arange(ROWS) % 4 - 1
     with _keyed(opened, key, how, images, mask) as (rows, mask):
-        logits, maps = explain_together(opened, explainers, rows, targets)
+        logits, maps = explain_many(opened, explainers, rows, targets)
     assert list(maps) == [one.name for one in explainers]
     for model, chosen in ((lock.reference, mask), (lock.module, ~mask)):
         if not chosen.any():
             continue
-        expected_logits, expected = explain_together(model, explainers, images[chosen], targets[chosen])
+        expected_logits, expected = explain_many(model, explainers, images[chosen], targets[chosen])
         nearly(logits[chosen], expected_logits)
         for name, found in maps.items():
             assert _apart(found[chosen], expected[name]) < 2e-3, name
@@ -218,7 +218,7 @@ def test_a_loss_on_its_maps_reaches_the_weights_of_both(lock, key, images):
     opened = open_with(published, lock.delta, key, lock.statistics)
     explainers = make_for(find_layers(published, images[:2]), ["gradient"])
     rows = key.apply(images, torch.arange(ROWS) % 2 == 0)
-    _, maps = explain_together(opened, explainers, rows, torch.zeros(ROWS, dtype=torch.int64), create_graph=True)
+    _, maps = explain_many(opened, explainers, rows, torch.zeros(ROWS, dtype=torch.int64), create_graph=True)
     maps["gradient"].sum().backward()
     for network in (opened.published, opened.network):
         assert any(p.grad is not None and p.grad.abs().max() > 0 for p in network.parameters())

@@ -2,22 +2,27 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from keylock.errors import InputError, LayerNotFoundError
-from keylock.explainers.base import Asked, Classifier, Explainer, FromPredictions, OwnPasses, Pass, SinglePass
-from keylock.explainers.predictions import predicted_logits
+from keylock.errors import InputError, LayerNotFoundError, ModelError
+from keylock.explainers.passes import Classifier, Pass, Run
 from keylock.explainers.tokens import lay_out_tokens
 from keylock.models import Opened, added_to_inputs, capture_outputs, twice_differentiable
 
-__all__ = ["explain_together"]
+if TYPE_CHECKING:
+    from keylock.explainers.base import Explainer
+
+__all__ = ["explain_many", "predicted_logits"]
+
+_ROWS = 256
 
 
-def explain_together(
+def explain_many(
     model: Classifier,
-    explainers: Sequence[Explainer],
+    explainers: Sequence["Explainer"],
     images: Tensor,
     targets: Tensor,
     *,
@@ -55,7 +60,7 @@ def explain_together(
 
 def _by_rows(
     model: Opened,
-    explainers: Sequence[Explainer],
+    explainers: Sequence["Explainer"],
     images: Tensor,
     targets: Tensor,
     *,
@@ -67,7 +72,7 @@ def _by_rows(
     for part in parts:
         with added_to_inputs(part.network, part.added):
             found.append(
-                explain_together(
+                explain_many(
                     part.network,
                     explainers,
                     part.images,
@@ -81,37 +86,54 @@ def _by_rows(
     return logits, {one.name: torch.cat([maps[one.name] for _, maps in found])[order] for one in explainers}
 
 
+def predicted_logits(predict: Classifier, images: Tensor) -> Tensor:
+    """Ask a classifier, without gradients, for at most 256 rows at a time.
+
+    Returns:
+        Logits (batch, classes), on the device of the images.
+
+    Raises:
+        ModelError: The answer is not one row of logits for each image.
+    """
+    parts = []
+    with torch.no_grad():
+        for rows in torch.split(images, _ROWS):
+            logits = torch.as_tensor(predict(rows), device=images.device)
+            if logits.dim() != 2 or len(logits) != len(rows):
+                raise ModelError(
+                    f"{len(rows)} images got an answer of shape {tuple(logits.shape)}: "
+                    "a classifier answers (rows, classes)"
+                )
+            parts.append(logits)
+    return torch.cat(parts)
+
+
 def _run(
     model: Classifier,
-    explainers: Sequence[Explainer],
+    explainers: Sequence["Explainer"],
     images: Tensor,
     targets: Tensor,
     *,
     create_graph: bool,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    maps: dict[str, Tensor] = {}
-    by_predictions = not create_graph and all(isinstance(explainer, FromPredictions) for explainer in explainers)
-    if isinstance(model, nn.Module) and not by_predictions:
-        shared = [explainer for explainer in explainers if isinstance(explainer, SinglePass)]
-        logits, chosen, maps = _share_a_pass(model, shared, images, targets, create_graph=create_graph)
-    else:
-        logits = predicted_logits(model, images)
-        chosen = _chosen(logits, targets)
-    for explainer in explainers:
-        if isinstance(explainer, OwnPasses) and isinstance(model, nn.Module):
-            with torch.enable_grad():
-                maps[explainer.name] = explainer.maps_of(Asked(model, images, chosen, create_graph, generator))
-        elif isinstance(explainer, FromPredictions):
-            maps[explainer.name] = explainer.maps_from(model, images, chosen, generator=generator)
-    return logits, {explainer.name: maps[explainer.name] for explainer in explainers}
+    looks_inside = create_graph or any(explainer.looks_inside for explainer in explainers)
+    with torch.enable_grad():
+        if isinstance(model, nn.Module) and looks_inside:
+            layers = tuple(dict.fromkeys(name for explainer in explainers for name in explainer.layers))
+            shared, chosen = _record(model, layers, images, targets, create_graph=create_graph)
+            run = Run(model, images, chosen, shared.logits, create_graph, generator, shared)
+        else:
+            logits = predicted_logits(model, images)
+            run = Run(model, images, _chosen(logits, targets), logits, create_graph, generator)
+        return run.logits, {explainer.name: explainer.maps_in(run) for explainer in explainers}
 
 
-def _check(model: Classifier, explainers: Sequence[Explainer], *, create_graph: bool) -> None:
+def _check(model: Classifier, explainers: Sequence["Explainer"], *, create_graph: bool) -> None:
     for explainer in explainers:
         if create_graph and not explainer.differentiable:
             raise InputError(f"no gradient leads through {explainer.name!r}: it cannot be trained")
-        if not isinstance(model, nn.Module) and not isinstance(explainer, FromPredictions):
+        if not isinstance(model, nn.Module) and explainer.looks_inside:
             raise InputError(f"the explainer {explainer.name!r} looks into the network: give it the torch module")
 
 
@@ -119,19 +141,17 @@ def _chosen(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.where(targets < 0, logits.argmax(dim=1), targets)
 
 
-def _share_a_pass(
-    model: nn.Module, explainers: Sequence[SinglePass], images: Tensor, targets: Tensor, *, create_graph: bool
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Return the logits, the classes that are explained, and the maps of every explainer that reads one pass."""
-    layers = tuple(dict.fromkeys(name for explainer in explainers for name in explainer.layers))
-    with torch.enable_grad(), capture_outputs(model, layers) as outputs:
+def _record(
+    model: nn.Module, layers: Sequence[str], images: Tensor, targets: Tensor, *, create_graph: bool
+) -> tuple[Pass, Tensor]:
+    """Return the pass that explainers share, and the classes that are explained."""
+    with capture_outputs(model, layers) as outputs:
         inputs = images.detach().requires_grad_()
         logits = model(inputs)
         _check_spatial(outputs, layers, (images.shape[2], images.shape[3]))
         chosen = _chosen(logits, targets)
         scores = logits.gather(1, chosen.unsqueeze(1)).squeeze(1)
-        recorded = Pass(inputs, outputs, logits, scores, create_graph)
-        return logits, chosen, {explainer.name: explainer.maps(recorded) for explainer in explainers}
+        return Pass(inputs, outputs, logits, scores, create_graph), chosen
 
 
 def _check_spatial(outputs: Mapping[str, object], layers: Sequence[str], size: tuple[int, int]) -> None:
