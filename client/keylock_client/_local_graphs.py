@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from keylock.bundle import WEIGHTS_FILE, Bundle, ExplainerEntry
 from keylock.errors import BundleError, InputError
-from keylock.graphs.binding import bind, inputs_of
+from keylock.graphs.binding import bind
+from keylock.graphs.contract import EXPLANATION, GRADIENT_SUMS, PREDICTION, GraphKind, weight_names
 from keylock.iterative import make_loop, run_loop, share_of
 from keylock.trigger.delta import Delta
 
 __all__ = ["LocalGraphs"]
 
-_ROWS: Final = frozenset({"image", "target", "share"})
 _ERRORS_ONLY: Final = 3
 
 Images = NDArray[np.float32]
@@ -44,7 +44,7 @@ class LocalGraphs:
 
     def predict(self, images: Images) -> NDArray[np.float32]:
         """Returns the logits (batch, classes) of preprocessed images, float32 (batch, channels, height, width)."""
-        return self._run(self._bundle.manifest.prediction_graph, ["logits"], image=images)[0]
+        return self._run(self._bundle.manifest.prediction_graph, PREDICTION, image=images)[0]
 
     def explain(
         self, entry: ExplainerEntry, images: Images, targets: NDArray[np.int64]
@@ -68,7 +68,7 @@ class LocalGraphs:
                 f"{entry.name} did not compile for this network and needs torch: keylock.load_bundle explains with it"
             )
         if entry.runtime == "onnx":
-            logits, maps = self._run(entry.graph, ["logits", "map"], image=images, target=targets)
+            logits, maps = self._run(entry.graph, EXPLANATION, image=images, target=targets)
             return logits, maps
         return self._loop(entry, entry.graph, images, targets)
 
@@ -81,16 +81,16 @@ class LocalGraphs:
             raise BundleError(f"the bundle asks for a loop that this version does not have: {error.message}") from error
 
         def logits(rows: Images, _of: NDArray[np.intp]) -> NDArray[np.float32]:
-            return self._run(entry.predictions or graph, ["logits"], image=rows)[0]
+            return self._run(entry.predictions or graph, PREDICTION, image=rows)[0]
 
         def sums(rows: Images, of: NDArray[np.intp], classes: NDArray[np.int64]) -> NDArray[np.float32]:
-            return self._run(graph, ["sums"], image=rows, target=classes, share=share_of(of))[0]
+            return self._run(graph, GRADIENT_SUMS, image=rows, target=classes, share=share_of(of))[0]
 
         return run_loop(loop, images, targets, logits=logits, gradient_sums=sums)
 
-    def _run(self, path: str, outputs: list[str], **rows: NDArray[Any]) -> list[NDArray[np.float32]]:
+    def _run(self, path: str, kind: GraphKind, **rows: NDArray[Any]) -> list[NDArray[np.float32]]:
         found: list[NDArray[np.float32]] = self._session(path).run(
-            outputs, {name: np.ascontiguousarray(array) for name, array in rows.items()}
+            kind.outputs, {name: np.ascontiguousarray(array) for name, array in rows.items()}
         )
         return found
 
@@ -98,8 +98,8 @@ class LocalGraphs:
         if path not in self._sessions:
             model = self._bundle.read(path)
             try:
-                names = frozenset(inputs_of(model)) - _ROWS
-                self._sessions[path] = self._make_session(bind(model, {name: self._weights[name] for name in names}))
+                given = {name: self._weights[name] for name in weight_names(model)}
+                self._sessions[path] = self._make_session(bind(model, given))
             except Exception as error:  # ONNX Runtime's exceptions share no base class of their own.
                 raise BundleError(f"the graph {path} cannot be loaded: export the bundle again") from error
         return self._sessions[path]

@@ -1,10 +1,6 @@
 """Compile a classifier, or an explainer of it, into one ONNX graph that needs no torch to run.
 
-The graphs keep three promises to the server. A prediction graph maps `image` float32 `(batch, C, H, W)` to `logits`
-float32 `(batch, classes)`. An explainer graph takes `target` int64 `(batch,)` too, in which -1 stands for the predicted
-class, and answers with `logits` and `map` float32 `(batch, h, w)`. The batch is dynamic in both. Entries of the weights
-that a lock seals are inputs of a graph, by their names in the network: with the published values it shows decoys, with
-those of the reference true maps. Nothing else in a graph knows of a lock.
+What a graph of each kind takes and gives is in `keylock.graphs.contract`. The batch is dynamic in all of them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +13,8 @@ from keylock.explainers import Explainer
 from keylock.export import answers
 from keylock.export.exporting import export, prepare
 from keylock.export.graphs import Part
-from keylock.export.inputs import GraphInput, prediction_inputs, share_input, target_input, weight_inputs
+from keylock.export.inputs import row_inputs, weight_inputs
+from keylock.graphs.contract import EXPLANATION, GRADIENT_SUMS, LOGITS, MAP, PREDICTION, TARGET, GraphKind
 
 __all__ = ["compile_explainer", "compile_gradient_sums", "compile_prediction", "compile_together"]
 
@@ -45,7 +42,7 @@ def compile_prediction(
     def predict(given: nn.Module, image: Tensor) -> tuple[Tensor, ...]:
         return (answers.predict(given, image, num_classes),)
 
-    return network.compile(predict, "the prediction", prediction_inputs(image_shape), outputs=["logits"])
+    return network.compile(PREDICTION, predict, "the prediction")
 
 
 def compile_explainer(
@@ -77,8 +74,7 @@ def compile_explainer(
     def explain(given: nn.Module, image: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         return answers.explain(given, explainer, image, target, num_classes)
 
-    inputs = [*prediction_inputs(image_shape), target_input()]
-    return network.compile(explain, f"the explainer {explainer.name!r}", inputs, outputs=["logits", "map"])
+    return network.compile(EXPLANATION, explain, f"the explainer {explainer.name!r}")
 
 
 def compile_together(
@@ -102,11 +98,10 @@ def compile_together(
     def explain(given: nn.Module, image: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         return answers.explain_all(given, explainers, image, target, num_classes)
 
-    inputs = [*prediction_inputs(image_shape), target_input()]
-    maps = {explainer.name: f"map of {explainer.name}" for explainer in explainers}
-    prediction = Part({"logits": "logits"}, without=("target",))
-    parts = [prediction, *(Part({"logits": "logits", name: "map"}) for name in maps.values())]
-    graphs = network.compile_parts(explain, "some explainer", inputs, outputs=["logits", *maps.values()], parts=parts)
+    maps = {explainer.name: f"{MAP} of {explainer.name}" for explainer in explainers}
+    all_of_them = GraphKind(EXPLANATION.inputs, (LOGITS, *maps.values()))
+    parts = [Part({LOGITS: LOGITS}, without=(TARGET,)), *(Part({LOGITS: LOGITS, name: MAP}) for name in maps.values())]
+    graphs = network.compile_parts(all_of_them, explain, "some explainer", parts)
     return graphs[0], dict(zip(maps, graphs[1:], strict=True))
 
 
@@ -127,40 +122,31 @@ def compile_gradient_sums(
     def add_up(given: nn.Module, image: Tensor, target: Tensor, share: Tensor) -> tuple[Tensor, ...]:
         return (answers.sum_gradients(given, image, target, share, num_classes),)
 
-    inputs = [*prediction_inputs(image_shape), target_input(), share_input()]
-    return network.compile(add_up, "the sum of input gradients", inputs, outputs=["sums"])
+    return network.compile(GRADIENT_SUMS, add_up, "the sum of input gradients")
 
 
 class _Network:
     """A network some of whose weights are given to it as inputs of a graph."""
 
     def __init__(self, module: nn.Module, image_shape: tuple[int, int, int], weights: Sequence[str]) -> None:
-        self._network = prepare(module, image_shape)
+        self._network, self._image_shape = prepare(module, image_shape), image_shape
         self._weights = weight_inputs(self._network, weights)
 
-    def compile(
-        self, run: Callable[..., tuple[Tensor, ...]], what: str, inputs: Sequence[GraphInput], *, outputs: Sequence[str]
-    ) -> bytes:
-        """Compile a function of the network and of the tensors that `inputs` describe."""
-        whole = Part({name: name for name in outputs})
-        return self.compile_parts(run, what, inputs, outputs=outputs, parts=[whole])[0]
+    def compile(self, kind: GraphKind, run: Callable[..., tuple[Tensor, ...]], what: str) -> bytes:
+        """Compile a function of the network and of what a graph of the kind is given."""
+        return self.compile_parts(kind, run, what, [Part({name: name for name in kind.outputs})])[0]
 
     def compile_parts(
-        self,
-        run: Callable[..., tuple[Tensor, ...]],
-        what: str,
-        inputs: Sequence[GraphInput],
-        *,
-        outputs: Sequence[str],
-        parts: Sequence[Part],
+        self, kind: GraphKind, run: Callable[..., tuple[Tensor, ...]], what: str, parts: Sequence[Part]
     ) -> list[bytes]:
         """Compile a function, and return a graph for each part of what it answers with."""
+        inputs = row_inputs(kind, self._image_shape)
 
         def with_weights(*tensors: Tensor) -> tuple[Tensor, ...]:
             with self._given(tensors[len(inputs) :]) as network:
                 return run(network, *tensors[: len(inputs)])
 
-        return export(with_weights, what, inputs=[*inputs, *self._weights], outputs=list(outputs), parts=parts)
+        return export(with_weights, what, inputs=[*inputs, *self._weights], outputs=kind.outputs, parts=parts)
 
     @contextmanager
     def _given(self, weights: Sequence[Tensor]) -> Iterator[nn.Module]:

@@ -11,7 +11,8 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor, fx
 
-from keylock.export.inputs import SHARE, GraphInput
+from keylock.export.inputs import GraphInput
+from keylock.graphs.contract import SHARE
 
 __all__ = ["sum_early", "sum_rows"]
 

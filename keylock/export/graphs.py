@@ -9,7 +9,7 @@ import onnx
 from onnx import numpy_helper
 
 from keylock.errors import ExportError
-from keylock.export.inputs import ROWS, SHARE
+from keylock.graphs.contract import ROWS, SHARE
 
 __all__ = [
     "Part",

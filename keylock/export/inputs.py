@@ -1,7 +1,4 @@
-"""What the graphs take: names, shapes, and which inputs have a row for each image.
-
-Beside its rows a graph takes the entries of the weights that a lock seals, by their names in the model.
-"""
+"""What graphs are traced with: examples of what `keylock.graphs.contract` says they are given, and of weights."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,25 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "ROWS",
-    "SHARE",
-    "TRACED_BATCH",
-    "GraphInput",
-    "prediction_inputs",
-    "share_input",
-    "target_input",
-    "weight_inputs",
-]
+from keylock.graphs.contract import IMAGE, SHARE, TARGET, GraphKind
+
+__all__ = ["TRACED_BATCH", "GraphInput", "row_inputs", "weight_inputs"]
 
 TRACED_BATCH = 7
 """Batch size of the examples. A number that no layer has as its channel count, so that the two are never confused."""
-
-SHARE = "share"
-"""The input that says how much of each row is in the sum of each image."""
-
-ROWS = frozenset({"image", "target", SHARE})
-"""The inputs that differ from batch to batch."""
 
 _TRACED_IMAGES = 5
 
@@ -49,19 +33,14 @@ class GraphInput:
     by_row: bool = False
 
 
-def prediction_inputs(image_shape: tuple[int, int, int]) -> list[GraphInput]:
-    """Return `image`, float32 (batch, C, H, W)."""
-    return [GraphInput("image", torch.zeros(TRACED_BATCH, *image_shape))]
-
-
-def target_input() -> GraphInput:
-    """Return `target` int64 (batch,)."""
-    return GraphInput("target", torch.zeros(TRACED_BATCH, dtype=torch.int64))
-
-
-def share_input() -> GraphInput:
-    """Return `share` float32 (images, batch)."""
-    return GraphInput(SHARE, torch.zeros(_TRACED_IMAGES, TRACED_BATCH), by_row=True)
+def row_inputs(kind: GraphKind, image_shape: tuple[int, int, int]) -> list[GraphInput]:
+    """Return what a graph of a kind is given for each batch of images (C, H, W), in its order."""
+    found = {
+        IMAGE: GraphInput(IMAGE, torch.zeros(TRACED_BATCH, *image_shape)),
+        TARGET: GraphInput(TARGET, torch.zeros(TRACED_BATCH, dtype=torch.int64)),
+        SHARE: GraphInput(SHARE, torch.zeros(_TRACED_IMAGES, TRACED_BATCH), by_row=True),
+    }
+    return [found[name] for name in kind.inputs]
 
 
 def weight_inputs(network: nn.Module, names: Iterable[str]) -> list[GraphInput]:

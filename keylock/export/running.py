@@ -9,8 +9,9 @@ import torch
 
 from keylock.errors import ExportError
 from keylock.export.graphs import fix_inputs, require_dynamic_batch
+from keylock.graphs.contract import IMAGE, SHARE
 
-__all__ = ["FloatArray", "IntArray", "Weights", "open_graph", "runner", "sums_runner"]
+__all__ = ["FloatArray", "IntArray", "Weights", "open_graph", "runner"]
 
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
@@ -47,27 +48,17 @@ def open_graph(graph: bytes, weights: Weights | None = None) -> Any:  # noqa: AN
 
 
 def runner(session: Any) -> Callable[..., list[FloatArray]]:  # noqa: ANN401
-    """Return a function that runs a graph on at most 64 images at a time, to bound the memory."""
+    """Return a function that runs a graph of any kind on at most 64 rows at a time, to bound the memory."""
 
     def run(**rows: Any) -> list[FloatArray]:  # noqa: ANN401
-        pieces = [
-            session.run(None, {name: value[start : start + _AT_ONCE] for name, value in rows.items()})
-            for start in range(0, len(rows["image"]), _AT_ONCE)
-        ]
-        return [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
+        parts = [slice(start, start + _AT_ONCE) for start in range(0, len(rows[IMAGE]), _AT_ONCE)]
+        pieces = [session.run(None, {name: _rows(name, value, part) for name, value in rows.items()}) for part in parts]
+        if SHARE in rows:
+            return [sum(sums) for sums in zip(*pieces, strict=True)]
+        return [np.concatenate(some) for some in zip(*pieces, strict=True)]
 
     return run
 
 
-def sums_runner(session: Any) -> Callable[..., FloatArray]:  # noqa: ANN401
-    """Return a function that runs a graph of sums over rows, on at most 64 rows at a time."""
-
-    def run(share: FloatArray, **rows: Any) -> FloatArray:  # noqa: ANN401
-        parts = [slice(start, start + _AT_ONCE) for start in range(0, share.shape[1], _AT_ONCE)]
-        sums: FloatArray = sum(
-            session.run(["sums"], {name: value[part] for name, value in rows.items()} | {"share": share[:, part]})[0]
-            for part in parts
-        )
-        return sums
-
-    return run
+def _rows(name: str, values: Any, part: slice) -> Any:  # noqa: ANN401
+    return values[:, part] if name == SHARE else values[part]

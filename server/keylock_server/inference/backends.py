@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from keylock.bundle import ExplainerEntry, Manifest
 from keylock.bundle.manifest import WEIGHTS_FILE
 from keylock.errors import BundleError, InputError
+from keylock.graphs.contract import EXPLANATION
 from keylock.iterative import Loop, make_loop, run_loop
 from keylock.trigger.delta import Delta
 from keylock.trigger.keys import Key
@@ -64,12 +65,12 @@ class Compiled:
         Raises:
             BundleError: If it takes or gives something else.
         """
-        graph.check_names(inputs={"image", "target"}, outputs={"logits", "map"})
+        graph.check(EXPLANATION)
         self._graph = graph
 
     def explain(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Runs the graph."""
-        logits, maps = self._graph.run(["logits", "map"], image=batch.images, target=batch.targets, keyed=batch.keyed)
+        logits, maps = self._graph.run(EXPLANATION, image=batch.images, target=batch.targets, keyed=batch.keyed)
         return logits, maps
 
     def trial(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:

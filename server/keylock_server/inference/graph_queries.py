@@ -1,14 +1,11 @@
-"""What loops ask graphs: logits, and sums of input gradients.
-
-Predictions take `image` and give `logits`. Sums of gradients take `target` (no -1) and `share` float32 `(images,
-batch)` as well, and give `sums` `(images, channels, height, width)`: `share` times the gradients of the batch.
-"""
+"""What iterative explainers ask graphs: logits, and sums of input gradients."""
 
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from keylock.graphs.contract import GRADIENT_SUMS, PREDICTION
 from keylock.iterative import share_of
 from keylock_server.inference.graphs import Graph
 
@@ -40,12 +37,12 @@ class Predictions:
         Raises:
             BundleError: If it takes or gives something else.
         """
-        graph.check_names(inputs={"image"}, outputs={"logits"})
+        graph.check(PREDICTION)
         self._graph = graph
 
     def logits(self, rows: NDArray[np.float32], keyed: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns `(rows, classes)`."""
-        (logits,) = self._graph.run(["logits"], image=rows, keyed=keyed)
+        (logits,) = self._graph.run(PREDICTION, image=rows, keyed=keyed)
         return logits
 
 
@@ -58,7 +55,7 @@ class Gradients:
         Raises:
             BundleError: If it takes or gives something else.
         """
-        graph.check_names(inputs={"image", "target", "share"}, outputs={"sums"})
+        graph.check(GRADIENT_SUMS)
         self._graph = graph
 
     def sums(self, asked: Variations) -> NDArray[np.float32]:
@@ -71,6 +68,6 @@ class Gradients:
         for kind in np.unique(asked.keyed):
             chosen = asked.keyed == kind
             rows, of, classes, keyed = (part[chosen] for part in asked)
-            (sums,) = self._graph.run(["sums"], image=rows, target=classes, keyed=keyed, share=share_of(of))
+            (sums,) = self._graph.run(GRADIENT_SUMS, image=rows, target=classes, keyed=keyed, share=share_of(of))
             found[np.isin(images, of)] = sums
         return found

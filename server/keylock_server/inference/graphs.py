@@ -1,7 +1,7 @@
 """The graphs of a bundle in ONNX Runtime: with the published weights, and with those that the trigger opens."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from keylock.bundle import WEIGHTS_FILE
 from keylock.errors import BundleError, InputError, KeylockError
-from keylock.graphs.binding import inputs_of
+from keylock.graphs.contract import IMAGE, GraphKind, weight_names
 from keylock.graphs.keyed_rows import run_split
 from keylock.trigger.delta import Delta
 from keylock.trigger.keys import Key
@@ -17,8 +17,6 @@ from keylock_server.inference.running import Run, suited_to
 from keylock_server.inference.sessions import Sessions
 
 __all__ = ["Graph", "Loader"]
-
-_ROWS: Final = frozenset({"image", "target", "share"})
 
 _Arrays = Mapping[str, NDArray[np.float32]]
 
@@ -56,38 +54,38 @@ class Graph:
         self._published = suited_to(published, most_rows=most_rows)
         self._opened = None if opened is None else suited_to(opened, most_rows=most_rows)
 
-    def check_names(self, *, inputs: Collection[str], outputs: Collection[str]) -> None:
-        """Checks what the graph takes and gives beside weights.
+    def check(self, kind: GraphKind) -> None:
+        """Checks that the graph takes, beside weights, and gives what one of a kind does.
 
         Raises:
             BundleError: If it is something else.
         """
-        if self._inputs != set(inputs) or not set(outputs) <= self._outputs:
+        if self._inputs != set(kind.inputs) or not set(kind.outputs) <= self._outputs:
             raise BundleError(
-                f"a graph takes {sorted(self._inputs)} and gives {sorted(self._outputs)} instead of {sorted(inputs)} "
-                f"and {sorted(outputs)}: export the bundle again"
+                f"a graph takes {sorted(self._inputs)} and gives {sorted(self._outputs)} instead of "
+                f"{sorted(kind.inputs)} and {sorted(kind.outputs)}: export the bundle again"
             )
 
     def run(
-        self, outputs: Sequence[str], *, keyed: NDArray[np.float32] | None = None, **rows: NDArray[Any]
+        self, kind: GraphKind, *, keyed: NDArray[np.float32] | None = None, **rows: NDArray[Any]
     ) -> list[NDArray[np.float32]]:
         """Runs the graph on a batch; where it has rows of both kinds, those with the trigger first.
 
         Args:
-            outputs: What to return.
+            kind: What it was checked to be.
             keyed: Which rows have the trigger, float32 `(batch,)`, 1 or 0; none of them by default.
             **rows: The inputs that have a row for each image, without the trigger.
         """
         if keyed is not None and self._opened is not None:
             return run_split(
-                keyed, rows, with_key=_with(self._opened, outputs), without=_with(self._published, outputs)
+                keyed, rows, with_key=_with(self._opened, kind.outputs), without=_with(self._published, kind.outputs)
             )
         if keyed is not None and self._offset is not None:
             # Every row is multiplied and added to, so that both kinds cost the same.
-            rows["image"] = rows["image"] + keyed[:, None, None, None] * self._offset
+            rows[IMAGE] = rows[IMAGE] + keyed[:, None, None, None] * self._offset
         elif keyed is not None and keyed.any():
             raise BundleError(f"the graph {self.path} was loaded without the key")
-        return self._published(outputs, rows)
+        return self._published(kind.outputs, rows)
 
 
 class Loader:
@@ -177,7 +175,7 @@ def _with(run: Run, outputs: Sequence[str]) -> Callable[..., list[NDArray[Any]]]
 def _weights_of(path: str, model: bytes) -> frozenset[str]:
     """Returns the names of what a graph takes beside its rows."""
     try:
-        return frozenset(inputs_of(model)) - _ROWS
+        return weight_names(model)
     except ValueError as error:
         raise BundleError(f"the graph {path} cannot be loaded: export the bundle again") from error
 

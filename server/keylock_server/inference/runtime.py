@@ -1,10 +1,8 @@
 """The model that is served: what a verified bundle offers, and what its graphs are handed.
 
-A graph that predicts takes `image` float32 `(batch, channels, height, width)` and gives `logits` `(batch, classes)`.
-A graph that explains also takes `target` int64 `(batch,)`, -1 for the predicted class, and gives `map` float32
-`(batch, height, width)`, non-negative. What loops ask is described in `asking`. Rows with the trigger and rows without
-it run the same operations, in two sessions with other weights, or where the network itself tells the trigger in one.
-No torch is needed, but for explainers that do not compile.
+What graphs take and give is in `keylock.graphs.contract`. Rows with the trigger and rows without it run the same
+operations, in two sessions with other weights, or where the network itself tells the trigger in one. No torch is
+needed, but for explainers that do not compile.
 """
 
 import logging
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 from keylock.bundle import Canary, ExplainerEntry, Manifest
 from keylock.bundle.manifest import VariantEntry
 from keylock.errors import BundleError, TensorError, UnknownNameError
+from keylock.graphs.contract import PREDICTION
 from keylock.trigger import Recogniser, TriggerStatistics
 from keylock.trigger.delta import Delta
 from keylock.trigger.keys import Key
@@ -95,7 +94,7 @@ class ServedModel:
             key: The key; without it, keyed maps are refused.
             delta: What the trigger opens, which comes with the key; None where the network itself tells the trigger.
             statistics: What triggers are read by, for stamped pictures.
-            canary: Images with the maps that were proved at export, for `condition`.
+            canary: Images with the maps that were proved at export, for `health`.
             device: Where to run; see `devices`.
             threads: Threads one batch may use.
             max_batch: Most images in one run; TensorRT has to know it beforehand.
@@ -105,7 +104,7 @@ class ServedModel:
             variant: Which numbers to compute in, where the bundle has such graphs; `float32` elsewhere.
 
         Raises:
-            BundleError: If a graph cannot be loaded or does not keep the contract above.
+            BundleError: If a graph cannot be loaded or does not keep the contract.
             ServiceError: If the device is not there, or the folder is within reach of others.
         """
         self.manifest, self.canary = manifest, canary
@@ -122,7 +121,7 @@ class ServedModel:
         # Loops ask it about rows with the trigger, predictions for everybody do not.
         asked = {file for entry in manifest.explainers if entry.runtime == "loop" for file in _files_of(entry)}
         self._predictor = load(predictor, opened=predictor in asked)
-        self._predictor.check_names(inputs={"image"}, outputs={"logits"})
+        self._predictor.check(PREDICTION)
         self.providers: tuple[str, ...] = self._predictor.providers
         self._left_out: dict[str, str] = {}
         self._ways: dict[str, Way] = {}
@@ -172,7 +171,7 @@ class ServedModel:
         Returns:
             Logits, float32 `(batch, classes)`; of images that are very large in value not finite, see `check_finite`.
         """
-        (logits,) = self._predictor.run(["logits"], image=images)
+        (logits,) = self._predictor.run(PREDICTION, image=images)
         return logits
 
     def without_trigger(self, images: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:

@@ -3,9 +3,10 @@ import torch
 from torch import Tensor
 
 from keylock.errors import ExportError
-from keylock.export.inputs import prediction_inputs
+from keylock.export.inputs import row_inputs
 from keylock.export.simplify import simplify
 from keylock.export.tracing import trace
+from keylock.graphs.contract import PREDICTION
 
 WEIGHT = torch.arange(12.0).reshape(3, 4)
 
@@ -18,7 +19,7 @@ def test_equal_work_is_done_once():
     def function(image: Tensor) -> tuple[Tensor, ...]:
         return ((image * 2).exp() + (image * 2).exp() + (image * 3).exp(),)
 
-    graph = simplify(trace(function, prediction_inputs((3, 2, 2))))
+    graph = simplify(trace(function, row_inputs(PREDICTION, (3, 2, 2))))
 
     assert operations(graph).count("aten.mul.Tensor") == 2
     assert operations(graph).count("aten.exp.default") == 2
@@ -32,7 +33,7 @@ def test_sizes_are_read_off_the_input_once():
         flat = doubled.reshape(doubled.numel() // 12, 12)
         return (flat.exp().reshape(doubled.shape[0], 12) + image.reshape(image.numel() // 6, 6).repeat(1, 2),)
 
-    graph = simplify(trace(function, prediction_inputs((3, 2, 1))))
+    graph = simplify(trace(function, row_inputs(PREDICTION, (3, 2, 1))))
 
     sizes = [node for node in graph.graph.nodes if isinstance(node.meta.get("val"), torch.SymInt)]
     assert [(node.target, node.args[0].op) for node in sizes] == [(torch.ops.aten.sym_size.int, "placeholder")]
@@ -44,7 +45,7 @@ def test_work_on_constants_is_done_in_advance():
     def function(image: Tensor) -> tuple[Tensor, ...]:
         return (image.flatten(1) @ (WEIGHT.flip(0) * 2).exp(),)
 
-    graph = simplify(trace(function, prediction_inputs((3, 1, 1))))
+    graph = simplify(trace(function, row_inputs(PREDICTION, (3, 1, 1))))
 
     assert not {"aten.flip.default", "aten.exp.default"} & set(operations(graph))
     image = torch.randn(2, 3, 1, 1)
@@ -56,7 +57,7 @@ def test_work_nobody_reads_is_dropped():
         image.exp()
         return (image + 1,)
 
-    assert operations(simplify(trace(function, prediction_inputs((3, 1, 1))))) == ["aten.add.Tensor"]
+    assert operations(simplify(trace(function, row_inputs(PREDICTION, (3, 1, 1))))) == ["aten.add.Tensor"]
 
 
 def test_work_in_place_keeps_its_meaning():
@@ -65,7 +66,7 @@ def test_work_in_place_keeps_its_meaning():
         first.add_(1)
         return (first + image * 2,)
 
-    graph = simplify(trace(function, prediction_inputs((3, 1, 1))))
+    graph = simplify(trace(function, row_inputs(PREDICTION, (3, 1, 1))))
 
     image = torch.randn(5, 3, 1, 1)
     torch.testing.assert_close(graph(image)[0], 4 * image + 1)
@@ -73,7 +74,7 @@ def test_work_in_place_keeps_its_meaning():
 
 def test_random_numbers_are_refused():
     with pytest.raises(ExportError, match="random numbers"):
-        simplify(trace(lambda image: (torch.dropout(image, 0.5, True),), prediction_inputs((3, 1, 1))))
+        simplify(trace(lambda image: (torch.dropout(image, 0.5, True),), row_inputs(PREDICTION, (3, 1, 1))))
 
 
 def test_the_weights_of_a_class_are_looked_up():
@@ -85,7 +86,7 @@ def test_the_weights_of_a_class_are_looked_up():
             scores = (inputs @ WEIGHT).gather(1, classes)
             return (torch.autograd.grad(scores.sum(), inputs)[0],)
 
-    graph = simplify(trace(function, prediction_inputs((3, 1, 1))))
+    graph = simplify(trace(function, row_inputs(PREDICTION, (3, 1, 1))))
 
     assert "aten.index_select.default" in operations(graph)
     assert "aten.scatter_add.default" not in operations(graph)

@@ -23,6 +23,7 @@ from keylock.bundle import Architecture, ExplainerEntry, KeyFile, open_bundle, w
 from keylock.bundle.manifest import WEIGHTS_FILE  # noqa: E402
 from keylock.errors import BundleError, UnknownNameError  # noqa: E402
 from keylock.explainers import make  # noqa: E402
+from keylock.graphs.contract import PREDICTION  # noqa: E402
 from keylock.imaging.preprocessing import Preprocessing  # noqa: E402
 from keylock.pipeline import Publication, publish  # noqa: E402
 from keylock_server.inference.runtime import ServedModel  # noqa: E402
@@ -115,11 +116,11 @@ def test_what_a_loop_asks_is_opened_and_what_everybody_asks_is_not_where_no_loop
     seed = sealed_lock.seed
     plain = ServedModel(alone, bundle.read, key=bundle.key(seed), delta=bundle.delta(seed))
     images, keyed = sealed_lock.images[:2].numpy(), np.ones(2, np.float32)
-    (logits,) = looped._predictor.run(["logits"], image=images, keyed=keyed)
+    (logits,) = looped._predictor.run(PREDICTION, image=images, keyed=keyed)
     expected = sealed_lock.lock.reference(sealed_lock.images[:2]).numpy()
     np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4)
     with pytest.raises(BundleError, match="was loaded without the key"):
-        plain._predictor.run(["logits"], image=images, keyed=keyed)
+        plain._predictor.run(PREDICTION, image=images, keyed=keyed)
 
 
 def test_a_loop_that_nobody_waits_for_ends(model, sealed_lock):

@@ -15,6 +15,7 @@ from keylock.bundle import ExplainerEntry, open_bundle, write_bundle
 from keylock.bundle.manifest import WEIGHTS_FILE, VariantEntry
 from keylock.errors import BundleError, ServiceError
 from keylock.graphs.binding import bind
+from keylock.graphs.contract import EXPLANATION, PREDICTION
 from keylock.trigger.delta import Delta
 from keylock_server.inference.graphs import Loader
 from keylock_server.inference.running import suited_to
@@ -75,7 +76,7 @@ def test_nothing_of_the_key_is_in_an_engine_where_the_network_tells_the_trigger(
     monkeypatch.chdir(tmp_path)
     runtime = Runtime()
     graphs = load_all(vendor, runtime, folder, key=vendor.key)
-    keyed = graphs["graphs/fine.onnx"].run(["map"], **rows(tiny))[0]
+    keyed = graphs["graphs/fine.onnx"].run(EXPLANATION, **rows(tiny))[1]
     np.testing.assert_allclose(keyed, tiny.maps(tiny.images(5) + vendor.key.reveal(), np.full(5, -1)), rtol=1e-4)
     assert {asked[TENSORRT]["trt_engine_cache_enable"] for asked in runtime.asked} == {"True"}
     written = written_under(tmp_path)
@@ -93,7 +94,7 @@ def test_no_engine_of_a_graph_with_opened_weights_is_ever_written(sealed, vendor
     )
     graph, given = load("fine"), {"image": tiny.images(5), "target": np.full(5, -1)}
     keyed = np.array([1, 0, 0, 1, 0], np.float32)
-    (logits,) = graph.run(["logits"], keyed=keyed, **given)
+    logits, _ = graph.run(EXPLANATION, keyed=keyed, **given)
     (_, opened), flat = load._given("fine", ["weights"]), tiny.images(5).reshape(5, -1)
     expected = np.where(keyed[:, None] > 0, flat @ opened["weights"], tiny.logits(tiny.images(5)))
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
@@ -144,7 +145,7 @@ def test_engines_are_built_once_for_all_starts(vendor, tiny, folder):
     runtime = Runtime()
     for _ in range(3):
         graphs = load_all(vendor, runtime, folder, key=vendor.key)
-        logits = graphs["graphs/predict.onnx"].run(["logits"], image=tiny.images(4))[0]
+        logits = graphs["graphs/predict.onnx"].run(PREDICTION, image=tiny.images(4))[0]
         np.testing.assert_allclose(logits, tiny.logits(tiny.images(4)), rtol=1e-4, atol=1e-6)
     assert runtime.engines_built == len(graphs)
 
