@@ -3,13 +3,14 @@
 One `LocalGraphs` runs one set of weights, the published ones or those that a trigger opens.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from keylock.bundle import WEIGHTS_FILE, Bundle, ExplainerEntry
+from keylock.bundle.weights import WeightArrays, read_weights
 from keylock.errors import BundleError, InputError
 from keylock.graphs.binding import bind
 from keylock.graphs.contract import EXPLANATION, GRADIENT_SUMS, PREDICTION, GraphKind, weight_names
@@ -39,7 +40,7 @@ class LocalGraphs:
         """
         self._make_session = _runtime()
         self._bundle = bundle
-        self._weights = _weights(bundle, delta) if bundle.manifest.delta is not None else {}
+        self._weights = _weights(bundle, delta)
         self._sessions: dict[str, Any] = {}
 
     def predict(self, images: Images) -> NDArray[np.float32]:
@@ -118,14 +119,8 @@ def _runtime() -> Callable[[bytes], Any]:
     return lambda model: onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _weights(bundle: Bundle, delta: Delta | None) -> Mapping[str, NDArray[np.float32]]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    try:
-        published = {
-            name: array.astype(np.float32, copy=False) for name, array in load(bundle.read(WEIGHTS_FILE)).items()
-        }
-        return published if delta is None else delta.added_to(published)
-    except (SafetensorError, InputError) as error:
-        raise BundleError(f"{WEIGHTS_FILE} does not fit the model's graphs: export the bundle again") from error
+def _weights(bundle: Bundle, delta: Delta | None) -> WeightArrays:
+    if bundle.manifest.delta is None:
+        return {}
+    published, opened = read_weights(bundle.read(WEIGHTS_FILE), delta)
+    return published if opened is None else opened

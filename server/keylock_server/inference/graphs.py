@@ -8,7 +8,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from keylock.bundle import WEIGHTS_FILE
-from keylock.errors import BundleError, InputError, KeylockError
+from keylock.bundle.weights import WeightArrays, read_weights
+from keylock.errors import BundleError, KeylockError
 from keylock.graphs.contract import IMAGE, GraphKind, weight_names
 from keylock.graphs.keyed_rows import run_split
 from keylock.trigger.delta import Delta
@@ -17,8 +18,6 @@ from keylock_server.inference.running import Run, suited_to
 from keylock_server.inference.sessions import Sessions
 
 __all__ = ["Graph", "Loader"]
-
-_Arrays = Mapping[str, NDArray[np.float32]]
 
 
 class Graph:
@@ -111,7 +110,7 @@ class Loader:
         """
         self._read, self._sessions, self._numbers, self._delta = read, sessions, numbers, delta
         self._offset = None if key is None or delta is not None else key.reveal()
-        self._weights: tuple[_Arrays, _Arrays | None] | None = None
+        self._weights: tuple[WeightArrays, WeightArrays | None] | None = None
         self._graphs: dict[tuple[str, bool], Graph] = {}
 
     def __call__(self, path: str, *, opened: bool = True) -> Graph:
@@ -139,14 +138,14 @@ class Loader:
         sessions = self._start(path, model, published, public=True), self._start(path, model, merged, public=False)
         return Graph(path, *sessions, most_rows=self._sessions.max_batch)
 
-    def _given(self, path: str, names: Collection[str]) -> tuple[_Arrays, _Arrays | None]:
+    def _given(self, path: str, names: Collection[str]) -> tuple[WeightArrays, WeightArrays | None]:
         """Returns the published weights that a graph takes, and the opened ones, where it takes any."""
         if not names:
             if self._delta is not None:
                 raise BundleError(f"the graph {path} takes none of the weights that the delta changes: export it again")
             return {}, None
         if self._weights is None:
-            self._weights = _read_weights(self._read(WEIGHTS_FILE), self._delta)
+            self._weights = read_weights(self._read(WEIGHTS_FILE), self._delta)
         published, merged = self._weights
         if not set(names) <= set(published):
             raise BundleError(f"the graph {path} takes weights that the bundle does not have: export it again")
@@ -158,7 +157,7 @@ class Loader:
             None if merged is None else {name: merged[name] for name in names},
         )
 
-    def _start(self, path: str, model: bytes, given: _Arrays, *, public: bool) -> onnxruntime.InferenceSession:
+    def _start(self, path: str, model: bytes, given: WeightArrays, *, public: bool) -> onnxruntime.InferenceSession:
         try:
             numbers = self._numbers.get(path, "float32")
             return self._sessions.open(path, model, given, numbers=numbers, public=public)
@@ -178,15 +177,3 @@ def _weights_of(path: str, model: bytes) -> frozenset[str]:
         return weight_names(model)
     except ValueError as error:
         raise BundleError(f"the graph {path} cannot be loaded: export the bundle again") from error
-
-
-def _read_weights(content: bytes, delta: Delta | None) -> tuple[_Arrays, _Arrays | None]:
-    """Returns the published weights, and those that the delta makes of them."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    try:
-        published = {name: array.astype(np.float32, copy=False) for name, array in load(content).items()}
-        return published, None if delta is None else delta.added_to(published)
-    except (SafetensorError, InputError) as error:
-        raise BundleError(f"{WEIGHTS_FILE} does not fit the model's graphs: export the bundle again") from error
