@@ -65,7 +65,7 @@ class ServerSettings(BaseSettings):
         unlicensed_explanations: `decoy` or `refuse`.
         stamped_images: Whether a picture that carries the trigger opens by itself, for callers without a license:
             `answer` or `ignore`.
-        even_times: Whether answers without a license wait as long as checking and charging one takes.
+        pad_response_times: Whether answers without a license wait as long as checking and charging one takes.
         prices: Units of one image by explainer; `*` is for those that are not named, 1 where that is not either.
         token_keys: Keys (PEM) for access tokens, shared by servers that stand in for each other: the first signs, all
             verify. Empty: one that this process makes for itself.
@@ -142,7 +142,7 @@ class ServerSettings(BaseSettings):
     license_store: Annotated[str | None, Field(repr=False)] = None
     unlicensed_explanations: Literal["decoy", "refuse"] = "decoy"
     stamped_images: Literal["answer", "ignore"] = "ignore"
-    even_times: bool = True
+    pad_response_times: bool = True
     prices: dict[str, Annotated[int, Field(ge=0, le=1_000_000)]] = {}
     token_keys: tuple[Path, ...] = ()
     receipt_key: Path | None = None

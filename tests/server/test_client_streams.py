@@ -173,7 +173,7 @@ def test_leaving_the_loop_ends_the_stream(connect, proven, vendor, tiny):
     for _ in range(3):
         next(stream)
     stream.close()
-    wait_for(lambda: proven.server._running.count == 0)
+    wait_for(lambda: proven.server.parts.running.count == 0)
     assert len(read) <= 6
     gc.collect()
     assert total(client) <= len(read)
@@ -244,7 +244,7 @@ def test_errors_of_the_given_images_come_to_their_owner(connect, proven, tiny):
 
     with pytest.raises(RuntimeError, match="on fire"):
         list(client.explain_many(broken()))
-    wait_for(lambda: proven.server._running.count == 0)
+    wait_for(lambda: proven.server.parts.running.count == 0)
 
 
 def test_closing_the_client_ends_its_streams(connect, proven, tiny):

@@ -49,7 +49,7 @@ class Gate:
 
     @property
     def held(self):
-        return self.calls.server._batchers.held
+        return self.calls.server.parts.batchers.held
 
     def until_held(self, rows):
         limit = time.monotonic() + 20

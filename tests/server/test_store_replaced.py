@@ -85,7 +85,7 @@ def test_server_that_lost_its_store_explains_nothing_for_a_license(
     assert health(calls, PREDICTIONS) == SERVING
     assert not calls.explain(image).results[0].keyed
     assert "not well, store" in server_log.text
-    assert str(path) in calls.server._condition.problems["store"]
+    assert str(path) in calls.server.problems["store"]
     with LicenseStore(url) as store:
         store.database.migrate()
         if any(one.license.id == granted.id for one in store.list()):
@@ -101,7 +101,7 @@ def test_server_whose_store_thread_has_died_says_so_and_keeps_nobody_waiting(sta
     with LicenseStore(url) as store:
         token = vendor.grant(store=store).token
     assert reason_of(lambda: calls.explain(image, token=token)) == "true map"
-    ledger = calls.server._meter._ledger
+    ledger = calls.server.parts.meter._ledger
 
     def end(connection):
         raise SystemExit
@@ -114,7 +114,7 @@ def test_server_whose_store_thread_has_died_says_so_and_keeps_nobody_waiting(sta
     while health(calls, EXPLANATIONS) == SERVING:
         assert time.monotonic() - began < 10
         time.sleep(0.02)
-    assert "has ended" in calls.server._condition.problems["metering"]
+    assert "has ended" in calls.server.problems["metering"]
     assert health(calls, PREDICTIONS) == SERVING
     calls.stop().result(timeout=30)
 

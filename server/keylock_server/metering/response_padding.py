@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-__all__ = ["Alarm", "CallTimes", "EvenTimes"]
+__all__ = ["Alarm", "CallTimes", "ResponsePadding"]
 
 _REMEMBERED: Final = 16
 _LONGEST_S: Final = 1.0
@@ -46,7 +46,7 @@ class CallTimes:
         return self._clock() - self._begun - self._worked
 
 
-class EvenTimes:
+class ResponsePadding:
     """Remembers what licenses lately took in time, and lets calls without one wait as long. For one event loop."""
 
     def __init__(self, *, wake: "Alarm | None", generator: random.Random | None = None) -> None:

@@ -1,30 +1,19 @@
 """A running server, and how it stops: it takes no new calls and lets the running ones finish."""
 
 import asyncio
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Final
 
 import grpc
 
-from keylock_server.inference.models import Models
 from keylock_server.inference.runtime import ServedModel
-from keylock_server.metering.meter import Meter
-from keylock_server.metering.response_padding import EvenTimes
-from keylock_server.operations.metrics import Metrics
-from keylock_server.scheduling.batcher import Batchers
-from keylock_server.scheduling.decoder_pool import Workers
+from keylock_server.operations.checks import Health
 from keylock_server.services.admin import Served, open_admin
-from keylock_server.services.health import Condition
-from keylock_server.services.predictions import PredictionService
-from keylock_server.services.transparency import CheckpointSigner
-from keylock_server.settings import ServerSettings
-from keylock_server.transport.interceptors import Running
+from keylock_server.services.parts import Parts
 from keylock_server.transport.listening import join
 
-if TYPE_CHECKING:
-    from keylock.store import LicenseStore
-
-__all__ = ["RunningServer", "release"]
+__all__ = ["RunningServer"]
 
 _FOREVER_S: Final = 1e6
 _SETTLE_S: Final = 0.1
@@ -37,52 +26,29 @@ class RunningServer:
         host: Where it listens.
         port: The port it really listens on.
         models: What it serves.
+        parts: What its services work with.
         metrics_port: The port metrics are served on; None where they are not.
         admin_port: The port operators are served on; None where they are not.
     """
 
-    def __init__(
-        self,
-        server: grpc.aio.Server,
-        *,
-        settings: ServerSettings,
-        port: int,
-        models: Models,
-        predictions: PredictionService,
-        health_service: Any,  # noqa: ANN401 - the health package has no types
-        batchers: Batchers,
-        workers: Workers,
-        even_times: EvenTimes,
-        store: "LicenseStore | None",
-        meter: Meter,
-        checkpoints: CheckpointSigner | None,
-        condition: Condition,
-        metrics: Metrics,
-        running: Running,
-    ) -> None:
+    def __init__(self, server: grpc.aio.Server, *, port: int, parts: Parts, health: Health) -> None:
         """Takes what `start` has made; call that instead."""
         self._server: grpc.aio.Server | None = server
-        self._running = running
         self._stopping: asyncio.Task[None] | None = None
         self._begun: asyncio.Task[None] | None = None
         self._told = asyncio.Event()
         self._hurry = asyncio.Event()
         self._stopped = asyncio.Event()
-        self._settings = settings
-        self._predictions = predictions
-        self._health = health_service
-        self._batchers = batchers
-        self._workers = workers
-        self._even_times = even_times
-        self._store = store
-        self._meter = meter
-        self._checkpoints = checkpoints
-        self._condition = condition
-        self._metrics = metrics
+        self.parts, self._settings, self._health = parts, parts.settings, health
+        self._closing = AsyncExitStack()
         self.metrics_port: int | None = None
         self.admin_port: int | None = None
         self._admin: grpc.aio.Server | None = None
-        self.host, self.port, self.models = settings.host, port, models
+        self.host, self.port, self.models = parts.settings.host, port, parts.models
+
+    def closes_with(self, closing: AsyncExitStack) -> None:
+        """Takes over what closes everything that the server works with, in the right order."""
+        self._closing = closing
 
     @property
     def model(self) -> ServedModel:
@@ -93,6 +59,11 @@ class RunningServer:
     def target(self) -> str:
         """What clients connect to, `host:port`."""
         return join(self.host, self.port)
+
+    @property
+    def problems(self) -> Mapping[str, str]:
+        """What is wrong with it, by the name of the check that found it."""
+        return self._health.checks.problems
 
     def describe(self) -> dict[str, Any]:
         """Says what it serves and where, in values that JSON has; the first model stands at the top as well."""
@@ -166,51 +137,20 @@ class RunningServer:
 
         The server's own grace period would also wait for streams that never end, such as watchers of its health.
         """
-        self._predictions.ready = False
-        self._running.leaving.set()
-        await self._condition.close()
-        await self._health.enter_graceful_shutdown()
+        self.parts.running.leaving.set()
+        await self._health.checks.close()
+        await self._health.service.enter_graceful_shutdown()
         refusing = asyncio.create_task(server.stop(_FOREVER_S))
         await asyncio.sleep(_SETTLE_S)  # By now every accepted call is counted, and the watchers have been told.
-        waiting = [asyncio.create_task(self._running.idle()), asyncio.create_task(self._hurry.wait())]
+        waiting = [asyncio.create_task(self.parts.running.idle()), asyncio.create_task(self._hurry.wait())]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for task in (refusing, *waiting):
             task.cancel()
         await asyncio.gather(refusing, *waiting, return_exceptions=True)
         await server.stop(None)
         await self.models.close()
-        # Last, so that operators can watch the others finish.
-        await self.close_operators()
-        await release(
-            self._batchers,
-            self._workers,
-            self._even_times,
-            self._metrics,
-            self._meter,
-            self._checkpoints,
-            self._store,
-        )
+        # Operators are served until here, so that they can watch the others finish.
+        await self._closing.aclose()
         if self._settings.ready_file is not None:
             self._settings.ready_file.unlink(missing_ok=True)
         self._stopped.set()
-
-
-async def release(
-    batchers: Batchers,
-    workers: Workers,
-    even_times: EvenTimes,
-    metrics: Metrics,
-    meter: Meter,
-    checkpoints: CheckpointSigner | None,
-    store: "LicenseStore | None",
-) -> None:
-    """Closes what a server works with, the store last, because the others still write to it."""
-    workers.close()
-    batchers.close()
-    even_times.close()
-    metrics.close()
-    await meter.close()
-    if checkpoints is not None:
-        await checkpoints.close()
-    if store is not None:
-        store.close()

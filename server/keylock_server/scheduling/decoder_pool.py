@@ -8,13 +8,13 @@ from typing import Any, TypeVar, cast
 from keylock_server.scheduling.batching import Part
 from keylock_server.scheduling.dispatching import Dispatcher
 
-__all__ = ["Workers"]
+__all__ = ["DecoderPool"]
 
 T = TypeVar("T")
 _Task = Callable[[threading.Event], Any]
 
 
-class Workers:
+class DecoderPool:
     """Runs jobs in threads, in turns of the parties that ask. Made and used in one event loop.
 
     Attributes:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keylock.errors import ImageError
-from keylock_server.scheduling.decoder_pool import Workers
+from keylock_server.scheduling.decoder_pool import DecoderPool
 from keylock_server.transport.calls import current_call
 from keylock_server.transport.cancellation import stop_if
 
@@ -157,7 +157,7 @@ class DecodingMemory:
 class Decoder:
     """Decodes images of requests. Made and used in one event loop."""
 
-    def __init__(self, workers: Workers, memory: DecodingMemory) -> None:
+    def __init__(self, workers: DecoderPool, memory: DecodingMemory) -> None:
         """Makes the decoder.
 
         Args:

@@ -22,23 +22,21 @@ from keylock.inference import inference_pb2_grpc
 from keylock.licensing import StoredLicense
 from keylock.v1 import admin_pb2 as pb
 from keylock.v1 import admin_pb2_grpc as pb_grpc
-from keylock_server.inference.models import Models
 from keylock_server.inference.runtime import ServedModel
-from keylock_server.metering.meter import Meter, describe_windows, timestamp
-from keylock_server.scheduling.batcher import Batchers
+from keylock_server.metering.meter import describe_windows, timestamp
 from keylock_server.services.explanations import describe_model
 from keylock_server.services.licenses import describe_license
+from keylock_server.services.parts import Parts
 from keylock_server.services.repository import RepositoryService
 from keylock_server.settings import ServerSettings
 from keylock_server.transport.fields import at_field
-from keylock_server.transport.interceptors import Running
 from keylock_server.transport.listening import listen
 from keylock_server.transport.statuses import NoStoreError
 from keylock_server.transport.tls import load_credentials
 
 if TYPE_CHECKING:
     from keylock.store import LicenseStore
-    from keylock_server.services.health import Condition
+    from keylock_server.services.health import HealthChecks
 
 __all__ = ["AdminService", "Served", "open_admin"]
 
@@ -54,28 +52,18 @@ class Served:
     """The running server, as its operators see it.
 
     Attributes:
-        models: What it serves.
+        parts: What it works with.
         store: Licenses; None where there are none.
-        meter: Knows what they used.
-        condition: Knows what is wrong.
-        batchers: Run them.
-        running: Counts calls.
+        health: Knows what is wrong.
         drain: Begins to stop the server, in the event loop, and returns at once.
         draining: Tells whether that has begun.
-        drain_s: How long running calls then have, in seconds.
-        now: The clock, in UTC.
     """
 
-    models: Models
+    parts: Parts
     store: "LicenseStore | None"
-    meter: Meter
-    condition: "Condition"
-    batchers: Batchers
-    running: Running
+    health: "HealthChecks"
     drain: Callable[[], None]
     draining: Callable[[], bool]
-    drain_s: float
-    now: Callable[[], datetime]
 
 
 class AdminService(pb_grpc.AdminServiceServicer):
@@ -89,7 +77,7 @@ class AdminService(pb_grpc.AdminServiceServicer):
     async def GetStatus(self, request: pb.GetStatusRequest, context: _Context) -> pb.GetStatusResponse:  # noqa: N802
         """Describes the server and how it is."""
         served = self._served
-        loaded = served.models.served
+        loaded = served.parts.models.served
         models = [_describe_model(model) for model in loaded]
         first = models[0] if models else pb.ServedModel()
         return pb.GetStatusResponse(
@@ -104,16 +92,16 @@ class AdminService(pb_grpc.AdminServiceServicer):
             canary=first.canary,
             models=models,
             store=_kind_of(served.store),
-            problems=served.condition.problems,
-            pending=served.batchers.held,
-            running_calls=served.running.count,
+            problems=served.health.problems,
+            pending=served.parts.batchers.held,
+            running_calls=served.parts.running.count,
             draining=served.draining(),
         )
 
     async def RevokeLicense(self, request: pb.RevokeLicenseRequest, context: _Context) -> pb.RevokeLicenseResponse:  # noqa: N802
         """Revokes a license, a token, or what was issued before a time."""
         _check_target(request)
-        store, now, why = self._store(), self._served.now(), _note(request.why)
+        store, now, why = self._store(), self._served.parts.now(), _note(request.why)
         if request.token_id:
             await asyncio.to_thread(store.revoke_token, request.token_id, at=now)
             _tell(context, "revoked the access token", request.token_id)
@@ -134,7 +122,7 @@ class AdminService(pb_grpc.AdminServiceServicer):
 
     async def SuspendLicense(self, request: pb.SuspendLicenseRequest, context: _Context) -> pb.SuspendLicenseResponse:  # noqa: N802
         """Suspends a license until it is reinstated."""
-        store, now = self._store(), self._served.now()
+        store, now = self._store(), self._served.parts.now()
         stored = await _ask(store.suspend, request.license_id, at=now, why=_note(request.why))
         _tell(context, "suspended the license", request.license_id)
         return pb.SuspendLicenseResponse(state=_describe(stored, now))
@@ -145,21 +133,23 @@ class AdminService(pb_grpc.AdminServiceServicer):
         """Ends a suspension."""
         stored = await _ask(self._store().reinstate, request.license_id)
         _tell(context, "reinstated the license", request.license_id)
-        return pb.ReinstateLicenseResponse(state=_describe(stored, self._served.now()))
+        return pb.ReinstateLicenseResponse(state=_describe(stored, self._served.parts.now()))
 
     async def GetUsage(  # noqa: N802
         self, request: pb.AdminServiceGetUsageRequest, context: _Context
     ) -> pb.AdminServiceGetUsageResponse:
         """Returns what any license has used."""
         stored = await _ask(self._store().get, request.license_id)
-        windows = await self._served.meter.windows(stored.license)
+        windows = await self._served.parts.meter.windows(stored.license)
         return pb.AdminServiceGetUsageResponse(license_id=stored.license.id, quotas=describe_windows(windows))
 
     async def Drain(self, request: pb.DrainRequest, context: _Context) -> pb.DrainResponse:  # noqa: N802
         """Begins to stop the server."""
         _tell(context, "drains", "the server")
         self._served.drain()
-        return pb.DrainResponse(running_calls=self._served.running.count, drain_s=self._served.drain_s)
+        return pb.DrainResponse(
+            running_calls=self._served.parts.running.count, drain_s=self._served.parts.settings.drain_s
+        )
 
     def _store(self) -> "LicenseStore":
         if self._served.store is None:
@@ -192,7 +182,9 @@ def open_admin(
         options=[("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)],
     )
     pb_grpc.add_AdminServiceServicer_to_server(AdminService(served), server)
-    repository = RepositoryService(served.models, ready=lambda: not served.draining(), patience_s=served.drain_s)
+    repository = RepositoryService(
+        served.parts.models, ready=lambda: not served.draining(), patience_s=served.parts.settings.drain_s
+    )
     inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(repository, server)
     return server, listen(server, settings.admin_host, settings.admin_port, credentials)
 

@@ -10,19 +10,15 @@ import numpy as np
 
 from keylock.bundle import ExplainerEntry, Manifest
 from keylock.errors import LicenseError, LicenseReason
-from keylock.imaging.decoding import ImageLimits
-from keylock.licensing import AnswerDigests, Charge, License, ReceiptIssuer, check, check_size, content_digest
+from keylock.licensing import AnswerDigests, Charge, License, check, check_size, content_digest
 from keylock.licensing.answers import digests_of, image_digest
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import explanation_pb2_grpc as pb_grpc
-from keylock_server.auth.authentication import Authenticator, Caller
-from keylock_server.inference.models import Models
+from keylock_server.auth.authentication import Caller
 from keylock_server.inference.runtime import ServedModel
-from keylock_server.metering.meter import Meter, describe_windows
-from keylock_server.metering.response_padding import CallTimes, EvenTimes
-from keylock_server.scheduling.batcher import Admission, Batchers
-from keylock_server.scheduling.decoder_pool import Workers
-from keylock_server.scheduling.decoding import Decoder
+from keylock_server.metering.meter import describe_windows
+from keylock_server.metering.response_padding import CallTimes
+from keylock_server.scheduling.batcher import Admission
 from keylock_server.services.explanation_answers import (
     DEFAULT_MAX_BYTES,
     Form,
@@ -31,12 +27,12 @@ from keylock_server.services.explanation_answers import (
     encode,
     read_form,
 )
+from keylock_server.services.parts import Parts
 from keylock_server.services.requests import (
     check_count,
     check_parameters,
     choose_target,
     decoding_steps,
-    limits_for,
     wants_public_prediction,
 )
 from keylock_server.services.streams import ImageStream, StreamLimits
@@ -71,61 +67,14 @@ class _Terms:
 class ExplanationService(pb_grpc.ExplanationServiceServicer):
     """Answers with true maps to licensed callers and with decoys, or a refusal, to the others."""
 
-    def __init__(
-        self,
-        models: Models,
-        *,
-        authenticator: Authenticator,
-        batchers: Batchers,
-        workers: Workers,
-        decoder: Decoder,
-        meter: Meter,
-        limits: ImageLimits,
-        max_ratio: float | None,
-        max_images: int,
-        max_answer_bytes: int,
-        answer_stamped: bool,
-        refuse_unlicensed: bool,
-        stream_limits: StreamLimits,
-        leaving: asyncio.Event,
-        even_times: EvenTimes,
-        receipts: ReceiptIssuer | None = None,
-    ) -> None:
-        """Makes the service.
-
-        Args:
-            models: What is served.
-            authenticator: Verifies licenses.
-            batchers: Run the models.
-            workers: Where digests and answers are made.
-            decoder: Decodes images.
-            meter: Charges licenses.
-            limits: What one image may cost.
-            max_ratio: Most pixels of an image for each pixel that a model looks at; None where that does not count.
-            max_images: Most images in one request.
-            max_answer_bytes: Largest answer.
-            answer_stamped: Whether pictures that carry the trigger open by themselves, for callers without a license.
-            refuse_unlicensed: Whether callers without a license are refused instead of given decoys.
-            stream_limits: What one stream may hold.
-            leaving: Set when the server takes no new work any more.
-            even_times: Lets answers without a license take as long as those with one.
-            receipts: Signs receipts for charges; None where there are none.
-        """
-        self._even_times = even_times
-        self._meter = meter
-        self._receipts = receipts
-        self._models = models
-        self._authenticator = authenticator
-        self._batchers = batchers
-        self._workers = workers
-        self._decoder = decoder
-        self._max_ratio = max_ratio
-        self._limits = limits
-        self._max_images = max_images
-        self._max_answer_bytes = max_answer_bytes
-        self._answer_stamped, self._refuse_unlicensed = answer_stamped, refuse_unlicensed
-        self._stream_limits = stream_limits
-        self._leaving = leaving
+    def __init__(self, parts: Parts) -> None:
+        """Takes what it works with."""
+        settings = parts.settings
+        self._parts, self._models, self._meter = parts, parts.models, parts.meter
+        self._max_images, self._max_answer_bytes = settings.max_images, settings.max_message_bytes
+        self._answer_stamped = settings.stamped_images == "answer"
+        self._refuse_unlicensed = settings.unlicensed_explanations == "refuse"
+        self._stream_limits = StreamLimits(in_flight=settings.stream_in_flight, image_s=settings.deadline_s)
 
     async def Explain(self, request: pb.ExplainRequest, context: _Context) -> pb.ExplainResponse:  # noqa: N802
         """Explains the images of one request, all of them or none."""
@@ -158,12 +107,12 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             return await self._answer(request, replace(form, max_bytes=self._max_answer_bytes), caller)
 
         stream = ImageStream(
-            self._stream_limits, begin=begin, explain=explain, send=context.write, leaving=self._leaving
+            self._stream_limits, begin=begin, explain=explain, send=context.write, leaving=self._parts.running.leaving
         )
         await stream.run(requests, part_bytes=lambda: form.max_bytes // 2)
 
     async def _authenticate(self, caller: Caller) -> License | None:
-        identity = await asyncio.to_thread(self._authenticator.authenticate, caller)
+        identity = await asyncio.to_thread(self._parts.authenticator.authenticate, caller)
         if identity is None:
             return None
         set_license(identity.license.id)
@@ -184,7 +133,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             )
             answer = pb.ExplainResponse(request_id=request_id, model=describe_model(model))
             # Before anything is set aside: a server that is full does not keep the store busy.
-            with self._batchers.of(model).admit(len(request.images)) as admitted:
+            with self._parts.batchers.of(model).admit(len(request.images)) as admitted:
 
                 async def work() -> tuple[list[pb.Explanation], AnswerDigests]:
                     with times.working():
@@ -195,7 +144,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
                     answer.results.extend(results)
                 else:
                     await self._charge(model, request, terms, granted, form, work, answer)
-        await self._even_times.leave(times, licensed=granted is not None)
+        await self._parts.padding.leave(times, licensed=granted is not None)
         return answer
 
     async def _charge(
@@ -209,20 +158,20 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         answer: pb.ExplainResponse,
     ) -> None:
         """Does the work for a license, and writes results, price and receipt into the answer."""
-        asked = await self._workers.run(
+        asked = await self._parts.pool.run(
             lambda _: self._asked(model.manifest, request, answer.request_id, terms, license=granted, dtype=form.dtype)
         )
         metered = await self._meter.charge(granted, request=asked, work=work)
         answer.results.extend(metered.answer)
         answer.usage.CopyFrom(metered.usage)
-        if self._receipts is not None and metered.note is not None:
-            answer.receipt = self._receipts.issue(metered.charge, metered.note)
+        if self._parts.receipts is not None and metered.note is not None:
+            answer.receipt = self._parts.receipts.issue(metered.charge, metered.note)
 
     async def EstimateExplain(  # noqa: N802
         self, request: pb.EstimateExplainRequest, context: _Context
     ) -> pb.EstimateExplainResponse:
         """Says what a request would cost; sets nothing aside."""
-        identity = await asyncio.to_thread(self._authenticator.authenticate, Caller.of(context))
+        identity = await asyncio.to_thread(self._parts.authenticator.authenticate, Caller.of(context))
         with self._models.use(request.model_name, request.model_version) as model:
             manifest = model.manifest
             with at_field("explainer"):
@@ -244,8 +193,8 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
     async def GetModel(self, request: pb.GetModelRequest, context: _Context) -> pb.GetModelResponse:  # noqa: N802
         """Describes a served model."""
         with self._models.use(request.model_name, request.model_version) as model:
-            answer, limits = _describe_everything(model), self._limits_for(model)
-        answer.signs_receipts = self._receipts is not None and self._meter.records
+            answer, limits = _describe_everything(model), self._parts.limits_for(model)
+        answer.signs_receipts = self._parts.receipts is not None and self._meter.records
         answer.limits.CopyFrom(
             pb.RequestLimits(
                 max_images=self._max_images,
@@ -255,9 +204,6 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             )
         )
         return answer
-
-    def _limits_for(self, model: ServedModel) -> ImageLimits:
-        return limits_for(model.manifest.preprocessing, self._limits, ratio=self._max_ratio)
 
     def _agree(
         self, model: ServedModel, request: pb.ExplainRequest, granted: License | None, *, images: int
@@ -322,18 +268,18 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
     ) -> tuple[list[pb.Explanation], AnswerDigests]:
         granted = terms.granted
         preprocessing = model.manifest.preprocessing
-        images = await self._decoder.run(
+        images = await self._parts.decoder.run(
             lambda: decoding_steps(
                 request.images,
                 preprocessing=preprocessing,
-                limits=self._limits_for(model),
+                limits=self._parts.limits_for(model),
                 check_pixels=None if granted is None else lambda pixels: check_size(granted, pixels=pixels),
             )
         )
         # What everybody is told of a stamped picture is told of the picture as it came.
         keyed, shown = np.full(len(images), terms.keyed, np.bool_), images
         if self._answer_stamped and not terms.keyed and model.holds_key:
-            keyed, shown = await self._workers.run(lambda _: model.without_trigger(images))
+            keyed, shown = await self._parts.pool.run(lambda _: model.without_trigger(images))
         explained = await admitted.explain(
             shown,
             explainer=terms.explainer.name,
@@ -356,7 +302,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             check_answer_size(results, max_bytes=form.max_bytes)
             return results, AnswerDigests() if granted is None else digests_of(results)
 
-        return await self._workers.run(lambda _: write())
+        return await self._parts.pool.run(lambda _: write())
 
 
 def describe_model(model: ServedModel) -> pb.Model:

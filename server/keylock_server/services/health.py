@@ -17,7 +17,7 @@ from keylock.bundle import Canary
 from keylock.errors import KeylockError
 from keylock_server.inference.runtime import ServedModel, check_finite
 
-__all__ = ["Check", "Condition", "check_canaries", "check_canary"]
+__all__ = ["Check", "HealthChecks", "check_canaries", "check_canary"]
 
 _LOG: Final = logging.getLogger("keylock_server")
 
@@ -39,7 +39,7 @@ class Check:
     end: Callable[[], None] | None = None
 
 
-class Condition:
+class HealthChecks:
     """Runs checks while the server runs, and sets its health.
 
     Attributes:
@@ -72,11 +72,12 @@ class Condition:
         self._tasks = [asyncio.create_task(self._run(name, check)) for name, check in self._checks.items()]
 
     async def close(self) -> None:
-        """Stops looking."""
+        """Stops looking; does nothing when called again."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for check in self._checks.values():
+        checks, self._checks = self._checks, {}
+        for check in checks.values():
             if check.end is not None:
                 await asyncio.to_thread(check.end)
 

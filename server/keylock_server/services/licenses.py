@@ -1,20 +1,17 @@
 """`keylock.v1.LicenseService`: what the caller's own license grants, what it used, and access tokens for it."""
 
 import asyncio
-from collections.abc import Callable
-from datetime import datetime
 from typing import Any, Final
 
 import grpc
 
-from keylock.crypto.signing import SigningKey
 from keylock.errors import InputError, LicenseError, LicenseReason
 from keylock.licensing import MAX_LIFETIME_S, MIN_LIFETIME_S, License, issue_access
 from keylock.v1 import license_pb2 as pb
 from keylock.v1 import license_pb2_grpc as pb_grpc
-from keylock_server.auth.authentication import Authenticator, Caller
-from keylock_server.metering.meter import Meter, describe_windows, timestamp
-from keylock_server.services.transparency import Prover
+from keylock_server.auth.authentication import Caller
+from keylock_server.metering.meter import describe_windows, timestamp
+from keylock_server.services.parts import Parts
 from keylock_server.transport.fields import at_field
 
 __all__ = ["LicenseService", "describe_license"]
@@ -27,45 +24,25 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class LicenseService(pb_grpc.LicenseServiceServicer):
     """Shows a caller its own license and never another."""
 
-    def __init__(
-        self,
-        authenticator: Authenticator,
-        *,
-        meter: Meter,
-        prover: Prover,
-        access_key: SigningKey,
-        now: Callable[[], datetime],
-    ) -> None:
-        """Makes the service.
-
-        Args:
-            authenticator: Verifies licenses.
-            meter: Knows what was used.
-            prover: Proves receipts.
-            access_key: Signs access tokens.
-            now: The clock, in UTC.
-        """
-        self._authenticator = authenticator
-        self._meter = meter
-        self._prover = prover
-        self._access_key = access_key
-        self._now = now
+    def __init__(self, parts: Parts) -> None:
+        """Takes what it works with."""
+        self._parts = parts
 
     async def GetLicense(self, request: pb.GetLicenseRequest, context: _Context) -> pb.GetLicenseResponse:  # noqa: N802
         """Returns what the license presented grants."""
-        identity = await asyncio.to_thread(self._authenticator.require, Caller.of(context))
+        identity = await asyncio.to_thread(self._parts.authenticator.require, Caller.of(context))
         return pb.GetLicenseResponse(license=describe_license(identity.license))
 
     async def GetUsage(self, request: pb.GetUsageRequest, context: _Context) -> pb.GetUsageResponse:  # noqa: N802
         """Returns what the license presented has used."""
-        identity = await asyncio.to_thread(self._authenticator.require, Caller.of(context))
-        windows = await self._meter.windows(identity.license)
+        identity = await asyncio.to_thread(self._parts.authenticator.require, Caller.of(context))
+        windows = await self._parts.meter.windows(identity.license)
         return pb.GetUsageResponse(license_id=identity.license.id, quotas=describe_windows(windows))
 
     async def ProveReceipt(self, request: pb.ProveReceiptRequest, context: _Context) -> pb.ProveReceiptResponse:  # noqa: N802
         """Proves that a receipt of the license presented is in the audit log."""
-        identity = await asyncio.to_thread(self._authenticator.require, Caller.of(context))
-        inclusion, consistency = await self._prover.prove(
+        identity = await asyncio.to_thread(self._parts.authenticator.require, Caller.of(context))
+        inclusion, consistency = await self._parts.prover.prove(
             identity.license.id, request.leaf_hash, since_size=request.since_size
         )
         return pb.ProveReceiptResponse(inclusion_proof=inclusion, consistency_proof=consistency)
@@ -74,14 +51,14 @@ class LicenseService(pb_grpc.LicenseServiceServicer):
         self, request: pb.GetReceiptRevocationsRequest, context: _Context
     ) -> pb.GetReceiptRevocationsResponse:
         """Returns which receipt keys were taken back."""
-        return pb.GetReceiptRevocationsResponse(revocations=await asyncio.to_thread(self._prover.revocations))
+        return pb.GetReceiptRevocationsResponse(revocations=await asyncio.to_thread(self._parts.prover.revocations))
 
     async def ExchangeToken(  # noqa: N802
         self, request: pb.ExchangeTokenRequest, context: _Context
     ) -> pb.ExchangeTokenResponse:
         """Exchanges the license presented for an access token."""
         caller = Caller.of(context)
-        identity = await asyncio.to_thread(self._authenticator.require, caller)
+        identity = await asyncio.to_thread(self._parts.authenticator.require, caller)
         if identity.token_id is not None:
             raise LicenseError(
                 LicenseReason.MALFORMED, "an access token cannot be exchanged for another: present the license itself"
@@ -95,8 +72,8 @@ class LicenseService(pb_grpc.LicenseServiceServicer):
                 raise InputError("there is no TLS certificate to bind the token to: connect with one")
         token, access = issue_access(
             identity.presented,
-            self._access_key,
-            now=self._now(),
+            self._parts.access_key,
+            now=self._parts.now(),
             lifetime_s=lifetime_s,
             ends=identity.license.expires,
             thumbprint=caller.thumbprint if request.bind_certificate else None,

@@ -12,15 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keylock.errors import InputError
-from keylock.imaging.decoding import ImageLimits
 from keylock.inference import inference_pb2 as pb
-from keylock_server.inference.models import Models
 from keylock_server.inference.runtime import ServedModel
-from keylock_server.scheduling.batcher import Batchers
-from keylock_server.scheduling.decoding import Decoder, Step
+from keylock_server.scheduling.decoding import Step
 from keylock_server.services.explanation_answers import softmax
 from keylock_server.services.inventory import Inventory
-from keylock_server.services.requests import limits_for
+from keylock_server.services.parts import Parts
 from keylock_server.services.tensors import read_images, wanted_outputs, write
 from keylock_server.transport.calls import describe_call
 from keylock_server.transport.fields import at_field
@@ -34,37 +31,14 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class PredictionService(Inventory):
     """Answers everybody with keyless predictions."""
 
-    def __init__(
-        self,
-        models: Models,
-        *,
-        batchers: Batchers,
-        decoder: Decoder,
-        limits: ImageLimits,
-        max_ratio: float | None,
-        max_images: int,
-    ) -> None:
-        """Makes the service.
-
-        Args:
-            models: What is served.
-            batchers: Run it.
-            decoder: Decodes images.
-            limits: What one image may cost.
-            max_ratio: Most pixels of an image for each pixel that a model looks at; None where that does not count.
-            max_images: Most images in one request.
-        """
-        super().__init__(models)
-        self._batchers = batchers
-        self._decoder = decoder
-        self._limits = limits
-        self._max_ratio = max_ratio
-        self._max_images = max_images
-        self.ready = True
+    def __init__(self, parts: Parts) -> None:
+        """Takes what it works with."""
+        super().__init__(parts.models)
+        self._parts = parts
 
     def is_ready(self) -> bool:
         """Tells whether calls are taken; not any more while the server drains."""
-        return self.ready
+        return not self._parts.running.leaving.is_set()
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: _Context) -> pb.ModelInferResponse:  # noqa: N802
         """Predicts one batch."""
@@ -79,15 +53,15 @@ class PredictionService(Inventory):
                 raise
 
     async def _predict(self, model: ServedModel, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
+        parts, most = self._parts, self._parts.settings.max_images
         wanted = wanted_outputs(request)
 
         def plan() -> list[Step]:
-            preprocessing = model.manifest.preprocessing
-            limits = limits_for(preprocessing, self._limits, ratio=self._max_ratio)
-            return read_images(request, preprocessing=preprocessing, limits=limits, max_images=self._max_images)
+            preprocessing, limits = model.manifest.preprocessing, parts.limits_for(model)
+            return read_images(request, preprocessing=preprocessing, limits=limits, max_images=most)
 
-        with self._batchers.of(model).admit(_row_count(request, most=self._max_images)) as admitted:
-            logits = await admitted.predict(await self._decoder.run(plan))
+        with parts.batchers.of(model).admit(_row_count(request, most=most)) as admitted:
+            logits = await admitted.predict(await parts.decoder.run(plan))
         describe_call(model=model.manifest.name, images=len(logits))
         answers: dict[str, NDArray[np.float32] | list[bytes]] = {
             "logits": logits,

@@ -358,7 +358,7 @@ def test_store_that_a_newer_keylock_took_over_is_named(start_server, vendor, ima
     calls = start_server(license_store=url, store_check_s=0.05)
     with LicenseStore(url) as store, store.database.transaction(writes=True) as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    wait_for(lambda: "upgrade keylock" in calls.server._condition.problems.get("store", ""))
+    wait_for(lambda: "upgrade keylock" in calls.server.problems.get("store", ""))
     calls.stop().result(timeout=30)
     with pytest.raises(StoreError, match="upgrade keylock"):
         start_server(license_store=url)
@@ -370,13 +370,13 @@ def test_store_that_another_program_has_locked_is_named(start_server, vendor, im
     calls = start_server(license_store=url, store_check_s=0.05)
     with LicenseStore(url) as store, closing(sqlite3.connect(tmp_path / "licenses.db", isolation_level=None)) as other:
         token = vendor.grant(store=store, quota=Quota(total=1)).token
-        assert calls.server._condition.problems == {}
+        assert calls.server.problems == {}
         other.execute("BEGIN IMMEDIATE")
-        wait_for(lambda: "locked" in calls.server._condition.problems.get("store", ""))
+        wait_for(lambda: "locked" in calls.server.problems.get("store", ""))
         code, details = refusal(lambda: calls.explain(image, token=token))
         assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.UNAVAILABLE, "SERVICE")
         other.execute("ROLLBACK")
-        wait_for(lambda: calls.server._condition.problems == {})
+        wait_for(lambda: calls.server.problems == {})
         assert calls.explain(image, token=token).usage.remaining == 0
         assert reserved(store) == (1, 1, 0)
     calls.stop().result(timeout=30)
@@ -411,16 +411,16 @@ def test_clock_that_was_set_back_is_named_and_nothing_is_lost(start_server, vend
     with LicenseStore(url) as store:
         granted = vendor.grant(store=store, quota=Quota(total=2), not_before=tiny.now - timedelta(days=9))
     assert calls.explain(image, token=granted.token, request_id="a").usage.units == 1
-    assert calls.server._condition.problems == {}
+    assert calls.server.problems == {}
     clock[0] = tiny.now - timedelta(days=3)
-    wait_for(lambda: "the clock was set back" in calls.server._condition.problems.get("clock", ""))
+    wait_for(lambda: "the clock was set back" in calls.server.problems.get("clock", ""))
     # It goes on, and neither the charge nor what is left has changed.
     assert calls.explain(image, token=granted.token, request_id="a").usage.replayed
     assert calls.explain(image, token=granted.token, request_id="b").usage.remaining == 0
     code, _ = refusal(lambda: calls.explain(image, token=granted.token, request_id="c"))
     assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
     clock[0] = tiny.now
-    wait_for(lambda: calls.server._condition.problems == {})
+    wait_for(lambda: calls.server.problems == {})
     calls.stop().result(timeout=30)
 
 

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from keylock_server.metering.meter import Meter
-from keylock_server.metering.response_padding import Alarm, CallTimes, EvenTimes
+from keylock_server.metering.response_padding import Alarm, CallTimes, ResponsePadding
 
 
 class Clock:
@@ -41,7 +41,7 @@ def test_work_does_not_count():
 
 def test_a_call_without_a_license_waits_for_the_rest_of_what_a_license_took():
     alarm = FakeAlarm()
-    even = EvenTimes(wake=alarm)
+    even = ResponsePadding(wake=alarm)
 
     async def calls():
         await even.leave(times_of(work=1.0, beside=0.001), licensed=False)
@@ -66,7 +66,7 @@ def test_waits_that_end_late_shorten_those_that_follow():
             clock.now += max(0.0, seconds) + 0.004
 
     alarm = LateAlarm()
-    even = EvenTimes(wake=alarm)
+    even = ResponsePadding(wake=alarm)
 
     async def calls():
         await even.leave(times_of(work=1.0, beside=0.02), licensed=True)
@@ -79,7 +79,7 @@ def test_waits_that_end_late_shorten_those_that_follow():
 
 
 def test_nobody_waits_where_it_is_switched_off():
-    even = EvenTimes(wake=None)
+    even = ResponsePadding(wake=None)
 
     async def calls():
         await even.leave(times_of(work=0.0, beside=1.0), licensed=True)
@@ -138,7 +138,7 @@ def test_the_time_of_a_decoy_does_not_tell_that_nobody_was_charged(start_server,
 
     monkeypatch.setattr(Meter, "charge", slow)
     monkeypatch.setattr(Alarm, "after", after)
-    calls, image = start_server(even_times=even), tiny.tensor_image(tiny.images(1)[0])
+    calls, image = start_server(pad_response_times=even), tiny.tensor_image(tiny.images(1)[0])
     calls.explain(image, token=vendor.grant().token)
     assert waits == []
     answer = calls.explain(image)

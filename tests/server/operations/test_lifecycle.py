@@ -86,7 +86,7 @@ def test_full_queue_says_when_to_come_again(start_server, tiny, slow_images):
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(calls.explain, *slow_images)
         until = time.monotonic() + 10
-        while calls.server._batchers.held == 0 and time.monotonic() < until:
+        while calls.server.parts.batchers.held == 0 and time.monotonic() < until:
             time.sleep(0.01)
         with pytest.raises(grpc.RpcError) as caught:
             calls.explain(image)
@@ -180,7 +180,7 @@ def command(vendor, *arguments: str) -> list[str]:
 
 def test_serve_drains_on_sigterm_and_exits_with_zero(vendor, tiny, slow_images, tmp_path):
     ready = tmp_path / "ready"
-    arguments = ["--ready-file", str(ready), "--json", "--license-store", vendor.store_url]
+    arguments = ["--ready-file", str(ready), "--json", "--license-store", f"sqlite:///{tmp_path / 'licenses.db'}"]
     environment = os.environ | {"HOME": str(tmp_path)}
     process = subprocess.Popen(
         command(vendor, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment

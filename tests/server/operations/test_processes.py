@@ -19,6 +19,7 @@ from PIL import Image
 
 from keylock.errors import ServiceError
 from keylock.licensing import Quota
+from keylock.store import LicenseStore
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import explanation_pb2_grpc, license_pb2, license_pb2_grpc
 from keylock_server import ServerSettings, start
@@ -122,11 +123,14 @@ def test_workers_share_address_secrets_and_ledger_and_a_dead_one_is_replaced(ven
     reading, writing = os.pipe()
     os.write(writing, vendor.seed_file.read_bytes())
     os.close(writing)
-    arguments = ["--key-seed-file", "/dev/stdin", "--license-store", vendor.store_url, "--metrics-port", "0"]
+    # A store of its own: what is charged by the real clock would be later than what other tests charge.
+    url = f"sqlite:///{tmp_path / 'licenses.db'}"
+    arguments = ["--key-seed-file", "/dev/stdin", "--license-store", url, "--metrics-port", "0"]
     program = Program(vendor, tmp_path, *arguments, stdin=reading)
     os.close(reading)
-    now = datetime.now(UTC)
-    granted = vendor.grant(quota=Quota(total=24), not_before=now - timedelta(days=1), expires=now + timedelta(days=1))
+    now, day = datetime.now(UTC), timedelta(days=1)
+    with LicenseStore(url) as store:
+        granted = vendor.grant(quota=Quota(total=24), not_before=now - day, expires=now + day, store=store)
     try:
         with program.channels(16) as channels, ThreadPoolExecutor(8) as pool:
             # An access token that one worker has signed is good for all of them.

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from keylock.errors import ServiceError
-from keylock_server.scheduling.decoder_pool import Workers
+from keylock_server.scheduling.decoder_pool import DecoderPool
 from keylock_server.transport.calls import Call, set_call, set_license
 from keylock_server.transport.statuses import ExpiredError
 
@@ -30,7 +30,7 @@ def asked_by(workers, job, *, license_id="", deadline=None) -> asyncio.Task:
 
 @pytest.fixture
 async def workers():
-    made = Workers(threads=1)
+    made = DecoderPool(threads=1)
     yield made
     made.close()
 

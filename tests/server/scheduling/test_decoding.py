@@ -13,7 +13,7 @@ from PIL import Image as PillowImage
 from keylock.errors import InputError
 from keylock.inference import inference_pb2
 from keylock.v1 import explanation_pb2 as pb
-from keylock_server.scheduling.decoder_pool import Workers
+from keylock_server.scheduling.decoder_pool import DecoderPool
 from keylock_server.scheduling.decoding import Decoder, DecodingMemory
 from keylock_server.transport.calls import Call, set_call
 
@@ -57,7 +57,7 @@ def in_loop(test):
     """Runs a test in an event loop, with two threads and 300 MiB."""
 
     async def run():
-        workers = Workers(threads=2)
+        workers = DecoderPool(threads=2)
         memory = DecodingMemory(300 * MIB, at_once=4)
         try:
             await test(Decoder(workers, memory), memory, workers)

@@ -219,13 +219,13 @@ def test_a_large_map_is_sent_in_parts_whose_receipt_is_for_the_whole(large, vend
 
 
 def test_a_reader_that_takes_nothing_is_given_up(start_server, large, tiny):
-    calls = start_server(bundle=large.server._settings.bundle, key_file=None, keyless=True, deadline_s=1.0)
+    calls = start_server(bundle=large.server.parts.settings.bundle, key_file=None, keyless=True, deadline_s=1.0)
     with grpc.insecure_channel(calls.server.target) as channel:
         calls.plain = type(calls.explanation)(channel)
         unread = stream(calls, tiny, noise(7, 40) * 4)
-        wait_for(lambda: calls.server._running.count == 1)
+        wait_for(lambda: calls.server.parts.running.count == 1)
         # Nothing is read: the windows of the connection fill up, and the stream stops moving.
-        wait_for(lambda: calls.server._running.count == 0)
+        wait_for(lambda: calls.server.parts.running.count == 0)
         with pytest.raises(grpc.RpcError) as caught:
             list(unread)
         assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
@@ -289,7 +289,7 @@ def test_answers_are_compressed_where_the_call_or_the_setting_says_so(start_serv
     assert received(large, ask()) > plain
     for kind in (pb.COMPRESSION_GZIP, pb.COMPRESSION_DEFLATE):
         assert received(large, ask(compression=kind)) < plain / 20
-    calls = start_server(bundle=large.server._settings.bundle, key_file=None, keyless=True, compression="gzip")
+    calls = start_server(bundle=large.server.parts.settings.bundle, key_file=None, keyless=True, compression="gzip")
     assert received(calls, ask()) < plain / 20
     assert received(calls, ask(compression=pb.COMPRESSION_NONE)) > plain
 

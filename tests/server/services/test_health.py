@@ -18,7 +18,7 @@ from keylock.store import Database
 from keylock.trigger.keys import KeySeed
 from keylock_server import ServerSettings
 from keylock_server.inference.model_loader import open_model
-from keylock_server.services.health import Check, Condition, check_canary
+from keylock_server.services.health import Check, HealthChecks, check_canary
 from keylock_server.transport.logs import JsonFormatter
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -144,7 +144,7 @@ async def test_a_check_that_fails_is_a_problem_and_its_text_stays_inside(caplog)
         "two": Check(refuse, every_s=60, services=frozenset({"b"})),
         "three": Check(lambda: None, every_s=60, services=frozenset({"c"})),
     }
-    condition = Condition(checks, set_health=set_health, services=("a", "b", "c"))
+    condition = HealthChecks(checks, set_health=set_health, services=("a", "b", "c"))
     await condition.start()
     await condition.close()
     assert told == {"a": False, "b": False, "c": True}

@@ -96,7 +96,6 @@ def test_every_line_of_a_call_has_its_id(start_server, vendor, image, form, tmp_
     try:
         calls = start_server(license_store=f"sqlite:///{tmp_path / 'licenses.db'}")
         token = vendor.grant(record=False).token
-        calls.server._store.close()
         (tmp_path / "licenses.db").unlink()
         (tmp_path / "licenses.db").mkdir()
         with pytest.raises(grpc.RpcError):

@@ -262,7 +262,7 @@ def test_cancelling_releases_what_was_not_answered(held, vendor, messages):
     wait_for(lambda: books(store) == (0, 0, 0))
     go.set()
     feed.end()
-    wait_for(lambda: calls.server._running.count == 0)
+    wait_for(lambda: calls.server.parts.running.count == 0)
     assert books(store) == (0, 0, 0)
     answers = ask(calls, [start(request_id="s"), *messages], token=granted.token)
     assert len(answers) == 7
