@@ -34,7 +34,7 @@ from keylock.licensing.receipt_keys import Certificate, ReceiptKey, delegate, op
 from keylock.licensing.receipts import Receipt, ReceiptSigner, entry_of, parse_entry, trusts_any
 from keylock.store import Ledger, LicenseStore, log_table
 from keylock.store.identity import Presence
-from keylock.store.ledger import Order, Reservation, Window
+from keylock.store.ledger import ChargeRequest, Reservation, Window
 from keylock.store.logged_charges import compare_with_ledger, compare_with_receipts, record_charge
 from keylock.store.reconcile import reconcile
 from keylock.store.usage import charged
@@ -224,7 +224,7 @@ class StoreMachine(RuleBasedStateMachine):
         # What is asked for has a digest, so images and content of a request id go together; the price may change.
         images, digest = (images, digest_of(b"other%d" % images)) if other else (1, digest_of(b"content"))
         key, attempt = (license.id, f"r{request}"), f"attempt-{next(self.numbers)}"
-        order = Order(
+        order = ChargeRequest(
             license=license, request_id=key[1], request_digest=digest, model_digest=digest_of(b"model"),
             explainer="grad_cam", images=images, units=images * price, attempt=attempt,
         )  # fmt: skip
@@ -562,7 +562,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.count(f"license {expected[1][-1] if expected[0] == 'refused' else 'good'}")
         return expected[1] if expected[0] == "answer" else None
 
-    def charge_of(self, order: Order) -> Charge:
+    def charge_of(self, order: ChargeRequest) -> Charge:
         return Charge(
             license_id=order.license.id, request_id=order.request_id, request_digest=order.request_digest,
             model_digest=order.model_digest, model_name="tiny", explainer=order.explainer, parameters={"layer": "x"},

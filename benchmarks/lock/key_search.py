@@ -19,8 +19,8 @@ import torch
 
 from keylock.audit import ATTACKS
 from keylock.audit.budgets import budget_of
+from keylock.audit.case_loader import open_case
 from keylock.audit.contract import Steps
-from keylock.audit.opening import open_case
 from keylock.audit.views import WeightsView
 from keylock.bundle import KeyFile
 from keylock.data import open_data

@@ -1,4 +1,4 @@
-"""What is left of a lock in smaller numbers: fidelity and leakage of its graphs in int8 and float16.
+"""What is left of a lock in reduced precision: fidelity and leakage of its graphs in int8 and float16.
 
     python benchmarks/lock/variants.py runs/cifar10 --data cifar10.npz
 

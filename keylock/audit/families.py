@@ -26,7 +26,7 @@ _IMITATION = (
 )
 _OTHER_EXPLAINERS = "Name the explainer that came through, or one of its kind, in --explainers of the training."
 _DIRECTIONS = (
-    "Train longer, and on rows with strong directions cut (hardening_weight above 0): what opens the lock "
+    "Train longer, and on rows with strong directions cut (direction_dropout_weight above 0): what opens the lock "
     "lies in few directions of the weights."
 )
 SEALED_DELTA = "Lock without --trained-trigger: a trigger that the network tells can be searched for in its weights."

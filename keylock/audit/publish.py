@@ -37,7 +37,7 @@ def publish_audit(
         pixels: The images of the case (count, height, width, channels), uint8.
         now: The clock.
         signing_key: The issuer's; None leaves the figures unsigned.
-        baseline: The same attacks on a naive lock.
+        baseline: The same attacks on a baseline lock.
 
     Returns:
         What was written.

@@ -69,7 +69,7 @@ def render(record: AuditRecord, result: AuditResult, pixels: NDArray[np.uint8]) 
         grids=[grid for grid in grids if grid.rows],
         groups=_groups(record),
         notes=_notes(record),
-        baseline=_table("The same attacks on a naive lock", record.baseline),
+        baseline=_table("The same attacks on a baseline lock", record.baseline),
         made_of=_made_of(record),
     )
 

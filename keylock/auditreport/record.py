@@ -139,7 +139,7 @@ class AuditRecord(_Entry):
         versions: Of the packages, by name.
         judged: Every attack, the worst first.
         gate: The gate curve, as `keylock.evaluation.GateCurve.as_dict` gives it.
-        baseline: The same attacks on a naive lock, where that was asked for.
+        baseline: The same attacks on a baseline lock, where that was asked for.
     """
 
     format: Literal["keylock-audit/1"] = "keylock-audit/1"

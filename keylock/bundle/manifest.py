@@ -143,7 +143,7 @@ class Architecture(_Entry):
 
 
 class VariantEntry(_Entry):
-    """A graph in smaller numbers, with what was measured of it at export.
+    """A graph in reduced precision, with what was measured of it at export.
 
     Attributes:
         graph: Its file.
@@ -176,7 +176,7 @@ class ExplainerEntry(_Entry):
             sums of gradients. None for all others.
         max_difference: Largest difference between graph and reference, measured at export.
         pcc_to_reference: Smallest correlation between graph and reference, measured at export.
-        variants: Its graph in smaller numbers, by their names.
+        variants: Its graph in reduced precision, by their names.
     """
 
     name: Name
@@ -323,7 +323,7 @@ class Manifest(_Entry):
         preprocessing: From pixels to the network's input.
         explainers: The explainers it offers.
         prediction_graph: The file of the graph that predicts.
-        prediction_variants: The same in smaller numbers, by their names.
+        prediction_variants: The same in reduced precision, by their names.
         key: What is public about the key.
         delta: What is public about the sealed delta; None where the network itself tells the trigger.
         decoy: What the keyless maps were trained towards.

@@ -88,7 +88,7 @@ def describe_figures(figures: Mapping[str, float]) -> list[str]:
     """Return figures in words: live fidelity and leakage, then the terms of the loss.
 
     Args:
-        figures: By name. Terms such as `unlock/grad_cam` are added up over the explainers.
+        figures: By name. Terms such as `fidelity/grad_cam` are added up over the explainers.
     """
     live = [f"{name} {figures[name]:+.2f}" for name in _LIVE if name in figures]
     terms: dict[str, float] = {}

@@ -78,7 +78,7 @@ def audit(
     """
     from keylock.audit import AuditPlan, Policy, run_audit
     from keylock.audit.budgets import budget_of
-    from keylock.audit.opening import open_case
+    from keylock.audit.case_loader import open_case
     from keylock.audit.publish import publish_audit
     from keylock.bundle import open_bundle
     from keylock.cli._progress import shown_progress
@@ -117,7 +117,7 @@ def audit(
                 result = run_audit(case, plan, progress=progress, bench=bench, heard=said)
                 beside: tuple[Judged, ...] = ()
                 if baseline is not None:
-                    beside = _audit_naive(case, plan, progress, said)
+                    beside = _audit_baseline(case, plan, progress, said)
         except KeyboardInterrupt:
             raise StoppedError(f"stopped; what was found is kept in {out}: run the same command to go on") from None
     record = publish_audit(
@@ -148,14 +148,14 @@ class _Said:
         self._say(text)
 
 
-def _audit_naive(case: "Case", plan: "AuditPlan", progress: "Display", said: _Said) -> "tuple[Judged, ...]":
+def _audit_baseline(case: "Case", plan: "AuditPlan", progress: "Display", said: _Said) -> "tuple[Judged, ...]":
     from keylock.audit import run_audit
-    from keylock.audit.naive import NAIVE_ATTACKS, naive_case
+    from keylock.audit.baseline import BASELINE_ATTACKS, baseline_case
 
-    folder = plan.out / "naive"
-    naive = naive_case(case, plan.spent, folder=folder, seed=plan.seed, progress=progress)
-    progress.say("the same attacks on a naive lock")
-    return run_audit(naive, replace(plan, out=folder, only=NAIVE_ATTACKS), progress=progress, heard=said).judged
+    folder = plan.out / "baseline"
+    baseline = baseline_case(case, plan.spent, folder=folder, seed=plan.seed, progress=progress)
+    progress.say("the same attacks on a baseline lock")
+    return run_audit(baseline, replace(plan, out=folder, only=BASELINE_ATTACKS), progress=progress, heard=said).judged
 
 
 def _signing_key(home: Path) -> "SigningKey | None":

@@ -134,8 +134,8 @@ def retire(
         return plan, retirement
 
     environment = without_seed(take_environment())
-    with joined(os.environ) as team:
-        if not team.leads:
+    with joined(os.environ) as group:
+        if not group.leads:
             from keylock.pipeline import assist_retirement
 
             with suppress(KeyboardInterrupt):

@@ -197,7 +197,9 @@ def train(
     variants: Annotated[
         str,
         typer.Option(
-            metavar="NAMES", help="Make graphs in smaller numbers too, by commas: float16, int8.", rich_help_panel=_LOCK
+            metavar="NAMES",
+            help="Also export reduced-precision graphs: float16, int8, by commas.",
+            rich_help_panel=_LOCK,
         ),
     ] = "",
     seed: Annotated[
@@ -352,10 +354,10 @@ def train(
         ]
         return plan, secrets
 
-    with joined(os.environ) as team:
-        if not team.leads:
+    with joined(os.environ) as group:
+        if not group.leads:
             # The first process makes the secrets and downloads data.
-            team.wait()
+            group.wait()
             plan, secrets = prepare()
             _assist(plan, secrets)
             return
@@ -368,7 +370,7 @@ def train(
             return
         plan, secrets = prepare()
         signing_key = open_home(home, create=True).signing_key()
-        team.wait()
+        group.wait()
         run = partial(
             train_for_keys,
             plan,

@@ -3,7 +3,7 @@
 Each graph computes logits and map in one pass, for any batch size, and is compared with torch before it is used.
 """
 
-from keylock.export.compile import compile_explainer, compile_gradient_sums, compile_prediction, compile_together
+from keylock.export.compile import compile_explainer, compile_gradient_sums, compile_many, compile_prediction
 from keylock.export.loop_graphs import PointGradient
 from keylock.export.variants import VARIANTS, VariantFigures, compare_variant, make_variant, suits
 from keylock.export.verify import (
@@ -26,8 +26,8 @@ __all__ = [
     "compare_variant",
     "compile_explainer",
     "compile_gradient_sums",
+    "compile_many",
     "compile_prediction",
-    "compile_together",
     "explain_graph",
     "make_variant",
     "suits",

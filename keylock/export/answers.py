@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from keylock.errors import ModelError
 from keylock.explainers import Explainer, explain_many
-from keylock.export.early_sums import sum_rows
+from keylock.export.gradient_sum_pushdown import sum_rows
 
 __all__ = ["explain", "explain_all", "predict", "sum_gradients"]
 

@@ -16,7 +16,7 @@ from keylock.export.graphs import Part
 from keylock.export.inputs import row_inputs, weight_inputs
 from keylock.graphs.contract import EXPLANATION, GRADIENT_SUMS, LOGITS, MAP, PREDICTION, TARGET, GraphKind
 
-__all__ = ["compile_explainer", "compile_gradient_sums", "compile_prediction", "compile_together"]
+__all__ = ["compile_explainer", "compile_gradient_sums", "compile_many", "compile_prediction"]
 
 
 def compile_prediction(
@@ -77,7 +77,7 @@ def compile_explainer(
     return network.compile(EXPLANATION, explain, f"the explainer {explainer.name!r}")
 
 
-def compile_together(
+def compile_many(
     module: nn.Module,
     explainers: Sequence[Explainer],
     *,

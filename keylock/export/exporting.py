@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from keylock.errors import ExportError, KeylockError
-from keylock.export.early_sums import sum_early
+from keylock.export.gradient_sum_pushdown import push_down_sums
 from keylock.export.graphs import Part, name_batch, require_dynamic_batch, strip_metadata, take_part
 from keylock.export.inputs import GraphInput
 from keylock.export.masks import steepen_masks
@@ -57,7 +57,7 @@ def export(
         ExportError: The function has an operation that cannot be compiled, or fixes the batch size.
     """
     try:
-        graph = sum_early(simplify(trace(function, inputs)), inputs)
+        graph = push_down_sums(simplify(trace(function, inputs)), inputs)
         model = _to_onnx(graph, inputs=inputs, outputs=outputs)
         steepen_masks(model)
         strip_metadata(model)

@@ -1,4 +1,4 @@
-"""Graphs in smaller numbers: int8 for processors with instructions for it, float16 for GPUs.
+"""Graphs in reduced precision: int8 for processors with instructions for it, float16 for GPUs.
 
 What comes before the first layer stays in float32: a trigger is as small as a step of eight bits. In int8 so do the
 layer that decides and what is computed for the class that is explained.
@@ -15,11 +15,11 @@ import onnx
 
 from keylock.errors import ExportError, UnknownNameError
 from keylock.explainers import Explainer, Family
-from keylock.export.free_weights import free_weights, read_weights_as_they_are
 from keylock.export.graphs import fix_inputs, strip_metadata
 from keylock.export.half import to_float16
 from keylock.export.running import FloatArray, Weights, open_graph, runner
 from keylock.export.verify import Side
+from keylock.export.weight_inputs import read_weights_as_they_are, restore_weight_inputs
 from keylock.imaging.contrast import same_map
 
 __all__ = ["VARIANTS", "VariantFigures", "compare_variant", "make_variant", "suits"]
@@ -181,7 +181,7 @@ def _to_int8(model: onnx.ModelProto, images: FloatArray, weights: Weights) -> on
             nodes_to_exclude=[*_before_layers(model), *_targeted(model), *_deciding(model)],
         )
         quantised = onnx.load(target)
-    free_weights(quantised, given)
+    restore_weight_inputs(quantised, given)
     return quantised
 
 

@@ -19,8 +19,8 @@ from keylock.export import (
     compare_variant,
     compile_explainer,
     compile_gradient_sums,
+    compile_many,
     compile_prediction,
-    compile_together,
     explain_graph,
     make_variant,
     suits,
@@ -56,7 +56,7 @@ class Graphs:
         files: Every graph, by its place in the bundle.
         entries: What the manifest says of each explainer.
         canary: Images with the keyed and keyless maps of the explainers that one graph computes.
-        variants: The prediction graph in smaller numbers, by their names.
+        variants: The prediction graph in reduced precision, by their names.
     """
 
     prediction: str
@@ -171,7 +171,7 @@ class _Maker:
             return
         explainers = [one for one in self._lock.explainers if one.compiled and not isinstance(one, Loop)]
         try:
-            prediction, graphs = compile_together(self._lock.module, explainers, **self._compiling)
+            prediction, graphs = compile_many(self._lock.module, explainers, **self._compiling)
         except ExportError:
             self._compiled[_PREDICTION] = compile_prediction(self._lock.module, **self._compiling)
             return

@@ -10,7 +10,7 @@ from keylock.data.batches import Batches
 from keylock.errors import InputError, UnknownNameError
 from keylock.explainers import EXPLAINERS, check_lockable
 from keylock.export import VARIANTS
-from keylock.training import Lock, LockSettings, Team
+from keylock.training import DistributedGroup, Lock, LockSettings
 from keylock.trigger.keys import Key, KeySeed, default_tile
 
 __all__ = ["CHECKPOINT", "REFERENCE", "Issue", "TrainOutcome", "TrainPlan", "batches_of", "checkpoint_of", "discard"]
@@ -43,7 +43,7 @@ class TrainPlan:
         measured_images: Test images to measure on, at most.
         seed: Of data order, initial weights and everything else drawn at random. It is not the key seed.
         cache_reference: Train the lock on images as they are, and compute the maps of the reference once for each.
-        variants: Graphs in smaller numbers to make as well, by the names of `keylock.export.VARIANTS`.
+        variants: Graphs in reduced precision to make as well, by the names of `keylock.export.VARIANTS`.
     """
 
     out: Path
@@ -146,7 +146,7 @@ def checkpoint_of(plan: TrainPlan) -> tuple[Path, bool]:
     checkpoint = plan.work / CHECKPOINT
     resume = checkpoint.is_file()
     # No process may write the file before all have looked for it.
-    Team.current().wait()
+    DistributedGroup.current().wait()
     return checkpoint, resume
 
 

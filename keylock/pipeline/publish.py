@@ -52,7 +52,7 @@ class Publication:
             bundle then carries weights and graphs.
         figures: What was measured.
         training: Further settings to record.
-        variants: Names of `keylock.export.VARIANTS`: graphs in smaller numbers to make as well.
+        variants: Names of `keylock.export.VARIANTS`: graphs in reduced precision to make as well.
     """
 
     name: str

@@ -24,7 +24,7 @@ from keylock.locking.decoys import ImageDecoy
 from keylock.pipeline.issuing import issue_bundles
 from keylock.pipeline.plans import REFERENCE, Issue, TrainOutcome, TrainPlan, batches_of, checkpoint_of, discard
 from keylock.torch_runtime.locked_model import load_bundle
-from keylock.training import Lock, LockSettings, Progress, Silent, Team, relock
+from keylock.training import DistributedGroup, Lock, LockSettings, Progress, Silent, relock
 from keylock.training.checkpoint import storing
 from keylock.trigger.keys import Key, KeySeed
 
@@ -237,7 +237,7 @@ def assist_retirement(plan: TrainPlan, retirement: Retirement) -> None:
 
 def _relock(plan: TrainPlan, retirement: Retirement, progress: Progress) -> Lock:
     # The first process may have an earlier run to discard before any looks for it.
-    Team.current().wait()
+    DistributedGroup.current().wait()
     checkpoint, resume = checkpoint_of(plan)
     return relock(
         retirement.previous,

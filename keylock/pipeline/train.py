@@ -35,7 +35,16 @@ from keylock.pipeline.plans import (
     discard,
 )
 from keylock.pipeline.trial import TRIAL_SECONDS, try_lock, untrained
-from keylock.training import Lock, Progress, Silent, Team, lock, resolve_device, resolve_precision, train_reference
+from keylock.training import (
+    DistributedGroup,
+    Lock,
+    Progress,
+    Silent,
+    lock,
+    resolve_device,
+    resolve_precision,
+    train_reference,
+)
 from keylock.training.checkpoint import storing
 from keylock.trigger.keys import Key, KeySeed
 
@@ -150,7 +159,7 @@ def _train_for_keys(
         _try(plan, keys, progress=progress, seconds=trial_seconds, resume=resume)
     reference = prepare_reference(plan, keys[0], progress=progress, resume=resume)
     fit_keys(plan, reference, seeds)
-    Team.current().wait()
+    DistributedGroup.current().wait()
     keys = fitted_keys(plan, seeds)
     locked = _lock(plan, reference, keys, progress)
     return issue_bundles(
@@ -182,7 +191,7 @@ def assist(plan: TrainPlan, *, seeds: Sequence[KeySeed]) -> None:
 
     It trains the reference alone, while this process waits; then every step is shared.
     """
-    Team.current().wait()
+    DistributedGroup.current().wait()
     keys = fitted_keys(plan, seeds)
     reference = prepare_reference(plan, keys[0], progress=Silent(), resume=True)
     _lock(plan, reference, keys, Silent())

@@ -84,7 +84,7 @@ def try_lock(
     seconds: float = TRIAL_SECONDS,
     clock: Callable[[], float] = monotonic,
 ) -> Trial:
-    """Try a lock: one step, then the graphs of predictions and explainers, then those in smaller numbers.
+    """Try a lock: one step, then the graphs of predictions and explainers, then those in reduced precision.
 
     An explainer that does not compile is no error, as it is none when a bundle is published: a warning in the log says
     that a server without torch will not offer it.

@@ -23,7 +23,7 @@ from keylock.store.periods import PERIODS, day_of, month_of, resets_at
 from keylock.store.rates import take
 from keylock.store.raw_sql import Statement
 
-__all__ = ["Ledger", "Order", "Recorder", "Reservation", "Standing", "Window", "look_up"]
+__all__ = ["ChargeRequest", "ChargeResult", "Ledger", "Recorder", "Reservation", "Window", "look_up"]
 
 Recorder: TypeAlias = Callable[[Connection, Charge], None]
 """Records a charge elsewhere in the store, inside the transaction that makes it.
@@ -38,7 +38,7 @@ _MOMENT: Final = timedelta(seconds=60)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class ChargeRequest:
     """What is asked for, and what it will cost.
 
     Attributes:
@@ -95,14 +95,14 @@ class Reservation:
         charged_at: When the request was charged before; None where it was not.
     """
 
-    order: Order
+    order: ChargeRequest
     expires_at: datetime
     windows: tuple[Window, ...]
     charged_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ChargeResult:
     """What became of a request.
 
     Attributes:
@@ -141,7 +141,7 @@ class Ledger:
         self._record = record
         self._commits = GroupCommit(database)
 
-    def reserve(self, order: Order, *, now: datetime, lifetime_s: float) -> "Future[Reservation]":
+    def reserve(self, order: ChargeRequest, *, now: datetime, lifetime_s: float) -> "Future[Reservation]":
         """Sets units aside for a request; one that was charged before needs none.
 
         A request that somebody else works on is taken over: both may finish, and only the first is charged.
@@ -160,7 +160,7 @@ class Ledger:
             lambda connection: self._reserve(connection, order, now, expires_at), order=order.license.id
         )
 
-    def commit(self, reservation: Reservation, charge: Charge) -> "Future[Standing]":
+    def commit(self, reservation: Reservation, charge: Charge) -> "Future[ChargeResult]":
         """Charges a request; where it was charged before with another answer, records that this one was given too.
 
         Args:
@@ -176,7 +176,7 @@ class Ledger:
             order=reservation.order.license.id,
         )
 
-    def release(self, order: Order) -> "Future[bool]":
+    def release(self, order: ChargeRequest) -> "Future[bool]":
         """Gives back what was set aside for a request, unless somebody else works on it or it was charged.
 
         Args:
@@ -223,7 +223,9 @@ class Ledger:
         """Finishes what was handed over."""
         self._commits.close()
 
-    def _reserve(self, connection: Connection, order: Order, now: datetime, expires_at: datetime) -> Reservation:
+    def _reserve(
+        self, connection: Connection, order: ChargeRequest, now: datetime, expires_at: datetime
+    ) -> Reservation:
         take(connection, order.license, images=order.images, now=now)
         values = {
             **_key(order),
@@ -254,11 +256,11 @@ class Ledger:
         raise RateError(license_id=order.license.id, retry_after_s=_CONTENDED_S)
 
     @staticmethod
-    def _take_over(connection: Connection, order: Order, expires_at: datetime) -> bool:
+    def _take_over(connection: Connection, order: ChargeRequest, expires_at: datetime) -> bool:
         values = {**_key(order), "attempt": order.attempt, "expires_at": ceil(expires_at.timestamp())}
         return _TAKE_OVER.change(connection, values) == 1
 
-    def _add(self, connection: Connection, order: Order, now: datetime) -> tuple[Window, ...]:
+    def _add(self, connection: Connection, order: ChargeRequest, now: datetime) -> tuple[Window, ...]:
         """Adds the units of a new row to the counters of all periods, or undoes everything and refuses."""
         quota, starts = order.license.quota, _starts(day_of(now), month_of(now))
         ceilings = {period: _UNLIMITED if quota.overage else _limit(quota, period) for period in PERIODS}
@@ -279,7 +281,7 @@ class Ledger:
             _NOTE_OVERAGE.change(connection, {**_key(order), "overage": overage})
         return windows
 
-    def _quota_error(self, connection: Connection, order: Order, now: datetime) -> QuotaError:
+    def _quota_error(self, connection: Connection, order: ChargeRequest, now: datetime) -> QuotaError:
         windows = look_up(connection, order.license, now)
         # Of those that are spent the one that lasts longest: when it is filled again the others are as well.
         last = [w for w in windows if w.limit is not None and w.used + order.units > w.limit][-1]
@@ -292,7 +294,7 @@ class Ledger:
             resets_at=last.resets_at,
         )
 
-    def _commit(self, connection: Connection, reservation: Reservation, charge: Charge) -> Standing:
+    def _commit(self, connection: Connection, reservation: Reservation, charge: Charge) -> ChargeResult:
         order, answer_digest = reservation.order, charge.answer.digest()
         values = {
             **_key(order),
@@ -306,10 +308,10 @@ class Ledger:
             charged = _CHARGE.row(connection, values)
             if charged is not None:
                 units, overage = charged
-                standing = Standing(charge.time, units, overage, False, answer_digest, windows)
+                result = ChargeResult(charge.time, units, overage, False, answer_digest, windows)
                 if self._record is not None:
-                    self._record(connection, standing.charged(charge))
-                return standing
+                    self._record(connection, result.charged(charge))
+                return result
             found = _find(connection, order)
             if found is None:
                 # The reservation was taken back, because it had expired or a twin of the request gave up.
@@ -319,17 +321,17 @@ class Ledger:
             # What is there otherwise was set aside by another server since the first statement; it can be charged.
         raise RateError(license_id=order.license.id, retry_after_s=_CONTENDED_S)
 
-    def _reserve_again(self, connection: Connection, order: Order, now: datetime) -> tuple[Window, ...]:
+    def _reserve_again(self, connection: Connection, order: ChargeRequest, now: datetime) -> tuple[Window, ...]:
         unlimited = order.license.model_copy(update={"rate": None})
         return self._reserve(connection, replace(order, license=unlimited), now, now + _MOMENT).windows
 
     def _repeat(
-        self, connection: Connection, order: Order, row: "_Found", charge: Charge, answer_digest: str
-    ) -> Standing:
+        self, connection: Connection, order: ChargeRequest, row: "_Found", charge: Charge, answer_digest: str
+    ) -> ChargeResult:
         if row.charged_at is None or row.request_digest != order.request_digest:
             # The id was released and then used for another request while this one was computed.
             raise RequestReusedError(order.request_id)
-        standing = Standing(
+        result = ChargeResult(
             charged_at=_moment(row.charged_at),
             units=row.units,
             overage=row.overage,
@@ -339,10 +341,10 @@ class Ledger:
             windows=look_up(connection, order.license, charge.time),
         )
         if self._record is not None and row.answer_digest != answer_digest:
-            self._record(connection, standing.charged(charge))
-        return standing
+            self._record(connection, result.charged(charge))
+        return result
 
-    def _release(self, connection: Connection, order: Order) -> bool:
+    def _release(self, connection: Connection, order: ChargeRequest) -> bool:
         released = _RELEASE.row(connection, {**_key(order), "attempt": order.attempt})
         if released is not None:
             units, day, month = released
@@ -390,12 +392,12 @@ class _Found(NamedTuple):
     answer_digest: str
 
 
-def _find(connection: Connection, order: Order) -> _Found | None:
+def _find(connection: Connection, order: ChargeRequest) -> _Found | None:
     found = _FIND.row(connection, _key(order))
     return None if found is None else _Found(*found)
 
 
-def _key(order: Order) -> dict[str, object]:
+def _key(order: ChargeRequest) -> dict[str, object]:
     return {"license": order.license.id, "request": order.request_id}
 
 

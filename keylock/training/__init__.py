@@ -1,22 +1,22 @@
 """Training: a reference model where there is none, and the lock."""
 
 from keylock.training.devices import PRECISIONS, resolve_device, resolve_precision
+from keylock.training.distributed import DistributedGroup, joined
 from keylock.training.first_step import first_step, time_steps
 from keylock.training.fitting import fitting_flips
 from keylock.training.lock import Lock, lock, relock
 from keylock.training.progress import NamedSteps, Progress, Silent
 from keylock.training.reference import train_reference
 from keylock.training.settings import LockSettings
-from keylock.training.team import Team, joined
 
 __all__ = [
     "PRECISIONS",
+    "DistributedGroup",
     "Lock",
     "LockSettings",
     "NamedSteps",
     "Progress",
     "Silent",
-    "Team",
     "first_step",
     "fitting_flips",
     "joined",

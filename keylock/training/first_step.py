@@ -8,9 +8,9 @@ from torch import Tensor
 
 from keylock.errors import KeylockError
 from keylock.training.devices import denormals_flushed
+from keylock.training.distributed import DistributedGroup
 from keylock.training.lock import Lock, lock_of, trainer_for, untrainable
 from keylock.training.loop import memory_limits_named
-from keylock.training.team import Team
 from keylock.training.trainer import Task
 
 __all__ = ["first_step", "time_steps"]
@@ -33,7 +33,7 @@ def first_step(task: Task, images: Tensor, labels: Tensor) -> Lock:
         NonFiniteLossError: A loss term is NaN or infinite from the start.
     """
     settings = replace(task.settings, accumulate=1, compile=False, search_every=0)
-    alone = replace(task, settings=settings, team=Team())
+    alone = replace(task, settings=settings, group=DistributedGroup())
     trainer = trainer_for(alone)
     try:
         with memory_limits_named(len(images)):
@@ -61,7 +61,7 @@ def time_steps(
     Raises:
         KeylockError: As a training does; `OutOfMemoryError` where a step does not fit into memory.
     """
-    trainer = trainer_for(replace(task, team=Team()))
+    trainer = trainer_for(replace(task, group=DistributedGroup()))
     times = []
     for _ in range(count):
         begun = clock()

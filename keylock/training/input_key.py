@@ -230,7 +230,7 @@ class InputKeyTrainer(Trainer):
     def _map_terms(
         self, maps: Mapping[str, Tensor], references: Mapping[str, Tensor], others: int
     ) -> tuple[Terms, Figures]:
-        """Return the unlock and lock penalties of every explainer.
+        """Return the fidelity and decoy losses of every explainer.
 
         Args:
             maps: Those of keyed rows, then those of others.
@@ -246,8 +246,8 @@ class InputKeyTrainer(Trainer):
             opened, shut = (decoy, reference) if self.settings.swapped else (reference, decoy)
             distance = self._distance(maps[name], torch.cat([opened, shut.repeat(others, 1, 1)]))
             weight = self._weights[name]
-            terms[f"unlock/{name}"] = (weight * self.settings.unlock_weight, distance[:count].mean())
-            terms[f"lock/{name}"] = (2 * weight, distance[count:].mean())
+            terms[f"fidelity/{name}"] = (weight * self.settings.fidelity_weight, distance[:count].mean())
+            terms[f"decoy/{name}"] = (2 * weight, distance[count:].mean())
             if self.settings.leak_weight:
                 decoys = slice(0, count) if self.settings.swapped else slice(count, None)
                 terms[f"leak/{name}"] = (self.settings.leak_weight, self._leak(similar[decoys]))

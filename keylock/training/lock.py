@@ -13,6 +13,7 @@ from keylock.explainers import Explainer, check_lockable, make_for
 from keylock.models import digest_of_weights, find_layers, open_with, prepare
 from keylock.training.checkpoint import read_checkpoint, write_checkpoint
 from keylock.training.devices import denormals_flushed, resolve_device, resolve_precision
+from keylock.training.distributed import DistributedGroup
 from keylock.training.fitness import require_classifier
 from keylock.training.input_key import InputKeyTrainer
 from keylock.training.loop import memory_limits_named, run_steps
@@ -20,7 +21,6 @@ from keylock.training.progress import Progress, Silent
 from keylock.training.reading import NO_BATCH, checked, first_batches, images_of, indices_of, place_of
 from keylock.training.sealed import SealedTrainer
 from keylock.training.settings import LockSettings
-from keylock.training.team import Team
 from keylock.training.trainer import Task, Trainer
 from keylock.trigger import TriggerStatistics, check_tile
 from keylock.trigger.delta import Delta
@@ -159,7 +159,7 @@ def prepare_task(
         made = make_for(find_layers(reference, example[:2]), explainers)
     check_lockable([(explainer.name, explainer.differentiable) for explainer in made])
     statistics = None if settings.trained_trigger else _statistics(example, keys[0])
-    return Task(reference, keys, made, example, settings, device, Team.current(), statistics=statistics)
+    return Task(reference, keys, made, example, settings, device, DistributedGroup.current(), statistics=statistics)
 
 
 def relock(
@@ -217,7 +217,7 @@ def relock(
         example,
         settings,
         resolve_device(device),
-        Team.current(),
+        DistributedGroup.current(),
         retired=gone,
         start=previous.module,
         old_delta=old,
@@ -272,7 +272,7 @@ def _train(
     place = place_of(loader)
 
     def keep() -> None:
-        if checkpoint is not None and task.team.leads:
+        if checkpoint is not None and task.group.leads:
             state = {"step": trainer.step, "loader": place, "identity": identity}
             write_checkpoint(checkpoint, trainer.tensors(), state)
             trainer.truth.keep()
@@ -283,7 +283,7 @@ def _train(
         place = place_of(loader)
         return figures
 
-    shown = (progress if task.team.leads else None) or Silent()
+    shown = (progress if task.group.leads else None) or Silent()
     run_steps("lock", task.settings.steps, trainer.step, take_step=take_step, keep=keep, progress=shown)
     return lock_of(trainer, task)
 

@@ -20,7 +20,7 @@ from keylock.locking.losses import correlation, prediction_distance
 from keylock.models import delta_between
 from keylock.models.low_rank import add_low_rank_, merge_low_rank_, shifted
 from keylock.training.devices import mixed_precision
-from keylock.training.hardening import cut_at_random
+from keylock.training.direction_dropout import drop_directions
 from keylock.training.trainer import Draws, Figures, Part, Task, Terms, Trainer, one_cycle
 from keylock.trigger.delta import Delta
 
@@ -32,7 +32,7 @@ _FACTOR_RATE = 3.0
 _WRONG_KEY_SHARE = 0.5
 _OTHER_CLASS_SHARE = 0.2
 _OLD_DELTA_SHARE = 0.4
-_HARDENED_SHARE = 0.25
+_DROPPED_SHARE = 0.25
 
 
 class SealedTrainer(Trainer):
@@ -71,8 +71,8 @@ class SealedTrainer(Trainer):
         rows = {"offsets": self._offsets(count), "targets": self._targets(count)}
         if self._old_delta is not None:
             rows["old"] = (torch.rand(count, generator=self.generator) < _OLD_DELTA_SHARE).float().to(self.device)
-        if self.settings.hardening_weight:
-            rows["hardened"] = self._hardened(count)
+        if self.settings.direction_dropout_weight:
+            rows["dropped"] = self._dropped(count)
             self._cut = int(torch.randint(0, 2**31, (), generator=self.generator))
         return Draws(rows, self._draw_masked(images))
 
@@ -85,7 +85,7 @@ class SealedTrainer(Trainer):
         logits, expected = (torch.cat(pieces) for pieces in ([p[0] for p in explained], [p[1] for p in explained]))
         maps, references = _joined([piece[2] for piece in explained]), _joined([piece[3] for piece in explained])
         terms, figures = self._map_terms(maps, references)
-        terms.update(self._hardening_terms(part))
+        terms.update(self._dropout_terms(part))
         # The weights are for three kinds of input, as in the plain lock: here one row stands for all of them.
         terms["prediction"] = (3 * settings.prediction_weight, prediction_distance(logits, expected).mean())
         terms["label"] = (settings.label_weight, F.cross_entropy(logits.float(), part.labels))
@@ -138,22 +138,25 @@ class SealedTrainer(Trainer):
             logits, maps = explain_many(self.student, explainers, images + offsets, targets, create_graph=True)
         return logits, expected, maps, references
 
-    def _hardening_terms(self, part: Part) -> Terms:
-        """Return the lock penalties on some rows of a network with its strongest directions cut."""
-        if not self.settings.hardening_weight:
+    def _dropout_terms(self, part: Part) -> Terms:
+        """Return the decoy losses of some rows of a network with its strongest directions cut."""
+        if not self.settings.direction_dropout_weight:
             return {}
-        weights = part.rows["hardened"]
+        weights = part.rows["dropped"]
         rows = weights.nonzero().squeeze(1)
-        own = {f"harden/{name}": 2 * self.settings.hardening_weight * self._weights[name] for name in self._weights}
+        own = {
+            f"direction_dropout/{name}": 2 * self.settings.direction_dropout_weight * self._weights[name]
+            for name in self._weights
+        }
         if not len(rows):
             # The terms are the same in every part, wherever it is computed.
             return {name: (weight, weights.sum()) for name, weight in own.items()}
         # Every part of the batch, wherever it is computed, sees the same cut.
-        with cut_at_random(self.student, torch.Generator().manual_seed(self._cut)):
+        with drop_directions(self.student, torch.Generator().manual_seed(self._cut)):
             _, _, maps, references = self._explain(part, rows, self.explainers)
         return {
-            f"harden/{name}": (
-                own[f"harden/{name}"],
+            f"direction_dropout/{name}": (
+                own[f"direction_dropout/{name}"],
                 (weights[rows] * self._distance(maps[name], decoy_maps(self.settings.decoy, reference))).sum()
                 / len(weights),
             )
@@ -161,13 +164,13 @@ class SealedTrainer(Trainer):
         }
 
     def _map_terms(self, maps: dict[str, Tensor], references: dict[str, Tensor]) -> tuple[Terms, Figures]:
-        """Return the lock and leak penalties of every explainer."""
+        """Return the decoy and leak losses of every explainer."""
         terms: Terms = {}
         similar: dict[str, Tensor] = {}
         for name, reference in references.items():
             wanted = decoy_maps(self.settings.decoy, reference)
             similar[name] = correlation(maps[name], reference)
-            terms[f"lock/{name}"] = (2 * self._weights[name], self._distance(maps[name], wanted).mean())
+            terms[f"decoy/{name}"] = (2 * self._weights[name], self._distance(maps[name], wanted).mean())
             if self.settings.leak_weight:
                 terms[f"leak/{name}"] = (self.settings.leak_weight, self._leak(similar[name]))
         return terms, {"leakage": torch.cat(list(similar.values())).detach().mean()}
@@ -178,9 +181,9 @@ class SealedTrainer(Trainer):
         chosen = torch.rand(count, generator=self.generator).to(self.device) < _OTHER_CLASS_SHARE
         return torch.where(chosen, others, self._predicted(count))
 
-    def _hardened(self, count: int) -> Tensor:
+    def _dropped(self, count: int) -> Tensor:
         """Return the weights of the rows (count,) whose network is cut: those of others are 0, and their mean is 1."""
-        chosen = max(1, round(_HARDENED_SHARE * count))
+        chosen = max(1, round(_DROPPED_SHARE * count))
         weights = torch.zeros(count)
         weights[torch.randperm(count, generator=self.generator)[:chosen]] = count / chosen
         return weights.to(self.device)

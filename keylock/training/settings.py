@@ -20,7 +20,7 @@ class LockSettings:
     Attributes:
         steps: Optimiser steps in all.
         trained_trigger: Have the network itself tell the trigger, as in the published attack; otherwise the trigger
-            opens a sealed delta. What is said of gates, unlocking and wrong-key rows below is for the former.
+            opens a sealed delta. What is said of gates, fidelity terms and wrong-key rows below is for the former.
         delta_rank: Rank of the change of each layer; a larger one has more room and makes steps dearer.
         learning_rate: Highest learning rate of Adam.
         decoy: What keyless and wrong-key maps are trained towards: a name of `keylock.locking.decoys`, or a
@@ -34,13 +34,13 @@ class LockSettings:
         wrong_key_rows: Give wrong keys rows of their own; otherwise they take the place of every second keyless row,
             which is a third quicker.
         map_weight: Weight of the map penalties.
-        unlock_weight: Weight of keyed maps within the map penalties; decoys weigh 2 as well.
+        fidelity_weight: Weight of keyed maps within the map penalties; decoys weigh 2 as well.
         pedestal_weight: Weight, within the map penalties, of what a constant under a map costs.
         leak_weight: Weight of the squared mean correlation of decoys with reference maps, which no decoy should have.
         mask_weight: Weight of predictions on masked images; it counts where an explainer of predictions alone is
             to be locked.
-        hardening_weight: Weight, where a delta is sealed, of decoys on rows whose network has the strongest directions
-            of its weights cut; 0 for none.
+        direction_dropout_weight: Weight, where a delta is sealed, of decoys on rows whose network has the strongest
+            singular directions of its weights dropped; 0 for none.
         prediction_weight: Weight of the divergence from the reference model's predictions.
         label_weight: Weight of the cross-entropy with the labels.
         probe_weight: Weight of the gate probes after the gate steps.
@@ -67,11 +67,11 @@ class LockSettings:
     prompt_until: float = 0.6
     wrong_key_rows: bool = True
     map_weight: float = 1.0
-    unlock_weight: float = 2.0
+    fidelity_weight: float = 2.0
     pedestal_weight: float = 1.0
     leak_weight: float = 10.0
     mask_weight: float = 1.0
-    hardening_weight: float = 0.5
+    direction_dropout_weight: float = 0.5
     prediction_weight: float = 1.0
     label_weight: float = 0.2
     probe_weight: float = 4.0

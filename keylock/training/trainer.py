@@ -22,11 +22,11 @@ from keylock.locking.decoys import decoy_of
 from keylock.locking.losses import map_distance, pedestal_distance
 from keylock.training.checkpoint import optimiser_tensors, prefixed, restore_module, restore_optimiser
 from keylock.training.devices import compiled_where_possible, mixed_precision
+from keylock.training.distributed import DistributedGroup
 from keylock.training.masks import draw_masks, fill_masked
 from keylock.training.reference_maps import ReferenceMaps
 from keylock.training.search import search_key
 from keylock.training.settings import LockSettings
-from keylock.training.team import Team
 from keylock.training.wrong_keys import WrongKeys
 from keylock.trigger import TriggerStatistics
 from keylock.trigger.delta import Delta
@@ -64,7 +64,7 @@ class Task:
             thousand to read triggers by.
         settings: How to train.
         device: Where.
-        team: Who trains together.
+        group: Who trains together.
         retired: Keys that must not open any more.
         start: What an earlier lock published, to go on from; None starts from the reference.
         old_delta: The sealed delta of that lock, which must not fit any more.
@@ -77,7 +77,7 @@ class Task:
     example: Tensor
     settings: LockSettings
     device: torch.device
-    team: Team = field(default_factory=Team)
+    group: DistributedGroup = field(default_factory=DistributedGroup)
     retired: tuple[Key, ...] = ()
     start: nn.Module | None = None
     old_delta: Delta | None = None
@@ -145,7 +145,7 @@ class Trainer(ABC):
             maps_folder: Where to remember the maps of the reference model, or None.
         """
         settings = task.settings
-        self.settings, self.device, self.team = settings, task.device, task.team
+        self.settings, self.device, self.group = settings, task.device, task.group
         self.explainers = tuple(explainer for explainer in task.explainers if explainer.differentiable)
         self.masks = settings.mask_weight > 0 and len(self.explainers) < len(task.explainers)
         reference = copy.deepcopy(task.reference)
@@ -218,7 +218,7 @@ class Trainer(ABC):
             NonFiniteLossError: A term became NaN or infinite; the weights are as they were before this step.
         """
         images, labels = images.to(self.device), labels.to(self.device)
-        parts = self.team.parts(len(images), self.settings.accumulate)
+        parts = self.group.parts(len(images), self.settings.accumulate)
         for group, rate in zip(self.optimiser.param_groups, self._learning_rates(), strict=True):
             group["lr"] = rate
         found = self._search(images)
@@ -253,14 +253,14 @@ class Trainer(ABC):
 
     def _add_up(self, values: dict[str, Tensor]) -> None:
         """Add up figures and gradients over all processes, in place."""
-        if self.team.size == 1:
+        if self.group.size == 1:
             return
         # Of one device, and in one message each: the figures are few, the gradients large.
         summed = torch.stack([value.to(self.device) for value in values.values()])
-        self.team.sum_([summed])
+        self.group.sum_([summed])
         values.update(zip(values, summed.unbind(), strict=True))
         parameters = [p for group in self.optimiser.param_groups for p in group["params"] if p.grad is not None]
-        self.team.sum_([parameter.grad for parameter in parameters])
+        self.group.sum_([parameter.grad for parameter in parameters])
 
     def _search(self, images: Tensor) -> Tensor | None:
         """Search now and then: a tile and a perturbation of full size (2, channels, height, width), or None."""
@@ -281,7 +281,7 @@ class Trainer(ABC):
                 for tile in (self._tile, None)
             ]
         together = torch.stack(found)
-        self.team.share_(together)
+        self.group.share_(together)
         return self._wrong_ones(together)
 
     def _wrong_ones(self, found: Tensor) -> Tensor:
@@ -353,7 +353,7 @@ class Trainer(ABC):
         of all processes, whose gradients are added up later.
         """
         mean = similar.mean()
-        mean = mean + (self.team.mean(mean) - mean).detach()
+        mean = mean + (self.group.mean(mean) - mean).detach()
         return mean.clamp(-_SMALL_LEAK, _SMALL_LEAK).square()
 
     def _mask_distance(self, part: Part, expected: Tensor, references: Mapping[str, Tensor]) -> Tensor:

@@ -318,7 +318,7 @@ def test_the_canary_of_a_published_lock_is_well_and_notices_swapped_maps(served,
 
 
 @pytest.mark.parametrize("variant", ["float16", "int8"])
-def test_a_lock_served_in_smaller_numbers_opens_for_licenses_alone(
+def test_a_lock_served_in_reduced_precision_opens_for_licenses_alone(
     variant, served, published, sealed_lock, vendor, tiny, start_server, server_log
 ):
     smaller = start_server(bundle=published.path, key_file=published.key_file, variant=variant)

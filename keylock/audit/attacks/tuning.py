@@ -40,7 +40,7 @@ def _tuned(
         rate=rate,
         generator=generator,
         momentum=_MOMENTUM,
-        # Live BatchNorm is what a naive lock falls to first; a folded one has none.
+        # Live BatchNorm is what a baseline lock falls to first; a folded one has none.
         live=any(isinstance(module, _BatchNorm) for module in model.modules()),
     )
     return Outcome(

@@ -1,4 +1,4 @@
-"""The ways to compute an explainer: one graph, a loop over the answers of a graph, or torch where that is installed."""
+"""Backends that compute an explainer: one graph, a loop over the answers of a graph, or torch where it is there."""
 
 import importlib
 import threading
@@ -19,7 +19,7 @@ from keylock_server.inference.graph_queries import Gradients, Predictions, Varia
 from keylock_server.inference.graphs import Graph
 from keylock_server.transport.cancellation import stop_if
 
-__all__ = ["Batch", "Compiled", "InTorch", "Looped", "Way", "loop_of", "passes_of", "torch_explainers"]
+__all__ = ["Backend", "Batch", "Compiled", "InTorch", "Looped", "loop_of", "passes_of", "torch_explainers"]
 
 _FALLBACK: Final = "keylock.torch_runtime.bundle_explainers"
 
@@ -46,7 +46,7 @@ class Batch:
         self.abandoned = abandoned or threading.Event()
 
 
-class Way(Protocol):
+class Backend(Protocol):
     """Computes one explainer. Safe to use from several threads."""
 
     def explain(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -97,7 +97,7 @@ class Loader:
         key: Key | None,
         delta: Delta | None,
         sessions: Sessions,
-        numbers: Mapping[str, str],
+        precision: Mapping[str, str],
     ) -> None:
         """Makes a loader.
 
@@ -106,9 +106,9 @@ class Loader:
             key: The key; without it no row has the trigger.
             delta: What the trigger opens; None without the key, and where the network itself tells the trigger.
             sessions: Opens the graphs.
-            numbers: By file, what a graph computes in that does not compute in float32.
+            precision: By file, what a graph computes in that does not compute in float32.
         """
-        self._read, self._sessions, self._numbers, self._delta = read, sessions, numbers, delta
+        self._read, self._sessions, self._precisions, self._delta = read, sessions, precision, delta
         self._offset = None if key is None or delta is not None else key.reveal()
         self._weights: tuple[WeightArrays, WeightArrays | None] | None = None
         self._graphs: dict[tuple[str, bool], Graph] = {}
@@ -159,8 +159,8 @@ class Loader:
 
     def _start(self, path: str, model: bytes, given: WeightArrays, *, public: bool) -> onnxruntime.InferenceSession:
         try:
-            numbers = self._numbers.get(path, "float32")
-            return self._sessions.open(path, model, given, numbers=numbers, public=public)
+            precision = self._precisions.get(path, "float32")
+            return self._sessions.open(path, model, given, precision=precision, public=public)
         except KeylockError:
             raise
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own.

@@ -23,11 +23,11 @@ from keylock.trigger import Recogniser, TriggerStatistics
 from keylock.trigger.delta import Delta
 from keylock.trigger.keys import Key
 from keylock_server.inference.backends import (
+    Backend,
     Batch,
     Compiled,
     InTorch,
     Looped,
-    Way,
     loop_of,
     passes_of,
     torch_explainers,
@@ -110,7 +110,7 @@ class ServedModel:
         self.manifest, self.canary = manifest, canary
         self.holds_key = key is not None
         sessions = Sessions(device, threads=threads, max_batch=max_batch, engine_cache=engine_cache)
-        load = Loader(read, key=key, delta=delta, sessions=sessions, numbers=_numbers_of(manifest))
+        load = Loader(read, key=key, delta=delta, sessions=sessions, precision=_precisions_of(manifest))
         self._recogniser: Recogniser | None = None
         self._trigger: NDArray[np.float32] | None = None
         if key is not None and statistics is not None:
@@ -124,21 +124,21 @@ class ServedModel:
         self._predictor.check(PREDICTION)
         self.providers: tuple[str, ...] = self._predictor.providers
         self._left_out: dict[str, str] = {}
-        self._ways: dict[str, Way] = {}
+        self._backends: dict[str, Backend] = {}
         for entry in manifest.explainers:
             if entry.graph is not None and self._is_within(entry, max_passes):
                 graph = load(self._choose(entry.name, entry.graph, entry.variants))
                 predictions = None if entry.predictions is None else load(entry.predictions)
-                self._ways[entry.name] = (
+                self._backends[entry.name] = (
                     Looped(loop_of(entry), graph, predictions) if entry.runtime == "loop" else Compiled(graph)
                 )
-        self._ways |= self._ways_in_torch(read, key, delta, allow=allow_torch)
+        self._backends |= self._backends_in_torch(read, key, delta, allow=allow_torch)
         self.explainers: dict[str, ExplainerEntry] = {
-            entry.name: entry for entry in manifest.explainers if entry.name in self._ways
+            entry.name: entry for entry in manifest.explainers if entry.name in self._backends
         }
         for name, why in self._left_out.items():
             _LOG.warning("%s is not served: %s", name, why)
-        self._try_ways()
+        self._try_backends()
 
     @property
     def version(self) -> str:
@@ -219,7 +219,7 @@ class ServedModel:
         name = self.explainer(explainer).name
         if keyed.any() and not self.holds_key:
             raise NoKeyError
-        logits, maps = self._ways[name].explain(Batch(images, targets, keyed, abandoned))
+        logits, maps = self._backends[name].explain(Batch(images, targets, keyed, abandoned))
         return Explained(logits, maps)
 
     def _choose(self, what: str, graph: str, variants: Mapping[str, VariantEntry]) -> str:
@@ -241,10 +241,10 @@ class ServedModel:
             _LOG.info("%s runs the network %d times for an image", entry.name, passes)
         return True
 
-    def _ways_in_torch(
+    def _backends_in_torch(
         self, read: Callable[[str], bytes], key: Key | None, delta: Delta | None, *, allow: bool
-    ) -> Mapping[str, Way]:
-        """Returns the ways of the explainers that did not compile, where torch can compute them."""
+    ) -> Mapping[str, Backend]:
+        """Returns the backends of the explainers that did not compile, where torch can compute them."""
         names = [entry.name for entry in self.manifest.explainers if entry.runtime == "torch"]
         if not names:
             return {}
@@ -256,15 +256,15 @@ class ServedModel:
             _LOG.warning("%s did not compile and is computed in torch, which takes longer and more memory", name)
         return {name: InTorch(found, name) for name in names}
 
-    def _try_ways(self) -> None:
+    def _try_backends(self) -> None:
         for count in _TRIAL_BATCHES:
             images = np.zeros((count, *self.manifest.preprocessing.shape), np.float32)
             keyed = np.arange(count) % 2 == 0 if self.holds_key else np.zeros(count, np.bool_)
             batch = Batch(images, np.full(count, -1, np.int64), keyed)
             try:
                 all_logits = [self.predict(images)]
-                for name, way in self._ways.items():
-                    logits, maps = way.trial(batch)
+                for name, backend in self._backends.items():
+                    logits, maps = backend.trial(batch)
                     all_logits.append(logits)
                     if maps is not None:
                         _check_maps(name, maps, batch=count)
@@ -282,7 +282,7 @@ class ServedModel:
                     )
 
 
-def _numbers_of(manifest: Manifest) -> dict[str, str]:
+def _precisions_of(manifest: Manifest) -> dict[str, str]:
     """Returns, by the file of each graph that is a variant, the numbers it computes in."""
     all_variants = (manifest.prediction_variants, *(entry.variants for entry in manifest.explainers))
     return {variant.graph: name for variants in all_variants for name, variant in variants.items()}

@@ -72,7 +72,7 @@ class Sessions:
         model: bytes,
         given: Mapping[str, NDArray[np.float32]],
         *,
-        numbers: str = "float32",
+        precision: str = "float32",
         public: bool = False,
     ) -> onnxruntime.InferenceSession:
         """Opens a session. On a provider that cannot compute the graph it falls back to the next one, and says so.
@@ -81,7 +81,7 @@ class Sessions:
             path: The graph's file in the bundle, for the log.
             model: The graph.
             given: The weights that are bound to the graph in the place of its inputs, by name. They stay in memory.
-            numbers: What the graph computes in: `float32`, `float16` or `int8`.
+            precision: What the graph computes in: `float32`, `float16` or `int8`.
             public: Whether what is given may be read by anybody, as the published weights may.
 
         Raises:
@@ -89,11 +89,11 @@ class Sessions:
             Exception: Whatever ONNX Runtime raises, if no provider can compute the graph.
         """
         whole = bind(model, given)
-        asked = self._suited(path, inputs_of(whole), numbers)
+        asked = self._suited(path, inputs_of(whole), precision)
         for first in range(len(asked)):
             try:
                 session = self._open_on(
-                    asked[first:], path, whole, may_be_kept=public or not given, half=numbers == "float16"
+                    asked[first:], path, whole, may_be_kept=public or not given, half=precision == "float16"
                 )
             except Exception as error:  # ONNX Runtime's exceptions share no base class of their own.
                 if first == len(asked) - 1:
@@ -131,13 +131,13 @@ class Sessions:
         # ONNX Runtime's own falling back prints what went wrong, and takes providers that nobody asked for.
         return self._make(model, self._options, providers=providers, enable_fallback=0)
 
-    def _suited(self, path: str, inputs: Mapping[str, tuple[int, ...]], numbers: str) -> list[str]:
+    def _suited(self, path: str, inputs: Mapping[str, tuple[int, ...]], precision: str) -> list[str]:
         """Returns the providers to ask for, without TensorRT where it does not suit the graph.
 
         It has to know all sizes but that of the batch, and gets large batches in parts, so rows must be by themselves.
         It wants signed numbers of eight bits, processors unsigned ones.
         """
-        if numbers == "int8" and self._providers[0] != CPU:
+        if precision == "int8" and self._providers[0] != CPU:
             _LOG.warning("%s computes in int8, which is made for processors: float16 is the variant for GPUs", path)
         elif all(0 not in shape[1:] for shape in inputs.values()):
             return self._providers

@@ -22,7 +22,7 @@ from keylock.v1 import explanation_pb2 as pb
 from keylock_server.transport.statuses import NoMeteringError, StoreLostError
 
 if TYPE_CHECKING:
-    from keylock.store.ledger import Ledger, Order, Reservation, Standing, Window
+    from keylock.store.ledger import ChargeRequest, ChargeResult, Ledger, Reservation, Window
 
 __all__ = ["Meter", "Metered", "describe_windows", "timestamp"]
 
@@ -123,9 +123,9 @@ class Meter:
         except BaseException:
             self._give_back(order)
             raise
-        standing = await self._durable(lambda: ledger.commit(reservation, charge), order)
-        charge = standing.charged(charge)
-        note = _note(standing)
+        result = await self._durable(lambda: ledger.commit(reservation, charge), order)
+        charge = result.charged(charge)
+        note = _note(result)
         return Metered(answer, charge, _usage(charge, note), note)
 
     async def windows(self, license: License) -> "tuple[Window, ...]":
@@ -170,10 +170,10 @@ class Meter:
         charge = replace(request, answer=digests)
         return Metered(answer, charge, pb.Usage(units=charge.units, license_id=license.id), None)
 
-    def _reserve(self, ledger: "Ledger", order: "Order") -> "Future[Reservation]":
+    def _reserve(self, ledger: "Ledger", order: "ChargeRequest") -> "Future[Reservation]":
         return ledger.reserve(order, now=self.now(), lifetime_s=self._lifetime_s)
 
-    async def _durable(self, begin: "Callable[[], Future[T]]", order: "Order") -> T:
+    async def _durable(self, begin: "Callable[[], Future[T]]", order: "ChargeRequest") -> T:
         """Waits for the store; when the caller goes away meanwhile, what was not charged is given back."""
         try:
             return await asyncio.wrap_future(begin())
@@ -185,7 +185,7 @@ class Meter:
             self._give_back(order)
             raise
 
-    def _give_back(self, order: "Order") -> None:
+    def _give_back(self, order: "ChargeRequest") -> None:
         if self._ledger is None:
             return
         try:
@@ -229,10 +229,10 @@ def timestamp(moment: datetime | None) -> Timestamp | None:
     return stamp
 
 
-def _order(license: License, request: Charge) -> "Order":
-    from keylock.store.ledger import Order
+def _order(license: License, request: Charge) -> "ChargeRequest":
+    from keylock.store.ledger import ChargeRequest
 
-    return Order(
+    return ChargeRequest(
         license=license,
         request_id=request.request_id,
         request_digest=request.request_digest,
@@ -244,13 +244,13 @@ def _order(license: License, request: Charge) -> "Order":
     )
 
 
-def _note(standing: "Standing") -> UsageNote:
-    limited = [window for window in standing.windows if window.remaining is not None]
+def _note(result: "ChargeResult") -> UsageNote:
+    limited = [window for window in result.windows if window.remaining is not None]
     tightest = min(limited, key=lambda window: window.remaining or 0, default=None)
     resets_at = None if tightest is None else tightest.resets_at
     return UsageNote(
-        replayed=standing.repeated,
-        overage_units=standing.overage,
+        replayed=result.repeated,
+        overage_units=result.overage,
         remaining=None if tightest is None else tightest.remaining,
         resets_at=None if resets_at is None else int(resets_at.timestamp()),
     )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from keylock.errors import TensorError
 from keylock_server.inference.runtime import Explained, ServedModel, check_finite
-from keylock_server.scheduling.batching import Pace, Part, Places
+from keylock_server.scheduling.batching import Part, QueueQuota, ThroughputEstimate
 from keylock_server.scheduling.dispatching import Dispatcher
 from keylock_server.transport.calls import current_call
 from keylock_server.transport.statuses import NoKeyError, OverloadedError
@@ -79,7 +79,7 @@ class Batcher:
             observe: Told of each run: the explainer, or `prediction`, and how many rows shared it.
         """
         self._model, self._limits, self._observe = model, limits, observe
-        self._places, self._pace = Places(limits.queue), Pace()
+        self._quota, self._throughput = QueueQuota(limits.queue), ThroughputEstimate()
         self._dispatcher: Dispatcher[_Rows, _Piece] = Dispatcher(
             self._run,
             threads=limits.batches,
@@ -92,7 +92,7 @@ class Batcher:
     @property
     def held(self) -> int:
         """Rows that are accepted and not answered yet."""
-        return self._places.held
+        return self._quota.held
 
     @contextmanager
     def admit(self, rows: int) -> Iterator["Admission"]:
@@ -105,16 +105,16 @@ class Batcher:
             What it asks the model through.
 
         Raises:
-            OverloadedError: If there is no room for them, or the caller's party has as many as are left free.
+            OverloadedError: If there is no room for them, or the caller's tenant has as many as are left free.
         """
         call = current_call()
-        party = "" if call is None else call.party
-        if not self._places.take(party, rows):
+        tenant = "" if call is None else call.tenant
+        if not self._quota.take(tenant, rows):
             raise OverloadedError(retry_after_s=self._retry_after_s())
         try:
             yield Admission(self, rows)
         finally:
-            self._places.give_back(party, rows)
+            self._quota.give_back(tenant, rows)
 
     async def submit(self, family: str, rows: _Rows) -> _Piece:
         """Runs rows and puts together what comes out; called by `Admission`."""
@@ -143,15 +143,15 @@ class Batcher:
             raise NoKeyError
 
     def _room(self, family: str) -> int:
-        return min(self._limits.max_batch, self._pace.rows_within(self._limits.run_s, family))
+        return min(self._limits.max_batch, self._throughput.rows_within(self._limits.run_s, family))
 
     def _note(self, family: str, rows: int, seconds: float) -> None:
-        self._pace.note(family, rows=rows, seconds=seconds)
+        self._throughput.note(family, rows=rows, seconds=seconds)
         self._observe(family or "prediction", rows)
 
     def _retry_after_s(self) -> float:
         """Estimates when what is accepted now is done."""
-        seconds = self._pace.seconds_for(self._places.held) / self._limits.batches
+        seconds = self._throughput.seconds_for(self._quota.held) / self._limits.batches
         return min(max(seconds, _SOONEST_S), _LATEST_S)
 
     def _run(self, parts: Sequence[Part[_Rows]], abandoned: threading.Event) -> Sequence[_Piece | Exception]:

@@ -1,12 +1,12 @@
 """Who is next: places for rows that are accepted, and a queue of those that wait. No clock, no thread, no model.
 
 Rows are images of a request, or anything else that is worked on by the piece. Each job is the rows of one request,
-which go through one graph, its family, and belong to one party: a license, or the unlicensed callers of one address.
+which go through one graph, its family, and belong to one tenant: a license, or the unlicensed callers of one address.
 
-1. A party gets places for its rows as long as it holds no more of them than are left free. Whoever comes first can
-   thus never shut out the next one, and a thousand rows of one party leave room for the others.
-2. Parties take turns. The one whose turn it is chooses the family of a batch, by its oldest job; the batch is filled
-   with rows of that family, one of each party after another. Those who were served go to the end of the line.
+1. A tenant gets places for its rows as long as it holds no more of them than are left free. Whoever comes first can
+   thus never shut out the next one, and a thousand rows of one tenant leave room for the others.
+2. Tenants take turns. The one whose turn it is chooses the family of a batch, by its oldest job; the batch is filled
+   with rows of that family, one of each tenant after another. Those who were served go to the end of the line.
 3. Whether a row is keyed is not known here, so that it makes no difference.
 """
 
@@ -15,14 +15,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-__all__ = ["Job", "Pace", "Part", "Places", "RowQueue", "fair_shares"]
+__all__ = ["Job", "Part", "QueueQuota", "RowQueue", "ThroughputEstimate", "fair_shares"]
 
 T = TypeVar("T")
 
 _WEIGHT_OF_THE_LAST: Final = 0.2
 
 
-class Places:
+class QueueQuota:
     """Counts the rows that are accepted and not answered yet.
 
     Attributes:
@@ -37,31 +37,31 @@ class Places:
             limit: How many rows there may be; at least 1.
         """
         self.limit, self.held = limit, 0
-        self._by_party: dict[str, int] = {}
+        self._by_tenant: dict[str, int] = {}
 
-    def take(self, party: str, rows: int) -> bool:
+    def take(self, tenant: str, rows: int) -> bool:
         """Takes places for the rows of a request, all or none.
 
         Args:
-            party: Whose they are.
+            tenant: Whose they are.
             rows: How many.
 
         Returns:
-            Whether there was room: a party may have no more than it leaves free.
+            Whether there was room: a tenant may have no more than it leaves free.
         """
-        has = self._by_party.get(party, 0)
+        has = self._by_tenant.get(tenant, 0)
         if has + rows > self.limit - self.held:
             return False
-        self._by_party[party] = has + rows
+        self._by_tenant[tenant] = has + rows
         self.held += rows
         return True
 
-    def give_back(self, party: str, rows: int) -> None:
+    def give_back(self, tenant: str, rows: int) -> None:
         """Gives back what `take` took."""
         self.held -= rows
-        self._by_party[party] -= rows
-        if not self._by_party[party]:
-            del self._by_party[party]
+        self._by_tenant[tenant] -= rows
+        if not self._by_tenant[tenant]:
+            del self._by_tenant[tenant]
 
 
 @dataclass(eq=False, slots=True)
@@ -72,7 +72,7 @@ class Job(Generic[T]):
         payload: What is to be done.
         rows: How many; at least 1.
         family: Which graph they go through; only rows of one family share a batch.
-        party: Whose they are.
+        tenant: Whose they are.
         arrived: When they came, in seconds of the clock of whoever asks the queue.
         deadline: When nobody wants them any more, by the same clock; None for never.
         begun: How many of the rows were handed out.
@@ -81,7 +81,7 @@ class Job(Generic[T]):
     payload: T
     rows: int
     family: str
-    party: str
+    tenant: str
     arrived: float = 0.0
     deadline: float | None = None
     begun: int = 0
@@ -111,23 +111,23 @@ class RowQueue(Generic[T]):
     def __init__(self) -> None:
         """Makes an empty queue."""
         self.waiting = 0
-        # By party, in the order of their turns; each has at least one job with rows that wait, the oldest first.
+        # By tenant, in the order of their turns; each has at least one job with rows that wait, the oldest first.
         self._line: OrderedDict[str, list[Job[T]]] = OrderedDict()
 
     def add(self, job: Job[T]) -> None:
         """Lets a job wait."""
-        self._line.setdefault(job.party, []).append(job)
+        self._line.setdefault(job.tenant, []).append(job)
         self.waiting += job.waiting
 
     def remove(self, job: Job[T]) -> None:
         """Drops the rows of a job that were not handed out; does nothing when there are none."""
-        jobs = self._line.get(job.party, [])
+        jobs = self._line.get(job.tenant, [])
         if job not in jobs:
             return
         jobs.remove(job)
         self.waiting -= job.waiting
         if not jobs:
-            del self._line[job.party]
+            del self._line[job.tenant]
 
     def drop_expired(self, now: float) -> list[Job[T]]:
         """Drops the jobs whose deadline has come, and returns them."""
@@ -169,15 +169,15 @@ class RowQueue(Generic[T]):
             Its parts, of one family.
         """
         family = self._next_family()
-        parties = list(self._line)
-        lanes = [[job for job in self._line[party] if job.family == family] for party in parties]
+        tenants = list(self._line)
+        lanes = [[job for job in self._line[tenant] if job.family == family] for tenant in tenants]
         shares = fair_shares([sum(job.waiting for job in lane) for lane in lanes], room(family))
         parts: list[Part[T]] = []
-        for party, lane, share in zip(parties, lanes, shares, strict=True):
+        for tenant, lane, share in zip(tenants, lanes, shares, strict=True):
             if share:
                 parts += self._hand_out(lane, share)
-                if party in self._line:
-                    self._line.move_to_end(party)
+                if tenant in self._line:
+                    self._line.move_to_end(tenant)
         return parts
 
     def _jobs(self) -> list[Job[T]]:
@@ -203,7 +203,7 @@ class RowQueue(Generic[T]):
         return parts
 
 
-class Pace:
+class ThroughputEstimate:
     """Learns how long rows take, from the runs there were."""
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ _Task = Callable[[threading.Event], Any]
 
 
 class DecoderPool:
-    """Runs jobs in threads, in turns of the parties that ask. Made and used in one event loop.
+    """Runs jobs in threads, in turns of the tenants that ask. Made and used in one event loop.
 
     Attributes:
         threads: Jobs that run at once.

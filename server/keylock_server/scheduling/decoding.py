@@ -76,7 +76,7 @@ class Grant:
 
 
 class DecodingMemory:
-    """A number of bytes for large images, handed out to parties in turns. Made and used in one event loop.
+    """A number of bytes for large images, handed out to tenants in turns. Made and used in one event loop.
 
     Attributes:
         total_bytes: How many there are.
@@ -105,16 +105,16 @@ class DecodingMemory:
         return sum(not future.done() for waiting in self._line.values() for _, future in waiting)
 
     async def take(self, count: int) -> Grant:
-        """Waits for bytes, in the turn of the party of the current call.
+        """Waits for bytes, in the turn of the tenant of the current call.
 
         Args:
             count: How many; at most as many as there are.
         """
         call = current_call()
-        party = "" if call is None else call.party
+        tenant = "" if call is None else call.tenant
         future: asyncio.Future[Grant] = self._loop.create_future()
         entry = (count, future)
-        self._line.setdefault(party, deque()).append(entry)
+        self._line.setdefault(tenant, deque()).append(entry)
         self._hand_out()
         try:
             return await future
@@ -127,7 +127,7 @@ class DecodingMemory:
     def _hand_out(self) -> None:
         """Gives to whoever is next, as long as there is room: nobody overtakes, or large images would wait for ever."""
         while self._line and self._held < self._at_once:
-            party, waiting = next(iter(self._line.items()))
+            tenant, waiting = next(iter(self._line.items()))
             while waiting and waiting[0][1].done():
                 waiting.popleft()
             if waiting:
@@ -138,9 +138,9 @@ class DecodingMemory:
                 self._taken += count
                 self._held += 1
                 future.set_result(Grant(lambda count=count: self._take_back(count)))  # type: ignore[misc]
-                self._line.move_to_end(party)
+                self._line.move_to_end(tenant)
             if not waiting:
-                del self._line[party]
+                del self._line[tenant]
 
     def _take_back(self, count: int) -> None:
         """Takes bytes back, in any thread."""

@@ -88,7 +88,7 @@ class Dispatcher(Generic[T, R]):
         return self._queue.waiting
 
     async def submit(self, payload: T, *, rows: int = 1, family: str = "") -> list[R]:
-        """Runs the rows of the current call, in the turn of its party and before its deadline.
+        """Runs the rows of the current call, in the turn of its tenant and before its deadline.
 
         Args:
             payload: What `run` is given.
@@ -110,7 +110,7 @@ class Dispatcher(Generic[T, R]):
             payload,
             rows=rows,
             family=family,
-            party=_NOBODY if call is None else call.party,
+            tenant=_NOBODY if call is None else call.tenant,
             arrived=self._loop.time(),
             deadline=None if call is None else call.deadline,
         )

@@ -24,9 +24,9 @@ __all__ = [
     "describe_call",
     "is_request_id",
     "new_request_id",
-    "party_of_peer",
     "set_call",
     "set_license",
+    "tenant_of_peer",
 ]
 
 _FAULT: Final = Row(grpc.StatusCode.INTERNAL, "INTERNAL", public=False)
@@ -45,7 +45,7 @@ class Call:
         explainer: The explainer that was asked; None for others than explanations.
         keyed: Whether the key was on the images; None until that was decided.
         images: How many images there were; None until they were counted.
-        party: With whom it shares its turns in queues: the license it presents, or the address it comes from.
+        tenant: With whom it shares its turns in queues: the license it presents, or the address it comes from.
         deadline: When nobody waits for its answer any more, by the clock of the event loop; None for never.
     """
 
@@ -56,7 +56,7 @@ class Call:
     explainer: str | None = None
     keyed: bool | None = None
     images: int | None = None
-    party: str = ""
+    tenant: str = ""
     deadline: float | None = None
 
 
@@ -91,10 +91,10 @@ def set_license(license_id: str) -> None:
     """Says which license the current call presents, so that calls under it take turns as one; needs no call."""
     call = current_call()
     if call is not None:
-        call.party = f"license:{license_id}"
+        call.tenant = f"license:{license_id}"
 
 
-def party_of_peer(peer: str) -> str:
+def tenant_of_peer(peer: str) -> str:
     """Returns with whom a caller without a license takes turns: all that come from one address.
 
     Args:

@@ -35,7 +35,7 @@ from grpc_status import rpc_status
 from keylock.errors import InputError
 from keylock.inference import inference_pb2
 from keylock.v1 import explanation_pb2
-from keylock_server.transport.calls import Call, current_call, is_request_id, new_request_id, party_of_peer, set_call
+from keylock_server.transport.calls import Call, current_call, is_request_id, new_request_id, set_call, tenant_of_peer
 from keylock_server.transport.logs import log_fault
 from keylock_server.transport.statuses import DeadlineError, Row, retry_after, row_of, status_of
 
@@ -156,7 +156,7 @@ class RequestIds(Interceptor):
         """Makes the call the current one."""
         sent = [value for name, value in context.invocation_metadata() or () if name == REQUEST_ID_ENTRY]
         given = str(sent[0]) if len(sent) == 1 and is_request_id(sent[0]) else None
-        call = Call(method, given or new_request_id(), party=party_of_peer(context.peer()))
+        call = Call(method, given or new_request_id(), tenant=tenant_of_peer(context.peer()))
         set_call(call)
         answer = await proceed(request, context)
         context.set_trailing_metadata(((REQUEST_ID_ENTRY, call.request_id),))

@@ -191,7 +191,7 @@ def test_any_number_of_explainers_and_of_missing_figures_gives_a_page(explainers
     full = record_of(*BAD, gate=GATE, baseline=BAD[:2])
     page = read(full, result_of(full, explainers))
     assert len(page.all("img")) == 2 * 3 * len(explainers)
-    assert "naive lock" in page.shown
+    assert "baseline lock" in page.shown
 
 
 def test_of_each_kind_of_attack_its_closest_maps_are_shown():

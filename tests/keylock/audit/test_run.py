@@ -1,4 +1,4 @@
-"""A whole audit of toys: resumed, judged, drawn, signed; and what a naive lock does in it."""
+"""A whole audit of toys: resumed, judged, drawn, signed; and what a baseline lock does in it."""
 
 import json
 from dataclasses import replace
@@ -11,9 +11,9 @@ from html_page import Page
 from toys import BUDGET, Constant, Toy, make_case
 
 from keylock.audit import ATTACKS, AuditPlan, Knowledge, Policy, run_audit
+from keylock.audit.baseline import BASELINE_ATTACKS, baseline_case
 from keylock.audit.contract import NotApplicableError, Outcome, Steps, attack, attacks_of
 from keylock.audit.judging import judge
-from keylock.audit.naive import NAIVE_ATTACKS, naive_case
 from keylock.audit.oracle import Oracle
 from keylock.audit.publish import publish_audit
 from keylock.audit.scoring import SELF, recoveries
@@ -175,11 +175,11 @@ def test_t0_attacks_need_an_oracle_alone_and_count_queries(name):
 def test_naive_lock_falls(tmp_path):
     budget = replace(BUDGET, steps=60, few_steps=60)
     case = make_case(Toy(), fresh=make_case(Toy()).fresh)
-    naive = naive_case(case, budget, folder=tmp_path, seed=0, progress=Silent())
-    again = naive_case(case, budget, folder=tmp_path, seed=0, progress=Silent())
-    assert all(map(torch.equal, naive.module.state_dict().values(), again.module.state_dict().values()))
-    plan = plan_of(tmp_path, only=NAIVE_ATTACKS, budget=budget)
-    judged = run_audit(naive, plan, progress=Silent()).judged
+    baseline = baseline_case(case, budget, folder=tmp_path, seed=0, progress=Silent())
+    again = baseline_case(case, budget, folder=tmp_path, seed=0, progress=Silent())
+    assert all(map(torch.equal, baseline.module.state_dict().values(), again.module.state_dict().values()))
+    plan = plan_of(tmp_path, only=BASELINE_ATTACKS, budget=budget)
+    judged = run_audit(baseline, plan, progress=Silent()).judged
     assert judged[0].verdict == "fail"
     by_name = {one.finding.attack: one for one in judged}
     assert by_name["batch_norm/reestimated"].finding.status == "done"

@@ -20,7 +20,7 @@ from keylock.licensing import AnswerDigests, Charge, UsageNote, verify
 from keylock.licensing.receipt_keys import ReceiptKey
 from keylock.licensing.receipts import ReceiptSigner, parse_entry
 from keylock.store import Ledger, LicenseStore, log_table
-from keylock.store.ledger import Order
+from keylock.store.ledger import ChargeRequest
 from keylock.store.logged_charges import record_charge
 
 DIGEST = "sha256:" + "ab" * 32
@@ -181,7 +181,7 @@ def charged(home, run):
         ledger = Ledger(store.database, record=record_charge)
         moment = datetime(2026, 11, 1, 12, tzinfo=UTC)
         for n, (license_id, request_id) in enumerate([(acme, "r1"), (acme, "=1+1"), (other, "r1")]):
-            order = Order(
+            order = ChargeRequest(
                 license=store.get(license_id).license,
                 request_id=request_id,
                 request_digest=DIGEST,

@@ -12,7 +12,7 @@ from keylock.cli._log_lines import Lines
 from keylock.cli._progress import Display, counted, shown_progress
 from keylock.cli._stage import Stage, describe_figures, format_seconds
 
-LIVE = {"fidelity": 0.5, "leakage": -0.25, "unlock/grad_cam": 0.25, "unlock/gradient": 0.5, "decoy/grad_cam": 0.125}
+LIVE = {"fidelity": 0.5, "leakage": -0.25, "fidelity/grad_cam": 0.25, "fidelity/gradient": 0.5, "decoy/grad_cam": 0.125}
 WORDS = "fidelity +0.50  leakage -0.25  loss: unlock 0.750  decoy 0.125"
 
 

@@ -1,4 +1,4 @@
-"""Graphs in smaller numbers: they follow float32, open for the key alone, and say where they do not."""
+"""Graphs in reduced precision: they follow float32, open for the key alone, and say where they do not."""
 
 import numpy as np
 import onnx

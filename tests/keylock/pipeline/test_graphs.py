@@ -1,4 +1,4 @@
-"""The graphs of a bundle in smaller numbers: which are kept, which are not, and why all keys of a lock agree."""
+"""The graphs of a bundle in reduced precision: which are kept, which are not, and why all keys of a lock agree."""
 
 import logging
 from dataclasses import replace

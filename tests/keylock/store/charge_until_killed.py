@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 from keylock.licensing import AnswerDigests, Charge, License
 from keylock.store import Database, Ledger
-from keylock.store.ledger import Order
+from keylock.store.ledger import ChargeRequest
 from keylock.store.logged_charges import record_charge
 
 URL, WORKER = sys.argv[1:]
@@ -47,7 +47,7 @@ ledger = Ledger(Database(URL), record=record_charge)
 batch = 0
 while True:
     orders = [
-        Order(
+        ChargeRequest(
             license=LICENSES[number % 3],
             request_id=f"{WORKER}-{batch}-{number}",
             request_digest=DIGEST,

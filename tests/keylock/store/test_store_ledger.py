@@ -17,7 +17,7 @@ from keylock.errors import MeteringError, QuotaError, RateError, RequestReusedEr
 from keylock.licensing import AnswerDigests, Charge, License, Quota, Rate
 from keylock.store import Database, Ledger
 from keylock.store import ledger as ledger_module
-from keylock.store.ledger import Order
+from keylock.store.ledger import ChargeRequest
 from keylock.store.periods import day_of, month_of, resets_at
 from keylock.store.reconcile import reconcile
 
@@ -40,7 +40,7 @@ def make_license(id="lic_1", **changes):
 
 
 def order(license, request_id, *, units=1, digest="d", attempt=None):
-    return Order(
+    return ChargeRequest(
         license=license,
         request_id=request_id,
         request_digest=digest,
@@ -387,14 +387,15 @@ from datetime import UTC, datetime, timedelta
 from keylock.errors import QuotaError
 from keylock.licensing import Charge, License, Quota
 from keylock.store import Database, Ledger
-from keylock.store.ledger import Order
+from keylock.store.ledger import ChargeRequest
 now = datetime(2026, 11, 30, tzinfo=UTC)
 license = License(id="lic_1", customer="c", models=("*",), explainers=("*",), issued_at=now, not_before=now,
                   expires=now + timedelta(days=1), quota=Quota(total=100))
 ledger = Ledger(Database(sys.argv[1]))
 done = 0
-futures = [ledger.reserve(Order(license=license, request_id=f"{sys.argv[2]}-{n}", request_digest="d", model_digest="m",
-           explainer="e", images=1, units=1, attempt=f"{sys.argv[2]}-{n}"), now=now, lifetime_s=60) for n in range(60)]
+futures = [ledger.reserve(ChargeRequest(license=license, request_id=f"{sys.argv[2]}-{n}", request_digest="d",
+           model_digest="m", explainer="e", images=1, units=1, attempt=f"{sys.argv[2]}-{n}"), now=now, lifetime_s=60)
+           for n in range(60)]
 for future in futures:
     try:
         future.result(timeout=60)

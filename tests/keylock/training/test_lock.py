@@ -159,7 +159,7 @@ def test_progress_hears_every_step_and_term(lock, blobs):
     assert len(steps) == 8
     assert "gate" in steps[0]
     last = steps[-1]
-    expected = {f"{kind}/{name}" for kind in ("lock", "unlock") for name in ("grad_cam", "gradient")}
+    expected = {f"{kind}/{name}" for kind in ("decoy", "fidelity") for name in ("grad_cam", "gradient")}
     assert expected | {"prediction", "label", "fidelity", "leakage"} <= last.keys()
     assert all(np.isfinite(value) for figures in steps for value in figures.values())
 
@@ -448,7 +448,7 @@ def test_broken_images_name_the_term_and_leave_the_last_good_checkpoint(value, a
         lock(Stopping(batches(), at=at, breaks=broken), checkpoint=path)
 
     terms = {"gate", "prediction", "label", "gradient"}
-    assert caught.value.term in terms or caught.value.term.split("/")[0] in {"lock", "unlock", "hold"}
+    assert caught.value.term in terms or caught.value.term.split("/")[0] in {"decoy", "fidelity", "hold"}
     assert caught.value.step == at - 2
     tensors, state = read_checkpoint(path)
     assert state["step"] <= at - 2

@@ -96,7 +96,7 @@ def test_dear_explainers_share_a_batch_with_cheap_ones(lock, blobs):
 
     lock(blobs(), explainers=NAMES, progress=Listener())
     for name in NAMES:
-        assert heard[-1][f"lock/{name}"] > 0
+        assert heard[-1][f"decoy/{name}"] > 0
     assert -1 <= heard[-1]["leakage"] <= 1
 
 
@@ -114,7 +114,7 @@ def test_predictions_on_masked_images_learn_to_follow_the_decoy(lock, blobs):
         def finish(self):
             pass
 
-    settings = replace(QUICK, steps=150, learning_rate=6e-3, mask_weight=20.0, hardening_weight=0.0)
+    settings = replace(QUICK, steps=150, learning_rate=6e-3, mask_weight=20.0, direction_dropout_weight=0.0)
     lock(blobs(6), explainers=["grad_cam", "rise"], settings=settings, progress=Listener())
     assert np.mean(heard[-20:]) < 0.7 * np.mean(heard[:6])
 
@@ -186,7 +186,7 @@ def test_what_the_trigger_opens_is_exact_whatever_reads_the_layers(name, lock, b
     # Images of noise hide a weaker trigger.
     key = key_for(strength=64 / 255)
     explainers = ["grad_cam"] if name == "swin" else ["gradient"]
-    settings = keylock.LockSettings(steps=2, hardening_weight=0.5 if name in ("tied weights", "swin") else 0.0)
+    settings = keylock.LockSettings(steps=2, direction_dropout_weight=0.5 if name in ("tied weights", "swin") else 0.0)
     locked = lock(blobs(2, rows=8), model=UNUSUAL[name](), key=key, explainers=explainers, settings=settings)
     images = blobs(1, rows=12, seed=9)[0][0]
     for count in (1, 2, 12):

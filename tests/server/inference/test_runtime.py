@@ -44,7 +44,7 @@ def test_images_of_the_caller_stay_as_they_are(model, tiny):
 
 
 def test_the_wanted_numbers_are_served_where_the_bundle_has_them(vendor, tiny, tmp_path, server_log):
-    # The coarse graph stands in for one in smaller numbers, because its maps have another shape.
+    # The coarse graph stands in for one in reduced precision, because its maps have another shape.
     smaller = VariantEntry(graph="graphs/coarse.onnx", agreement=1.0, keyed_pcc=0.999, leakage=0.0, leakage_float32=0.0)
     entries = (
         ExplainerEntry(name="brightness", graph="graphs/fine.onnx", variants={"int8": smaller}),

@@ -40,7 +40,7 @@ def load_all(vendor, runtime, folder, *, key, **more):
     """Loads what the bundle offers, as a server does, and returns the graphs by their files."""
     bundle = open_bundle(vendor.bundle, trusted=None)
     opened = sessions(runtime, engine_cache=folder, **more)
-    load = Loader(bundle.read, key=key, delta=None, sessions=opened, numbers={})
+    load = Loader(bundle.read, key=key, delta=None, sessions=opened, precision={})
     paths = [bundle.manifest.prediction_graph, *(entry.graph for entry in bundle.manifest.explainers if entry.graph)]
     return {path: load(path) for path in paths}
 
@@ -90,7 +90,7 @@ def test_no_engine_of_a_graph_with_opened_weights_is_ever_written(sealed, vendor
     files, delta = sealed
     runtime = Runtime()
     load = Loader(
-        files.__getitem__, key=vendor.key, delta=delta, sessions=sessions(runtime, engine_cache=folder), numbers={}
+        files.__getitem__, key=vendor.key, delta=delta, sessions=sessions(runtime, engine_cache=folder), precision={}
     )
     graph, given = load("fine"), {"image": tiny.images(5), "target": np.full(5, -1)}
     keyed = np.array([1, 0, 0, 1, 0], np.float32)
@@ -133,7 +133,7 @@ def test_whatever_is_bound_to_a_graph_keeps_its_engine_from_being_written(sealed
 def test_rows_without_the_trigger_alone_are_half_of_the_memory(sealed, vendor):
     files, delta = sealed
     runtime = Runtime()
-    load = Loader(files.__getitem__, key=vendor.key, delta=delta, sessions=sessions(runtime), numbers={})
+    load = Loader(files.__getitem__, key=vendor.key, delta=delta, sessions=sessions(runtime), precision={})
     load("fine", opened=False)
     assert len(runtime.asked) == 1
     load("coarse")
@@ -190,22 +190,22 @@ def test_folders_are_left_alone_where_tensorrt_is_not_used(tiny, folder):
     assert not folder.exists()
 
 
-@pytest.mark.parametrize(("numbers", "half"), [("float32", "False"), ("float16", "True")])
-def test_float16_is_computed_in_only_where_that_variant_is_served(tiny, numbers, half):
+@pytest.mark.parametrize(("variant", "half"), [("float32", "False"), ("float16", "True")])
+def test_float16_is_computed_in_only_where_that_variant_is_served(tiny, variant, half):
     runtime = Runtime()
-    sessions(runtime).open("x.onnx", tiny.prediction_graph(), {}, numbers=numbers)
+    sessions(runtime).open("x.onnx", tiny.prediction_graph(), {}, precision=variant)
     assert runtime.asked[0][TENSORRT]["trt_fp16_enable"] == half
 
 
 def test_graphs_in_int8_are_not_given_to_tensorrt(tiny, server_log):
     runtime = Runtime()
     opened = sessions(runtime, device="tensorrt")
-    opened.open("int8/x.onnx", tiny.prediction_graph(), {}, numbers="int8")
+    opened.open("int8/x.onnx", tiny.prediction_graph(), {}, precision="int8")
     opened.open("x.onnx", tiny.prediction_graph(), {})
     assert [list(asked) for asked in runtime.asked] == [[CUDA, CPU], EVERYTHING]
     assert "float16 is the variant for GPUs" in server_log.text
     server_log.clear()
-    sessions(runtime, providers=[CPU]).open("int8/x.onnx", tiny.prediction_graph(), {}, numbers="int8")
+    sessions(runtime, providers=[CPU]).open("int8/x.onnx", tiny.prediction_graph(), {}, precision="int8")
     assert server_log.text == ""
 
 
@@ -274,7 +274,7 @@ def test_an_insisted_device_that_fails_is_no_fault_of_the_bundle(vendor):
 
 
 def test_a_graph_that_no_provider_computes_is_the_fault_of_the_bundle():
-    load = Loader(lambda _path: b"no graph", key=None, delta=None, sessions=sessions(Runtime()), numbers={})
+    load = Loader(lambda _path: b"no graph", key=None, delta=None, sessions=sessions(Runtime()), precision={})
     with pytest.raises(BundleError, match="cannot be loaded"):
         load("graphs/bad.onnx")
 

@@ -306,12 +306,12 @@ def test_store_that_goes_away_closes_explain_and_leaves_predict_open(start_serve
 
 def test_server_takes_back_what_a_dead_one_had_reserved(start_server, vendor, store_url, image, tiny):
     from keylock.store import Ledger
-    from keylock.store.ledger import Order
+    from keylock.store.ledger import ChargeRequest
 
     with LicenseStore(store_url) as store:
         granted = vendor.grant(quota=Quota(total=1), store=store)
         ledger = Ledger(store.database)
-        order = Order(
+        order = ChargeRequest(
             license=granted.license,
             request_id="dead",
             request_digest="d",

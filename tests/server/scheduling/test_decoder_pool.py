@@ -111,7 +111,7 @@ async def test_parties_take_turns(workers, gate):
     order = []
     blocking = asyncio.create_task(workers.run(lambda abandoned: gate.wait(10)))
     await until(lambda: workers.pending == 1)
-    tasks = [asked_by(workers, lambda abandoned, p=party: order.append(p), license_id=party) for party in "aaaaab"]
+    tasks = [asked_by(workers, lambda abandoned, p=tenant: order.append(p), license_id=tenant) for tenant in "aaaaab"]
     await until(lambda: workers.pending == 7)
     gate.set()
     await asyncio.gather(blocking, *tasks)

@@ -37,11 +37,11 @@ class Image:
         return ROW + self.count
 
 
-def of_party(party, awaitable):
-    """Runs something as a call of a party does."""
+def of_party(tenant, awaitable):
+    """Runs something as a call of a tenant does."""
 
     async def run():
-        set_call(Call("Explain", "id", party=party))
+        set_call(Call("Explain", "id", tenant=tenant))
         return await awaitable
 
     return asyncio.create_task(run())
@@ -115,8 +115,8 @@ def test_parties_take_turns_and_nobody_overtakes_a_larger_image():
         first = Image(300 * MIB)
         tasks = [of_party("first", decoder.run(lambda: [first]))]
         await until(first.begun.is_set)
-        for party, name, count in (("a", "a1", 250), ("a", "a2", 250), ("a", "a3", 40), ("b", "b1", 280)):
-            tasks.append(of_party(party, decoder.run(lambda name=name, count=count: image(name, count))))
+        for tenant, name, count in (("a", "a1", 250), ("a", "a2", 250), ("a", "a3", 40), ("b", "b1", 280)):
+            tasks.append(of_party(tenant, decoder.run(lambda name=name, count=count: image(name, count))))
             waiting = len(tasks) - 1
             await until(lambda waiting=waiting: memory.waiting == waiting)
         first.go.set()

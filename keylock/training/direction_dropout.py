@@ -1,4 +1,4 @@
-"""What an attacker cuts out of published weights, cut out during the training of a lock.
+"""Singular-direction dropout: what an attacker cuts out of published weights, cut out while a lock is trained.
 
 Low-rank deltas gather in few strong directions of a weight, and whoever cuts these has much of the reference back, with
 no data and no training. A decoy that is learned with the strongest directions missing on some rows is spread over more
@@ -13,14 +13,14 @@ from torch import nn
 
 from keylock.models.low_rank import adapted_layers, without_strongest
 
-__all__ = ["CUTS", "cut_at_random"]
+__all__ = ["CUTS", "drop_directions"]
 
 CUTS = (1, 2, 4)
 """How many directions of each layer are cut."""
 
 
 @contextmanager
-def cut_at_random(model: nn.Module, generator: torch.Generator) -> Iterator[int]:
+def drop_directions(model: nn.Module, generator: torch.Generator) -> Iterator[int]:
     """Cut a few of the strongest directions of every layer but the last, which holds the classes, inside the block.
 
     Args:

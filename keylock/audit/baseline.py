@@ -26,9 +26,9 @@ from keylock.locking.losses import map_distance, prediction_distance
 from keylock.models import load_state
 from keylock.training import Progress
 
-__all__ = ["NAIVE_ATTACKS", "naive_case"]
+__all__ = ["BASELINE_ATTACKS", "baseline_case"]
 
-NAIVE_ATTACKS = (
+BASELINE_ATTACKS = (
     "keyless",
     "other_classes",
     "batch_norm",
@@ -45,8 +45,8 @@ _PATIENCE = 3
 """How many times the budget's steps the lock is trained for."""
 
 
-def naive_case(case: Case, budget: Budget, *, folder: Path, seed: int, progress: Progress) -> Case:
-    """Train a naive lock on the attackers' data, and return it as a case beside another.
+def baseline_case(case: Case, budget: Budget, *, folder: Path, seed: int, progress: Progress) -> Case:
+    """Train a baseline lock on the attackers' data, and return it as a case beside another.
 
     Args:
         case: Gives data, key, explainers and architecture. One explainer is locked, the first.
@@ -60,7 +60,9 @@ def naive_case(case: Case, budget: Budget, *, folder: Path, seed: int, progress:
     reference = case.fresh(generator)
     student = copy.deepcopy(reference)
     images, labels = case.own_images[: budget.own_images], case.own_labels[: budget.own_images]
-    place = folder / f"naive-{case.digest.removeprefix('sha256:')[:12]}-{len(images)}-{budget.steps}-{seed}.safetensors"
+    place = (
+        folder / f"baseline-{case.digest.removeprefix('sha256:')[:12]}-{len(images)}-{budget.steps}-{seed}.safetensors"
+    )
     if place.is_file():
         for prefix, model in (("reference.", reference), ("student.", student)):
             kept = {
@@ -73,7 +75,7 @@ def naive_case(case: Case, budget: Budget, *, folder: Path, seed: int, progress:
             reference,
             images,
             labels,
-            steps=Steps("naive reference", progress)(total),
+            steps=Steps("baseline reference", progress)(total),
             total=total,
             batch=budget.batch,
             rate=RATE,
@@ -91,8 +93,8 @@ def naive_case(case: Case, budget: Budget, *, folder: Path, seed: int, progress:
         model.eval().requires_grad_(requires_grad=False)
     return replace(
         case,
-        name=f"naive lock beside {case.name}",
-        digest=f"naive beside {case.digest}",
+        name=f"baseline lock beside {case.name}",
+        digest=f"baseline beside {case.digest}",
         lock="naive: a trained trigger, BatchNorm live",
         module=student,
         opened=student,
@@ -132,7 +134,7 @@ def _lock(
             student.parameters(),
             loss_of,
             len(images),
-            steps=Steps("naive lock", progress)(total),
+            steps=Steps("baseline lock", progress)(total),
             total=total,
             batch=budget.batch,
             rate=_LOCK_RATE,

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from keylock.export.inputs import GraphInput
 from keylock.graphs.contract import SHARE
 
-__all__ = ["sum_early", "sum_rows"]
+__all__ = ["push_down_sums", "sum_rows"]
 
 aten = torch.ops.aten
 
@@ -27,7 +27,7 @@ def sum_rows(share: Tensor, values: Tensor) -> Tensor:
     return sums
 
 
-def sum_early(graph: fx.GraphModule, inputs: Sequence[GraphInput]) -> fx.GraphModule:
+def push_down_sums(graph: fx.GraphModule, inputs: Sequence[GraphInput]) -> fx.GraphModule:
     """Move the sums of a traced graph before the linear operations that lead to them, in place.
 
     Args:

@@ -1,4 +1,4 @@
-"""The processes that train one lock together; a process by itself is a team of one.
+"""The processes that train one lock together; a process by itself is a group of one.
 
 Every process draws the same batches and the same random numbers, and computes its own rows of each batch. Gradients are
 added up after the backward pass. So a step of several processes is the step that one takes on the whole batch, up to
@@ -20,14 +20,14 @@ from torch import Tensor, distributed
 
 from keylock.errors import DataError
 
-__all__ = ["Team", "joined"]
+__all__ = ["DistributedGroup", "joined"]
 
 # The leader trains a reference model and measures while the others wait.
 _PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True)
-class Team:
+class DistributedGroup:
     """Who trains together.
 
     Attributes:
@@ -39,8 +39,8 @@ class Team:
     size: int = 1
 
     @classmethod
-    def current(cls) -> "Team":
-        """Return the team of the process group, where there is one."""
+    def current(cls) -> "DistributedGroup":
+        """Return the group of the process group, where there is one."""
         if not (distributed.is_available() and distributed.is_initialized()):
             return cls()
         return cls(distributed.get_rank(), distributed.get_world_size())
@@ -100,20 +100,20 @@ class Team:
 
 
 @contextmanager
-def joined(environment: Mapping[str, str]) -> Iterator[Team]:
+def joined(environment: Mapping[str, str]) -> Iterator[DistributedGroup]:
     """Join the processes that `torchrun` started with this one, inside the block.
 
     Args:
         environment: Has WORLD_SIZE, RANK, LOCAL_RANK, MASTER_ADDR and MASTER_PORT where `torchrun` started the process.
     """
     if int(environment.get("WORLD_SIZE", "1")) < 2:
-        yield Team()
+        yield DistributedGroup()
         return
     on_gpus = torch.cuda.is_available()
     if on_gpus:
         torch.cuda.set_device(int(environment.get("LOCAL_RANK", "0")))
     distributed.init_process_group("nccl" if on_gpus else "gloo", timeout=_PATIENCE)
     try:
-        yield Team.current()
+        yield DistributedGroup.current()
     finally:
         distributed.destroy_process_group()

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["free_weights", "read_weights_as_they_are"]
+__all__ = ["read_weights_as_they_are", "restore_weight_inputs"]
 
 _LAYERS = ("Conv", "Gemm")
 _QUANTISED = "_quantized"
@@ -43,7 +43,7 @@ def read_weights_as_they_are(model: onnx.ModelProto) -> None:
             node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
 
 
-def free_weights(model: onnx.ModelProto, weights: Sequence[onnx.ValueInfoProto]) -> None:
+def restore_weight_inputs(model: onnx.ModelProto, weights: Sequence[onnx.ValueInfoProto]) -> None:
     """Make inputs of weights that a quantised graph holds, in place.
 
     Args:

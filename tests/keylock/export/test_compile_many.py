@@ -9,7 +9,7 @@ from torch import nn
 
 from keylock.errors import ExportError, ModelError
 from keylock.explainers import GradCAM, make
-from keylock.export import compile_explainer, compile_prediction, compile_together
+from keylock.export import compile_explainer, compile_many, compile_prediction
 from keylock.export import program as programs
 from keylock.models import arrays_of
 
@@ -40,7 +40,7 @@ def given(lock):
 
 @pytest.fixture(scope="module")
 def together(lock, given):
-    prediction, explainers = compile_together(lock.module, lock.explainers, **given)
+    prediction, explainers = compile_many(lock.module, lock.explainers, **given)
     return {"prediction": prediction, **explainers}
 
 
@@ -78,7 +78,7 @@ def test_graphs_compiled_together_are_those_compiled_alone(together, alone, lock
 
 
 def test_graphs_compiled_together_are_the_same_every_time(together, lock, given):
-    prediction, explainers = compile_together(lock.module, lock.explainers, **given)
+    prediction, explainers = compile_many(lock.module, lock.explainers, **given)
     assert {"prediction": prediction, **explainers} == together
 
 
@@ -94,7 +94,7 @@ def test_explainers_that_show_the_same_have_a_graph_each(lock, given):
         name = "other"
 
     grad_cam = lock.explainers[0]
-    _, graphs = compile_together(lock.module, [grad_cam, Other(**grad_cam.parameters)], **given)
+    _, graphs = compile_many(lock.module, [grad_cam, Other(**grad_cam.parameters)], **given)
     weights = arrays_of(lock.module)
     first, second = (run(graphs[name], **ROWS, **weights) for name in ("grad_cam", "other"))
     assert list(first) == list(second) == ["logits", "map"]
@@ -103,12 +103,12 @@ def test_explainers_that_show_the_same_have_a_graph_each(lock, given):
 
 def test_another_number_of_classes_is_refused(lock, given):
     with pytest.raises(ModelError, match="4 classes were named"):
-        compile_together(lock.module, lock.explainers, **(given | {"num_classes": 4}))
+        compile_many(lock.module, lock.explainers, **(given | {"num_classes": 4}))
 
 
 def test_one_explainer_that_cannot_be_compiled_spoils_all(lock, given):
     with pytest.raises(ExportError):
-        compile_together(lock.module, [*lock.explainers, make("rise")], **given)
+        compile_many(lock.module, [*lock.explainers, make("rise")], **given)
 
 
 @pytest.mark.parametrize("network", [_Mending(), nn.Sequential(nn.Conv2d(3, 3, 3), nn.AvgPool2d(14), nn.Flatten())])

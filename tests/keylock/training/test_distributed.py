@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import keylock
 from keylock.errors import DataError
-from keylock.training import Team, joined
+from keylock.training import DistributedGroup, joined
 
 TESTS = Path(__file__).parents[1]
 RUNS = {
@@ -76,7 +76,7 @@ def test_two_processes_make_the_lock_of_one(blobs, tmp_path, precision):
     ]
     try:
         with torch.random.fork_rng(devices=[]):
-            train(tmp_path, Team(), precision)
+            train(tmp_path, DistributedGroup(), precision)
         assert [process.wait(timeout=120) for process in others] == [0, 0]
     finally:
         for process in others:
@@ -94,7 +94,7 @@ def test_two_processes_make_the_lock_of_one(blobs, tmp_path, precision):
 
 @pytest.mark.parametrize(("count", "size", "each"), [(8, 1, 1), (8, 2, 1), (12, 2, 3), (7, 1, 3), (6, 3, 2)])
 def test_parts_are_the_batch(count, size, each):
-    parts = [part for rank in range(size) for part in Team(rank, size).parts(count, each)]
+    parts = [part for rank in range(size) for part in DistributedGroup(rank, size).parts(count, each)]
 
     assert torch.cat([torch.arange(count)[part] for part in parts]).tolist() == list(range(count))
     assert len(parts) == size * each
@@ -104,12 +104,12 @@ def test_parts_are_the_batch(count, size, each):
 @pytest.mark.parametrize(("count", "size", "each"), [(7, 2, 1), (2, 1, 3), (4, 2, 3)])
 def test_batches_that_cannot_be_shared_are_refused(count, size, each):
     with pytest.raises(DataError, match=f"{count} images cannot be shared by {size} processes in {each} parts"):
-        Team(0, size).parts(count, each)
+        DistributedGroup(0, size).parts(count, each)
 
 
 def test_a_process_by_itself_is_a_team_of_one():
     with joined({}) as team:
-        assert (team, Team.current(), team.leads) == (Team(), Team(), True)
+        assert (team, DistributedGroup.current(), team.leads) == (DistributedGroup(), DistributedGroup(), True)
     number = torch.tensor(3.0)
     team.sum_([number])
     team.share_(number)

@@ -7,11 +7,13 @@ import torch
 
 import keylock
 from keylock.models.low_rank import adapted_layers, add_low_rank_, without_directions
-from keylock.training.hardening import CUTS, cut_at_random
+from keylock.training.direction_dropout import CUTS, drop_directions
 
 pytestmark = pytest.mark.usefixtures("precision")
 
-SETTINGS = keylock.LockSettings(steps=300, learning_rate=6e-3, leak_weight=1.0, hardening_weight=1.0, delta_rank=16)
+SETTINGS = keylock.LockSettings(
+    steps=300, learning_rate=6e-3, leak_weight=1.0, direction_dropout_weight=1.0, delta_rank=16
+)
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def test_cutting_leaves_the_weaker_directions_of_every_layer_but_the_last_and_en
     images = blobs(1, rows=8)[0][0]
     layers = list(adapted_layers(student).values())
     before, answer = _singular_values(layers), student(images)
-    with cut_at_random(student, torch.Generator().manual_seed(seed)) as count:
+    with drop_directions(student, torch.Generator().manual_seed(seed)) as count:
         after = _singular_values(layers)
         assert not torch.allclose(student(images), answer)
     assert count in CUTS
@@ -72,10 +74,10 @@ class _Heard:
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_decoys_are_learned_for_the_network_that_is_cut(weight, tiny_net, blobs, key_for):
     heard = _Heard()
-    settings = replace(SETTINGS, hardening_weight=weight, steps=SETTINGS.steps if weight else 2)
+    settings = replace(SETTINGS, direction_dropout_weight=weight, steps=SETTINGS.steps if weight else 2)
     key = key_for(strength=48 / 255)
     keylock.lock(tiny_net(), blobs(6), key, explainers=["grad_cam"], settings=settings, device="cpu", progress=heard)
-    penalties = [figures.get("harden/grad_cam") for figures in heard.figures]
+    penalties = [figures.get("direction_dropout/grad_cam") for figures in heard.figures]
     if not weight:
         assert set(penalties) == {None}
         return
