@@ -25,7 +25,7 @@ import os, sys
 from pathlib import Path
 import torch
 sys.path.insert(0, {tests!r})
-from training.test_team import train
+from training.test_distributed import train
 from keylock.training import joined
 with joined(os.environ) as team:
     train(Path({place!r}), team, {precision!r})
