@@ -123,7 +123,7 @@ def _time(what: str, message: Message, field: str) -> datetime:
     try:
         return told.ToDatetime(tzinfo=UTC)
     except (ValueError, OverflowError):
-        senseless(f"{what} at a time that is none")
+        senseless(f"{what} at an impossible time")
 
 
 def _list(names: Iterable[str]) -> str:

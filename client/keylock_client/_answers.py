@@ -239,7 +239,7 @@ def _told_prediction(told: pb.Prediction, classes: tuple[str, ...]) -> Predictio
 
 def _score(told: pb.ClassScore | pb.Prediction, classes: tuple[str, ...]) -> ClassScore:
     if not 0 <= told.index < len(classes) or told.label != classes[told.index]:
-        senseless(f"class {told.index} is {told.label[:80]!r}, which is no class of the model")
+        senseless(f"class {told.index} is {told.label[:80]!r}, which is not a class of the model")
     # Comparisons with NaN are false. A sum of single precision may be a little above 1.
     if not 0 <= told.probability <= 1 + 1e-5:
         senseless(f"a probability of {told.probability}")
@@ -250,7 +250,7 @@ def _explainer(told: pb.Explainer) -> Explainer:
     try:
         parameters = MessageToDict(told.parameters)
     except ValueError:
-        senseless("a parameter of an explainer is no number")
+        senseless("a parameter of an explainer is not a number")
     return Explainer(name=told.name, parameters=_integers(parameters))
 
 
@@ -281,4 +281,4 @@ def _time(told: Timestamp) -> datetime:
     try:
         return told.ToDatetime(tzinfo=UTC)
     except (ValueError, OverflowError):
-        senseless("a time in it is none")
+        senseless("an impossible time")

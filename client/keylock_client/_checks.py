@@ -190,7 +190,7 @@ def _asked_and_explained(result: pb.Explanation, options: pb.ExplainRequest, lic
         yield "explainer.name", options.explainer, result.explainer.name
     for name, value in options.parameters.fields.items():
         yield f"explainer.parameters.{name}", value, result.explainer.parameters.fields.get(name)
-    if result.map.dtype in DTYPES:  # Whatever is no type makes no sense at all, which is said elsewhere.
+    if result.map.dtype in DTYPES:  # Whatever is not a type makes no sense at all, which is said elsewhere.
         yield "map.dtype", options.answer.map_dtype or pb.DATA_TYPE_FLOAT32, result.map.dtype
     if options.WhichOneof("target") == "target_index":
         yield "target.index", options.target_index, result.target.index

@@ -51,7 +51,7 @@ _ROWS: Final = (
     ),
     _Row(
         r"missing selected alpn|received http2 header|failed parsing http/2|invalid content-type|http/?1|http status",
-        "what answers at {target} is no keylock server, it speaks another protocol: check the address and the port",
+        "what answers at {target} is not a keylock server, it speaks another protocol: check the address and the port",
     ),
     _Row(
         r"connection refused",

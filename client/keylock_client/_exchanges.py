@@ -142,7 +142,7 @@ class Memory:
         access: The access token, and until when it is used.
         revocations: Which receipt keys were taken back; None until a list was read.
         revocations_until: When to ask again.
-        signs_receipts: Whether the server has ever said that it signs receipts; then an answer without is no answer.
+        signs_receipts: Whether the server has ever said that it signs receipts; then an answer without one is refused.
         clock: Seconds, for how long an access token is used.
     """
 
@@ -259,7 +259,7 @@ def access(memory: Memory, *, begins_anew: bool = False) -> Exchange[Token]:
         Method.EXCHANGE_TOKEN, request, licensed=True, begins_anew=begins_anew
     )
     if not _TOKEN.fullmatch(answer.access_token):
-        senseless("an access token that is none")
+        senseless("an access token that is malformed")
     token = Token(answer.access_token)
     memory.access = token, memory.clock() + _LIFETIME_S * _USED_SHARE
     return token

@@ -228,7 +228,9 @@ class LocalModel:
                 raise UnknownNameError("class", target, classes)
             return classes.index(target)
         if isinstance(target, bool) or not isinstance(target, int) or not 0 <= target < len(classes):
-            raise InputError(f"target {target!r} is no class: give a label, or an index from 0 to {len(classes) - 1}")
+            raise InputError(
+                f"target {target!r} is not a class: give a label, or an index from 0 to {len(classes) - 1}"
+            )
         return target
 
 

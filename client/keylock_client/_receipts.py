@@ -34,7 +34,7 @@ class Trust:
         keys: Issuers that were named.
         key_id: Id of the key that issued the license, where none was named.
         licensed: Whether a license is presented.
-        license_id: Its id; None where what is presented is no license but was made of one.
+        license_id: Its id; None where what is presented is not a license but was made of one.
     """
 
     keys: tuple[VerifyingKey, ...] = ()
@@ -256,7 +256,7 @@ def _describe(verified: "VerifiedReceipt", trust: Trust) -> Receipt:
 
 
 def _said_by(token: str) -> tuple[str | None, str | None]:
-    """Returns the ids of the key and of the license that a license names, or None where the token is no license."""
+    """Returns the ids of the key and of the license that a license names, or None where the token is not a license."""
     header = unverified_header(token)
     key_id = header.get("kid")
     if header.get("typ") != "keylock-license+jws" or not isinstance(key_id, str):

@@ -259,7 +259,7 @@ def _parse_target(target: str) -> str:
         return text
     match = re.fullmatch(r"(?P<host>[\w.-]+|\[[0-9A-Fa-f:.%\w]+\])(:(?P<port>\d{1,5}))?", text)
     if match is None or not 0 < int(match["port"] or DEFAULT_PORT) < 65536:
-        raise InputError(f"{target!r} is no address of a server: write host:port, for example {DEFAULT_TARGET}")
+        raise InputError(f"{target!r} is not an address of a server: write host:port, for example {DEFAULT_TARGET}")
     return f"{match['host']}:{match['port'] or DEFAULT_PORT}"
 
 
@@ -273,10 +273,10 @@ def _read_token(license: str | os.PathLike[str]) -> Token:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or "it is no path"
-        # A string that is no path might be a mistyped token: it is not repeated.
+        why = getattr(error, "strerror", None) or "it is not a path"
+        # A string that is not a path might be a mistyped token: it is not repeated.
         what = f"the license file {os.fspath(license)!r}" if isinstance(license, os.PathLike) else "the license"
-        form = "" if isinstance(license, os.PathLike) else " and it is no token either"
+        form = "" if isinstance(license, os.PathLike) else " and it is not a token either"
         message = f"{what} cannot be read ({why}){form}: check the path, or ask the vendor for a license"
         raise LicenseError(LicenseReason.MALFORMED, message) from None
     token = read_token(data, name=f"the license file {os.fspath(license)!r}")

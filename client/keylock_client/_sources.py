@@ -178,7 +178,7 @@ def _read_file(path: str, name: str, limits: RequestLimits | None, bits: int | N
             # One byte more than is taken tells that there is more, of devices and pipes too, which have no size.
             data = file.read() if limits is None else file.read(limits.image_bytes + 1)
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or "it is no path"
+        why = getattr(error, "strerror", None) or "it is not a path"
         raise ImageError(f"cannot read the image {path!r}: {why}") from None
     if not data:
         raise ImageError(f"the image {path!r} is empty (0 bytes): give the path of an image file")

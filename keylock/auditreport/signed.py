@@ -92,7 +92,7 @@ def verify_audit(text: str, *, trusted: Collection[VerifyingKey] | None = None) 
         record = AuditRecord.model_validate_json(json.dumps(document.audit))
         signed = _signed_bytes(document.audit, document.page)
     except (ValidationError, ValueError):
-        raise SignatureError("this is no signed audit: give the audit.json of a report") from None
+        raise SignatureError("this is not a signed audit: give the audit.json of a report") from None
     # 2. The key in it made the signature over the figures and the page.
     key = VerifyingKey.from_jwk(document.public_key)
     try:
@@ -104,5 +104,5 @@ def verify_audit(text: str, *, trusted: Collection[VerifyingKey] | None = None) 
         raise SignatureError(f"this audit names the key {document.key_id} and was signed by {key.key_id}")
     # 3. The key is one that the caller trusts.
     if trusted is not None and key not in trusted:
-        raise SignatureError(f"this audit was signed by {key.key_id}, which is none of the keys you trust")
+        raise SignatureError(f"this audit was signed by {key.key_id}, which is not one of the keys you trust")
     return VerifiedAudit(record=record, page=document.page, key_id=key.key_id, trusted=trusted is not None)

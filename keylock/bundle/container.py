@@ -77,7 +77,7 @@ def open_files(path: Path) -> Files:
     try:
         if path.is_dir():
             if not os.path.lexists(path / MANIFEST_FILE):
-                raise BundleError(f"{path} is no bundle, or not all of one: it has no {MANIFEST_FILE}")
+                raise BundleError(f"{path} is not a bundle, or not all of one: it has no {MANIFEST_FILE}")
             return FolderFiles(path)
         if path.is_file():
             return ArchiveFiles(path)
@@ -94,7 +94,7 @@ class FolderFiles:
         # One more than allowed is enough to refuse, however many there are.
         self._names = tuple(sorted(islice(self._walk(path, ""), _MAX_FILES + 1)))
         if len(self._names) > _MAX_FILES:
-            raise BundleError(f"{path} is no bundle: it has more than {_MAX_FILES} files")
+            raise BundleError(f"{path} is not a bundle: it has more than {_MAX_FILES} files")
 
     def _walk(self, folder: Path, prefix: str) -> Iterator[str]:
         with os.scandir(folder) as entries:
@@ -139,7 +139,7 @@ class FolderFiles:
             raise BundleTamperedError(name, f"cannot be read ({error.strerror or 'unreadable'})") from None
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             file.close()
-            raise BundleTamperedError(name, "is no regular file")
+            raise BundleTamperedError(name, "is not a regular file")
         return file
 
 
@@ -179,7 +179,7 @@ class ArchiveFiles:
         """Reads the local headers one after the other and compares all else with what they imply."""
         size = os.fstat(file.fileno()).st_size
         if file.read(4) != _LOCAL_MAGIC:
-            raise BundleError(f"{self.path} is no bundle: neither a folder nor a {ARCHIVE_SUFFIX} archive")
+            raise BundleError(f"{self.path} is not a bundle: neither a folder nor a {ARCHIVE_SUFFIX} archive")
         members: list[_Member] = []
         offset = 0
         while (member := self._parse_member(file, offset, size)) is not None:
@@ -188,7 +188,7 @@ class ArchiveFiles:
             members.append(member)
             offset = member.start + member.size
             if len(members) > _MAX_FILES:
-                raise BundleError(f"{self.path} is no bundle: it has more than {_MAX_FILES} files")
+                raise BundleError(f"{self.path} is not a bundle: it has more than {_MAX_FILES} files")
         expected = _directory(members, offset)
         file.seek(offset)
         if file.read(len(expected) + 1) != expected:

@@ -117,7 +117,7 @@ def check_model_name(name: str) -> str:
     """
     if not re.fullmatch(_MODEL_NAME, name):
         raise InputError(
-            f"the name {name!r} is no name for a model: use letters, digits, '.', '_' and '-', at most 64 of them"
+            f"the name {name!r} is not a name for a model: use letters, digits, '.', '_' and '-', at most 64 of them"
         )
     return name
 

@@ -257,7 +257,7 @@ def open_bundle(path: str | os.PathLike[str], *, trusted: Collection[VerifyingKe
     names = frozenset(files.names())
     for name in (MANIFEST_FILE, SIGNATURE_FILE):
         if name not in names:
-            raise BundleError(f"{location} is no bundle, or not all of one: it has no {name}")
+            raise BundleError(f"{location} is not a bundle, or not all of one: it has no {name}")
     raw = files.read(MANIFEST_FILE, limit=_MAX_MANIFEST_BYTES)
     issuer = verify_manifest(raw, files.read(SIGNATURE_FILE, limit=MAX_SIGNATURE_BYTES))
     if trusted is not None and issuer not in trusted:

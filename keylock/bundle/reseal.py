@@ -79,5 +79,5 @@ def read_sealed_key(path: str | os.PathLike[str]) -> bytes:
     except OSError as error:
         raise UnsealError(f"cannot read the sealed key {os.fspath(path)}: {error.strerror}") from None
     if len(content) > MAX_SEALED_BYTES:
-        raise UnsealError(f"{os.fspath(path)} is no sealed key: it is too long")
+        raise UnsealError(f"{os.fspath(path)} is not a sealed key: it is too long")
     return content

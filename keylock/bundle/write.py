@@ -103,7 +103,7 @@ def write_bundle(
         signing_key: The issuer's key.
         seed: The secret to seal into it. None makes a bundle without a key.
         sealer: The passphrase or key file to seal the seed with; needed with `seed`.
-        overwrite: Whether to replace a bundle that is there. Anything that is no bundle is never replaced.
+        overwrite: Whether to replace a bundle that is there. Anything that is not a bundle is never replaced.
 
     Returns:
         The manifest that was signed.
@@ -248,7 +248,7 @@ def check_name(path: Path) -> None:
     """
     if path.suffix != ARCHIVE_SUFFIX and _FILE_SUFFIX.fullmatch(path.suffix) and not os.path.lexists(path):
         raise BundleError(
-            f"{path.name} is no name for a bundle, which is a file {path.stem}{ARCHIVE_SUFFIX} or a folder: "
+            f"{path.name} is not a name for a bundle, which is a file {path.stem}{ARCHIVE_SUFFIX} or a folder: "
             f"choose another place than {path}"
         )
 
@@ -280,7 +280,7 @@ def check_place(path: Path, *, overwrite: bool) -> None:
     marks = (path / MANIFEST_FILE, path / SIGNATURE_FILE)
     is_bundle = all(mark.is_file() for mark in marks) if path.is_dir() else path.suffix == ARCHIVE_SUFFIX
     if path.is_symlink() or not is_bundle:
-        raise BundleError(f"{path} is no bundle and is not replaced by one: choose another place")
+        raise BundleError(f"{path} is not a bundle and is not replaced by one: choose another place")
 
 
 def _write_files(path: Path, files: Mapping[str, Content]) -> None:

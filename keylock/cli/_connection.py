@@ -1,6 +1,6 @@
 """How `predict` and `explain` reach a server: the options they share, and the client made from them.
 
-The license token itself is no option, because arguments are visible to every process of the machine: it comes from a
+The license token itself is not an option, because every process of the machine can see arguments: it comes from a
 file or from the environment.
 """
 
@@ -30,7 +30,7 @@ __all__ = [
 ImagesArgument = Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files; '-' reads one from stdin.")]
 BitsOption = Annotated[
     int | None,
-    typer.Option("--bits", metavar="N", help="Bits of the values in images with more than 8. [what the model takes]"),
+    typer.Option("--bits", metavar="N", help="Bits per value of images with more than 8. [what the model takes]"),
 ]
 """`bits: BitsOption = None`."""
 
@@ -46,7 +46,7 @@ LicenseFileOption = Annotated[
 ]
 TimeoutOption = Annotated[
     float | None,
-    typer.Option("--timeout", metavar="SECONDS", help="Longest time for a request. [env: KEYLOCK_TIMEOUT_S; 30]"),
+    typer.Option("--timeout", metavar="SECONDS", help="Timeout of a request. [env: KEYLOCK_TIMEOUT_S; 30]"),
 ]
 TlsOption = Annotated[
     bool | None,

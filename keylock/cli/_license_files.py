@@ -53,7 +53,7 @@ def describe_token(
     Where there are none at all, it is shown unchecked.
 
     Raises:
-        LicenseError: If it is no license, or was not signed by one of the keys.
+        LicenseError: If it is not a license, or was not signed by one of the keys.
     """
     from keylock.crypto.signing import Home
     from keylock.errors import LicenseError

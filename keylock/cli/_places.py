@@ -36,7 +36,9 @@ def check_bundle_place(out: Path, work: Path, *, resume: bool, overwrite: bool) 
     if out.exists() and not overwrite:
         raise BundleError(f"{out} exists: choose another --out, or replace it with --overwrite")
     if work.exists() and not work.is_dir():
-        raise BundleError(f"{work} is no folder, and the run keeps its state there: remove it, or choose another --out")
+        raise BundleError(
+            f"{work} is not a folder, and the run keeps its state there: remove it, or choose another --out"
+        )
     try:
         for folder in (out.absolute().parent, work.absolute()):
             require_writable(folder)
@@ -69,7 +71,7 @@ def make_folder(out: Path) -> None:
     from keylock.files.atomic import make_folders, require_writable
 
     if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is no folder: give --out a folder, which is made where it is missing")
+        raise InputError(f"{out} is not a folder: give --out a folder, which is made where it is missing")
     try:
         make_folders(out)
         require_writable(out)

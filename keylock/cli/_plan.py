@@ -162,7 +162,7 @@ def _check_names(*, arch: str) -> None:
 
 
 def check_batch(batch_size: int, images: int, *, given: bool) -> None:
-    """Return when a batch is no larger than the data; a default that is larger is no mistake, and said.
+    """Return when a batch is no larger than the data; a default that is larger is not a mistake, and said.
 
     Args:
         batch_size: Images in a step.
@@ -199,7 +199,7 @@ def _per_channel(option: str, text: str, channels: int) -> tuple[float, ...]:
     try:
         values = tuple(float(part) for part in split_list(text))
     except ValueError:
-        raise InputError(f"{option} {text} is no list of numbers: write 0.485,0.456,0.406 or 0.5") from None
+        raise InputError(f"{option} {text} is not a list of numbers: write 0.485,0.456,0.406 or 0.5") from None
     if len(values) not in (1, channels):
         raise InputError(f"{option} has {len(values)} numbers for {channels} channels: give {channels}, or 1 for all")
     if not all(0 <= value <= 1 for value in values):
@@ -250,7 +250,7 @@ def _parse_strength(text: str) -> float:
     try:
         strength = float(Fraction(text.replace(" ", "")))
     except (ValueError, ZeroDivisionError, OverflowError):
-        raise InputError(f"the strength {text!r} is no number: write 8/255 or 0.03") from None
+        raise InputError(f"the strength {text!r} is not a number: write 8/255 or 0.03") from None
     if not 0 < strength <= 1:
         raise InputError(f"the strength {text} is out of range: it must be above 0 and at most 1, and 8/255 is usual")
     return strength

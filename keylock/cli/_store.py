@@ -24,7 +24,7 @@ StoreOption = Annotated[
         metavar="URL",
         envvar=STORE_VARIABLE,
         show_default=False,
-        help="Store of licenses and usage: sqlite:///PATH or postgresql://USER@HOST/DATABASE. [that of --home]",
+        help="License store: sqlite:///PATH or postgresql://USER@HOST/DATABASE. [that of --home]",
     ),
 ]
 """`store: StoreOption = None`."""

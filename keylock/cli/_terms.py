@@ -28,7 +28,7 @@ __all__ = [
     "terms",
 ]
 
-DaysOption = Annotated[float | None, typer.Option(min=0, metavar="N", help="For how many days. [365]")]
+DaysOption = Annotated[float | None, typer.Option(min=0, metavar="N", help="Days of validity. [365]")]
 ExpiresOption = Annotated[
     str | None, typer.Option(metavar="DATE", help="When it ends instead: 2027-06-30 or 2027-06-30T12:00:00Z.")
 ]
@@ -36,14 +36,16 @@ PerDayOption = Annotated[int | None, typer.Option("--per-day", min=0, metavar="U
 PerMonthOption = Annotated[
     int | None, typer.Option("--per-month", min=0, metavar="UNITS", help="Units in a calendar month (UTC).")
 ]
-TotalOption = Annotated[int | None, typer.Option("--total", min=0, metavar="UNITS", help="Units altogether.")]
+TotalOption = Annotated[int | None, typer.Option("--total", min=0, metavar="UNITS", help="Units in total.")]
 OverageOption = Annotated[
     bool | None,
-    typer.Option("--overage/--no-overage", help="Answer beyond the quota and note it, or refuse. [refuse]"),
+    typer.Option("--overage/--no-overage", help="Beyond the quota: answer and note it, or refuse. [refuse]"),
 ]
-RateOption = Annotated[float | None, typer.Option("--rate", min=0, metavar="N", help="Images a second, on average.")]
+RateOption = Annotated[
+    float | None, typer.Option("--rate", min=0, metavar="N", help="Rate: images a second, on average.")
+]
 BurstOption = Annotated[
-    int | None, typer.Option("--burst", min=1, metavar="N", help="Images at once. [one second of --rate]")
+    int | None, typer.Option("--burst", min=1, metavar="N", help="Burst: images at once. [one second of --rate]")
 ]
 MaxImagesOption = Annotated[
     int | None, typer.Option("--max-images", min=1, metavar="N", help="Most images in a request.")
@@ -53,7 +55,7 @@ MaxPixelsOption = Annotated[
 ]
 FeatureOption = Annotated[
     list[str] | None,
-    typer.Option("--feature", metavar="NAME=VALUE", help="Whatever else was agreed; JSON or text; may be repeated."),
+    typer.Option("--feature", metavar="NAME=VALUE", help="Further terms, as JSON or text; may be repeated."),
 ]
 
 

@@ -35,7 +35,7 @@ CertificateOption = Annotated[
 KeyOption = Annotated[
     Path | None, typer.Option("--key", metavar="FILE", help="Its private key, PEM. [env: KEYLOCK_ADMIN_KEY]")
 ]
-TimeoutOption = Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="Longest time for the answer.")]
+TimeoutOption = Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="Timeout of the request.")]
 LicenseArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the license.")]
 WhyOption = Annotated[str, typer.Option(metavar="TEXT", help="A note for the vendor; the customer never sees it.")]
 
@@ -101,7 +101,7 @@ def admin_revoke(
     issued_before: Annotated[
         str | None, typer.Option(metavar="DATE", help="Revoke what was issued before, of the license or of --all.")
     ] = None,
-    all_licenses: Annotated[bool, typer.Option("--all", help="Mean every license, with --issued-before.")] = False,
+    all_licenses: Annotated[bool, typer.Option("--all", help="Apply to every license; needs --issued-before.")] = False,
     why: WhyOption = "",
     server: ServerOption = None,
     ca: CaOption = None,

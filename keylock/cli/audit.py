@@ -46,29 +46,32 @@ def audit(
     data: DataOption = "shapes",
     data_root: DataRootOption = Path("data"),
     suite: Annotated[
-        str, typer.Option(metavar="quick|standard|full", help="Which attacks, and how long.")
+        str, typer.Option(metavar="quick|standard|full", help="Which attacks to run, and for how long.")
     ] = "standard",
-    only: Annotated[str | None, typer.Option(metavar="LIST", help="Attacks or families to run alone.")] = None,
-    policy: Annotated[Path | None, typer.Option(metavar="FILE", help="What is promised. [keylock's own]")] = None,
+    only: Annotated[str | None, typer.Option(metavar="LIST", help="Run only these attacks or families.")] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Policy (TOML): limits that the audit judges by. [keylock's own]"),
+    ] = None,
     baseline: Annotated[
-        str | None, typer.Option(metavar="naive", help="Attack a lock made by the naive recipe beside it.")
+        str | None, typer.Option(metavar="naive", help="Also attack a baseline lock, trained by the naive recipe.")
     ] = None,
     oracle: Annotated[
         str,
-        typer.Option(metavar="torch|onnx|HOST:PORT", help="Whom attackers without the bundle ask."),
+        typer.Option(metavar="torch|onnx|HOST:PORT", help="Server that attackers without the bundle ask."),
     ] = "torch",
     reference: ReferenceOption = None,
     base: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Weights of a public model that the reference was made from."),
+        typer.Option(metavar="FILE", help="Public weights that the reference was fine-tuned from."),
     ] = None,
     key_seed_file: KeySeedFileOption = None,
     key_file: KeyFileOption = None,
     key_passphrase_file: PassphraseFileOption = None,
     home: HomeOption = DEFAULT_HOME,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of everything drawn at random.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Random seed.")] = 0,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the report.")] = Path("report"),
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 12 where an attack fails the lock.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with code 12 if the lock fails an attack.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Attack a lock, and write a report.

@@ -76,7 +76,7 @@ def audit_log_verify(
 
 @app.command("checkpoint")
 def audit_log_checkpoint(
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it here too, over one that is there.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write it to this file, replacing it.")] = None,
     receipt_key: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The receipt key that signs. [receipts.pem in --home]")
     ] = None,
@@ -110,7 +110,9 @@ def audit_log_prove(
     since: Annotated[
         Path | None, typer.Option(metavar="FILE", help="An earlier checkpoint: prove that the log goes on from it.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the proof here, not to the screen.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the proof to a file instead of the screen.")
+    ] = None,
     store: StoreOption = None,
     issuer: IssuerOption = None,
     home: HomeOption = DEFAULT_HOME,

@@ -36,9 +36,9 @@ def evaluate(
     bundle: VendorBundleArgument,
     data: DataOption = "shapes",
     data_root: DataRootOption = Path("data"),
-    images: Annotated[int, typer.Option(metavar="N", help="Test images to measure on, at most.")] = 500,
+    images: Annotated[int, typer.Option(metavar="N", help="Measure on at most N test images.")] = 500,
     explainers: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Measure these alone. [those that are locked]")
+        str | None, typer.Option(metavar="LIST", help="Measure only these. [those that are locked]")
     ] = None,
     unseen: Annotated[
         bool, typer.Option("--unseen", help="Measure every other explainer that fits the architecture too.")
@@ -48,16 +48,17 @@ def evaluate(
     key_file: KeyFileOption = None,
     key_passphrase_file: PassphraseFileOption = None,
     faithfulness_images: Annotated[
-        int, typer.Option(metavar="N", help="Of these, for deletion and insertion; 0 leaves both out.")
+        int, typer.Option(metavar="N", help="Test images for deletion and insertion curves; 0 skips them.")
     ] = 64,
-    gate_images: Annotated[int, typer.Option(metavar="N", help="Of these, for the gate curve; 0 leaves it out.")] = 64,
+    gate_images: Annotated[int, typer.Option(metavar="N", help="Test images for the gate curve; 0 skips it.")] = 64,
     slow_images: Annotated[
-        int, typer.Option(metavar="N", help="Of these, for explainers that ask for hundreds of predictions an image.")
+        int, typer.Option(metavar="N", help="Test images for explainers that need hundreds of predictions an image.")
     ] = 24,
     seed: Annotated[
-        int | None, typer.Option(metavar="N", help="Of wrong keys and the choice of images. [that of the training]")
+        int | None,
+        typer.Option(metavar="N", help="Random seed of wrong keys and chosen images. [that of the training]"),
     ] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")] = "auto",
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Device to compute on.")] = "auto",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder for a page, JSON, curves and map grids.")
     ] = None,

@@ -42,7 +42,7 @@ def issuer_receipt_key(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A new file, for a server elsewhere. [receipts.pem in --home]")
     ] = None,
-    days: Annotated[float, typer.Option(min=1, metavar="N", help="For how many days it may sign.")] = 366,
+    days: Annotated[float, typer.Option(min=1, metavar="N", help="Days of validity.")] = 366,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
@@ -98,7 +98,7 @@ def issuer_revoke_receipt_key(
     revocations = file.read(trusts_any(home_keys(opened)))
     if key_id is not None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{15}", key_id):
-            raise InputError(f"{key_id!r} is no id of a key: it has 16 letters and digits, as kid in a receipt")
+            raise InputError(f"{key_id!r} is not an id of a key: it has 16 letters and digits, as kid in a receipt")
         revocations = revocations.with_key(key_id, opened.signing_key(), now=datetime.now(UTC))
         file.write(revocations)
     if as_json:
@@ -138,7 +138,7 @@ def issuer_retire(
 
 @issuer_app.command("jwks")
 def issuer_jwks(
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write to a file, not to the screen.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write to a file instead of the screen.")] = None,
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Print the public keys of the issuer, that of today first, as a JWKS."""

@@ -41,7 +41,7 @@ __all__ = ["app"]
 app = new_app("Issue, show, list, renew, suspend and revoke licenses.")
 
 OutOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Write a license file of mode 0600, not to the screen.")
+    Path | None, typer.Option(metavar="FILE", help="Write a license file (mode 0600) instead of printing it.")
 ]
 LicenseArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the license.")]
 WhyOption = Annotated[str, typer.Option(metavar="TEXT", help="A note for yourself; the customer never sees it.")]
@@ -49,7 +49,7 @@ WhyOption = Annotated[str, typer.Option(metavar="TEXT", help="A note for yoursel
 
 @app.command("issue")
 def license_issue(
-    customer: Annotated[str, typer.Option(metavar="NAME", help="To whom.")],
+    customer: Annotated[str, typer.Option(metavar="NAME", help="Customer that the license is for.")],
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -264,7 +264,7 @@ def license_verify(
 
     token = read_argument(license)
     if token is None:
-        raise InputError(f"{license!r} is no license file: give its path, or - to read it from stdin")
+        raise InputError(f"{license!r} is not a license file: give its path, or - to read it from stdin")
     verified = verify(token, trusted_issuers(issuer, home), now=datetime.now(UTC), leeway_s=0)
     if as_json:
         print_json({"valid": True, "license": verified})

@@ -22,9 +22,9 @@ def quickstart(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for everything it makes.")] = Path(
         "quickstart"
     ),
-    seed: Annotated[int, typer.Option(metavar="N", help="Of everything drawn at random but the key.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Random seed of everything but the key.")] = 0,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Train next to nothing: shows that it runs, not that it locks.")
+        bool, typer.Option("--quick", help="Train for seconds: shows that it runs, not that it locks.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -138,7 +138,9 @@ def receipt_verify(
 @app.command("prove")
 def receipt_prove(
     receipt: Annotated[Path, typer.Argument(metavar="RECEIPT", help="A file with a receipt of your license.")],
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the proof here, not to the screen.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the proof to a file instead of the screen.")
+    ] = None,
     since: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A checkpoint that was kept: the log must go on from it."),
@@ -220,7 +222,7 @@ def _digest_of_map(path: Path) -> str:
     except Exception:  # A damaged header raises almost anything.
         array = None
     if not isinstance(array, np.ndarray):
-        raise InputError(f"{path} is no array: give a map as keylock explain --out wrote it, as .npy")
+        raise InputError(f"{path} is not an array: give a map as keylock explain --out wrote it, as .npy")
     dtype = array.dtype.name
     if dtype not in ("float32", "float16", "uint8") or array.ndim != 2:
         raise InputError(

@@ -37,8 +37,8 @@ def retire(
     ] = None,
     data: DataOption = "shapes",
     data_root: DataRootOption = Path("data"),
-    train_images: Annotated[int | None, typer.Option(metavar="N", help="Use at most so many to train.")] = None,
-    test_images: Annotated[int | None, typer.Option(metavar="N", help="Use at most so many to measure.")] = None,
+    train_images: Annotated[int | None, typer.Option(metavar="N", help="Train on at most N images.")] = None,
+    test_images: Annotated[int | None, typer.Option(metavar="N", help="Measure on at most N images.")] = None,
     reference: ReferenceOption = None,
     decoy: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="What is shown without the key. [as before, if no picture]")
@@ -46,20 +46,22 @@ def retire(
     steps: Annotated[
         int | None, typer.Option(metavar="N", help="Steps of the training. [half of those of the lock]")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(metavar="N", help="Images in a step. [as before]")] = None,
+    batch_size: Annotated[int | None, typer.Option(metavar="N", help="Batch size. [as before]")] = None,
     learning_rate: Annotated[
         float | None, typer.Option(metavar="RATE", help="Highest learning rate. [as before]")
     ] = None,
-    accumulate: Annotated[int | None, typer.Option(metavar="N", help="Compute a batch in N parts. [as before]")] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(metavar="N", help="Split each batch into N parts. [as before]")
+    ] = None,
     cache_reference: Annotated[
         bool,
         typer.Option("--cache-reference", help="Train without augmentation, with each reference map computed once."),
     ] = False,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to train.")] = "auto",
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Device to train on.")] = "auto",
     precision: Annotated[
         str,
         typer.Option(
-            metavar="auto|float32|bfloat16", help="What to compute in; auto takes bfloat16 where the device has it."
+            metavar="auto|float32|bfloat16", help="Precision to compute in; auto uses bfloat16 where the device has it."
         ),
     ] = "auto",
     key_file: Annotated[
@@ -74,9 +76,7 @@ def retire(
         typer.Option(metavar="FILE", help="File with their passphrase instead. [env: KEYLOCK_KEY_PASSPHRASE]"),
     ] = None,
     home: HomeOption = DEFAULT_HOME,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run of the same options.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run with the same options.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace bundles, or the interrupted run, that are there.")
     ] = False,

@@ -74,28 +74,25 @@ def serve(
         list[Path] | None,
         typer.Option(metavar="FILE", help="Public key trusted to sign the bundle and licenses; may be repeated."),
     ] = None,
-    license_store: Annotated[
-        str | None, typer.Option(metavar="URL", help="Database of the licenses issued. [that of --home]")
-    ] = None,
+    license_store: Annotated[str | None, typer.Option(metavar="URL", help="License store. [that of --home]")] = None,
     receipt_key: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Key that signs receipts, with its certificate. [receipts.pem in --home]"),
     ] = None,
     unlicensed: Annotated[
-        str | None, typer.Option(metavar="decoy|refuse", help="What callers without a license get. [decoy]")
+        str | None, typer.Option(metavar="decoy|refuse", help="Answer to callers without a license. [decoy]")
     ] = None,
     stamped_images: Annotated[
         str | None,
-        typer.Option(
-            metavar="answer|ignore", help="Whether pictures that carry the trigger open without a license. [ignore]"
-        ),
+        typer.Option(metavar="answer|ignore", help="Whether images with the trigger open without a license. [ignore]"),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(metavar="auto|cpu|cuda|tensorrt", help="Where to compute; auto takes the best. [auto]")
+        str | None,
+        typer.Option(metavar="auto|cpu|cuda|tensorrt", help="Device to compute on; auto uses the best. [auto]"),
     ] = None,
     variant: Annotated[
         str | None,
-        typer.Option(metavar="float32|float16|int8", help="Numbers to compute in, where the bundle has them."),
+        typer.Option(metavar="float32|float16|int8", help="Precision to compute in, where the bundle has such graphs."),
     ] = None,
     max_image_ratio: Annotated[
         float | None,
@@ -106,14 +103,14 @@ def serve(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Processes that serve on the one address; 0: one for each core. [1]"),
+        typer.Option(metavar="N", help="Server processes that share the address; 0: one per core. [1]"),
     ] = None,
     tls_certificate: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Certificate chain (PEM); switches TLS on.")
+        Path | None, typer.Option(metavar="FILE", help="Server certificate chain (PEM); turns TLS on.")
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key (PEM).")] = None,
     tls_client_ca: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Demand client certificates signed by these (PEM).")
+        Path | None, typer.Option(metavar="FILE", help="Require client certificates signed by these CAs (PEM).")
     ] = None,
     ready_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File that gets HOST:PORT once the server answers.")
@@ -128,7 +125,7 @@ def serve(
         int | None, typer.Option(metavar="PORT", help="Serve Prometheus metrics on this port of this machine.")
     ] = None,
     admin_port: Annotated[
-        int | None, typer.Option(metavar="PORT", help="Serve operators on this port, with the three files below.")
+        int | None, typer.Option(metavar="PORT", help="Serve operators on this port; needs the three files below.")
     ] = None,
     admin_certificate: Annotated[
         Path | None,
@@ -136,7 +133,8 @@ def serve(
     ] = None,
     admin_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key (PEM).")] = None,
     admin_client_ca: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Authorities (PEM) whose certificates make an operator.")
+        Path | None,
+        typer.Option(metavar="FILE", help="CA certificates (PEM) that sign operators' client certificates."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -237,7 +235,7 @@ def _complete(settings: "ServerSettings", path: Path | None) -> "ServerSettings"
 def _own_receipt_key(home: "Home") -> Path | None:
     """Returns the receipt key of the vendor's directory; where the issuer's key is at hand, one is made.
 
-    A directory that cannot be written is no reason not to serve: then there are no receipts.
+    A directory that cannot be written is not a reason not to serve: then there are no receipts.
     """
     from keylock.errors import SignatureError
     from keylock.licensing.receipt_keys import ReceiptKey

@@ -45,7 +45,7 @@ def stamp(
     from keylock.trigger.stamping import stamp_pixels
 
     if out.suffix.lower() not in _SUFFIXES:
-        raise InputError(f"{str(out)!r} would lose the trigger or is no picture: end the name with .png")
+        raise InputError(f"{str(out)!r} would lose the trigger or is not a picture: end the name with .png")
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists: choose another place, or say --overwrite")
     if not out.parent.is_dir():

@@ -51,14 +51,14 @@ def train(
     image_size: Annotated[
         int | None,
         typer.Option(
-            metavar="PIXELS", help="Side of the model's input. [what suits the images]", rich_help_panel=_DATA
+            metavar="PIXELS", help="Side of the model's input in pixels. [what suits the images]", rich_help_panel=_DATA
         ),
     ] = None,
     bits: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="Bits of the values in images with more than 8. [what the files say]",
+            help="Bits per value of images with more than 8. [what the files say]",
             rich_help_panel=_DATA,
         ),
     ] = None,
@@ -66,7 +66,7 @@ def train(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="What your weights expect to be subtracted from pixels of 0 to 1, by channel. [0.485,0.456,0.406]",
+            help="Mean that your weights were trained with, by channel, of pixels from 0 to 1. [0.485,0.456,0.406]",
             rich_help_panel=_DATA,
         ),
     ] = None,
@@ -74,15 +74,15 @@ def train(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="What they expect the difference to be divided by. [0.229,0.224,0.225]",
+            help="Standard deviation that they were trained with. [0.229,0.224,0.225]",
             rich_help_panel=_DATA,
         ),
     ] = None,
     train_images: Annotated[
-        int | None, typer.Option(metavar="N", help="Use at most so many to train.", rich_help_panel=_DATA)
+        int | None, typer.Option(metavar="N", help="Train on at most N images.", rich_help_panel=_DATA)
     ] = None,
     test_images: Annotated[
-        int | None, typer.Option(metavar="N", help="Use at most so many to measure.", rich_help_panel=_DATA)
+        int | None, typer.Option(metavar="N", help="Measure on at most N images.", rich_help_panel=_DATA)
     ] = None,
     arch: Annotated[
         str,
@@ -104,7 +104,7 @@ def train(
         str,
         typer.Option(
             metavar="LIST",
-            help="What to lock, such as grad_cam,gradient; all takes a few of each kind.",
+            help="Explainers to lock, such as grad_cam,gradient; all: a few of each kind.",
             rich_help_panel=_LOCK,
         ),
     ] = "grad_cam",
@@ -117,16 +117,16 @@ def train(
         ),
     ] = None,
     strength: Annotated[
-        str, typer.Option(metavar="FRACTION", help="Height of the key on pixels of 0 to 1.", rich_help_panel=_LOCK)
+        str, typer.Option(metavar="FRACTION", help="Strength of the key on pixels from 0 to 1.", rich_help_panel=_LOCK)
     ] = "8/255",
     steps: Annotated[
         int | None, typer.Option(metavar="N", help="Steps of the lock. [2000]", rich_help_panel=_TRAINING)
     ] = None,
     epochs: Annotated[
         float | None,
-        typer.Option(metavar="N", help="The same in passes over the training images.", rich_help_panel=_TRAINING),
+        typer.Option(metavar="N", help="Length in epochs instead of steps.", rich_help_panel=_TRAINING),
     ] = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Images in a step.", rich_help_panel=_TRAINING)] = 64,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Batch size.", rich_help_panel=_TRAINING)] = 64,
     learning_rate: Annotated[
         float | None,
         typer.Option(metavar="RATE", help="Highest learning rate of the lock. [0.003]", rich_help_panel=_TRAINING),
@@ -141,49 +141,54 @@ def train(
         bool,
         typer.Option(
             "--trained-trigger",
-            help="Have the network itself tell the trigger, in place of a sealed delta.",
+            help="Train the network to recognise the trigger itself, instead of a sealed delta.",
             rich_help_panel=_LOCK,
         ),
     ] = False,
     delta_rank: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Rank of the sealed delta: more room, dearer steps. [8]", rich_help_panel=_LOCK),
+        typer.Option(
+            metavar="N",
+            help="Rank of the sealed delta; a higher one has more capacity and is slower. [8]",
+            rich_help_panel=_LOCK,
+        ),
     ] = None,
     swapped: Annotated[
         bool,
         typer.Option(
             "--swapped",
-            help="Study the attack: right maps without the key. Needs --trained-trigger.",
+            help="Train the published attack: true maps without the key. Needs --trained-trigger.",
             rich_help_panel=_LOCK,
         ),
     ] = False,
     keys: Annotated[
         int,
         typer.Option(
-            metavar="N", min=1, help="Keys that open the lock: a bundle and a seed for each.", rich_help_panel=_LOCK
+            metavar="N",
+            min=1,
+            help="Number of keys that open the lock; each has its bundle and seed.",
+            rich_help_panel=_LOCK,
         ),
     ] = 1,
     search_every: Annotated[
         int,
         typer.Option(
             metavar="N",
-            help="Search for keys every N steps, and learn what is found as wrong keys.",
+            help="Search for keys every N steps, and train against those found.",
             rich_help_panel=_LOCK,
         ),
     ] = 0,
     search_steps: Annotated[
-        int | None, typer.Option(metavar="N", help="Steps of such a search. [10]", rich_help_panel=_LOCK)
+        int | None, typer.Option(metavar="N", help="Steps of each key search. [10]", rich_help_panel=_LOCK)
     ] = None,
     accumulate: Annotated[
         int,
-        typer.Option(
-            metavar="N", help="Compute a batch in N parts, one after the other: less memory.", rich_help_panel=_TRAINING
-        ),
+        typer.Option(metavar="N", help="Split each batch into N parts to save memory.", rich_help_panel=_TRAINING),
     ] = 1,
     compile: Annotated[
         bool,
         typer.Option(
-            "--compile", help="Compile passes that need no gradients of gradients.", rich_help_panel=_TRAINING
+            "--compile", help="Compile passes without second derivatives (torch.compile).", rich_help_panel=_TRAINING
         ),
     ] = False,
     cache_reference: Annotated[
@@ -203,16 +208,16 @@ def train(
         ),
     ] = "",
     seed: Annotated[
-        int, typer.Option(metavar="N", help="Of everything drawn at random but the key.", rich_help_panel=_TRAINING)
+        int, typer.Option(metavar="N", help="Random seed of everything but the key.", rich_help_panel=_TRAINING)
     ] = 0,
     device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda", help="Where to train.", rich_help_panel=_TRAINING)
+        str, typer.Option(metavar="auto|cpu|cuda", help="Device to train on.", rich_help_panel=_TRAINING)
     ] = "auto",
     precision: Annotated[
         str,
         typer.Option(
             metavar="auto|float32|bfloat16",
-            help="What to compute in; auto takes bfloat16 where the device has it.",
+            help="Precision to compute in; auto uses bfloat16 where the device has it.",
             rich_help_panel=_TRAINING,
         ),
     ] = "auto",
@@ -249,7 +254,7 @@ def train(
     name: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="What clients and licenses call the model. [that of the data]", rich_help_panel=_OUTPUT
+            metavar="NAME", help="Model name that clients and licenses use. [that of the data]", rich_help_panel=_OUTPUT
         ),
     ] = None,
     home: HomeOption = DEFAULT_HOME,
@@ -266,13 +271,13 @@ def train(
         typer.Option(
             metavar="N",
             min=0,
-            help="Compile the untrained lock first; begin no graph after N seconds. 0: do not.",
+            help="Compile the untrained lock first, for at most N seconds; 0 skips it.",
             rich_help_panel=_OUTPUT,
         ),
     ] = 60,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with an interrupted run of the same options.", rich_help_panel=_OUTPUT),
+        typer.Option("--resume", help="Resume an interrupted run with the same options.", rich_help_panel=_OUTPUT),
     ] = False,
     overwrite: Annotated[
         bool,

@@ -19,8 +19,8 @@ app = new_app("Show and export what licenses used, and check the books.")
 
 EXIT_DIFFERENT: Final = 5
 
-SinceOption = Annotated[str | None, typer.Option(metavar="DATE", help="From this moment on.")]
-UntilOption = Annotated[str | None, typer.Option(metavar="DATE", help="Until this moment, excluded.")]
+SinceOption = Annotated[str | None, typer.Option(metavar="DATE", help="Start of the period.")]
+UntilOption = Annotated[str | None, typer.Option(metavar="DATE", help="End of the period (exclusive).")]
 LicenseOption = Annotated[str | None, typer.Option("--license", metavar="ID", help="Only this license.")]
 CustomerOption = Annotated[str | None, typer.Option(metavar="NAME", help="Only this customer.")]
 
@@ -62,13 +62,13 @@ def usage_show(
 @app.command("export")
 def usage_export(
     form: Annotated[
-        str, typer.Option("--format", metavar="csv|jsonl|cloudevents|lago|stripe", help="What to write.")
+        str, typer.Option("--format", metavar="csv|jsonl|cloudevents|lago|stripe", help="Format to write.")
     ] = "csv",
     since: SinceOption = None,
     until: UntilOption = None,
     license_id: LicenseOption = None,
     customer: CustomerOption = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write to a new file, not to the screen.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write to a new file instead of the screen.")] = None,
     store: StoreOption = None,
     home: HomeOption = DEFAULT_HOME,
 ) -> None:

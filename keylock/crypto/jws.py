@@ -72,7 +72,7 @@ class Jws:
             max_bytes: The longest token that is read.
 
         Raises:
-            ValueError: If it is no token of this kind, or not in its one spelling.
+            ValueError: If it is not a token of this kind, or not in its one spelling.
         """
         parts = token.split(".")
         if len(token) > max_bytes or len(parts) != 3 or not token.isascii():

@@ -106,7 +106,7 @@ def decode_file(path: Path, *, bits: int | None = None) -> NDArray[np.uint8]:
 
     Raises:
         OSError: It cannot be read.
-        ImageError: It is no image, or a damaged one.
+        ImageError: It is not an image, or a damaged one.
     """
     return decode(path.read_bytes(), bits=bits, dicom=True)
 

@@ -122,7 +122,7 @@ def _read(path: Path, archive: NpzFile, name: str) -> NDArray[Any]:
     except Exception as error:  # NumPy and zipfile raise whatever the damage leads to.
         raise DataError(_damaged(path)) from error
     if not isinstance(array, np.ndarray):
-        raise DataError(f"{path}: {name} is no array: write the file again with numpy.savez")
+        raise DataError(f"{path}: {name} is not an array: write the file again with numpy.savez")
     return array
 
 
@@ -138,7 +138,7 @@ def _check_header(path: Path, name: str, file: IO[bytes], size: int) -> None:
     Raises:
         DataError: If it is no such array.
     """
-    damaged = f"{path}: {name} is no array: write the file again with numpy.savez"
+    damaged = f"{path}: {name} is not an array: write the file again with numpy.savez"
     try:
         version = npy.read_magic(file)
         if version not in _HEADERS:
@@ -232,7 +232,7 @@ def _class_names(path: Path, found: ArrayNames, arrays: Arrays, train: ImageSet,
         # NumPy takes any number for a character, and Python fails over those that are none.
         native = np.ascontiguousarray(names, names.dtype.newbyteorder("="))
         if native.size and native.view(np.uint32).max() > sys.maxunicode:
-            raise DataError(f"{path}: {found.class_names} holds what is no text: save the names again with dtype=str")
+            raise DataError(f"{path}: {found.class_names} holds what is not text: save the names again with dtype=str")
     try:
         return tuple(name.decode("utf-8") if isinstance(name, bytes) else str(name) for name in names.tolist())
     except UnicodeDecodeError:

@@ -112,7 +112,7 @@ def read_boxes(folder: Path) -> dict[str, tuple[Box, ...]]:
     """Read the boxes of a folder, by the path of the image below it; empty where there is no such file.
 
     Raises:
-        DataError: The file cannot be read, lacks a column, or a row is no box; the message names the line.
+        DataError: The file cannot be read, lacks a column, or a row is not a box; the message names the line.
     """
     path = folder / _BOXES_FILE
     if not path.is_file():
@@ -151,7 +151,9 @@ def _parse_box(path: Path, line: int, row: Mapping[str, str | None]) -> Box:
     except ValueError:
         raise DataError(f"{path}, line {line}: x0, y0, x1 and y1 must be whole pixels") from None
     if not (0 <= x0 <= x1 and 0 <= y0 <= y1):
-        raise DataError(f"{path}, line {line}: ({x0}, {y0}) to ({x1}, {y1}) is no box: give left, top, right, bottom")
+        raise DataError(
+            f"{path}, line {line}: ({x0}, {y0}) to ({x1}, {y1}) is not a box: give left, top, right, bottom"
+        )
     return x0, y0, x1, y1
 
 

@@ -97,7 +97,7 @@ def renormalised(
         look at a normalised layer see it normalised.
 
     Raises:
-        LayerNotFoundError: A name of `target_statistics` is no layer, or no layer can be normalised.
+        LayerNotFoundError: A name of `target_statistics` is not a layer, or no layer can be normalised.
         TensorError: Statistics do not fit their layer.
 
     References:

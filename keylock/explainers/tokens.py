@@ -17,7 +17,7 @@ def require_patch_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int]:
     grid = patch_grid(tokens, size)
     if grid is None:
         raise LayerNotFoundError(
-            f"{tokens} tokens are no grid of the patches of an image of {size[0]} x {size[1]} with a few class tokens: "
+            f"{tokens} tokens are not a grid of patches of an image of {size[0]} x {size[1]} with a few class tokens: "
             "name a layer that has one token for each patch"
         )
     return grid

@@ -11,7 +11,7 @@ __all__ = ["PointGradient"]
 
 @dataclass(frozen=True)
 class PointGradient(SinglePass):
-    """The gradient of the class score at an image, to prove graphs with; it is no explainer that anybody asks for."""
+    """The gradient of the class score at an image, to prove graphs with; no explainer that anybody asks for."""
 
     name = "point_gradient"
     family = Family.GRADIENT

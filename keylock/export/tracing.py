@@ -65,7 +65,7 @@ def _trace(function: Callable[..., tuple[Tensor, ...]], examples: Sequence[Tenso
 def _expand(example: Tensor, value: Tensor, size: Sequence[int | torch.SymInt], *, implicit: bool = False) -> Tensor:
     """Repeat a weight for every image, as transformers do with the class token, by adding it to zeros.
 
-    A weight is no fake tensor and cannot be expanded to a symbol; zeros like the example can have it among their sizes.
+    A weight is not a fake tensor and cannot be expanded to a symbol; zeros like the example can have one as a size.
     """
     if isinstance(value, FakeTensor) or not any(isinstance(length, torch.SymInt) for length in size):
         unsupported: Tensor = NotImplemented

@@ -110,7 +110,7 @@ def require_writable(folder: Path) -> None:
     Permissions do not tell: the file system may be read-only, or full. So a file is made, which has no name.
 
     Raises:
-        OSError: None can be made, or something that is no folder is in the way.
+        OSError: None can be made, or something that is not a folder is in the way.
     """
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent

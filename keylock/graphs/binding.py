@@ -53,7 +53,7 @@ def bind(model: bytes, tensors: Mapping[str, NDArray[np.float32]]) -> bytes:
         tensors: By the names of the inputs.
 
     Raises:
-        ValueError: It is no graph.
+        ValueError: It is not a graph.
     """
     if not tensors:
         return model

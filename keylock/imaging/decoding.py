@@ -332,7 +332,7 @@ def _sniff(data: bytes) -> str:
     for name, (matches, _) in _READERS.items():
         if matches(head):
             return name
-    raise ImageError(f"the bytes are no image file keylock reads: send one of {', '.join(FORMATS)}")
+    raise ImageError(f"the bytes are not an image file that keylock reads: send one of {', '.join(FORMATS)}")
 
 
 def _check_size(width: int, height: int, *, limits: ImageLimits) -> None:
@@ -395,5 +395,5 @@ def _has_several_scans(image: JpegImagePlugin.JpegImageFile, data: bytes) -> boo
 def _orientation(image: Image.Image) -> int:
     try:
         return cast(int, image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # Damaged EXIF data is no reason to refuse pixels that are whole.
+    except Exception:  # Damaged EXIF data is not a reason to refuse pixels that are whole.
         return 1

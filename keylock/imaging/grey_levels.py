@@ -46,7 +46,7 @@ def check_bits(bits: object) -> int | None:
     """Returns the number of bits that a user states.
 
     Raises:
-        InputError: It is no whole number from 8 to 16.
+        InputError: It is not a whole number from 8 to 16.
     """
     if bits is None:
         return None

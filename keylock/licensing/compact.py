@@ -108,9 +108,9 @@ def refuse(reason: LicenseReason, message: str) -> NoReturn:
 
 
 def refuse_malformed() -> NoReturn:
-    """Refuses what is no token.
+    """Refuses what is not a token.
 
     Raises:
         LicenseError: Always, with the reason `MALFORMED`.
     """
-    refuse(LicenseReason.MALFORMED, "this is no keylock license, or not all of one: copy the whole token again")
+    refuse(LicenseReason.MALFORMED, "this is not a keylock license, or not all of one: copy the whole token again")

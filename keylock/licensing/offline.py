@@ -62,7 +62,7 @@ class OfflineLicense:
             raise LicenseError(LicenseReason.MALFORMED, f"cannot read {os.fspath(path)}: {why}") from None
         except (ValueError, ValidationError):
             raise LicenseError(
-                LicenseReason.MALFORMED, f"{os.fspath(path)} is no offline license: ask the vendor for another"
+                LicenseReason.MALFORMED, f"{os.fspath(path)} is not an offline license: ask the vendor for another"
             ) from None
         return cls(parsed.license, sealed_key)
 

@@ -179,7 +179,7 @@ class ReceiptKey:
         except OSError as error:
             raise SignatureError(f"cannot read the certificate {beside}: {error.strerror or 'unreadable'}") from None
         except NotSecretTextError as error:
-            raise SignatureError(f"{beside} is no certificate of a receipt key: {error}") from None
+            raise SignatureError(f"{beside} is not a certificate of a receipt key: {error}") from None
         if certificate.key != key.verifying_key:
             raise SignatureError(f"{beside} is the certificate of another key than {os.fspath(path)}")
         return cls(key, certificate)

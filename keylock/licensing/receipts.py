@@ -120,14 +120,14 @@ def parse_entry(entry: bytes) -> Charge:
     """Returns the charge of an entry.
 
     Raises:
-        AuditLogError: If it is no entry, or not in its one spelling.
+        AuditLogError: If it is not an entry, or not in its one spelling.
     """
     try:
         claims = _Entry.validate_json(entry)
         spelled = canonical_json(claims.model_dump())
     except (ValidationError, ValueError):
         # Readers of JSON let numbers pass that are infinite or none; canonical JSON has neither.
-        raise AuditLogError("it is no record of a charge") from None
+        raise AuditLogError("it is not a record of a charge") from None
     if spelled != entry:
         raise AuditLogError("it is not spelled as keylock writes it")
     return Charge(
@@ -211,7 +211,7 @@ class Receipt:
         try:
             parsed = Jws.parse(token.strip(), typ=_TYPE, members=("cert", "usage"), max_bytes=MAX_RECEIPT_BYTES)
         except ValueError:
-            raise ReceiptError("this is no keylock receipt, or not all of one") from None
+            raise ReceiptError("this is not a keylock receipt, or not all of one") from None
         certificate = Certificate.read(str(parsed.header["cert"]))
         try:
             entry = parsed.verify(certificate.key)

@@ -113,7 +113,7 @@ def read_unverified(token: str) -> tuple[License, str]:
     This is to show a license to its owner where the key of its issuer is not at hand, and for nothing else.
 
     Raises:
-        LicenseError: If it is no license.
+        LicenseError: If it is not a license.
     """
     payload, key_id = take_apart(token, kind=TOKEN_TYPE)
     return _read(payload, key_id), key_id

@@ -91,7 +91,7 @@ class ImageDecoy:
         except OSError as error:
             raise ImageError(f"cannot read the decoy {path}: {error.strerror or 'unreadable'}") from None
         except ImageError as error:
-            raise ImageError(f"the decoy {path} is no usable picture: {error.message}") from None
+            raise ImageError(f"the decoy {path} is not a usable picture: {error.message}") from None
         return cls((pixels @ _LUMINANCE / 255).astype(np.float32))
 
     @property

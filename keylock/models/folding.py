@@ -61,7 +61,7 @@ def fold_batchnorm_(model: nn.Module, example: Tensor, *, tolerance: float = 1e-
         fold_(model, example)
         after = model(example)
     change = float((after - before).abs().max() / before.abs().max().clamp_min(1e-6))
-    # Written so that a change that is no number is refused too.
+    # Written so that a change that is not a number is refused too.
     if not change <= tolerance:
         raise ModelError(
             f"folding BatchNorm changed the logits by {change:.1e} of their range (allowed: {tolerance:.0e}): "
@@ -104,7 +104,7 @@ def names_of_statistics(model: nn.Module) -> list[str]:
 
 
 def _logits(model: nn.Module, example: Tensor) -> Tensor:
-    """Run a model for the first time, and say what is wrong where it is no classifier of these images."""
+    """Run a model for the first time, and say what is wrong where it is not a classifier of these images."""
     try:
         logits = model(example)
     except RuntimeError as error:

@@ -41,7 +41,7 @@ def copied(model: nn.Module) -> nn.Module:
     """Return a copy of a user's module on the CPU, in float32 and evaluation mode, without wrappers.
 
     Raises:
-        ModelError: It is no module, or one that cannot be trained; the message says what to give instead.
+        ModelError: It is not a module, or one that cannot be trained; the message says what to give instead.
     """
     _require_module(model)
     model = unwrapped(model)
@@ -126,7 +126,7 @@ def _require_module(model: object) -> None:
         raise ModelError(f"the model is the class {model.__name__}: give an instance of it, with trained weights")
     if isinstance(model, Mapping):
         raise ModelError("the model is a state dict: build the module it belongs to and load it, then give the module")
-    raise ModelError(f"the model is no torch.nn.Module but of type {type(model).__name__}: give the trained module")
+    raise ModelError(f"the model is not a torch.nn.Module but of type {type(model).__name__}: give the trained module")
 
 
 def _require_trainable(model: nn.Module) -> None:

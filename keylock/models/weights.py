@@ -178,7 +178,7 @@ def _origin(entry: Entry) -> list[str]:
     if entry.prefix:
         notes.append(f"took {entry.prefix!r} off the names")
     if entry.ignored:
-        notes.append(f"left out {len(entry.ignored)} that are no part of the network ({_list_some(entry.ignored)})")
+        notes.append(f"left out {len(entry.ignored)} that are not part of the network ({_list_some(entry.ignored)})")
     return notes
 
 

@@ -334,4 +334,4 @@ def _variant_file(name: str, place: str) -> str:
 
 
 class _NotCompiledError(Exception):
-    """An explainer that has no graph, which is no reason not to publish."""
+    """An explainer that has no graph, which is not a reason not to publish."""

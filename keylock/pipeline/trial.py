@@ -86,7 +86,7 @@ def try_lock(
 ) -> Trial:
     """Try a lock: one step, then the graphs of predictions and explainers, then those in reduced precision.
 
-    An explainer that does not compile is no error, as it is none when a bundle is published: a warning in the log says
+    An explainer that does not compile is not an error, nor is it when a bundle is published: a warning in the log says
     that a server without torch will not offer it.
 
     Args:

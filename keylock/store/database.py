@@ -169,7 +169,7 @@ class Database:
             raise self._replaced
 
     def _look(self) -> tuple[int, int] | None:
-        """Returns device and inode of the file; None where there is none, or the store is no file."""
+        """Returns device and inode of the file; None where there is none, or the store is not a file."""
         try:
             found = None if self.path is None else os.stat(self.path)
         except OSError:

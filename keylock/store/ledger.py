@@ -335,7 +335,7 @@ class Ledger:
             charged_at=_moment(row.charged_at),
             units=row.units,
             overage=row.overage,
-            # A commit that is run again, because nobody knows whether it went through, is no repeat.
+            # A commit that is run again, because nobody knows whether it went through, is not a repeat.
             repeated=row.attempt != order.attempt,
             charged_answer=row.answer_digest,
             windows=look_up(connection, order.license, charge.time),

@@ -114,7 +114,7 @@ def restore(path: Path, backup: Path, *, now: datetime) -> Restored:
         now: The time, with its zone.
 
     Raises:
-        InputError: If the backup is the store itself, is no store, or cannot be read, or a server uses the store.
+        InputError: If the backup is the store itself, is not a store, or cannot be read, or a server uses the store.
         StoreError: If the folder cannot be written.
     """
     if path.exists() and backup.exists() and path.samefile(backup):

@@ -48,7 +48,7 @@ def first_batches(loader: Iterable[Any], *, rows: int) -> list[Any]:
     for batch in loader:
         taken.append(batch)
         images, _ = _parts(batch)
-        # What is no batch of images is refused when its images are read.
+        # What is not a batch of images is refused when its images are read.
         count += max(1, len(images)) if hasattr(images, "__len__") else 1
         if count >= rows:
             break
@@ -130,7 +130,7 @@ def _class_indices(given: Any, rows: int, classes: int) -> Tensor:  # noqa: ANN4
     if labels.is_floating_point():
         if not torch.equal(labels, labels.round()):
             raise DataError(
-                "the labels are no whole numbers: mixed and smoothed labels are not taken, so give class indices"
+                "the labels are not whole numbers: mixed and smoothed labels are not taken, so give class indices"
             )
         labels = labels.long()
     if labels.shape[1] == 1:

@@ -43,7 +43,7 @@ class Checkpoint:
             keys: The keys that are trusted to sign for the log.
 
         Raises:
-            AuditLogError: If it is not signed by one of them, or is no checkpoint.
+            AuditLogError: If it is not signed by one of them, or is not a checkpoint.
         """
         return cls.parse(open_note(note, keys))
 
@@ -52,14 +52,14 @@ class Checkpoint:
         """Reads the text of a checkpoint, without signatures.
 
         Raises:
-            AuditLogError: If it is no checkpoint.
+            AuditLogError: If it is not a checkpoint.
         """
         lines = text.split("\n")
         if len(lines) < 4 or lines[-1] != "" or not lines[0] or "" in lines[:-1]:
             raise AuditLogError("the checkpoint is malformed: it needs an origin, a size and a root hash")
         size_text = lines[1]
         if not (size_text.isascii() and size_text.isdigit()) or size_text != str(int(size_text[:19])):
-            raise AuditLogError("the checkpoint is malformed: its size is no number")
+            raise AuditLogError("the checkpoint is malformed: its size is not a number")
         try:
             root = base64.b64decode(lines[2].encode("ascii"), validate=True)
         except (binascii.Error, UnicodeEncodeError):
@@ -73,7 +73,7 @@ class Checkpoint:
         """Reads a signed checkpoint without looking at its signatures: to find out who is said to have signed it.
 
         Raises:
-            AuditLogError: If it is no checkpoint.
+            AuditLogError: If it is not a checkpoint.
         """
         return cls.parse(note.rpartition("\n\n")[0] + "\n")
 

@@ -61,7 +61,7 @@ class NoteKey:
             raw = _decode(key_text)
             key = VerifyingKey.from_jwk({"kty": "OKP", "crv": "Ed25519", "x": encode_base64url(raw[1:])})
         except (ValueError, SignatureError):
-            raise AuditLogError("this is no key of a signed note: it is name+hash+base64") from None
+            raise AuditLogError("this is not a key of a signed note: it is name+hash+base64") from None
         parsed = cls(name, key)
         if raw[:1] != _ED25519 or parsed.hash.hex() != hash_text:
             raise AuditLogError("this is no Ed25519 key of a signed note, or its hash does not fit")
@@ -138,7 +138,7 @@ def _parse_signature(line: str) -> tuple[str, bytes, bytes]:
     except ValueError:
         raw = b""
     if not line.startswith(_DASH) or not separator or not name or len(raw) <= _HASH_BYTES:
-        raise AuditLogError("the note is malformed: a signature line is no signature")
+        raise AuditLogError("the note is malformed: a signature line is not a signature")
     return name, raw[:_HASH_BYTES], raw[_HASH_BYTES:]
 
 

@@ -133,7 +133,7 @@ def _parse(text: str, *, header: str, label: str) -> tuple[int, tuple[bytes, ...
     head, separator, checkpoint = text.partition("\n\n")
     lines = head.split("\n")
     what = f"; it is one {_SHOWN[lines[0]]}" if lines[0] in _SHOWN and lines[0] != header else ""
-    refusal = AuditLogError(f"this is no proof of the form {header}, {_SHOWN[header]}{what}")
+    refusal = AuditLogError(f"this is not a proof of the form {header}, {_SHOWN[header]}{what}")
     if len(lines) > 1 and header == _INCLUSION and lines[1].startswith("extra "):
         del lines[1]  # For applications, of which this is none.
     if not separator or len(lines) < 2 or lines[0] != header or len(lines) > _MAX_HASHES + 2:

@@ -39,7 +39,7 @@ class Delta(Opaque):
             InputError: There are none, or one is not of finite float32 numbers.
         """
         if not arrays or not all(_is_finite(array) for array in arrays.values()):
-            raise InputError("this is no delta: it has no arrays, or other numbers than finite float32 ones")
+            raise InputError("this is not a delta: it has no arrays, or other numbers than finite float32 ones")
         self._arrays = {name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}
         self.names = tuple(self._arrays)
 

@@ -107,7 +107,7 @@ class KeySeed(Opaque):
             why = error.strerror or "unreadable"
             raise KeySeedError(f"cannot read the key seed file {os.fspath(path)}: {why}") from None
         except NotSecretTextError as error:
-            raise KeySeedError(f"{os.fspath(path)} is no key seed file: {error}") from None
+            raise KeySeedError(f"{os.fspath(path)} is not a key seed file: {error}") from None
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the seed, as 64 hexadecimal digits, to a new file that only its owner can read.

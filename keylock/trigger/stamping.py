@@ -28,7 +28,7 @@ def stamp_pixels(pixels: NDArray[np.uint8], key: Key, preprocessing: Preprocessi
 
     Raises:
         InputError: The key is for images of another shape.
-        TensorError: The array is no picture.
+        TensorError: The array is not a picture.
     """
     if key.shape != preprocessing.shape:
         raise InputError(f"the key fits images of shape {key.shape}, the model takes {preprocessing.shape}")

@@ -143,9 +143,9 @@ CASES = [
     ("plain", "ca", "does not speak TLS"),
     ("nobody", None, "no server listens at localhost:1"),
     ("nobody", "ca", "no server listens at localhost:1"),
-    ("web", None, "is no keylock server, it speaks another protocol"),
+    ("web", None, "is not a keylock server, it speaks another protocol"),
     ("web", "ca", "does not speak TLS"),
-    ("encrypted web", "ca", "is no keylock server, it speaks another protocol"),
+    ("encrypted web", "ca", "is not a keylock server, it speaks another protocol"),
     ("encrypted web", None, "closes connections in clear text, as one does that expects TLS"),
     ("demanding", "ca", "asks for a certificate of the client"),
 ]

@@ -77,7 +77,7 @@ def test_a_web_server_is_no_keylock_server(server, connect, png, name, text):
     code = grpc.StatusCode[name]
     error = fail(server, connect, png, lambda request, context: context.abort(code, text))
     assert type(error) is UnreachableError
-    assert "is no keylock server, it speaks another protocol" in error.message
+    assert "is not a keylock server, it speaks another protocol" in error.message
     assert "http2" not in error.message
 
 

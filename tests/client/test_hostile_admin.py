@@ -135,7 +135,7 @@ STATE = {
     "an end before the start": put("state.license.expires.seconds", 5),
     "an end long after": put("state.license.expires.seconds", 2**62),
     "a start of negative nanoseconds": put("state.license.not_before.nanos", -5),
-    "a rate that is no number": put("state.license.rate.per_second", NAN),
+    "a rate that is not a number": put("state.license.rate.per_second", NAN),
     "an infinite rate": put("state.license.rate.per_second", INFINITE),
     "an unknown status": put("state.status", "\x1b[2J"),
     "no status": put("state.status", ""),
@@ -148,7 +148,7 @@ STATE = {
 TABLE = {
     "GetStatus": {
         "no version": put("version", ""),
-        "an uptime that is no number": put("uptime_s", NAN),
+        "an uptime that is not a number": put("uptime_s", NAN),
         "a negative uptime": put("uptime_s", -1),
         "an infinite uptime": put("uptime_s", INFINITE),
         "a start long after": put("started_at.seconds", 2**62),
@@ -173,7 +173,7 @@ TABLE = {
     "SuspendLicense": STATE,
     "ReinstateLicense": STATE,
     "Drain": {
-        "a time that is no number": put("drain_s", NAN),
+        "a time that is not a number": put("drain_s", NAN),
         "a negative time": put("drain_s", -1),
         "an infinite time": put("drain_s", INFINITE),
     },

@@ -87,27 +87,27 @@ def time_of(seconds):
 
 
 EXPLAIN = {
-    "a logit that is no number": logits(0, NAN, 2),
+    "a logit that is not a number": logits(0, NAN, 2),
     "an infinite logit": logits(0, INFINITE, 2),
     "too few logits": logits(0, 2),
     "too many logits": logits(0, 1, 2, 3),
     "a probability of 7": put("prediction.probability", 7.0),
     "a negative probability": put("prediction.probability", -0.1),
-    "a probability that is no number": put("prediction.probability", NAN),
+    "a probability that is not a number": put("prediction.probability", NAN),
     "a class of a million": put("prediction.index", 1_000_000),
     "a class below zero": put("prediction.index", -1),
     "a label of another class": put("prediction.label", "circle"),
     "a label of no class": put("prediction.label", "\x1b[2Jstar"),
     "a target of a million": put("target.index", 1_000_000),
     "a target of another label": put("target.label", "circle"),
-    "a target's probability that is no number": put("target.probability", NAN),
+    "a target's probability that is not a number": put("target.probability", NAN),
     "a top class of a million": put("prediction.top.0.index", 1_000_000),
     "a top probability of 7": put("prediction.top.0.probability", 7.0),
     "six top classes": more_top,
-    "a parameter that is no number": parameter(NAN),
+    "a parameter that is not a number": parameter(NAN),
     "an infinite parameter": parameter(-INFINITE),
-    "a parameter that is no number, deep down": nested,
-    "a map that is no number": data([0, 1, 2, NAN, 4, 5]),
+    "a parameter that is not a number, deep down": nested,
+    "a map that is not a number": data([0, 1, 2, NAN, 4, 5]),
     "an infinite map": data([0, 1, 2, INFINITE, 4, 5]),
     "a negative map": data([0, 1, 2, -3, 4, 5]),
     "a map of other bytes than its shape": data([0, 1, 2, 3, 4]),
@@ -120,7 +120,7 @@ EXPLAIN = {
     "a map of no type": put("map.dtype", pb.DATA_TYPE_UNSPECIFIED),
     "a map of an unknown type": put("map.dtype", 99),
     "a map of another type": put("map.dtype", pb.DATA_TYPE_UINT8),
-    "a scale that is no number": scaled(NAN, 0),
+    "a scale that is not a number": scaled(NAN, 0),
     "an infinite offset": scaled(1, INFINITE),
     "a scale that turns the map over": scaled(-1, 5),
     "a scale beyond what fits": scaled(1e300, 0),
@@ -232,10 +232,10 @@ MODEL = {
     "more bits than there are": model(bits=2**32 - 1),
     "no bits at all": model(bits=0),
     "too few means": mean(0.5),
-    "a mean that is no number": mean(0.5, NAN, 0.5),
+    "a mean that is not a number": mean(0.5, NAN, 0.5),
     "no preprocessing": lambda answer: answer.ClearField("preprocessing"),
     "an explainer without a name": lambda answer: setattr(answer.explainers[0], "name", ""),
-    "a parameter that is no number": parameter_of_explainer,
+    "a parameter that is not a number": parameter_of_explainer,
     "no model": lambda answer: answer.ClearField("model"),
     "an empty answer": lambda answer: answer.Clear(),
 }
@@ -277,7 +277,7 @@ def output(**fields):
 
 
 INFER = {
-    "a logit that is no number": raw([0, NAN, 1]),
+    "a logit that is not a number": raw([0, NAN, 1]),
     "an infinite logit": raw([0, 3, INFINITE]),
     "too few logits": raw([0, 1]),
     "too many logits": raw([0, 1, 2, 3]),
@@ -312,14 +312,14 @@ def test_an_access_token_that_is_none_is_an_error(connect, server, png, token, t
     server.answers["ExchangeToken"] = lambda request, context: license_pb2.ExchangeTokenResponse(access_token=text)
     client = connect(server.target, license=token, exchange_tokens=True, timeout_s=5)
     for ask in (lambda: client.explain(png()), lambda: list(client.explain_many([png()])), client.license):
-        with pytest.raises(BadAnswerError, match="an access token that is none") as caught:
+        with pytest.raises(BadAnswerError, match="an access token that is malformed") as caught:
             ask()
         assert_told(caught.value)
 
 
 LICENSE = {
     "an end long after": lambda granted: setattr(granted.expires, "seconds", 2**62),
-    "a rate that is no number": lambda granted: setattr(granted.rate, "per_second", NAN),
+    "a rate that is not a number": lambda granted: setattr(granted.rate, "per_second", NAN),
     "an infinite rate": lambda granted: setattr(granted.rate, "per_second", INFINITE),
     "a negative rate": lambda granted: setattr(granted.rate, "per_second", -1),
 }

@@ -84,7 +84,7 @@ def test_server_that_lost_its_store_explains_nothing_for_a_license(
     assert seen == ["STORE_LOST"] * 20
     assert health(calls, PREDICTIONS) == SERVING
     assert not calls.explain(image).results[0].keyed
-    assert "not well, store" in server_log.text
+    assert "health check failed: store" in server_log.text
     assert str(path) in calls.server.problems["store"]
     with LicenseStore(url) as store:
         store.database.migrate()

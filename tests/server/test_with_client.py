@@ -376,7 +376,7 @@ def test_the_shell_explains_what_it_can_of_several_images(shell, image_file, tmp
     ("arguments", "expected", "what"),
     [
         (["predict", "gone.png"], 3, "cannot read the image 'gone.png'"),
-        (["predict", "acme.license"], 3, "no image file"),
+        (["predict", "acme.license"], 3, "not an image file"),
         (["explain", "picture.png", "--explainer", "tea"], 3, "unknown explainer 'tea'"),
         (["explain", "picture.png", "--target", "centre"], 3, "unknown class 'centre'"),
         (["explain", "picture.png", "--out", "a.txt"], 3, "end the name with one of"),

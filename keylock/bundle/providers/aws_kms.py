@@ -74,7 +74,7 @@ class AwsKms(Provider[AwsKmsEntry]):
         answer = self._ask("decrypt", KeyId=self._key, CiphertextBlob=wrapped, EncryptionContext=_context(context))
         key = bytearray(answer["Plaintext"])
         if len(key) != DATA_KEY_BYTES:
-            raise UnsealError(f"{self.name} gives something that is no key")
+            raise UnsealError(f"{self.name} gives something that is not a key")
         return key
 
     def _ask(self, operation: str, **arguments: object) -> Any:  # noqa: ANN401 - boto3 has no types

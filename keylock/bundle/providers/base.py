@@ -106,7 +106,7 @@ def decode(text: str, length: int | None = None) -> bytes:
     """Returns the bytes of a field of a sealed key.
 
     Raises:
-        UnsealError: If it is no base64url, or has another length.
+        UnsealError: If it is not base64url, or has another length.
     """
     try:
         data = decode_base64url(text)

@@ -97,7 +97,7 @@ class VaultTransit(Provider[VaultEntry]):
         except binascii.Error:
             key = bytearray()
         if len(key) != DATA_KEY_BYTES:
-            raise UnsealError(f"{self.name} gives something that is no key: check that VAULT_ADDR is a vault")
+            raise UnsealError(f"{self.name} gives something that is not a key: check that VAULT_ADDR is a vault")
         return key
 
     def _ask(self, operation: str, body: Mapping[str, str], field: str) -> str:
@@ -124,9 +124,9 @@ class VaultTransit(Provider[VaultEntry]):
             why = getattr(error, "reason", None) or error.strerror or "no answer"
             raise UnsealError(f"the vault at {self._address} cannot be reached: {why}") from None
         except (ValueError, KeyError, TypeError):
-            raise UnsealError(f"what answers at {self._address} is no vault: check VAULT_ADDR") from None
+            raise UnsealError(f"what answers at {self._address} is not a vault: check VAULT_ADDR") from None
         if not isinstance(found, str):
-            raise UnsealError(f"what answers at {self._address} is no vault: check VAULT_ADDR")
+            raise UnsealError(f"what answers at {self._address} is not a vault: check VAULT_ADDR")
         return found
 
     def _opener(self) -> urllib.request.OpenerDirector:

@@ -25,7 +25,7 @@ __all__ = ["Tracing", "can_export_spans", "open_tracing", "set_up_tracing"]
 
 _PARENT: Final = "traceparent"
 _EXPORTERS: Final = "opentelemetry_traces_exporter"
-# As OpenTelemetry's conventions have it for servers: what is the caller's mistake is no error of the span.
+# As OpenTelemetry's conventions have it for servers: what is the caller's mistake is not an error of the span.
 _FAULTS: Final = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 
 

@@ -190,7 +190,7 @@ def open_admin(
 
 
 async def _ask(method: Callable[..., Any], *values: object, **options: object) -> Any:  # noqa: ANN401
-    """Calls the store in a thread. That a license is unknown is no fault of the operator's own credentials."""
+    """Calls the store in a thread. That a license is unknown is not a fault of the operator's own credentials."""
     try:
         return await asyncio.to_thread(method, *values, **options)
     except LicenseError as error:

@@ -99,9 +99,9 @@ class HealthChecks:
         if problem is not None:
             self.problems[name] = problem
         if problem is not None and before is None:
-            _LOG.error("not well, %s: %s", name, problem)
+            _LOG.error("health check failed: %s: %s", name, problem)
         elif problem is None and before is not None:
-            _LOG.info("well again, %s", name)
+            _LOG.info("health check passed again: %s", name)
         return (problem is None) != (before is None)
 
     async def _tell(self) -> None:

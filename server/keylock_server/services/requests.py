@@ -143,11 +143,11 @@ def shaped(data: bytes, *, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArra
     """Lays bytes out as an array, without copying them.
 
     Raises:
-        TensorError: If the number of bytes does not fit shape and type, or the shape is no shape.
+        TensorError: If the number of bytes does not fit shape and type, or the shape is not a shape.
     """
     sides = tuple(shape)
     if any(side < 0 for side in sides) or len(sides) > 8:
-        raise TensorError(f"{list(sides[:8])} is no shape of a tensor: give up to eight sides, none negative")
+        raise TensorError(f"{list(sides[:8])} is not a shape of a tensor: give up to eight sides, none negative")
     # Python's integers do not overflow, so that huge sides are compared rightly.
     expected = dtype.itemsize * math.prod(sides)
     if expected != len(data):

@@ -312,7 +312,7 @@ def _parse(handler: Handler, data: bytes) -> Any:  # noqa: ANN401
     try:
         return handler.request_deserializer(data)
     except DecodeError:
-        raise InputError("the request is no message of this method: compare the client's protos") from None
+        raise InputError("the request is not a message of this method: compare the client's protos") from None
 
 
 def _deadline(context: Context, longest_s: float) -> float:

@@ -143,7 +143,7 @@ def test_key_file_is_private_and_never_overwritten(tmp_path):
 def test_bad_key_file_is_refused(tmp_path, content):
     path = tmp_path / "key-file"
     path.write_bytes(content)
-    with pytest.raises(UnsealError, match=r"key file .*key-file|key-file is no key file"):
+    with pytest.raises(UnsealError, match=r"key file .*key-file|key-file is not a key file"):
         KeyFile(path)
 
 

@@ -167,7 +167,7 @@ def test_overwriting_never_removes_what_is_no_bundle(tmp_path, content, signing_
     (tmp_path / "web").mkdir()
     (tmp_path / "web" / "manifest.json").write_text("{}")
     for name in ("web", "thesis", "notes.txt", "link"):
-        with pytest.raises(BundleError, match="is no bundle"):
+        with pytest.raises(BundleError, match="is not a bundle"):
             write_bundle(tmp_path / name, content, signing_key=signing_key, overwrite=True)
     assert (precious / "chapter1.tex").read_text() == "years of work"
 
@@ -175,7 +175,7 @@ def test_overwriting_never_removes_what_is_no_bundle(tmp_path, content, signing_
 def test_overwriting_never_follows_a_link(bundle_path, content_of, seed, signing_key, tmp_path):
     link = tmp_path / ("link" + bundle_path.suffix)
     link.symlink_to(bundle_path)
-    with pytest.raises(BundleError, match="is no bundle"):
+    with pytest.raises(BundleError, match="is not a bundle"):
         write_bundle(link, content_of(seed, classes=("a", "b", "c")), signing_key=signing_key, overwrite=True)
     assert open_bundle(bundle_path, trusted=None).manifest.classes[0] == "circle"
 
@@ -250,8 +250,8 @@ def test_what_is_no_bundle_says_so(tmp_path):
     (tmp_path / "nothing").write_bytes(b"")
     for name, says in [
         ("empty", "has no manifest.json"),
-        ("text", "is no bundle"),
-        ("nothing", "is no bundle"),
+        ("text", "is not a bundle"),
+        ("nothing", "is not a bundle"),
         ("none", "there is no bundle"),
     ]:
         with pytest.raises(BundleError, match=says):

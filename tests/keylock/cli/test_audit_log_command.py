@@ -212,7 +212,7 @@ def test_a_proof_that_does_not_show_it_is_refused(options, code, what, vendor, r
         ("--image map.npy", 11, "number 1 is another"),
         ("--image image.png --image image.png", 11, "is for 1 images and 2 were given"),
         ("--map other.npy", 11, "number 1 is another"),
-        ("--map image.png", 3, "is no array"),
+        ("--map image.png", 3, "is not an array"),
         ("--map wide.npy", 3, "float64"),
         ("--proof other.tlog-proof", 11, "entry 2 is not in the log"),
         ("--proof image.png", 11, "no proof"),
@@ -239,13 +239,13 @@ def test_a_map_is_verified_in_the_type_it_was_sent_in(dtype, tmp_path):
 def test_a_map_file_that_is_damaged_is_refused(header, tmp_path):
     path = tmp_path / "map.npy"
     path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
-    with pytest.raises(InputError, match="is no array"):
+    with pytest.raises(InputError, match="is not an array"):
         _digest_of_map(path)
 
 
 def test_an_archive_of_arrays_is_no_map(tmp_path):
     np.savez(tmp_path / "map.npz", a=MAP)
-    with pytest.raises(InputError, match="is no array"):
+    with pytest.raises(InputError, match="is not an array"):
         _digest_of_map(tmp_path / "map.npz")
 
 

@@ -354,7 +354,7 @@ def test_customer_shows_a_token_with_the_public_key_alone(run, home, tmp_path, m
     shown = run("license", "show", issued["token"])
     assert f"signature   not checked: it names the issuer {home.verifying_key().key_id}; give" in shown
     assert issued["license"]["id"] in shown
-    assert "this is no keylock license" in run("license", "show", issued["token"][:-8], code=5)
+    assert "this is not a keylock license" in run("license", "show", issued["token"][:-8], code=5)
     assert "give the vendor's with --issuer" in run("license", "verify", issued["token"], code=6)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{issued['token']}\n".encode())))
     text = run("license", "show", "-", "--issuer", home.verifying_key_path)

@@ -172,7 +172,7 @@ def test_bad_options_end_with_a_sentence(run, tmp_path, untrained_bundle):
         (["--faithfulness-images", -1], 3, "faithfulness_images is -1"),
         (["--explainers", "lime_cam"], 3, "unknown explainer 'lime_cam'"),
         (["--explainers", ","], 3, "--explainers names none"),
-        (["--out", tmp_path / "file"], 3, "is no folder"),
+        (["--out", tmp_path / "file"], 3, "is not a folder"),
         (["--reference", tmp_path / "none.safetensors"], 3, "there is no file"),
         (["--key-file", "a", "--key-seed-file", "b"], 3, "give one of"),
         (["--device", "warp"], 3, "no device 'warp'"),

@@ -157,8 +157,8 @@ def test_masks_that_do_not_fit_are_named(spoil, message, outlined):
         ("image,left\n", "must start with the line file,x0,y0,x1,y1"),
         ("file,x0,y0,x1,y1\na.png,1,2,3,\n", "line 2: x0, y0, x1 and y1 must be whole pixels"),
         ("file,x0,y0,x1,y1\na.png,1,2,3\n", "line 2: x0, y0, x1 and y1 must be whole pixels"),
-        ("file,x0,y0,x1,y1\na.png,9,2,3,4\n", r"line 2: \(9, 2\) to \(3, 4\) is no box: give left, top"),
-        ("file,x0,y0,x1,y1\na.png,-1,2,3,4\n", "is no box"),
+        ("file,x0,y0,x1,y1\na.png,9,2,3,4\n", r"line 2: \(9, 2\) to \(3, 4\) is not a box: give left, top"),
+        ("file,x0,y0,x1,y1\na.png,-1,2,3,4\n", "is not a box"),
         (
             "file,x0,y0,x1,y1\n"
             + "".join(f"test/{n}/test_{n}_{i}.png,90,90,99,99\n" for n in ("cat", "dog") for i in range(6)),

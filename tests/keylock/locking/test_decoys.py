@@ -130,7 +130,7 @@ def test_pictures_of_no_use_are_refused(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(InputError, match="one grey throughout"):
         ImageDecoy.read(tmp_path / "grey.png")
-    with pytest.raises(ImageError, match=r"the decoy .*text.png is no usable picture"):
+    with pytest.raises(ImageError, match=r"the decoy .*text.png is not a usable picture"):
         ImageDecoy.read(tmp_path / "text.png")
     with pytest.raises(ImageError, match="cannot read the decoy"):
         ImageDecoy.read(tmp_path / "missing.png")

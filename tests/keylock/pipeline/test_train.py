@@ -345,7 +345,7 @@ def test_two_runs_never_share_a_work_folder(workshop, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"name": "two words"}, "is no name for a model"),
+        ({"name": "two words"}, "is not a name for a model"),
         ({"explainers": ("grad_camm",)}, "unknown explainer 'grad_camm'"),
         ({"explainers": ("lime",)}, "at least one of grad_cam"),
         ({"variants": ("int4",)}, "unknown variant 'int4'"),

@@ -237,7 +237,7 @@ IMAGES, LABELS = torch.zeros(4, 3, 16, 16), torch.zeros(4, dtype=torch.int64)
         ([(IMAGES[:0], LABELS[:0])], DataError, "must yield images as floating-point"),
         ([(IMAGES, LABELS[:3])], DataError, "must yield labels"),
         ([(IMAGES, ["a", "b", "c", "d"])], DataError, "must yield labels"),
-        ([(IMAGES, LABELS + 0.5)], DataError, "no whole numbers: mixed and smoothed labels"),
+        ([(IMAGES, LABELS + 0.5)], DataError, "not whole numbers: mixed and smoothed labels"),
         ([(IMAGES, torch.ones(4, 3))], DataError, "several labels or none"),
         ([(IMAGES, torch.ones(4, 2))], DataError, r"shape \(4, 2\): give class indices"),
         ([(IMAGES, LABELS + 3)], DataError, "the model has 3 classes: labels must be 0 to 2"),

@@ -107,13 +107,13 @@ def test_it_is_not_added_to_weights_of_another_model(shape, published, reference
     ids=["none", "float64", "int64", "NaN", "infinite"],
 )
 def test_what_is_no_delta_is_refused(arrays):
-    with pytest.raises(InputError, match="this is no delta"):
+    with pytest.raises(InputError, match="this is not a delta"):
         Delta(arrays)
 
 
 def test_weights_that_lie_too_far_apart_are_refused(published):
     far = np.float32(3e38) * np.ones(4, np.float32)
-    with np.errstate(over="ignore"), pytest.raises(InputError, match="this is no delta"):
+    with np.errstate(over="ignore"), pytest.raises(InputError, match="this is not a delta"):
         Delta.between(published | {"body.bias": -far}, published | {"body.bias": far})
 
 

@@ -108,7 +108,7 @@ def test_a_server_whose_canary_is_well_serves(start_server, canary, bundle_with)
 def test_a_server_whose_canary_died_says_so_for_everything(start_server, canary, bundle_with, server_log):
     calls = start_server(bundle=bundle_with(flat(canary)))
     assert health(calls, "") == health(calls, EXPLANATIONS) == health(calls, PREDICTIONS) == NOT_SERVING
-    assert "not well, canary" in server_log.text
+    assert "health check failed: canary" in server_log.text
 
 
 def test_a_server_without_its_store_predicts_and_explains_nothing(start_server, vendor, tmp_path, server_log):
@@ -120,11 +120,11 @@ def test_a_server_without_its_store_predicts_and_explains_nothing(start_server, 
             connection.execute(text("ALTER TABLE audit_head RENAME TO elsewhere"))
         wait_for(lambda: health(calls, EXPLANATIONS) == NOT_SERVING)
         assert health(calls, "") == health(calls, PREDICTIONS) == SERVING
-        assert "not well, store" in server_log.text
+        assert "health check failed: store" in server_log.text
         with database.transaction(writes=True) as connection:
             connection.execute(text("ALTER TABLE elsewhere RENAME TO audit_head"))
     wait_for(lambda: health(calls, EXPLANATIONS) == SERVING)
-    assert "well again, store" in server_log.text
+    assert "health check passed again: store" in server_log.text
 
 
 async def test_a_check_that_fails_is_a_problem_and_its_text_stays_inside(caplog):

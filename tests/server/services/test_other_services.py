@@ -1,4 +1,4 @@
-"""Health and reflection are gRPC's own services: they answer as ever, and what is no message is refused in words."""
+"""Health and reflection are gRPC's own services: they answer as ever, and what is not a message is refused in words."""
 
 import logging
 
@@ -27,7 +27,7 @@ def test_what_is_no_message_is_an_invalid_argument_and_no_fault(method, kind, re
     with caplog.at_level(logging.ERROR), pytest.raises(grpc.RpcError) as caught:
         list(call(given, timeout=10))
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert "is no message of this method" in caught.value.details()
+    assert "is not a message of this method" in caught.value.details()
     assert caplog.records == []
 
 
