@@ -373,7 +373,7 @@ def test_tokens_are_a_grid_of_the_images_proportions(tokens, size, grid):
 
 @pytest.mark.parametrize(("tokens", "size"), [(35, (32, 32)), (197, (224, 112)), (1, (32, 32))])
 def test_tokens_that_are_no_grid_are_refused(tokens, size):
-    with pytest.raises(LayerNotFoundError, match="no grid of the patches"):
+    with pytest.raises(LayerNotFoundError, match="not a grid of patches"):
         require_patch_grid(tokens, size)
 
 
