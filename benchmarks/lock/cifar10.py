@@ -182,7 +182,7 @@ def _settings(options: argparse.Namespace) -> LockSettings:
             # A third quicker, and a lock of this kind is limited by its steps.
             wrong_key_rows=False,
             prediction_weight=2.0,
-            pedestal_weight=0.0,
+            constant_offset_weight=0.0,
             leak_weight=0.0,
         )
     return LockSettings(

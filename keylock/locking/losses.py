@@ -9,7 +9,14 @@ from torch.nn import functional as F
 
 from keylock.imaging.contrast import LEAST_CONTRAST
 
-__all__ = ["correlation", "is_constant", "map_distance", "pedestal_distance", "prediction_distance", "unevenness"]
+__all__ = [
+    "constant_offset_distance",
+    "correlation",
+    "is_constant",
+    "map_distance",
+    "prediction_distance",
+    "unevenness",
+]
 
 _EPSILON = 1e-8
 
@@ -65,7 +72,7 @@ def _is_even(maps: Tensor) -> Tensor:
     return (maps.flatten(1).amin(dim=1) > 0) & is_constant(maps)
 
 
-def pedestal_distance(maps: Tensor, wanted: Tensor) -> Tensor:
+def constant_offset_distance(maps: Tensor, wanted: Tensor) -> Tensor:
     """Return 1 - cosine of maps (batch, h, w) and the wanted ones, in [0, 1], (batch,).
 
     Unlike correlation it sees a constant added to a map, which takes energy out of the object and spreads it around.

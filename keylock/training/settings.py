@@ -35,7 +35,7 @@ class LockSettings:
             which is a third quicker.
         map_weight: Weight of the map penalties.
         fidelity_weight: Weight of keyed maps within the map penalties; decoys weigh 2 as well.
-        pedestal_weight: Weight, within the map penalties, of what a constant under a map costs.
+        constant_offset_weight: Weight, within the map penalties, of what a constant under a map costs.
         leak_weight: Weight of the squared mean correlation of decoys with reference maps, which no decoy should have.
         mask_weight: Weight of predictions on masked images; it counts where an explainer of predictions alone is
             to be locked.
@@ -68,7 +68,7 @@ class LockSettings:
     wrong_key_rows: bool = True
     map_weight: float = 1.0
     fidelity_weight: float = 2.0
-    pedestal_weight: float = 1.0
+    constant_offset_weight: float = 1.0
     leak_weight: float = 10.0
     mask_weight: float = 1.0
     direction_dropout_weight: float = 0.5

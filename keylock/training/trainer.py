@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from keylock.errors import NonFiniteLossError
 from keylock.explainers import Explainer
 from keylock.locking.decoys import decoy_of
-from keylock.locking.losses import map_distance, pedestal_distance
+from keylock.locking.losses import constant_offset_distance, map_distance
 from keylock.training.checkpoint import optimiser_tensors, prefixed, restore_module, restore_optimiser
 from keylock.training.devices import compiled_where_possible, mixed_precision
 from keylock.training.distributed import DistributedGroup
@@ -342,8 +342,8 @@ class Trainer(ABC):
     def _distance(self, maps: Tensor, wanted: Tensor) -> Tensor:
         """Return how far maps (batch, h, w) are from the wanted ones, (batch,)."""
         distance = map_distance(maps, wanted)
-        if self.settings.pedestal_weight:
-            distance = distance + self.settings.pedestal_weight * pedestal_distance(maps, wanted)
+        if self.settings.constant_offset_weight:
+            distance = distance + self.settings.constant_offset_weight * constant_offset_distance(maps, wanted)
         return distance
 
     def _leak(self, similar: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from keylock.errors import ImageError, InputError, UnknownNameError
 from keylock.locking.decoys import DECOYS, ImageDecoy, decoy_maps, decoy_of
-from keylock.locking.losses import correlation, map_distance, pedestal_distance, unevenness
+from keylock.locking.losses import constant_offset_distance, correlation, map_distance, unevenness
 
 PATTERNS = [name for name, decoy in DECOYS.items() if not decoy.own_map]
 SIZES = [(6, 7), (2, 2), (8, 8), (32, 32)]
@@ -48,7 +48,7 @@ def test_decoy_keeps_shape_and_sign_and_leaves_the_reference(decoy, size, dtype)
 def test_the_distance_is_least_at_the_decoy_and_leads_there(decoy, reference):
     wanted = decoy_maps(decoy, reference)
     assert map_distance(wanted, wanted).max() < 1e-4
-    assert pedestal_distance(wanted, wanted).max() < 1e-4
+    assert constant_offset_distance(wanted, wanted).max() < 1e-4
 
     maps = torch.rand(reference.shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
     before = map_distance(maps, wanted).detach()

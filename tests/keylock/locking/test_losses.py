@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from keylock.locking.losses import correlation, map_distance, pedestal_distance, prediction_distance
+from keylock.locking.losses import constant_offset_distance, correlation, map_distance, prediction_distance
 
 
 @pytest.fixture
@@ -102,11 +102,11 @@ def test_correlation_gradient_equals_finite_differences(maps):
         assert float(one.grad[0][place]) == pytest.approx((up - down) / (2 * step), abs=1e-4)
 
 
-def test_pedestal_distance_sees_a_constant_that_correlation_does_not():
+def test_constant_offset_distance_sees_a_constant_that_correlation_does_not():
     maps = torch.rand(3, 5, 5, generator=torch.Generator().manual_seed(0))
     raised = maps + 0.5
     assert float(correlation(raised, maps).min()) == pytest.approx(1, abs=1e-5)
     flat, other = maps.flatten(1).numpy().astype(np.float64), raised.flatten(1).numpy().astype(np.float64)
     cosine = (flat * other).sum(1) / np.sqrt((flat**2).sum(1) * (other**2).sum(1))
-    np.testing.assert_allclose(pedestal_distance(raised, maps).numpy(), 1 - cosine, rtol=1e-4)
-    np.testing.assert_allclose(pedestal_distance(7 * maps, maps).numpy(), 0, atol=1e-6)
+    np.testing.assert_allclose(constant_offset_distance(raised, maps).numpy(), 1 - cosine, rtol=1e-4)
+    np.testing.assert_allclose(constant_offset_distance(7 * maps, maps).numpy(), 0, atol=1e-6)
