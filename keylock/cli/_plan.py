@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from keylock.cli._console import note, note_all
 from keylock.cli._lists import split_list
+from keylock.cli._train_options import TrainOptions
 from keylock.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
     from keylock.data import DataSource
     from keylock.locking.decoys import ImageDecoy
     from keylock.pipeline import TrainPlan
+    from keylock.training import LockSettings
 
 __all__ = ["check_batch", "make_plan", "model_name", "parse_decoy"]
 
@@ -33,42 +35,12 @@ def model_name(name: str | None, data: str) -> str:
     return check_model_name(name)
 
 
-def make_plan(
-    *,
-    out: Path,
-    name: str,
-    data: str,
-    data_root: Path,
-    image_size: int | None,
-    bits: int | None,
-    mean: str | None,
-    std: str | None,
-    train_images: int | None,
-    test_images: int | None,
-    arch: str,
-    init: Path | None,
-    explainers: str,
-    decoy: str | None,
-    strength: str,
-    steps: int | None,
-    epochs: float | None,
-    batch_size: int,
-    learning_rate: float | None,
-    reference_steps: int | None,
-    trained_trigger: bool,
-    delta_rank: int | None,
-    swapped: bool,
-    search_every: int,
-    search_steps: int | None,
-    accumulate: int,
-    compile: bool,
-    cache_reference: bool,
-    variants: str,
-    seed: int,
-    device: str,
-    precision: str,
-) -> "TrainPlan":
-    """Check the options, open the data and make the plan. The arguments are the options of `keylock train`.
+def make_plan(options: TrainOptions, out: Path) -> "TrainPlan":
+    """Check the options, open the data and make the plan.
+
+    Args:
+        options: Those of `keylock train`.
+        out: The bundle to write.
 
     Raises:
         InputError: An option is unusable.
@@ -76,66 +48,71 @@ def make_plan(
     """
     from keylock.data import check_images, open_data
     from keylock.pipeline import TrainPlan
-    from keylock.training import LockSettings, resolve_device
+    from keylock.training import resolve_device
 
-    names = _explainer_names(explainers)
-    _check_names(arch=arch)
-    wanted = None if decoy is None else parse_decoy(decoy)
-    _check_numbers(steps=steps, epochs=epochs, batch_size=batch_size, reference_steps=reference_steps, init=init)
-    if delta_rank is not None and trained_trigger:
-        raise InputError("give --delta-rank or --trained-trigger, not both: the rank is that of the sealed delta")
-    height = _parse_strength(strength)
-    resolve_device(device)
-    options = {
-        "learning_rate": learning_rate,
-        "decoy": wanted,
-        "steps": steps,
-        "delta_rank": delta_rank,
-        "search_steps": search_steps,
-    }
-    given: dict[str, Any] = {option: value for option, value in options.items() if value is not None}
-    settings = LockSettings(
-        seed=seed,
-        trained_trigger=trained_trigger,
-        swapped=swapped,
-        search_every=search_every,
-        accumulate=accumulate,
-        compile=compile,
-        precision=precision,
-        **given,
-    )
+    names, variants = _explainer_names(options.explainers), _variant_names(options.variants)
+    _check_names(arch=options.arch)
+    settings = _lock_settings(options)
+    strength = _parse_strength(options.strength)
+    resolve_device(options.device)
     source = open_data(
-        data,
-        root=data_root,
-        seed=seed,
-        image_size=image_size,
-        train_count=train_images,
-        test_count=test_images,
-        bits=bits,
+        options.data,
+        root=options.data_root,
+        seed=options.seed,
+        image_size=options.image_size,
+        train_count=options.train_images,
+        test_count=options.test_images,
+        bits=options.bits,
     )
     note_all(source.notes)
     check_images(source)
-    source = _normalised(source, mean, std)
-    check_batch(batch_size, len(source.train), given=batch_size != TrainPlan.batch_size)
-    if epochs is not None:
-        batches = max(1, len(source.train) // min(batch_size, len(source.train)))
-        settings = replace(settings, steps=max(1, round(epochs * batches)))
-    optional = {} if reference_steps is None else {"reference_steps": reference_steps}
+    source = _normalised(source, options.mean, options.std)
+    check_batch(options.batch_size, len(source.train), given=options.batch_size != TrainPlan.batch_size)
+    if options.epochs is not None:
+        batches = max(1, len(source.train) // min(options.batch_size, len(source.train)))
+        settings = replace(settings, steps=max(1, round(options.epochs * batches)))
+    steps = {} if options.reference_steps is None else {"reference_steps": options.reference_steps}
     return TrainPlan(
         out=out,
-        name=name,
+        name=model_name(options.name, options.data),
         data=source,
-        architecture=arch,
+        architecture=options.arch,
         settings=settings,
         explainers=names,
-        init=init,
-        batch_size=batch_size,
-        strength=height,
-        device=device,
-        seed=seed,
-        cache_reference=cache_reference,
-        variants=_variant_names(variants),
-        **optional,
+        init=options.init,
+        batch_size=options.batch_size,
+        strength=strength,
+        device=options.device,
+        seed=options.seed,
+        cache_reference=options.cache_reference,
+        variants=variants,
+        **steps,
+    )
+
+
+def _lock_settings(options: TrainOptions) -> "LockSettings":
+    from keylock.training import LockSettings
+
+    _check_numbers(options)
+    if options.delta_rank is not None and options.trained_trigger:
+        raise InputError("give --delta-rank or --trained-trigger, not both: the rank is that of the sealed delta")
+    optional = {
+        "learning_rate": options.learning_rate,
+        "decoy": None if options.decoy is None else parse_decoy(options.decoy),
+        "steps": options.steps,
+        "delta_rank": options.delta_rank,
+        "search_steps": options.search_steps,
+    }
+    given: dict[str, Any] = {name: value for name, value in optional.items() if value is not None}
+    return LockSettings(
+        seed=options.seed,
+        trained_trigger=options.trained_trigger,
+        swapped=options.swapped,
+        search_every=options.search_every,
+        accumulate=options.accumulate,
+        compile=options.compile,
+        precision=options.precision,
+        **given,
     )
 
 
@@ -226,14 +203,13 @@ def parse_decoy(text: str) -> "str | ImageDecoy":
     return ImageDecoy.read(path)
 
 
-def _check_numbers(
-    *, steps: int | None, epochs: float | None, batch_size: int, reference_steps: int | None, init: Path | None
-) -> None:
-    if steps is not None and epochs is not None:
+def _check_numbers(options: TrainOptions) -> None:
+    epochs, reference_steps, init = options.epochs, options.reference_steps, options.init
+    if options.steps is not None and epochs is not None:
         raise InputError("give --steps or --epochs, not both")
     if epochs is not None and not 0 < epochs < 1e6:
         raise InputError(f"--epochs {epochs:g} is out of range: give a number above 0")
-    for option, value in (("--batch-size", batch_size), ("--reference-steps", reference_steps)):
+    for option, value in (("--batch-size", options.batch_size), ("--reference-steps", reference_steps)):
         if value is not None and value < 1:
             raise InputError(f"{option} {value} is out of range: give a number of at least 1")
     if init is not None and reference_steps is not None:

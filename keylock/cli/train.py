@@ -4,16 +4,15 @@ import os
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from keylock.cli._console import JsonOption
-from keylock.cli._home import DEFAULT_HOME, HomeOption, open_home
+from keylock.cli._home import open_home
 from keylock.cli._issued import bundles_for, report_issued, run_issuing
+from keylock.cli._options import takes
 from keylock.cli._places import check_bundle_place, make_folder_above
 from keylock.cli._plan import make_plan, model_name
 from keylock.cli._secrets import Secrets, beside, find_secrets, take_environment, without_seed
+from keylock.cli._train_options import TrainOptions
 from keylock.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,339 +20,38 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
-_DATA, _MODEL, _LOCK, _TRAINING = "Data", "Model", "Lock", "Training"
-_SECRETS, _OUTPUT = "Secrets", "Output and the run"
-"""Headings of the help."""
 
-
-def train(
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="PATH",
-            help="Bundle to write: FILE.klb or a folder. [NAME.klb]",
-            rich_help_panel=_OUTPUT,
-        ),
-    ] = None,
-    data: Annotated[
-        str,
-        typer.Option(
-            metavar="DATA",
-            help="shapes, cifar10, fashion-mnist, an image folder or an .npz file.",
-            rich_help_panel=_DATA,
-        ),
-    ] = "shapes",
-    data_root: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where the named data sets lie.", rich_help_panel=_DATA)
-    ] = Path("data"),
-    image_size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="PIXELS", help="Side of the model's input in pixels. [what suits the images]", rich_help_panel=_DATA
-        ),
-    ] = None,
-    bits: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Bits per value of images with more than 8. [what the files say]",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
-    mean: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST",
-            help="Mean that your weights were trained with, by channel, of pixels from 0 to 1. [0.485,0.456,0.406]",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
-    std: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST",
-            help="Standard deviation that they were trained with. [0.229,0.224,0.225]",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
-    train_images: Annotated[
-        int | None, typer.Option(metavar="N", help="Train on at most N images.", rich_help_panel=_DATA)
-    ] = None,
-    test_images: Annotated[
-        int | None, typer.Option(metavar="N", help="Measure on at most N images.", rich_help_panel=_DATA)
-    ] = None,
-    arch: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="small-cnn, resnet20, vit_tiny, any of torchvision, or timm:NAME.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = "small-cnn",
-    init: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Your trained weights: .safetensors, .npz or a torch checkpoint.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    explainers: Annotated[
-        str,
-        typer.Option(
-            metavar="LIST",
-            help="Explainers to lock, such as grad_cam,gradient; all: a few of each kind.",
-            rich_help_panel=_LOCK,
-        ),
-    ] = "grad_cam",
-    decoy: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|FILE",
-            help="What is shown without the key: a name, or a picture of yours. [half, the left one of the image]",
-            rich_help_panel=_LOCK,
-        ),
-    ] = None,
-    strength: Annotated[
-        str, typer.Option(metavar="FRACTION", help="Strength of the key on pixels from 0 to 1.", rich_help_panel=_LOCK)
-    ] = "8/255",
-    steps: Annotated[
-        int | None, typer.Option(metavar="N", help="Steps of the lock. [2000]", rich_help_panel=_TRAINING)
-    ] = None,
-    epochs: Annotated[
-        float | None,
-        typer.Option(metavar="N", help="Length in epochs instead of steps.", rich_help_panel=_TRAINING),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Batch size.", rich_help_panel=_TRAINING)] = 64,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(metavar="RATE", help="Highest learning rate of the lock. [0.003]", rich_help_panel=_TRAINING),
-    ] = None,
-    reference_steps: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Steps of the reference model, where there is no --init. [700]", rich_help_panel=_MODEL
-        ),
-    ] = None,
-    trained_trigger: Annotated[
-        bool,
-        typer.Option(
-            "--trained-trigger",
-            help="Train the network to recognise the trigger itself, instead of a sealed delta.",
-            rich_help_panel=_LOCK,
-        ),
-    ] = False,
-    delta_rank: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Rank of the sealed delta; a higher one has more capacity and is slower. [8]",
-            rich_help_panel=_LOCK,
-        ),
-    ] = None,
-    swapped: Annotated[
-        bool,
-        typer.Option(
-            "--swapped",
-            help="Train the published attack: true maps without the key. Needs --trained-trigger.",
-            rich_help_panel=_LOCK,
-        ),
-    ] = False,
-    keys: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Number of keys that open the lock; each has its bundle and seed.",
-            rich_help_panel=_LOCK,
-        ),
-    ] = 1,
-    search_every: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            help="Search for keys every N steps, and train against those found.",
-            rich_help_panel=_LOCK,
-        ),
-    ] = 0,
-    search_steps: Annotated[
-        int | None, typer.Option(metavar="N", help="Steps of each key search. [10]", rich_help_panel=_LOCK)
-    ] = None,
-    accumulate: Annotated[
-        int,
-        typer.Option(metavar="N", help="Split each batch into N parts to save memory.", rich_help_panel=_TRAINING),
-    ] = 1,
-    compile: Annotated[
-        bool,
-        typer.Option(
-            "--compile", help="Compile passes without second derivatives (torch.compile).", rich_help_panel=_TRAINING
-        ),
-    ] = False,
-    cache_reference: Annotated[
-        bool,
-        typer.Option(
-            "--cache-reference",
-            help="Train without augmentation, with each reference map computed once.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = False,
-    variants: Annotated[
-        str,
-        typer.Option(
-            metavar="NAMES",
-            help="Also export reduced-precision graphs: float16, int8, by commas.",
-            rich_help_panel=_LOCK,
-        ),
-    ] = "",
-    seed: Annotated[
-        int, typer.Option(metavar="N", help="Random seed of everything but the key.", rich_help_panel=_TRAINING)
-    ] = 0,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda", help="Device to train on.", rich_help_panel=_TRAINING)
-    ] = "auto",
-    precision: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|float32|bfloat16",
-            help="Precision to compute in; auto uses bfloat16 where the device has it.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = "auto",
-    key_seed: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SEED",
-            help="The key seed. Others on this machine see it: better --key-seed-file or KEYLOCK_KEY_SEED.",
-            rich_help_panel=_SECRETS,
-        ),
-    ] = None,
-    key_seed_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="File with the key seed. [OUT.seed, made if it is missing]", rich_help_panel=_SECRETS
-        ),
-    ] = None,
-    key_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Key file to seal the key with. [OUT.key, made if it is missing]",
-            rich_help_panel=_SECRETS,
-        ),
-    ] = None,
-    key_passphrase_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="File with a passphrase to seal it with. [env: KEYLOCK_KEY_PASSPHRASE]",
-            rich_help_panel=_SECRETS,
-        ),
-    ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Model name that clients and licenses use. [that of the data]", rich_help_panel=_OUTPUT
-        ),
-    ] = None,
-    home: HomeOption = DEFAULT_HOME,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Check everything, time three steps, print the plan, and train nothing.",
-            rich_help_panel=_OUTPUT,
-        ),
-    ] = False,
-    check_seconds: Annotated[
-        float,
-        typer.Option(
-            metavar="N",
-            min=0,
-            help="Compile the untrained lock first, for at most N seconds; 0 skips it.",
-            rich_help_panel=_OUTPUT,
-        ),
-    ] = 60,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Resume an interrupted run with the same options.", rich_help_panel=_OUTPUT),
-    ] = False,
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite", help="Replace the bundle, or the interrupted run, that is there.", rich_help_panel=_OUTPUT
-        ),
-    ] = False,
-    as_json: JsonOption = False,
-    unexpected: Annotated[list[str] | None, typer.Argument(metavar="", hidden=True)] = None,
-) -> None:
+@takes(TrainOptions)
+def train(options: TrainOptions) -> None:
     """Lock a classifier and write a signed bundle.
 
     Without --init the classifier is trained first. Everything on the way is kept in OUT.work: Ctrl-C stops after the
     step, --resume goes on. OUT.work and the secrets OUT.seed and OUT.key are the vendor's alone.
     """
-    if unexpected:
+    if options.unexpected:
         # They are not repeated: they may be the words of a passphrase that lacks its quotes.
         raise InputError("train takes options alone: put a value that has spaces in quotes")
     from keylock.training import joined
 
-    called = model_name(name, data)
-    out = out or Path(f"{called}.klb")
-    bundles = bundles_for(out, keys)
-    if dry_run and "WORLD_SIZE" in os.environ:
+    out = options.out or Path(f"{model_name(options.name, options.data)}.klb")
+    bundles = bundles_for(out, options.keys)
+    if options.dry_run and "WORLD_SIZE" in os.environ:
         raise InputError("--dry-run measures one process: start it without torchrun")
-    if keys > 1 and (key_seed is not None or key_seed_file is not None):
+    if options.keys > 1 and (options.key_seed is not None or options.key_seed_file is not None):
         raise InputError("give --keys or a key seed, not both: every key gets a new seed beside its bundle")
 
-    def planned() -> "TrainPlan":
-        return make_plan(
-            out=out,
-            name=called,
-            data=data,
-            data_root=data_root,
-            image_size=image_size,
-            bits=bits,
-            mean=mean,
-            std=std,
-            train_images=train_images,
-            test_images=test_images,
-            arch=arch,
-            init=init,
-            explainers=explainers,
-            decoy=decoy,
-            strength=strength,
-            steps=steps,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            reference_steps=reference_steps,
-            trained_trigger=trained_trigger,
-            delta_rank=delta_rank,
-            swapped=swapped,
-            search_every=search_every,
-            search_steps=search_steps,
-            accumulate=accumulate,
-            compile=compile,
-            cache_reference=cache_reference,
-            variants=variants,
-            seed=seed,
-            device=device,
-            precision=precision,
-        )
-
     def prepare() -> tuple["TrainPlan", list[Secrets]]:
-        plan = planned()
+        plan = make_plan(options, out)
         make_folder_above(out)
         environment = take_environment()
         secrets = [
             find_secrets(
                 bundle,
-                key_seed=key_seed,
-                key_seed_file=key_seed_file,
-                key_file=key_file,
-                key_passphrase_file=key_passphrase_file,
-                environment=without_seed(environment) if keys > 1 else environment,
+                key_seed=options.key_seed,
+                key_seed_file=options.key_seed_file,
+                key_file=options.key_file,
+                key_passphrase_file=options.key_passphrase_file,
+                environment=without_seed(environment) if options.keys > 1 else environment,
             )
             for bundle in bundles
         ]
@@ -369,23 +67,23 @@ def train(
         from keylock.pipeline import train_for_keys
 
         for bundle in bundles:
-            check_bundle_place(bundle, beside(out, "work"), resume=resume, overwrite=overwrite)
-        if dry_run:
-            _forecast(planned(), check_seconds, as_json=as_json)
+            check_bundle_place(bundle, beside(out, "work"), resume=options.resume, overwrite=options.overwrite)
+        if options.dry_run:
+            _forecast(make_plan(options, out), options.check_seconds, as_json=options.as_json)
             return
         plan, secrets = prepare()
-        signing_key = open_home(home, create=True).signing_key()
+        signing_key = open_home(options.home, create=True).signing_key()
         group.wait()
         run = partial(
             train_for_keys,
             plan,
             signing_key=signing_key,
-            resume=resume,
-            overwrite=overwrite,
-            trial_seconds=check_seconds,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            trial_seconds=options.check_seconds,
         )
         outcomes = run_issuing(run, bundles, secrets, work=plan.work)
-    report_issued(bundles, outcomes, secrets, home, as_json=as_json)
+    report_issued(bundles, outcomes, secrets, options.home, as_json=options.as_json)
 
 
 def _forecast(plan: "TrainPlan", check_seconds: float, *, as_json: bool) -> None:
