@@ -214,16 +214,6 @@ class LicenseStore:
         with self.database.transaction(writes=True) as connection:
             connection.execute(change)
 
-    def is_revoked(self, license_id: str) -> bool:
-        """Tells whether a license was revoked; one that is not in the store was not.
-
-        Raises:
-            StoreError: If the store cannot be used.
-        """
-        query = select(LICENSES.c.revoked_at).where(LICENSES.c.id == license_id)
-        with self.database.transaction() as connection:
-            return connection.execute(query).scalar_one_or_none() is not None
-
     def check(
         self, license_id: str, *, issued_at: datetime | None = None, token_id: str | None = None
     ) -> StoredLicense:
