@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from support import wait_for
 
 from keylock.crypto.digests import digest_of_array
 from keylock.errors import InputError
@@ -85,13 +86,6 @@ def proven(start_server, vendor, tiny, tmp_path_factory):
 
 def total(client):
     return {quota.period: quota.used for quota in client.usage()}["total"]
-
-
-def wait_for(condition, timeout_s=20.0):
-    limit = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.02)
 
 
 def test_every_image_gets_its_own_map_and_a_receipt(connect, proven, vendor, tiny):

@@ -7,8 +7,8 @@ from contextlib import closing
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from support import details_of
 
 from keylock.licensing import Quota
 from keylock.store import LicenseStore
@@ -37,10 +37,7 @@ def reason_of(call):
     try:
         call()
     except grpc.RpcError as error:
-        details = dict(error.trailing_metadata())["grpc-status-details-bin"]
-        info = error_details_pb2.ErrorInfo()
-        assert any(one.Unpack(info) for one in status_pb2.Status.FromString(details).details)
-        return info.reason
+        return details_of(error)["ErrorInfo"].reason
     return "true map"
 
 

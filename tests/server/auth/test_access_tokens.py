@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import grpc
 import pytest
+from support import bearer, refusal
 
 from keylock.crypto.signing import SigningKey
 from keylock.errors import LicenseError, LicenseReason
@@ -20,19 +21,12 @@ def image(tiny):
     return tiny.tensor_image(tiny.images(1)[0])
 
 
-def bearer(token):
-    return [("authorization", f"Bearer {token}")]
-
-
 def exchange(stub, token, **fields):
     return stub.ExchangeToken(license_pb2.ExchangeTokenRequest(**fields), metadata=bearer(token), timeout=20)
 
 
 def reason(call):
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    details = dict(caught.value.trailing_metadata())["grpc-status-details-bin"]
-    return next(name for name in LicenseReason if name.value.encode() in details)
+    return refusal(call)[1]["ErrorInfo"].reason
 
 
 def test_access_token_stands_for_the_license(calls, vendor, image, tiny):

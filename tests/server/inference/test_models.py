@@ -3,7 +3,6 @@
 import gc
 import shutil
 import threading
-import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -11,8 +10,7 @@ from datetime import timedelta
 import grpc
 import numpy as np
 import pytest
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
+from support import refusal, wait_for
 
 from keylock.bundle import ExplainerEntry, KeyFile, open_bundle, write_bundle
 from keylock.crypto.signing import SigningKey
@@ -58,23 +56,9 @@ def version_of(path):
 
 
 def refused(call):
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    found = {}
-    for packed in rpc_status.from_call(caught.value).details:
-        for kind in (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest):
-            if packed.Is(kind.DESCRIPTOR):
-                found[kind.__name__] = kind()
-                packed.Unpack(found[kind.__name__])
-    field = found["BadRequest"].field_violations[0].field if "BadRequest" in found else ""
-    return caught.value.code().name, found["ErrorInfo"].reason, field
-
-
-def wait_for(condition, timeout_s=20.0):
-    limit = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.02)
+    code, details = refusal(call)
+    field = details["BadRequest"].field_violations[0].field if "BadRequest" in details else ""
+    return code.name, details["ErrorInfo"].reason, field
 
 
 def test_each_model_and_version_is_found_by_its_name(several, vendor, more_bundles, tiny):

@@ -2,15 +2,14 @@
 
 import sqlite3
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2, status_pb2
 from sqlalchemy import text
+from support import bearer, refusal, wait_for
 
 from keylock.bundle import KeyFile, write_bundle
 from keylock.crypto.signing import SigningKey
@@ -33,38 +32,9 @@ def other_image(tiny):
     return tiny.tensor_image(tiny.images(1, seed=5)[0])
 
 
-def bearer(token):
-    return [("authorization", f"Bearer {token}")]
-
-
 def usage(calls, token):
     answer = calls.license.GetUsage(license_pb2.GetUsageRequest(), metadata=bearer(token), timeout=20)
     return {window.period: window.used for window in answer.quotas}
-
-
-def refusal(call):
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    details = dict(caught.value.trailing_metadata()).get("grpc-status-details-bin", b"")
-    found = {}
-    for packed in status_pb2.Status.FromString(details).details:
-        for kind in (
-            error_details_pb2.ErrorInfo,
-            error_details_pb2.QuotaFailure,
-            error_details_pb2.RetryInfo,
-            error_details_pb2.BadRequest,
-        ):
-            if packed.Is(kind.DESCRIPTOR):
-                found[kind.__name__] = kind()
-                packed.Unpack(found[kind.__name__])
-    return caught.value.code(), found
-
-
-def wait_for(condition, timeout_s=15.0):
-    limit = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.02)
 
 
 def test_answer_says_what_it_cost_and_what_is_left(calls, vendor, image, tiny):

@@ -16,9 +16,9 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from grpc_status import rpc_status
 from onnx import helper, numpy_helper
 from PIL import Image
+from support import details_of
 
 from keylock.bundle import ExplainerEntry, write_bundle
 from keylock.inference import inference_pb2
@@ -35,12 +35,7 @@ def slow_images() -> list[pb.Image]:
 
 
 def detail(error: grpc.RpcError, kind):
-    for packed in rpc_status.from_call(error).details:
-        if packed.Is(kind.DESCRIPTOR):
-            message = kind()
-            packed.Unpack(message)
-            return message
-    raise AssertionError(f"no {kind.__name__} in {error}")
+    return details_of(error)[kind.__name__]
 
 
 def test_health_answers_for_the_server_and_for_each_service(calls):

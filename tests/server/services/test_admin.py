@@ -9,8 +9,7 @@ from types import SimpleNamespace
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
+from support import refusal
 
 from keylock import __version__
 from keylock.cli import main
@@ -49,12 +48,8 @@ def admin(administered, tls_files):
 
 
 def refused(call):
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    info = error_details_pb2.ErrorInfo()
-    for packed in rpc_status.from_call(caught.value).details:
-        packed.Unpack(info)
-    return caught.value.code().name, info.reason
+    code, details = refusal(call)
+    return code.name, details["ErrorInfo"].reason
 
 
 def test_the_status_is_that_of_the_server(admin, administered, vendor):

@@ -2,7 +2,6 @@
 
 import socket
 import threading
-import time
 from contextlib import closing
 
 import grpc
@@ -11,6 +10,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from onnx import helper, numpy_helper
+from support import bearer, wait_for
 
 from keylock.bundle import ExplainerEntry, KeyEntry, KeyFile, write_bundle
 from keylock.crypto.digests import digest_of_array
@@ -89,10 +89,6 @@ def values(result):
     if not result.HasField("scaling"):
         return elements
     return result.scaling.offset + result.scaling.scale * elements.astype(np.float64)
-
-
-def bearer(token):
-    return [("authorization", f"Bearer {token}")]
 
 
 def stream(calls, tiny, pixels, *, token=None, **answer):
@@ -231,13 +227,6 @@ def test_a_reader_that_takes_nothing_is_given_up(start_server, large, tiny):
         assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         assert "for an image of a stream" in caught.value.details()
     calls.stop(drain_s=0).result(timeout=30)
-
-
-def wait_for(condition, timeout_s=30.0):
-    limit = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.02)
 
 
 class Meter:

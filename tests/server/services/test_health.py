@@ -3,7 +3,6 @@
 import json
 import logging
 import sys
-import time
 import urllib.request
 from dataclasses import replace
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy import text
+from support import wait_for
 
 from keylock.bundle import CANARY_FILE, Canary, KeyFile, open_bundle, seal_canary, write_bundle
 from keylock.errors import StoreError, UnsealError
@@ -57,13 +57,6 @@ def bundle_with(vendor, tmp_path):
 def health(calls, service):
     stub = health_pb2_grpc.HealthStub(calls.channel)
     return stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5).status
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def flat(canary):

@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2
-from grpc_status import rpc_status
+from support import bearer, details_of, wait_for
 
 from keylock.licensing import Quota, Rate
 from keylock.store import LicenseStore
@@ -25,10 +25,6 @@ def start(total=None, **options):
 
 def numbered(number, image):
     return pb.ExplainStreamRequest(image=pb.ExplainStreamImage(number=number, image=image))
-
-
-def bearer(token):
-    return [] if token is None else [("authorization", f"Bearer {token}")]
 
 
 def ask(calls, messages, *, token=None, timeout=30):
@@ -48,19 +44,8 @@ def refused(stream):
     return sorted(answer.number for answer in got), reason_of(caught.value)
 
 
-def wait_for(condition, timeout_s=20.0):
-    limit = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.02)
-
-
 def reason_of(error):
-    for packed in rpc_status.from_call(error).details:
-        info = error_details_pb2.ErrorInfo()
-        if packed.Unpack(info):
-            return error.code().name, info.reason
-    raise AssertionError(error)
+    return error.code().name, details_of(error)["ErrorInfo"].reason
 
 
 @pytest.fixture
