@@ -90,7 +90,7 @@ def test_an_empty_license_says_so(text):
     "slip", [lambda t: t + ".x", lambda t: "Bearer " + t, lambda t: t[:-1] + "\0", lambda t: t * 99]
 )
 def test_a_mistyped_token_is_not_repeated(token, slip):
-    with pytest.raises(LicenseError, match="no token either") as caught:
+    with pytest.raises(LicenseError, match="not a token either") as caught:
         make(license=slip(token))
     assert token[:20] not in str(caught.value)
 

@@ -104,7 +104,7 @@ def test_arrays_of_other_libraries_are_read_or_refused(pixels):
     [
         ("gone.png", ImageError, r"cannot read the image 'gone\.png': No such file"),
         ("https://example.com/cat.png", ImageError, "download"),
-        ("nul\0byte", ImageError, "no path"),
+        ("nul\0byte", ImageError, "not a path"),
         ("", ImageError, "cannot read"),
         (".", ImageError, "directory"),
         (np.zeros((4, 4, 4), np.uint8), TensorError, r"\(4, 4, 4\)"),

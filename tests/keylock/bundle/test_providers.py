@@ -316,11 +316,11 @@ def test_a_recipient_seals_and_opens_nothing(seed, tmp_path):
         ((404, {}), "answers 404"),
         ((503, {}), "answers 503"),
         ((307, b""), "answers 307"),
-        ((200, b"<html>"), "no vault"),
-        ((200, {"data": {}}), "no vault"),
-        ((200, {"data": {"ciphertext": 7, "plaintext": 7}}), "no vault"),
-        ((200, {"data": {"plaintext": "c2hvcnQ="}}), "no key"),
-        ((200, {"data": {"plaintext": "?"}}), "no key"),
+        ((200, b"<html>"), "not a vault"),
+        ((200, {"data": {}}), "not a vault"),
+        ((200, {"data": {"ciphertext": 7, "plaintext": 7}}), "not a vault"),
+        ((200, {"data": {"plaintext": "c2hvcnQ="}}), "not a key"),
+        ((200, {"data": {"plaintext": "?"}}), "not a key"),
     ],
 )
 def test_a_vault_that_answers_otherwise_is_told_and_its_token_is_not(answer, what, provider, seed, keeper):
@@ -374,7 +374,7 @@ def test_a_seed_never_leaves_for_a_vault_or_a_key_management_service(provider, s
     [
         ((400, {"__type": "AccessDeniedException"}), "AccessDeniedException"),
         ((400, {"__type": "IncorrectKeyException"}), "does not open"),
-        ((200, {"Plaintext": "c2hvcnQ="}), "no key"),
+        ((200, {"Plaintext": "c2hvcnQ="}), "not a key"),
     ],
 )
 def test_a_key_management_service_that_refuses_is_told(answer, what, provider, seed, keeper):

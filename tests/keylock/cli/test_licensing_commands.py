@@ -300,7 +300,7 @@ def test_receipts_show_what_a_restored_store_has_lost(run, home, charged, tmp_pa
     assert "7 units were charged" in said
     assert len(said.splitlines()) == 1
     all_of_them.write_text(tokens[0][:-8])
-    assert "no keylock receipt" in run("usage", "reconcile", "--receipt", all_of_them, code=11)
+    assert "not a keylock receipt" in run("usage", "reconcile", "--receipt", all_of_them, code=11)
 
 
 def test_store_is_restored_with_its_revocations(run, home, charged, tmp_path):

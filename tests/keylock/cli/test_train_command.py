@@ -182,7 +182,7 @@ def test_a_seed_in_the_environment_is_used_without_a_warning(monkeypatch, capfd)
         (["--key-seed", "a" * 64, "--key-seed-file", "f"], 3, "not both"),
         (["--batch-size", "65"], 3, "more than the 64 training images"),
         (["--mean", "0.5"], 3, "--mean and --std together"),
-        (["--mean", "a,b,c", "--std", "1"], 3, "no list of numbers"),
+        (["--mean", "a,b,c", "--std", "1"], 3, "not a list of numbers"),
         (["--mean", "0.5,0.5", "--std", "1"], 3, "2 numbers for 3 channels"),
         (["--mean", "123.7,116.3,103.5", "--std", "58"], 3, "divide what is meant for 0 to 255"),
         (["--mean", "nan", "--std", "1"], 3, "out of range"),
@@ -271,7 +271,7 @@ def test_what_is_there_is_not_lost(capfd, tmp_path):
     Path("folder").mkdir()
     Path("folder/mine").write_text("mine")
     assert main(["train", "--out", "folder", "--overwrite", *TINY]) == 4
-    assert "no bundle" in capfd.readouterr().err
+    assert "not a bundle" in capfd.readouterr().err
     assert Path("x.klb").read_text() == Path("folder/mine").read_text() == "mine"
 
 

@@ -155,7 +155,7 @@ REFUSED = {
     "dropout": (Steadfast, r"differently from call to call, in evaluation mode \(the layer 'drop' is the first"),
     "class": (type, "the class TinyNet: give an instance"),
     "state dict": (lambda n: n.state_dict(), "is a state dict: build the module"),
-    "path": (lambda n: "model.pt", "no torch.nn.Module but of type str"),
+    "path": (lambda n: "model.pt", "not a torch.nn.Module but of type str"),
     "meta": (lambda n: n.to("meta"), r"'conv1.weight' is on the meta device"),
     "lazy": (lambda n: nn.Sequential(n, nn.LazyLinear(3)), r"'1.weight' has no shape yet"),
     "NaN": (lambda n: broken(n, "conv2.bias"), r"'conv2.bias' holds values that are NaN or infinite"),

@@ -112,7 +112,7 @@ def test_an_offline_license_that_is_not_good_is_refused(customer, serve, vendor,
             serve("bad")
     for content in (b"", b"{}", b"x" * 100_000):
         (customer.folder / "bad.offline").write_bytes(content)
-        with pytest.raises(LicenseError, match="no offline license"):
+        with pytest.raises(LicenseError, match="not an offline license"):
             serve("bad")
 
 
