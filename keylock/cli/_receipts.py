@@ -107,4 +107,4 @@ def read_small_text(path: Path, what: str) -> str:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         pass
-    raise InputError(f"{path} is no {what}: it is too long, or no text")
+    raise InputError(f"{path} is not a {what}: it is too long, or not text")

@@ -133,4 +133,4 @@ def read_text(path: str | os.PathLike[str], kind: str) -> str:
         why = error.strerror or "unreadable"
         raise UnsealError(f"cannot read the {kind} file {os.fspath(path)}: {why}") from None
     except NotSecretTextError as error:
-        raise UnsealError(f"{os.fspath(path)} is no {kind} file: {error}") from None
+        raise UnsealError(f"{os.fspath(path)} is not a {kind} file: {error}") from None

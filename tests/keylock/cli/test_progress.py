@@ -13,7 +13,7 @@ from keylock.cli._progress import Display, counted, shown_progress
 from keylock.cli._stage import Stage, describe_figures, format_seconds
 
 LIVE = {"fidelity": 0.5, "leakage": -0.25, "fidelity/grad_cam": 0.25, "fidelity/gradient": 0.5, "decoy/grad_cam": 0.125}
-WORDS = "fidelity +0.50  leakage -0.25  loss: unlock 0.750  decoy 0.125"
+WORDS = "fidelity +0.50  leakage -0.25  loss: fidelity 0.750  decoy 0.125"
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_a_terminal_shows_the_stage_its_steps_and_the_figures(terminal):
         progress.start("lock", 3, 1)
         progress.advance(LIVE)
         terminal.wait_for(r"lock the explanations  [━╸╺]+  2/3  \d:\d\d:\d\d passed, \d:\d\d:\d\d left")
-        terminal.wait_for("\n  fidelity .0.50  leakage -0.25  loss: unlock 0.750  decoy 0.125")
+        terminal.wait_for("\n  fidelity .0.50  leakage -0.25  loss: fidelity 0.750  decoy 0.125")
         progress.finish()
         progress.start("publish", 5, 0)
         progress.doing("compile grad_cam")
