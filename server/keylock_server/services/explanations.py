@@ -1,4 +1,13 @@
-"""`keylock.v1.ExplanationService`: decode, authenticate, explain, charge, encode."""
+"""`keylock.v1.ExplanationService`. A request, or one image of a stream, goes this way, which `_answer` enters:
+
+1. Who calls: the license is verified, or the call ends with the reason (`_authenticate`).
+2. What is to be done: explainer, class, and whether the license covers it (`_agree`).
+3. Places in the queue are taken for all images, or the call ends before anything is set aside.
+4. Units are set aside for the license, under the digest of what is asked (`_charge`).
+5. Images are decoded, explained and predicted, and written as results with their digests (`_explain`).
+6. The units are charged with an entry in the audit log, or given back where anything failed; the receipt is signed.
+7. An answer without a license leaves when one with a license would.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
