@@ -1,4 +1,6 @@
-"""`keylock.v1.ExplanationService`. A request, or one image of a stream, goes this way, which `_answer` enters:
+"""`keylock.v1.ExplanationService`: true maps for a license, decoys without one.
+
+A request, or one image of a stream, goes this way, which `_answer` enters:
 
 1. Who calls: the license is verified, or the call ends with the reason (`_authenticate`).
 2. What is to be done: explainer, class, and whether the license covers it (`_agree`).
