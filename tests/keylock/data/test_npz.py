@@ -212,5 +212,5 @@ def test_class_names_of_numbers_that_are_no_characters_are_refused(order, tmp_pa
         test_labels=labels,
         class_names=codes.view(f"{order}U3").ravel(),
     )
-    with pytest.raises(DataError, match="no text"):
+    with pytest.raises(DataError, match="is not text"):
         open_data(str(tmp_path / "set.npz"))
