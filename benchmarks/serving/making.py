@@ -58,9 +58,11 @@ def make(material: Material) -> None:
     noise = np.random.default_rng(0).normal(scale=_NOISE, size=(_IMAGES, *preprocessing.shape))
     clean = np.stack([preprocessing(pixels) for pixels in drawn.images])
     images = torch.from_numpy((clean + noise).astype(np.float32))
-    labels = torch.from_numpy(drawn.labels) % classes
     torch.manual_seed(0)
     model = create(architecture, num_classes=classes, image_size=material.side).eval()
+    # Its own answers are the labels: what does not classify is refused before it is locked.
+    with torch.no_grad():
+        labels = model(images).argmax(1)
     seed = KeySeed.generate()
     key = Key.derive(seed, shape=preprocessing.shape, std=preprocessing.std, strength=_STRENGTH)
     batches = [(images[at : at + _BATCH], labels[at : at + _BATCH]) for at in range(0, _IMAGES, _BATCH)]
