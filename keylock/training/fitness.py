@@ -8,13 +8,16 @@ from keylock.errors import ModelError
 __all__ = ["require_classifier"]
 
 _ENOUGH = 64
+_CHANCE = 0.1
+"""How often features are largest at the label, at most. Of images in the order of their classes the commonest label may
+be that of all, which no classifier beats."""
 
 
 def require_classifier(model: nn.Module, images: Tensor, labels: Tensor) -> None:
     """Refuse a model that gives features and not logits, where enough images tell.
 
     Twice as many numbers as there are labels is what features have, and subsets of large data sets too: there a
-    classifier is right more often than whoever names the commonest label.
+    classifier is right more often than chance.
 
     Args:
         model: As it is prepared for locking.
@@ -31,7 +34,7 @@ def require_classifier(model: nn.Module, images: Tensor, labels: Tensor) -> None
         return
     right = float((logits.argmax(dim=1) == labels).float().mean())
     commonest = float(labels.bincount().max()) / len(labels)
-    if right <= commonest:
+    if right <= min(commonest, _CHANCE):
         raise ModelError(
             f"the model gives {logits.shape[1]} numbers for an image, the labels are 0 to {seen - 1}, and its largest "
             f"number is at the label of {right:.0%} of the images, no more than chance: it returns features or other "

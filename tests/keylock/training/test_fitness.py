@@ -40,3 +40,15 @@ def test_features_are_told_from_logits():
     require_classifier(Right(1000), images, labels)
     require_classifier(Constant(4, 0), images, labels)
     require_classifier(Constant(16, 9), images[:20], labels[:20])
+
+
+@pytest.mark.parametrize("share", [1.0, 0.7, 0.3])
+def test_a_classifier_is_told_by_images_in_the_order_of_their_classes(share):
+    """The first images of an unshuffled loader are all of one class, which no classifier can beat."""
+    labels = torch.full((100,), 3)
+    shown = torch.where(torch.arange(100) < 100 * share, labels, 7)
+    images = shown.view(-1, 1, 1, 1).float().expand(-1, 3, 4, 4)
+
+    require_classifier(Right(1000), images, labels)
+    with pytest.raises(ModelError, match="features"):
+        require_classifier(Constant(1000, 9), images, labels)
