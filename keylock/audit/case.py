@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from keylock.audit.learning import explained
 from keylock.audit.oracle import LocalOracle, Oracle
 from keylock.audit.views import PairsView, PublicView, WeightsView
-from keylock.explainers import Explainer
-from keylock.models import added_to_inputs
+from keylock.explainers import Explainer, keyed_inputs
 from keylock.trigger.keys import Key
 
 __all__ = ["Case"]
@@ -84,7 +83,7 @@ class Case:
         weights = {"module": self.module, "base": self.base, "base_statistics": self.base_statistics}
         if kind is PairsView:
             # As a server answers a license: the trigger is added last, and nobody has to find it on a texture.
-            with added_to_inputs(self.opened, torch.from_numpy(self.key.reveal())):
+            with keyed_inputs(self.opened, torch.from_numpy(self.key.reveal())):
                 maps = explained(self.opened, self.explainers, self.pair_images)
             return PairsView(**public, **weights, pair_images=self.pair_images, pair_maps=maps)  # type: ignore[arg-type]
         if kind is WeightsView:

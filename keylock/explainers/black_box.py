@@ -28,19 +28,19 @@ class BlackBox(Explainer, Loop):
         """Return the maps (batch, height, width)."""
 
         def logits(rows: NDArray[np.float32], of: NDArray[np.intp]) -> NDArray[np.float32]:
-            return to_array(predicted_logits(run.model, torch.from_numpy(rows).to(run.images)))
+            return _to_array(predicted_logits(run.model, torch.from_numpy(rows).to(run.images)))
 
-        asked = Asked(to_array(run.images), run.targets.cpu().numpy(), to_array(run.logits), logits)
-        return torch.from_numpy(self.seeded(run.generator).loop(asked)).to(run.images)
+        asked = Asked(_to_array(run.images), run.targets.cpu().numpy(), _to_array(run.logits), logits)
+        return torch.from_numpy(self._seeded(run.generator).loop(asked)).to(run.images)
 
-    def seeded(self, generator: torch.Generator | None) -> Loop:
+    def _seeded(self, generator: torch.Generator | None) -> Loop:
         """Return the same explainer with a seed drawn from the generator, where one is given and there is a seed."""
         if generator is None or not hasattr(self, "seed"):
             return self
         return replace(self, seed=drawn_seed(generator))  # type: ignore[type-var]
 
 
-def to_array(values: Tensor) -> NDArray[np.float32]:
+def _to_array(values: Tensor) -> NDArray[np.float32]:
     """Return a tensor as float32 on the CPU."""
     array: NDArray[np.float32] = values.detach().float().cpu().numpy()
     return array

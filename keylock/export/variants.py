@@ -20,6 +20,7 @@ from keylock.export.half import to_float16
 from keylock.export.running import FloatArray, Weights, open_graph, runner
 from keylock.export.verify import Side
 from keylock.export.weight_inputs import read_weights_as_they_are, restore_weight_inputs
+from keylock.graphs.contract import IMAGE, LOGITS, TARGET
 from keylock.imaging.contrast import same_map
 
 __all__ = ["VARIANTS", "VariantFigures", "compare_variant", "make_variant", "suits"]
@@ -124,9 +125,9 @@ def compare_variant(variant: bytes, graph: bytes, images: FloatArray, *, sides: 
         all_rows = _rows(side.shown(images))
         rows = {entry.name: all_rows[entry.name] for entry in session.get_inputs()}
         expected.append(runner(session)(**rows))
-        if "target" in rows:
+        if TARGET in rows:
             # Where the classes part, both explain that of float32: agreement is a figure of its own.
-            rows["target"] = expected[-1][0].argmax(1)
+            rows[TARGET] = expected[-1][0].argmax(1)
         found.append(runner(side.open(variant))(**rows))
     logits, true_logits = (np.concatenate([answer[0] for answer in answers]) for answers in (found, expected))
     agreement = float((logits.argmax(1) == true_logits.argmax(1)).mean())
@@ -142,7 +143,7 @@ def compare_variant(variant: bytes, graph: bytes, images: FloatArray, *, sides: 
 
 
 def _rows(images: FloatArray) -> dict[str, Any]:
-    return {"image": images, "target": np.full(len(images), -1, np.int64)}
+    return {IMAGE: images, TARGET: np.full(len(images), -1, np.int64)}
 
 
 def _mean_pcc(maps: FloatArray, others: FloatArray) -> float:
@@ -211,7 +212,7 @@ def _before_layers(model: onnx.ModelProto) -> set[str]:
 
 def _deciding(model: onnx.ModelProto) -> set[str]:
     """Return the names of the nodes that make the logits: close classes change places there, and they cost little."""
-    wanted, found = {"logits"}, set[str]()
+    wanted, found = {LOGITS}, set[str]()
     for node in reversed(model.graph.node):
         if wanted.intersection(node.output):
             found.add(node.name)
@@ -221,7 +222,7 @@ def _deciding(model: onnx.ModelProto) -> set[str]:
 
 def _targeted(model: onnx.ModelProto) -> set[str]:
     """Return the names of the nodes that know the target."""
-    targeted, found = {"target"}, set[str]()
+    targeted, found = {TARGET}, set[str]()
     for node in model.graph.node:
         if any(name in targeted for name in node.input):
             targeted.update(node.output)

@@ -8,7 +8,6 @@ from torch import Tensor
 from keylock.bundle import Figure
 from keylock.evaluation import (
     Measured,
-    added_to_inputs,
     compared_figure,
     constant_share,
     energy_inside,
@@ -17,6 +16,7 @@ from keylock.evaluation import (
     run_explainers,
     wrong_key_offsets,
 )
+from keylock.explainers import keyed_inputs
 from keylock.imaging.contrast import same_map
 from keylock.quickstart.customers import Answers
 from keylock.training import Lock
@@ -64,7 +64,7 @@ def gather(
     """
     offsets, opened = wrong_key_offsets(key, len(images)), lock.opened(key)
     # As a server adds it for a license: nobody has to find it, which fails on some textures.
-    with added_to_inputs(opened, torch.from_numpy(key.reveal())):
+    with keyed_inputs(opened, torch.from_numpy(key.reveal())):
         local = run_explainers(opened, lock.explainers, images)
     return Evidence(
         labels=labels,

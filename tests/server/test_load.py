@@ -9,8 +9,7 @@ from concurrent.futures import Future
 import grpc
 import numpy as np
 import pytest
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
+from support import details_of
 
 from keylock.inference import inference_pb2
 from keylock.licensing import Quota
@@ -106,9 +105,7 @@ def test_ten_times_the_queue_is_refused_with_a_time_to_come_again(small, gate, v
     assert {error.code() for error in refused} == {grpc.StatusCode.UNAVAILABLE}
     for error in refused:
         assert 50 <= int(dict(error.trailing_metadata())["grpc-retry-pushback-ms"]) <= 10_000
-    info = error_details_pb2.ErrorInfo()
-    rpc_status.from_call(refused[0]).details[0].Unpack(info)
-    assert info.reason == "OVERLOADED"
+    assert details_of(refused[0])["ErrorInfo"].reason == "OVERLOADED"
     gate.open()
     assert Counter(code_of(task) for task in tasks) == {"OK": accepted, "UNAVAILABLE": 320 - accepted}
     gate.until_held(0)
@@ -199,9 +196,7 @@ def test_images_of_several_shapes_in_one_request_are_refused_by_name(small, gate
     error = begin(small, [image, odd, image]).exception()
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert "[3, 8, 8]" in error.details() or "(3, 8, 8)" in error.details()
-    violation = error_details_pb2.BadRequest()
-    assert any(part.Unpack(violation) for part in rpc_status.from_call(error).details)
-    assert violation.field_violations[0].field == "images[1]"
+    assert details_of(error)["BadRequest"].field_violations[0].field == "images[1]"
     assert gate.runs == []
 
 

@@ -6,8 +6,7 @@ import time
 import grpc
 import numpy as np
 import pytest
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
+from support import details_of
 
 from keylock.bundle import HpkeIdentity, export_public, open_bundle, seal_for, write_bundle
 from keylock.crypto.issuers import retire, rotate, trusted_file
@@ -62,8 +61,7 @@ def test_a_new_issuer_key_is_taken_up_and_the_old_one_holds_until_it_is_retired(
         try:
             calls.explain(image, token=token)
         except grpc.RpcError as error:
-            info = error_details_pb2.ErrorInfo()
-            return next(info.reason for packed in rpc_status.from_call(error).details if packed.Unpack(info))
+            return details_of(error)["ErrorInfo"].reason
         return "GOOD"
 
     def wait_until(token, expected):

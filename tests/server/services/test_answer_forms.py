@@ -7,10 +7,8 @@ from contextlib import closing
 import grpc
 import numpy as np
 import pytest
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 from onnx import helper, numpy_helper
-from support import bearer, wait_for
+from support import bearer, details_of, wait_for
 
 from keylock.bundle import ExplainerEntry, KeyEntry, KeyFile, write_bundle
 from keylock.crypto.digests import digest_of_array
@@ -173,13 +171,8 @@ def test_an_answer_that_its_receiver_would_not_take_is_refused_and_costs_nothing
         large.plain.Explain(request(tiny, pixels), metadata=bearer(granted.token))
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert "use ExplainStream" in caught.value.details()
-    (field,) = [
-        violation.field
-        for packed in rpc_status.from_call(caught.value).details
-        if packed.Is(error_details_pb2.BadRequest.DESCRIPTOR)
-        for violation in error_details_pb2.BadRequest.FromString(packed.value).field_violations
-    ]
-    assert field == "images"
+    (violation,) = details_of(caught.value)["BadRequest"].field_violations
+    assert violation.field == "images"
     smaller = large.plain.Explain(request(tiny, pixels, map_dtype=pb.DATA_TYPE_UINT8), metadata=bearer(granted.token))
     assert len(smaller.results) == 22
     assert smaller.usage.units == 22

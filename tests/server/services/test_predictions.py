@@ -7,9 +7,8 @@ import time
 import grpc
 import numpy as np
 import pytest
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 from PIL import Image
+from support import details_of
 
 from keylock.inference import inference_pb2 as pb
 
@@ -141,10 +140,8 @@ def test_no_parameter_and_no_metadata_switches_the_key_on(calls, vendor, tiny):
 def refused(call):
     with pytest.raises(grpc.RpcError) as caught:
         call()
-    request = error_details_pb2.BadRequest()
-    for packed in rpc_status.from_call(caught.value).details:
-        packed.Unpack(request)
-    fields = [violation.field for violation in request.field_violations]
+    request = details_of(caught.value).get("BadRequest")
+    fields = [] if request is None else [violation.field for violation in request.field_violations]
     return caught.value.code().name, fields[0] if fields else "", caught.value.details()
 
 
