@@ -297,7 +297,8 @@ def _signed_texts(folder: Path) -> list[Target]:
         answer=AnswerDigests(maps=(digest,), scalings=(None,), predictions=(digest,), targets=(digest,)),
     )  # fmt: skip
     note = UsageNote(replayed=False, overage_units=0, remaining=5, resets_at=1_800_000_000)
-    receipt, entry = ReceiptSigner(key).issue(charge, note), entry_of(charge)
+    entry = entry_of(charge)
+    receipt = ReceiptSigner(key).issue(entry, note)
     revoked = Revocations.none().with_key("abc", issuer, now=NOW).token
     state = Checkpoint("keylock/log/1", 1, leaf_hash(entry))
     signed = key.sign_checkpoint(state, at=NOW)

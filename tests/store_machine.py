@@ -34,7 +34,7 @@ from keylock.licensing.receipt_keys import Certificate, ReceiptKey, delegate, op
 from keylock.licensing.receipts import Receipt, ReceiptSigner, entry_of, parse_entry, trusts_any
 from keylock.store import Ledger, LicenseStore, log_table
 from keylock.store.identity import Presence
-from keylock.store.ledger import ChargeRequest, Reservation, Window
+from keylock.store.ledger import ChargeRequest, ChargeResult, Reservation, Window
 from keylock.store.logged_charges import compare_with_ledger, compare_with_receipts, record_charge
 from keylock.store.reconcile import reconcile
 from keylock.store.usage import charged
@@ -134,8 +134,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.end()
         self.place.remove(self.url, [name for name, _ in self.backups])
 
-    def record(self, connection: Connection, charge: Charge) -> None:
-        record_charge(connection, charge)
+    def record(self, connection: Connection, charge: Charge, entry: bytes) -> None:
+        record_charge(connection, charge, entry)
         if self.dies:
             raise LostError
 
@@ -261,16 +261,16 @@ class StoreMachine(RuleBasedStateMachine):
         if found[0] == "refused":
             assert found == expected
             return
-        standing, settled = found[1], expected[1]
+        result, settled = found[1], expected[1]
         assert isinstance(settled, Settled), settled
         first = self.model.requests[key].charge
         assert first is not None
-        assert (standing.charged_at, standing.overage, standing.repeated, standing.units, standing.charged_answer) == (
-            first.time, settled.overage, settled.repeated, settled.charge.units, first.answer.digest(),
-        )  # fmt: skip
+        assert (result.charge, result.overage, result.repeated) == (settled.charge, settled.overage, settled.repeated)
+        answer = result.charge.repeats or result.charge.answer.digest()
+        assert (result.charge.time, answer) == (first.time, first.answer.digest())
         now = self.model.windows(order.license, charge.time) if settled.looked_up else windows
-        assert plain(standing.windows) == now
-        self.keep_receipt(charge, standing, settled)
+        assert plain(result.windows) == now
+        self.keep_receipt(result)
 
     @precondition(lambda self: self.under_way)
     @rule(pick=picks, answer=st.integers(0, 2))
@@ -570,12 +570,11 @@ class StoreMachine(RuleBasedStateMachine):
             image_digests=(digest_of(b"image"),) * order.images,
         )  # fmt: skip
 
-    def keep_receipt(self, charge: Charge, standing: Any, settled: Settled) -> None:
+    def keep_receipt(self, result: ChargeResult) -> None:
         """A server signs for what it was told, and the receipt is in the log."""
-        told = standing.charged(charge)
-        assert told == settled.charge
-        note = UsageNote(replayed=standing.repeated, overage_units=standing.overage, remaining=None, resets_at=None)
-        receipt = Receipt.verify(ReceiptSigner(RECEIPT_KEY).issue(told, note), TRUSTS)
+        note = UsageNote(replayed=result.repeated, overage_units=result.overage, remaining=None, resets_at=None)
+        receipt = Receipt.verify(ReceiptSigner(RECEIPT_KEY).issue(result.entry, note), TRUSTS)
+        assert receipt.charge == result.charge
         assert receipt.entry in self.model.log
         assert entry_of(receipt.charge) == receipt.entry
         self.receipts.append(receipt)

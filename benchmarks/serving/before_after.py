@@ -1,10 +1,13 @@
 """What calls cost a server in processor time and in bytes, for several builds of keylock beside each other.
 
-python benchmarks/serving/before_after.py quickstart before=/path/to/checkout after=.
+(cd /path/to/checkout && python -m keylock quickstart --quick --out /tmp/before)
+python -m keylock quickstart --quick --out /tmp/after
+python benchmarks/serving/before_after.py before=/path/to/checkout,/tmp/before after=.,/tmp/after
 
-Every build serves the bundle of the folder, which `keylock quickstart` has made, with a store of its own. Calls of each
-kind take turns in rounds, build after build, so that whatever else the machine does concerns all of them; the server's
-processor time of a round is divided by its calls. Quartiles of the rounds tell how far the figures can be trusted.
+Every build serves the bundle that its own `keylock quickstart` has made, with a store of its own, since builds differ
+in the bundles they read. Calls of each kind take turns in rounds, build after build, so that whatever else the machine
+does concerns all of them; the server's processor time of a round is divided by its calls. Quartiles of the rounds tell
+how far the figures can be trusted. Values of enumerations keep their numbers, so messages reach all builds.
 """
 
 import argparse
@@ -48,7 +51,7 @@ class Build:
         grant = ["license", "issue", "--customer", "Cost", "--model", "*", "--home", home, "--out", license_file]
         subprocess.run([*keylock, *grant], check=True, capture_output=True, env=environment, cwd=work)
         lines = license_file.read_text("utf-8").splitlines()
-        self.token = "".join(line for line in lines if line and not line.startswith("-"))
+        self.token = "".join(line for line in lines if line and not line.startswith("-----"))
         bundle = folder / "shapes.klb"
         serve = ["serve", bundle, "--key-file", f"{bundle}.key", "--home", home, "--port", "0", "--ready-file", ready]
         with (work / f"{name}.log").open("wb") as log:
@@ -128,18 +131,17 @@ def measure(builds: list[Build], image: bytes, *, rounds: int, calls: int) -> di
 def main() -> None:
     """Measures and records."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="what keylock quickstart has made")
-    parser.add_argument("builds", nargs="+", metavar="NAME=CHECKOUT")
+    parser.add_argument("builds", nargs="+", metavar="NAME=CHECKOUT,QUICKSTART")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--calls", type=int, default=50, help="calls of one kind in a round")
     options = parser.parse_args()
-    image = sorted((options.folder / "images").glob("*.png"))[0].read_bytes()
-    named = [one.partition("=") for one in options.builds]
+    named = [(name, *rest.partition(",")[::2]) for name, _, rest in (one.partition("=") for one in options.builds)]
+    image = sorted((Path(named[0][2]) / "images").glob("*.png"))[0].read_bytes()
     builds: list[Build] = []
     with tempfile.TemporaryDirectory() as work:
         try:
-            for name, _, tree in named:
-                builds.append(Build(name, Path(tree).resolve(), options.folder.resolve(), Path(work)))
+            for name, tree, folder in named:
+                builds.append(Build(name, Path(tree).resolve(), Path(folder).resolve(), Path(work)))
             found = measure(builds, image, rounds=options.rounds, calls=options.calls)
         finally:
             for build in builds:

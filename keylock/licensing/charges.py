@@ -110,8 +110,8 @@ class UsageNote:
 class ReceiptIssuer(Protocol):
     """Signs receipts for charges, after they were committed."""
 
-    def issue(self, charge: Charge, usage: UsageNote) -> str:
-        """Returns the receipt of a charge, with what the caller is told about its use."""
+    def issue(self, entry: bytes, usage: UsageNote) -> str:
+        """Returns the receipt of a charge, given by its entry, with what the caller is told about its use."""
         ...
 
 

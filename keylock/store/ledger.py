@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 
 from keylock.errors import QuotaError, RateError, RequestReusedError
 from keylock.licensing import Charge, License, Quota
+from keylock.licensing.receipts import entry_of
 from keylock.store.database import Database
 from keylock.store.group_commit import GroupCommit
 from keylock.store.periods import PERIODS, day_of, month_of, resets_at
@@ -25,8 +26,8 @@ from keylock.store.raw_sql import Statement
 
 __all__ = ["ChargeRequest", "ChargeResult", "Ledger", "Recorder", "Reservation", "Window", "look_up"]
 
-Recorder: TypeAlias = Callable[[Connection, Charge], None]
-"""Records a charge elsewhere in the store, inside the transaction that makes it.
+Recorder: TypeAlias = Callable[[Connection, Charge, bytes], None]
+"""Records a charge, given with its entry, elsewhere in the store, inside the transaction that makes it.
 
 It may be called again with an equal charge that `repeats` another answer, and records that once.
 """
@@ -106,25 +107,19 @@ class ChargeResult:
     """What became of a request.
 
     Attributes:
-        charged_at: When it was charged.
-        units: What it cost: the units that were set aside, whatever its price is by now.
+        charge: The charge of this answer as the audit log has it: its time is when the request was charged, and its
+            units are those that were set aside, whatever its price is by now.
+        entry: The same as its receipt must say it; see `keylock.licensing.receipts.entry_of`.
         overage: Units of it that were beyond the quota.
         repeated: Whether it was charged before, so that it costs nothing now.
-        charged_answer: Digest of the answer that was charged.
         windows: The quotas, the request included.
     """
 
-    charged_at: datetime
-    units: int
+    charge: Charge
+    entry: bytes
     overage: int
     repeated: bool
-    charged_answer: str
     windows: tuple[Window, ...]
-
-    def charged(self, charge: Charge) -> Charge:
-        """Returns a charge that was committed as the audit log has it, and as its receipt must say it."""
-        repeats = None if charge.answer.digest() == self.charged_answer else self.charged_answer
-        return replace(charge, time=self.charged_at, units=self.units, repeats=repeats)
 
 
 class Ledger:
@@ -308,9 +303,10 @@ class Ledger:
             charged = _CHARGE.row(connection, values)
             if charged is not None:
                 units, overage = charged
-                result = ChargeResult(charge.time, units, overage, False, answer_digest, windows)
+                made = charge if units == charge.units else replace(charge, units=units)
+                result = ChargeResult(made, entry_of(made), overage, False, windows)
                 if self._record is not None:
-                    self._record(connection, result.charged(charge))
+                    self._record(connection, made, result.entry)
                 return result
             found = _find(connection, order)
             if found is None:
@@ -331,17 +327,18 @@ class Ledger:
         if row.charged_at is None or row.request_digest != order.request_digest:
             # The id was released and then used for another request while this one was computed.
             raise RequestReusedError(order.request_id)
+        repeats = None if row.answer_digest == answer_digest else row.answer_digest
+        made = replace(charge, time=_moment(row.charged_at), units=row.units, repeats=repeats)
         result = ChargeResult(
-            charged_at=_moment(row.charged_at),
-            units=row.units,
+            charge=made,
+            entry=entry_of(made),
             overage=row.overage,
             # A commit that is run again, because nobody knows whether it went through, is not a repeat.
             repeated=row.attempt != order.attempt,
-            charged_answer=row.answer_digest,
             windows=look_up(connection, order.license, charge.time),
         )
-        if self._record is not None and row.answer_digest != answer_digest:
-            self._record(connection, result.charged(charge))
+        if self._record is not None and repeats is not None:
+            self._record(connection, made, result.entry)
         return result
 
     def _release(self, connection: Connection, order: ChargeRequest) -> bool:

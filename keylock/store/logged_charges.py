@@ -7,7 +7,7 @@ from sqlalchemy import Connection, text
 
 from keylock.errors import AuditLogError
 from keylock.licensing.charges import Charge
-from keylock.licensing.receipts import Receipt, entry_of, parse_entry
+from keylock.licensing.receipts import Receipt, parse_entry
 from keylock.store import log_table
 from keylock.store.group_commit import defer
 from keylock.transparency import leaf_hash
@@ -15,12 +15,12 @@ from keylock.transparency import leaf_hash
 __all__ = ["AuditDifference", "compare_with_ledger", "compare_with_receipts", "record_charge"]
 
 
-def record_charge(connection: Connection, charge: Charge) -> None:
+def record_charge(connection: Connection, charge: Charge, entry: bytes) -> None:
     """Appends a charge to the audit log, in the transaction that makes it; pass it to `Ledger` as `record`.
 
     Another answer to a request that was charged is an entry too, and each of them one entry however often it is given.
     """
-    defer(connection, log_table.append if charge.repeats is None else log_table.append_new, entry_of(charge))
+    defer(connection, log_table.append if charge.repeats is None else log_table.append_new, entry)
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,8 +175,8 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         metered = await self._meter.charge(granted, request=asked, work=work)
         answer.results.extend(metered.answer)
         answer.usage.CopyFrom(metered.usage)
-        if self._parts.receipts is not None and metered.note is not None:
-            answer.receipt = self._parts.receipts.issue(metered.charge, metered.note)
+        if self._parts.receipts is not None and metered.entry is not None and metered.note is not None:
+            answer.receipt = self._parts.receipts.issue(metered.entry, metered.note)
 
     async def EstimateExplain(  # noqa: N802
         self, request: pb.EstimateExplainRequest, context: _Context

@@ -78,7 +78,7 @@ def vendor(tmp_path, monkeypatch, run):
             for number in numbers:
                 made = charge(number)
                 log_table.append(connection, [entry_of(made)])
-                (tmp_path / f"r{number}.receipt").write_text(signer.issue(made, UNUSED) + "\n")
+                (tmp_path / f"r{number}.receipt").write_text(signer.issue(entry_of(made), UNUSED) + "\n")
 
     add.database = database
     yield add

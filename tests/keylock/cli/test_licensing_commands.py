@@ -18,7 +18,7 @@ from keylock.crypto.signing import Home
 from keylock.errors import LicenseReason
 from keylock.licensing import AnswerDigests, Charge, UsageNote, verify
 from keylock.licensing.receipt_keys import ReceiptKey
-from keylock.licensing.receipts import ReceiptSigner, parse_entry
+from keylock.licensing.receipts import ReceiptSigner, entry_of, parse_entry
 from keylock.store import Ledger, LicenseStore, log_table
 from keylock.store.ledger import ChargeRequest
 from keylock.store.logged_charges import record_charge
@@ -290,7 +290,7 @@ def test_receipts_show_what_a_restored_store_has_lost(run, home, charged, tmp_pa
         expires=lost.time + year,
     )
     used = UsageNote(replayed=False, overage_units=0, remaining=None, resets_at=None)
-    tokens = [ReceiptSigner(key).issue(charge, used) for charge in (*kept, lost)]
+    tokens = [ReceiptSigner(key).issue(entry_of(charge), used) for charge in (*kept, lost)]
     held, all_of_them = tmp_path / "held.receipt", tmp_path / "all.receipt"
     held.write_text(tokens[0])
     all_of_them.write_text("\n".join(tokens))

@@ -63,7 +63,7 @@ def make_key(*, key=None, issuer=ISSUER, start=NOW - YEAR, end=NOW + YEAR):
 
 
 KEY = make_key()
-TOKEN = ReceiptSigner(KEY).issue(CHARGE, USAGE)
+TOKEN = ReceiptSigner(KEY).issue(entry_of(CHARGE), USAGE)
 
 
 def forge(payload, *, key=KEY, signer=None, typ="keylock-receipt+jws", usage=USED):
@@ -81,8 +81,8 @@ def test_a_receipt_says_what_was_charged():
 
 def test_equal_charges_have_equal_receipts_and_leaves_whatever_key_signs():
     again = dataclasses.replace(CHARGE, parameters=dict(reversed(CHARGE.parameters.items())))
-    assert ReceiptSigner(KEY).issue(again, USAGE) == TOKEN
-    other = Receipt.verify(ReceiptSigner(make_key()).issue(CHARGE, USAGE), TRUSTS)
+    assert ReceiptSigner(KEY).issue(entry_of(again), USAGE) == TOKEN
+    other = Receipt.verify(ReceiptSigner(make_key()).issue(entry_of(CHARGE), USAGE), TRUSTS)
     assert other.token != TOKEN
     assert leaf_hash(other.entry) == leaf_hash(entry_of(CHARGE))
 
@@ -146,7 +146,7 @@ def test_an_entry_has_one_spelling():
 
 def test_a_receipt_of_a_certified_key_in_its_time_is_good_and_no_other():
     for moment, good in ((NOW - YEAR, True), (NOW - YEAR - timedelta(seconds=1), False), (NOW + YEAR, False)):
-        token = ReceiptSigner(KEY).issue(dataclasses.replace(CHARGE, time=moment), USAGE)
+        token = ReceiptSigner(KEY).issue(entry_of(dataclasses.replace(CHARGE, time=moment)), USAGE)
         if good:
             Receipt.verify(token, TRUSTS)
         else:
@@ -158,7 +158,7 @@ def test_a_receipt_of_another_issuer_is_refused():
     stranger = make_key(issuer=SigningKey.generate())
     for trusts in (TRUSTS, trusts_id(ISSUER.key_id), trusts_any([])):
         with pytest.raises(ReceiptError, match="not trusted"):
-            Receipt.verify(ReceiptSigner(stranger).issue(CHARGE, USAGE), trusts)
+            Receipt.verify(ReceiptSigner(stranger).issue(entry_of(CHARGE), USAGE), trusts)
 
 
 def test_a_receipt_signed_by_another_key_than_the_certified_one_is_refused():
@@ -174,7 +174,7 @@ def test_a_certificate_the_receipt_key_makes_for_another_key_is_refused():
     thief = SigningKey.generate()
     chained = make_key(key=thief, issuer=KEY.key)
     with pytest.raises(ReceiptError, match="not trusted"):
-        Receipt.verify(ReceiptSigner(chained).issue(CHARGE, USAGE), TRUSTS)
+        Receipt.verify(ReceiptSigner(chained).issue(entry_of(CHARGE), USAGE), TRUSTS)
 
 
 @pytest.mark.parametrize("token", ["", "a.b.c", TOKEN[:-1], TOKEN.replace(".", ""), TOKEN + ".x", "ü"])
@@ -207,13 +207,13 @@ def test_another_answer_to_a_request_is_an_entry_of_its_own_kind():
     said = json.loads(entry_of(repeat))
     assert (said["type"], said["repeats"]) == ("keylock-repeat/v2", CHARGE.answer.digest())
     assert parse_entry(entry_of(repeat)) == repeat
-    receipt = Receipt.verify(ReceiptSigner(KEY).issue(repeat, USAGE), TRUSTS)
+    receipt = Receipt.verify(ReceiptSigner(KEY).issue(entry_of(repeat), USAGE), TRUSTS)
     assert receipt.charge == repeat
 
 
 def test_a_receipt_states_the_use_under_its_signature():
     used = UsageNote(replayed=True, overage_units=3, remaining=None, resets_at=None)
-    token = ReceiptSigner(KEY).issue(CHARGE, used)
+    token = ReceiptSigner(KEY).issue(entry_of(CHARGE), used)
     assert Receipt.verify(token, TRUSTS).usage == used
     assert Receipt.verify(token, TRUSTS).entry == Receipt.verify(TOKEN, TRUSTS).entry
     with pytest.raises(ReceiptError, match="changed"):
@@ -236,7 +236,7 @@ def test_a_receipt_key_is_made_once_and_read_again(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o600
     read = ReceiptKey.load(path)
     assert read.certificate == made.certificate
-    assert ReceiptSigner(read).issue(CHARGE, USAGE) == ReceiptSigner(made).issue(CHARGE, USAGE)
+    assert ReceiptSigner(read).issue(entry_of(CHARGE), USAGE) == ReceiptSigner(made).issue(entry_of(CHARGE), USAGE)
     with pytest.raises(SignatureError, match="not overwritten"):
         ReceiptKey.create(path, ISSUER, not_before=NOW, expires=NOW + YEAR)
     with pytest.raises(TypeError):

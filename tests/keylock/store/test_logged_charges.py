@@ -81,7 +81,7 @@ def commit(database, many, *, fail=()):
             if charge.request_id in fail:
                 raise MeteringError("refused")
             write_ledger(connection, charge)
-            record_charge(connection, charge)
+            record_charge(connection, charge, entry_of(charge))
 
         return run
 
@@ -115,7 +115,9 @@ def another_answer(charge, name="other"):
 
 def record(database, many):
     group = GroupCommit(database)
-    futures = [group.submit(partial(record_charge, charge=one), order=one.license_id) for one in many]
+    futures = [
+        group.submit(partial(record_charge, charge=one, entry=entry_of(one)), order=one.license_id) for one in many
+    ]
     group.close()
     assert [future.exception() for future in futures] == [None] * len(futures)
 

@@ -13,6 +13,7 @@ pytest.importorskip("sqlalchemy")
 
 from sqlalchemy import text
 
+from keylock.crypto.digests import digest_of
 from keylock.errors import MeteringError, QuotaError, RateError, RequestReusedError, StoreError
 from keylock.licensing import AnswerDigests, Charge, License, Quota, Rate
 from keylock.store import Database, Ledger
@@ -21,7 +22,15 @@ from keylock.store.ledger import ChargeRequest
 from keylock.store.periods import day_of, month_of, resets_at
 from keylock.store.reconcile import reconcile
 
-ANSWER = AnswerDigests(maps=("a",)).digest()
+
+def answer_digests(answer, images=1):
+    one = digest_of(answer.encode())
+    return AnswerDigests(
+        maps=(one,) * images, scalings=(None,) * images, predictions=(one,) * images, targets=(one,) * images
+    )
+
+
+ANSWER = answer_digests("a").digest()
 NOW = datetime(2026, 11, 30, 23, 59, 30, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 
@@ -43,8 +52,8 @@ def order(license, request_id, *, units=1, digest="d", attempt=None):
     return ChargeRequest(
         license=license,
         request_id=request_id,
-        request_digest=digest,
-        model_digest="sha256:m",
+        request_digest=digest_of(digest.encode()),
+        model_digest=digest_of(b"m"),
         explainer="grad_cam",
         images=units,
         units=units,
@@ -65,8 +74,8 @@ def charge(wanted, *, now=NOW, answer="a"):
         units=wanted.units,
         keyed=True,
         time=now.replace(microsecond=0),
-        image_digests=(),
-        answer=AnswerDigests(maps=(answer,)),
+        image_digests=(digest_of(b"image"),) * wanted.images,
+        answer=answer_digests(answer, wanted.images),
     )
 
 
@@ -83,7 +92,7 @@ def recorded():
 
 @pytest.fixture
 def ledger(database, recorded):
-    ledger = Ledger(database, record=lambda connection, charge: recorded.append(charge))
+    ledger = Ledger(database, record=lambda connection, charge, entry: recorded.append(charge))
     yield ledger
     ledger.close()
     with database.transaction(snapshot=True) as connection:
@@ -111,8 +120,8 @@ def test_charge_counts_in_every_period_and_says_what_is_left(ledger, recorded):
         datetime(2026, 12, 1, tzinfo=UTC),
         None,
     ]
-    standing = settle(ledger, reservation)
-    assert (standing.repeated, standing.overage, standing.charged_at) == (False, 0, NOW)
+    result = settle(ledger, reservation)
+    assert (result.repeated, result.overage, result.charge.time) == (False, 0, NOW)
     assert [charge.request_id for charge in recorded] == ["r"]
     assert used(ledger, license) == [3, 3, 3]
     # A new day is a new month here, and the total goes on.
@@ -136,11 +145,11 @@ def test_released_units_are_there_again(ledger, recorded):
 def test_request_costs_what_was_set_aside_first_whatever_its_price_is_later(ledger, recorded, answer):
     license = make_license(quota=Quota(total=9))
     settle(ledger, reserve(ledger, order(license, "r", units=2)))
-    standing = settle(ledger, reserve(ledger, order(license, "r", units=5)), answer=answer)
-    assert (standing.units, standing.repeated) == (2, True)
+    result = settle(ledger, reserve(ledger, order(license, "r", units=5)), answer=answer)
+    assert (result.charge.units, result.repeated) == (2, True)
     # One that is taken over was set aside at the first price as well.
     reserve(ledger, order(license, "s", units=1))
-    assert settle(ledger, reserve(ledger, order(license, "s", units=7))).units == 1
+    assert settle(ledger, reserve(ledger, order(license, "s", units=7))).charge.units == 1
     assert {charge.units for charge in recorded if charge.request_id == "r"} == {2}
     assert [charge.units for charge in recorded if charge.request_id == "s"] == [1]
     assert used(ledger, license) == [3, 3, 3]
@@ -179,9 +188,10 @@ def test_repeat_is_not_charged_and_keeps_its_time(ledger, recorded):
     later = NOW + timedelta(days=40)
     again = reserve(ledger, order(license, "r"), now=later)
     assert again.charged_at == NOW
-    standing = settle(ledger, again, now=later)
-    assert (standing.repeated, standing.charged_at, standing.charged_answer) == (True, NOW, ANSWER)
-    assert settle(ledger, again, now=later, answer="another").charged_answer == ANSWER
+    result = settle(ledger, again, now=later)
+    assert (result.repeated, result.charge.time, result.charge.repeats) == (True, NOW, None)
+    assert result.charge.answer.digest() == ANSWER
+    assert settle(ledger, again, now=later, answer="another").charge.repeats == ANSWER
     assert used(ledger, license)[2] == 1
     assert [(one.time, one.repeats) for one in recorded] == [(NOW.replace(microsecond=0), None), (NOW, ANSWER)]
 
@@ -252,8 +262,8 @@ def test_what_another_server_sets_aside_anew_during_a_commit_is_charged_and_not_
         return find(connection, wanted)
 
     monkeypatch.setattr(ledger_module, "_find", find_late)
-    standing = settle(ledger, first)
-    assert (standing.charged_at, standing.repeated, standing.charged_answer) == (NOW, False, ANSWER)
+    result = settle(ledger, first)
+    assert (result.charge.time, result.repeated, result.charge.answer.digest()) == (NOW, False, ANSWER)
     assert len(recorded) == 1
     assert settle(ledger, meanwhile[0]).repeated
     assert len(recorded) == used(ledger, license)[2] == 1
@@ -274,7 +284,7 @@ def test_commit_that_waits_for_a_server_which_releases_and_reserves_anew_charges
             waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
             while not connection.execute(waiting).scalar_one():
                 assert not settled.done()
-        assert (settled.result(timeout=30).charged_at, settled.result().repeated) == (NOW, False)
+        assert (settled.result(timeout=30).charge.time, settled.result().repeated) == (NOW, False)
         assert settle(others, second).repeated
         assert used(ledger, license)[2] == 1
         ledger.close()
@@ -365,10 +375,10 @@ def test_many_threads_never_exceed_a_quota_and_charge_every_request_once(ledger,
                 ledger.release(wanted).result(timeout=30)
             elif generator.random() < 0.9:
                 try:
-                    standing = settle(ledger, reservation)
+                    result = settle(ledger, reservation)
                 except QuotaError:  # Its twin gave up, and somebody else was faster.
                     continue
-                outcomes.append((wanted.request_id, standing.repeated))
+                outcomes.append((wanted.request_id, result.repeated))
 
     with ThreadPoolExecutor(32) as pool:
         list(pool.map(call, range(64)))
@@ -415,7 +425,7 @@ print(done)
 
 
 def test_record_that_fails_takes_the_charge_with_it(database):
-    def fail(connection, charge):
+    def fail(connection, charge, entry):
         if charge.request_id == "bad":
             raise ValueError("no")
 
