@@ -41,6 +41,15 @@ class CallTimes:
         finally:
             self._worked += self._clock() - begun
 
+    @contextmanager
+    def charging(self) -> Iterator[None]:
+        """Counts the time that the block takes, though it lies in a block of work: only licensed calls have it."""
+        begun = self._clock()
+        try:
+            yield
+        finally:
+            self._worked -= self._clock() - begun
+
     def beside_work(self) -> float:
         """Returns the seconds up to now, but those of work."""
         return self._clock() - self._begun - self._worked

@@ -148,7 +148,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
 
                 async def work() -> tuple[list[pb.Explanation], AnswerDigests]:
                     with times.working():
-                        return await self._explain(model, admitted, request, terms, form)
+                        return await self._explain(model, admitted, request, terms, form, times)
 
                 if granted is None:
                     results, _ = await work()
@@ -276,6 +276,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         request: pb.ExplainRequest,
         terms: "_Terms",
         form: Form,
+        times: CallTimes,
     ) -> tuple[list[pb.Explanation], AnswerDigests]:
         granted = terms.granted
         preprocessing = model.manifest.preprocessing
@@ -311,7 +312,10 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
                 dtype=form.dtype,
             )
             check_answer_size(results, max_bytes=form.max_bytes)
-            return results, AnswerDigests() if granted is None else digests_of(results)
+            if granted is None:
+                return results, AnswerDigests()
+            with times.charging():
+                return results, digests_of(results)
 
         return await self._parts.pool.run(lambda _: write())
 

@@ -39,6 +39,17 @@ def test_work_does_not_count():
     assert times_of(work=5.0, beside=0.25).beside_work() == 0.25
 
 
+def test_what_only_licensed_calls_do_counts_though_it_lies_in_the_work():
+    clock = Clock()
+    times = CallTimes(clock)
+    with times.working():
+        clock.now += 5.0
+        with times.charging():
+            clock.now += 0.5
+    clock.now += 0.25
+    assert times.beside_work() == 0.75
+
+
 def test_a_call_without_a_license_waits_for_the_rest_of_what_a_license_took():
     alarm = FakeAlarm()
     even = ResponsePadding(wake=alarm)
