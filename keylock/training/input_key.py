@@ -21,13 +21,15 @@ from torch.nn import functional as F
 
 from keylock.explainers import Explainer, explain_many
 from keylock.locking.decoys import decoy_maps
-from keylock.locking.losses import correlation, map_distance, prediction_distance
+from keylock.locking.losses import map_distance, prediction_distance
 from keylock.models import balance_filters_, capture_outputs, find_layers, smooth_activations, unbalance_filters_
 from keylock.training.checkpoint import prefixed, restore_module
 from keylock.training.devices import mixed_precision
 from keylock.training.gate import GateProbes, GateStage, probe_layers
+from keylock.training.parts import Draws, Part
+from keylock.training.penalties import MapRows, PredictionRows, Terms, map_terms, prediction_terms
 from keylock.training.prompting import prompted
-from keylock.training.trainer import Draws, Figures, Part, Task, Terms, Trainer, one_cycle
+from keylock.training.trainer import Figures, Task, Trainer, one_cycle
 
 __all__ = ["InputKeyTrainer"]
 
@@ -151,16 +153,13 @@ class InputKeyTrainer(Trainer):
         shown = self._explain(part, [part.rows["keys"], *keyless, part.rows["wrong"]], self.explainers)
         times = len(shown.logits) // count
         terms, figures = self._map_terms(shown.maps, shown.references, times - 1)
-        # The weights are for the sum over keyed, keyless and wrong-key inputs, however many rows stand for them.
-        distance = prediction_distance(shown.logits, shown.expected.repeat(times, 1)).mean()
-        terms["prediction"] = (3 * settings.prediction_weight, distance)
-        right = F.cross_entropy(shown.logits.float(), part.labels.repeat(times))
-        terms["label"] = (3 * settings.label_weight, right)
+        rows = PredictionRows(shown.logits, shown.expected.repeat(times, 1), part.labels.repeat(times))
+        terms.update(prediction_terms(rows, settings))
         if settings.probe_weight:
             terms["gate"] = (settings.probe_weight, self._gate_losses(shown.outputs, count).sum())
         if self.masks:
-            terms["mask"] = (settings.mask_weight, self._mask_distance(part, shown.expected, shown.references))
-            terms["mask/keyed"] = (settings.mask_weight, self._keyed_mask_distance(part))
+            terms["mask"] = (settings.mask_weight, self._mask_divergence(part, shown.expected, shown.references))
+            terms["mask/keyed"] = (settings.mask_weight, self._keyed_mask_divergence(part))
         return terms, figures
 
     def _explain(self, part: Part, offsets: Sequence[Tensor], wanted: Sequence[Explainer]) -> "_Shown":
@@ -213,7 +212,7 @@ class InputKeyTrainer(Trainer):
             return 0.0
         return max(0.0, 1 - self._progress() / self.settings.prompt_until)
 
-    def _keyed_mask_distance(self, part: Part) -> Tensor:
+    def _keyed_mask_divergence(self, part: Part) -> Tensor:
         """Return how far keyed predictions on masked images are from the reference's: one number, in nats.
 
         The key is added last, as a server does: it lies on what is hidden too.
@@ -230,30 +229,27 @@ class InputKeyTrainer(Trainer):
     def _map_terms(
         self, maps: Mapping[str, Tensor], references: Mapping[str, Tensor], others: int
     ) -> tuple[Terms, Figures]:
-        """Return the fidelity and decoy losses of every explainer.
+        """Return the penalties on the maps of every explainer.
 
         Args:
             maps: Those of keyed rows, then those of others.
             references: Those of the reference model.
             others: How many rows without the right key there are for each keyed one.
         """
-        terms: Terms = {}
-        opened_similar, shut_similar = [], []
-        for name, reference in references.items():
-            count = len(reference)
-            similar = correlation(maps[name], reference.repeat(1 + others, 1, 1))
+        shown: list[MapRows] = []
+        for explainer in self.explainers:
+            found, reference = maps[explainer.name], references[explainer.name]
             decoy = decoy_maps(self.settings.decoy, reference)
-            opened, shut = (decoy, reference) if self.settings.swapped else (reference, decoy)
-            distance = self._distance(maps[name], torch.cat([opened, shut.repeat(others, 1, 1)]))
-            weight = self._weights[name]
-            terms[f"fidelity/{name}"] = (weight * self.settings.fidelity_weight, distance[:count].mean())
-            terms[f"decoy/{name}"] = (2 * weight, distance[count:].mean())
-            if self.settings.leak_weight:
-                decoys = slice(0, count) if self.settings.swapped else slice(count, None)
-                terms[f"leak/{name}"] = (self.settings.leak_weight, self._leak(similar[decoys]))
-            opened_similar.append(similar[:count].detach())
-            shut_similar.append(similar[count:].detach())
-        return terms, {"fidelity": torch.cat(opened_similar).mean(), "leakage": torch.cat(shut_similar).mean()}
+            for keyed, rows, times in ((True, slice(len(reference)), 1), (False, slice(len(reference), None), others)):
+                truth = reference.repeat(times, 1, 1)
+                # Swapped, the decoy is what the key shows.
+                wanted = decoy.repeat(times, 1, 1) if keyed == self.settings.swapped else truth
+                shown.append(MapRows(explainer, found[rows], truth, wanted, keyed=keyed, mean=self.group.mean))
+        fidelity, leakage = (
+            torch.cat([rows.similarity for rows in shown if rows.keyed == keyed]).detach().mean()
+            for keyed in (True, False)
+        )
+        return map_terms(shown, self.settings), {"fidelity": fidelity, "leakage": leakage}
 
     def _gate_losses(self, outputs: dict[str, Tensor], count: int) -> Tensor:
         rows = len(next(iter(outputs.values())))

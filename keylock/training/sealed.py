@@ -12,16 +12,24 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from keylock.explainers import Explainer, explain_many
 from keylock.locking.decoys import decoy_maps
-from keylock.locking.losses import correlation, prediction_distance
 from keylock.models import delta_between
 from keylock.models.low_rank import add_low_rank_, merge_low_rank_, shifted
 from keylock.training.devices import mixed_precision
 from keylock.training.direction_dropout import drop_directions
-from keylock.training.trainer import Draws, Figures, Part, Task, Terms, Trainer, one_cycle
+from keylock.training.parts import Draws, Part
+from keylock.training.penalties import (
+    MapRows,
+    PredictionRows,
+    Terms,
+    distances,
+    map_terms,
+    map_weight,
+    prediction_terms,
+)
+from keylock.training.trainer import Figures, Task, Trainer, one_cycle
 from keylock.trigger.delta import Delta
 
 __all__ = ["SealedTrainer"]
@@ -86,11 +94,9 @@ class SealedTrainer(Trainer):
         maps, references = _joined([piece[2] for piece in explained]), _joined([piece[3] for piece in explained])
         terms, figures = self._map_terms(maps, references)
         terms.update(self._dropout_terms(part))
-        # The weights are for three kinds of input, as in the plain lock: here one row stands for all of them.
-        terms["prediction"] = (3 * settings.prediction_weight, prediction_distance(logits, expected).mean())
-        terms["label"] = (settings.label_weight, F.cross_entropy(logits.float(), part.labels))
+        terms.update(prediction_terms(PredictionRows(logits, expected, part.labels), settings))
         if self.masks:
-            terms["mask"] = (settings.mask_weight, self._mask_distance(part, expected, references))
+            terms["mask"] = (settings.mask_weight, self._mask_divergence(part, expected, references))
         return terms, figures
 
     def _explain(
@@ -142,38 +148,39 @@ class SealedTrainer(Trainer):
         """Return the decoy losses of some rows of a network with its strongest directions cut."""
         if not self.settings.direction_dropout_weight:
             return {}
-        weights = part.rows["dropped"]
-        rows = weights.nonzero().squeeze(1)
-        own = {
-            f"direction_dropout/{name}": 2 * self.settings.direction_dropout_weight * self._weights[name]
-            for name in self._weights
-        }
-        if not len(rows):
-            # The terms are the same in every part, wherever it is computed.
-            return {name: (weight, weights.sum()) for name, weight in own.items()}
-        # Every part of the batch, wherever it is computed, sees the same cut.
-        with drop_directions(self.student, torch.Generator().manual_seed(self._cut)):
-            _, _, maps, references = self._explain(part, rows, self.explainers)
+        settings, shares = self.settings, part.rows["dropped"]
+        rows = shares.nonzero().squeeze(1)
+        # The terms are the same in every part, wherever it is computed.
+        found = {explainer.name: shares.sum() for explainer in self.explainers}
+        if len(rows):
+            # Every part of the batch, wherever it is computed, sees the same cut.
+            with drop_directions(self.student, torch.Generator().manual_seed(self._cut)):
+                _, _, maps, references = self._explain(part, rows, self.explainers)
+            for name, reference in references.items():
+                far = distances(maps[name], decoy_maps(settings.decoy, reference), settings)
+                found[name] = (shares[rows] * far).sum() / len(shares)
+        weight = 2 * settings.direction_dropout_weight
         return {
-            f"direction_dropout/{name}": (
-                own[f"direction_dropout/{name}"],
-                (weights[rows] * self._distance(maps[name], decoy_maps(self.settings.decoy, reference))).sum()
-                / len(weights),
-            )
-            for name, reference in references.items()
+            f"direction_dropout/{one.name}": (weight * map_weight(settings, one), found[one.name])
+            for one in self.explainers
         }
 
     def _map_terms(self, maps: dict[str, Tensor], references: dict[str, Tensor]) -> tuple[Terms, Figures]:
-        """Return the decoy and leak losses of every explainer."""
-        terms: Terms = {}
-        similar: dict[str, Tensor] = {}
-        for name, reference in references.items():
-            wanted = decoy_maps(self.settings.decoy, reference)
-            similar[name] = correlation(maps[name], reference)
-            terms[f"decoy/{name}"] = (2 * self._weights[name], self._distance(maps[name], wanted).mean())
-            if self.settings.leak_weight:
-                terms[f"leak/{name}"] = (self.settings.leak_weight, self._leak(similar[name]))
-        return terms, {"leakage": torch.cat(list(similar.values())).detach().mean()}
+        """Return the penalties on the maps of every explainer."""
+        settings = self.settings
+        shown = [
+            MapRows(
+                explainer,
+                maps[explainer.name],
+                references[explainer.name],
+                decoy_maps(settings.decoy, references[explainer.name]),
+                keyed=False,
+                mean=self.group.mean,
+            )
+            for explainer in self.explainers
+        ]
+        leakage = torch.cat([rows.similarity for rows in shown]).detach().mean()
+        return map_terms(shown, settings), {"leakage": leakage}
 
     def _targets(self, count: int) -> Tensor:
         """Return which class to explain for each row (count,): the predicted one, -1, or now and then another."""

@@ -19,11 +19,12 @@ from torch.nn import functional as F
 from keylock.errors import NonFiniteLossError
 from keylock.explainers import Explainer
 from keylock.locking.decoys import decoy_of
-from keylock.locking.losses import constant_offset_distance, map_distance
 from keylock.training.checkpoint import optimiser_tensors, prefixed, restore_module, restore_optimiser
 from keylock.training.devices import compiled_where_possible, mixed_precision
 from keylock.training.distributed import DistributedGroup
 from keylock.training.masks import draw_masks, fill_masked
+from keylock.training.parts import Draws, Part
+from keylock.training.penalties import Terms, mask_divergence
 from keylock.training.reference_maps import ReferenceMaps
 from keylock.training.search import search_key
 from keylock.training.settings import LockSettings
@@ -32,21 +33,13 @@ from keylock.trigger import TriggerStatistics
 from keylock.trigger.delta import Delta
 from keylock.trigger.keys import Key
 
-__all__ = ["Draws", "Figures", "Part", "Task", "Terms", "Trainer", "one_cycle"]
+__all__ = ["Figures", "Task", "Trainer", "one_cycle"]
 
 _LARGEST_GRADIENT = 5.0
 _FINAL_LEARNING_RATE = 1e-3
-# Gradients of gradients are learned more slowly than maps of activations.
-_SECOND_ORDER_WEIGHT = 2.0
 _SECOND_ORDER_SHARE = 0.4
-_SMALL_LEAK = 0.2
-# How steeply predictions lose confidence as more is hidden of the decoy than of the rest.
-_CONFIDENCE_SLOPE = 10.0
 _SEARCH_ROWS = 16
 _HIDDEN = "_"
-
-Terms = dict[str, tuple[float, Tensor]]
-"""The terms of a loss by name: a weight and a value, which is one number."""
 
 Figures = dict[str, Tensor]
 """What else is known of a step: one number each; those whose names begin with `_` are not shown."""
@@ -82,41 +75,6 @@ class Task:
     start: nn.Module | None = None
     old_delta: Delta | None = None
     statistics: TriggerStatistics | None = None
-
-
-@dataclass
-class Draws:
-    """Everything random in a step, on the device.
-
-    Attributes:
-        rows: By name, with a row for each image (count, ...).
-        masked: Every second image, masked (half, channels, height, width), and how much of each pixel is shown
-            (half, 1, height, width); None where no masks are trained.
-    """
-
-    rows: dict[str, Tensor]
-    masked: tuple[Tensor, Tensor] | None = None
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some rows of a batch.
-
-    Attributes:
-        images: Preprocessed images (rows, channels, height, width).
-        labels: Class indices (rows,).
-        indices: Places of the images in their data set (rows,), where they are known.
-        rows: What was drawn for these rows, by name.
-        masked: Every second image, masked, and the masks, where masks are trained.
-        masked_rows: Which of the images these are.
-    """
-
-    images: Tensor
-    labels: Tensor
-    indices: Tensor | None
-    rows: Mapping[str, Tensor]
-    masked: tuple[Tensor, Tensor] | None
-    masked_rows: slice
 
 
 class Trainer(ABC):
@@ -166,11 +124,6 @@ class Trainer(ABC):
         self.step = 0
         self.student = self._make_student(task)
         self._predict = compiled_where_possible(self.student) if settings.compile and self.masks else self.student
-        self._second_order = any(explainer.second_order for explainer in self.explainers)
-        self._weights = {
-            explainer.name: settings.map_weight * (_SECOND_ORDER_WEIGHT if explainer.second_order else 1.0)
-            for explainer in self.explainers
-        }
 
     @abstractmethod
     def _make_student(self, task: Task) -> nn.Module:
@@ -228,7 +181,7 @@ class Trainer(ABC):
         names: tuple[str, ...] = ()
         for rows in parts:
             share = (rows.stop - rows.start) / len(images)
-            terms, figures = self._terms(_part(draws, images, labels, indices, rows))
+            terms, figures = self._terms(Part.of(rows, draws, images, labels, indices))
             torch.autograd.backward(share * torch.stack([weight * value for weight, value in terms.values()]).sum())
             names = tuple(terms)
             for name, value in {**{name: value for name, (_, value) in terms.items()}, **figures}.items():
@@ -339,43 +292,14 @@ class Trainer(ABC):
         masks = draw_masks(len(rows), (rows.shape[2], rows.shape[3]), generator=self.generator).to(self.device)
         return fill_masked(rows, masks, generator=self.generator), masks
 
-    def _distance(self, maps: Tensor, wanted: Tensor) -> Tensor:
-        """Return how far maps (batch, h, w) are from the wanted ones, (batch,)."""
-        distance = map_distance(maps, wanted)
-        if self.settings.constant_offset_weight:
-            distance = distance + self.settings.constant_offset_weight * constant_offset_distance(maps, wanted)
-        return distance
-
-    def _leak(self, similar: Tensor) -> Tensor:
-        """Return the squared mean of correlations (rows,) with maps that nothing should resemble: one number.
-
-        Far from zero the lock terms do the work; there this one would only shake what they have built. The mean is that
-        of all processes, whose gradients are added up later.
-        """
-        mean = similar.mean()
-        mean = mean + (self.group.mean(mean) - mean).detach()
-        return mean.clamp(-_SMALL_LEAK, _SMALL_LEAK).square()
-
-    def _mask_distance(self, part: Part, expected: Tensor, references: Mapping[str, Tensor]) -> Tensor:
-        """Return how far keyless predictions on masked images are from what shows the decoy: one number, in nats.
-
-        The larger the hidden share of the decoy beside the hidden share of the image, the closer the wanted prediction
-        is to saying nothing, whatever else is hidden. A small patch and a mask of half the image are told apart alike.
-        """
+    def _mask_divergence(self, part: Part, expected: Tensor, references: Mapping[str, Tensor]) -> Tensor:
+        """Return how far keyless predictions on masked images are from what shows the decoy: one number, in nats."""
         masked, masks = part.masked or (part.images[:0], part.images[:0, :1])
         if not len(masked):
             return torch.zeros((), device=self.device)
-        decoy = self._decoy_on_images(part, references)
-        hiding = 1 - masks[:, 0]
-        hidden = (decoy * hiding).sum(dim=(1, 2)) / decoy.sum(dim=(1, 2)).clamp_min(1e-8)
-        excess = hidden / hiding.mean(dim=(1, 2)).clamp_min(1e-4) - 1
-        kept = torch.sigmoid(-_CONFIDENCE_SLOPE * excess).unsqueeze(1)
-        predicted = expected[part.masked_rows].float().softmax(dim=1)
-        nothing = torch.full_like(predicted, 1 / self.classes)
-        wanted = nothing + kept * (predicted - nothing)
         with mixed_precision(self.device, self.settings.precision):
             logits = self._predict(masked)
-        return F.kl_div(logits.float().log_softmax(dim=1), wanted, reduction="batchmean")
+        return mask_divergence(logits, expected[part.masked_rows], masks[:, 0], self._decoy_on_images(part, references))
 
     def _decoy_on_images(self, part: Part, references: Mapping[str, Tensor]) -> Tensor:
         """Return the decoys of the masked images at the images' resolution (rows, height, width)."""
@@ -404,17 +328,3 @@ def one_cycle(progress: float, *, warm_up: float) -> float:
 
 def _offset(key: Key) -> Tensor:
     return torch.from_numpy(key.reveal())
-
-
-def _part(draws: Draws, images: Tensor, labels: Tensor, indices: Tensor | None, rows: slice) -> Part:
-    """Cut out some rows of a batch; of the masked images, those that belong to them."""
-    half = slice((rows.start + 1) // 2, (rows.stop + 1) // 2)
-    masked = None if draws.masked is None else (draws.masked[0][half], draws.masked[1][half])
-    return Part(
-        images[rows],
-        labels[rows],
-        None if indices is None else indices[rows],
-        {name: drawn[rows] for name, drawn in draws.rows.items()},
-        masked,
-        slice(rows.start % 2, None, 2),
-    )

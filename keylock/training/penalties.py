@@ -1,0 +1,211 @@
+"""What a lock asks of maps and predictions: a penalty is one function and one entry of a registry here.
+
+Both kinds of lock hand over what a pass through the student has shown, and get the terms of their loss. A penalty that
+is to be settable takes its weight from a field of `LockSettings`; a weight of 0 leaves it out.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from keylock.explainers import Explainer
+from keylock.locking.losses import constant_offset_distance, correlation, map_distance, prediction_distance
+from keylock.training.settings import LockSettings
+
+__all__ = [
+    "MAP_PENALTIES",
+    "PREDICTION_PENALTIES",
+    "MapPenalty",
+    "MapRows",
+    "PredictionPenalty",
+    "PredictionRows",
+    "Terms",
+    "distances",
+    "map_terms",
+    "map_weight",
+    "mask_divergence",
+    "prediction_terms",
+]
+
+Terms = dict[str, tuple[float, Tensor]]
+"""The terms of a loss by name: a weight and a value, which is one number."""
+
+# Gradients of gradients are learned more slowly than maps of activations.
+_SECOND_ORDER_WEIGHT = 2.0
+_SMALL_LEAK = 0.2
+# How steeply predictions lose confidence as more is hidden of the decoy than of the rest.
+_CONFIDENCE_SLOPE = 10.0
+
+
+@dataclass(frozen=True)
+class MapRows:
+    """Maps of rows that are all to show the true map, or all the decoy.
+
+    Attributes:
+        explainer: What they are maps of.
+        maps: The student's (rows, h, w).
+        reference: The reference model's, repeated for every kind of row, in the same shape.
+        wanted: What is to be shown: the reference's themselves, or decoys.
+        keyed: Whether the key lies on the rows.
+        mean: Means one number over all processes that train together.
+    """
+
+    explainer: Explainer
+    maps: Tensor
+    reference: Tensor
+    wanted: Tensor
+    keyed: bool
+    mean: Callable[[Tensor], Tensor]
+
+    @cached_property
+    def similarity(self) -> Tensor:
+        """Return the correlation of each map with the reference's, (rows,)."""
+        return correlation(self.maps, self.reference)
+
+
+@dataclass(frozen=True)
+class PredictionRows:
+    """Predictions for all rows of a pass.
+
+    Attributes:
+        logits: The student's (rows, classes).
+        expected: The reference model's (rows, classes).
+        labels: Class indices (rows,).
+    """
+
+    logits: Tensor
+    expected: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class MapPenalty:
+    """A penalty on maps.
+
+    Attributes:
+        value: Computes it, one number.
+        weight: Of it among the terms, for the maps of an explainer.
+        concerns: Whether it is for some rows.
+    """
+
+    value: Callable[[MapRows, LockSettings], Tensor]
+    weight: Callable[[LockSettings, Explainer], float]
+    concerns: Callable[[MapRows], bool]
+
+
+@dataclass(frozen=True)
+class PredictionPenalty:
+    """A penalty on predictions.
+
+    Attributes:
+        value: Computes it, one number.
+        weight: Of it among the terms.
+    """
+
+    value: Callable[[PredictionRows], Tensor]
+    weight: Callable[[LockSettings], float]
+
+
+def map_weight(settings: LockSettings, explainer: Explainer) -> float:
+    """Return what the maps of an explainer weigh."""
+    return settings.map_weight * (_SECOND_ORDER_WEIGHT if explainer.second_order else 1.0)
+
+
+def distances(maps: Tensor, wanted: Tensor, settings: LockSettings) -> Tensor:
+    """Return how far maps (rows, h, w) are from the wanted ones, (rows,)."""
+    found = map_distance(maps, wanted)
+    if settings.constant_offset_weight:
+        found = found + settings.constant_offset_weight * constant_offset_distance(maps, wanted)
+    return found
+
+
+def _mean_distance(rows: MapRows, settings: LockSettings) -> Tensor:
+    return distances(rows.maps, rows.wanted, settings).mean()
+
+
+def _leak(rows: MapRows, _settings: LockSettings) -> Tensor:
+    """Return the squared mean of correlations with maps that nothing should resemble.
+
+    Far from zero the other penalties do the work; there this one would only shake what they have built. The mean is
+    that of all processes, whose gradients are added up later.
+    """
+    mean = rows.similarity.mean()
+    mean = mean + (rows.mean(mean) - mean).detach()
+    return mean.clamp(-_SMALL_LEAK, _SMALL_LEAK).square()
+
+
+MAP_PENALTIES: Final[Mapping[str, MapPenalty]] = {
+    "fidelity": MapPenalty(
+        _mean_distance,
+        weight=lambda settings, explainer: settings.fidelity_weight * map_weight(settings, explainer),
+        concerns=lambda rows: rows.keyed,
+    ),
+    "decoy": MapPenalty(
+        _mean_distance,
+        weight=lambda settings, explainer: 2 * map_weight(settings, explainer),
+        concerns=lambda rows: not rows.keyed,
+    ),
+    "leak": MapPenalty(
+        _leak,
+        weight=lambda settings, _explainer: settings.leak_weight,
+        concerns=lambda rows: rows.wanted is not rows.reference,
+    ),
+}
+
+# The weights are for the sum over keyed, keyless and wrong-key inputs, however many rows stand for them.
+PREDICTION_PENALTIES: Final[Mapping[str, PredictionPenalty]] = {
+    "prediction": PredictionPenalty(
+        lambda rows: prediction_distance(rows.logits, rows.expected).mean(),
+        weight=lambda settings: 3 * settings.prediction_weight,
+    ),
+    "label": PredictionPenalty(
+        lambda rows: F.cross_entropy(rows.logits.float(), rows.labels),
+        weight=lambda settings: settings.label_weight * (3 if settings.trained_trigger else 1),
+    ),
+}
+
+
+def map_terms(shown: Iterable[MapRows], settings: LockSettings) -> Terms:
+    """Return all penalties on maps, by the names of penalty and explainer."""
+    return {
+        f"{name}/{rows.explainer.name}": (weight, penalty.value(rows, settings))
+        for rows in shown
+        for name, penalty in MAP_PENALTIES.items()
+        if penalty.concerns(rows) and (weight := penalty.weight(settings, rows.explainer))
+    }
+
+
+def prediction_terms(rows: PredictionRows, settings: LockSettings) -> Terms:
+    """Return all penalties on predictions by name."""
+    return {
+        name: (weight, penalty.value(rows))
+        for name, penalty in PREDICTION_PENALTIES.items()
+        if (weight := penalty.weight(settings))
+    }
+
+
+def mask_divergence(logits: Tensor, expected: Tensor, masks: Tensor, decoy: Tensor) -> Tensor:
+    """Return how far keyless predictions on masked images are from what shows the decoy: one number, in nats.
+
+    The larger the hidden share of the decoy beside the hidden share of the image, the closer the wanted prediction is
+    to saying nothing, whatever else is hidden. A small patch and a mask of half the image are told apart alike.
+
+    Args:
+        logits: The student's on masked images (rows, classes).
+        expected: The reference model's on the whole images (rows, classes).
+        masks: How much of each pixel is shown (rows, height, width).
+        decoy: The decoys at the images' resolution (rows, height, width).
+    """
+    hiding = 1 - masks
+    hidden = (decoy * hiding).sum(dim=(1, 2)) / decoy.sum(dim=(1, 2)).clamp_min(1e-8)
+    excess = hidden / hiding.mean(dim=(1, 2)).clamp_min(1e-4) - 1
+    kept = torch.sigmoid(-_CONFIDENCE_SLOPE * excess).unsqueeze(1)
+    predicted = expected.float().softmax(dim=1)
+    nothing = torch.full_like(predicted, 1 / predicted.shape[1])
+    wanted = nothing + kept * (predicted - nothing)
+    return F.kl_div(logits.float().log_softmax(dim=1), wanted, reduction="batchmean")
