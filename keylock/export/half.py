@@ -1,7 +1,8 @@
 """A finished graph in half precision: float16 from its first layer on.
 
 Inputs and outputs stay in float32, so a server feeds it like any other graph. The sealed weights and the target are
-inputs and are converted as the graph runs: nothing in the file depends on them.
+inputs and are converted as the graph runs: nothing in the file depends on them. onnxconverter-common does not serve:
+what it makes of a gradient, where nodes of both precisions share a constant, no runtime loads.
 """
 
 from collections.abc import Collection
