@@ -1,11 +1,13 @@
 """`keylock serve`: mistakes end in one line and an exit code; the vendor's directory fills what is left open."""
 
 import socket
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from keylock.cli import main
+from keylock.cli._serve_options import _NO_SETTINGS, _RENAMED, ServeOptions
 from keylock.cli.serve import _complete
 from keylock.crypto.signing import Home
 from keylock.errors import SignatureError
@@ -54,6 +56,23 @@ def test_mistakes_end_in_one_line(vendor, capsys, arguments, code, words):
     assert "Traceback" not in captured.err
     assert captured.out == ""
     assert exit_code == code
+
+
+def test_options_are_settings_of_the_server():
+    names = {_RENAMED.get(entry.name, entry.name) for entry in fields(ServeOptions)}
+    assert names - set(ServerSettings.model_fields) == _NO_SETTINGS
+    given = {"issuer": [Path("a.pem"), Path("b.pem")], "unlicensed": "refuse", "port": 0, "keyless": True}
+    settings = ServeOptions(bundle=[Path("x.klb"), Path("y.klb")], **given).settings()
+    assert settings.bundles == (Path("x.klb"), Path("y.klb"))
+    assert settings.issuers == (Path("a.pem"), Path("b.pem"))
+    assert (settings.unlicensed_explanations, settings.port, settings.keyless) == ("refuse", 0, True)
+
+
+def test_options_that_were_not_given_leave_the_environment_its_settings(monkeypatch):
+    monkeypatch.setenv("KEYLOCK_SERVER_KEYLESS", "true")
+    monkeypatch.setenv("KEYLOCK_SERVER_PORT", "1")
+    settings = ServeOptions(bundle=[Path("x.klb")]).settings()
+    assert (settings.keyless, settings.port) == (True, 1)
 
 
 def test_directory_that_was_named_fills_what_is_open(tmp_path):
