@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from functools import wraps
 from typing import Any, TypeVar, get_type_hints
 
@@ -15,12 +15,16 @@ def takes(kind: type[Options]) -> Callable[[Callable[[Options], None]], Callable
     """Return a decorator for a command that is given its options as one object.
 
     Args:
-        kind: A dataclass; each field is an option, with its annotation for typer and its default.
+        kind: A dataclass; each field is an option, with its annotation for typer and its default; one without a
+            default is required.
     """
     hints = get_type_hints(kind, include_extras=True)
     parameters = [
         inspect.Parameter(
-            entry.name, inspect.Parameter.KEYWORD_ONLY, default=entry.default, annotation=hints[entry.name]
+            entry.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if entry.default is MISSING else entry.default,
+            annotation=hints[entry.name],
         )
         for entry in fields(kind)  # type: ignore[arg-type]
     ]
