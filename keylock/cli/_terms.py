@@ -1,7 +1,9 @@
-"""The options that say what a license grants, shared by `license issue` and `license renew`."""
+"""What a license grants: the options of `license issue` and `license renew` that say it, and the license they make."""
 
 import json
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,83 +12,91 @@ if TYPE_CHECKING:
     from keylock.licensing import License
 
 __all__ = [
-    "BurstOption",
     "DaysOption",
     "ExpiresOption",
-    "FeatureOption",
-    "MaxImagesOption",
-    "MaxPixelsOption",
-    "OverageOption",
-    "PerDayOption",
-    "PerMonthOption",
-    "RateOption",
-    "TotalOption",
+    "TermOptions",
+    "covered_models",
     "end_of",
     "make_license",
     "parse_date",
     "period_of",
-    "terms",
 ]
 
 DaysOption = Annotated[float | None, typer.Option(min=0, metavar="N", help="Days of validity. [365]")]
 ExpiresOption = Annotated[
     str | None, typer.Option(metavar="DATE", help="When it ends instead: 2027-06-30 or 2027-06-30T12:00:00Z.")
 ]
-PerDayOption = Annotated[int | None, typer.Option("--per-day", min=0, metavar="UNITS", help="Units in a day (UTC).")]
-PerMonthOption = Annotated[
-    int | None, typer.Option("--per-month", min=0, metavar="UNITS", help="Units in a calendar month (UTC).")
-]
-TotalOption = Annotated[int | None, typer.Option("--total", min=0, metavar="UNITS", help="Units in total.")]
-OverageOption = Annotated[
-    bool | None,
-    typer.Option("--overage/--no-overage", help="Beyond the quota: answer and note it, or refuse. [refuse]"),
-]
-RateOption = Annotated[
-    float | None, typer.Option("--rate", min=0, metavar="N", help="Rate: images a second, on average.")
-]
-BurstOption = Annotated[
-    int | None, typer.Option("--burst", min=1, metavar="N", help="Burst: images at once. [one second of --rate]")
-]
-MaxImagesOption = Annotated[
-    int | None, typer.Option("--max-images", min=1, metavar="N", help="Most images in a request.")
-]
-MaxPixelsOption = Annotated[
-    int | None, typer.Option("--max-pixels", min=1, metavar="N", help="Most pixels of an image, width times height.")
-]
-FeatureOption = Annotated[
-    list[str] | None,
-    typer.Option("--feature", metavar="NAME=VALUE", help="Further terms, as JSON or text; may be repeated."),
-]
 
 
-def terms(
-    *,
-    per_day: int | None,
-    per_month: int | None,
-    total: int | None,
-    overage: bool | None,
-    rate: float | None,
-    burst: int | None,
-    max_images: int | None,
-    max_pixels: int | None,
-    feature: list[str] | None,
-) -> dict[str, Any]:
-    """Turns options into fields of a license; what was not given is left out.
+@dataclass(frozen=True, kw_only=True)
+class TermOptions:
+    """The terms of a license; the help says what each is. What was not given is None."""
+
+    per_day: Annotated[int | None, typer.Option(min=0, metavar="UNITS", help="Units in a day (UTC).")] = None
+    per_month: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="UNITS", help="Units in a calendar month (UTC)."),
+    ] = None
+    total: Annotated[int | None, typer.Option(min=0, metavar="UNITS", help="Units in total.")] = None
+    overage: Annotated[
+        bool | None,
+        typer.Option("--overage/--no-overage", help="Beyond the quota: answer and note it, or refuse. [refuse]"),
+    ] = None
+    rate: Annotated[float | None, typer.Option(min=0, metavar="N", help="Rate: images a second, on average.")] = None
+    burst: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Burst: images at once. [one second of --rate]")
+    ] = None
+    max_images: Annotated[int | None, typer.Option(min=1, metavar="N", help="Most images in a request.")] = None
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Most pixels of an image, width times height.")
+    ] = None
+    feature: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Further terms, as JSON or text; may be repeated."),
+    ] = None
+
+    def as_fields(self) -> dict[str, Any]:
+        """Return them as fields of a license; what was not given is left out.
+
+        Raises:
+            InputError: If options contradict each other, or a feature is none.
+        """
+        from keylock.errors import InputError
+
+        found: dict[str, Any] = {"max_images": self.max_images, "max_pixels": self.max_pixels}
+        quota = {"day": self.per_day, "month": self.per_month, "total": self.total, "overage": self.overage}
+        found["quota"] = {name: value for name, value in quota.items() if value is not None} or None
+        if self.burst is not None and self.rate is None:
+            raise InputError("--burst needs --rate: say how many images a second fill the bucket")
+        if self.rate is not None:
+            found["rate"] = {"per_second": self.rate, "burst": self.burst or max(1, round(self.rate))}
+        found["features"] = dict(map(_feature, self.feature)) if self.feature else None
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def covered_models(models: list[str] | None, bundle: Path | None, explainers: list[str] | None) -> tuple[str, ...]:
+    """Returns the models to cover; they and the explainers are checked against the bundle where there is one.
 
     Raises:
-        InputError: If options contradict each other, or a feature is none.
+        InputError: If neither a model nor a bundle was given, or the bundle has no such model or explainer.
     """
-    from keylock.errors import InputError
+    from keylock.bundle import open_bundle
+    from keylock.errors import InputError, UnknownNameError
 
-    found: dict[str, Any] = {"max_images": max_images, "max_pixels": max_pixels}
-    quota = {"day": per_day, "month": per_month, "total": total, "overage": overage}
-    found["quota"] = {name: value for name, value in quota.items() if value is not None} or None
-    if burst is not None and rate is None:
-        raise InputError("--burst needs --rate: say how many images a second fill the bucket")
-    if rate is not None:
-        found["rate"] = {"per_second": rate, "burst": burst or max(1, round(rate))}
-    found["features"] = dict(map(_feature, feature)) if feature else None
-    return {name: value for name, value in found.items() if value is not None}
+    if bundle is None and not models:
+        raise InputError("say which models the license covers: --bundle BUNDLE, --model NAME or --model '*'")
+    if bundle is None:
+        return tuple(models or ())
+    manifest = open_bundle(bundle, trusted=None).manifest
+    of_bundle = [manifest.name, manifest.model_digest]
+    for kind, names, known in (
+        ("model", models, of_bundle),
+        ("explainer", explainers, [entry.name for entry in manifest.explainers]),
+    ):
+        for name in names or ():
+            if name != "*" and name not in known:
+                raise UnknownNameError(kind, name, known)
+    return tuple(dict.fromkeys((*(models or ()), manifest.model_digest)))
 
 
 def make_license(fields: dict[str, Any]) -> "License":

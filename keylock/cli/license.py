@@ -1,5 +1,6 @@
 """`keylock license`: issue, show and list licenses, and what is done to them: renew, suspend, revoke."""
 
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,29 +9,17 @@ import typer
 
 from keylock.cli._console import JsonOption, new_app, note, print_json, print_pairs, print_table
 from keylock.cli._home import DEFAULT_HOME, HomeOption, IssuerOption, open_home, own_issuers
-from keylock.cli._license_files import (
-    describe,
-    describe_token,
-    read_argument,
-    trusted_issuers,
-)
+from keylock.cli._license_files import describe, describe_token, read_argument, trusted_issuers
+from keylock.cli._options import takes
 from keylock.cli._store import StoreOption, open_store
 from keylock.cli._terms import (
-    BurstOption,
     DaysOption,
     ExpiresOption,
-    FeatureOption,
-    MaxImagesOption,
-    MaxPixelsOption,
-    OverageOption,
-    PerDayOption,
-    PerMonthOption,
-    RateOption,
-    TotalOption,
+    TermOptions,
+    covered_models,
     end_of,
     make_license,
     parse_date,
-    terms,
 )
 
 if TYPE_CHECKING:
@@ -47,40 +36,38 @@ LicenseArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the li
 WhyOption = Annotated[str, typer.Option(metavar="TEXT", help="A note for yourself; the customer never sees it.")]
 
 
-@app.command("issue")
-def license_issue(
-    customer: Annotated[str, typer.Option(metavar="NAME", help="Customer that the license is for.")],
+@dataclass(frozen=True, kw_only=True)
+class IssueOptions:
+    """What `keylock license issue` was told; the help says what each is."""
+
+    customer: Annotated[str, typer.Option(metavar="NAME", help="Customer that the license is for.")]
     model: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
             help="Name or digest of a model it covers, '*' for all; may be repeated.",
         ),
-    ] = None,
+    ] = None
     bundle: Annotated[
         Path | None, typer.Option(metavar="BUNDLE", help="Cover the model in this bundle, and no other version of it.")
-    ] = None,
+    ] = None
     explainer: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Explainer it covers; may be repeated. Without it: all."),
-    ] = None,
-    days: DaysOption = None,
-    expires: ExpiresOption = None,
-    not_before: Annotated[str | None, typer.Option(metavar="DATE", help="When it starts. [now]")] = None,
-    per_day: PerDayOption = None,
-    per_month: PerMonthOption = None,
-    total: TotalOption = None,
-    overage: OverageOption = None,
-    rate: RateOption = None,
-    burst: BurstOption = None,
-    max_images: MaxImagesOption = None,
-    max_pixels: MaxPixelsOption = None,
-    feature: FeatureOption = None,
-    out: OutOption = None,
-    store: StoreOption = None,
-    home: HomeOption = DEFAULT_HOME,
-    as_json: JsonOption = False,
-) -> None:
+    ] = None
+    days: DaysOption = None
+    expires: ExpiresOption = None
+    not_before: Annotated[str | None, typer.Option(metavar="DATE", help="When it starts. [now]")] = None
+    terms: TermOptions
+    out: OutOption = None
+    store: StoreOption = field(default=None, repr=False)
+    home: HomeOption = DEFAULT_HOME
+    as_json: JsonOption = False
+
+
+@app.command("issue")
+@takes(IssueOptions)
+def license_issue(options: IssueOptions) -> None:
     """Issue a license and print its token.
 
     The token is all that the customer needs. Whoever has it can use it, so send it as you would send a password.
@@ -88,63 +75,51 @@ def license_issue(
     from keylock.licensing import issue, new_license_id
     from keylock.licensing.handing_over import hand_over
 
-    opened = open_home(home)
+    opened = open_home(options.home)
     now = datetime.now(UTC)
-    start = now if not_before is None else parse_date(not_before, "--not-before")
+    start = now if options.not_before is None else parse_date(options.not_before, "--not-before")
     license = make_license(
         {
             "id": new_license_id(),
-            "customer": customer,
-            "models": _models(model, bundle, explainer),
-            "explainers": tuple(explainer or ("*",)),
+            "customer": options.customer,
+            "models": covered_models(options.model, options.bundle, options.explainer),
+            "explainers": tuple(options.explainer or ("*",)),
             "issued_at": now,
             "not_before": start,
-            "expires": end_of(start, days, expires, now=now),
-            **terms(
-                per_day=per_day,
-                per_month=per_month,
-                total=total,
-                overage=overage,
-                rate=rate,
-                burst=burst,
-                max_images=max_images,
-                max_pixels=max_pixels,
-                feature=feature,
-            ),
+            "expires": end_of(start, options.days, options.expires, now=now),
+            **options.terms.as_fields(),
         }
     )
     signing_key = opened.signing_key()
     token = issue(license, signing_key)
     # The file is made first: a license that is in the store and was never handed out would only confuse.
-    with open_store(store, home, create=True) as licenses:
-        if out is not None:
-            hand_over(out, token, own_issuers(home))
+    with open_store(options.store, options.home, create=True) as licenses:
+        if options.out is not None:
+            hand_over(options.out, token, own_issuers(options.home))
         licenses.add(license, issuer=signing_key.key_id)
-    _hand_out(license, token, out, as_json=as_json)
-    unchecked = [name for name in (*(model or ()), *(explainer or ())) if name != "*"]
-    if bundle is None and unchecked:
+    _hand_out(license, token, options.out, as_json=options.as_json)
+    unchecked = [name for name in (*(options.model or ()), *(options.explainer or ())) if name != "*"]
+    if options.bundle is None and unchecked:
         note(f"without --bundle nobody checked that these are spelt as in the model: {', '.join(unchecked)}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class RenewOptions:
+    """What `keylock license renew` was told; the help says what each is."""
+
+    license_id: LicenseArgument
+    days: DaysOption = None
+    expires: ExpiresOption = None
+    terms: TermOptions
+    out: OutOption = None
+    store: StoreOption = field(default=None, repr=False)
+    home: HomeOption = DEFAULT_HOME
+    as_json: JsonOption = False
+
+
 @app.command("renew")
-def license_renew(
-    license_id: LicenseArgument,
-    days: DaysOption = None,
-    expires: ExpiresOption = None,
-    per_day: PerDayOption = None,
-    per_month: PerMonthOption = None,
-    total: TotalOption = None,
-    overage: OverageOption = None,
-    rate: RateOption = None,
-    burst: BurstOption = None,
-    max_images: MaxImagesOption = None,
-    max_pixels: MaxPixelsOption = None,
-    feature: FeatureOption = None,
-    out: OutOption = None,
-    store: StoreOption = None,
-    home: HomeOption = DEFAULT_HOME,
-    as_json: JsonOption = False,
-) -> None:
+@takes(RenewOptions)
+def license_renew(options: RenewOptions) -> None:
     """Grant a license anew, from now on, under the id it has; terms that are not named stay.
 
     Its use goes on to count, and limits that are changed hold at once, for the old file too. The old file ends when it
@@ -153,24 +128,14 @@ def license_renew(
     from keylock.licensing import issue
     from keylock.licensing.handing_over import check_place, hand_over
 
-    opened = open_home(home)
+    opened = open_home(options.home)
     now = datetime.now(UTC)
-    changes = terms(
-        per_day=per_day,
-        per_month=per_month,
-        total=total,
-        overage=overage,
-        rate=rate,
-        burst=burst,
-        max_images=max_images,
-        max_pixels=max_pixels,
-        feature=feature,
-    )
-    if out is not None:
+    changes = options.terms.as_fields()
+    if options.out is not None:
         # Once it is renewed the old license may be refused: then the new one has to be there.
-        check_place(out)
-    with open_store(store, home) as licenses:
-        old = licenses.get(license_id).license
+        check_place(options.out)
+    with open_store(options.store, options.home) as licenses:
+        old = licenses.get(options.license_id).license
         if "quota" in changes:
             changes["quota"] = {**old.quota.model_dump(), **changes["quota"]}
         # No two issues of a license have the same time, by which servers tell them apart.
@@ -178,15 +143,15 @@ def license_renew(
         fresh = {
             "issued_at": issued_at,
             "not_before": min(now, old.not_before),
-            "expires": end_of(now, days, expires, now=now),
+            "expires": end_of(now, options.days, options.expires, now=now),
         }
         license = make_license({**old.model_dump(), **changes, **fresh})
         signing_key = opened.signing_key()
         token = issue(license, signing_key)
         licenses.renew(license, issuer=signing_key.key_id)
-        if out is not None:
-            hand_over(out, token, own_issuers(home))
-    _hand_out(license, token, out, as_json=as_json)
+        if options.out is not None:
+            hand_over(options.out, token, own_issuers(options.home))
+    _hand_out(license, token, options.out, as_json=options.as_json)
 
 
 @app.command("show")
@@ -333,27 +298,6 @@ def license_revoke(
             print_json({"issued_before": cutoff, "licenses": count}) if as_json else typer.echo(text)
         elif license_id is not None:
             _show_fate(licenses.revoke(license_id, at=now, why=why), now, as_json=as_json)
-
-
-def _models(models: list[str] | None, bundle: Path | None, explainers: list[str] | None) -> tuple[str, ...]:
-    """Returns the models to cover; they and the explainers are checked against the bundle where there is one."""
-    from keylock.bundle import open_bundle
-    from keylock.errors import InputError, UnknownNameError
-
-    if bundle is None and not models:
-        raise InputError("say which models the license covers: --bundle BUNDLE, --model NAME or --model '*'")
-    if bundle is None:
-        return tuple(models or ())
-    manifest = open_bundle(bundle, trusted=None).manifest
-    of_bundle = [manifest.name, manifest.model_digest]
-    for kind, names, known in (
-        ("model", models, of_bundle),
-        ("explainer", explainers, [entry.name for entry in manifest.explainers]),
-    ):
-        for name in names or ():
-            if name != "*" and name not in known:
-                raise UnknownNameError(kind, name, known)
-    return tuple(dict.fromkeys((*(models or ()), manifest.model_digest)))
 
 
 def _hand_out(license: "License", token: str, out: Path | None, *, as_json: bool) -> None:
