@@ -6,8 +6,11 @@ never overwritten, so that a run that is repeated or resumed locks with the same
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
+
+import typer
 
 from keylock.cli._console import note
 from keylock.crypto.secrecy import take_variable, variable_of
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SEED_VARIABLE",
+    "KeyOptions",
     "Secrets",
     "beside",
     "find_opener",
@@ -35,6 +39,20 @@ PASSPHRASE_VARIABLE = "KEYLOCK_KEY_PASSPHRASE"  # noqa: S105 - the name of a var
 
 # What a command has taken out of the variables: it may look for one twice, as it opens a key and seals it again.
 _TAKEN: Final[dict[str, str]] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyOptions:
+    """What gives the key of a bundle that is there; the help says what each is. One of them at most may be given."""
+
+    key_seed_file: Annotated[Path | None, typer.Option(metavar="FILE", help="File with the key seed.")] = None
+    key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Key file that opens the sealed key. [BUNDLE.key]")
+    ] = None
+    key_passphrase_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="File with the passphrase that opens it. [env: KEYLOCK_KEY_PASSPHRASE]"),
+    ] = None
 
 
 class Secrets(NamedTuple):
@@ -158,20 +176,13 @@ def without_seed(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def find_opener(
-    bundle: Path,
-    *,
-    key_seed_file: Path | None,
-    key_file: Path | None,
-    key_passphrase_file: Path | None,
-    environment: Mapping[str, str] | None = None,
+    bundle: Path, options: KeyOptions, *, environment: Mapping[str, str] | None = None
 ) -> "KeySeed | Sealer":
     """Find what gives the key of a bundle that is there: options, else the environment, else the file beside it.
 
     Args:
         bundle: The bundle; `BUNDLE.key` and `BUNDLE.seed` are where `keylock train` left its secrets.
-        key_seed_file: `--key-seed-file`.
-        key_file: `--key-file`.
-        key_passphrase_file: `--key-passphrase-file`.
+        options: `--key-seed-file`, `--key-file` and `--key-passphrase-file`.
         environment: Variables; those of the process, from which secrets are taken out, where it is left out.
 
     Raises:
@@ -183,13 +194,13 @@ def find_opener(
     from keylock.trigger.keys import KeySeed
 
     environment = take_environment() if environment is None else environment
-    if sum(option is not None for option in (key_seed_file, key_file, key_passphrase_file)) > 1:
+    if sum(file is not None for file in vars(options).values()) > 1:
         raise InputError("give one of --key-seed-file, --key-file and --key-passphrase-file")
     given: KeySeed | Sealer | None
-    if key_seed_file is not None:
-        return KeySeed.from_file(key_seed_file)
-    if key_file is not None or key_passphrase_file is not None:
-        given = _given_sealer(key_file, key_passphrase_file, {})
+    if options.key_seed_file is not None:
+        return KeySeed.from_file(options.key_seed_file)
+    if options.key_file is not None or options.key_passphrase_file is not None:
+        given = _given_sealer(options.key_file, options.key_passphrase_file, {})
     else:
         given = _given_seed(None, None, environment)[0] or _given_sealer(None, None, environment)
     if given is not None:

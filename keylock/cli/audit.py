@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,124 +13,124 @@ import typer
 from keylock.cli._console import JsonOption, StoppedError, note, print_json, print_table
 from keylock.cli._home import DEFAULT_HOME, HomeOption
 from keylock.cli._lists import split_list
-from keylock.cli._measured_data import (
-    DataOption,
-    DataRootOption,
-    KeyFileOption,
-    KeySeedFileOption,
-    PassphraseFileOption,
-    ReferenceOption,
-    VendorBundleArgument,
-    open_data_of,
-    seed_of,
-)
+from keylock.cli._measured_data import DataOptions, ReferenceOption, VendorBundleArgument, open_data_of, seed_of
+from keylock.cli._options import takes
 from keylock.cli._places import make_folder
-from keylock.cli._secrets import find_opener
+from keylock.cli._secrets import KeyOptions, find_opener
 from keylock.errors import UnknownNameError
 from keylock.files.exclusive import held
 
 if TYPE_CHECKING:
-    from keylock.audit import AuditPlan, Case, Judged, Oracle
+    from keylock.audit import AuditPlan, AuditResult, Case, Judged, Oracle
     from keylock.audit.service.bench import Bench
     from keylock.auditreport import AuditRecord
+    from keylock.bundle import Sealer
     from keylock.cli._progress import Display
     from keylock.crypto.signing import SigningKey
+    from keylock.trigger.keys import KeySeed
 
 __all__ = ["audit"]
 
 _SERVED_IMAGES = 8
 
 
-def audit(
-    bundle: VendorBundleArgument,
-    data: DataOption = "shapes",
-    data_root: DataRootOption = Path("data"),
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions:
+    """What `keylock audit` was told; the help says what each is."""
+
+    bundle: VendorBundleArgument
+    data: DataOptions
     suite: Annotated[
         str, typer.Option(metavar="quick|standard|full", help="Which attacks to run, and for how long.")
-    ] = "standard",
-    only: Annotated[str | None, typer.Option(metavar="LIST", help="Run only these attacks or families.")] = None,
+    ] = "standard"
+    only: Annotated[str | None, typer.Option(metavar="LIST", help="Run only these attacks or families.")] = None
     policy: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Policy (TOML): limits that the audit judges by. [keylock's own]"),
-    ] = None,
+    ] = None
     baseline: Annotated[
         str | None, typer.Option(metavar="naive", help="Also attack a baseline lock, trained by the naive recipe.")
-    ] = None,
+    ] = None
     oracle: Annotated[
         str,
         typer.Option(metavar="torch|onnx|HOST:PORT", help="Server that attackers without the bundle ask."),
-    ] = "torch",
-    reference: ReferenceOption = None,
+    ] = "torch"
+    reference: ReferenceOption = None
     base: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Public weights that the reference was fine-tuned from."),
-    ] = None,
-    key_seed_file: KeySeedFileOption = None,
-    key_file: KeyFileOption = None,
-    key_passphrase_file: PassphraseFileOption = None,
-    home: HomeOption = DEFAULT_HOME,
-    seed: Annotated[int, typer.Option(metavar="N", help="Random seed.")] = 0,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the report.")] = Path("report"),
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with code 12 if the lock fails an attack.")] = False,
-    as_json: JsonOption = False,
-) -> None:
+    ] = None
+    key: KeyOptions
+    home: HomeOption = DEFAULT_HOME
+    seed: Annotated[int, typer.Option(metavar="N", help="Random seed.")] = 0
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the report.")] = Path("report")
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with code 12 if the lock fails an attack.")] = False
+    as_json: JsonOption = False
+
+
+@takes(AuditOptions)
+def audit(options: AuditOptions) -> None:
     """Attack a lock, and write a report.
 
     Every attack is written down as it ends: stopped by Ctrl-C and run again, the audit goes on where it was. The
     report is signed where the vendor's directory has an issuer key. What is attacked and how: docs/audit.md.
     """
-    from keylock.audit import AuditPlan, Policy, run_audit
+    from keylock.audit import AuditPlan, Policy
     from keylock.audit.budgets import budget_of
     from keylock.audit.case_loader import open_case
     from keylock.audit.publish import publish_audit
     from keylock.bundle import open_bundle
-    from keylock.cli._progress import shown_progress
 
-    if baseline not in {None, "naive"}:
-        raise UnknownNameError("baseline", str(baseline), ["naive"])
-    secret = find_opener(
-        bundle, key_seed_file=key_seed_file, key_file=key_file, key_passphrase_file=key_passphrase_file
-    )
-    plan = AuditPlan(
-        out=out, suite=suite, only=tuple(dict.fromkeys(split_list(only))), policy=Policy.load(policy), seed=seed
-    )
+    if options.baseline not in {None, "naive"}:
+        raise UnknownNameError("baseline", str(options.baseline), ["naive"])
+    bundle, out = options.bundle, options.out
+    secret = find_opener(bundle, options.key)
+    only = tuple(dict.fromkeys(split_list(options.only)))
+    plan = AuditPlan(out=out, suite=options.suite, only=only, policy=Policy.load(options.policy), seed=options.seed)
     manifest = open_bundle(bundle, trusted=None).manifest
-    signing_key = _signing_key(home)
+    signing_key = _signing_key(options.home)
     make_folder(out)
-    with held(out, "keylock audit"), _asked(oracle, bundle) as asked:
+    with held(out, "keylock audit"), _asked(options.oracle, bundle) as asked:
         case, pixels = open_case(
             bundle,
-            open_data_of(data, data_root, manifest),
+            open_data_of(options.data, manifest),
             secret=secret,
-            budget=budget_of(suite),
-            reference=reference,
-            base=base,
+            budget=budget_of(options.suite),
+            reference=options.reference,
+            base=options.base,
             seed=seed_of(manifest),
             asked=asked,
         )
-
-        def bench() -> "AbstractContextManager[Bench]":
-            from keylock.audit.service.bench import serving_bench
-
-            return serving_bench(bundle, secret, case.images[:_SERVED_IMAGES].numpy())
-
-        try:
-            with shown_progress() as progress:
-                said = _Said(progress.say)
-                result = run_audit(case, plan, progress=progress, bench=bench, heard=said)
-                beside: tuple[Judged, ...] = ()
-                if baseline is not None:
-                    beside = _audit_baseline(case, plan, progress, said)
-        except KeyboardInterrupt:
-            raise StoppedError(f"stopped; what was found is kept in {out}: run the same command to go on") from None
+        result, beside = _attack(case, plan, bundle, secret, baseline=options.baseline is not None)
     record = publish_audit(
         case, plan, result, pixels=pixels, now=lambda: datetime.now(UTC), signing_key=signing_key, baseline=beside
     )
-    _report(record, out, signed=signing_key is not None, as_json=as_json)
-    if strict and record.count("fail"):
+    _report(record, out, signed=signing_key is not None, as_json=options.as_json)
+    if options.strict and record.count("fail"):
         from keylock.cli import EXIT_AUDIT_FAILED
 
         raise typer.Exit(EXIT_AUDIT_FAILED)
+
+
+def _attack(
+    case: "Case", plan: "AuditPlan", bundle: Path, secret: "KeySeed | Sealer", *, baseline: bool
+) -> "tuple[AuditResult, tuple[Judged, ...]]":
+    """Return what came of the attacks on the lock, and of those on a baseline lock where there is to be one."""
+    from keylock.audit import run_audit
+    from keylock.cli._progress import shown_progress
+
+    def bench() -> "AbstractContextManager[Bench]":
+        from keylock.audit.service.bench import serving_bench
+
+        return serving_bench(bundle, secret, case.images[:_SERVED_IMAGES].numpy())
+
+    try:
+        with shown_progress() as progress:
+            said = _Said(progress.say)
+            result = run_audit(case, plan, progress=progress, bench=bench, heard=said)
+            return result, _audit_baseline(case, plan, progress, said) if baseline else ()
+    except KeyboardInterrupt:
+        raise StoppedError(f"stopped; what was found is kept in {plan.out}: run the same command to go on") from None
 
 
 class _Said:

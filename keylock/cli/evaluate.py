@@ -1,6 +1,7 @@
 """`keylock evaluate`: measure a lock, from the bundle, the vendor's secrets and test images."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,19 +10,10 @@ import typer
 from keylock.cli._console import JsonOption, StoppedError, note, print_json
 from keylock.cli._evaluation import print_evaluation
 from keylock.cli._lists import split_list
-from keylock.cli._measured_data import (
-    DataOption,
-    DataRootOption,
-    KeyFileOption,
-    KeySeedFileOption,
-    PassphraseFileOption,
-    ReferenceOption,
-    VendorBundleArgument,
-    open_data_of,
-    seed_of,
-)
+from keylock.cli._measured_data import DataOptions, ReferenceOption, VendorBundleArgument, open_data_of, seed_of
+from keylock.cli._options import takes
 from keylock.cli._places import make_folder
-from keylock.cli._secrets import find_opener
+from keylock.cli._secrets import KeyOptions, find_opener
 from keylock.errors import InputError
 from keylock.files.atomic import PUBLIC, write_file
 
@@ -32,38 +24,41 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 
-def evaluate(
-    bundle: VendorBundleArgument,
-    data: DataOption = "shapes",
-    data_root: DataRootOption = Path("data"),
-    images: Annotated[int, typer.Option(metavar="N", help="Measure on at most N test images.")] = 500,
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """What `keylock evaluate` was told; the help says what each is."""
+
+    bundle: VendorBundleArgument
+    data: DataOptions
+    images: Annotated[int, typer.Option(metavar="N", help="Measure on at most N test images.")] = 500
     explainers: Annotated[
         str | None, typer.Option(metavar="LIST", help="Measure only these. [those that are locked]")
-    ] = None,
+    ] = None
     unseen: Annotated[
         bool, typer.Option("--unseen", help="Measure every other explainer that fits the architecture too.")
-    ] = False,
-    reference: ReferenceOption = None,
-    key_seed_file: KeySeedFileOption = None,
-    key_file: KeyFileOption = None,
-    key_passphrase_file: PassphraseFileOption = None,
+    ] = False
+    reference: ReferenceOption = None
+    key: KeyOptions
     faithfulness_images: Annotated[
         int, typer.Option(metavar="N", help="Test images for deletion and insertion curves; 0 skips them.")
-    ] = 64,
-    gate_images: Annotated[int, typer.Option(metavar="N", help="Test images for the gate curve; 0 skips it.")] = 64,
+    ] = 64
+    gate_images: Annotated[int, typer.Option(metavar="N", help="Test images for the gate curve; 0 skips it.")] = 64
     slow_images: Annotated[
         int, typer.Option(metavar="N", help="Test images for explainers that need hundreds of predictions an image.")
-    ] = 24,
+    ] = 24
     seed: Annotated[
         int | None,
         typer.Option(metavar="N", help="Random seed of wrong keys and chosen images. [that of the training]"),
-    ] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Device to compute on.")] = "auto",
+    ] = None
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Device to compute on.")] = "auto"
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder for a page, JSON, curves and map grids.")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
+    ] = None
+    as_json: JsonOption = False
+
+
+@takes(EvaluateOptions)
+def evaluate(options: EvaluateOptions) -> None:
     """Measure what the lock of a bundle is worth.
 
     Maps with the key, without it and with wrong keys are held against the reference model's, beside chance. The
@@ -74,33 +69,30 @@ def evaluate(
     from keylock.pipeline import EvaluatePlan
     from keylock.pipeline import evaluate as run
 
-    secret = find_opener(
-        bundle, key_seed_file=key_seed_file, key_file=key_file, key_passphrase_file=key_passphrase_file
-    )
-    manifest = open_bundle(bundle, trusted=None).manifest
-    chosen = seed_of(manifest) if seed is None else seed
+    secret = find_opener(options.bundle, options.key)
+    manifest = open_bundle(options.bundle, trusted=None).manifest
     plan = EvaluatePlan(
-        bundle=bundle,
-        data=open_data_of(data, data_root, manifest),
-        reference=reference,
-        explainers=_names(explainers),
-        unseen=unseen,
-        images=images,
-        faithfulness_images=faithfulness_images,
-        gate_images=gate_images,
-        slow_images=slow_images,
-        seed=chosen,
-        device=device,
+        bundle=options.bundle,
+        data=open_data_of(options.data, manifest),
+        reference=options.reference,
+        explainers=_names(options.explainers),
+        unseen=options.unseen,
+        images=options.images,
+        faithfulness_images=options.faithfulness_images,
+        gate_images=options.gate_images,
+        slow_images=options.slow_images,
+        seed=seed_of(manifest) if options.seed is None else options.seed,
+        device=options.device,
     )
-    if out is not None:
-        make_folder(out)
+    if options.out is not None:
+        make_folder(options.out)
     try:
         with shown_progress() as progress:
             evaluation, gallery = run(plan, secret=secret, progress=progress)
     except KeyboardInterrupt:
         raise StoppedError("stopped; nothing was written: run the same command again to start anew") from None
-    files = [] if out is None else _write(out, evaluation, gallery)
-    if as_json:
+    files = [] if options.out is None else _write(options.out, evaluation, gallery)
+    if options.as_json:
         print_json({**evaluation.as_dict(), "files": files})
         return
     print_evaluation(evaluation)

@@ -13,11 +13,11 @@ import typer
 from keylock.cli._console import JsonOption, note
 from keylock.cli._home import DEFAULT_HOME, HomeOption, open_home
 from keylock.cli._issued import bundles_for, report_issued, run_issuing
-from keylock.cli._measured_data import DataOption, DataRootOption, ReferenceOption, open_data_of
+from keylock.cli._measured_data import DataOptions, ReferenceOption, open_data_of
 from keylock.cli._options import takes
 from keylock.cli._places import check_bundle_place, make_folder_above
 from keylock.cli._plan import check_batch, parse_decoy
-from keylock.cli._secrets import beside, find_opener, find_secrets_again, take_environment, without_seed
+from keylock.cli._secrets import KeyOptions, beside, find_opener, find_secrets_again, take_environment, without_seed
 from keylock.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ class RetireOptions:
         list[Path] | None,
         typer.Option(metavar="BUNDLE", help="The bundle of a key that goes on opening; once for each of them."),
     ] = None
-    data: DataOption = "shapes"
-    data_root: DataRootOption = Path("data")
+    data: DataOptions
     train_images: Annotated[int | None, typer.Option(metavar="N", help="Train on at most N images.")] = None
     test_images: Annotated[int | None, typer.Option(metavar="N", help="Measure on at most N images.")] = None
     reference: ReferenceOption = None
@@ -151,24 +150,15 @@ def _prepare(options: RetireOptions, environment: Mapping[str, str]) -> "tuple[T
     from keylock.training import resolve_device, resolve_precision
 
     resolve_precision(options.precision, resolve_device(options.device))
+    key = KeyOptions(key_file=options.key_file, key_passphrase_file=options.key_passphrase_file)
     owned = [
-        OwnBundle(
-            path,
-            find_opener(
-                path,
-                key_seed_file=None,
-                key_file=options.key_file,
-                key_passphrase_file=options.key_passphrase_file,
-                environment=environment,
-            ),
-        )
+        OwnBundle(path, find_opener(path, key, environment=environment))
         for path in (options.bundle, *(options.keep or ()))
     ]
     decoy = None if options.decoy is None else parse_decoy(options.decoy)
     retirement = read_lock(owned[0], owned[1:], reference=options.reference, decoy=decoy)
     source = open_data_of(
         options.data,
-        options.data_root,
         retirement.manifest,
         train_count=options.train_images,
         test_count=options.test_images,
