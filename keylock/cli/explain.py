@@ -1,7 +1,8 @@
 """`keylock explain IMAGE...`: why a served model takes images for what it does, as pictures, arrays or JSON."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ from keylock.cli._connection import (
 )
 from keylock.cli._console import JsonOption, note, print_json, print_table
 from keylock.cli._home import IssuerOption, read_issuers
+from keylock.cli._options import takes
 from keylock.cli._progress import counted
 from keylock.cli._several import raise_first, what_was_reached
 from keylock.errors import InputError, KeylockError, ReceiptError
@@ -32,8 +34,11 @@ if TYPE_CHECKING:
 __all__ = ["explain"]
 
 
-def explain(
-    images: ImagesArgument,
+@dataclass(frozen=True, kw_only=True)
+class ExplainOptions:
+    """What `keylock explain` was told; the help says what each is."""
+
+    images: ImagesArgument
     out: Annotated[
         Path | None,
         typer.Option(
@@ -42,11 +47,11 @@ def explain(
             metavar="PATH",
             help="Where to write: overlay.png (or .jpg, .webp), map.npy, all.json; for several images a directory.",
         ),
-    ] = None,
+    ] = None
     explainer: Annotated[
         str | None,
         typer.Option("--explainer", "-e", metavar="NAME", help="Saliency method; the server's first if left out."),
-    ] = None,
+    ] = None
     target: Annotated[
         str | None,
         typer.Option(
@@ -55,7 +60,7 @@ def explain(
             metavar="CLASS",
             help="Label or index of the class to explain; the predicted one if left out.",
         ),
-    ] = None,
+    ] = None
     receipt: Annotated[
         Path | None,
         typer.Option(
@@ -63,7 +68,7 @@ def explain(
             metavar="PATH",
             help="Where to save receipts: a file cat.receipt, a directory for several.",
         ),
-    ] = None,
+    ] = None
     prediction: Annotated[
         str,
         typer.Option(
@@ -71,8 +76,8 @@ def explain(
             metavar="public|keyed",
             help="The prediction to show: the one that everybody gets, or that of the network with the key.",
         ),
-    ] = "public",
-    bits: BitsOption = None,
+    ] = "public"
+    bits: BitsOption = None
     local: Annotated[
         Path | None,
         typer.Option(
@@ -80,15 +85,18 @@ def explain(
             metavar="BUNDLE",
             help="Explain here, with this bundle and no server: true maps for images with the trigger.",
         ),
-    ] = None,
-    issuer: IssuerOption = None,
-    license_file: LicenseFileOption = None,
-    server: ServerOption = None,
-    timeout_s: TimeoutOption = None,
-    tls: TlsOption = None,
-    tls_ca: TlsCaOption = None,
-    as_json: JsonOption = False,
-) -> None:
+    ] = None
+    issuer: IssuerOption = None
+    license_file: LicenseFileOption = None
+    server: ServerOption = None
+    timeout_s: TimeoutOption = None
+    tls: TlsOption = None
+    tls_ca: TlsCaOption = None
+    as_json: JsonOption = False
+
+
+@takes(ExplainOptions)
+def explain(options: ExplainOptions) -> None:
     """Ask a server why: saliency maps of images. Without a license the maps are decoys.
 
     With --local no server is asked: an image that carries the trigger, as keylock stamp puts it there, is explained
@@ -96,19 +104,10 @@ def explain(
 
     What is wrong with one of several images does not stop the others; the exit code is then that of the first error.
     """
-    if local is not None:
-        _check_local(
-            {
-                "--license-file": license_file,
-                "--server": server,
-                "--timeout": timeout_s,
-                "--tls": tls,
-                "--tls-ca": tls_ca,
-                "--receipt": receipt,
-                "--prediction keyed": None if prediction == "public" else prediction,
-            }
-        )
-    elif issuer:
+    images, out, receipt = options.images, options.out, options.receipt
+    if options.local is not None:
+        _check_local(options)
+    elif options.issuer:
         raise InputError("--issuer says who must have signed a bundle: give the bundle with --local")
     files = None if out is None else _name_files(out, images, option="--out", suffix=".png")
     receipts = None if receipt is None else _name_files(receipt, images, option="--receipt", suffix=".receipt")
@@ -116,30 +115,15 @@ def explain(
     shown: dict[int, Any] = {}
     failures: list[KeylockError] = []
     decoys = False
-    with ExitStack() as stack:
-        if local is None:
-            client = stack.enter_context(
-                connect(server=server, timeout_s=timeout_s, tls=tls, tls_ca=tls_ca, license_file=license_file)
-            )
-            classes = () if target is None else client.model().classes
-            chosen = None if target is None else _choose_class(target, classes)
-            asked = {"explainer": explainer, "target": chosen, "prediction": prediction, "bits": bits}
-            found = _ask(client, images, failures, asked)
-        else:
-            from keylock_client import LocalModel
-
-            model = stack.enter_context(LocalModel(local, issuer=read_issuers(issuer)))
-            chosen = None if target is None else _choose_class(target, model.info.classes)
-            found = _ask_locally(model, images, failures, {"explainer": explainer, "target": chosen, "bits": bits})
-        with what_was_reached(images, shown, failures, "explained") as stopped:
-            for number, explanation in found:
-                if receipts is not None:
-                    _save_receipt(explanation, receipts[number], images[number], failures)
-                file = None if files is None else explanation.save(files[number])
-                show = _document if as_json else _describe
-                shown[number] = show(images[number], explanation, file)
-                decoys = decoys or not explanation.keyed
-    if decoys and local is None:
+    with _asked(options, failures) as found, what_was_reached(images, shown, failures, "explained") as stopped:
+        for number, explanation in found:
+            if receipts is not None:
+                _save_receipt(explanation, receipts[number], images[number], failures)
+            file = None if files is None else explanation.save(files[number])
+            show = _document if options.as_json else _describe
+            shown[number] = show(images[number], explanation, file)
+            decoys = decoys or not explanation.keyed
+    if decoys and options.local is None:
         note("note: no license was presented, so the maps are decoys; give one with --license-file")
     elif decoys:
         note(
@@ -147,21 +131,55 @@ def explain(
             "be resized or compressed"
         )
     rows = [shown[number] for number in sorted(shown)]
-    if as_json:
+    if options.as_json:
         print_json({"explanations": rows})
     elif rows:
-        header = ("image", "label", "probability", "target", "explainer", "map")
-        if prediction == "keyed":
-            header = ("image", "label", "keyed probability", "target", "explainer", "map")
+        probability = "keyed probability" if options.prediction == "keyed" else "probability"
+        header = ("image", "label", probability, "target", "explainer", "map")
         print_table(header if files is None else (*header, "file"), rows)
     raise_first([*stopped, *failures])
 
 
+def _check_local(options: ExplainOptions) -> None:
+    """Refuse options that are for a server."""
+    for_servers = {
+        "--license-file": options.license_file,
+        "--server": options.server,
+        "--timeout": options.timeout_s,
+        "--tls": options.tls,
+        "--tls-ca": options.tls_ca,
+        "--receipt": options.receipt,
+        "--prediction keyed": None if options.prediction == "public" else options.prediction,
+    }
+    given = [name for name, value in for_servers.items() if value is not None]
+    if given:
+        raise InputError(f"--local asks no server: leave out {', '.join(given)}")
+
+
+@contextmanager
+def _asked(options: ExplainOptions, failures: list[KeylockError]) -> "Iterator[Iterator[tuple[int, Explanation]]]":
+    """Yield the explanations that `_ask` or `_ask_locally` yields, with the server or the bundle open meanwhile."""
+    asked = {"explainer": options.explainer, "bits": options.bits}
+    if options.local is None:
+        with connect(
+            server=options.server,
+            timeout_s=options.timeout_s,
+            tls=options.tls,
+            tls_ca=options.tls_ca,
+            license_file=options.license_file,
+        ) as client:
+            target = None if options.target is None else _choose_class(options.target, client.model().classes)
+            yield _ask(client, options.images, failures, asked | {"target": target, "prediction": options.prediction})
+    else:
+        from keylock_client import LocalModel
+
+        with LocalModel(options.local, issuer=read_issuers(options.issuer)) as model:
+            target = None if options.target is None else _choose_class(options.target, model.info.classes)
+            yield _ask_locally(model, options.images, failures, asked | {"target": target})
+
+
 def _ask(
-    client: "Client",
-    images: list[str],
-    failures: list[KeylockError],
-    asked: dict[str, Any],
+    client: "Client", images: list[str], failures: list[KeylockError], asked: dict[str, Any]
 ) -> Iterator[tuple[int, "Explanation"]]:
     """Ask for one image, or over a stream for several, so that what is wrong with one of them fails that one alone.
 
@@ -185,13 +203,6 @@ def _ask(
             else:
                 failures.append(name_image(result.error, images[result.number]))
             advance()
-
-
-def _check_local(options: dict[str, object]) -> None:
-    """Refuse options that are for a server."""
-    given = [name for name, value in options.items() if value is not None]
-    if given:
-        raise InputError(f"--local asks no server: leave out {', '.join(given)}")
 
 
 def _ask_locally(
