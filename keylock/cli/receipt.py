@@ -126,13 +126,9 @@ def receipt_verify(
     for given, what in ((image, "--image"), (map_file, "--map"), (proof, "--proof")):
         if not given:
             note(f"not checked, because it was not given: {what}")
-    print_pairs(
-        [
-            ("receipt", f"good, certified by {verified.certificate.issuer.key_id}"),
-            *_told(verified),
-            *([] if logged is None else [("log", f"entry of {logged.origin}, which had {logged.size}")]),
-        ]
-    )
+    good = f"good, certified by {verified.certificate.issuer.key_id}"
+    log = [] if logged is None else [("log", f"entry of {logged.origin}, which had {logged.size}")]
+    print_pairs([("receipt", good), *_told(verified), *log])
 
 
 @app.command("prove")

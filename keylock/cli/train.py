@@ -39,30 +39,11 @@ def train(options: TrainOptions) -> None:
         raise InputError("--dry-run measures one process: start it without torchrun")
     if options.keys > 1 and (options.key_seed is not None or options.key_seed_file is not None):
         raise InputError("give --keys or a key seed, not both: every key gets a new seed beside its bundle")
-
-    def prepare() -> tuple["TrainPlan", list[Secrets]]:
-        plan = make_plan(options, out)
-        make_folder_above(out)
-        environment = take_environment()
-        secrets = [
-            find_secrets(
-                bundle,
-                key_seed=options.key_seed,
-                key_seed_file=options.key_seed_file,
-                key_file=options.key_file,
-                key_passphrase_file=options.key_passphrase_file,
-                environment=without_seed(environment) if options.keys > 1 else environment,
-            )
-            for bundle in bundles
-        ]
-        return plan, secrets
-
     with joined(os.environ) as group:
         if not group.leads:
             # The first process makes the secrets and downloads data.
             group.wait()
-            plan, secrets = prepare()
-            _assist(plan, secrets)
+            _assist(*_prepare(options, bundles))
             return
         from keylock.pipeline import train_for_keys
 
@@ -71,7 +52,7 @@ def train(options: TrainOptions) -> None:
         if options.dry_run:
             _forecast(make_plan(options, out), options.check_seconds, as_json=options.as_json)
             return
-        plan, secrets = prepare()
+        plan, secrets = _prepare(options, bundles)
         signing_key = open_home(options.home, create=True).signing_key()
         group.wait()
         run = partial(
@@ -84,6 +65,25 @@ def train(options: TrainOptions) -> None:
         )
         outcomes = run_issuing(run, bundles, secrets, work=plan.work)
     report_issued(bundles, outcomes, secrets, options.home, as_json=options.as_json)
+
+
+def _prepare(options: TrainOptions, bundles: list[Path]) -> "tuple[TrainPlan, list[Secrets]]":
+    """Plan the run, and find the secrets of each bundle or make them; every process of a run does it."""
+    plan = make_plan(options, bundles[0])
+    make_folder_above(bundles[0])
+    environment = take_environment()
+    secrets = [
+        find_secrets(
+            bundle,
+            key_seed=options.key_seed,
+            key_seed_file=options.key_seed_file,
+            key_file=options.key_file,
+            key_passphrase_file=options.key_passphrase_file,
+            environment=without_seed(environment) if options.keys > 1 else environment,
+        )
+        for bundle in bundles
+    ]
+    return plan, secrets
 
 
 def _forecast(plan: "TrainPlan", check_seconds: float, *, as_json: bool) -> None:
