@@ -1,8 +1,9 @@
 """The `keylock` command: a table of commands, each imported when it is used, and one place where errors become text.
 
 `keylock --help` imports no command. To add one, write a function with typer annotations (or an app made by
-`_console.new_app`) in a module of this package and add a row to `COMMANDS`. Commands raise `KeylockError` for every
-user mistake; `main` prints `error: ...` on standard error and returns the exit code of the error.
+`_console.new_app`) in a module of this package and add a row to `COMMANDS`. One with many options takes a dataclass of
+them, by `_options.takes`. Commands raise `KeylockError` for every user mistake; `main` prints `error: ...` on standard
+error and returns the exit code of the error.
 """
 
 import os
