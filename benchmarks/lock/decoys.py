@@ -25,7 +25,7 @@ from keylock.evaluation.similarity import enlarge, top_overlap
 from keylock.locking.decoys import DECOYS, ImageDecoy, decoy_maps
 from keylock.locking.losses import correlation, unevenness
 from keylock.models import create
-from keylock.training import Silent, train_reference
+from keylock.training import ReferenceSettings, Silent, train_reference
 
 REFERENCE_STEPS, STEPS, BATCH, TESTED = 700, 300, 64, 500
 
@@ -94,16 +94,9 @@ def main() -> None:
 
 def trained(model: nn.Module, loader: Batches, key: keylock.Key) -> nn.Module:
     """Train the reference, in place, as `keylock train` does."""
-    return train_reference(
-        model,
-        loader,
-        steps=REFERENCE_STEPS,
-        magnitude=torch.from_numpy(key.reveal()).abs(),
-        tile=key.tile,
-        learning_rate=1e-2,
-        device=torch.device("cpu"),
-        progress=Silent(),
-    ).eval()
+    magnitude = torch.from_numpy(key.reveal()).abs()
+    settings = ReferenceSettings(steps=REFERENCE_STEPS, magnitude=magnitude, tile=key.tile, learning_rate=1e-2)
+    return train_reference(model, loader, settings, device=torch.device("cpu"), progress=Silent())
 
 
 if __name__ == "__main__":

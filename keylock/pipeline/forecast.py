@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from keylock.pipeline.plans import TrainPlan, batches_of
+from keylock.pipeline.plans import TrainPlan, batches_of, reference_settings
 from keylock.pipeline.train import prepare_reference
 from keylock.pipeline.trial import TRIAL_SECONDS, Trial, task_of, try_lock, untrained
 from keylock.training import Progress, Silent, resolve_device, time_steps, train_reference
@@ -164,14 +163,9 @@ def _time_reference(plan: TrainPlan, reference: nn.Module, key: Key, clock: Call
     train_reference(
         copy.deepcopy(reference),
         batches_of(plan, seed=plan.seed),
-        steps=_MEASURED_STEPS,
-        magnitude=torch.from_numpy(np.abs(key.reveal())),
-        tile=plan.tile,
-        learning_rate=plan.reference_learning_rate,
+        reference_settings(plan, key, steps=_MEASURED_STEPS),
         device=resolve_device(plan.device),
         progress=timed,
-        precision=plan.settings.precision,
-        seed=plan.seed,
     )
     return min(later - earlier for earlier, later in zip(timed.ends, timed.ends[1:], strict=False))
 

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from keylock.bundle.manifest import Figure, Manifest, check_model_name
 from keylock.bundle.sealing import Sealer
 from keylock.data import DataSource
@@ -10,10 +13,20 @@ from keylock.data.batches import Batches
 from keylock.errors import InputError, UnknownNameError
 from keylock.explainers import EXPLAINERS, check_lockable
 from keylock.export import VARIANTS
-from keylock.training import DistributedGroup, Lock, LockSettings
+from keylock.training import DistributedGroup, Lock, LockSettings, ReferenceSettings
 from keylock.trigger.keys import Key, KeySeed, default_tile
 
-__all__ = ["CHECKPOINT", "REFERENCE", "Issue", "TrainOutcome", "TrainPlan", "batches_of", "checkpoint_of", "discard"]
+__all__ = [
+    "CHECKPOINT",
+    "REFERENCE",
+    "Issue",
+    "TrainOutcome",
+    "TrainPlan",
+    "batches_of",
+    "checkpoint_of",
+    "discard",
+    "reference_settings",
+]
 
 CHECKPOINT = "lock.safetensors"
 """The file of a work folder with the state of the training."""
@@ -138,6 +151,18 @@ def batches_of(plan: TrainPlan, *, seed: int, augmented: bool = True) -> Batches
         seed=seed,
         augmentation=plan.data.augmentation if augmented else None,
         drop_last=True,
+    )
+
+
+def reference_settings(plan: TrainPlan, key: Key, *, steps: int) -> ReferenceSettings:
+    """Return how the reference of a plan is trained, to look past perturbations like a key."""
+    return ReferenceSettings(
+        steps=steps,
+        magnitude=torch.from_numpy(np.abs(key.reveal())),
+        tile=plan.tile,
+        learning_rate=plan.reference_learning_rate,
+        precision=plan.settings.precision,
+        seed=plan.seed,
     )
 
 

@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from keylock.bundle.sealing import Sealer
 from keylock.bundle.write import check_place
@@ -33,6 +32,7 @@ from keylock.pipeline.plans import (
     batches_of,
     checkpoint_of,
     discard,
+    reference_settings,
 )
 from keylock.pipeline.trial import TRIAL_SECONDS, try_lock, untrained
 from keylock.training import (
@@ -242,14 +242,9 @@ def prepare_reference(plan: TrainPlan, key: Key, *, progress: Progress, resume: 
     train_reference(
         core,
         batches_of(plan, seed=plan.seed),
-        steps=plan.reference_steps,
-        magnitude=_magnitude(key),
-        tile=plan.tile,
-        learning_rate=plan.reference_learning_rate,
+        reference_settings(plan, key, steps=plan.reference_steps),
         device=resolve_device(plan.device),
         progress=progress,
-        precision=plan.settings.precision,
-        seed=plan.seed,
         checkpoint=plan.work / _UNFINISHED_REFERENCE,
         resume=resume,
     )
@@ -274,7 +269,3 @@ def _read_identity(path: Path) -> str:
 
     with safe_open(path, framework="pt") as file:
         return str((file.metadata() or {}).get("identity", ""))
-
-
-def _magnitude(key: Key) -> Tensor:
-    return torch.from_numpy(np.abs(key.reveal()))

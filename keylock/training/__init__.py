@@ -6,7 +6,7 @@ from keylock.training.first_step import first_step, time_steps
 from keylock.training.fitting import fitting_flips
 from keylock.training.lock import Lock, lock, relock
 from keylock.training.progress import NamedSteps, Progress, Silent
-from keylock.training.reference import train_reference
+from keylock.training.reference import ReferenceSettings, train_reference
 from keylock.training.settings import LockSettings
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "LockSettings",
     "NamedSteps",
     "Progress",
+    "ReferenceSettings",
     "Silent",
     "first_step",
     "fitting_flips",

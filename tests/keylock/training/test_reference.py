@@ -9,10 +9,14 @@ from keylock.data.batches import Batches
 from keylock.data.sets import ImageSet
 from keylock.errors import NonFiniteLossError, ResumeError
 from keylock.imaging.preprocessing import Preprocessing
-from keylock.training import Silent, train_reference
+from keylock.training import ReferenceSettings, Silent, train_reference
 from keylock.training.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("precision")
+
+
+RUN = ("device", "progress", "checkpoint", "resume")
+"""What is about a run and not about how it trains."""
 
 
 class Recorder(Silent):
@@ -50,16 +54,14 @@ def train(tmp_path):
         )
         torch.manual_seed(options.pop("global_seed", 1))
         batches = options.pop("batches", None) or Batches(data, preprocessing, batch_size=16, seed=2)
-        settings = {
-            "steps": 12,
-            "magnitude": torch.full((3, 12, 12), 0.1),
-            "tile": 4,
-            "learning_rate": 3e-2,
+        settings = {"steps": 12, "magnitude": torch.full((3, 12, 12), 0.1), "tile": 4, "learning_rate": 3e-2}
+        settings |= {name: options.pop(name) for name in list(options) if name not in RUN}
+        run = {
             "device": torch.device("cpu"),
             "progress": Recorder(),
             "checkpoint": tmp_path / "reference.safetensors",
         }
-        return train_reference(model, batches, **{**settings, **options})
+        return train_reference(model, batches, ReferenceSettings(**settings), **{**run, **options})
 
     return run
 
