@@ -33,8 +33,9 @@ from keylock.licensing import AnswerDigests, Charge, License, Quota, Rate, Usage
 from keylock.licensing.receipt_keys import Certificate, ReceiptKey, delegate, open_checkpoint
 from keylock.licensing.receipts import Receipt, ReceiptSigner, entry_of, parse_entry, trusts_any
 from keylock.store import Ledger, LicenseStore, log_table
+from keylock.store.counters import Window
 from keylock.store.identity import Presence
-from keylock.store.ledger import ChargeRequest, ChargeResult, Reservation, Window
+from keylock.store.ledger import ChargeRequest, ChargeResult, Reservation
 from keylock.store.logged_charges import compare_with_ledger, compare_with_receipts, record_charge
 from keylock.store.reconcile import reconcile
 from keylock.store.usage import charged

@@ -1,9 +1,9 @@
 """What each license used: reserve before the work, charge after it, release where it failed.
 
-Exact under concurrency, retries and crashes, for these reasons. Nothing is checked first and written later: one
-statement compares a counter with its limit and adds to it. A request is a row of the ledger under (license, request
-id), which is unique, and only a change of that row from reserved to charged is a charge. Row and counters change in
-one transaction. A reservation whose server died expires and is taken back by whoever comes next.
+Exact under concurrency, retries and crashes, for these reasons. Units are compared with the quota and counted by one
+statement (`keylock.store.counters`). A request is a row of the ledger under (license, request id), which is unique, and
+only a change of that row from reserved to charged is a charge. Row and counters change in one transaction. A
+reservation whose server died expires and is taken back by whoever comes next.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,15 +16,16 @@ from typing import Final, NamedTuple, TypeAlias
 from sqlalchemy import Connection
 
 from keylock.errors import QuotaError, RateError, RequestReusedError
-from keylock.licensing import Charge, License, Quota
+from keylock.licensing import Charge, License
 from keylock.licensing.receipts import entry_of
+from keylock.store.counters import Window, add_units, look_up, overage_of, subtract_units
 from keylock.store.database import Database
 from keylock.store.group_commit import GroupCommit
-from keylock.store.periods import PERIODS, day_of, month_of, resets_at
+from keylock.store.periods import day_of, month_of
 from keylock.store.rates import take
 from keylock.store.raw_sql import Statement
 
-__all__ = ["ChargeRequest", "ChargeResult", "Ledger", "Recorder", "Reservation", "Window", "look_up"]
+__all__ = ["ChargeRequest", "ChargeResult", "Ledger", "Recorder", "Reservation", "look_up"]
 
 Recorder: TypeAlias = Callable[[Connection, Charge, bytes], None]
 """Records a charge, given with its entry, elsewhere in the store, inside the transaction that makes it.
@@ -32,7 +33,6 @@ Recorder: TypeAlias = Callable[[Connection, Charge, bytes], None]
 It may be called again with an equal charge that `repeats` another answer, and records that once.
 """
 
-_UNLIMITED: Final = 2**62
 _ATTEMPTS: Final = 5
 _CONTENDED_S: Final = 0.1
 _MOMENT: Final = timedelta(seconds=60)
@@ -61,28 +61,6 @@ class ChargeRequest:
     images: int
     units: int
     attempt: str
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """A quota and how much of it is used.
-
-    Attributes:
-        period: `day`, `month` or `total`.
-        limit: Units in the period; None where there is no limit.
-        used: Units used or reserved.
-        resets_at: When the period ends; None for the total.
-    """
-
-    period: str
-    limit: int | None
-    used: int
-    resets_at: datetime | None
-
-    @property
-    def remaining(self) -> int | None:
-        """Units that are left; None where there is no limit."""
-        return None if self.limit is None else max(0, self.limit - self.used)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +152,6 @@ class Ledger:
     def release(self, order: ChargeRequest) -> "Future[bool]":
         """Gives back what was set aside for a request, unless somebody else works on it or it was charged.
 
-        Args:
-            order: What was asked for.
-
         Returns:
             Whether something was given back.
         """
@@ -185,9 +160,6 @@ class Ledger:
     def reap(self, *, now: datetime) -> "Future[int]":
         """Takes back reservations that have expired, some hundreds at most.
 
-        Args:
-            now: The time, with its zone.
-
         Returns:
             How many were taken back.
         """
@@ -195,14 +167,7 @@ class Ledger:
         return self._commits.submit(lambda connection: self._reap(connection, now), order="\U0010ffff")
 
     def windows(self, license: License, *, now: datetime) -> tuple[Window, ...]:
-        """Looks up what a license has used.
-
-        Args:
-            license: The license, as the store has it.
-            now: The time, with its zone.
-
-        Returns:
-            One window for each period.
+        """Looks up what a license has used, as `look_up`.
 
         Raises:
             StoreError: If the store cannot be used.
@@ -223,84 +188,48 @@ class Ledger:
     ) -> Reservation:
         take(connection, order.license, images=order.images, now=now)
         values = {
-            **_key(order),
-            "request_digest": order.request_digest,
+            **_values(order),
             "model_digest": order.model_digest,
             "explainer": order.explainer,
             "images": order.images,
             "units": order.units,
             "day": day_of(now),
             "month": month_of(now),
-            "attempt": order.attempt,
             "expires_at": ceil(expires_at.timestamp()),
         }
         # Again, because another server may change the row that is in the way between two statements.
         for _ in range(_ATTEMPTS):
             if _RESERVE.row(connection, values) is not None:
-                windows = self._add(connection, order, now)
-                return Reservation(order, expires_at, windows, None)
+                return Reservation(order, expires_at, self._add(connection, order, now), None)
             row = _find(connection, order)
             if row is None:
                 continue
             if row.request_digest != order.request_digest:
                 raise RequestReusedError(order.request_id)
-            if row.charged_at is None and not self._take_over(connection, order, expires_at):
+            if row.charged_at is None and not _TAKE_OVER.change(connection, values):
                 continue
-            charged_at = None if row.charged_at is None else _moment(row.charged_at)
+            charged_at = None if row.charged_at is None else datetime.fromtimestamp(row.charged_at, UTC)
             return Reservation(order, expires_at, look_up(connection, order.license, now), charged_at)
         raise RateError(license_id=order.license.id, retry_after_s=_CONTENDED_S)
 
     @staticmethod
-    def _take_over(connection: Connection, order: ChargeRequest, expires_at: datetime) -> bool:
-        values = {**_key(order), "attempt": order.attempt, "expires_at": ceil(expires_at.timestamp())}
-        return _TAKE_OVER.change(connection, values) == 1
-
-    def _add(self, connection: Connection, order: ChargeRequest, now: datetime) -> tuple[Window, ...]:
-        """Adds the units of a new row to the counters of all periods, or undoes everything and refuses."""
-        quota, starts = order.license.quota, _starts(day_of(now), month_of(now))
-        ceilings = {period: _UNLIMITED if quota.overage else _limit(quota, period) for period in PERIODS}
-        added: dict[str, int] = {}
-        # A first row cannot be compared with a counter that is not there yet.
-        if order.units <= min(ceilings.values()):
-            values: dict[str, object] = {"license": order.license.id, "units": order.units}
-            for period in PERIODS:
-                values[f"{period}_start"], values[f"{period}_ceiling"] = starts[period], ceilings[period]
-            added = dict(_ADD.rows(connection, values))
-        if len(added) < len(PERIODS):
-            self._subtract(connection, order.license.id, order.units, {period: starts[period] for period in added})
-            _FORGET.change(connection, _key(order))
-            raise self._quota_error(connection, order, now)
-        windows = _make_windows(quota, added, now)
-        overage = max(_beyond(window, order.units) for window in windows)
+    def _add(connection: Connection, order: ChargeRequest, now: datetime) -> tuple[Window, ...]:
+        """Counts the units of a new row, or takes the row back and refuses."""
+        try:
+            windows = add_units(connection, order.license, order.units, now=now)
+        except QuotaError:
+            _FORGET.change(connection, _values(order))
+            raise
+        overage = overage_of(windows, order.units)
         if overage:
-            _NOTE_OVERAGE.change(connection, {**_key(order), "overage": overage})
+            _NOTE_OVERAGE.change(connection, {**_values(order), "overage": overage})
         return windows
 
-    def _quota_error(self, connection: Connection, order: ChargeRequest, now: datetime) -> QuotaError:
-        windows = look_up(connection, order.license, now)
-        # Of those that are spent the one that lasts longest: when it is filled again the others are as well.
-        last = [w for w in windows if w.limit is not None and w.used + order.units > w.limit][-1]
-        return QuotaError(
-            license_id=order.license.id,
-            period=last.period,
-            limit=last.limit or 0,
-            used=last.used,
-            units=order.units,
-            resets_at=last.resets_at,
-        )
-
     def _commit(self, connection: Connection, reservation: Reservation, charge: Charge) -> ChargeResult:
-        order, answer_digest = reservation.order, charge.answer.digest()
-        values = {
-            **_key(order),
-            "request_digest": order.request_digest,
-            "attempt": order.attempt,
-            "now": int(charge.time.timestamp()),
-            "answer_digest": answer_digest,
-        }
-        windows = reservation.windows
+        order, windows = reservation.order, reservation.windows
+        answered = {"now": int(charge.time.timestamp()), "answer_digest": charge.answer.digest()}
         for _ in range(_ATTEMPTS):
-            charged = _CHARGE.row(connection, values)
+            charged = _CHARGE.row(connection, _values(order) | answered)
             if charged is not None:
                 units, overage = charged
                 made = charge if units == charge.units else replace(charge, units=units)
@@ -310,25 +239,21 @@ class Ledger:
                 return result
             found = _find(connection, order)
             if found is None:
-                # The reservation was taken back, because it had expired or a twin of the request gave up.
-                windows = self._reserve_again(connection, order, charge.time)
+                # The reservation was taken back, because it had expired or a twin of the request gave up. Its images
+                # have passed the rate already.
+                unlimited = replace(order, license=order.license.model_copy(update={"rate": None}))
+                windows = self._reserve(connection, unlimited, charge.time, charge.time + _MOMENT).windows
             elif found.charged_at is not None or found.request_digest != order.request_digest:
-                return self._repeat(connection, order, found, charge, answer_digest)
+                return self._repeat(connection, order, found, charge)
             # What is there otherwise was set aside by another server since the first statement; it can be charged.
         raise RateError(license_id=order.license.id, retry_after_s=_CONTENDED_S)
 
-    def _reserve_again(self, connection: Connection, order: ChargeRequest, now: datetime) -> tuple[Window, ...]:
-        unlimited = order.license.model_copy(update={"rate": None})
-        return self._reserve(connection, replace(order, license=unlimited), now, now + _MOMENT).windows
-
-    def _repeat(
-        self, connection: Connection, order: ChargeRequest, row: "_Found", charge: Charge, answer_digest: str
-    ) -> ChargeResult:
+    def _repeat(self, connection: Connection, order: ChargeRequest, row: "_Found", charge: Charge) -> ChargeResult:
         if row.charged_at is None or row.request_digest != order.request_digest:
             # The id was released and then used for another request while this one was computed.
             raise RequestReusedError(order.request_id)
-        repeats = None if row.answer_digest == answer_digest else row.answer_digest
-        made = replace(charge, time=_moment(row.charged_at), units=row.units, repeats=repeats)
+        repeats = None if row.answer_digest == charge.answer.digest() else row.answer_digest
+        made = replace(charge, time=datetime.fromtimestamp(row.charged_at, UTC), units=row.units, repeats=repeats)
         result = ChargeResult(
             charge=made,
             entry=entry_of(made),
@@ -341,43 +266,17 @@ class Ledger:
             self._record(connection, made, result.entry)
         return result
 
-    def _release(self, connection: Connection, order: ChargeRequest) -> bool:
-        released = _RELEASE.row(connection, {**_key(order), "attempt": order.attempt})
-        if released is not None:
-            units, day, month = released
-            self._subtract(connection, order.license.id, units, _starts(day, month))
-        return released is not None
-
-    def _reap(self, connection: Connection, now: datetime) -> int:
-        count = 0
-        seconds = int(now.timestamp())
-        for license_id, request_id in _EXPIRED.rows(connection, {"now": seconds}):
-            reaped = _REAP.row(connection, {"license": license_id, "request": request_id, "now": seconds})
-            if reaped is not None:
-                units, day, month = reaped
-                self._subtract(connection, license_id, units, _starts(day, month))
-                count += 1
-        return count
+    @staticmethod
+    def _release(connection: Connection, order: ChargeRequest) -> bool:
+        return _give_back(connection, _RELEASE, _values(order))
 
     @staticmethod
-    def _subtract(connection: Connection, license_id: str, units: int, starts: Mapping[str, int]) -> None:
-        for period, start in starts.items():
-            values = {"license": license_id, "period": period, "start": start, "units": units}
-            _SUBTRACT.change(connection, values)
-
-
-def look_up(connection: Connection, license: License, now: datetime) -> tuple[Window, ...]:
-    """Returns what a license has used, one window for each period.
-
-    Args:
-        connection: A connection inside a transaction.
-        license: The license, as the store has it.
-        now: The time, with its zone.
-    """
-    starts = _starts(day_of(now), month_of(now))
-    values = {"license": license.id, "day_start": starts["day"], "month_start": starts["month"]}
-    used = dict(_USED.rows(connection, values))
-    return _make_windows(license.quota, used, now)
+    def _reap(connection: Connection, now: datetime) -> int:
+        seconds = int(now.timestamp())
+        return sum(
+            _give_back(connection, _REAP, {"license": license_id, "request": request_id, "now": seconds})
+            for license_id, request_id in _EXPIRED.rows(connection, {"now": seconds})
+        )
 
 
 class _Found(NamedTuple):
@@ -390,40 +289,30 @@ class _Found(NamedTuple):
 
 
 def _find(connection: Connection, order: ChargeRequest) -> _Found | None:
-    found = _FIND.row(connection, _key(order))
+    found = _FIND.row(connection, _values(order))
     return None if found is None else _Found(*found)
 
 
-def _key(order: ChargeRequest) -> dict[str, object]:
-    return {"license": order.license.id, "request": order.request_id}
+def _values(order: ChargeRequest) -> dict[str, object]:
+    return {
+        "license": order.license.id,
+        "request": order.request_id,
+        "request_digest": order.request_digest,
+        "attempt": order.attempt,
+    }
 
 
-def _starts(day: int, month: int) -> dict[str, int]:
-    return {"day": day, "month": month, "total": 0}
-
-
-def _limit(quota: Quota, period: str) -> int:
-    limit: int | None = getattr(quota, period)
-    return _UNLIMITED if limit is None else limit
-
-
-def _make_windows(quota: Quota, used: Mapping[str, int], now: datetime) -> tuple[Window, ...]:
-    return tuple(
-        Window(period, getattr(quota, period), used.get(period, 0), resets_at(period, now)) for period in PERIODS
-    )
-
-
-def _beyond(window: Window, units: int) -> int:
-    """Returns how many of the last units were beyond the limit of a window."""
-    return 0 if window.limit is None else min(units, max(0, window.used - window.limit))
-
-
-def _moment(seconds: int) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
+def _give_back(connection: Connection, delete: Statement, values: Mapping[str, object]) -> bool:
+    deleted = delete.row(connection, values)
+    if deleted is not None:
+        license_id, units, day, month = deleted
+        subtract_units(connection, license_id, units, day=day, month=month)
+    return deleted is not None
 
 
 # They are written out, because they are the same on both databases and each of them carries a promise.
 _OWN: Final = "license_id = :license AND request_id = :request"
+_COUNTED: Final = "RETURNING license_id, units, day, month"
 
 _RESERVE: Final = Statement(
     """
@@ -433,28 +322,6 @@ _RESERVE: Final = Statement(
             :day, :month, :attempt, :expires_at, '')
     ON CONFLICT (license_id, request_id) DO NOTHING
     RETURNING request_id
-    """
-)
-# Adds to the counters that stay within their ceilings, and returns those alone: compared and added in one.
-_ADD: Final = Statement(
-    """
-    INSERT INTO counters (license_id, period, start, used, ceiling)
-    VALUES (:license, 'day', :day_start, :units, :day_ceiling),
-           (:license, 'month', :month_start, :units, :month_ceiling),
-           (:license, 'total', :total_start, :units, :total_ceiling)
-    ON CONFLICT (license_id, period, start) DO UPDATE
-    SET used = counters.used + excluded.used, ceiling = excluded.ceiling
-    WHERE counters.used + excluded.used <= excluded.ceiling
-    RETURNING period, used
-    """
-)
-_SUBTRACT: Final = Statement(
-    "UPDATE counters SET used = used - :units WHERE license_id = :license AND period = :period AND start = :start"
-)
-_USED: Final = Statement(
-    """
-    SELECT period, used FROM counters WHERE license_id = :license
-    AND (period = 'day' AND start = :day_start OR period = 'month' AND start = :month_start OR period = 'total')
     """
 )
 _FIND: Final = Statement(f"SELECT {', '.join(_Found._fields)} FROM ledger WHERE {_OWN}")  # noqa: S608 - constants
@@ -471,17 +338,11 @@ _CHARGE: Final = Statement(
     """  # noqa: S608
 )
 _RELEASE: Final = Statement(
-    f"""
-    DELETE FROM ledger WHERE {_OWN} AND charged_at IS NULL AND attempt = :attempt RETURNING units, day, month
-    """  # noqa: S608
+    f"DELETE FROM ledger WHERE {_OWN} AND charged_at IS NULL AND attempt = :attempt {_COUNTED}"  # noqa: S608
 )
 _EXPIRED: Final = Statement(
-    """
-    SELECT license_id, request_id FROM ledger WHERE expires_at < :now ORDER BY license_id, request_id LIMIT 200
-    """
+    "SELECT license_id, request_id FROM ledger WHERE expires_at < :now ORDER BY license_id, request_id LIMIT 200"
 )
 _REAP: Final = Statement(
-    f"""
-    DELETE FROM ledger WHERE {_OWN} AND charged_at IS NULL AND expires_at < :now RETURNING units, day, month
-    """  # noqa: S608
+    f"DELETE FROM ledger WHERE {_OWN} AND charged_at IS NULL AND expires_at < :now {_COUNTED}"  # noqa: S608
 )

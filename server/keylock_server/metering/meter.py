@@ -23,7 +23,8 @@ from keylock.v1 import explanation_pb2 as pb
 from keylock_server.transport.statuses import NoMeteringError, StoreLostError
 
 if TYPE_CHECKING:
-    from keylock.store.ledger import ChargeRequest, ChargeResult, Ledger, Reservation, Window
+    from keylock.store.counters import Window
+    from keylock.store.ledger import ChargeRequest, ChargeResult, Ledger, Reservation
 
 __all__ = ["Meter", "Metered", "describe_windows", "timestamp"]
 
