@@ -5,7 +5,6 @@ The place of an entry is given in that transaction: the row of the head is locke
 both are written with the entry. Entries are never changed or deleted. Needs the `server` extra.
 """
 
-import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,7 +27,7 @@ from sqlalchemy import (
 from keylock.errors import AuditLogError
 from keylock.store.raw_sql import Statement
 from keylock.transparency.checkpoints import Checkpoint
-from keylock.transparency.merkle import Frontier, Tree, consistency_proof, inclusion_proof, leaf_hash
+from keylock.transparency.merkle import Frontier, Tree, leaf_hash
 from keylock.transparency.proofs import ConsistencyProof, InclusionProof
 
 __all__ = [
@@ -298,7 +297,9 @@ def prove_inclusion(connection: Connection, entry: bytes, *, checkpoint: str) ->
     index, size = find(connection, entry), Checkpoint.parse_unverified(checkpoint).size
     if index >= size:
         raise AuditLogError(f"entry {index} is newer than the checkpoint of {size} entries: sign a new checkpoint")
-    return InclusionProof(index, tuple(inclusion_proof(_leaves(connection, size), index)), checkpoint)
+    tree = Tree()
+    grow(connection, tree, size)
+    return InclusionProof(index, tuple(tree.inclusion_proof(index, size=size)), checkpoint)
 
 
 def prove_consistency(connection: Connection, old_size: int, *, checkpoint: str) -> ConsistencyProof:
@@ -312,8 +313,10 @@ def prove_consistency(connection: Connection, old_size: int, *, checkpoint: str)
     Raises:
         AuditLogError: If the earlier state is larger than the later one.
     """
-    leaves = _leaves(connection, Checkpoint.parse_unverified(checkpoint).size)
-    return ConsistencyProof(old_size, tuple(consistency_proof(leaves, old_size)), checkpoint)
+    size = Checkpoint.parse_unverified(checkpoint).size
+    tree = Tree()
+    grow(connection, tree, size)
+    return ConsistencyProof(old_size, tuple(tree.consistency_proof(old_size, size=size)), checkpoint)
 
 
 def verify(
@@ -400,11 +403,3 @@ def _rows(connection: Connection, *, start: int = 0) -> Iterator[tuple[int, byte
         if len(page) < _PAGE:
             return
         start = page[-1].seq + 1
-
-
-def _leaves(connection: Connection, size: int) -> list[bytes]:
-    query = select(_log.c.seq, _log.c.leaf_hash).where(_log.c.seq < size).order_by(_log.c.seq)
-    found = connection.execute(query).all()
-    if [row.seq for row in found] != list(itertools.islice(itertools.count(), size)):
-        raise AuditLogError(f"the audit log was cut: {size} entries were signed and {len(found)} of them are left")
-    return [bytes(row.leaf_hash) for row in found]

@@ -6,17 +6,7 @@ its own name because it needs the `server` extra. What an auditor does with them
 """
 
 from keylock.transparency.checkpoints import Checkpoint
-from keylock.transparency.merkle import (
-    EMPTY_ROOT,
-    Frontier,
-    Tree,
-    consistency_proof,
-    inclusion_proof,
-    leaf_hash,
-    root_of,
-    verify_consistency,
-    verify_inclusion,
-)
+from keylock.transparency.merkle import EMPTY_ROOT, Frontier, Tree, leaf_hash, verify_consistency, verify_inclusion
 from keylock.transparency.notes import NoteKey, open_note, sign_note
 from keylock.transparency.proofs import ConsistencyProof, InclusionProof
 
@@ -28,11 +18,8 @@ __all__ = [
     "InclusionProof",
     "NoteKey",
     "Tree",
-    "consistency_proof",
-    "inclusion_proof",
     "leaf_hash",
     "open_note",
-    "root_of",
     "sign_note",
     "verify_consistency",
     "verify_inclusion",

@@ -9,7 +9,7 @@ References:
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from keylock.errors import AuditLogError
@@ -19,10 +19,7 @@ __all__ = [
     "HASH_BYTES",
     "Frontier",
     "Tree",
-    "consistency_proof",
-    "inclusion_proof",
     "leaf_hash",
-    "root_of",
     "verify_consistency",
     "verify_inclusion",
 ]
@@ -87,46 +84,6 @@ class Frontier:
         return joined
 
 
-def root_of(leaves: Iterable[bytes]) -> bytes:
-    """Returns the root hash of a tree, given the hashes of its leaves in order."""
-    frontier = Frontier()
-    for leaf in leaves:
-        frontier.append(leaf)
-    return frontier.root()
-
-
-def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
-    """Returns the hashes that lead from one leaf to the root.
-
-    Args:
-        leaves: Hashes of all leaves.
-        index: Which leaf, from 0.
-
-    Raises:
-        AuditLogError: If there is no such leaf.
-
-    References:
-        RFC 6962, section 2.1.1.
-    """
-    return _inclusion(lambda start, stop: root_of(leaves[start:stop]), len(leaves), index)
-
-
-def consistency_proof(leaves: Sequence[bytes], old_size: int) -> list[bytes]:
-    """Returns the hashes that show a tree to be the beginning of this one.
-
-    Args:
-        leaves: Hashes of all leaves of the larger tree.
-        old_size: Leaves of the smaller tree.
-
-    Raises:
-        AuditLogError: If the smaller tree is larger than this one.
-
-    References:
-        RFC 6962, section 2.1.2.
-    """
-    return _consistency(lambda start, stop: root_of(leaves[start:stop]), len(leaves), old_size)
-
-
 class Tree:
     """A tree that only grows, with the hashes of all its complete subtrees: 64 bytes for each leaf.
 
@@ -165,7 +122,7 @@ class Tree:
         return self._root_between(0, size) if size else EMPTY_ROOT
 
     def inclusion_proof(self, index: int, *, size: int) -> list[bytes]:
-        """Returns what `inclusion_proof` does for the first leaves.
+        """Returns the hashes that lead from one leaf to the root of the first leaves.
 
         Args:
             index: Which leaf, from 0.
@@ -173,11 +130,27 @@ class Tree:
 
         Raises:
             AuditLogError: If there is no such leaf among them.
+
+        References:
+            RFC 6962, section 2.1.1.
         """
-        return _inclusion(self._root_between, min(size, self.size), index)
+        size = min(size, self.size)
+        if not 0 <= index < size:
+            raise AuditLogError(f"there is no entry {index} in a log of {size}")
+        proof: list[bytes] = []
+        start, stop = 0, size
+        while stop - start > 1:
+            middle = start + _left_size(stop - start)
+            if index < middle:
+                proof.append(self._root_between(middle, stop))
+                stop = middle
+            else:
+                proof.append(self._root_between(start, middle))
+                start = middle
+        return proof[::-1]
 
     def consistency_proof(self, old_size: int, *, size: int) -> list[bytes]:
-        """Returns what `consistency_proof` does for the first leaves.
+        """Returns the hashes that show the tree of the first leaves to begin with that of fewer.
 
         Args:
             old_size: Leaves of the smaller tree.
@@ -185,8 +158,29 @@ class Tree:
 
         Raises:
             AuditLogError: If the smaller tree is larger than the other.
+
+        References:
+            RFC 6962, section 2.1.2.
         """
-        return _consistency(self._root_between, min(size, self.size), old_size)
+        size = min(size, self.size)
+        if not 0 <= old_size <= size:
+            raise AuditLogError(f"a log of {size} entries cannot go on from one of {old_size}")
+        if old_size in {0, size}:
+            return []
+        proof: list[bytes] = []
+        start, stop, known = 0, size, True
+        while old_size != stop:
+            middle = start + _left_size(stop - start)
+            if old_size <= middle:
+                proof.append(self._root_between(middle, stop))
+                stop = middle
+            else:
+                proof.append(self._root_between(start, middle))
+                start, known = middle, False
+        if not known:
+            # The verifier does not know this subtree; the whole old tree it does.
+            proof.append(self._root_between(start, stop))
+        return proof[::-1]
 
     def _root_between(self, start: int, stop: int) -> bytes:
         """Returns the root of the leaves between two places; the recursion of RFC 6962 asks for aligned ones alone."""
@@ -201,43 +195,6 @@ class Tree:
         return bytes(self._levels[height][place * HASH_BYTES : (place + 1) * HASH_BYTES])
 
 
-def _inclusion(root_between: Callable[[int, int], bytes], size: int, index: int) -> list[bytes]:
-    if not 0 <= index < size:
-        raise AuditLogError(f"there is no entry {index} in a log of {size}")
-    proof: list[bytes] = []
-    start, stop = 0, size
-    while stop - start > 1:
-        middle = start + _left_size(stop - start)
-        if index < middle:
-            proof.append(root_between(middle, stop))
-            stop = middle
-        else:
-            proof.append(root_between(start, middle))
-            start = middle
-    return proof[::-1]
-
-
-def _consistency(root_between: Callable[[int, int], bytes], size: int, old_size: int) -> list[bytes]:
-    if not 0 <= old_size <= size:
-        raise AuditLogError(f"a log of {size} entries cannot go on from one of {old_size}")
-    if old_size in {0, size}:
-        return []
-    proof: list[bytes] = []
-    start, stop, known = 0, size, True
-    while old_size != stop:
-        middle = start + _left_size(stop - start)
-        if old_size <= middle:
-            proof.append(root_between(middle, stop))
-            stop = middle
-        else:
-            proof.append(root_between(start, middle))
-            start, known = middle, False
-    if not known:
-        # The verifier does not know this subtree; the whole old tree it does.
-        proof.append(root_between(start, stop))
-    return proof[::-1]
-
-
 def verify_inclusion(leaf: bytes, *, index: int, size: int, proof: Sequence[bytes], root: bytes) -> None:
     """Returns when a leaf is in the tree of a root.
 
@@ -245,7 +202,7 @@ def verify_inclusion(leaf: bytes, *, index: int, size: int, proof: Sequence[byte
         leaf: Hash of the leaf.
         index: Its place, from 0.
         size: Leaves of the tree.
-        proof: What `inclusion_proof` gave.
+        proof: What `Tree.inclusion_proof` gave.
         root: The root hash that is trusted.
 
     Raises:
@@ -281,7 +238,7 @@ def verify_consistency(*, old_size: int, old_root: bytes, size: int, root: bytes
         old_root: Its root hash.
         size: Leaves of the larger tree.
         root: Its root hash.
-        proof: What `consistency_proof` gave.
+        proof: What `Tree.consistency_proof` gave.
 
     Raises:
         AuditLogError: If that is not shown.

@@ -4,12 +4,13 @@ import multiprocessing
 from datetime import UTC, datetime
 
 import pytest
+from rfc6962 import mth
 from sqlalchemy import text
 
 from keylock.crypto.signing import SigningKey
 from keylock.errors import AuditLogError
 from keylock.store import Database, log_table
-from keylock.transparency import Checkpoint, NoteKey, root_of
+from keylock.transparency import Checkpoint, NoteKey
 from keylock.transparency.merkle import Frontier, leaf_hash
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -54,7 +55,7 @@ def test_entries_get_places_in_order_and_the_tree_of_their_hashes(database):
         assert list(log_table.entries(connection)) == list(enumerate(ENTRIES[:4]))
         assert list(log_table.entries(connection, start=2)) == list(enumerate(ENTRIES[:4]))[2:]
         state = log_table.head(connection)
-    assert (state.size, state.root) == (4, root_of(map(leaf_hash, ENTRIES[:4])))
+    assert (state.size, state.root) == (4, mth(ENTRIES[:4]))
 
 
 def test_a_transaction_that_fails_leaves_no_entry(database):

@@ -6,17 +6,7 @@ from hypothesis import strategies as st
 from rfc6962 import mth, path, subproof
 
 from keylock.errors import AuditLogError
-from keylock.transparency import (
-    EMPTY_ROOT,
-    Frontier,
-    Tree,
-    consistency_proof,
-    inclusion_proof,
-    leaf_hash,
-    root_of,
-    verify_consistency,
-    verify_inclusion,
-)
+from keylock.transparency import EMPTY_ROOT, Frontier, Tree, leaf_hash, verify_consistency, verify_inclusion
 
 # The entries and root hashes of the reference implementation of Certificate Transparency.
 ENTRIES = [
@@ -58,30 +48,40 @@ def numbered(size):
     return [size.to_bytes(2, "big") + index.to_bytes(2, "big") for index in range(size)]
 
 
+def tree_of(leaves):
+    tree = Tree()
+    for leaf in leaves:
+        tree.append(leaf)
+    return tree
+
+
+TREE = tree_of(LEAVES)
+
+
 def test_root_hashes_are_those_of_certificate_transparency():
-    assert [root_of(LEAVES[:size]) for size in range(9)] == ROOTS
+    assert [TREE.root(size) for size in range(9)] == [mth(ENTRIES[:size]) for size in range(9)] == ROOTS
     assert ROOTS[0] == EMPTY_ROOT
 
 
 def test_proofs_are_those_of_certificate_transparency():
-    assert [hash_.hex() for hash_ in inclusion_proof(LEAVES, 5)] == INCLUSION_5_OF_8
-    assert inclusion_proof(LEAVES[:3], 2) == [ROOTS[2]]
-    assert [hash_.hex() for hash_ in consistency_proof(LEAVES, 6)] == CONSISTENCY_6_TO_8
-    assert [hash_.hex() for hash_ in consistency_proof(LEAVES[:5], 2)] == CONSISTENCY_2_TO_5
+    assert [hash_.hex() for hash_ in TREE.inclusion_proof(5, size=8)] == INCLUSION_5_OF_8
+    assert TREE.inclusion_proof(2, size=3) == [ROOTS[2]]
+    assert [hash_.hex() for hash_ in TREE.consistency_proof(6, size=8)] == CONSISTENCY_6_TO_8
+    assert [hash_.hex() for hash_ in TREE.consistency_proof(2, size=5)] == CONSISTENCY_2_TO_5
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 16, 17, 31, 33])
 def test_trees_and_proofs_are_those_of_the_definitions(size):
     entries = numbered(size)
     leaves = [leaf_hash(entry) for entry in entries]
-    root = mth(entries)
-    assert root_of(leaves) == root
+    root, tree = mth(entries), tree_of(leaves)
+    assert tree.root(size) == root
     for index in range(size):
-        proof = inclusion_proof(leaves, index)
+        proof = tree.inclusion_proof(index, size=size)
         assert proof == path(index, entries)
         verify_inclusion(leaves[index], index=index, size=size, proof=proof, root=root)
     for old in range(1, size + 1):
-        proof = consistency_proof(leaves, old)
+        proof = tree.consistency_proof(old, size=size)
         assert proof == subproof(old, entries, True)
         verify_consistency(old_size=old, old_root=mth(entries[:old]), size=size, root=root, proof=proof)
 
@@ -90,9 +90,10 @@ def test_trees_and_proofs_are_those_of_the_definitions(size):
 @given(size=st.integers(1, 300), data=st.data())
 def test_a_proof_of_inclusion_holds_for_its_entry_place_and_tree_alone(size, data):
     leaves = [leaf_hash(entry) for entry in numbered(size)]
-    root = root_of(leaves)
+    tree = tree_of(leaves)
+    root = tree.root(size)
     index = data.draw(st.integers(0, size - 1))
-    proof = inclusion_proof(leaves, index)
+    proof = tree.inclusion_proof(index, size=size)
     verify_inclusion(leaves[index], index=index, size=size, proof=proof, root=root)
     place = data.draw(st.integers(0, max(0, len(proof) - 1)))
     flipped = [*proof]
@@ -119,22 +120,18 @@ def test_a_proof_of_inclusion_holds_for_its_entry_place_and_tree_alone(size, dat
 @given(size=st.integers(2, 300), data=st.data())
 def test_a_proof_of_consistency_holds_for_its_two_trees_alone(size, data):
     leaves = [leaf_hash(entry) for entry in numbered(size)]
+    tree = tree_of(leaves)
     old = data.draw(st.integers(1, size - 1))
-    proof = consistency_proof(leaves, old)
-    right = {
-        "old_size": old,
-        "old_root": root_of(leaves[:old]),
-        "size": size,
-        "root": root_of(leaves),
-        "proof": proof,
-    }
+    proof = tree.consistency_proof(old, size=size)
+    right = {"old_size": old, "old_root": tree.root(old), "size": size, "root": tree.root(size), "proof": proof}
     verify_consistency(**right)
-    rewritten = [*leaves]
-    rewritten[data.draw(st.integers(0, old - 1))] = leaf_hash(b"rewritten")
+    other = [*leaves]
+    other[data.draw(st.integers(0, old - 1))] = leaf_hash(b"rewritten")
+    rewritten = tree_of(other)
     place = data.draw(st.integers(0, len(proof) - 1))
     tampered = [
-        {"root": root_of(rewritten), "proof": consistency_proof(rewritten, old)},
-        {"old_root": root_of(rewritten[:old])},
+        {"root": rewritten.root(size), "proof": rewritten.consistency_proof(old, size=size)},
+        {"old_root": rewritten.root(old)},
         {"proof": [*proof, leaves[0]]},
         {"proof": proof[:-1]},
         {"proof": [*proof[:place], leaf_hash(b""), *proof[place + 1 :]]},
@@ -150,7 +147,7 @@ def test_a_proof_of_consistency_holds_for_its_two_trees_alone(size, data):
 def test_every_log_goes_on_from_the_empty_one_and_from_itself():
     verify_consistency(old_size=0, old_root=EMPTY_ROOT, size=8, root=ROOTS[8], proof=[])
     verify_consistency(old_size=8, old_root=ROOTS[8], size=8, root=ROOTS[8], proof=[])
-    assert consistency_proof(LEAVES, 0) == consistency_proof(LEAVES, 8) == []
+    assert TREE.consistency_proof(0, size=8) == TREE.consistency_proof(8, size=8) == []
     with pytest.raises(AuditLogError):
         verify_consistency(old_size=8, old_root=ROOTS[7], size=8, root=ROOTS[8], proof=[])
 
@@ -177,28 +174,25 @@ def test_a_state_of_another_size_is_refused(size, state):
 @pytest.mark.parametrize("index", [-1, 8])
 def test_there_is_no_proof_for_an_entry_that_is_not_there(index):
     with pytest.raises(AuditLogError, match="no entry"):
-        inclusion_proof(LEAVES, index)
+        TREE.inclusion_proof(index, size=8)
     with pytest.raises(AuditLogError, match="cannot go on"):
-        consistency_proof(LEAVES, index + 1 if index > 0 else index)
+        TREE.consistency_proof(index + 1 if index > 0 else index, size=8)
 
 
 def test_a_leaf_never_passes_for_a_node():
     # Without the prefixes, an entry made of two hashes would have the root of the tree of the two.
-    assert leaf_hash(LEAVES[0] + LEAVES[1]) != root_of(LEAVES[:2])
+    assert leaf_hash(LEAVES[0] + LEAVES[1]) != TREE.root(2)
 
 
-def test_a_tree_that_is_kept_gives_the_same_roots_and_proofs():
-    leaves = [leaf_hash(str(n).encode()) for n in range(70)]
-    tree = Tree()
-    for size, leaf in enumerate(leaves, start=1):
-        tree.append(leaf)
-        assert tree.root(size) == root_of(leaves[:size])
-    assert tree.root(0) == EMPTY_ROOT
+def test_a_tree_gives_the_roots_and_proofs_of_all_its_earlier_states():
+    entries = numbered(70)
+    tree = tree_of(map(leaf_hash, entries))
     for size in (1, 2, 3, 7, 8, 33, 64, 69, 70):
-        assert tree.root(size) == root_of(leaves[:size])
+        first = entries[:size]
+        assert tree.root(size) == mth(first)
         for index in range(size):
-            assert tree.inclusion_proof(index, size=size) == inclusion_proof(leaves[:size], index)
-            assert tree.consistency_proof(index, size=size) == consistency_proof(leaves[:size], index)
+            assert tree.inclusion_proof(index, size=size) == path(index, first)
+            assert tree.consistency_proof(index + 1, size=size) == subproof(index + 1, first, True)
     for wrong in (lambda: tree.root(71), lambda: tree.inclusion_proof(70, size=99), lambda: tree.root(-1)):
         with pytest.raises(AuditLogError):
             wrong()
