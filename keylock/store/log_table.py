@@ -10,22 +10,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    Connection,
-    Integer,
-    LargeBinary,
-    MetaData,
-    Table,
-    Text,
-    func,
-    insert,
-    select,
-)
+from sqlalchemy import Connection, insert, select
 
 from keylock.errors import AuditLogError
 from keylock.store.raw_sql import Statement
+from keylock.store.schema import AUDIT_CHECKPOINTS, AUDIT_LOG
 from keylock.transparency.checkpoints import Checkpoint
 from keylock.transparency.merkle import Frontier, Tree, leaf_hash
 from keylock.transparency.proofs import ConsistencyProof, InclusionProof
@@ -34,7 +23,6 @@ __all__ = [
     "MAX_ENTRY_BYTES",
     "append",
     "append_new",
-    "define",
     "entries",
     "find",
     "find_leaf",
@@ -50,59 +38,17 @@ __all__ = [
 # A request of 4,096 images has 20,480 digests.
 MAX_ENTRY_BYTES: Final = 2 * 1024 * 1024
 
-_ONE: Final = 1
 _PAGE: Final = 10_000
 
-_metadata = MetaData()
-_BigId: Final = BigInteger().with_variant(Integer, "sqlite")
-
-
-def define(metadata: MetaData) -> tuple[Table, Table, Table]:
-    """Adds the three tables of the log to the tables of a store.
-
-    Args:
-        metadata: Those of the store.
-
-    Returns:
-        Entries, head and checkpoints.
-    """
-    return (
-        Table(
-            "audit_log",
-            metadata,
-            Column("seq", _BigId, primary_key=True, autoincrement=False),
-            Column("leaf_hash", LargeBinary(32), nullable=False, index=True),
-            Column("entry", LargeBinary, nullable=False),
-        ),
-        Table(
-            "audit_head",
-            metadata,
-            Column("id", Integer, primary_key=True, autoincrement=False),
-            Column("origin", Text, nullable=False),
-            Column("size", _BigId, nullable=False),
-            Column("frontier", LargeBinary, nullable=False),
-        ),
-        Table(
-            "audit_checkpoints",
-            metadata,
-            Column("number", _BigId, primary_key=True, autoincrement=True),
-            Column("size", _BigId, nullable=False),
-            Column("signed_at", BigInteger, nullable=False),
-            Column("note", Text, nullable=False),
-        ),
-    )
-
-
-_log, _head, _checkpoints = define(_metadata)
+_LOG: Final = AUDIT_LOG.c
+_CHECKPOINTS: Final = AUDIT_CHECKPOINTS.c
 
 # What every charge runs.
-_HEAD: Final = Statement(f"SELECT origin, size, frontier FROM audit_head WHERE id = {_ONE}")  # noqa: S608 - a constant
-_LOCKED_HEAD: Final = Statement(
-    f"SELECT origin, size, frontier FROM audit_head WHERE id = {_ONE} FOR UPDATE"  # noqa: S608 - a constant
-)
+_HEAD: Final = Statement("SELECT origin, size, frontier FROM audit_head WHERE id = 1")
+_LOCKED_HEAD: Final = Statement("SELECT origin, size, frontier FROM audit_head WHERE id = 1 FOR UPDATE")
 _LAST: Final = Statement("SELECT seq FROM audit_log ORDER BY seq DESC LIMIT 1")
 _APPEND: Final = Statement("INSERT INTO audit_log (seq, leaf_hash, entry) VALUES (:seq, :leaf_hash, :entry)")
-_MOVE: Final = Statement(f"UPDATE audit_head SET size = :size, frontier = :frontier WHERE id = {_ONE}")  # noqa: S608
+_MOVE: Final = Statement("UPDATE audit_head SET size = :size, frontier = :frontier WHERE id = 1")
 
 
 @dataclass(frozen=True)
@@ -158,18 +104,7 @@ def append(connection: Connection, new: Sequence[bytes]) -> range:
 
 
 def append_new(connection: Connection, entries: Sequence[bytes]) -> range:
-    """Appends those of some entries that are not in the log yet, each once; otherwise as `append`.
-
-    Args:
-        connection: With an open transaction.
-        entries: The entries.
-
-    Returns:
-        The places of those that were appended.
-
-    Raises:
-        AuditLogError: As `append`.
-    """
+    """Appends those of some entries that are not in the log yet, each once, and returns their places; as `append`."""
     # Locked first, so that no other server appends one of them between the look and the write.
     _frontier(connection, lock=True)
     found = dict.fromkeys(entries)
@@ -203,11 +138,10 @@ def find(connection: Connection, entry: bytes) -> int:
     Raises:
         AuditLogError: If it is not in the log.
     """
-    query = select(func.min(_log.c.seq)).where(_log.c.leaf_hash == leaf_hash(entry))
-    place = connection.execute(query).scalar_one()
-    if place is None:
+    found = find_leaf(connection, leaf_hash(entry))
+    if found is None:
         raise AuditLogError("this receipt is not in the audit log: it belongs to another log, or the log was changed")
-    return int(place)
+    return found[0]
 
 
 def find_leaf(connection: Connection, leaf: bytes) -> tuple[int, bytes] | None:
@@ -217,7 +151,7 @@ def find_leaf(connection: Connection, leaf: bytes) -> tuple[int, bytes] | None:
         connection: To the database.
         leaf: Hash of the entry as a leaf, 32 bytes.
     """
-    query = select(_log.c.seq, _log.c.entry).where(_log.c.leaf_hash == leaf).order_by(_log.c.seq).limit(1)
+    query = select(_LOG.seq, _LOG.entry).where(_LOG.leaf_hash == leaf).order_by(_LOG.seq).limit(1)
     row = connection.execute(query).one_or_none()
     return None if row is None else (int(row.seq), bytes(row.entry))
 
@@ -234,7 +168,7 @@ def grow(connection: Connection, tree: Tree, size: int) -> None:
         AuditLogError: If there are less: the log was cut.
     """
     while tree.size < size:
-        query = select(_log.c.seq, _log.c.leaf_hash).where(_log.c.seq >= tree.size).order_by(_log.c.seq).limit(_PAGE)
+        query = select(_LOG.seq, _LOG.leaf_hash).where(_LOG.seq >= tree.size).order_by(_LOG.seq).limit(_PAGE)
         page = connection.execute(query).all()
         for row in page:
             if row.seq != tree.size:
@@ -273,13 +207,13 @@ def sign_checkpoint(
             return latest
     note = sign(state)
     moment = int(at.astimezone(UTC).timestamp())
-    connection.execute(insert(_checkpoints).values(size=state.size, signed_at=moment, note=note))
+    connection.execute(insert(AUDIT_CHECKPOINTS).values(size=state.size, signed_at=moment, note=note))
     return note
 
 
 def latest_checkpoint(connection: Connection) -> str | None:
     """Returns the checkpoint signed last, or None where none was."""
-    query = select(_checkpoints.c.note).order_by(_checkpoints.c.number.desc()).limit(1)
+    query = select(_CHECKPOINTS.note).order_by(_CHECKPOINTS.number.desc()).limit(1)
     return connection.execute(query).scalar_one_or_none()
 
 
@@ -344,7 +278,7 @@ def verify(
         AuditLogError: If anything is wrong.
     """
     origin, stored = _frontier(connection, lock=False)
-    kept = [*connection.execute(select(_checkpoints.c.note).order_by(_checkpoints.c.number)).scalars(), *known]
+    kept = [*connection.execute(select(_CHECKPOINTS.note).order_by(_CHECKPOINTS.number)).scalars(), *known]
     signed: dict[int, list[Checkpoint]] = {}
     for note in kept:
         checkpoint = open_checkpoint(note)
@@ -396,7 +330,7 @@ def _frontier(connection: Connection, *, lock: bool) -> tuple[str, Frontier]:
 
 def _rows(connection: Connection, *, start: int = 0) -> Iterator[tuple[int, bytes, bytes]]:
     while True:
-        query = select(_log).where(_log.c.seq >= start).order_by(_log.c.seq).limit(_PAGE)
+        query = select(AUDIT_LOG).where(_LOG.seq >= start).order_by(_LOG.seq).limit(_PAGE)
         page = connection.execute(query).all()
         for row in page:
             yield row.seq, bytes(row.leaf_hash), bytes(row.entry)

@@ -5,13 +5,13 @@ Times are seconds since 1970 unless a name says otherwise. Ids are texts chosen 
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, Table, Text
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text
 
-from keylock.store.log_table import define
-
-__all__ = ["COUNTERS", "LEDGER", "LICENSES", "RATES", "REVOKED_TOKENS", "metadata"]
+__all__ = ["AUDIT_CHECKPOINTS", "AUDIT_LOG", "COUNTERS", "LEDGER", "LICENSES", "RATES", "REVOKED_TOKENS", "metadata"]
 
 metadata: Final = MetaData()
+
+_BigId: Final = BigInteger().with_variant(Integer, "sqlite")
 
 LICENSES: Final = Table(
     "licenses",
@@ -101,5 +101,30 @@ Table(
     Column("seen_at", BigInteger, nullable=False),
 )
 
-# Entries, head and checkpoints of the audit log, of which keylock.store.log_table is the only reader and writer.
-define(metadata)
+# The audit log, of which `keylock.store.log_table` is the only reader and writer: its entries in order, where it ends,
+# and the states of it that were signed.
+AUDIT_LOG: Final = Table(
+    "audit_log",
+    metadata,
+    Column("seq", _BigId, primary_key=True, autoincrement=False),
+    Column("leaf_hash", LargeBinary(32), nullable=False, index=True),
+    Column("entry", LargeBinary, nullable=False),
+)
+
+Table(
+    "audit_head",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("origin", Text, nullable=False),
+    Column("size", _BigId, nullable=False),
+    Column("frontier", LargeBinary, nullable=False),
+)
+
+AUDIT_CHECKPOINTS: Final = Table(
+    "audit_checkpoints",
+    metadata,
+    Column("number", _BigId, primary_key=True, autoincrement=True),
+    Column("size", _BigId, nullable=False),
+    Column("signed_at", BigInteger, nullable=False),
+    Column("note", Text, nullable=False),
+)
