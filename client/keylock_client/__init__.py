@@ -10,6 +10,7 @@ It needs gRPC, NumPy and Pillow, and no machine learning framework.
 from keylock import __version__
 from keylock_client import _quiet, errors  # noqa: F401 - `_quiet` comes before gRPC
 from keylock_client._async import AsyncClient
+from keylock_client._limits import RequestLimits
 from keylock_client._local import LocalModel
 from keylock_client._operators import DEFAULT_ADMIN_TARGET, AdminClient
 from keylock_client._settings import DEFAULT_PORT, DEFAULT_TARGET, Tls
@@ -49,17 +50,8 @@ from keylock_client.errors import (
     UnsupportedError,
     Violation,
 )
-from keylock_client.results import (
-    ClassScore,
-    Explained,
-    Explainer,
-    Explanation,
-    Model,
-    ModelInfo,
-    Prediction,
-    Progress,
-    RequestLimits,
-)
+from keylock_client.explanations import Explained, Explanation, Progress
+from keylock_client.results import ClassScore, Explainer, Model, ModelInfo, Prediction
 
 __all__ = [
     "DEFAULT_ADMIN_TARGET",

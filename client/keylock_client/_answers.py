@@ -14,10 +14,12 @@ from keylock.imaging.preprocessing import Preprocessing
 from keylock.inference import inference_pb2 as oip
 from keylock.v1 import admin_pb2, license_pb2
 from keylock.v1 import explanation_pb2 as pb
+from keylock_client._limits import RequestLimits
 from keylock_client._maps import read_map, senseless
 from keylock_client._sources import Source
 from keylock_client.charges import Estimate, LicenseInfo, Quota, Receipt, Usage
-from keylock_client.results import ClassScore, Explainer, Explanation, Model, ModelInfo, Prediction, RequestLimits
+from keylock_client.explanations import Explanation
+from keylock_client.results import ClassScore, Explainer, Model, ModelInfo, Prediction
 
 __all__ = [
     "estimate",

@@ -18,7 +18,8 @@ from keylock_client._sources import ImageLike
 from keylock_client._streams import Unreadable, check_in_flight, pause_s, worth_another_try
 from keylock_client.charges import Estimate, LicenseInfo, Proof, Quota, Receipt
 from keylock_client.errors import ClientError, LicenseRefusedError
-from keylock_client.results import Explained, Explanation, ModelInfo, Prediction, Progress
+from keylock_client.explanations import Explained, Explanation, Progress
+from keylock_client.results import ModelInfo, Prediction
 
 __all__ = ["AsyncClient"]
 

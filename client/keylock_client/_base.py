@@ -19,7 +19,8 @@ from keylock_client._settings import DEFAULT_TARGET, Settings, Tls, Token, check
 from keylock_client._streams import Images
 from keylock_client.charges import Receipt
 from keylock_client.errors import BadAnswerError, ClientError, ClosedError, RequestRefusedError
-from keylock_client.results import Explained, ModelInfo
+from keylock_client.explanations import Explained
+from keylock_client.results import ModelInfo
 
 __all__ = ["BaseClient"]
 

@@ -21,7 +21,8 @@ from keylock.errors import InputError
 from keylock.text.printable import printable
 
 if TYPE_CHECKING:
-    from keylock_client.results import Explanation, Prediction
+    from keylock_client.explanations import Explanation
+    from keylock_client.results import Prediction
 
 __all__ = ["explanation_html", "failure_html", "fitted", "png", "prediction_html", "show"]
 

@@ -33,7 +33,8 @@ from keylock_client.errors import (
     TooLargeError,
     Violation,
 )
-from keylock_client.results import Explanation, ModelInfo, Prediction
+from keylock_client.explanations import Explanation
+from keylock_client.results import ModelInfo, Prediction
 
 if TYPE_CHECKING:
     from keylock.licensing.revocations import Revocations

@@ -17,7 +17,8 @@ from keylock_client._answers import predictions_of, score_of
 from keylock_client._local_graphs import LocalGraphs
 from keylock_client._sources import ImageLike, Source, read_sources
 from keylock_client.charges import Usage
-from keylock_client.results import Explainer, Explanation, Model, ModelInfo, Prediction
+from keylock_client.explanations import Explanation
+from keylock_client.results import Explainer, Model, ModelInfo, Prediction
 
 __all__ = ["LocalModel"]
 

@@ -24,7 +24,8 @@ from keylock_client._receipts import Trust, read_receipt
 from keylock_client._requests import MAX_STREAM_BYTES, check_request_id
 from keylock_client._sources import ImageLike, Source, read_source
 from keylock_client.errors import BadAnswerError, ClientError, DeadlineError
-from keylock_client.results import Explained, Explanation, ModelInfo, Progress
+from keylock_client.explanations import Explained, Explanation, Progress
+from keylock_client.results import ModelInfo
 
 __all__ = ["MAX_WAITING_BYTES", "Images", "Unreadable", "check_in_flight", "cost_of", "pause_s", "worth_another_try"]
 

@@ -1,4 +1,4 @@
-"""Results are frozen, show themselves briefly, draw themselves on their images and save themselves."""
+"""Explanations are frozen, show themselves briefly, draw themselves on their images and save themselves."""
 
 import base64
 import dataclasses
