@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from keylock_client import _exchanges as exchanges
 from keylock_client._async_stream import Feed, Stream
 from keylock_client._base import BaseClient
-from keylock_client._exchanges import Call, Exchange
+from keylock_client._calls import Call, Exchange
 from keylock_client._sources import ImageLike
 from keylock_client._streams import Unreadable, check_in_flight, pause_s, worth_another_try
 from keylock_client.charges import Estimate, LicenseInfo, Proof, Quota, Receipt

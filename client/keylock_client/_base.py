@@ -12,7 +12,7 @@ from keylock.crypto.issuers import load_keys
 from keylock.errors import InputError
 from keylock.v1 import explanation_pb2
 from keylock_client import _exchanges as exchanges
-from keylock_client._exchanges import Call, Memory, Method
+from keylock_client._calls import Call, Memory, Method
 from keylock_client._failures import translate, translate_status
 from keylock_client._receipts import Trust, verify_receipt
 from keylock_client._settings import DEFAULT_TARGET, Settings, Tls, Token, check_timeout, read_environment

@@ -5,11 +5,9 @@ and `AsyncClient` differ only in how they make the calls of one and the same exc
 """
 
 import re
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
 
 from google.protobuf.message import Message
 
@@ -17,10 +15,11 @@ from keylock.inference import inference_pb2 as oip
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import license_pb2
 from keylock_client import _answers as answers
+from keylock_client._calls import Call, Exchange, Memory, Method
 from keylock_client._checks import Asked
 from keylock_client._limits import RequestLimits
 from keylock_client._maps import senseless
-from keylock_client._receipts import Trust, newer, question, read_proof, read_receipt
+from keylock_client._receipts import newer, question, read_proof, read_receipt
 from keylock_client._requests import chunks, explain_request, infer_request
 from keylock_client._settings import Token
 from keylock_client._sources import ImageLike, Source, read_sources
@@ -36,14 +35,7 @@ from keylock_client.errors import (
 from keylock_client.explanations import Explanation
 from keylock_client.results import ModelInfo, Prediction
 
-if TYPE_CHECKING:
-    from keylock.licensing.revocations import Revocations
-
 __all__ = [
-    "Call",
-    "Exchange",
-    "Memory",
-    "Method",
     "access",
     "catch_up",
     "describe",
@@ -65,105 +57,6 @@ _REVOCATIONS_S = 300
 
 # What can be sent as `Bearer` (RFC 6750, section 2.1), and no more of it than a server takes of a license.
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{1,8192}=*", re.ASCII)
-
-T = TypeVar("T")
-
-
-class Method(StrEnum):
-    """The methods a client calls, by the full name gRPC knows them by."""
-
-    EXPLAIN = "/keylock.v1.ExplanationService/Explain"
-    EXPLAIN_STREAM = "/keylock.v1.ExplanationService/ExplainStream"
-    GET_MODEL = "/keylock.v1.ExplanationService/GetModel"
-    ESTIMATE = "/keylock.v1.ExplanationService/EstimateExplain"
-    GET_LICENSE = "/keylock.v1.LicenseService/GetLicense"
-    GET_USAGE = "/keylock.v1.LicenseService/GetUsage"
-    PROVE_RECEIPT = "/keylock.v1.LicenseService/ProveReceipt"
-    GET_RECEIPT_REVOCATIONS = "/keylock.v1.LicenseService/GetReceiptRevocations"
-    EXCHANGE_TOKEN = "/keylock.v1.LicenseService/ExchangeToken"  # noqa: S105 - the name of a method
-    MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
-
-    @property
-    def answer(self) -> type[Message]:
-        """The type of the answer."""
-        return _ANSWERS[self]
-
-
-_ANSWERS: dict[Method, type[Message]] = {
-    Method.EXPLAIN: pb.ExplainResponse,
-    Method.EXPLAIN_STREAM: pb.ExplainStreamResponse,
-    Method.GET_MODEL: pb.GetModelResponse,
-    Method.ESTIMATE: pb.EstimateExplainResponse,
-    Method.GET_LICENSE: license_pb2.GetLicenseResponse,
-    Method.GET_USAGE: license_pb2.GetUsageResponse,
-    Method.PROVE_RECEIPT: license_pb2.ProveReceiptResponse,
-    Method.GET_RECEIPT_REVOCATIONS: license_pb2.GetReceiptRevocationsResponse,
-    Method.EXCHANGE_TOKEN: license_pb2.ExchangeTokenResponse,
-    Method.MODEL_INFER: oip.ModelInferResponse,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One call to make.
-
-    Attributes:
-        method: Which.
-        request: The message to send.
-        request_id: The id in the message, if it has one.
-        licensed: Whether the license goes along. Predictions need none, so they are shown none.
-        access: The access token that goes in its place, if there is one.
-        begins_anew: Whether it has as long as the whole exchange before it: the next images of a long list.
-    """
-
-    method: Method
-    request: Message
-    request_id: str = ""
-    licensed: bool = False
-    access: Token | None = None
-    begins_anew: bool = False
-
-
-Exchange: TypeAlias = Generator[Call, Any, T]
-"""A conversation with the server that ends in a `T`."""
-
-
-@dataclass(slots=True)
-class Memory:
-    """What a client remembers about the server between calls; assignment is atomic, so threads may share it.
-
-    Attributes:
-        model_name: The model to ask for; empty for the one that is served.
-        model_version: Its version; empty for the newest one.
-        compression: How explanations are compressed; None for what the server is set to.
-        info: The description of the model, once it was asked for.
-        trust: Whose receipts to trust.
-        exchanges: Whether the license is exchanged for access tokens.
-        binds: Whether they are bound to the client's certificate.
-        access: The access token, and until when it is used.
-        revocations: Which receipt keys were taken back; None until a list was read.
-        revocations_until: When to ask again.
-        signs_receipts: Whether the server has ever said that it signs receipts; then an answer without one is refused.
-        clock: Seconds, for how long an access token is used.
-    """
-
-    model_name: str = ""
-    model_version: str = ""
-    compression: str | None = None
-    info: ModelInfo | None = None
-    trust: Trust = field(default_factory=Trust)
-    exchanges: bool = False
-    binds: bool = False
-    access: tuple[Token, float] | None = None
-    revocations: "Revocations | None" = None
-    revocations_until: float = float("-inf")
-    signs_receipts: bool = False
-    clock: Callable[[], float] = time.monotonic
-
-    @property
-    def revoked(self) -> frozenset[str]:
-        """Ids of receipt keys that were taken back, as far as is known."""
-        return frozenset() if self.revocations is None else self.revocations.keys
 
 
 def describe(memory: Memory, *, refresh: bool = False) -> Exchange[ModelInfo]:
@@ -312,24 +205,18 @@ def explain(
     memory: Memory,
     images: ImageLike | Sequence[ImageLike],
     *,
-    explainer: str | None,
-    target: int | str | None,
-    parameters: Mapping[str, Any] | None,
-    map_dtype: str | None,
-    prediction: str,
     request_id: str | None,
     bits: int | None = None,
+    **options: Any,  # noqa: ANN401 - those of explain_request
 ) -> Exchange[Explanation | list[Explanation]]:
     """Explain images, in as many calls as it takes."""
     sources, single = yield from _read_images(memory, images, bits=bits)
-    options = explain_options(
-        memory, explainer=explainer, target=target, parameters=parameters, map_dtype=map_dtype, prediction=prediction
-    )
+    written = explain_options(memory, **options)
     info = yield from describe(memory)
     found: list[Explanation] = []
     for call_id, first, chunk in chunks(sources, request_id, most=info.limits.images):
         request = pb.ExplainRequest(request_id=call_id, images=[source.message() for source in chunk])
-        request.MergeFrom(options)
+        request.MergeFrom(written)
         try:
             answer: pb.ExplainResponse = yield from licensed(
                 memory,
@@ -345,7 +232,7 @@ def explain(
         receipt = read_receipt(
             answer,
             maps,
-            Asked(call_id, options, request.images),
+            Asked(call_id, written, request.images),
             memory.trust,
             revoked=memory.revoked,
             expected=memory.signs_receipts,
