@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, Unpack, overload
 
 import grpc
 import grpc.aio
@@ -14,6 +14,7 @@ from keylock_client import _exchanges as exchanges
 from keylock_client._async_stream import Feed, Stream
 from keylock_client._base import BaseClient
 from keylock_client._calls import Call, Exchange
+from keylock_client._requests import ExplainOptions
 from keylock_client._sources import ImageLike
 from keylock_client._streams import Unreadable, check_in_flight, pause_s, worth_another_try
 from keylock_client.charges import Estimate, LicenseInfo, Proof, Quota, Receipt
@@ -57,32 +58,10 @@ class AsyncClient(BaseClient):
 
     @overload
     async def explain(  # type: ignore[overload-overlap]
-        self,
-        image: ImageLike,
-        *,
-        explainer: str | None = ...,
-        target: int | str | None = ...,
-        parameters: Mapping[str, Any] | None = ...,
-        map_dtype: str | None = ...,
-        prediction: str = ...,
-        bits: int | None = ...,
-        request_id: str | None = ...,
-        timeout_s: float | None = ...,
+        self, image: ImageLike, **options: Unpack[ExplainOptions]
     ) -> Explanation: ...
     @overload
-    async def explain(
-        self,
-        image: Sequence[ImageLike],
-        *,
-        explainer: str | None = ...,
-        target: int | str | None = ...,
-        parameters: Mapping[str, Any] | None = ...,
-        map_dtype: str | None = ...,
-        prediction: str = ...,
-        bits: int | None = ...,
-        request_id: str | None = ...,
-        timeout_s: float | None = ...,
-    ) -> list[Explanation]: ...
+    async def explain(self, image: Sequence[ImageLike], **options: Unpack[ExplainOptions]) -> list[Explanation]: ...
     async def explain(
         self,
         image: ImageLike | Sequence[ImageLike],
@@ -234,12 +213,7 @@ class AsyncClient(BaseClient):
             arrived = await stream.next(limit)
         except (grpc.RpcError, grpc.aio.UsageError, ValueError) as error:
             return None, self._failure(error, call, limit)
-        if arrived is None or isinstance(arrived, Unreadable):
-            return arrived, None
-        message, failure = self._read(call, arrived)
-        if failure is not None:
-            raise failure
-        return message, None
+        return self._read_stream(call, arrived), None
 
     async def _run(self, exchange: Exchange[T], timeout_s: float | None) -> T:
         limit = self._limit(timeout_s)

@@ -16,7 +16,7 @@ from keylock_client._calls import Call, Memory, Method
 from keylock_client._failures import translate, translate_status
 from keylock_client._receipts import Trust, verify_receipt
 from keylock_client._settings import DEFAULT_TARGET, Settings, Tls, Token, check_timeout, read_environment
-from keylock_client._streams import Images
+from keylock_client._streams import Images, Unreadable
 from keylock_client.charges import Receipt
 from keylock_client.errors import BadAnswerError, ClientError, ClosedError, RequestRefusedError
 from keylock_client.explanations import Explained
@@ -77,16 +77,14 @@ class BaseClient:
         # Made here, so that a missing file is reported where it is named.
         self._credentials = self._settings.channel_credentials()
         issuers = () if issuer is None else load_keys(issuer)
-        token = self._settings.token
-        trust = Trust.make(issuers, None if token is None else token.reveal())
-        certified = self._settings.tls is not None and self._settings.tls.certificate is not None
+        token, encryption = self._settings.token, self._settings.tls
         self._memory = Memory(
             model_name=self._settings.model,
             model_version=self._settings.model_version,
             compression=self._settings.compression,
-            trust=trust,
+            trust=Trust.make(issuers, None if token is None else token.reveal()),
             exchanges=exchange_tokens and token is not None,
-            binds=certified,
+            binds=encryption is not None and encryption.certificate is not None,
         )
         self._methods: dict[Method, Callable[..., Any]] = {}
         self._closed = False
@@ -159,6 +157,15 @@ class BaseClient:
         except DecodeError:
             text = f"the server at {self._settings.target} sent an answer that cannot be read"
             return None, BadAnswerError(f"{text}: check that it is a keylock server", request_id=call.request_id)
+
+    def _read_stream(self, call: Call, arrived: bytes | Unreadable | None) -> Message | Unreadable | None:
+        """Parse what a stream gave next, where it is an answer."""
+        if arrived is None or isinstance(arrived, Unreadable):
+            return arrived
+        message, failure = self._read(call, arrived)
+        if failure is not None:
+            raise failure
+        return message
 
     def _images(self, given: object, *, request_id: str | None, bits: int | None, **options: Any) -> Images:  # noqa: ANN401
         """Check the arguments of `explain_many`, before anything is sent."""

@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -18,6 +18,7 @@ __all__ = [
     "MAX_IMAGES",
     "MAX_MESSAGE_BYTES",
     "MAX_STREAM_BYTES",
+    "ExplainOptions",
     "check_request_id",
     "chunks",
     "explain_request",
@@ -44,6 +45,19 @@ COMPRESSIONS: dict[str | None, pb.Compression.ValueType] = {
 }
 _PREDICTIONS = {"public": pb.PREDICTION_KIND_PUBLIC, "keyed": pb.PREDICTION_KIND_KEYED}
 _DTYPES = {"float32": pb.DATA_TYPE_FLOAT32, "float16": pb.DATA_TYPE_FLOAT16, "uint8": pb.DATA_TYPE_UINT8}
+
+
+class ExplainOptions(TypedDict, total=False):
+    """What `explain` takes beside the images, as `Client.explain` says."""
+
+    explainer: str | None
+    target: int | str | None
+    parameters: Mapping[str, Any] | None
+    map_dtype: str | None
+    prediction: str
+    bits: int | None
+    request_id: str | None
+    timeout_s: float | None
 
 
 def chunks(

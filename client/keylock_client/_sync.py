@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, Unpack, overload
 
 import grpc
 from google.protobuf.message import Message
@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from keylock_client import _exchanges as exchanges
 from keylock_client._base import BaseClient
 from keylock_client._calls import Call, Exchange
+from keylock_client._requests import ExplainOptions
 from keylock_client._sources import ImageLike
 from keylock_client._streams import Unreadable, check_in_flight, pause_s, worth_another_try
 from keylock_client._sync_stream import Feed, Stream
@@ -80,32 +81,10 @@ class Client(BaseClient):
 
     @overload
     def explain(  # type: ignore[overload-overlap]
-        self,
-        image: ImageLike,
-        *,
-        explainer: str | None = ...,
-        target: int | str | None = ...,
-        parameters: Mapping[str, Any] | None = ...,
-        map_dtype: str | None = ...,
-        prediction: str = ...,
-        bits: int | None = ...,
-        request_id: str | None = ...,
-        timeout_s: float | None = ...,
+        self, image: ImageLike, **options: Unpack[ExplainOptions]
     ) -> Explanation: ...
     @overload
-    def explain(
-        self,
-        image: Sequence[ImageLike],
-        *,
-        explainer: str | None = ...,
-        target: int | str | None = ...,
-        parameters: Mapping[str, Any] | None = ...,
-        map_dtype: str | None = ...,
-        prediction: str = ...,
-        bits: int | None = ...,
-        request_id: str | None = ...,
-        timeout_s: float | None = ...,
-    ) -> list[Explanation]: ...
+    def explain(self, image: Sequence[ImageLike], **options: Unpack[ExplainOptions]) -> list[Explanation]: ...
     def explain(
         self,
         image: ImageLike | Sequence[ImageLike],
@@ -372,12 +351,7 @@ class Client(BaseClient):
             arrived = stream.next(limit)
         except (grpc.RpcError, ValueError) as error:
             return None, self._failure(error, call, limit)
-        if arrived is None or isinstance(arrived, Unreadable):
-            return arrived, None
-        message, failure = self._read(call, arrived)
-        if failure is not None:
-            raise failure
-        return message, None
+        return self._read_stream(call, arrived), None
 
     def _run(self, exchange: Exchange[T], timeout_s: float | None) -> T:
         limit = self._limit(timeout_s)
