@@ -6,6 +6,7 @@ the key. The format is described in docs/bundle-format.md.
 
 from keylock.bundle.canary import CANARY_FILE, Canary, seal_canary
 from keylock.bundle.delta_sealing import SealedDelta
+from keylock.bundle.key_entry import KeyEntry
 from keylock.bundle.manifest import (
     WEIGHTS_FILE,
     Architecture,
@@ -14,7 +15,6 @@ from keylock.bundle.manifest import (
     ExplainerEntry,
     Figure,
     Issuer,
-    KeyEntry,
     Manifest,
     model_digest_of,
 )

@@ -5,30 +5,19 @@ believe all of it. Field by field: docs/bundle-format.md.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Annotated, Final, Literal, Self
 
-import numpy as np
-from pydantic import (
-    AfterValidator,
-    AwareDatetime,
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from keylock.bundle.key_flips import MAX_FLIPS_TEXT, open_flips, seal_flips
+from keylock.bundle.key_entry import KeyEntry
 from keylock.crypto.digests import digest_of
 from keylock.crypto.signing import VerifyingKey, canonical_json
 from keylock.errors import BundleError, DataError, InputError
 from keylock.imaging.preprocessing import Preprocessing
 from keylock.text.class_names import normalise_class_names
-from keylock.trigger.keys import DERIVATION, Key, KeySeed
 
 __all__ = [
     "DELTA_FILE",
@@ -44,7 +33,6 @@ __all__ = [
     "ExplainerEntry",
     "Figure",
     "Issuer",
-    "KeyEntry",
     "Manifest",
     "VariantEntry",
     "check_file_name",
@@ -78,10 +66,6 @@ def check_file_name(name: str) -> str:
     return name
 
 
-def _to_seconds(moment: datetime) -> datetime:
-    return moment.astimezone(UTC).replace(microsecond=0)
-
-
 def _check_printable(text: str) -> str:
     # A manifest from anybody is shown on terminals, which obey control characters.
     if not text.isprintable():
@@ -103,7 +87,7 @@ def _check_class_names(names: tuple[str, ...]) -> tuple[str, ...]:
 
 FileName = Annotated[str, AfterValidator(check_file_name)]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-Moment = Annotated[AwareDatetime, AfterValidator(_to_seconds)]
+Moment = Annotated[AwareDatetime, AfterValidator(lambda moment: moment.astimezone(UTC).replace(microsecond=0))]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=1000), AfterValidator(_check_printable)]
 Name = Annotated[str, Field(pattern=rf"^{_MODEL_NAME}$")]
@@ -193,58 +177,6 @@ class ExplainerEntry(_Entry):
         if (self.runtime == "torch") != (self.graph is None):
             raise ValueError(f"explainer {self.name}: a graph is needed, but for the runtime torch, which has none")
         return self
-
-
-class KeyEntry(_Entry):
-    """What is public about the key.
-
-    Attributes:
-        id: The id of its seed.
-        strength: Its height on pixels from 0 to 1.
-        tile: Side of its repeated block in pixels.
-        derivation: The name of the derivation from the seed.
-        flips: Which of the derived signs were turned to fit the network, encrypted under the seed; None where none
-            were. A manifest without is written without the field.
-    """
-
-    id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-    strength: Annotated[float, Field(gt=0, le=1)]
-    tile: Annotated[int, Field(ge=1)]
-    derivation: Literal["hkdf-sha256/sign-tile/v1"] = DERIVATION
-    flips: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=MAX_FLIPS_TEXT)] | None = None
-
-    @classmethod
-    def of(cls, key: Key, seed: KeySeed | None = None) -> "KeyEntry":
-        """Returns what is public about a key.
-
-        Args:
-            key: The key.
-            seed: Its seed, where signs of the key may have been turned.
-        """
-        derived = key if seed is None else Key.derive(seed, shape=key.shape, std=key.std, tile=key.tile)
-        turned = np.sign(derived.reveal()) != np.sign(key.reveal())
-        flips = None
-        if seed is not None and turned.any():
-            flips = seal_flips(turned[:, : key.tile, : key.tile], seed)
-        return cls(id=key.id, strength=key.strength, tile=key.tile, flips=flips)
-
-    def key(self, seed: KeySeed, preprocessing: Preprocessing) -> Key:
-        """Returns the key of a seed for images that are preprocessed in some way.
-
-        Raises:
-            UnsealError: If signs of the key were turned, and not under this seed.
-        """
-        derived = Key.derive(
-            seed, shape=preprocessing.shape, std=preprocessing.std, strength=self.strength, tile=self.tile
-        )
-        if self.flips is None:
-            return derived
-        return derived.turned(open_flips(self.flips, seed, shape=(derived.shape[0], self.tile, self.tile)))
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
-        values: dict[str, JsonValue] = handler(self)
-        return {name: value for name, value in values.items() if name != "flips" or value is not None}
 
 
 class DeltaEntry(_Entry):
@@ -412,8 +344,6 @@ def model_digest_of(files: Mapping[str, str]) -> str:
 
 
 def _check_distinct(kind: str, names: Iterable[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
+    for name, count in Counter(names).items():
+        if count > 1:
             raise ValueError(f"the {kind} {name!r} is listed twice")
-        seen.add(name)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keylock.bundle.delta_sealing import SealedDelta
-from keylock.bundle.manifest import KeyEntry
+from keylock.bundle.key_entry import KeyEntry
 from keylock.errors import TensorError
 from keylock.imaging.preprocessing import Preprocessing
 from keylock.trigger import Recogniser, TriggerStatistics, read, trigger_secret

@@ -16,6 +16,7 @@ from pydantic import JsonValue, ValidationError
 from keylock import __version__
 from keylock.bundle.container import ARCHIVE_SUFFIX, Content, chunks_of, write_archive
 from keylock.bundle.delta_sealing import seal_delta, secret_of_key
+from keylock.bundle.key_entry import KeyEntry
 from keylock.bundle.manifest import (
     DELTA_FILE,
     MANIFEST_FILE,
@@ -27,7 +28,6 @@ from keylock.bundle.manifest import (
     ExplainerEntry,
     Figure,
     Issuer,
-    KeyEntry,
     Manifest,
     VariantEntry,
     check_file_name,

@@ -9,14 +9,13 @@ import numpy as np
 from pydantic import JsonValue
 from torch import Tensor
 
-from keylock.bundle import CANARY_FILE, BundleContent, seal_canary, write_bundle
+from keylock.bundle import CANARY_FILE, BundleContent, KeyEntry, seal_canary, write_bundle
 from keylock.bundle.manifest import (
     STATISTICS_FILE,
     WEIGHTS_FILE,
     Architecture,
     Decoy,
     Figure,
-    KeyEntry,
     Manifest,
     check_model_name,
 )

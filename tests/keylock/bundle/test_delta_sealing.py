@@ -13,7 +13,7 @@ from safetensors.numpy import load, save
 
 from keylock.bundle import export_public, open_bundle, reseal, write_bundle
 from keylock.bundle.delta_sealing import SealedDelta, seal_delta, secret_of_key
-from keylock.bundle.manifest import KeyEntry
+from keylock.bundle.key_entry import KeyEntry
 from keylock.crypto.signing import SigningKey, canonical_json, decode_base64url, encode_base64url
 from keylock.errors import BundleError, BundleTamperedError, InputError, UnsealError
 from keylock.trigger import trigger_secret

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from keylock.bundle import KeyEntry
-from keylock.bundle.key_flips import open_flips, seal_flips
+from keylock.bundle.key_entry import open_flips, seal_flips
 from keylock.errors import UnsealError
 from keylock.imaging.preprocessing import Preprocessing
 from keylock.trigger.keys import Key, KeySeed
