@@ -8,33 +8,22 @@ and EXIF orientation all end as upright 8-bit RGB. Values of more than eight bit
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    ImageFile,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import Image, JpegImagePlugin
 
 from keylock.errors import ImageError
 from keylock.imaging.deep_images import deep_values, is_deep, stated_bits
 from keylock.imaging.dicom import is_dicom, measure_dicom, read_dicom
+from keylock.imaging.formats import explained, format_of, has_several_scans, open_file, opener_of, orientation_of
 from keylock.imaging.grey_levels import GreyLevels, agree_on_bits, fewest_bits, to_8_bits
 from keylock.imaging.pictures import LYING, Picture, of_array, of_image
 
-__all__ = ["FORMATS", "ImageLimits", "OpenedImage", "decode", "is_dicom", "measure", "to_rgb"]
+__all__ = ["ImageLimits", "OpenedImage", "decode", "is_dicom", "measure", "to_rgb"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,23 +40,42 @@ class ImageLimits:
     max_pixels: int = 50_000_000
     max_side: int = 2**17
 
+    def check_bytes(self, data: bytes) -> None:
+        """Returns when a file is not too large.
+
+        Raises:
+            ImageError: If it is, or is empty.
+        """
+        if not data:
+            raise ImageError("the image is empty (0 bytes): send the contents of a PNG or JPEG file")
+        if len(data) > self.max_bytes:
+            raise ImageError(
+                f"the image file has {len(data):,} bytes and at most {self.max_bytes:,} are accepted: "
+                "send a smaller one"
+            )
+
+    def check_size(self, width: int, height: int) -> None:
+        """Returns when an image is not too large, in pixels.
+
+        Raises:
+            ImageError: If it is, or has no pixels.
+        """
+        if width <= 0 or height <= 0:
+            raise ImageError(f"the image has no pixels ({width} x {height}): send one that has some")
+        if max(width, height) > self.max_side:
+            raise ImageError(
+                f"the image has {width} x {height} pixels and sides of at most {self.max_side:,} are accepted: "
+                "scale it down before sending it"
+            )
+        if width * height > self.max_pixels:
+            raise ImageError(
+                f"the image has {width} x {height} pixels and at most {self.max_pixels:,} are accepted: "
+                "scale it down before sending it"
+            )
+
 
 DEFAULT_LIMITS: Final = ImageLimits()
 
-# The readers are called directly, because Image.open warns through the process-wide warning filters about sizes that
-# are checked here anyhow, and because it tries every format it knows.
-_READERS: Final[dict[str, tuple[Callable[[bytes], bool], Callable[[io.BytesIO], ImageFile.ImageFile]]]] = {
-    "PNG": (lambda head: head.startswith(b"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
-    "JPEG": (lambda head: head.startswith(b"\xff\xd8\xff"), JpegImagePlugin.jpeg_factory),
-    "WebP": (lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP", WebPImagePlugin.WebPImageFile),
-    "GIF": (lambda head: head[:6] in (b"GIF87a", b"GIF89a"), GifImagePlugin.GifImageFile),
-    "BMP": (lambda head: head.startswith(b"BM"), BmpImagePlugin.BmpImageFile),
-    "TIFF": (lambda head: head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImagePlugin.TiffImageFile),
-}
-FORMATS: Final = tuple(_READERS)
-
-# Compressions, sample formats and layouts that Pillow and pydicom do not know fail in them as damage does.
-_OF_MANY_KINDS: Final = frozenset({"TIFF", "DICOM"})
 # What a pixel takes while an image is decoded, in bytes: Pillow's copy; with more than eight bits copies of both halves
 # and their sum; what the decoders of some formats hold beside it; the coefficients of a progressive JPEG file.
 _PIXEL_BYTES: Final = 4
@@ -75,12 +83,6 @@ _DEEP_BYTES: Final = 24
 _DEEP_GREY_BYTES: Final = 10
 _EXTRA_BYTES: Final = {"WebP": 16}
 _COEFFICIENT_BYTES: Final = 8
-
-_TILE_SIDES: Final = (322, 323)
-_NEW_SUBFILE_TYPE: Final = 254
-_COPY_OR_MASK: Final = 1 | 4
-_LOOKED_AT_PAGES: Final = 16
-_EXIF_ORIENTATION: Final = 0x0112
 
 
 class OpenedImage:
@@ -100,11 +102,11 @@ class OpenedImage:
         Raises:
             ImageError: If the bytes are no such file, or are damaged, animated, without pixels or over the limits.
         """
-        _check_bytes(data, limits)
+        limits.check_bytes(data)
         _takes_dicom(data, False)
-        self._data, self._name = data, _sniff(data)
-        with _explained(self._name):
-            self._image = _open(self._name, data, limits)
+        self._data, self._name = data, format_of(data)
+        with explained(self._name):
+            self._image = open_file(self._name, data, limits.check_size)
             self._deep = is_deep(self._image)
         self.size = self._image.size
 
@@ -117,10 +119,10 @@ class OpenedImage:
         if not isinstance(self._image, JpegImagePlugin.JpegImageFile):
             return
         width, height = self.size
-        lies = _orientation(self._image) in LYING
+        lies = orientation_of(self._image) in LYING
         times = choose(width, height) if lies else choose(height, width)
         if times > 1:
-            with _explained(self._name):
+            with explained(self._name):
                 self._image.draft(None, (width // times, height // times))
 
     @property
@@ -130,7 +132,7 @@ class OpenedImage:
         if self._deep:
             return pixels * (_DEEP_GREY_BYTES if self._image.mode.startswith("I") else _DEEP_BYTES)
         beside = pixels * _EXTRA_BYTES.get(self._name, 0)
-        if isinstance(self._image, JpegImagePlugin.JpegImageFile) and _has_several_scans(self._image, self._data):
+        if isinstance(self._image, JpegImagePlugin.JpegImageFile) and has_several_scans(self._image, self._data):
             beside += pixels * _COEFFICIENT_BYTES
         return beside + self._image.width * self._image.height * _PIXEL_BYTES
 
@@ -144,14 +146,14 @@ class OpenedImage:
         Raises:
             ImageError: If the pixels are damaged, or have values of which nobody says how many bits they have.
         """
-        with _explained(self._name):
+        with explained(self._name):
             if not self._deep:
                 self._image.load()
-                return of_image(self._image, orientation=_orientation(self._image), full_size=self.size)
-            values = deep_values(self._image, self._data, _READERS[self._name][1])
+                return of_image(self._image, orientation=orientation_of(self._image), full_size=self.size)
+            values = deep_values(self._image, self._data, opener_of(self._name))
             levels = _levels(values, stated_bits(self._image, self._data, values))
             chosen = _choose_bits(levels, bits, guess)
-            return of_array(values, lambda part: _over_white(part, chosen), orientation=_orientation(self._image))
+            return of_array(values, lambda part: _over_white(part, chosen), orientation=orientation_of(self._image))
 
 
 def decode(
@@ -177,11 +179,12 @@ def decode(
     Raises:
         ImageError: As `OpenedImage` raises it, and as its `read` does.
     """
-    _check_bytes(data, limits)
+    limits.check_bytes(data)
     if _takes_dicom(data, dicom):
-        with _explained("DICOM"):
-            check = partial(_check_size, limits=limits)
-            return read_dicom(data, check_size=check, choose_bits=lambda levels: _choose_bits(levels, bits, guess))
+        with explained("DICOM"):
+            return read_dicom(
+                data, check_size=limits.check_size, choose_bits=lambda levels: _choose_bits(levels, bits, guess)
+            )
     return OpenedImage(data, limits=limits).read(bits=bits, guess=guess).pixels()
 
 
@@ -199,16 +202,16 @@ def measure(data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS, dicom: bool = 
     Raises:
         ImageError: As `decode` does.
     """
-    _check_bytes(data, limits)
+    limits.check_bytes(data)
     if _takes_dicom(data, dicom):
-        with _explained("DICOM"):
-            return measure_dicom(data, check_size=partial(_check_size, limits=limits))
-    name = _sniff(data)
-    with _explained(name):
-        image = _open(name, data, limits)
+        with explained("DICOM"):
+            return measure_dicom(data, check_size=limits.check_size)
+    name = format_of(data)
+    with explained(name):
+        image = open_file(name, data, limits.check_size)
         if not is_deep(image):
             return None
-        values = deep_values(image, data, _READERS[name][1])
+        values = deep_values(image, data, opener_of(name))
         return _levels(values, stated_bits(image, data, values))
 
 
@@ -227,7 +230,7 @@ def to_rgb(image: Image.Image, *, bits: int | None = None) -> NDArray[np.uint8]:
     """
     if not image.width or not image.height:
         raise ImageError(f"the image has no pixels ({image.width} x {image.height}): send one that has some")
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     if image.mode == "F":
         raise ImageError("the image has floating-point values, which have no scale: convert it to 8 or 16 bits")
     if not image.mode.startswith("I"):
@@ -248,67 +251,12 @@ def _choose_bits(levels: GreyLevels, bits: int | None, guess: bool) -> int:
         raise
 
 
-def _check_bytes(data: bytes, limits: ImageLimits) -> None:
-    if not data:
-        raise ImageError("the image is empty (0 bytes): send the contents of a PNG or JPEG file")
-    if len(data) > limits.max_bytes:
-        raise ImageError(
-            f"the image file has {len(data):,} bytes and at most {limits.max_bytes:,} are accepted: send a smaller one"
-        )
-
-
 def _takes_dicom(data: bytes, dicom: bool) -> bool:
     if not is_dicom(data):
         return False
     if not dicom:
         raise ImageError("the image is a DICOM file, which is not read here: send it as PNG or TIFF")
     return True
-
-
-def _open(name: str, data: bytes, limits: ImageLimits) -> Image.Image:
-    """Opens a file of a known format, and checks everything that its header tells."""
-    # The WebP reader allocates the canvas as soon as it is opened; the PNG reader calls no pixels damage.
-    if name == "WebP":
-        _check_size(*_webp_size(data), limits=limits)
-    elif name == "PNG":
-        _check_size(*_png_size(data), limits=limits)
-    image = _READERS[name][1](io.BytesIO(data))
-    _check_size(*image.size, limits=limits)
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        # A tile is unpacked whole, however little of it the image uses.
-        _check_size(*(int(image.tag_v2.get(side, 1)) for side in _TILE_SIDES), limits=limits)
-        _check_pages(image)
-    # Phones write MPO files: a JPEG image followed by previews, which are not an animation.
-    elif image.format != "MPO" and getattr(image, "is_animated", False):
-        raise ImageError(f"the {name} image is animated: send a single frame")
-    return image
-
-
-@contextmanager
-def _explained(name: str) -> Iterator[None]:
-    try:
-        yield
-    except ImageError:
-        raise
-    except Exception as error:  # The readers raise whatever the damage leads to: OSError, SyntaxError, struct.error...
-        if name in _OF_MANY_KINDS:
-            kinds = "or of a kind that is not read: send the whole file, or a PNG file"
-            raise ImageError(f"the {name} image cannot be decoded, it is damaged or truncated, {kinds}") from error
-        raise ImageError(
-            f"the {name} image cannot be decoded, it is damaged or truncated: send the whole file again"
-        ) from error
-
-
-def _check_pages(image: TiffImagePlugin.TiffImageFile) -> None:
-    """Refuses a file with several pages; smaller copies and masks of the same image do not count."""
-    for _ in range(_LOOKED_AT_PAGES):
-        try:
-            image.seek(image.tell() + 1)
-        except EOFError:
-            break
-        if not int(image.tag_v2.get(_NEW_SUBFILE_TYPE, 0)) & _COPY_OR_MASK:
-            raise ImageError("the TIFF image has several pages: send a single one")
-    image.seek(0)
 
 
 def _levels(values: NDArray[Any], stated: int | None) -> GreyLevels:
@@ -325,75 +273,3 @@ def _over_white(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
         return rgb
     opacity = values[..., 3:].astype(np.float32) / 65535
     return np.rint(rgb * opacity + 255 * (1 - opacity)).astype(np.uint8)
-
-
-def _sniff(data: bytes) -> str:
-    head = data[:16]
-    for name, (matches, _) in _READERS.items():
-        if matches(head):
-            return name
-    raise ImageError(f"the bytes are not an image file that keylock reads: send one of {', '.join(FORMATS)}")
-
-
-def _check_size(width: int, height: int, *, limits: ImageLimits) -> None:
-    if width <= 0 or height <= 0:
-        raise ImageError(f"the image has no pixels ({width} x {height}): send one that has some")
-    if max(width, height) > limits.max_side:
-        raise ImageError(
-            f"the image has {width} x {height} pixels and sides of at most {limits.max_side:,} are accepted: "
-            "scale it down before sending it"
-        )
-    if width * height > limits.max_pixels:
-        raise ImageError(
-            f"the image has {width} x {height} pixels and at most {limits.max_pixels:,} are accepted: "
-            "scale it down before sending it"
-        )
-
-
-def _png_size(data: bytes) -> tuple[int, int]:
-    """Reads width and height from the IHDR chunk, which comes first (PNG specification, sections 5.6 and 11.2.1)."""
-    head = data[:24]
-    if len(head) < 24 or head[12:16] != b"IHDR":
-        raise ImageError("the PNG image cannot be decoded, it is damaged or truncated: send the whole file again")
-    return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
-
-
-def _webp_size(data: bytes) -> tuple[int, int]:
-    """Reads width and height from the header of a WebP file.
-
-    References:
-        RFC 9649, section 2.7 (VP8X canvas), section 3.4 (VP8L header); RFC 6386, section 9.1 (VP8 frame header).
-    """
-    head, chunk = data[:30].ljust(30, b"\0"), data[12:16]
-    if chunk == b"VP8X":
-        return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
-    if chunk == b"VP8L":
-        bits = int.from_bytes(head[21:25], "little")
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
-
-
-def _has_several_scans(image: JpegImagePlugin.JpegImageFile, data: bytes) -> bool:
-    """Returns whether all coefficients are kept until the last scan: the first one has not all of them.
-
-    References:
-        ITU-T T.81, sections B.1.1.4 (markers with lengths) and B.2.3 (scan header).
-    """
-    if image.info.get("progressive"):
-        return True
-    place = 2
-    while place + 5 <= len(data) and data[place] == 0xFF:
-        marker = data[place + 1]
-        if marker == 0xDA:
-            return data[place + 4] < image.layers
-        # Bytes that fill up, and markers without a length.
-        step = 1 if marker == 0xFF else 2 if marker == 0x01 or 0xD0 <= marker <= 0xD8 else 0
-        place += step or 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-    return True
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return cast(int, image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # Damaged EXIF data is not a reason to refuse pixels that are whole.
-        return 1

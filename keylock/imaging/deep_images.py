@@ -15,7 +15,7 @@ from PIL import Image, ImageFile, TiffImagePlugin
 
 from keylock.errors import ImageError
 
-__all__ = ["deep_values", "is_deep", "stated_bits"]
+__all__ = ["Opener", "deep_values", "is_deep", "stated_bits"]
 
 Opener = Callable[[io.BytesIO], ImageFile.ImageFile]
 
