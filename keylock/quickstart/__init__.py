@@ -9,7 +9,8 @@ from keylock.quickstart.folder import Folder
 from keylock.quickstart.picture import write_picture
 from keylock.quickstart.recipe import QUICK, RECIPE, Recipe
 from keylock.quickstart.report import write_report
-from keylock.quickstart.story import Chapter, Story, Teller, tell
+from keylock.quickstart.story import Chapter, Story, Teller
+from keylock.quickstart.telling import tell
 
 __all__ = [
     "QUICK",
