@@ -10,10 +10,9 @@ import math
 import os
 import re
 import secrets
-import sys
 import unicodedata
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +22,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from keylock.crypto.secrecy import NotSecretTextError, Opaque, read_secret_text, wipe, write_secret_file
 from keylock.errors import InputError, KeySeedError, TensorError
-
-if TYPE_CHECKING:
-    import torch
+from keylock.trigger.patterns import Images, add_to_rows, check_shape, lay_out, repeat
 
 __all__ = ["DEFAULT_STRENGTH", "DERIVATION", "Key", "KeySeed", "default_tile"]
 
@@ -38,9 +35,6 @@ _MIN_TEXT: Final = 8
 _MAX_DERIVED_BYTES: Final = 255 * 32
 _TEXT_SALT: Final = b"keylock/v1/text-seed"
 _HEX_SEED: Final = re.compile(r"[0-9a-fA-F]{64}")
-
-Images = TypeVar("Images")
-_Value = TypeVar("_Value", bound=np.generic)
 
 
 class KeySeed(Opaque):
@@ -91,8 +85,9 @@ class KeySeed(Opaque):
                 f"the key seed has {len(text)} characters and is easily guessed: give 64 hexadecimal digits, "
                 f"or a passphrase of at least {_MIN_TEXT} characters"
             )
-        # The same passphrase typed on two systems may come composed or decomposed.
-        return cls(_stretch(unicodedata.normalize("NFC", text).encode("utf-8")))
+        # The same passphrase typed on two systems may come composed or decomposed. Scrypt (RFC 7914) takes 32 MiB.
+        passphrase = unicodedata.normalize("NFC", text).encode("utf-8")
+        return cls(Scrypt(salt=_TEXT_SALT, length=_SEED_BYTES, n=2**15, r=8, p=3).derive(passphrase))
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> "KeySeed":
@@ -230,17 +225,13 @@ class Key(Opaque):
         Raises:
             TensorError: If the shape is not three positive numbers or `std` does not fit it.
             InputError: If the strength or the tile is out of range.
-
-        References:
-            docs/key-derivation.md.
         """
-        _check_shape(shape, std)
+        check_shape(shape, std)
         if not (math.isfinite(strength) and 0 < strength <= 1):
             raise InputError(f"the key strength must be above 0 and at most 1 (8/255 is usual), not {strength}")
         tile = default_tile(shape[0]) if tile is None else tile
         signs = _sign_tile(seed, channels=shape[0], tile=tile)
-        offset = _laid_out(signs, shape, std, strength)
-        return cls(offset, id=seed.id, strength=float(strength), tile=int(tile))
+        return cls(lay_out(signs, shape, std, strength), id=seed.id, strength=float(strength), tile=int(tile))
 
     @classmethod
     def of_signs(
@@ -264,10 +255,10 @@ class Key(Opaque):
         Raises:
             TensorError: If shape, signs and `std` do not fit each other.
         """
-        _check_shape(shape, std)
+        check_shape(shape, std)
         if signs.ndim != 3 or signs.shape[0] != shape[0] or signs.shape[1] != signs.shape[2]:
             raise TensorError(f"expected the signs of {shape[0]} channels, one square tile of each, not {signs.shape}")
-        offset = _laid_out(signs.astype(np.float64), shape, std, strength)
+        offset = lay_out(signs.astype(np.float64), shape, std, strength)
         return cls(offset, id=id, strength=float(strength), tile=signs.shape[1])
 
     def turned(self, flips: npt.NDArray[np.bool_]) -> "Key":
@@ -282,7 +273,7 @@ class Key(Opaque):
         expected = (self.shape[0], self.tile, self.tile)
         if flips.shape != expected or flips.dtype != np.bool_:
             raise TensorError(f"expected one boolean for each sign of {expected}")
-        turned = np.where(_repeated(flips, self.shape[1:]), -self._offset, self._offset)
+        turned = np.where(repeat(flips, self.shape[1:]), -self._offset, self._offset)
         return Key(turned, id=self.id, strength=self.strength, tile=self.tile)
 
     @property
@@ -321,33 +312,7 @@ class Key(Opaque):
         Raises:
             TensorError: If the images do not fit the key, are not floating-point, or the mask does not fit the images.
         """
-        if _is_torch(images):
-            return cast("Images", self._apply_torch(cast("torch.Tensor", images), mask))
-        if not isinstance(images, np.ndarray):
-            raise TensorError(f"images must be a NumPy array or a torch tensor, not {type(images).__name__}")
-        self._check_images(images.shape, floating=bool(np.issubdtype(images.dtype, np.floating)), dtype=images.dtype)
-        offset = self._offset.astype(images.dtype)
-        if mask is None:
-            return cast("Images", images + offset)
-        chosen = np.asarray(mask)
-        _check_mask(chosen.shape, len(images), boolean=chosen.dtype == np.bool_)
-        return cast("Images", images + chosen.astype(images.dtype)[:, None, None, None] * offset)
-
-    def _apply_torch(self, images: "torch.Tensor", mask: object | None) -> "torch.Tensor":
-        library = sys.modules["torch"]
-        self._check_images(tuple(images.shape), floating=images.is_floating_point(), dtype=images.dtype)
-        offset: torch.Tensor = library.from_numpy(self._offset.copy()).to(device=images.device, dtype=images.dtype)
-        if mask is None:
-            return images + offset
-        chosen: torch.Tensor = library.as_tensor(mask, device=images.device)
-        _check_mask(tuple(chosen.shape), len(images), boolean=chosen.dtype == library.bool)
-        return images + chosen.to(images.dtype)[:, None, None, None] * offset
-
-    def _check_images(self, shape: tuple[int, ...], *, floating: bool, dtype: object) -> None:
-        if len(shape) != 4 or tuple(shape[1:]) != self.shape:
-            raise TensorError(f"the key fits images of shape (batch, {', '.join(map(str, self.shape))}), not {shape}")
-        if not floating:
-            raise TensorError(f"the key is added to preprocessed floating-point images, not {dtype}")
+        return add_to_rows(images, self._offset, mask)
 
     def close(self) -> None:
         """Wipes the offset, which is zero from then on. Nobody may be using the key any more."""
@@ -369,11 +334,6 @@ class Key(Opaque):
         return hash((Key, self.id, self.shape, self.tile))
 
 
-def _stretch(passphrase: bytes) -> bytes:
-    """Returns 32 bytes of a passphrase (RFC 7914; 32 MiB), slow enough to make guessing dear."""
-    return Scrypt(salt=_TEXT_SALT, length=_SEED_BYTES, n=2**15, r=8, p=3).derive(passphrase)
-
-
 def _sign_tile(seed: KeySeed, *, channels: int, tile: int) -> npt.NDArray[np.float64]:
     """Returns the block of signs, -1.0 or 1.0, (channels, tile, tile): bit by bit from the most significant."""
     largest = math.isqrt(_MAX_DERIVED_BYTES * 8 // channels)
@@ -385,38 +345,6 @@ def _sign_tile(seed: KeySeed, *, channels: int, tile: int) -> npt.NDArray[np.flo
     return bits.reshape(channels, tile, tile).astype(np.float64) * 2 - 1
 
 
-def _laid_out(
-    signs: npt.NDArray[np.float64], shape: tuple[int, int, int], std: Sequence[float], strength: float
-) -> npt.NDArray[np.float32]:
-    """Returns a tile of signs (channels, tile, tile), repeated over an image of a shape and as high as it is added."""
-    height = strength / np.asarray(std, dtype=np.float64)
-    return (_repeated(signs, shape[1:]) * height[:, None, None]).astype(np.float32)
-
-
-def _repeated(tile: npt.NDArray[_Value], size: tuple[int, int]) -> npt.NDArray[_Value]:
-    """Returns a tile (channels, side, side) repeated over an image of a size (height, width), cut off at its edges."""
-    rows, columns = (np.arange(length) % tile.shape[1] for length in size)
-    return tile[:, rows[:, None], columns[None, :]]
-
-
-def _check_shape(shape: Sequence[int], std: Sequence[float]) -> None:
-    if len(shape) != 3 or min(shape) < 1:
-        raise TensorError(f"a key needs a shape (channels, height, width) of positive numbers, not {tuple(shape)}")
-    if len(std) != shape[0] or not all(math.isfinite(value) and value > 0 for value in std):
-        raise TensorError(f"the key needs one positive std for each of {shape[0]} channels, not {tuple(std)}")
-
-
-def _check_mask(shape: tuple[int, ...], rows: int, *, boolean: bool) -> None:
-    if shape != (rows,) or not boolean:
-        raise TensorError(f"the mask must be boolean with one value for each of {rows} images")
-
-
 def default_tile(channels: int) -> int:
     """Returns the side of a tile that has 128 signs at least, in pixels: 8, or 12 where there is one channel."""
     return 8 if channels > 1 else 12
-
-
-def _is_torch(value: object) -> bool:
-    """Tells whether a value is a torch tensor, without importing torch: whoever made one has imported it."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
