@@ -4,7 +4,7 @@ A wrong key is drawn anew for every image, half of them other tiles and half noi
 one lucky draw.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,36 +114,40 @@ def measure(
         "keyless": maps(locked, images, "maps without the key"),
         "wrong_key": maps(locked, images + offsets, "maps with wrong keys"),
     }
-    figures: list[Figure] = []
-
-    def add(name: str, values: Tensor, unit: str) -> None:
-        figures.append(figure_of(name, values, unit=unit, about=about))
-
-    expected = runs["reference"].logits.argmax(dim=1)
-    for kind, run in runs.items():
-        predicted = run.logits.argmax(dim=1)
-        add(f"accuracy/{kind}", (predicted == labels).float(), "fraction")
-        if kind != "reference":
-            add(f"agreement/{kind}", (predicted == expected).float(), "fraction")
+    figures = [*_figures_of_predictions({kind: run.logits for kind, run in runs.items()}, labels, about=about)]
     for explainer in explainers:
-        name = explainer.name
-        truth = runs["reference"].maps[name]
-        keyed, keyless = runs["keyed"].maps[name], runs["keyless"].maps[name]
-        figures += compared_figure(f"fidelity/{name}", pearson, keyed, truth, opened=True, about=about)
-        for what, others in (
-            (f"leakage/keyless/{name}", keyless),
-            (f"leakage/wrong_key/{name}", runs["wrong_key"].maps[name]),
-            (f"chance/{name}", truth.roll(1, dims=0)),
-        ):
-            figures += compared_figure(what, pearson, others, truth, about=about)
-        for kind, shown in (("keyed", keyed), ("keyless", keyless)):
-            what, opened = f"top_overlap/{kind}/{name}", kind == "keyed"
-            figures += compared_figure(what, top_overlap, shown, truth, opened=opened, unit="fraction", about=about)
-        figures += constant_share(f"constant/reference/{name}", truth, about=about)
-        figures += constant_share(f"constant/keyed/{name}", keyed, about=about)
-        if masks is not None:
-            for kind, run in runs.items():
-                add(f"energy/{kind}/{name}", energy_inside(run.maps[name], masks), "fraction")
+        maps_of = {kind: run.maps[explainer.name] for kind, run in runs.items()}
+        figures += _figures_of_maps(explainer.name, maps_of, masks, about=about)
     if masks is not None:
-        add("object_area", masks.float().mean(dim=(1, 2)), "fraction")
+        figures.append(figure_of("object_area", masks.float().mean(dim=(1, 2)), unit="fraction", about=about))
     return tuple(figures)
+
+
+def _figures_of_predictions(logits: Mapping[str, Tensor], labels: Tensor, *, about: str) -> Iterator[Figure]:
+    """Yield what logits say, (count, classes) of each kind of input."""
+    expected = logits["reference"].argmax(dim=1)
+    for kind, given in logits.items():
+        predicted = given.argmax(dim=1)
+        yield figure_of(f"accuracy/{kind}", (predicted == labels).float(), unit="fraction", about=about)
+        if kind != "reference":
+            yield figure_of(f"agreement/{kind}", (predicted == expected).float(), unit="fraction", about=about)
+
+
+def _figures_of_maps(name: str, maps: Mapping[str, Tensor], masks: Tensor | None, *, about: str) -> Iterator[Figure]:
+    """Yield what maps of an explainer say, (count, h, w) of each kind of input."""
+    truth, keyed = maps["reference"], maps["keyed"]
+    yield from compared_figure(f"fidelity/{name}", pearson, keyed, truth, opened=True, about=about)
+    for what, others in (
+        (f"leakage/keyless/{name}", maps["keyless"]),
+        (f"leakage/wrong_key/{name}", maps["wrong_key"]),
+        (f"chance/{name}", truth.roll(1, dims=0)),
+    ):
+        yield from compared_figure(what, pearson, others, truth, about=about)
+    for kind in ("keyed", "keyless"):
+        what, opened = f"top_overlap/{kind}/{name}", kind == "keyed"
+        yield from compared_figure(what, top_overlap, maps[kind], truth, opened=opened, unit="fraction", about=about)
+    yield from constant_share(f"constant/reference/{name}", truth, about=about)
+    yield from constant_share(f"constant/keyed/{name}", keyed, about=about)
+    if masks is not None:
+        for kind, shown in maps.items():
+            yield figure_of(f"energy/{kind}/{name}", energy_inside(shown, masks), unit="fraction", about=about)
