@@ -12,6 +12,7 @@ from keylock.trigger.keys import KeySeed
 from keylock_server.inference.cores import threads_per_batch
 from keylock_server.inference.devices import warn_about_two_runtimes
 from keylock_server.inference.runtime import ServedModel
+from keylock_server.inference.sessions import Sessions
 from keylock_server.inference.shared_secrets import find_seed
 from keylock_server.settings import ServerSettings, Source
 
@@ -76,10 +77,12 @@ class Opener:
                 delta=delta,
                 statistics=None if key is None else bundle.statistics(),
                 canary=canary,
-                device=settings.device,
-                threads=threads_per_batch(settings),
-                max_batch=settings.max_batch,
-                engine_cache=settings.engine_cache,
+                sessions=Sessions(
+                    settings.device,
+                    threads=threads_per_batch(settings),
+                    max_batch=settings.max_batch,
+                    engine_cache=settings.engine_cache,
+                ),
                 max_passes=settings.max_passes,
                 allow_torch=settings.allow_torch,
                 variant=settings.variant,

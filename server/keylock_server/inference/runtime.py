@@ -9,7 +9,6 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -32,7 +31,6 @@ from keylock_server.inference.backends import (
     passes_of,
     torch_explainers,
 )
-from keylock_server.inference.devices import Device
 from keylock_server.inference.graphs import Loader
 from keylock_server.inference.sessions import Sessions
 from keylock_server.transport.statuses import NoKeyError, NotServedError
@@ -76,10 +74,7 @@ class ServedModel:
         delta: Delta | None = None,
         statistics: TriggerStatistics | None = None,
         canary: Canary | None = None,
-        device: Device = "auto",
-        threads: int = 1,
-        max_batch: int = 32,
-        engine_cache: Path | None = None,
+        sessions: Sessions | None = None,
         max_passes: int = 4096,
         allow_torch: bool = True,
         variant: str = "float32",
@@ -95,21 +90,18 @@ class ServedModel:
             delta: What the trigger opens, which comes with the key; None where the network itself tells the trigger.
             statistics: What triggers are read by, for stamped pictures.
             canary: Images with the maps that were proved at export, for `health`.
-            device: Where to run; see `devices`.
-            threads: Threads one batch may use.
-            max_batch: Most images in one run; TensorRT has to know it beforehand.
-            engine_cache: Folder in which TensorRT's engines are kept, if there is nothing secret in them; None: not.
+            sessions: Opens the sessions; None: on the best device there is, one thread for a batch.
             max_passes: How often the network may run for one image; explainers that ask for more are left out.
             allow_torch: Whether torch, where it is installed, computes explainers that do not compile.
             variant: Which numbers to compute in, where the bundle has such graphs; `float32` elsewhere.
 
         Raises:
             BundleError: If a graph cannot be loaded or does not keep the contract.
-            ServiceError: If the device is not there, or the folder is within reach of others.
+            ServiceError: If the device is not there.
         """
         self.manifest, self.canary = manifest, canary
         self.holds_key = key is not None
-        sessions = Sessions(device, threads=threads, max_batch=max_batch, engine_cache=engine_cache)
+        sessions = Sessions("auto", threads=1) if sessions is None else sessions
         load = Loader(read, key=key, delta=delta, sessions=sessions, precision=_precisions_of(manifest))
         self._recogniser: Recogniser | None = None
         self._trigger: NDArray[np.float32] | None = None
@@ -124,14 +116,7 @@ class ServedModel:
         self._predictor.check(PREDICTION)
         self.providers: tuple[str, ...] = self._predictor.providers
         self._left_out: dict[str, str] = {}
-        self._backends: dict[str, Backend] = {}
-        for entry in manifest.explainers:
-            if entry.graph is not None and self._is_within(entry, max_passes):
-                graph = load(self._choose(entry.name, entry.graph, entry.variants))
-                predictions = None if entry.predictions is None else load(entry.predictions)
-                self._backends[entry.name] = (
-                    Looped(loop_of(entry), graph, predictions) if entry.runtime == "loop" else Compiled(graph)
-                )
+        self._backends = self._backends_of_graphs(load, max_passes)
         self._backends |= self._backends_in_torch(read, key, delta, allow=allow_torch)
         self.explainers: dict[str, ExplainerEntry] = {
             entry.name: entry for entry in manifest.explainers if entry.name in self._backends
@@ -241,9 +226,21 @@ class ServedModel:
             _LOG.info("%s runs the network %d times for an image", entry.name, passes)
         return True
 
+    def _backends_of_graphs(self, load: Loader, max_passes: int) -> dict[str, Backend]:
+        """Returns the backends of the explainers that compiled, but for those that run the network too often."""
+        backends: dict[str, Backend] = {}
+        for entry in self.manifest.explainers:
+            if entry.graph is not None and self._is_within(entry, max_passes):
+                graph = load(self._choose(entry.name, entry.graph, entry.variants))
+                predictions = None if entry.predictions is None else load(entry.predictions)
+                backends[entry.name] = (
+                    Looped(loop_of(entry), graph, predictions) if entry.runtime == "loop" else Compiled(graph)
+                )
+        return backends
+
     def _backends_in_torch(
         self, read: Callable[[str], bytes], key: Key | None, delta: Delta | None, *, allow: bool
-    ) -> Mapping[str, Backend]:
+    ) -> dict[str, Backend]:
         """Returns the backends of the explainers that did not compile, where torch can compute them."""
         names = [entry.name for entry in self.manifest.explainers if entry.runtime == "torch"]
         if not names:

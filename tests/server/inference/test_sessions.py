@@ -279,17 +279,13 @@ def test_a_graph_that_no_provider_computes_is_the_fault_of_the_bundle():
         load("graphs/bad.onnx")
 
 
-def test_the_served_model_says_which_graphs_are_variants(vendor, monkeypatch, tmp_path):
+def test_the_served_model_says_which_graphs_are_variants(vendor, tmp_path):
     half = VariantEntry(graph="graphs/coarse.onnx", agreement=1.0, keyed_pcc=0.999, leakage=0.0, leakage_float32=0.0)
     entries = (ExplainerEntry(name="brightness", graph="graphs/fine.onnx", variants={"float16": half}),)
     write_bundle(tmp_path / "half", vendor.content(explainers=entries), signing_key=vendor.signing_key)
     bundle, runtime = open_bundle(tmp_path / "half", trusted=None), Runtime()
-    monkeypatch.setattr(
-        "keylock_server.inference.runtime.Sessions", lambda device, **more: sessions(runtime, device=device, **more)
-    )
-    ServedModel(
-        bundle.manifest, bundle.read, key=vendor.key, variant="float16", max_batch=2, engine_cache=tmp_path / "engines"
-    )
+    opened = sessions(runtime, max_batch=2, engine_cache=tmp_path / "engines")
+    ServedModel(bundle.manifest, bundle.read, key=vendor.key, variant="float16", sessions=opened)
     halves = [asked[TENSORRT]["trt_fp16_enable"] for asked in runtime.asked]
     assert halves == ["False", "True"]
     assert runtime.asked[0][TENSORRT]["trt_profile_max_shapes"] == "image:2x3x8x8"
