@@ -28,7 +28,7 @@ from keylock.export import VARIANTS
 from keylock.imaging.preprocessing import Preprocessing
 from keylock.locking.decoys import decoy_of
 from keylock.models import weights_file
-from keylock.pipeline.graphs import make_graphs
+from keylock.pipeline.graphs import Graphs, make_graphs
 from keylock.text.class_names import normalise_class_names
 from keylock.training import Lock
 from keylock.trigger import TriggerStatistics
@@ -127,13 +127,21 @@ def publish(
         on_step=on_step,
         compiled=compiled,
     )
+    content = _content_of(lock, publication, graphs, seed=seed, key=key, created=created)
+    on_step("sign and write")
+    return write_bundle(out, content, signing_key=signing_key, seed=seed, sealer=sealer, overwrite=overwrite)
+
+
+def _content_of(
+    lock: Lock, publication: Publication, graphs: Graphs, *, seed: KeySeed, key: Key, created: datetime
+) -> BundleContent:
     files = dict(graphs.files)
     files[WEIGHTS_FILE] = weights_file(lock.module)
     if lock.statistics is not None:
         files[STATISTICS_FILE] = _on_pixels(lock.statistics, publication.preprocessing).to_bytes()
     files[CANARY_FILE] = seal_canary(graphs.canary, seed)
     named, decoy = publication.architecture is not None, decoy_of(lock.settings.decoy)
-    content = BundleContent(
+    return BundleContent(
         name=publication.name,
         created=created,
         architecture=Architecture(
@@ -155,8 +163,6 @@ def publish(
         training={**publication.training, "lock": lock.settings.as_dict()},
         reference_digest=reference_digest(lock.reference),
     )
-    on_step("sign and write")
-    return write_bundle(out, content, signing_key=signing_key, seed=seed, sealer=sealer, overwrite=overwrite)
 
 
 def _on_pixels(statistics: TriggerStatistics, preprocessing: Preprocessing) -> TriggerStatistics:
