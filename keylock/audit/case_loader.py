@@ -17,12 +17,12 @@ from keylock.bundle.manifest import Manifest
 from keylock.bundle.sealing import Sealer
 from keylock.data import DataSource
 from keylock.data.batches import load_batch
-from keylock.data.sets import ImageSet, stratified_order
+from keylock.data.sets import stratified_order
 from keylock.errors import DataError, InputError
 from keylock.evaluation import affine_statistics, find_reference, load_reference
 from keylock.models import create, load_weights, out_of_place_, prepare
 from keylock.torch_runtime.locked_model import LockedModel, load_bundle
-from keylock.trigger.keys import KeySeed
+from keylock.trigger.keys import Key, KeySeed
 
 __all__ = ["OpenedCase", "open_case"]
 
@@ -69,36 +69,28 @@ def open_case(
         ModelError: The reference is missing or not that of the bundle, or the base does not fit.
         UnsealError: The secret is not that of the bundle.
     """
-    locked = load_bundle(bundle, key=secret)
-    if locked.key is None:
-        raise InputError("an audit needs the key: give the key seed or what opens the sealed key")
-    if len(data.classes) != len(locked.classes):
-        raise DataError(
-            f"{data.name} has {len(data.classes)} classes, the model {locked.manifest.name} has {len(locked.classes)}: "
-            "give the data it was trained for"
-        )
+    locked, key = _open_bundle(bundle, secret, data)
     truth = load_reference(reference or find_reference(bundle), locked.manifest)
     rows = stratified_order(data.test.labels, seed=seed)[: budget.images]
-    images, labels = _load(data.test, locked, rows)
-    own_images, own_labels = _load(
-        data.train, locked, stratified_order(data.train.labels, seed=seed)[: budget.own_images]
-    )
+    test = load_batch(data.test, locked.preprocessing, indices=rows)
+    own_rows = stratified_order(data.train.labels, seed=seed)[: budget.own_images]
+    own = load_batch(data.train, locked.preprocessing, indices=own_rows)
     folded, statistics = (None, None) if base is None else _open_base(base, locked.manifest)
     case = Case(
         name=locked.manifest.name,
         digest=locked.manifest.model_digest,
         lock=TRAINED_TRIGGER if locked.delta is None else "sealed delta",
-        about=f"{len(images)} test images of {data.name}",
+        about=f"{len(rows)} test images of {data.name}",
         module=locked.module,
         opened=locked.opened,
         reference=truth,
-        key=locked.key,
+        key=key,
         explainers={name: locked.explainers[name] for name in of_networks(locked.explainers)},
-        images=images,
-        labels=labels,
-        own_images=own_images,
-        own_labels=own_labels,
-        pair_images=own_images[: budget.pairs],
+        images=test.images,
+        labels=test.labels,
+        own_images=own.images,
+        own_labels=own.labels,
+        pair_images=own.images[: budget.pairs],
         fresh=_maker(locked.manifest),
         base=folded,
         base_statistics=statistics,
@@ -107,9 +99,17 @@ def open_case(
     return OpenedCase(case, data.test.resized(locked.preprocessing, rows))
 
 
-def _load(images: ImageSet, locked: LockedModel, rows: NDArray[np.intp]) -> tuple[Tensor, Tensor]:
-    batch = load_batch(images, locked.preprocessing, indices=rows)
-    return batch.images, batch.labels
+def _open_bundle(bundle: Path, secret: KeySeed | Sealer, data: DataSource) -> tuple[LockedModel, Key]:
+    """Open a bundle with its key, and check that data fit it."""
+    locked = load_bundle(bundle, key=secret)
+    if locked.key is None:
+        raise InputError("an audit needs the key: give the key seed or what opens the sealed key")
+    if len(data.classes) != len(locked.classes):
+        raise DataError(
+            f"{data.name} has {len(data.classes)} classes, the model {locked.manifest.name} has {len(locked.classes)}: "
+            "give the data it was trained for"
+        )
+    return locked, locked.key
 
 
 def _build(manifest: Manifest) -> nn.Module:
