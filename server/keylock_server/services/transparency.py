@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Collection
 from datetime import datetime
 from pathlib import Path
@@ -116,7 +117,7 @@ class Prover:
         """
         self._database, self._key, self._issuers, self._now = database, key, issuers, now
         self._revocations = revocations
-        self._tree = Tree()
+        self._tree, self._growing = Tree(), threading.Lock()
         self._one_at_a_time = asyncio.Lock()
         self._signed_at = -_SIGN_EVERY_S
 
@@ -205,7 +206,8 @@ class Prover:
         with at_field("since_size"):
             if since_size > checkpoint.size:
                 raise InputError(f"the log has {checkpoint.size} entries and never had {since_size}: wrong checkpoint?")
-        with database.transaction(snapshot=True) as connection:
+        # Where a caller went away its thread goes on, beside that of the next one.
+        with self._growing, database.transaction(snapshot=True) as connection:
             log_table.grow(connection, self._tree, checkpoint.size)
         tree = self._tree
         if tree.root(checkpoint.size) != checkpoint.root:

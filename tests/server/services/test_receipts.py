@@ -2,12 +2,15 @@
 
 import asyncio
 import hashlib
+import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 
 import grpc
 import pytest
 from PIL import Image
+from support import bearer, wait_for
 
 from keylock.cli import main
 from keylock.crypto.digests import digest_of_array
@@ -18,7 +21,7 @@ from keylock.licensing.receipts import Receipt, parse_entry, trusts_any
 from keylock.licensing.revocations import RevocationFile, Revocations
 from keylock.store import Database, LicenseStore, log_table
 from keylock.store.logged_charges import compare_with_ledger
-from keylock.transparency import leaf_hash
+from keylock.transparency import Tree, leaf_hash
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import license_pb2
 from keylock_client import (
@@ -386,6 +389,34 @@ def test_a_checkpoint_larger_than_the_log_is_refused(client, proving, licensed, 
     with pytest.raises(grpc.RpcError) as caught:
         proving.license.ProveReceipt(request, metadata=[("authorization", f"Bearer {licensed.token}")], timeout=9)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_whoever_goes_away_from_a_proof_leaves_the_next_ones_right(client, proving, licensed, tiny, monkeypatch):
+    append, reached, go = Tree.append, threading.Event(), threading.Event()
+
+    def slow(tree, leaf):
+        if not reached.is_set():  # The first thread alone.
+            reached.set()
+            assert go.wait(20)
+        append(tree, leaf)
+
+    def ask():
+        leaf = leaf_hash(Receipt.verify(client.explain(tiny.images(1)[0]).receipt.token, lambda _: True).entry)
+        request = license_pb2.ProveReceiptRequest(leaf_hash=leaf)
+        return proving.license.ProveReceipt.future(request, metadata=bearer(licensed.token), timeout=20)
+
+    monkeypatch.setattr(Tree, "append", slow)
+    gone = ask()
+    assert reached.wait(20)
+    gone.cancel()
+    wait_for(lambda: proving.server.parts.running.count == 0)
+    later = ask()
+    # Long enough for an answer, if it did not wait for the thread of the first.
+    with suppress(grpc.FutureTimeoutError):
+        later.result(timeout=1)
+    go.set()
+    assert later.result().inclusion_proof
+    assert ask().result().inclusion_proof
 
 
 def test_a_server_that_keeps_no_log_proves_nothing(calls, vendor, client, tiny):
