@@ -7,12 +7,12 @@ with the name in that certificate.
 """
 
 import asyncio
-import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
 
@@ -26,6 +26,7 @@ from keylock_server.inference.runtime import ServedModel
 from keylock_server.metering.meter import describe_windows, timestamp
 from keylock_server.services.explanations import describe_model
 from keylock_server.services.licenses import describe_license
+from keylock_server.services.operators import log_change, operator_of
 from keylock_server.services.parts import Parts
 from keylock_server.services.repository import RepositoryService
 from keylock_server.settings import ServerSettings
@@ -40,8 +41,10 @@ if TYPE_CHECKING:
 
 __all__ = ["AdminService", "Served", "open_admin"]
 
-_LOG: Final = logging.getLogger("keylock_server")
+T = TypeVar("T")
+
 _MAX_TEXT: Final = 200
+_TOKEN_ID: Final = re.compile(r"tok_\w{1,40}", re.ASCII)
 _MAX_MESSAGE_BYTES: Final = 64 * 1024
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -101,51 +104,56 @@ class AdminService(pb_grpc.AdminServiceServicer):
     async def RevokeLicense(self, request: pb.RevokeLicenseRequest, context: _Context) -> pb.RevokeLicenseResponse:  # noqa: N802
         """Revokes a license, a token, or what was issued before a time."""
         _check_target(request)
-        store, now, why = self._store(), self._served.parts.now(), _note(request.why)
-        if request.token_id:
-            await asyncio.to_thread(store.revoke_token, request.token_id, at=now)
-            _tell(context, "revoked the access token", request.token_id)
+        store, now, why, license_id = self._store(), self._served.parts.now(), _note(request.why), request.license_id
+        if token_id := request.token_id:
+            await _change(context, "revoked the access token", token_id, lambda: store.revoke_token(token_id, at=now))
             return pb.RevokeLicenseResponse()
         if not request.HasField("issued_before"):
-            stored = await _ask(store.revoke, request.license_id, at=now, why=why)
-            _tell(context, "revoked the license", request.license_id)
+            stored = await _change(
+                context, "revoked the license", license_id, lambda: store.revoke(license_id, at=now, why=why)
+            )
             return pb.RevokeLicenseResponse(state=_describe(stored, now))
         with at_field("issued_before"):
             cutoff = _moment(request)
-        license_id = request.license_id or None
-        count = await _ask(store.refuse_before, cutoff, license_id=license_id)
-        _tell(context, f"revoked what was issued before {cutoff.isoformat()} of", license_id or "all licenses")
+        count = await _change(
+            context,
+            f"revoked what was issued before {cutoff.isoformat()} of",
+            license_id or "all licenses",
+            lambda: store.refuse_before(cutoff, license_id=license_id or None),
+        )
         answer = pb.RevokeLicenseResponse(licenses=count)
-        if license_id is not None:
-            answer.state.CopyFrom(_describe(await _ask(store.get, license_id), now))
+        if license_id:
+            answer.state.CopyFrom(_describe(await _ask(license_id, lambda: store.get(license_id)), now))
         return answer
 
     async def SuspendLicense(self, request: pb.SuspendLicenseRequest, context: _Context) -> pb.SuspendLicenseResponse:  # noqa: N802
         """Suspends a license until it is reinstated."""
-        store, now = self._store(), self._served.parts.now()
-        stored = await _ask(store.suspend, request.license_id, at=now, why=_note(request.why))
-        _tell(context, "suspended the license", request.license_id)
+        store, now, why, license_id = self._store(), self._served.parts.now(), _note(request.why), request.license_id
+        stored = await _change(
+            context, "suspended the license", license_id, lambda: store.suspend(license_id, at=now, why=why)
+        )
         return pb.SuspendLicenseResponse(state=_describe(stored, now))
 
     async def ReinstateLicense(  # noqa: N802
         self, request: pb.ReinstateLicenseRequest, context: _Context
     ) -> pb.ReinstateLicenseResponse:
         """Ends a suspension."""
-        stored = await _ask(self._store().reinstate, request.license_id)
-        _tell(context, "reinstated the license", request.license_id)
+        store, license_id = self._store(), request.license_id
+        stored = await _change(context, "reinstated the license", license_id, lambda: store.reinstate(license_id))
         return pb.ReinstateLicenseResponse(state=_describe(stored, self._served.parts.now()))
 
     async def GetUsage(  # noqa: N802
         self, request: pb.AdminServiceGetUsageRequest, context: _Context
     ) -> pb.AdminServiceGetUsageResponse:
         """Returns what any license has used."""
-        stored = await _ask(self._store().get, request.license_id)
+        store, license_id = self._store(), request.license_id
+        stored = await _ask(license_id, lambda: store.get(license_id))
         windows = await self._served.parts.meter.windows(stored.license)
         return pb.AdminServiceGetUsageResponse(license_id=stored.license.id, quotas=describe_windows(windows))
 
     async def Drain(self, request: pb.DrainRequest, context: _Context) -> pb.DrainResponse:  # noqa: N802
         """Begins to stop the server."""
-        _tell(context, "drains", "the server")
+        log_change(operator_of(context), "drains", "the server")
         self._served.drain()
         return pb.DrainResponse(
             running_calls=self._served.parts.running.count, drain_s=self._served.parts.settings.drain_s
@@ -189,32 +197,47 @@ def open_admin(
     return server, listen(server, settings.admin_host, settings.admin_port, credentials)
 
 
-async def _ask(method: Callable[..., Any], *values: object, **options: object) -> Any:  # noqa: ANN401
-    """Calls the store in a thread. That a license is unknown is not a fault of the operator's own credentials."""
+async def _ask(license_id: str, work: Callable[[], T]) -> T:
+    """Asks the store in a thread. That a license is unknown is not a fault of the operator's own credentials."""
     try:
-        return await asyncio.to_thread(method, *values, **options)
+        return await asyncio.to_thread(work)
     except LicenseError as error:
         if error.reason is not LicenseReason.UNKNOWN:
             raise
-        license_id = options.get("license_id") or values[0]
-        unknown = UnknownNameError("license", str(license_id), ())
-        unknown.field = "license_id"
-        raise unknown from None
+        with at_field("license_id"):
+            raise UnknownNameError("license", license_id, ()) from None
+
+
+async def _change(context: _Context, what: str, which: str, work: Callable[[], T]) -> T:
+    """Changes something in the store and logs it, in one thread: it is changed also where its operator goes away."""
+    operator = operator_of(context)
+
+    def change() -> T:
+        changed = work()
+        log_change(operator, what, which)
+        return changed
+
+    return await _ask(which, change)
 
 
 def _check_target(request: pb.RevokeLicenseRequest) -> None:
     before = request.HasField("issued_before")
     if request.token_id:
-        complete = not (request.license_id or before or request.all_licenses)
+        field, complete = "token_id", not (request.license_id or before or request.all_licenses)
     elif request.license_id:
-        complete = not request.all_licenses
+        field, complete = "all_licenses", not request.all_licenses
     else:
-        complete = before and request.all_licenses
-    if not complete:
-        raise InputError(
-            "say what to revoke: license_id, license_id with issued_before, token_id, or issued_before with "
-            "all_licenses"
-        )
+        field, complete = "all_licenses" if before else "license_id", before and request.all_licenses
+    with at_field(field):
+        if not complete:
+            raise InputError(
+                "say what to revoke: license_id, license_id with issued_before, token_id, or issued_before with "
+                "all_licenses"
+            )
+    with at_field("token_id"):
+        # Whoever gives the token in place of its id would revoke nothing, and have it in the log.
+        if request.token_id and not _TOKEN_ID.fullmatch(request.token_id):
+            raise InputError("this is no id of an access token: give its jti, which begins with tok_")
 
 
 def _moment(request: pb.RevokeLicenseRequest) -> datetime:
@@ -229,13 +252,6 @@ def _note(why: str) -> str:
         if len(why) > _MAX_TEXT:
             raise InputError(f"a note has at most {_MAX_TEXT} characters, not {len(why)}")
     return why
-
-
-def _tell(context: _Context, what: str, which: str) -> None:
-    """Logs what an operator did, under the name in the certificate."""
-    names = list(context.auth_context().get("x509_common_name", ()))
-    who = names[0].decode("utf-8", "replace") if names else "without a name"
-    _LOG.warning("the operator %r %s %r", who[:_MAX_TEXT], what, which[:_MAX_TEXT])
 
 
 def _describe_model(model: ServedModel) -> pb.ServedModel:

@@ -4,9 +4,8 @@ It is offered on the port for operators alone. What there is to load are the bun
 operator puts a new bundle in the place of an old one and loads its name again.
 """
 
-import logging
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any
 
 import grpc
 
@@ -14,11 +13,10 @@ from keylock.errors import InputError, UnknownNameError
 from keylock.inference import inference_pb2 as pb
 from keylock_server.inference.models import Models
 from keylock_server.services.inventory import Inventory
+from keylock_server.services.operators import log_change, operator_of
 from keylock_server.transport.fields import at_field
 
 __all__ = ["RepositoryService"]
-
-_LOG: Final = logging.getLogger("keylock_server")
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -50,9 +48,9 @@ class RepositoryService(Inventory):
         self, request: pb.RepositoryModelLoadRequest, context: _Context
     ) -> pb.RepositoryModelLoadResponse:
         """Loads a model again, from the bundle that is in its place now."""
-        name = _name(request)
+        name = self._name(request)
         _refuse_parameters(request.parameters)
-        _LOG.warning("an operator loads the model %r", name[:64])
+        log_change(operator_of(context), "loads the model", name)
         await self._models.load(name)
         return pb.RepositoryModelLoadResponse(model_name=name, is_loaded=True)
 
@@ -60,27 +58,28 @@ class RepositoryService(Inventory):
         self, request: pb.RepositoryModelUnloadRequest, context: _Context
     ) -> pb.RepositoryModelUnloadResponse:
         """Unloads all versions of a model: new calls are refused at once, those that run finish."""
-        name = _name(request)
+        name = self._name(request)
         # Models depend on no others here, so that this parameter of the protocol changes nothing.
         _refuse_parameters(set(request.parameters) - {"unload_dependents"})
-        _LOG.warning("an operator unloads the model %r", name[:64])
+        log_change(operator_of(context), "unloads the model", name)
         await self._models.unload(name, patience_s=self._patience_s)
         return pb.RepositoryModelUnloadResponse(model_name=name, is_unloaded=True)
 
     def _tell(self, reason: str) -> str:
         return reason
 
-
-def _name(request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest) -> str:
-    """Returns the name of the model, which clients of KServe send where others name a repository."""
-    if request.model_name and request.repository_name:
-        with at_field("repository_name"):
-            raise UnknownNameError("repository", request.repository_name, ())
-    name = request.model_name or request.repository_name
-    with at_field("model_name"):
-        if not name:
-            raise InputError("the request names no model: set model_name")
-    return name
+    def _name(self, request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest) -> str:
+        """Returns the name of a model that there is; clients of KServe send it where others name a repository."""
+        if request.model_name and request.repository_name:
+            with at_field("repository_name"):
+                raise UnknownNameError("repository", request.repository_name, ())
+        name = request.model_name or request.repository_name
+        with at_field("model_name" if request.model_name or not name else "repository_name"):
+            if not name:
+                raise InputError("the request names no model: set model_name")
+            if name not in self._models.names:
+                raise UnknownNameError("model", name, self._models.names)
+        return name
 
 
 def _refuse_parameters(names: Iterable[str]) -> None:

@@ -307,13 +307,15 @@ def test_only_operators_load_and_unload(operated):
     )
 
 
-def test_wrong_requests_of_operators_are_refused(operated):
+def test_wrong_requests_of_operators_are_refused(operated, server_log):
     _, operators, _ = operated
-    assert refused(lambda: load(operators, "third")) == ("NOT_FOUND", "UNKNOWN_NAME", "")
+    assert refused(lambda: load(operators, "third")) == ("NOT_FOUND", "UNKNOWN_NAME", "model_name")
+    assert "third" not in server_log.text
     assert refused(lambda: load(operators, "")) == ("INVALID_ARGUMENT", "INVALID_INPUT", "model_name")
     # As KServe has it: the name of the model in the first field.
     request = inference_pb2.RepositoryModelLoadRequest(repository_name="tiny")
     assert operators.RepositoryModelLoad(request).model_name == "tiny"
+    assert "the operator 'client' loads the model 'tiny'" in server_log.text
     request = inference_pb2.RepositoryModelLoadRequest(repository_name="elsewhere", model_name="tiny")
     assert refused(lambda: operators.RepositoryModelLoad(request))[2] == "repository_name"
     request = inference_pb2.RepositoryModelLoadRequest(model_name="tiny")

@@ -4,16 +4,18 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from datetime import timedelta
 from types import SimpleNamespace
 
 import grpc
 import pytest
-from support import refusal
+from support import refusal, wait_for
 
 from keylock import __version__
 from keylock.cli import main
 from keylock.errors import InputError, ServiceError
+from keylock.store import LicenseStore
 from keylock.v1 import admin_pb2 as pb
 from keylock.v1 import admin_pb2_grpc
 from keylock_server import ServerSettings
@@ -122,6 +124,25 @@ def test_a_license_is_suspended_reinstated_and_revoked(admin, administered, vend
     assert {window.used for window in used.quotas} == {2}
 
 
+def test_what_an_operator_changes_is_logged_though_the_operator_goes_away(admin, vendor, server_log, monkeypatch):
+    granted, reached, go = vendor.grant(), threading.Event(), threading.Event()
+    revoke = LicenseStore.revoke
+
+    def slow(*arguments, **options):
+        reached.set()
+        assert go.wait(20)
+        return revoke(*arguments, **options)
+
+    monkeypatch.setattr(LicenseStore, "revoke", slow)
+    call = admin.RevokeLicense.future(pb.RevokeLicenseRequest(license_id=granted.id), timeout=20)
+    assert reached.wait(20)
+    call.cancel()
+    wait_for(lambda: "/RevokeLicense CANCELLED" in server_log.text)
+    go.set()
+    wait_for(lambda: vendor.store.get(granted.id).revoked_at)
+    wait_for(lambda: f"the operator 'client' revoked the license {granted.id!r}" in server_log.text)
+
+
 def test_what_was_issued_before_a_time_is_revoked(admin, administered, vendor, tiny):
     granted, image = vendor.grant(), tiny.tensor_image(tiny.images(1)[0])
     request = pb.RevokeLicenseRequest(license_id=granted.id)
@@ -137,6 +158,14 @@ def test_a_token_is_revoked(admin, vendor):
     assert vendor.store.check(granted.id, token_id="tok_2").license.id == granted.id
     with pytest.raises(Exception, match="revoked"):
         vendor.store.check(granted.id, token_id="tok_1")
+
+
+def test_a_token_in_the_place_of_its_id_is_refused_and_not_logged(admin, vendor, server_log):
+    token = vendor.grant().token
+    code, details = refusal(lambda: admin.RevokeLicense(pb.RevokeLicenseRequest(token_id=token)))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert details["BadRequest"].field_violations[0].field == "token_id"
+    assert token[:60] not in server_log.text + str(details)
 
 
 def test_wrong_requests_are_refused(admin, vendor):
