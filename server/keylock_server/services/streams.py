@@ -94,7 +94,7 @@ class ImageStream:
         try:
             async with asyncio.timeout(self._limits.image_s) as limit:
                 options = await self._open(requests)
-                await self._begin(options)
+                await self._check(options)
                 self._stir(limit)
                 watching = asyncio.create_task(self._watch())
                 working = asyncio.create_task(self._work(requests, options, limit))
@@ -116,23 +116,33 @@ class ImageStream:
     async def _open(self, requests: AsyncIterator[pb.ExplainStreamRequest]) -> pb.ExplainRequest:
         """Reads the first message: what holds for every image."""
         first = await anext(requests, None)
-        if first is None or not first.HasField("start"):
-            raise InputError("the first message of a stream has its options: set its field start")
+        with at_field("start"):
+            if first is None or not first.HasField("start"):
+                raise InputError("the first message of a stream has its options: set its field start")
         options = first.start.options
         with at_field("start.options.images"):
             if options.images:
                 raise InputError("the options of a stream have no images: send each in a message of its own")
         with at_field("start.options.request_id"):
-            options.request_id = options.request_id or new_request_id()
+            given, options.request_id = options.request_id, options.request_id or new_request_id()
             check_request_id(options.request_id)
             if len(options.request_id) > _LONGEST_ID:
                 raise InputError(f"the request id of a stream has at most {_LONGEST_ID} characters")
         call = current_call()
-        if call is not None:
-            call.request_id = options.request_id
+        if given and call is not None:
+            call.request_id = given
         if first.start.HasField("total"):
             self._progress.total = first.start.total
         return options
+
+    async def _check(self, options: pb.ExplainRequest) -> None:
+        """Ends the stream where every image would be refused."""
+        try:
+            await self._begin(options)
+        except InputError as error:
+            if error.field is not None:
+                error.field = f"start.options.{error.field}"
+            raise
 
     async def _watch(self) -> None:
         await self._leaving.wait()
@@ -163,8 +173,9 @@ class ImageStream:
             if message is None:
                 return
             self._stir(limit)
-            if not message.HasField("image"):
-                raise InputError("after the first message of a stream each has an image: set its field image")
+            with at_field("image"):
+                if not message.HasField("image"):
+                    raise InputError("after the first message of a stream each has an image: set its field image")
             number = message.image.number
             with at_field("image.number"):
                 if number <= last:
@@ -182,7 +193,7 @@ class ImageStream:
         request.request_id = f"{options.request_id}/{number}"
         call = current_call()
         if call is not None:
-            set_call(replace(call, request_id=request.request_id))
+            set_call(replace(call, request_id=f"{call.request_id}/{number}"))
         try:
             answer = await self._explain_patiently(request, None if call is None else call.deadline)
         except Exception as error:
