@@ -285,7 +285,8 @@ class OtherServices(grpc.aio.ServerInterceptor):
             try:
                 return _parse(handler, data)
             except InputError as error:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.message)
+                status = rpc_status.to_status(status_of(error, error_id=""))
+                await context.abort(status.code, status.details, status.trailing_metadata)
 
         async def answer(data: bytes, context: Context) -> Any:  # noqa: ANN401
             return await handler.unary_unary(await parse(data, context), context)
