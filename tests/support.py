@@ -9,12 +9,13 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-__all__ = ["bearer", "details_of", "refusal", "wait_for"]
+__all__ = ["bearer", "books", "details_of", "refusal", "wait_for"]
 
 _KINDS = (
     error_details_pb2.BadRequest,
     error_details_pb2.ErrorInfo,
     error_details_pb2.QuotaFailure,
+    error_details_pb2.RequestInfo,
     error_details_pb2.RetryInfo,
 )
 
@@ -42,6 +43,16 @@ def details_of(error: grpc.RpcError) -> dict[str, Any]:
                 found[kind.__name__] = kind()
                 packed.Unpack(found[kind.__name__])
     return found
+
+
+def books(store: Any) -> tuple[int, int, int]:
+    """Requests and units that a store has charged, and units that are set aside; fails where its books do not agree."""
+    from keylock.store.reconcile import reconcile
+
+    with store.database.transaction(snapshot=True) as connection:
+        found = reconcile(connection)
+    assert found.differences == ()
+    return found.requests, found.units, found.reserved
 
 
 def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, dict[str, Any]]:

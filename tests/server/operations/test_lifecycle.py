@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from onnx import helper, numpy_helper
 from PIL import Image
 from support import details_of
@@ -45,34 +44,6 @@ def test_health_answers_for_the_server_and_for_each_service(calls):
     with pytest.raises(grpc.RpcError) as caught:
         stub.Check(health_pb2.HealthCheckRequest(service="nothing"))
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
-
-
-def test_reflection_lists_the_services(calls):
-    stub = reflection_pb2_grpc.ServerReflectionStub(calls.channel)
-    request = reflection_pb2.ServerReflectionRequest(list_services="")
-    (answer,) = stub.ServerReflectionInfo(iter([request]))
-    names = {service.name for service in answer.list_services_response.service}
-    assert names >= {
-        "inference.GRPCInferenceService",
-        "keylock.v1.ExplanationService",
-        "keylock.v1.LicenseService",
-        "grpc.health.v1.Health",
-    }
-
-
-def test_deadline_of_the_server_has_details(start_server, slow_images):
-    calls = start_server(deadline_s=0.2)
-    with pytest.raises(grpc.RpcError) as caught:
-        calls.explain(*slow_images)
-    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    assert detail(caught.value, error_details_pb2.ErrorInfo).reason == "DEADLINE"
-
-
-def test_deadline_of_the_client_ends_the_call_and_the_server_goes_on(calls, tiny, slow_images):
-    with pytest.raises(grpc.RpcError) as caught:
-        calls.explain(*slow_images, timeout=0.2)
-    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    assert calls.explain(tiny.tensor_image(tiny.images(1)[0])).results
 
 
 def test_full_queue_says_when_to_come_again(start_server, tiny, slow_images):

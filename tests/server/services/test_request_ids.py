@@ -75,15 +75,6 @@ def test_an_id_in_the_message_that_is_not_well_formed_is_refused_and_not_repeate
     assert given not in server_log.text + str(status)
 
 
-def test_errors_name_their_call(calls, image):
-    with pytest.raises(grpc.RpcError) as caught:
-        explain(calls, image, request_id="wrong", explainer="lime")
-    info = error_details_pb2.RequestInfo()
-    (packed,) = [one for one in rpc_status.from_call(caught.value).details if one.Is(info.DESCRIPTOR)]
-    packed.Unpack(info)
-    assert (info.request_id, id_of(caught.value)) == ("wrong", "wrong")
-
-
 @pytest.mark.parametrize("form", [TextFormatter, JsonFormatter])
 def test_every_line_of_a_call_has_its_id(start_server, vendor, image, form, tmp_path):
     stream = io.StringIO()

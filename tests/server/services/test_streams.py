@@ -10,11 +10,10 @@ import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2
-from support import bearer, details_of, wait_for
+from support import bearer, books, details_of, wait_for
 
 from keylock.licensing import Quota, Rate
 from keylock.store import LicenseStore
-from keylock.store.reconcile import reconcile
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import license_pb2
 
@@ -154,13 +153,6 @@ def test_messages_out_of_place_are_refused(calls, messages):
         assert reason_of(caught.value) == ("INVALID_ARGUMENT", "INVALID_INPUT")
 
 
-def test_bytes_that_are_no_message_are_refused(calls):
-    method = calls.channel.stream_stream("/keylock.v1.ExplanationService/ExplainStream")
-    with pytest.raises(grpc.RpcError) as caught:
-        list(method(iter([b"\xff\xff"]), timeout=20))
-    assert reason_of(caught.value) == ("INVALID_ARGUMENT", "INVALID_INPUT")
-
-
 def test_a_license_that_is_not_good_ends_the_stream(calls, vendor, messages):
     for token, expected in (
         ("nonsense", ("UNAUTHENTICATED", "LICENSE_MALFORMED")),
@@ -228,13 +220,6 @@ def held(start_server, store_url, monkeypatch):
         yield calls, store, go
     go.set()
     calls.stop(drain_s=0).result(timeout=30)
-
-
-def books(store):
-    with store.database.transaction(snapshot=True) as connection:
-        found = reconcile(connection)
-    assert found.differences == ()
-    return found.requests, found.units, found.reserved
 
 
 def test_cancelling_releases_what_was_not_answered(held, vendor, messages):
