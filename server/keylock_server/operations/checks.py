@@ -2,14 +2,12 @@
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
-
-from grpc_health.v1 import health, health_pb2
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from keylock_server.inference.models import Models
 from keylock_server.metering.meter import Meter
 from keylock_server.metering.store_clock import compare_clocks
-from keylock_server.services.health import Check, HealthChecks, check_canaries
+from keylock_server.services.health import Check, HealthChecks, HealthService, check_canaries
 from keylock_server.services.registry import SERVICES
 from keylock_server.settings import ServerSettings
 from keylock_server.transport.descriptors import check_descriptors
@@ -26,11 +24,11 @@ class Health(NamedTuple):
     """The health of a server.
 
     Attributes:
-        service: Answers whoever asks; of grpcio-health-checking, which has no types.
+        service: Answers whoever asks.
         checks: Find out how it is.
     """
 
-    service: Any
+    service: HealthService
     checks: HealthChecks
 
 
@@ -56,13 +54,8 @@ def make_health(
     checks["canary"] = Check(
         lambda: check_canaries(models.served), every_s=settings.canary_check_s, services=everything
     )
-    service = health.aio.HealthServicer()
-
-    async def set_health(name: str, well: bool) -> None:
-        status = health_pb2.HealthCheckResponse
-        await service.set(name, status.SERVING if well else status.NOT_SERVING)
-
-    return Health(service, HealthChecks(checks, set_health=set_health, services=sorted(everything)))
+    service = HealthService()
+    return Health(service, HealthChecks(checks, service=service, services=sorted(everything)))
 
 
 def _store_checks(

@@ -139,7 +139,7 @@ class RunningServer:
         """
         self.parts.running.leaving.set()
         await self._health.checks.close()
-        await self._health.service.enter_graceful_shutdown()
+        self._health.service.leave()
         refusing = asyncio.create_task(server.stop(_FOREVER_S))
         await asyncio.sleep(_SETTLE_S)  # By now every accepted call is counted, and the watchers have been told.
         waiting = [asyncio.create_task(self.parts.running.idle()), asyncio.create_task(self._hurry.wait())]

@@ -7,19 +7,65 @@ show. The health service tells each service apart: without its store a server pr
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
+import grpc
 import numpy as np
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from keylock.bundle import Canary
 from keylock.errors import KeylockError
 from keylock_server.inference.runtime import ServedModel, check_finite
 
-__all__ = ["Check", "HealthChecks", "check_canaries", "check_canary"]
+__all__ = ["Check", "HealthChecks", "HealthService", "check_canaries", "check_canary"]
 
 _LOG: Final = logging.getLogger("keylock_server")
+
+
+class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no types
+    """`grpc.health.v1.Health`, with watchers that do not depend on each other.
+
+    That of grpcio-health-checking forgets every watcher of a service when one of them goes away, and changes nothing
+    while one of them does not read.
+    """
+
+    def __init__(self) -> None:
+        """Begins without any service."""
+        self._statuses: dict[str, int] = {}
+        self._changed = asyncio.Event()
+        self._leaving = False
+
+    async def Check(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:  # noqa: ANN401, N802
+        """Says how a service is."""
+        if request.service not in self._statuses:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
+        return health_pb2.HealthCheckResponse(status=self._statuses[request.service])
+
+    async def Watch(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:  # noqa: ANN401, N802
+        """Says how a service is, and again whenever that has changed, until the caller goes away."""
+        told = None
+        while True:
+            changed = self._changed
+            status = self._statuses.get(request.service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+            if status != told:
+                await context.write(health_pb2.HealthCheckResponse(status=status))
+                told = status
+            await changed.wait()
+
+    def set(self, service: str, *, well: bool) -> None:
+        """Sets how a service is; nothing is well any more once the server leaves."""
+        status = health_pb2.HealthCheckResponse
+        self._statuses[service] = status.SERVING if well and not self._leaving else status.NOT_SERVING
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def leave(self) -> None:
+        """Lets nothing be well any more."""
+        self._leaving = True
+        for service in self._statuses:
+            self.set(service, well=False)
 
 
 @dataclass(frozen=True)
@@ -50,17 +96,17 @@ class HealthChecks:
         self,
         checks: Mapping[str, Check],
         *,
-        set_health: Callable[[str, bool], Awaitable[None]],
+        service: HealthService,
         services: Collection[str],
     ) -> None:
         """Takes the checks.
 
         Args:
             checks: By name.
-            set_health: Sets the health of a service.
+            service: Is told of each service whether it is well.
             services: Every service there is.
         """
-        self._checks, self._set_health, self._services = dict(checks), set_health, tuple(services)
+        self._checks, self._service, self._services = dict(checks), service, tuple(services)
         self._tasks: list[asyncio.Task[None]] = []
         self.problems: dict[str, str] = {}
 
@@ -68,7 +114,7 @@ class HealthChecks:
         """Runs every check once, sets the health, and goes on looking."""
         for name, check in self._checks.items():
             await self._look(name, check)
-        await self._tell()
+        self._tell()
         self._tasks = [asyncio.create_task(self._run(name, check)) for name, check in self._checks.items()]
 
     async def close(self) -> None:
@@ -85,7 +131,7 @@ class HealthChecks:
         while True:
             await asyncio.sleep(check.every_s)
             if await self._look(name, check):
-                await self._tell()
+                self._tell()
 
     async def _look(self, name: str, check: Check) -> bool:
         """Runs a check; returns whether what it finds has changed."""
@@ -104,10 +150,10 @@ class HealthChecks:
             _LOG.info("health check passed again: %s", name)
         return (problem is None) != (before is None)
 
-    async def _tell(self) -> None:
+    def _tell(self) -> None:
         unwell = frozenset[str]().union(*(self._checks[name].services for name in self.problems))
         for service in self._services:
-            await self._set_health(service, service not in unwell)
+            self._service.set(service, well=service not in unwell)
 
 
 def check_canaries(models: Iterable[ServedModel]) -> str | None:

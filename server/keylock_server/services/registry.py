@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection
 from keylock.inference import inference_pb2, inference_pb2_grpc
 from keylock.v1 import explanation_pb2, explanation_pb2_grpc, license_pb2, license_pb2_grpc
 from keylock_server.services.explanations import ExplanationService
+from keylock_server.services.health import HealthService
 from keylock_server.services.licenses import LicenseService
 from keylock_server.services.parts import Parts
 from keylock_server.services.predictions import PredictionService
@@ -63,13 +64,13 @@ SERVICES: Final = (
 )
 
 
-def register_services(server: grpc.aio.Server, parts: Parts, health_service: Any) -> None:  # noqa: ANN401 - untyped
+def register_services(server: grpc.aio.Server, parts: Parts, health_service: HealthService) -> None:
     """Adds every service, health, and reflection where it is set.
 
     Args:
         server: Of the public port.
         parts: What the services work with.
-        health_service: Of grpcio-health-checking.
+        health_service: Says how they are.
     """
     for service in SERVICES:
         service.register(service.make(parts), server)

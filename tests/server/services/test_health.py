@@ -1,5 +1,6 @@
 """The server's health says what is wrong: with its own answers, and with its store."""
 
+import asyncio
 import json
 import logging
 import sys
@@ -18,7 +19,7 @@ from keylock.store import Database
 from keylock.trigger.keys import KeySeed
 from keylock_server import ServerSettings
 from keylock_server.inference.model_loader import open_model
-from keylock_server.services.health import Check, HealthChecks, check_canary
+from keylock_server.services.health import Check, HealthChecks, HealthService, check_canary
 from keylock_server.transport.logs import JsonFormatter
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -120,11 +121,25 @@ def test_a_server_without_its_store_predicts_and_explains_nothing(start_server, 
     assert "health check passed again: store" in server_log.text
 
 
-async def test_a_check_that_fails_is_a_problem_and_its_text_stays_inside(caplog):
-    told = {}
+def test_a_watcher_is_told_though_another_went_away(start_server):
+    calls = start_server()
+    watch = health_pb2_grpc.HealthStub(calls.channel).Watch
+    stays, goes = (watch(health_pb2.HealthCheckRequest(service=EXPLANATIONS), timeout=30) for _ in range(2))
+    assert next(stays).status == next(goes).status == SERVING
 
-    async def set_health(service, well):
-        told[service] = well
+    async def count():
+        return len(asyncio.all_tasks())
+
+    before = calls.loop_thread.run(count())
+    goes.cancel()
+    wait_for(lambda: calls.loop_thread.run(count()) < before)
+    stopping = calls.stop()
+    assert next(stays).status == NOT_SERVING
+    stopping.result(timeout=30)
+
+
+async def test_a_check_that_fails_is_a_problem_and_its_text_stays_inside(caplog):
+    service = HealthService()
 
     def fail():
         raise RuntimeError("a secret")
@@ -137,10 +152,11 @@ async def test_a_check_that_fails_is_a_problem_and_its_text_stays_inside(caplog)
         "two": Check(refuse, every_s=60, services=frozenset({"b"})),
         "three": Check(lambda: None, every_s=60, services=frozenset({"c"})),
     }
-    condition = HealthChecks(checks, set_health=set_health, services=("a", "b", "c"))
+    condition = HealthChecks(checks, service=service, services=("a", "b", "c"))
     await condition.start()
     await condition.close()
-    assert told == {"a": False, "b": False, "c": True}
+    asked = [await service.Check(health_pb2.HealthCheckRequest(service=name), None) for name in "abc"]
+    assert [answer.status for answer in asked] == [NOT_SERVING, NOT_SERVING, SERVING]
     assert condition.problems == {"one": "the check failed (RuntimeError)", "two": "the store is away"}
     assert "a secret" not in caplog.text
 
