@@ -7,6 +7,7 @@ import asyncio
 import base64
 import importlib
 import logging
+import math
 import queue
 import re
 import threading
@@ -31,11 +32,12 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from rpc_rows import CASES, IMAGE, PIXELS, PORTS, ROWS, Case, stream
 from support import bearer, books, details_of, wait_for
 
-from keylock.licensing import Quota
+from keylock.licensing import Quota, Rate
 from keylock.licensing.receipt_keys import ReceiptKey
 from keylock.licensing.receipts import Receipt
 from keylock.store import LicenseStore
 from keylock.transparency import leaf_hash
+from keylock_server.scheduling.batching import QueueQuota
 from keylock_server.transport.calls import current_call
 from keylock_server.transport.interceptors import Logs, Requests
 from keylock_server.transport.logs import JsonFormatter, TextFormatter
@@ -322,7 +324,9 @@ def test_a_call_lasts_as_long_as_the_server_allows(hasty, case, server_log):
     for error in errors:
         assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         check_refusal(error, id="late", reason="DEADLINE")
-    assert [line.code for line in lines_of(server_log, "late")] == ["DEADLINE_EXCEEDED"] * 2
+    lines = lines_of(server_log, "late")
+    assert [line.code for line in lines] == ["DEADLINE_EXCEEDED"] * 2
+    assert max(line.milliseconds for line in lines) < 5000
     wait_for(lambda: not hasty.tasks() - before and not any(hasty.work()) and books(hasty.store) == (0, 0, 0))
     assert faults_in(server_log) == []
 
@@ -396,6 +400,31 @@ def test_a_spent_quota_is_named(world, case):
     (violation,) = details["QuotaFailure"].violations
     assert violation.subject == f"license:{granted.id}"
     assert {"period": "total", "limit": "0", "units": "1"}.items() <= dict(details["ErrorInfo"].metadata).items()
+
+
+# Of a stream neither is a refusal: it waits.
+UNARY = [case for case in CASES if not (case.method.client_streaming or case.is_refused)]
+
+
+def check_when_to_come_again(error: grpc.RpcError, *, reason: str) -> None:
+    delay = check_refusal(error, id="again", reason=reason)["RetryInfo"].retry_delay
+    assert delay.ToTimedelta() > timedelta(0)
+    assert int(dict(error.trailing_metadata())["grpc-retry-pushback-ms"]) == math.ceil(delay.ToMicroseconds() / 1000)
+
+
+@pytest.mark.parametrize("case", [case for case in UNARY if "model" in case.row.works], ids=str)
+def test_a_full_queue_says_when_to_come_again(world, case, monkeypatch):
+    monkeypatch.setattr(QueueQuota, "take", lambda *_: False)
+    error = refusal_of(world.begin(case, world.good(case), token=world.token, id="again"))
+    check_when_to_come_again(error, reason="OVERLOADED")
+
+
+@pytest.mark.parametrize("case", [case for case in UNARY if case.row.units], ids=str)
+def test_a_license_that_is_used_too_fast_says_when_to_come_again(world, case):
+    token = world.grant(rate=Rate(per_second=0.5, burst=1)).token
+    assert world.ask(case, world.good(case), token=token)
+    error = refusal_of(world.begin(case, world.good(case), token=token, id="again"))
+    check_when_to_come_again(error, reason="RATE_LIMITED")
 
 
 @contextmanager
