@@ -1,5 +1,6 @@
 """Which licenses were issued, and what was done to them since: suspended, renewed, cut off, revoked."""
 
+import re
 from datetime import UTC, datetime
 from functools import lru_cache
 from types import TracebackType
@@ -11,7 +12,7 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import IntegrityError
 
-from keylock.errors import LicenseError, LicenseReason, StoreError
+from keylock.errors import InputError, LicenseError, LicenseReason, StoreError
 from keylock.licensing import License, StoredLicense
 from keylock.store.database import Database
 from keylock.store.raw_sql import Statement
@@ -19,6 +20,7 @@ from keylock.store.schema import LICENSES, REVOKED_TOKENS
 
 __all__ = ["LicenseStore"]
 
+_TOKEN_ID: Final = re.compile(r"tok_\w{1,40}", re.ASCII)
 _BY_ID: Final = select(LICENSES).where(LICENSES.c.id == bindparam("license_id"))
 
 
@@ -207,8 +209,11 @@ class LicenseStore:
             at: The time, with its zone.
 
         Raises:
+            InputError: If it is no id, for example the token itself, of which nothing would be revoked.
             StoreError: If the store cannot be used.
         """
+        if not _TOKEN_ID.fullmatch(token_id):
+            raise InputError("this is no id of an access token: give its jti, which begins with tok_")
         make = postgresql_insert if self.database.path is None else sqlite_insert
         change = make(REVOKED_TOKENS).values(token_id=token_id, revoked_at=_seconds(at)).on_conflict_do_nothing()
         with self.database.transaction(writes=True) as connection:

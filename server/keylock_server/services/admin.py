@@ -7,7 +7,6 @@ with the name in that certificate.
 """
 
 import asyncio
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,7 +43,6 @@ __all__ = ["AdminService", "Served", "open_admin"]
 T = TypeVar("T")
 
 _MAX_TEXT: Final = 200
-_TOKEN_ID: Final = re.compile(r"tok_\w{1,40}", re.ASCII)
 _MAX_MESSAGE_BYTES: Final = 64 * 1024
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -106,7 +104,10 @@ class AdminService(pb_grpc.AdminServiceServicer):
         _check_target(request)
         store, now, why, license_id = self._store(), self._served.parts.now(), _note(request.why), request.license_id
         if token_id := request.token_id:
-            await _change(context, "revoked the access token", token_id, lambda: store.revoke_token(token_id, at=now))
+            with at_field("token_id"):
+                await _change(
+                    context, "revoked the access token", token_id, lambda: store.revoke_token(token_id, at=now)
+                )
             return pb.RevokeLicenseResponse()
         if not request.HasField("issued_before"):
             stored = await _change(
@@ -234,10 +235,6 @@ def _check_target(request: pb.RevokeLicenseRequest) -> None:
                 "say what to revoke: license_id, license_id with issued_before, token_id, or issued_before with "
                 "all_licenses"
             )
-    with at_field("token_id"):
-        # Whoever gives the token in place of its id would revoke nothing, and have it in the log.
-        if request.token_id and not _TOKEN_ID.fullmatch(request.token_id):
-            raise InputError("this is no id of an access token: give its jti, which begins with tok_")
 
 
 def _moment(request: pb.RevokeLicenseRequest) -> datetime:

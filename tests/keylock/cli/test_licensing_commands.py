@@ -116,6 +116,7 @@ def test_suspended_reinstated_cut_off_revoked(run, home):
         store.check(license_id, issued_at=datetime.now(UTC))
     assert caught.value.reason == LicenseReason.REVOKED
     assert "tok_1" in run("license", "revoke", "--token", "tok_1")
+    assert "no id of an access token" in run("license", "revoke", "--token", "eyJhbGciOiJFZERTQSJ9.e30.c2ln", code=3)
     assert "say what to revoke" in run("license", "revoke", code=3)
     assert "say what to revoke" in run("license", "revoke", license_id, "--token", "tok_1", code=3)
 
