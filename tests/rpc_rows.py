@@ -20,7 +20,7 @@ __all__ = ["CASES", "IMAGE", "PIXELS", "PORTS", "ROWS", "Case", "Row", "stream"]
 
 PORTS: Mapping[str, list[ServiceDescriptor]] = {
     "public": [service.descriptor for service in SERVICES],
-    "operators'": [
+    "operators": [
         admin_pb2.DESCRIPTOR.services_by_name["AdminService"],
         inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"],
     ],
@@ -242,7 +242,7 @@ ROWS = {
         free=("id",),
         inside={"raw_input_contents": "inputs"},
         works=("loop", "model"),
-        refused_on={"operators'": "INVALID_INPUT"},
+        refused_on={"operators": "INVALID_INPUT"},
     ),
     "inference.GRPCInferenceService.RepositoryIndex": Row(
         lambda world: inference_pb2.RepositoryIndexRequest(),
@@ -271,7 +271,7 @@ class Case:
     method: MethodDescriptor
 
     def __str__(self) -> str:
-        return f"{self.method.containing_service.name}/{self.method.name} of the {self.port} port"
+        return f"{self.method.containing_service.name}/{self.method.name} ({self.port})"
 
     @property
     def path(self) -> str:

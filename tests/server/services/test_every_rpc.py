@@ -133,6 +133,11 @@ class World:
             self.calls.loop_thread.run(self.calls.server.models.load("tiny"))
         return answers
 
+    def keep_receipt(self) -> None:
+        """Charges an explanation, whose receipt can be proved then."""
+        receipt = self.calls.explain(IMAGE, token=self.token).receipt
+        self.leaf = leaf_hash(Receipt.verify(receipt, lambda _: True).entry)
+
     def good(self, case: Case) -> Any:
         return case.row.good(self)
 
@@ -195,7 +200,7 @@ def make_world(start_server, vendor, tiny, tls_files, tmp_path_factory) -> Itera
         )
         operators = grpc.secure_channel(f"localhost:{calls.server.admin_port}", grpc.ssl_channel_credentials(*files))
         world = World(
-            calls, {"public": calls.channel, "operators'": operators}, LicenseStore(url) if stored else None, vendor
+            calls, {"public": calls.channel, "operators": operators}, LicenseStore(url) if stored else None, vendor
         )
         world.token = world.grant().token
         made.append(world)
@@ -203,7 +208,7 @@ def make_world(start_server, vendor, tiny, tls_files, tmp_path_factory) -> Itera
 
     yield make
     for world in made:
-        world.channels["operators'"].close()
+        world.channels["operators"].close()
         if world.store is not None:
             world.store.close()
 
@@ -211,9 +216,8 @@ def make_world(start_server, vendor, tiny, tls_files, tmp_path_factory) -> Itera
 @pytest.fixture(scope="module")
 def world(make_world) -> World:
     """The ordinary server, which has a receipt to prove."""
-    made = make_world()
-    receipt = made.calls.explain(IMAGE, token=made.token).receipt
-    made.leaf = leaf_hash(Receipt.verify(receipt, lambda _: True).entry)
+    made: World = make_world()
+    made.keep_receipt()
     return made
 
 
@@ -520,8 +524,7 @@ def test_no_secret_is_told_by_any_rpc(make_world, vendor, stored, server_log, ca
     provider.add_span_processor(SimpleSpanProcessor(spans))
     world = make_world(stored=stored, metrics_port=0, tracer_provider=provider)
     if stored:
-        receipt = world.calls.explain(IMAGE, token=world.token).receipt
-        world.leaf = leaf_hash(Receipt.verify(receipt, lambda _: True).entry)
+        world.keep_receipt()
     refusals, tokens = [], [world.token]
     for case in sorted(CASES, key=lambda case: case.row.ends_the_server):
         refusals += refusals_of(world, case, world.token)
