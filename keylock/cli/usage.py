@@ -33,7 +33,7 @@ def usage_show(
     as_json: JsonOption = False,
 ) -> None:
     """Show what licenses have used today, this month (UTC) and altogether, and what they may."""
-    from keylock.store.ledger import look_up
+    from keylock.store.counters import look_up
 
     now = datetime.now(UTC)
     with open_store(store, home) as licenses:

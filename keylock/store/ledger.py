@@ -25,7 +25,7 @@ from keylock.store.periods import day_of, month_of
 from keylock.store.rates import take
 from keylock.store.raw_sql import Statement
 
-__all__ = ["ChargeRequest", "ChargeResult", "Ledger", "Recorder", "Reservation", "look_up"]
+__all__ = ["ChargeRequest", "ChargeResult", "Ledger", "Recorder", "Reservation"]
 
 Recorder: TypeAlias = Callable[[Connection, Charge, bytes], None]
 """Records a charge, given with its entry, elsewhere in the store, inside the transaction that makes it.
