@@ -23,8 +23,8 @@ from keylock.v1 import admin_pb2 as pb
 from keylock.v1 import admin_pb2_grpc as pb_grpc
 from keylock_server.inference.runtime import ServedModel
 from keylock_server.metering.meter import describe_windows, timestamp
-from keylock_server.services.explanations import describe_model
 from keylock_server.services.licenses import describe_license
+from keylock_server.services.model_descriptions import describe_model
 from keylock_server.services.operators import log_change, operator_of
 from keylock_server.services.parts import Parts
 from keylock_server.services.repository import RepositoryService

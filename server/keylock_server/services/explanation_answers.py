@@ -10,20 +10,19 @@ from typing import Any, Final
 
 import grpc
 import numpy as np
-from google.protobuf import json_format
 from numpy.typing import NDArray
 
 from keylock.bundle import ExplainerEntry
 from keylock.errors import InputError
 from keylock.v1 import explanation_pb2 as pb
 from keylock_server.inference.runtime import Explained
+from keylock_server.services.model_descriptions import describe_explainer
 from keylock_server.transport.fields import at_field
 
 __all__ = [
     "DEFAULT_MAX_BYTES",
     "Form",
     "check_answer_size",
-    "describe_explainer",
     "encode",
     "read_form",
     "softmax",
@@ -166,13 +165,6 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Turns logits `(batch, classes)` into probabilities of the same shape, without overflow."""
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
-
-
-def describe_explainer(entry: ExplainerEntry) -> pb.Explainer:
-    """Writes an explainer and its parameters into a message."""
-    described = pb.Explainer(name=entry.name)
-    json_format.ParseDict(entry.parameters, described.parameters)
-    return described
 
 
 def _to_elements(saliency: NDArray[np.float32], dtype: str) -> tuple[NDArray[Any], pb.Scaling | None]:

@@ -34,10 +34,10 @@ from keylock_server.services.explanation_answers import (
     DEFAULT_MAX_BYTES,
     Form,
     check_answer_size,
-    describe_explainer,
     encode,
     read_form,
 )
+from keylock_server.services.model_descriptions import describe_model, describe_served
 from keylock_server.services.parts import Parts
 from keylock_server.services.requests import (
     check_count,
@@ -51,7 +51,7 @@ from keylock_server.transport.calls import check_request_id, describe_call, new_
 from keylock_server.transport.fields import at_field
 from keylock_server.transport.statuses import NoKeyError
 
-__all__ = ["ExplanationService", "describe_model"]
+__all__ = ["ExplanationService"]
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -204,7 +204,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
     async def GetModel(self, request: pb.GetModelRequest, context: _Context) -> pb.GetModelResponse:  # noqa: N802
         """Describes a served model."""
         with self._models.use(request.model_name, request.model_version) as model:
-            answer, limits = _describe_everything(model), self._parts.limits_for(model)
+            answer, limits = describe_served(model), self._parts.limits_for(model)
         answer.signs_receipts = self._parts.receipts is not None and self._meter.records
         answer.limits.CopyFrom(
             pb.RequestLimits(
@@ -320,33 +320,8 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         return await self._parts.pool.run(lambda _: write())
 
 
-def describe_model(model: ServedModel) -> pb.Model:
-    """Writes which model it is into a message."""
-    return pb.Model(name=model.manifest.name, digest=model.manifest.model_digest, version=model.version)
-
-
 def _authorise(granted: License, manifest: Manifest, explainer: ExplainerEntry) -> None:
     check(granted, model_name=manifest.name, model_digest=manifest.model_digest, explainer=explainer.name)
-
-
-def _describe_everything(model: ServedModel) -> pb.GetModelResponse:
-    preprocessing = model.manifest.preprocessing
-    height, width = preprocessing.size
-    return pb.GetModelResponse(
-        model=describe_model(model),
-        classes=model.manifest.classes,
-        preprocessing=pb.Preprocessing(
-            height=height,
-            width=width,
-            channels=preprocessing.channels,
-            resize=preprocessing.resize,
-            mean=preprocessing.mean,
-            std=preprocessing.std,
-            bits=preprocessing.bits,
-        ),
-        explainers=[describe_explainer(entry) for entry in model.explainers.values()],
-        key_available=model.holds_key,
-    )
 
 
 def _request_id(text: str) -> str:
