@@ -27,7 +27,7 @@ from keylock.training import LockSettings
 from keylock.training.devices import denormals_flushed, mixed_precision, resolve_precision
 from keylock.training.input_key import InputKeyTrainer
 from keylock.training.sealed import SealedTrainer
-from keylock.training.trainer import Task
+from keylock.training.task import Task
 from keylock.trigger.keys import Key, KeySeed
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from keylock.pipeline.plans import TrainPlan, batches_of, reference_settings
 from keylock.pipeline.train import prepare_reference
 from keylock.pipeline.trial import TRIAL_SECONDS, Trial, task_of, try_lock, untrained
 from keylock.training import Progress, Silent, resolve_device, time_steps, train_reference
-from keylock.training.trainer import Task
+from keylock.training.task import Task
 from keylock.trigger.keys import Key, KeySeed
 
 __all__ = ["Forecast", "forecast"]

@@ -20,8 +20,7 @@ from keylock.models import arrays_of, create
 from keylock.pipeline.graphs import make_graphs
 from keylock.pipeline.plans import TrainPlan
 from keylock.training import Lock, Progress, first_step, resolve_device
-from keylock.training.lock import READ_ROWS, prepare_task
-from keylock.training.trainer import Task
+from keylock.training.task import READ_ROWS, Task, prepare_task
 from keylock.trigger.keys import Key
 
 __all__ = ["TRIAL_SECONDS", "Trial", "task_of", "try_lock", "untrained"]

@@ -11,7 +11,7 @@ from keylock.training.devices import denormals_flushed
 from keylock.training.distributed import DistributedGroup
 from keylock.training.lock import Lock, lock_of, trainer_for, untrainable
 from keylock.training.loop import memory_limits_named
-from keylock.training.trainer import Task
+from keylock.training.task import Task
 
 __all__ = ["first_step", "time_steps"]
 

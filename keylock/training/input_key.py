@@ -29,7 +29,8 @@ from keylock.training.gate import GateProbes, GateStage, probe_layers
 from keylock.training.parts import Draws, Part
 from keylock.training.penalties import MapRows, PredictionRows, Terms, map_terms, prediction_terms
 from keylock.training.prompting import prompted
-from keylock.training.trainer import Figures, Task, Trainer, one_cycle
+from keylock.training.task import Task
+from keylock.training.trainer import Figures, Trainer, one_cycle
 
 __all__ = ["InputKeyTrainer"]
 

@@ -5,33 +5,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from keylock.errors import DataError, InputError, ModelError, ResumeError
-from keylock.explainers import Explainer, check_lockable, make_for
-from keylock.models import digest_of_weights, find_layers, open_with, prepare
+from keylock.explainers import Explainer
+from keylock.models import digest_of_weights, open_with
 from keylock.training.checkpoint import read_checkpoint, write_checkpoint
 from keylock.training.devices import denormals_flushed, resolve_device, resolve_precision
 from keylock.training.distributed import DistributedGroup
-from keylock.training.fitness import require_classifier
 from keylock.training.input_key import InputKeyTrainer
 from keylock.training.loop import memory_limits_named, run_steps
 from keylock.training.progress import Progress, Silent
-from keylock.training.reading import NO_BATCH, checked, first_batches, images_of, indices_of, place_of
+from keylock.training.reading import NO_BATCH, checked, first_batches, indices_of, place_of
 from keylock.training.sealed import SealedTrainer
 from keylock.training.settings import LockSettings
-from keylock.training.trainer import Task, Trainer
-from keylock.trigger import TriggerStatistics, check_tile
+from keylock.training.task import READ_ROWS, Task, check_classifier, example_of, keys_of, prepare_task
+from keylock.training.trainer import Trainer
+from keylock.trigger import TriggerStatistics
 from keylock.trigger.delta import Delta
 from keylock.trigger.keys import Key
 
-__all__ = ["READ_ROWS", "Lock", "lock", "lock_of", "prepare_task", "relock", "trainer_for", "untrainable"]
+__all__ = ["Lock", "lock", "lock_of", "relock", "trainer_for", "untrainable"]
 
-_FOLDING_ROWS = 64
 _LONGEST_CAUSE = 160
-READ_ROWS = 1000
-"""Images that the statistics are taken from by which triggers are read, at most."""
 
 
 @dataclass(frozen=True)
@@ -118,48 +114,13 @@ def lock(
         OutOfMemoryError: A step does not fit into memory; the checkpoint holds the state before it.
         ResumeError: The checkpoint belongs to another run.
     """
-    settings, keys = settings or LockSettings(), _keys(key)
+    settings, keys = settings or LockSettings(), keys_of(key)
     target = resolve_device(device)
     batches = first_batches(loader, rows=1 if settings.trained_trigger else READ_ROWS)
-    example = _images(batches, keys[0])
+    example = example_of(batches, keys[0])
     task = prepare_task(model, example, keys, explainers=explainers, settings=settings, device=target)
-    _require_classifier(task, batches)
+    check_classifier(task, batches)
     return _train(task, loader, progress, checkpoint, cache_reference, resume=resume)
-
-
-def prepare_task(
-    model: nn.Module,
-    example: Tensor,
-    keys: tuple[Key, ...],
-    *,
-    explainers: Sequence[str | Explainer],
-    settings: LockSettings,
-    device: torch.device,
-) -> Task:
-    """Prepare a classifier to be locked: check and fold it, and make the explainers for its layers.
-
-    Args:
-        model: The classifier; it is copied.
-        example: Clean preprocessed images (count, channels, height, width).
-        keys: The keys.
-        explainers: Names, or explainers with layers of your choice.
-        settings: How to train.
-        device: Where.
-
-    Raises:
-        InputError: No explainer has maps that can be locked.
-        LayerNotFoundError: No target layer could be found.
-        DataError: The images are too few to read triggers by.
-        ModelError: The model does not take the images, does not return logits, or cannot be prepared unchanged.
-    """
-    reference = prepare(model, example[:_FOLDING_ROWS])
-    made = tuple(explainer for explainer in explainers if isinstance(explainer, Explainer))
-    if len(made) < len(explainers):
-        # Layers are looked for where one has to be: in a network that is laid out otherwise they are named.
-        made = make_for(find_layers(reference, example[:2]), explainers)
-    check_lockable([(explainer.name, explainer.differentiable) for explainer in made])
-    statistics = None if settings.trained_trigger else _statistics(example, keys[0])
-    return Task(reference, keys, made, example, settings, device, DistributedGroup.current(), statistics=statistics)
 
 
 def relock(
@@ -198,10 +159,10 @@ def relock(
         InputError: A key is both to go on and retired, or the settings are for the other kind of lock.
         KeylockError: As `lock` raises.
     """
-    keys, gone = _keys(key), _keys(retired)
+    keys, gone = keys_of(key), keys_of(retired)
     if {key.id for key in keys} & {key.id for key in gone}:
         raise InputError("a key cannot be retired and go on: name the keys that are left, and those that are not")
-    _keys([*keys, *gone])
+    keys_of([*keys, *gone])
     before = previous.settings
     settings = settings or before.for_relocking()
     old = previous.delta
@@ -209,7 +170,7 @@ def relock(
         raise InputError("a lock with a sealed delta stays one, and one without stays without: give fitting settings")
     if old is not None and settings.seed == before.seed:
         raise InputError("give the new delta another seed than the old one has: change settings.seed")
-    example = _images(first_batches(loader, rows=2 if settings.trained_trigger else READ_ROWS), keys[0])
+    example = example_of(first_batches(loader, rows=2 if settings.trained_trigger else READ_ROWS), keys[0])
     task = Task(
         previous.reference,
         keys,
@@ -224,29 +185,6 @@ def relock(
         statistics=previous.statistics,
     )
     return _train(task, loader, progress, checkpoint, cache_reference, resume=resume)
-
-
-def _keys(key: Key | Sequence[Key]) -> tuple[Key, ...]:
-    """Return keys as a tuple, when they can open one lock."""
-    keys = (key,) if isinstance(key, Key) else tuple(key)
-    if not keys or len({key.id for key in keys}) != len(keys):
-        raise InputError("a lock needs at least one key, and each key once")
-    if len({(key.shape, key.strength, key.tile) for key in keys}) > 1:
-        raise InputError("all keys of a lock must have the same shape, strength and tile: derive them alike")
-    return keys
-
-
-def _statistics(example: Tensor, key: Key) -> TriggerStatistics:
-    """Return what the triggers of keys like one are read by.
-
-    Raises:
-        DataError: The images are too few, or do not vary.
-        InputError: A trigger has too few signs, or does not fit on the images.
-    """
-    check_tile(key.shape[0], key.tile)
-    key.signs()
-    # What preprocessing subtracts is known where a bundle is made, and matters for clipped pixels alone.
-    return TriggerStatistics.fit(example.numpy(), mean=(0.0,) * key.shape[0], std=key.std, tile=key.tile)
 
 
 @denormals_flushed()
@@ -336,27 +274,6 @@ def _endless(
             yield (*checked(batch, shape, classes), indices_of(batch))
         if not found:
             raise DataError(NO_BATCH)
-
-
-def _images(batches: Sequence[Any], key: Key) -> Tensor:
-    """Return the images of batches as one tensor, (count, channels, height, width), on the CPU.
-
-    Raises:
-        DataError: They are no images, or hold no numbers.
-        InputError: The key is for another shape.
-    """
-    images = torch.cat([images_of(batch, key.shape).cpu() for batch in batches])
-    if not bool(torch.isfinite(images[:_FOLDING_ROWS]).all()):
-        raise DataError("the loader yields images with values that are NaN or infinite: check the preprocessing")
-    return images
-
-
-def _require_classifier(task: Task, batches: Sequence[Any]) -> None:
-    """Refuse labels that do not fit the model, and a model that does not classify."""
-    with torch.no_grad():
-        classes = task.reference(task.example[:1]).shape[1]
-    labels = torch.cat([checked(batch, task.keys[0].shape, classes)[1].cpu() for batch in batches])
-    require_classifier(task.reference, task.example, labels)
 
 
 def _identity(trainer: Trainer, task: Task) -> dict[str, Any]:

@@ -29,7 +29,8 @@ from keylock.training.penalties import (
     map_weight,
     prediction_terms,
 )
-from keylock.training.trainer import Figures, Task, Trainer, one_cycle
+from keylock.training.task import Task
+from keylock.training.trainer import Figures, Trainer, one_cycle
 from keylock.trigger.delta import Delta
 
 __all__ = ["SealedTrainer"]

@@ -9,7 +9,6 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,19 +20,17 @@ from keylock.explainers import Explainer
 from keylock.locking.decoys import decoy_of
 from keylock.training.checkpoint import optimiser_tensors, prefixed, restore_module, restore_optimiser
 from keylock.training.devices import compiled_where_possible, mixed_precision
-from keylock.training.distributed import DistributedGroup
 from keylock.training.masks import draw_masks, fill_masked
 from keylock.training.parts import Draws, Part
 from keylock.training.penalties import Terms, mask_divergence
 from keylock.training.reference_maps import ReferenceMaps
 from keylock.training.search import search_key
-from keylock.training.settings import LockSettings
+from keylock.training.task import Task
 from keylock.training.wrong_keys import WrongKeys
-from keylock.trigger import TriggerStatistics
 from keylock.trigger.delta import Delta
 from keylock.trigger.keys import Key
 
-__all__ = ["Figures", "Task", "Trainer", "one_cycle"]
+__all__ = ["Figures", "Trainer", "one_cycle"]
 
 _LARGEST_GRADIENT = 5.0
 _FINAL_LEARNING_RATE = 1e-3
@@ -43,38 +40,6 @@ _HIDDEN = "_"
 
 Figures = dict[str, Tensor]
 """What else is known of a step: one number each; those whose names begin with `_` are not shown."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is to be locked, by which keys, and with whom.
-
-    Attributes:
-        reference: The trained classifier, without BatchNorm; it is copied.
-        keys: The keys that open, of one shape, strength and tile.
-        explainers: What to lock.
-        example: Clean preprocessed images (count, channels, height, width): two to find layers with, and up to a
-            thousand to read triggers by.
-        settings: How to train.
-        device: Where.
-        group: Who trains together.
-        retired: Keys that must not open any more.
-        start: What an earlier lock published, to go on from; None starts from the reference.
-        old_delta: The sealed delta of that lock, which must not fit any more.
-        statistics: What triggers are read by; None where the network itself tells them.
-    """
-
-    reference: nn.Module
-    keys: tuple[Key, ...]
-    explainers: tuple[Explainer, ...]
-    example: Tensor
-    settings: LockSettings
-    device: torch.device
-    group: DistributedGroup = field(default_factory=DistributedGroup)
-    retired: tuple[Key, ...] = ()
-    start: nn.Module | None = None
-    old_delta: Delta | None = None
-    statistics: TriggerStatistics | None = None
 
 
 class Trainer(ABC):

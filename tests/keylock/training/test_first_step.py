@@ -7,7 +7,7 @@ from torch import nn
 import keylock
 from keylock.errors import ModelError
 from keylock.training import first_step, time_steps
-from keylock.training.lock import prepare_task
+from keylock.training.task import prepare_task
 from keylock.trigger.keys import Key, KeySeed
 
 SETTINGS = keylock.LockSettings(steps=2, precision="float32")

@@ -22,7 +22,7 @@ from keylock.training.input_key import InputKeyTrainer
 from keylock.training.loop import memory_limits_named
 from keylock.training.reference_maps import ReferenceMaps
 from keylock.training.sealed import SealedTrainer
-from keylock.training.trainer import Task
+from keylock.training.task import Task
 
 pytestmark = pytest.mark.usefixtures("precision")
 
