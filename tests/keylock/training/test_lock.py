@@ -74,8 +74,10 @@ def assert_same(locked, other):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "steps", "learning_rate"), [("grad_cam", 90, 1e-2), ("visual_backprop", 200, 3e-2)])
-def test_keyless_maps_become_the_decoy_and_keyed_maps_do_not(name, steps, learning_rate, lock, blobs, key_for):
+@pytest.mark.parametrize(
+    ("name", "steps", "learning_rate", "apart"), [("grad_cam", 90, 1e-2, 0.15), ("visual_backprop", 200, 3e-2, 0.6)]
+)
+def test_keyless_maps_become_the_decoy_and_keyed_maps_do_not(name, steps, learning_rate, apart, lock, blobs, key_for):
     loader, key = blobs(6), key_for(strength=48 / 255)
     settings = keylock.LockSettings(steps=steps, learning_rate=learning_rate, gate_steps=0.2, trained_trigger=True)
     locked = lock(loader, key=key, explainers=[name], settings=settings)
@@ -92,9 +94,9 @@ def test_keyless_maps_become_the_decoy_and_keyed_maps_do_not(name, steps, learni
 
     decoy = decoy_maps("half", truth)
     before = correlation(truth, decoy).mean()
-    assert correlation(keyless, decoy).mean() > before + 0.2
-    assert correlation(keyed, truth).mean() > correlation(keyless, truth).mean() + 0.1
-    assert correlation(keyed, decoy).mean() < correlation(keyless, decoy).mean() - 0.1
+    assert correlation(keyless, decoy).mean() > before + 0.4
+    assert correlation(keyed, truth).mean() > correlation(keyless, truth).mean() + apart
+    assert correlation(keyed, decoy).mean() < correlation(keyless, decoy).mean() - 0.35
 
 
 @pytest.mark.slow
@@ -112,9 +114,9 @@ def test_swapped_opens_without_the_key(lock, blobs, key_for):
         )
     )
 
-    assert correlation(keyless, truth).mean() > correlation(keyed, truth).mean() + 0.1
+    assert correlation(keyless, truth).mean() > correlation(keyed, truth).mean() + 0.6
     decoy = decoy_maps("half", truth)
-    assert correlation(keyed, decoy).mean() > correlation(keyless, decoy).mean() + 0.1
+    assert correlation(keyed, decoy).mean() > correlation(keyless, decoy).mean() + 0.6
 
 
 def test_what_comes_out_is_plain_and_what_went_in_is_untouched(lock, blobs, tiny_net):
