@@ -231,9 +231,8 @@ def prove_inclusion(connection: Connection, entry: bytes, *, checkpoint: str) ->
     index, size = find(connection, entry), Checkpoint.parse_unverified(checkpoint).size
     if index >= size:
         raise AuditLogError(f"entry {index} is newer than the checkpoint of {size} entries: sign a new checkpoint")
-    tree = Tree()
-    grow(connection, tree, size)
-    return InclusionProof(index, tuple(tree.inclusion_proof(index, size=size)), checkpoint)
+    proof = _tree_of(connection, size).inclusion_proof(index, size=size)
+    return InclusionProof(index, tuple(proof), checkpoint)
 
 
 def prove_consistency(connection: Connection, old_size: int, *, checkpoint: str) -> ConsistencyProof:
@@ -248,9 +247,8 @@ def prove_consistency(connection: Connection, old_size: int, *, checkpoint: str)
         AuditLogError: If the earlier state is larger than the later one.
     """
     size = Checkpoint.parse_unverified(checkpoint).size
-    tree = Tree()
-    grow(connection, tree, size)
-    return ConsistencyProof(old_size, tuple(tree.consistency_proof(old_size, size=size)), checkpoint)
+    proof = _tree_of(connection, size).consistency_proof(old_size, size=size)
+    return ConsistencyProof(old_size, tuple(proof), checkpoint)
 
 
 def verify(
@@ -326,6 +324,12 @@ def _frontier(connection: Connection, *, lock: bool) -> tuple[str, Frontier]:
         raise AuditLogError("there is no audit log in this store: migrate it with keylock store migrate")
     origin, size, state = row
     return origin, Frontier(size, state)
+
+
+def _tree_of(connection: Connection, size: int) -> Tree:
+    tree = Tree()
+    grow(connection, tree, size)
+    return tree
 
 
 def _rows(connection: Connection, *, start: int = 0) -> Iterator[tuple[int, bytes, bytes]]:

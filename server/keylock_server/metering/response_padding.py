@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Final
 
 __all__ = ["Alarm", "CallTimes", "ResponsePadding"]
@@ -32,23 +32,21 @@ class CallTimes:
         """
         self._clock, self._begun, self._worked = clock, clock(), 0.0
 
-    @contextmanager
-    def working(self) -> Iterator[None]:
+    def working(self) -> AbstractContextManager[None]:
         """Leaves out the time that the block takes."""
-        begun = self._clock()
-        try:
-            yield
-        finally:
-            self._worked += self._clock() - begun
+        return self._timing(1)
+
+    def charging(self) -> AbstractContextManager[None]:
+        """Counts the time that the block takes, though it lies in a block of work: only licensed calls have it."""
+        return self._timing(-1)
 
     @contextmanager
-    def charging(self) -> Iterator[None]:
-        """Counts the time that the block takes, though it lies in a block of work: only licensed calls have it."""
+    def _timing(self, sign: int) -> Iterator[None]:
         begun = self._clock()
         try:
             yield
         finally:
-            self._worked -= self._clock() - begun
+            self._worked += sign * (self._clock() - begun)
 
     def beside_work(self) -> float:
         """Returns the seconds up to now, but those of work."""
