@@ -4,7 +4,10 @@ from pathlib import Path
 
 from keylock.errors import BundleError, InputError, ResumeError
 
-__all__ = ["check_bundle_place", "make_folder", "make_folder_above"]
+__all__ = ["check_bundle_place", "has_interrupted_run", "make_folder", "make_folder_above"]
+
+_STATES = ("reference.part.safetensors", "lock.safetensors")
+"""Files of a work folder in which a training keeps its state."""
 
 
 def check_bundle_place(out: Path, work: Path, *, resume: bool, overwrite: bool) -> None:
@@ -27,8 +30,7 @@ def check_bundle_place(out: Path, work: Path, *, resume: bool, overwrite: bool) 
 
     check_name(out)
     require_free(work)
-    unfinished = [work / "reference.part.safetensors", work / "lock.safetensors"]
-    if not any(file.is_file() for file in unfinished):
+    if not has_interrupted_run(work):
         if resume:
             raise ResumeError(f"there is no interrupted run in {work}: start without --resume")
     elif not resume and not overwrite and not out.exists():
@@ -46,6 +48,11 @@ def check_bundle_place(out: Path, work: Path, *, resume: bool, overwrite: bool) 
         raise BundleError(f"cannot make the folder {folder} or write to it: {error.strerror}") from None
     if out.absolute().parent.is_dir():
         check_place(out.absolute(), overwrite=overwrite)
+
+
+def has_interrupted_run(work: Path) -> bool:
+    """Tell whether a folder of intermediate results has what `--resume` goes on from."""
+    return any((work / name).is_file() for name in _STATES)
 
 
 def make_folder_above(out: Path) -> None:

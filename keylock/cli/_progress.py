@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from keylock.cli._console import StoppedError, stderr
 from keylock.cli._log_lines import Lines
+from keylock.cli._places import has_interrupted_run
 from keylock.cli._stage import Stage
 
 if TYPE_CHECKING:
@@ -164,6 +165,8 @@ def resumable_progress(work: "Path") -> Iterator[Display]:
         with shown_progress() as progress:
             yield progress
     except KeyboardInterrupt:
+        if not has_interrupted_run(work):
+            raise StoppedError("stopped; nothing was reached yet: run the same command again to start anew") from None
         kept = f"stopped; what was reached is kept in {work}: run the same command with --resume to go on"
         raise StoppedError(kept) from None
 

@@ -8,8 +8,9 @@ import pytest
 from pseudo_terminal import Terminal, cursor_is_shown, on_terminal, plain, widest
 
 from keylock.cli._bars import fit_lines
+from keylock.cli._console import StoppedError
 from keylock.cli._log_lines import Lines
-from keylock.cli._progress import Display, counted, shown_progress
+from keylock.cli._progress import Display, counted, resumable_progress, shown_progress
 from keylock.cli._stage import Stage, describe_figures, format_seconds
 
 LIVE = {"fidelity": 0.5, "leakage": -0.25, "fidelity/grad_cam": 0.25, "fidelity/gradient": 0.5, "decoy/grad_cam": 0.125}
@@ -290,3 +291,20 @@ def test_a_stage_that_is_broken_off_says_how_far_it_was(capfd):
     with pytest.raises(ValueError, match="disk"):
         fail()
     assert "compile, sign and write: 1/3" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("state", "advice"),
+    [
+        (None, "nothing was reached yet: run the same command again to start anew"),
+        ("secret.txt", "nothing was reached yet: run the same command again to start anew"),
+        ("reference.part.safetensors", "run the same command with --resume to go on"),
+        ("lock.safetensors", "run the same command with --resume to go on"),
+    ],
+)
+def test_a_stop_advises_to_resume_where_that_will_find_something(tmp_path, state, advice):
+    if state is not None:
+        (tmp_path / state).touch()
+    with pytest.raises(StoppedError) as caught, resumable_progress(tmp_path):
+        raise KeyboardInterrupt
+    assert str(caught.value).endswith(advice)
