@@ -36,6 +36,8 @@ _PATTERN_SIDE = -(-_PATTERN_GRID // _STRIDE)
 _LEVELS = 1023
 _PLACE = np.arange(_CELLS**2, dtype=np.int32).reshape(_CELLS, _CELLS)
 _PATTERN_START = _PLACE[:_PATTERN_GRID:_STRIDE, :_PATTERN_GRID:_STRIDE]
+_INSIDE = np.zeros(_CELLS**2, np.bool_)
+_INSIDE[_PLACE[1 : _PATTERN - 1, 1 : _PATTERN - 1]] = True
 _TONE_PLACES = np.stack(np.divmod(np.arange(GRID**2), GRID), 1)
 _PATTERN_PLACES = _STRIDE * np.stack(np.divmod(np.arange(_PATTERN_SIDE**2), _PATTERN_SIDE), 1)
 PLACES = np.concatenate([_TONE_PLACES, _PATTERN_PLACES])
@@ -198,6 +200,8 @@ def _patterns(grey: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.
     high, low = brightest % _CELLS**2 - start, darkest % _CELLS**2 - start
     contrast = (brightest // _CELLS**2 + darkest // _CELLS**2).astype(np.float32) / np.float32(_LEVELS)
     codes = high * _CELLS**2 + low
+    # At an edge of two plain areas, and on a slope, both are at the border, and every picture has those.
+    contrast *= _INSIDE[high] | _INSIDE[low]
     return codes.reshape(len(grey), -1), contrast.reshape(len(grey), -1)
 
 

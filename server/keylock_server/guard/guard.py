@@ -49,7 +49,7 @@ class GuardLimits:
     scores: int = 4
     labels: int = 12
     memory_bytes: int = 48 * 2**20
-    least_regions: float = 6.0
+    least_regions: float = 5.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.window_s) and self.window_s > 0):
