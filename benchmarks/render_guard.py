@@ -18,29 +18,39 @@ PAGE = ROOT / "docs" / "query-guard.md"
 def write_honest(result: Mapping[str, Any]) -> str:
     """Return the section of `guard_honest.json`, in Markdown."""
     head = ("traffic", "what it is", "pictures", "near copies", "refused", "refused with labels too", "CPU ms each")
+    counts = ("pictures", "near_copies", "refused", "refused_labels_too")
     rows = [
-        (name.replace("_", " "), one["about"])
-        + tuple(f"{one[key]:,}" for key in ("pictures", "near_copies", "refused", "refused_labels_too"))
-        + (f"{one['cpu_ms_per_picture']:.1f}",)
+        (
+            name.replace("_", " "),
+            one["about"],
+            *(f"{one[key]:,}" for key in counts),
+            f"{one['cpu_ms_per_picture']:.1f}",
+        )
         for name, one in result["traffic"].items()
     ]
-    return "\n".join(
-        (f"Measured on {result['date']}, {result['hardware']}.\n", code(result["command"]), table(head, rows))
-    )
+    about = f"Measured on {result['date']}, {result['hardware']}.\n"
+    return "\n".join((about, code(result["command"]), table(head, rows)))
 
 
 def write_recovered(result: Mapping[str, Any]) -> str:
     """Return the section of `guard.json`, in Markdown."""
     head = ("attacker", "answered", "correlation", "chance", "above chance", "truth")
+    limits = result["limits"]
     about = (
-        f"Measured on {result['date']}, {result['hardware']}; {result['about']}. {result['limits']['scores']} near copies "
-        f"are answered with scores, {result['limits']['labels']} in all with labels.\n"
+        f"Measured on {result['date']}, {result['hardware']}; {result['about']}. {limits['scores']} near copies are "
+        f"answered with scores, {limits['labels']} in all with labels.\n"
     )
     parts = [about, code(result["command"])]
     for kind, what in (("plain", "Plain"), ("adaptive", "Adaptive"), ("curve", "Budgets")):
         rows = [
-            (name, f"{one['answered']:.1f}", f"{one['pcc']:+.2f}", f"{one['chance']:.2f}")
-            + (f"{one['pcc'] - one['chance']:+.2f}", one["truth"])
+            (
+                name,
+                f"{one['answered']:.1f}",
+                f"{one['pcc']:+.2f}",
+                f"{one['chance']:.2f}",
+                f"{one['pcc'] - one['chance']:+.2f}",
+                one["truth"],
+            )
             for name, one in result[kind].items()
         ]
         parts += [f"{what}:\n", table(head, rows)] if rows else [f"{what}: not measured yet.\n"]
