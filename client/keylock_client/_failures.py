@@ -128,7 +128,11 @@ def _secrets(settings: Settings, access: Token | None) -> tuple[str, ...]:
 def _choose(failure: _Failure) -> ClientError:
     if failure.reason in {reason.value for reason in LicenseReason}:
         return LicenseRefusedError(
-            failure.text, reason=LicenseReason(failure.reason), code=failure.code, request_id=failure.request_id
+            failure.text,
+            reason=LicenseReason(failure.reason),
+            field=next((violation.field for violation in failure.violations), None),
+            code=failure.code,
+            request_id=failure.request_id,
         )
     if not failure.reason and speaks_another_protocol(failure.text):
         return _unavailable(failure)

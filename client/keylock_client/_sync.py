@@ -106,7 +106,7 @@ class Client(BaseClient):
             image: One image or a list of them, as in `predict`.
             explainer: Name of the saliency method; the server's first if left out.
             target: Label or index of the class to explain, for all images; if left out, the class that the network
-                behind the map predicts for each.
+                behind the map predicts for each. Servers want a license for another one.
             parameters: Parameters of the explainer to insist on. They are fixed by the vendor: others than those in
                 use are refused.
             map_dtype: Type in which maps travel: `float32` if left out, `float16` or `uint8` for a half or a quarter of
@@ -175,7 +175,7 @@ class Client(BaseClient):
             images: Images as `explain` takes them, one after the other. They are read in another thread.
             explainer: Name of the saliency method; the server's first if left out.
             target: Label or index of the class to explain, for all images; if left out, the class that the network
-                behind the map predicts for each.
+                behind the map predicts for each. Servers want a license for another one.
             parameters: Parameters of the explainer to insist on.
             map_dtype: Type in which maps travel, as in `explain`.
             prediction: Which prediction to give, as in `explain`.

@@ -116,11 +116,20 @@ class LicenseRefusedError(ClientError, LicenseError):
 
     Attributes:
         reason: Why, as a stable value.
+        field: The part of the request that needs a license, for example `target_label`; None where it is not one part.
     """
 
-    def __init__(self, message: str, *, reason: LicenseReason, code: str = "", request_id: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: LicenseReason,
+        field: str | None = None,
+        code: str = "",
+        request_id: str = "",
+    ) -> None:
         ClientError.__init__(self, message, code=code, request_id=request_id)
-        self.reason = reason
+        self.reason, self.field = reason, field
 
 
 class QuotaSpentError(ClientError, MeteringError):

@@ -63,6 +63,8 @@ class ServerSettings(BaseSettings):
         issuers: Public keys (PEM) trusted to sign the bundle and licenses; empty: whoever signed the bundle.
         license_store: Database URL of the licenses issued; without it neither revoked nor unknown ones are noticed.
         unlicensed_explanations: `decoy` or `refuse`.
+        open_targets: Whether callers without a license may choose the class that is explained; otherwise they get the
+            decoy of the predicted one alone.
         stamped_images: Whether a picture that carries the trigger opens by itself, for callers without a license:
             `answer` or `ignore`.
         pad_response_times: Whether answers without a license wait as long as checking and charging one takes.
@@ -141,6 +143,7 @@ class ServerSettings(BaseSettings):
     issuers: tuple[Path, ...] = ()
     license_store: Annotated[str | None, Field(repr=False)] = None
     unlicensed_explanations: Literal["decoy", "refuse"] = "decoy"
+    open_targets: bool = False
     stamped_images: Literal["answer", "ignore"] = "ignore"
     pad_response_times: bool = True
     prices: dict[str, Annotated[int, Field(ge=0, le=1_000_000)]] = {}

@@ -274,6 +274,12 @@ def calls(start_server: Callable[..., Calls]) -> Calls:
 
 
 @pytest.fixture(scope="session")
+def open_targets(start_server: Callable[..., Calls]) -> Calls:
+    """A server where callers without a license choose the class that is explained."""
+    return start_server(open_targets=True)
+
+
+@pytest.fixture(scope="session")
 def tiny() -> SimpleNamespace:
     """What tests compute with: the second implementation and makers of requests."""
 

@@ -41,6 +41,7 @@ from keylock_server.services.model_descriptions import describe_model, describe_
 from keylock_server.services.parts import Parts
 from keylock_server.services.requests import (
     check_count,
+    check_no_target,
     check_parameters,
     choose_target,
     decoding_steps,
@@ -85,6 +86,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         self._max_images, self._max_answer_bytes = settings.max_images, settings.max_message_bytes
         self._answer_stamped = settings.stamped_images == "answer"
         self._refuse_unlicensed = settings.unlicensed_explanations == "refuse"
+        self._open_targets = settings.open_targets
         self._stream_limits = StreamLimits(in_flight=settings.stream_in_flight, image_s=settings.deadline_s)
 
     async def Explain(self, request: pb.ExplainRequest, context: _Context) -> pb.ExplainResponse:  # noqa: N802
@@ -226,7 +228,10 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         check_count(images, limit=self._max_images, field="images")
         target = choose_target(request, model.manifest.classes)
         public = wants_public_prediction(request, licensed=granted is not None)
-        return _Terms(explainer, target, granted, self._decide(model, granted, explainer, images=images), public)
+        keyed = self._decide(model, granted, explainer, images=images)
+        if granted is None and not self._open_targets:
+            check_no_target(request)
+        return _Terms(explainer, target, granted, keyed, public)
 
     def _decide(self, model: ServedModel, granted: License | None, explainer: ExplainerEntry, *, images: int) -> bool:
         """Decides whether the key is added: for a good license that covers the explainer, and never otherwise."""

@@ -139,7 +139,7 @@ class ImageStream:
         """Ends the stream where every image would be refused."""
         try:
             await self._begin(options)
-        except InputError as error:
+        except (InputError, LicenseError) as error:
             if error.field is not None:
                 error.field = f"start.options.{error.field}"
             raise

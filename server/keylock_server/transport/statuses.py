@@ -240,6 +240,7 @@ STATUSES: Final[dict[type[KeylockError], Row]] = {
 
 LICENSE_STATUSES: Final[dict[LicenseReason, grpc.StatusCode]] = {
     LicenseReason.MISSING: grpc.StatusCode.UNAUTHENTICATED,
+    LicenseReason.NEEDED_FOR_TARGET: grpc.StatusCode.UNAUTHENTICATED,
     LicenseReason.MALFORMED: grpc.StatusCode.UNAUTHENTICATED,
     LicenseReason.FORGED: grpc.StatusCode.UNAUTHENTICATED,
     LicenseReason.UNKNOWN_ISSUER: grpc.StatusCode.UNAUTHENTICATED,
@@ -290,7 +291,7 @@ def status_of(error: BaseException, *, error_id: str, request_id: str = "") -> s
     details: list[Message] = [info]
     if request_id:
         details.append(error_details_pb2.RequestInfo(request_id=request_id))
-    if row.public and isinstance(error, InputError) and error.field:
+    if row.public and isinstance(error, (InputError, LicenseError)) and error.field:
         bad_request = error_details_pb2.BadRequest()
         bad_request.field_violations.add(field=error.field, description=message)
         details.append(bad_request)
