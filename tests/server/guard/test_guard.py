@@ -1,0 +1,190 @@
+import multiprocessing
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from keylock.errors import InputError
+from keylock_server.guard import Guard, GuardLimits, Mode
+
+_LIMITS = GuardLimits(window_s=100.0, scores=2, labels=5, memory_bytes=2**21)
+
+
+class _Clock:
+    """Shows what it is set to."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return _Clock()
+
+
+@pytest.fixture
+def guard(clock):
+    return Guard(_LIMITS, clock, np.random.default_rng(0))
+
+
+def _pictures(count, *, size=32, channels=3, seed=0):
+    """Pictures of a few waves in random directions, uint8 (count, size, size, channels)."""
+    generator = np.random.default_rng(seed)
+    waves = generator.uniform(-6, 6, (count, 5, channels, 2))
+    phases = generator.uniform(0, 2 * np.pi, (count, 5, channels))
+    places = np.stack(np.meshgrid(*[np.arange(size) / size] * 2, indexing="ij"), axis=-1)
+    angles = 2 * np.pi * np.einsum("ijp,nkcp->nijkc", places, waves) + phases[:, None, None]
+    return np.clip(128 + 40 * np.sin(angles).sum(axis=3), 0, 255).astype(np.uint8)
+
+
+def _covered(picture, count):
+    """Copies of a picture with a grey patch at different places."""
+    side, copies = len(picture), np.repeat(picture[None], count, axis=0)
+    for place, copy in enumerate(copies):
+        top, left = divmod(place * side // 8, side)
+        copy[top * side // 8 : top * side // 8 + side // 4, left : left + side // 4] = 128
+    return copies
+
+
+def _ask(guard, pixels, *, labels_only=False, mode=Mode.LIMIT):
+    """Ask for one picture after the other: which are answered."""
+    return [guard.admit(row[None], labels_only=labels_only, mode=mode).admitted for row in pixels]
+
+
+def test_near_copies_beyond_the_budget_are_refused(guard, clock):
+    copies = _covered(_pictures(1)[0], 5)
+    assert _ask(guard, copies) == [True, True, True, False, False]
+    clock.now += 30
+    refused = guard.admit(copies[4:], labels_only=False)
+    assert (refused.row, refused.retry_after_s, refused.labels_left) == (0, 70.0, True)
+
+
+def test_labels_go_on_within_their_own_budget(guard):
+    copies = _covered(_pictures(1)[0], 7)
+    assert _ask(guard, copies[:4])[-1] is False
+    assert _ask(guard, copies[3:], labels_only=True) == [True, True, True, False]
+    assert not guard.admit(copies[-1:], labels_only=False).labels_left
+
+
+def test_other_pictures_are_answered(guard):
+    assert all(_ask(guard, _pictures(100)))
+    assert guard.status().near_copies <= 3
+
+
+def test_identical_pictures_are_no_near_copies(guard):
+    picture = _pictures(1)
+    assert all(guard.admit(np.repeat(picture, 500, axis=0), labels_only=False).admitted for _ in range(4))
+    assert (guard.status().near_copies, guard.status().identical) == (0, 1999)
+
+
+def test_what_was_answered_with_a_label_is_no_way_to_scores(guard):
+    copies = _covered(_pictures(1)[0], 5)
+    assert all(_ask(guard, copies, labels_only=True))
+    assert _ask(guard, copies) == [True, True, False, False, False]
+    assert all(_ask(guard, copies, labels_only=True))
+
+
+def test_a_batch_is_answered_whole_or_not_at_all(guard):
+    copies, before = _covered(_pictures(1)[0], 4), _pictures(2, seed=1)
+    refused = guard.admit(np.concatenate([before, copies]), labels_only=False)
+    assert (refused.admitted, refused.row) == (False, 5)
+    assert guard.status().entries == 0
+    assert guard.admit(copies[:3], labels_only=False).admitted
+
+
+def test_with_count_everything_is_answered(guard):
+    copies = _covered(_pictures(1)[0], 7)
+    assert all(_ask(guard, copies, mode=Mode.COUNT))
+    assert (guard.status().near_copies, guard.status().refused) == (6, 0)
+
+
+def test_a_near_copy_of_a_near_copy_belongs_to_the_same_picture(guard):
+    start, end = _pictures(2)
+    steps = [(start * (1 - share) + end * share).astype(np.uint8) for share in np.linspace(0, 1, 20)]
+    assert sum(_ask(guard, steps)) < 10
+
+
+def test_the_window_ends(guard, clock):
+    copies = _covered(_pictures(1)[0], 5)
+    assert _ask(guard, copies)[-1] is False
+    clock.now += _LIMITS.window_s
+    assert guard.status().entries == 0
+    assert _ask(guard, copies[3:]) == [True, True]
+
+
+@pytest.mark.parametrize("pixels", [np.full((1, 32, 32, 3), 7, np.uint8), np.zeros((1, 1, 1, 1), np.float32)])
+def test_pictures_of_one_colour_are_never_near_copies(guard, pixels):
+    rows = [pixels + np.asarray(step, pixels.dtype) for step in range(20)]
+    assert all(guard.admit(row, labels_only=False).admitted for row in rows)
+    assert guard.status().near_copies == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 3), (2, 5, 3, 1), (1, 31, 45, 4), (1, 300, 200, 3), (1, 224, 224, 1)])
+def test_pictures_of_any_size_are_taken(guard, shape):
+    pixels = np.random.default_rng(0).random(shape, np.float32)
+    assert guard.admit(pixels, labels_only=False).admitted
+
+
+def test_no_pixels_are_refused_with_a_clear_error(guard):
+    with pytest.raises(InputError, match=r"\(n, height, width, channels\)"):
+        guard.admit(np.zeros((2, 0, 4, 3), np.float32), labels_only=False)
+
+
+def test_a_full_memory_forgets_and_does_not_grow(clock):
+    guard = Guard(GuardLimits(memory_bytes=2**16), clock, np.random.default_rng(0))
+    for seed in range(3):
+        guard.admit(_pictures(64, seed=seed), labels_only=False, mode=Mode.COUNT)
+    assert guard.status().memory_bytes == 2**16
+    assert guard.status().entries < 192
+
+
+def test_a_picture_that_is_asked_about_outlasts_a_flood(clock):
+    guard = Guard(GuardLimits(scores=2, memory_bytes=2**17), clock, np.random.default_rng(0))
+    copies = _covered(_pictures(1, seed=99)[0], 5)
+    assert all(_ask(guard, copies[:3]))
+    for seed in range(4):
+        guard.admit(_pictures(64, seed=seed), labels_only=False, mode=Mode.COUNT)
+    assert _ask(guard, copies[3:]) == [False, False]
+
+
+def _ask_in_worker(guard, pixels, answers):
+    answers.put(_ask(guard, pixels))
+
+
+def _hold_lock(guard, held):
+    with guard._memory.locked():
+        held.set()
+        signal.pause()
+
+
+def test_processes_share_what_they_know(guard):
+    copies, context = _covered(_pictures(1)[0], 5), multiprocessing.get_context("fork")
+    assert all(_ask(guard, copies[:3]))
+    answers = context.Queue()
+    worker = context.Process(target=_ask_in_worker, args=(guard, copies[3:], answers))
+    worker.start()
+    assert answers.get(timeout=20) == [False, False]
+    worker.join()
+
+
+def test_a_worker_killed_while_it_holds_the_lock_blocks_nobody(guard):
+    context = multiprocessing.get_context("fork")
+    held = context.Event()
+    worker = context.Process(target=_hold_lock, args=(guard, held))
+    worker.start()
+    assert held.wait(20)
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+    assert guard.admit(_pictures(1), labels_only=False).admitted
+
+
+def test_the_memory_holds_no_pixels(guard):
+    pictures = _pictures(20)
+    guard.admit(pictures, labels_only=False)
+    held = bytes(guard._memory._shared)
+    assert not any(picture[row].tobytes() in held for picture in pictures for row in range(32))
+    assert "Multipliers(...)" in repr(guard._secret)
