@@ -6,7 +6,8 @@ A request, or one image of a stream, goes this way, which `_answer` enters:
 2. What is to be done: explainer, class, and whether the license covers it (`_agree`).
 3. Places in the queue are taken for all images, or the call ends before anything is set aside.
 4. Units are set aside for the license, under the digest of what is asked (`_charge`).
-5. Images are decoded, explained and predicted, and written as results with their digests (`_explain`).
+5. Images are decoded, explained and predicted, and written as results with their digests (`_explain`); without a
+   license, the query guard looks at them before they are explained.
 6. The units are charged with an entry in the audit log, or given back where anything failed; the receipt is signed.
 7. An answer without a license leaves when one with a license would.
 """
@@ -293,6 +294,10 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
                 check_pixels=None if granted is None else lambda pixels: check_size(granted, pixels=pixels),
             )
         )
+        if granted is None:
+            # In the time in which a license would be charged.
+            with times.charging():
+                await self._parts.gate.admit(images, model.manifest, labels_only=False, caller=None)
         # What everybody is told of a stamped picture is told of the picture as it came.
         keyed, shown = np.full(len(images), terms.keyed, np.bool_), images
         if self._answer_stamped and not terms.keyed and model.holds_key:
