@@ -190,12 +190,13 @@ def labels(answer: oip.ModelInferResponse, *, count: int, classes: tuple[str, ..
     if [(one.name, one.datatype, tuple(one.shape)) for one in answer.outputs] != [("label", "BYTES", (count,))]:
         senseless(f"no labels of {count} images")
     known = {name.encode(): name for name in classes}
-    found, data = list[str](), b"".join(answer.raw_output_contents)
-    while data:
-        length = int.from_bytes(data[:4], "little")
-        found.append(known.get(data[4 : 4 + length], ""))
-        data = data[4 + length :]
-    if len(found) != count or not all(found):
+    data, position, found = b"".join(answer.raw_output_contents), 0, list[str]()
+    # Each is preceded by its length, 4 bytes, little-endian.
+    for _ in range(count):
+        begins = position + 4
+        position = begins + int.from_bytes(data[position:begins], "little")
+        found.append(known.get(data[begins:position], ""))
+    if position != len(data) or not all(found):
         senseless("labels that are none of the classes, or not one for each image")
     return found
 
