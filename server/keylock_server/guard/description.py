@@ -21,21 +21,23 @@ _CELLS = 32
 _TONE = 4
 _PATTERN = 6
 _STRIDE = 2
-_STEPS = np.array([0.06, 0.04, 0.04, 0.06, 0.06, 0.05], np.float32)
+# Levels of brightness, of three slopes and of two colours, for a sum of four and differences of two quarters.
+_SCALES = np.array([1 / (4 * 0.06), 1 / (2 * 0.06), 1 / (2 * 0.06), 1 / (2 * 0.05), 1 / 0.16, 1 / 0.16], np.float32)
 _LEAST_SLOPE = 0.06
 _LEAST_RANGE = 0.12
 _COARSE = 8
 
 GRID = _CELLS - _TONE + 1
-"""Blocks along each side: one begins at every cell at which it fits."""
+"""Tones along each side: one begins at every cell at which it fits. Patterns begin at every second one."""
 
 _PATTERN_GRID = _CELLS - _PATTERN + 1
+_PATTERN_SIDE = -(-_PATTERN_GRID // _STRIDE)
 
 _LEVELS = 1023
 _PLACE = np.arange(_CELLS**2, dtype=np.int32).reshape(_CELLS, _CELLS)
-_PATTERN_START = _PLACE[:_PATTERN_GRID, :_PATTERN_GRID]
+_PATTERN_START = _PLACE[:_PATTERN_GRID:_STRIDE, :_PATTERN_GRID:_STRIDE]
 _TONE_PLACES = np.stack(np.divmod(np.arange(GRID**2), GRID), 1)
-_PATTERN_PLACES = np.stack(np.divmod(np.arange(_PATTERN_GRID**2), _PATTERN_GRID), 1)
+_PATTERN_PLACES = _STRIDE * np.stack(np.divmod(np.arange(_PATTERN_SIDE**2), _PATTERN_SIDE), 1)
 PLACES = np.concatenate([_TONE_PLACES, _PATTERN_PLACES])
 """Row and column of the first cell of every block, tones first (blocks, 2)."""
 
@@ -58,7 +60,7 @@ class Multipliers:
     def draw(cls, generator: np.random.Generator) -> "Multipliers":
         """Draws new ones."""
         odd = generator.integers(0, 2**63, 16, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-        return cls(odd, generator.random(len(_STEPS), np.float32), int(generator.integers(0, 2**63)))
+        return cls(odd, generator.random(len(_SCALES), np.float32), int(generator.integers(0, 2**63)))
 
     def __repr__(self) -> str:
         return "Multipliers(...)"
@@ -89,15 +91,15 @@ def describe(pixels: NDArray[np.uint8] | NDArray[np.float32], multipliers: Multi
     """
     cells = _to_cells(pixels)
     grey = cells.mean(axis=3)
-    tones, slopes = _tones(cells, grey)
-    levels = np.floor(tones / _STEPS + multipliers.offsets).astype(np.int64).astype(np.uint64)
+    levels, slopes = _tones(cells, grey, multipliers.offsets)
     places, contrast = _patterns(grey)
     odd = multipliers.codes
-    tone_codes = levels @ odd[:6] + _CORNERS[: GRID**2] * odd[6]
+    tone_codes = sum(level * each for level, each in zip(levels, odd, strict=False))
+    tone_codes = tone_codes.reshape(len(cells), -1) + _CORNERS[: GRID**2] * odd[6]
     pattern_codes = places.astype(np.uint64) * odd[7] + _CORNERS[GRID**2 :] * odd[8] + odd[9]
     return Description(
         _mixed(np.concatenate([tone_codes, pattern_codes], axis=1)),
-        np.concatenate([slopes > _LEAST_SLOPE, contrast > _LEAST_RANGE], axis=1),
+        np.concatenate([slopes.reshape(len(cells), -1) > _LEAST_SLOPE, contrast > _LEAST_RANGE], axis=1),
     )
 
 
@@ -163,21 +165,27 @@ def _quarters(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
     return means[:, :-2, :-2], means[:, :-2, 2:], means[:, 2:, :-2], means[:, 2:, 2:]
 
 
-def _tones(cells: NDArray[np.float32], grey: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Returns brightness, two colours and three slopes of every block (n, blocks, 6), and the largest slope."""
+def _tones(
+    cells: NDArray[np.float32], grey: NDArray[np.float32], offsets: NDArray[np.float32]
+) -> tuple[list[NDArray[np.uint64]], NDArray[np.float32]]:
+    """Returns brightness, two colours and three slopes of every block, rounded, and the largest slope as it is.
+
+    Each is (n, GRID, GRID).
+    """
     upper_left, upper_right, lower_left, lower_right = _quarters(grey)
     upper, lower = upper_left + upper_right, lower_left + lower_right
-    # Grey pictures have no colours: both are 0 then.
-    colours = [cells[..., 0] - cells[..., -1], cells[..., cells.shape[3] // 2] - grey]
-    found = [
-        (upper + lower) / 4,
-        *(sum(_quarters(colour)) / np.float32(4) for colour in colours),
-        (upper_right + lower_right - upper_left - lower_left) / 2,
-        (lower - upper) / 2,
-        (upper_left + lower_right - upper_right - lower_left) / 2,
+    found = [upper + lower, upper_right + lower_right - upper_left - lower_left, lower - upper]
+    found.append(upper_left + lower_right - upper_right - lower_left)
+    slopes = np.maximum(np.maximum(np.abs(found[1]), np.abs(found[2])), np.abs(found[3])) / 2
+    if cells.shape[3] > 1:
+        colours = (cells[..., 0] - cells[..., -1], cells[..., cells.shape[3] // 2] - grey)
+        found += [sum(_quarters(colour), np.zeros(1, np.float32)) for colour in colours]
+    # Negative levels wrap around, which is as good a code as any.
+    levels = [
+        np.floor(each * scale + offset).astype(np.int64).view(np.uint64)
+        for each, scale, offset in zip(found, _SCALES, offsets, strict=False)
     ]
-    tones = np.stack(found, axis=-1).reshape(len(cells), -1, len(found))
-    return tones, np.abs(tones[..., 3:]).max(axis=2)
+    return levels, slopes
 
 
 def _patterns(grey: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
@@ -194,11 +202,11 @@ def _patterns(grey: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.
 
 
 def _largest(values: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Returns the largest value of every block (n, cells, cells) -> (n, blocks down, blocks across)."""
-    down = values[:, :_PATTERN_GRID]
+    """Returns the largest value of every second block (n, cells, cells) -> (n, blocks down, blocks across)."""
+    down = values[:, :_PATTERN_GRID:_STRIDE]
     for row in range(1, _PATTERN):
-        down = np.maximum(down, values[:, row : row + _PATTERN_GRID])
-    found = down[..., :_PATTERN_GRID]
+        down = np.maximum(down, values[:, row : row + _PATTERN_GRID : _STRIDE])
+    found = down[..., :_PATTERN_GRID:_STRIDE]
     for column in range(1, _PATTERN):
-        found = np.maximum(found, down[..., column : column + _PATTERN_GRID])
+        found = np.maximum(found, down[..., column : column + _PATTERN_GRID : _STRIDE])
     return found

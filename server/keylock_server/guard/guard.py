@@ -42,14 +42,14 @@ class GuardLimits:
         scores: Near copies of a picture that are answered with scores.
         labels: Near copies of a picture that are answered with a label alone.
         memory_bytes: Size of the memory that all workers share; when it is full, the oldest pictures are forgotten.
-        least_blocks: How many blocks two pictures must have in common; blocks that many pictures have count less.
+        least_regions: In how many of 64 regions two pictures must agree; what several have in common counts less.
     """
 
     window_s: float = 3600.0
     scores: int = 4
-    labels: int = 40
+    labels: int = 12
     memory_bytes: int = 48 * 2**20
-    least_blocks: float = 8.0
+    least_regions: float = 6.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.window_s) and self.window_s > 0):
@@ -58,8 +58,8 @@ class GuardLimits:
             raise InputError("the budgets of the query guard cannot be negative: give 0 or more")
         if self.memory_bytes < _LEAST_BYTES:
             raise InputError(f"the memory of the query guard takes at least {_LEAST_BYTES:,} bytes")
-        if not self.least_blocks > 0:
-            raise InputError("the query guard takes a number of common blocks above 0")
+        if not self.least_regions > 0:
+            raise InputError("the query guard takes a number of regions above 0")
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class Guard:
                 identical += 1
                 continue
             codes, telling = described.codes[row], described.telling[row]
-            matches = memory.find(codes, telling, least=limits.least_blocks, now=now, window_s=limits.window_s)
+            matches = memory.find(codes, telling, least=limits.least_regions, now=now, window_s=limits.window_s)
             near_copies += bool(matches)
             spent = [match.since for match in matches if self._is_spent(match, labels_only)]
             if spent and mode is Mode.LIMIT:
