@@ -175,6 +175,7 @@ class LicenseReason(StrEnum):
     BATCH_TOO_LARGE = "LICENSE_BATCH_TOO_LARGE"
     IMAGE_TOO_LARGE = "LICENSE_IMAGE_TOO_LARGE"
     MISSING = "LICENSE_MISSING"
+    NEEDED_FOR_TARGET = "TARGET_NEEDS_LICENSE"
 
 
 class LicenseError(KeylockError):
@@ -182,12 +183,13 @@ class LicenseError(KeylockError):
 
     Attributes:
         reason: The stable reason.
+        field: The field of a request that needs one; None where it is not a field that does.
     """
 
     exit_code = 5
 
-    def __init__(self, reason: LicenseReason, message: str) -> None:
-        self.reason = reason
+    def __init__(self, reason: LicenseReason, message: str, *, field: str | None = None) -> None:
+        self.reason, self.field = reason, field
         super().__init__(message)
 
 

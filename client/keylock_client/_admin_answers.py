@@ -36,6 +36,10 @@ def check_status(answer: pb.GetStatusResponse) -> None:
             senseless("a model or an explainer has no name")
     if not all(answer.problems):
         senseless("a check has no name")
+    # An older server has none and says nothing of it.
+    if answer.query_guard.mode not in ("", "off", "count", "limit"):
+        senseless(f"a query guard that is {answer.query_guard.mode[:80]!r}")
+    _duration("of memory", answer.query_guard.window_s)
 
 
 def check_usage(answer: pb.AdminServiceGetUsageResponse, license_id: str) -> None:

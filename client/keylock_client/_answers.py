@@ -24,6 +24,7 @@ from keylock_client.results import ClassScore, Explainer, Model, ModelInfo, Pred
 __all__ = [
     "estimate",
     "explanations",
+    "labels",
     "license_info",
     "model_info",
     "predictions",
@@ -95,6 +96,7 @@ def license_info(answer: license_pb2.GetLicenseResponse | admin_pb2.LicenseState
         max_images=told.max_images or None,
         max_pixels=told.max_pixels or None,
         rate=(told.rate.per_second, told.rate.burst) if told.HasField("rate") else None,
+        similar_queries=told.similar_queries,
     )
 
 
@@ -181,6 +183,22 @@ def predictions(answer: oip.ModelInferResponse, *, count: int, classes: tuple[st
     raw = answer.raw_output_contents
     data = raw[0] if raw else np.asarray(answer.outputs[0].contents.fp32_contents, "<f4").tobytes()
     return predictions_of(_floats(data, shape), classes)
+
+
+def labels(answer: oip.ModelInferResponse, *, count: int, classes: tuple[str, ...]) -> list[str]:
+    """Read the labels of the Open Inference Protocol; arguments and result are as of `predictions`."""
+    if [(one.name, one.datatype, tuple(one.shape)) for one in answer.outputs] != [("label", "BYTES", (count,))]:
+        senseless(f"no labels of {count} images")
+    known = {name.encode(): name for name in classes}
+    data, position, found = b"".join(answer.raw_output_contents), 0, list[str]()
+    # Each is preceded by its length, 4 bytes, little-endian.
+    for _ in range(count):
+        begins = position + 4
+        position = begins + int.from_bytes(data[position:begins], "little")
+        found.append(known.get(data[begins:position], ""))
+    if position != len(data) or not all(found):
+        senseless("labels that are none of the classes, or not one for each image")
+    return found
 
 
 def predictions_of(logits: NDArray[np.float32], classes: tuple[str, ...]) -> list[Prediction]:

@@ -57,6 +57,20 @@ class AsyncClient(BaseClient):
         return await self._run(exchanges.predict(self._memory, image, bits=bits), timeout_s)
 
     @overload
+    async def label(  # type: ignore[overload-overlap]
+        self, image: ImageLike, *, bits: int | None = ..., timeout_s: float | None = ...
+    ) -> str: ...
+    @overload
+    async def label(
+        self, image: Sequence[ImageLike], *, bits: int | None = ..., timeout_s: float | None = ...
+    ) -> list[str]: ...
+    async def label(
+        self, image: ImageLike | Sequence[ImageLike], *, bits: int | None = None, timeout_s: float | None = None
+    ) -> str | list[str]:
+        """Name the most probable class of images and nothing else, as `Client.label` does."""
+        return await self._run(exchanges.label(self._memory, image, bits=bits), timeout_s)
+
+    @overload
     async def explain(  # type: ignore[overload-overlap]
         self, image: ImageLike, **options: Unpack[ExplainOptions]
     ) -> Explanation: ...

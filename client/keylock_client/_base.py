@@ -18,7 +18,7 @@ from keylock_client._receipts import Trust, verify_receipt
 from keylock_client._settings import DEFAULT_TARGET, Settings, Tls, Token, check_timeout, read_environment
 from keylock_client._streams import Images, Unreadable
 from keylock_client.charges import Receipt
-from keylock_client.errors import BadAnswerError, ClientError, ClosedError, RequestRefusedError
+from keylock_client.errors import BadAnswerError, ClientError, ClosedError, RequestRefusedError, SimilarQueriesError
 from keylock_client.explanations import Explained
 from keylock_client.results import ModelInfo
 
@@ -83,6 +83,7 @@ class BaseClient:
             model_version=self._settings.model_version,
             compression=self._settings.compression,
             trust=Trust.make(issuers, None if token is None else token.reveal()),
+            licensed=token is not None,
             exchanges=exchange_tokens and token is not None,
             binds=encryption is not None and encryption.certificate is not None,
         )
@@ -205,6 +206,8 @@ class BaseClient:
             error = translate_status(
                 status, settings=self._settings, timeout_s=self._settings.timeout_s, access=call.access
             )
+            if isinstance(error, SimilarQueriesError):
+                return exchanges.name_row(error, [name])
             return exchanges.rename_images(error, [name]) if type(error) is RequestRefusedError else error
 
         memory = self._memory

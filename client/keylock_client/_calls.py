@@ -65,7 +65,8 @@ class Call:
         method: Which.
         request: The message to send.
         request_id: The id in the message, if it has one.
-        licensed: Whether the license goes along. Predictions need none, so they are shown none.
+        licensed: Whether the license goes along. Predictions need none, and are shown one only where the server's query
+            guard has asked for it.
         access: The access token that goes in its place, if there is one.
         begins_anew: Whether it has as long as the whole exchange before it: the next images of a long list.
     """
@@ -92,6 +93,8 @@ class Memory:
         compression: How explanations are compressed; None for what the server is set to.
         info: The description of the model, once it was asked for.
         trust: Whose receipts to trust.
+        licensed: Whether there is a license.
+        licenses_predictions: Whether it has helped predictions past the server's query guard.
         exchanges: Whether the license is exchanged for access tokens.
         binds: Whether they are bound to the client's certificate.
         access: The access token, and until when it is used.
@@ -106,6 +109,8 @@ class Memory:
     compression: str | None = None
     info: ModelInfo | None = None
     trust: Trust = field(default_factory=Trust)
+    licensed: bool = False
+    licenses_predictions: bool = False
     exchanges: bool = False
     binds: bool = False
     access: tuple[Token, float] | None = None

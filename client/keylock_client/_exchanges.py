@@ -5,9 +5,9 @@ and `AsyncClient` differ only in how they make the calls of one and the same exc
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from google.protobuf.message import Message
 
@@ -29,6 +29,7 @@ from keylock_client.errors import (
     LicenseRefusedError,
     RequestIdReusedError,
     RequestRefusedError,
+    SimilarQueriesError,
     TooLargeError,
     Violation,
 )
@@ -42,12 +43,16 @@ __all__ = [
     "estimate",
     "explain",
     "explain_options",
+    "label",
     "license_info",
+    "name_row",
     "predict",
     "prove",
     "rename_images",
     "usage",
 ]
+
+T = TypeVar("T")
 
 # For how long access tokens are asked for, and which share of that time they are used.
 _LIFETIME_S = 600
@@ -163,22 +168,59 @@ def predict(
     memory: Memory, images: ImageLike | Sequence[ImageLike], *, bits: int | None = None
 ) -> Exchange[Prediction | list[Prediction]]:
     """Classify images over the Open Inference Protocol, in as many calls as it takes."""
+    found, single = yield from _infer(memory, images, bits=bits, output="logits", read=answers.predictions)
+    return found[0] if single else found
+
+
+def label(
+    memory: Memory, images: ImageLike | Sequence[ImageLike], *, bits: int | None = None
+) -> Exchange[str | list[str]]:
+    """Ask for the labels of images and nothing else, as `predict` does."""
+    found, single = yield from _infer(memory, images, bits=bits, output="label", read=answers.labels)
+    return found[0] if single else found
+
+
+def _infer(
+    memory: Memory,
+    images: ImageLike | Sequence[ImageLike],
+    *,
+    bits: int | None,
+    output: str,
+    read: Callable[..., list[T]],
+) -> Exchange[tuple[list[T], bool]]:
     sources, single = yield from _read_images(memory, images, bits=bits)
     info = yield from describe(memory)
-    found: list[Prediction] = []
+    found: list[T] = []
     for call_id, first, chunk in chunks(sources, None, most=info.limits.images):
-        request = infer_request(chunk, model=info.model.name, version=memory.model_version, request_id=call_id)
+        request = infer_request(
+            chunk, model=info.model.name, version=memory.model_version, request_id=call_id, output=output
+        )
+        call = Call(Method.MODEL_INFER, request, request_id=call_id, begins_anew=first > 0)
         try:
-            answer: oip.ModelInferResponse = yield Call(
-                Method.MODEL_INFER, request, request_id=call_id, begins_anew=first > 0
-            )
+            answer: oip.ModelInferResponse = yield from _guarded(memory, call)
         except RequestRefusedError as error:
             _refuse(error, memory=memory, first=first, sources=sources)
+        except SimilarQueriesError as error:
+            raise name_row(error, [source.name for source in sources], first=first) from None
         # The version is the beginning of the digest: another one means that the server has a new model by now.
         if answer.model_version not in info.model.digest:
             info = yield from describe(memory, refresh=True)
-        found += answers.predictions(answer, count=len(chunk), classes=info.classes)
-    return found[0] if single else found
+        found += read(answer, count=len(chunk), classes=info.classes)
+    return found, single
+
+
+def _guarded(memory: Memory, call: Call) -> Exchange[Any]:
+    """Make a call for predictions, and show the license where the server's query guard refuses it without one."""
+    if memory.licenses_predictions:
+        return (yield from licensed(memory, replace(call, licensed=True)))
+    try:
+        return (yield call)
+    except SimilarQueriesError:
+        if not memory.licensed:
+            raise
+    answer = yield from licensed(memory, replace(call, licensed=True, begins_anew=False))
+    memory.licenses_predictions = True
+    return answer
 
 
 def _read_images(
@@ -224,6 +266,8 @@ def explain(
             )
         except RequestRefusedError as error:
             _refuse(error, memory=memory, first=first, sources=sources)
+        except SimilarQueriesError as error:
+            raise name_row(error, [source.name for source in sources], first=first) from None
         if answer.model.digest != info.model.digest:
             info = yield from describe(memory, refresh=True)
         if answer.receipt:
@@ -273,16 +317,30 @@ def rename_images(error: RequestRefusedError, names: Sequence[str], *, first: in
         names: Of all images.
         first: Which of them the first image of the call was.
     """
-
-    def rename(match: re.Match[str]) -> str:
-        place = first + int(match[1])
-        return names[place] if place < len(names) else match[0]
-
-    places = re.compile(r"\b(?:images|inputs\[0\])\[(\d{1,6})\]")
-    message = places.sub(rename, error.message)
-    violations = tuple(Violation(places.sub(rename, v.field), v.description) for v in error.violations)
+    message = _with_names(error.message, names, first)
+    violations = tuple(Violation(_with_names(v.field, names, first), v.description) for v in error.violations)
     # A field that was renamed is an image; unless it was the only one, the message has to say which.
     named = next((new.field for old, new in zip(error.violations, violations, strict=True) if old != new), "")
     if named and len(names) > 1 and named not in message:
         message = f"{named}: {message}"
     return RequestRefusedError(message, violations=violations, code=error.code, request_id=error.request_id)
+
+
+def name_row(error: SimilarQueriesError, names: Sequence[str], *, first: int = 0) -> SimilarQueriesError:
+    """Return a refusal of near copies with the image called by its name; the arguments are those of `rename_images`."""
+    return SimilarQueriesError(
+        _with_names(error.message, names, first),
+        retry_after_s=error.retry_after_s,
+        labels_left=error.labels_left,
+        row=first + error.row,
+        code=error.code,
+        request_id=error.request_id,
+    )
+
+
+def _with_names(text: str, names: Sequence[str], first: int) -> str:
+    def rename(match: re.Match[str]) -> str:
+        place = first + int(match[1])
+        return names[place] if place < len(names) else match[0]
+
+    return re.sub(r"\b(?:images|inputs\[0\])\[(\d{1,6})\]", rename, text)

@@ -30,6 +30,7 @@ from keylock_client.errors import (
     RequestIdReusedError,
     RequestRefusedError,
     ServerFaultError,
+    SimilarQueriesError,
     UnreachableError,
     UnsupportedError,
     Violation,
@@ -128,7 +129,11 @@ def _secrets(settings: Settings, access: Token | None) -> tuple[str, ...]:
 def _choose(failure: _Failure) -> ClientError:
     if failure.reason in {reason.value for reason in LicenseReason}:
         return LicenseRefusedError(
-            failure.text, reason=LicenseReason(failure.reason), code=failure.code, request_id=failure.request_id
+            failure.text,
+            reason=LicenseReason(failure.reason),
+            field=next((violation.field for violation in failure.violations), None),
+            code=failure.code,
+            request_id=failure.request_id,
         )
     if not failure.reason and speaks_another_protocol(failure.text):
         return _unavailable(failure)
@@ -188,6 +193,17 @@ def _too_fast(failure: _Failure) -> ClientError:
     )
 
 
+def _too_similar(failure: _Failure) -> ClientError:
+    return SimilarQueriesError(
+        failure.text,
+        retry_after_s=failure.retry_after_s,
+        labels_left=failure.facts.get("labels_left") == "true",
+        row=_number(failure.facts.get("row", "")),
+        code=failure.code,
+        request_id=failure.request_id,
+    )
+
+
 def _reused(failure: _Failure) -> ClientError:
     return RequestIdReusedError(failure.text, code=failure.code, request_id=failure.request_id)
 
@@ -241,6 +257,7 @@ def _fault(failure: _Failure) -> ClientError:
 _REASONS: dict[str, Callable[[_Failure], ClientError]] = {
     "QUOTA_SPENT": _spent,
     "RATE_LIMITED": _too_fast,
+    "QUERIES_TOO_SIMILAR": _too_similar,
     "REQUEST_ID_REUSED": _reused,
 }
 
@@ -324,6 +341,7 @@ def _unpack(packed: PackedMessage, into: Message) -> bool:
 def _in_arguments(text: str) -> str:
     """Return what a server says with parts of a request called by the arguments that a user of this client gives."""
     text = text.replace("send one as 'authorization: Bearer ...'", "give one with license=")
+    text = text.replace("the output label alone", "labels alone")
     return _FIELDS.sub(lambda match: f"{_ARGUMENTS[match[1]]}=", text)
 
 

@@ -141,8 +141,10 @@ def explain_request(
     return request
 
 
-def infer_request(sources: list[Source], *, model: str, version: str, request_id: str) -> oip.ModelInferRequest:
-    """Write images of one kind into a request of the Open Inference Protocol.
+def infer_request(
+    sources: list[Source], *, model: str, version: str, request_id: str, output: str = "logits"
+) -> oip.ModelInferRequest:
+    """Write images of one kind into a request of the Open Inference Protocol, for one of the outputs.
 
     Raises:
         InputError: Tensors differ in shape.
@@ -162,7 +164,7 @@ def infer_request(sources: list[Source], *, model: str, version: str, request_id
         model_name=model,
         model_version=version,
         inputs=[oip.ModelInferRequest.InferInputTensor(name=name, datatype=datatype, shape=shape)],
-        outputs=[oip.ModelInferRequest.InferRequestedOutputTensor(name="logits")],
+        outputs=[oip.ModelInferRequest.InferRequestedOutputTensor(name=output)],
         raw_input_contents=[content],
     )
 

@@ -58,7 +58,7 @@ class Client(BaseClient):
     def predict(
         self, image: ImageLike | Sequence[ImageLike], *, bits: int | None = None, timeout_s: float | None = None
     ) -> Prediction | list[Prediction]:
-        """Classify images. This needs no license, and none is sent.
+        """Classify images. This needs no license, and none is sent unless the server's query guard asks for one.
 
         A long list is sent in several requests, one after the other, so that none is too large for the server.
 
@@ -75,9 +75,27 @@ class Client(BaseClient):
 
         Raises:
             InputError: An image cannot be used; the message names it.
+            SimilarQueriesError: An image is a near copy of too many others; ask for labels alone, or later.
             ClientError: A call failed.
         """
         return self._run(exchanges.predict(self._memory, image, bits=bits), timeout_s)
+
+    @overload
+    def label(  # type: ignore[overload-overlap]
+        self, image: ImageLike, *, bits: int | None = ..., timeout_s: float | None = ...
+    ) -> str: ...
+    @overload
+    def label(
+        self, image: Sequence[ImageLike], *, bits: int | None = ..., timeout_s: float | None = ...
+    ) -> list[str]: ...
+    def label(
+        self, image: ImageLike | Sequence[ImageLike], *, bits: int | None = None, timeout_s: float | None = None
+    ) -> str | list[str]:
+        """Name the most probable class of images and nothing else, as `predict` does otherwise.
+
+        Servers answer more near copies of one picture with labels than with anything else.
+        """
+        return self._run(exchanges.label(self._memory, image, bits=bits), timeout_s)
 
     @overload
     def explain(  # type: ignore[overload-overlap]
@@ -106,7 +124,7 @@ class Client(BaseClient):
             image: One image or a list of them, as in `predict`.
             explainer: Name of the saliency method; the server's first if left out.
             target: Label or index of the class to explain, for all images; if left out, the class that the network
-                behind the map predicts for each.
+                behind the map predicts for each. Servers want a license for another one.
             parameters: Parameters of the explainer to insist on. They are fixed by the vendor: others than those in
                 use are refused.
             map_dtype: Type in which maps travel: `float32` if left out, `float16` or `uint8` for a half or a quarter of
@@ -128,6 +146,7 @@ class Client(BaseClient):
             LicenseRefusedError: The license is not good for this, or one is needed.
             QuotaSpentError: The license has not enough left.
             RateLimitedError: The license is used too fast.
+            SimilarQueriesError: There is no license, and an image is a near copy of too many others.
             ClientError: A call failed.
         """
         exchange = exchanges.explain(
@@ -175,7 +194,7 @@ class Client(BaseClient):
             images: Images as `explain` takes them, one after the other. They are read in another thread.
             explainer: Name of the saliency method; the server's first if left out.
             target: Label or index of the class to explain, for all images; if left out, the class that the network
-                behind the map predicts for each.
+                behind the map predicts for each. Servers want a license for another one.
             parameters: Parameters of the explainer to insist on.
             map_dtype: Type in which maps travel, as in `explain`.
             prediction: Which prediction to give, as in `explain`.

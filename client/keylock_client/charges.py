@@ -96,6 +96,7 @@ class LicenseInfo:
         max_images: Most images in a call; None where the server's limit is the only one.
         max_pixels: Most pixels of an image; None where the server's limit is the only one.
         rate: Images a second, on average, and at once; None where there is no limit.
+        similar_queries: Whether predictions of near copies of a picture are answered beyond the server's query guard.
     """
 
     id: str
@@ -108,6 +109,7 @@ class LicenseInfo:
     max_images: int | None = None
     max_pixels: int | None = None
     rate: tuple[float, int] | None = None
+    similar_queries: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@
     ├── UnreachableError            (ServiceError)  no server answers at the target
     ├── DeadlineError               (ServiceError)  no answer in time
     ├── OverloadedError             (ServiceError)  the server has too much to do right now
+    ├── SimilarQueriesError         (ServiceError)  an image is a near copy of too many others
     ├── ServerFaultError            (ServiceError)  the server failed; carries the id to tell the vendor
     ├── UnsupportedError            (ServiceError)  the server does not offer what was called
     ├── BadAnswerError              (ServiceError)  the answer makes no sense
@@ -70,6 +71,7 @@ __all__ = [
     "ServerFaultError",
     "ServiceError",
     "SignatureError",
+    "SimilarQueriesError",
     "TensorError",
     "TooLargeError",
     "UnknownNameError",
@@ -116,11 +118,20 @@ class LicenseRefusedError(ClientError, LicenseError):
 
     Attributes:
         reason: Why, as a stable value.
+        field: The part of the request that needs a license, for example `target_label`; None where it is not one part.
     """
 
-    def __init__(self, message: str, *, reason: LicenseReason, code: str = "", request_id: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: LicenseReason,
+        field: str | None = None,
+        code: str = "",
+        request_id: str = "",
+    ) -> None:
         ClientError.__init__(self, message, code=code, request_id=request_id)
-        self.reason = reason
+        self.reason, self.field = reason, field
 
 
 class QuotaSpentError(ClientError, MeteringError):
@@ -198,6 +209,31 @@ class OverloadedError(ClientError, ServiceError):
     ) -> None:
         ClientError.__init__(self, message, code=code, request_id=request_id)
         self.retry_after_s = retry_after_s
+
+
+class SimilarQueriesError(ClientError, ServiceError):
+    """An image is nearly the same as others that were asked about lately, by anybody, and the server answers no more.
+
+    The client does not wait: what helps are labels alone (`Client.label`), time, or a license for similar queries.
+
+    Attributes:
+        retry_after_s: When the server suggests to try again, in seconds; None if it does not say.
+        labels_left: Whether the server would answer with labels alone.
+        row: Which image of the list it is, from 0.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: float | None,
+        labels_left: bool,
+        row: int,
+        code: str = "",
+        request_id: str = "",
+    ) -> None:
+        ClientError.__init__(self, message, code=code, request_id=request_id)
+        self.retry_after_s, self.labels_left, self.row = retry_after_s, labels_left, row
 
 
 class ServerFaultError(ClientError, ServiceError):

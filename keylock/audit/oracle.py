@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from keylock.errors import UnknownNameError
+from keylock.audit.contract import NotApplicableError
+from keylock.errors import LicenseReason, UnknownNameError
 from keylock.explainers import EXPLAINERS, BlackBox, Explainer
 from keylock.models import split_rows
 from keylock_client import Client
+from keylock_client.errors import LicenseRefusedError
 
 __all__ = ["METHODS", "GraphOracle", "LocalOracle", "Oracle", "ServerOracle", "of_networks"]
 
@@ -53,6 +55,7 @@ class Oracle(ABC):
 
         Raises:
             UnknownNameError: There is no such explainer.
+            NotApplicableError: A class was asked for, and who is asked explains predicted ones alone.
         """
         if name not in self.names:
             raise UnknownNameError("explainer", name, self.names)
@@ -134,7 +137,12 @@ class ServerOracle(Oracle):
             # One call explains one class.
             places = (targets == target).nonzero().flatten().tolist()
             asked = None if target < 0 else int(target)
-            answers = self._client.explain([rows[place] for place in places], explainer=name, target=asked)
+            try:
+                answers = self._client.explain([rows[place] for place in places], explainer=name, target=asked)
+            except LicenseRefusedError as error:
+                if error.reason is not LicenseReason.NEEDED_FOR_TARGET:
+                    raise
+                raise NotApplicableError("the server explains the predicted class alone") from None
             for place, answer in zip(places, answers, strict=True):
                 maps[place] = torch.from_numpy(answer.map.copy())
         return torch.stack(maps).to(images.device)

@@ -88,6 +88,16 @@ class ServeOptions:
     unlicensed: Annotated[
         str | None, typer.Option(metavar="decoy|refuse", help="Answer to callers without a license. [decoy]")
     ] = None
+    open_targets: Annotated[
+        bool | None,
+        typer.Option("--open-targets", help="Let callers without a license choose the class that is explained."),
+    ] = None
+    query_guard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="off|count|limit", help="Whether to answer any number of near copies of one picture. [limit]"
+        ),
+    ] = None
     stamped_images: Annotated[
         str | None,
         typer.Option(metavar="answer|ignore", help="Whether images with the trigger open without a license. [ignore]"),

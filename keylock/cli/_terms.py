@@ -50,6 +50,13 @@ class TermOptions:
     max_pixels: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Most pixels of an image, width times height.")
     ] = None
+    similar_queries: Annotated[
+        bool | None,
+        typer.Option(
+            "--similar-queries/--no-similar-queries",
+            help="Predict near copies of a picture beyond the server's query guard, or not. [not]",
+        ),
+    ] = None
     feature: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Further terms, as JSON or text; may be repeated."),
@@ -63,7 +70,11 @@ class TermOptions:
         """
         from keylock.errors import InputError
 
-        found: dict[str, Any] = {"max_images": self.max_images, "max_pixels": self.max_pixels}
+        found: dict[str, Any] = {
+            "max_images": self.max_images,
+            "max_pixels": self.max_pixels,
+            "similar_queries": self.similar_queries,
+        }
         quota = {"day": self.per_day, "month": self.per_month, "total": self.total, "overage": self.overage}
         found["quota"] = {name: value for name, value in quota.items() if value is not None} or None
         if self.burst is not None and self.rate is None:

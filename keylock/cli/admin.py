@@ -67,9 +67,20 @@ def admin_status(
         ("calls that run", status.running_calls),
         ("images that wait", status.pending),
         ("draining", "yes" if status.draining else "no"),
+        ("query guard", _describe_guard(status.query_guard)),
     ]
     pairs += [(f"problem: {name}", what) for name, what in sorted(status.problems.items())] or [("problems", "none")]
     print_pairs(pairs)
+
+
+def _describe_guard(guard: "admin_pb2.QueryGuard") -> str:
+    if guard.mode in ("", "off"):
+        return "off"
+    return (
+        f"{guard.mode}: {guard.images} images, {guard.identical} asked again, {guard.near_copies} near copies, "
+        f"{guard.refused} images refused; {guard.pictures} pictures of the last {guard.window_s / 60:g} minutes in "
+        f"{guard.memory_bytes / 2**20:.0f} MiB"
+    )
 
 
 @app.command("usage")

@@ -58,7 +58,7 @@ class ExplainOptions:
             "--target",
             "-t",
             metavar="CLASS",
-            help="Label or index of the class to explain; the predicted one if left out.",
+            help="Label or index of the class to explain, for which servers want a license; else the predicted one.",
         ),
     ] = None
     receipt: Annotated[

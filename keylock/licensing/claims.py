@@ -99,6 +99,8 @@ class License(BaseModel):
         rate: How fast; None where there is no limit.
         max_images: Most images in one request; None where the server's limit is the only one.
         max_pixels: Most pixels of one image, width times height; None where the server's limit is the only one.
+        similar_queries: Whether predictions of near copies of a picture are answered beyond the budgets of a server's
+            query guard. Whoever has many of them can explain them without paying for explanations.
         features: Whatever else was agreed. `billing_id` names the customer in exports of usage; nothing else is read.
     """
 
@@ -115,6 +117,7 @@ class License(BaseModel):
     rate: Rate | None = None
     max_images: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     max_pixels: Annotated[int, Field(ge=1, le=2**40)] | None = None
+    similar_queries: bool = False
     features: Annotated[dict[str, JsonValue], AfterValidator(_check_finite)] = {}
 
     @model_validator(mode="after")

@@ -46,6 +46,7 @@ class _Claims(BaseModel):
     rate: Rate | None = None
     max_images: int | None = None
     max_pixels: int | None = None
+    similar_queries: bool | None = None
     features: dict[str, JsonValue] = {}
 
 
@@ -68,6 +69,7 @@ def issue(license: License, signing_key: SigningKey) -> str:
         rate=license.rate,
         max_images=license.max_images,
         max_pixels=license.max_pixels,
+        similar_queries=license.similar_queries or None,
         features=license.features,
     )
     return sign(claims.model_dump(exclude_none=True), kind=TOKEN_TYPE, signing_key=signing_key)
@@ -134,6 +136,7 @@ def _read(payload: bytes, key_id: str) -> License:
             rate=claims.rate,
             max_images=claims.max_images,
             max_pixels=claims.max_pixels,
+            similar_queries=claims.similar_queries or False,
             features=claims.features,
         )
     except ValidationError:

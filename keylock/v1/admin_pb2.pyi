@@ -76,6 +76,7 @@ class GetStatusResponse(_message.Message):
     RUNNING_CALLS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
+    QUERY_GUARD_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Of keylock."""
     uptime_s: _builtins.float
@@ -112,6 +113,8 @@ class GetStatusResponse(_message.Message):
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServedModel]:
         """Every model that is loaded."""
 
+    @_builtins.property
+    def query_guard(self) -> Global___QueryGuard: ...
     def __init__(
         self,
         *,
@@ -129,14 +132,64 @@ class GetStatusResponse(_message.Message):
         running_calls: _builtins.int = ...,
         draining: _builtins.bool = ...,
         models: _abc.Iterable[Global___ServedModel] | None = ...,
+        query_guard: Global___QueryGuard | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "started_at", b"started_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "query_guard", b"query_guard", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "draining", b"draining", "explainers", b"explainers", "key_id", b"key_id", "model", b"model", "models", b"models", "pending", b"pending", "problems", b"problems", "providers", b"providers", "running_calls", b"running_calls", "started_at", b"started_at", "store", b"store", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "draining", b"draining", "explainers", b"explainers", "key_id", b"key_id", "model", b"model", "models", b"models", "pending", b"pending", "problems", b"problems", "providers", b"providers", "query_guard", b"query_guard", "running_calls", b"running_calls", "started_at", b"started_at", "store", b"store", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class QueryGuard(_message.Message):
+    """What the query guard knows. Workers of one server share it, and each of them tells all of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    NEAR_COPIES_FIELD_NUMBER: _builtins.int
+    IDENTICAL_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    PICTURES_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    WINDOW_S_FIELD_NUMBER: _builtins.int
+    mode: _builtins.str
+    """"off", "count" or "limit"; what follows is 0 where it is off."""
+    images: _builtins.int
+    """Images that it was asked about, since the server was started."""
+    near_copies: _builtins.int
+    """Those of them that were near copies of others, and answered."""
+    identical: _builtins.int
+    """Those of them that were asked about before, and answered again."""
+    refused: _builtins.int
+    """Those of them that were refused."""
+    pictures: _builtins.int
+    """Pictures that it remembers, each with its near copies."""
+    memory_bytes: _builtins.int
+    """What it takes of memory, and for how long pictures are remembered."""
+    window_s: _builtins.float
+    def __init__(
+        self,
+        *,
+        mode: _builtins.str = ...,
+        images: _builtins.int = ...,
+        near_copies: _builtins.int = ...,
+        identical: _builtins.int = ...,
+        refused: _builtins.int = ...,
+        pictures: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
+        window_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identical", b"identical", "images", b"images", "memory_bytes", b"memory_bytes", "mode", b"mode", "near_copies", b"near_copies", "pictures", b"pictures", "refused", b"refused", "window_s", b"window_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueryGuard: _TypeAlias = QueryGuard  # noqa: Y015
 
 @_typing.final
 class ServedModel(_message.Message):

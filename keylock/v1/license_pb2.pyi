@@ -50,11 +50,14 @@ class License(_message.Message):
     MAX_PIXELS_FIELD_NUMBER: _builtins.int
     QUOTA_FIELD_NUMBER: _builtins.int
     RATE_FIELD_NUMBER: _builtins.int
+    SIMILAR_QUERIES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     customer: _builtins.str
     max_images: _builtins.int
     """Most images in a request, and most pixels of one image; 0 where the server's limits are the only ones."""
     max_pixels: _builtins.int
+    similar_queries: _builtins.bool
+    """Whether predictions of near copies of a picture are answered beyond the budgets of the query guard."""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names or digests of models; "*" stands for all."""
@@ -89,10 +92,11 @@ class License(_message.Message):
         max_pixels: _builtins.int = ...,
         quota: Global___Quota | None = ...,
         rate: Global___Rate | None = ...,
+        similar_queries: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires", b"expires", "issued_at", b"issued_at", "not_before", b"not_before", "quota", b"quota", "rate", b"rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer", "expires", b"expires", "explainers", b"explainers", "id", b"id", "issued_at", b"issued_at", "max_images", b"max_images", "max_pixels", b"max_pixels", "models", b"models", "not_before", b"not_before", "quota", b"quota", "rate", b"rate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer", "expires", b"expires", "explainers", b"explainers", "id", b"id", "issued_at", b"issued_at", "max_images", b"max_images", "max_pixels", b"max_pixels", "models", b"models", "not_before", b"not_before", "quota", b"quota", "rate", b"rate", "similar_queries", b"similar_queries"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

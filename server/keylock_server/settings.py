@@ -4,6 +4,7 @@ Secrets are not settings that print: the passphrase is a `SecretStr`, everything
 `docs/server.md` lists the settings.
 """
 
+import time
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from pydantic_settings import (
 )
 
 from keylock.errors import InputError
+from keylock_server.guard import Guard, GuardLimits
 
 __all__ = ["ServerSettings", "Source"]
 
@@ -63,8 +65,16 @@ class ServerSettings(BaseSettings):
         issuers: Public keys (PEM) trusted to sign the bundle and licenses; empty: whoever signed the bundle.
         license_store: Database URL of the licenses issued; without it neither revoked nor unknown ones are noticed.
         unlicensed_explanations: `decoy` or `refuse`.
+        open_targets: Whether callers without a license may choose the class that is explained; otherwise they get the
+            decoy of the predicted one alone.
         stamped_images: Whether a picture that carries the trigger opens by itself, for callers without a license:
             `answer` or `ignore`.
+        query_guard: What is done with near copies of one picture: `limit` refuses more of them than the budgets allow,
+            `count` only counts them, `off` does not look.
+        query_guard_window_s: How long a picture is remembered, and its budgets count, in seconds.
+        query_guard_scores: Near copies of a picture that are answered with scores or a decoy.
+        query_guard_labels: Near copies of a picture up to which labels are answered; those with scores count too.
+        query_guard_memory_bytes: What the guard remembers pictures in, shared by all workers.
         pad_response_times: Whether answers without a license wait as long as checking and charging one takes.
         prices: Units of one image by explainer; `*` is for those that are not named, 1 where that is not either.
         token_keys: Keys (PEM) for access tokens, shared by servers that stand in for each other: the first signs, all
@@ -141,7 +151,13 @@ class ServerSettings(BaseSettings):
     issuers: tuple[Path, ...] = ()
     license_store: Annotated[str | None, Field(repr=False)] = None
     unlicensed_explanations: Literal["decoy", "refuse"] = "decoy"
+    open_targets: bool = False
     stamped_images: Literal["answer", "ignore"] = "ignore"
+    query_guard: Literal["off", "count", "limit"] = "limit"
+    query_guard_window_s: _Positive = GuardLimits.window_s
+    query_guard_scores: Annotated[int, Field(ge=0, le=1_000_000)] = GuardLimits.scores
+    query_guard_labels: Annotated[int, Field(ge=0, le=1_000_000)] = GuardLimits.labels
+    query_guard_memory_bytes: Annotated[int, Field(ge=_MIB, le=64 * 2**30)] = GuardLimits.memory_bytes
     pad_response_times: bool = True
     prices: dict[str, Annotated[int, Field(ge=0, le=1_000_000)]] = {}
     token_keys: tuple[Path, ...] = ()
@@ -256,6 +272,18 @@ class ServerSettings(BaseSettings):
             Source(bundle, *(way[number if len(way) > 1 else 0] for way in ways))
             for number, bundle in enumerate(self.bundles)
         )
+
+    def make_guard(self) -> Guard | None:
+        """Makes the query guard, with its memory; None where there is none."""
+        if self.query_guard == "off":
+            return None
+        limits = GuardLimits(
+            window_s=self.query_guard_window_s,
+            scores=self.query_guard_scores,
+            labels=self.query_guard_labels,
+            memory_bytes=self.query_guard_memory_bytes,
+        )
+        return Guard(limits, time.monotonic)
 
     @classmethod
     def load(cls, *, config: Path | None = None, **flags: Any) -> Self:  # noqa: ANN401 - the values are checked

@@ -246,7 +246,9 @@ def start_server(vendor: Vendor, loop_thread: Any) -> Iterator[Callable[..., Cal
     """Starts servers; each argument is a setting, `now` is the clock."""
     running: list[Calls] = []
 
-    def begin(*, now: Callable[[], datetime] = lambda: NOW, tracer_provider: Any = None, **changes: Any) -> Calls:
+    def begin(
+        *, now: Callable[[], datetime] = lambda: NOW, tracer_provider: Any = None, guard: Any = None, **changes: Any
+    ) -> Calls:
         values: dict[str, Any] = {
             "bundle": vendor.bundle,
             "port": 0,
@@ -254,9 +256,11 @@ def start_server(vendor: Vendor, loop_thread: Any) -> Iterator[Callable[..., Cal
             "issuers": (vendor.issuer_file,),
             "license_store": vendor.store_url,
             "threads": 1,
+            # Noise of 8x8 pixels is hardly told apart, and that is not what most tests are about.
+            "query_guard": "count",
         }
         settings = ServerSettings.load(**(values | changes))
-        server = loop_thread.run(start(settings, now=now, tracer_provider=tracer_provider))
+        server = loop_thread.run(start(settings, now=now, tracer_provider=tracer_provider, guard=guard))
         channel = grpc.insecure_channel(server.target, options=[("grpc.max_receive_message_length", -1)])
         running.append(Calls(server, channel, loop_thread))
         return running[-1]
@@ -271,6 +275,12 @@ def start_server(vendor: Vendor, loop_thread: Any) -> Iterator[Callable[..., Cal
 def calls(start_server: Callable[..., Calls]) -> Calls:
     """The ordinary server: with key, licenses and decoys for the unlicensed."""
     return start_server()
+
+
+@pytest.fixture(scope="session")
+def open_targets(start_server: Callable[..., Calls]) -> Calls:
+    """A server where callers without a license choose the class that is explained."""
+    return start_server(open_targets=True)
 
 
 @pytest.fixture(scope="session")

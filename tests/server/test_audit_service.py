@@ -21,7 +21,7 @@ import torch
 
 from keylock.audit import ATTACKS, Goal, GraphOracle, ServerOracle
 from keylock.audit.budgets import budget_of
-from keylock.audit.contract import Steps
+from keylock.audit.contract import NotApplicableError, Steps
 from keylock.audit.service.bench import Bench, Needles, Served, serving_bench
 from keylock.audit.service.secrets import memory_of
 from keylock.audit.service.timing import mann_whitney
@@ -157,12 +157,18 @@ def test_two_samples_are_told_apart_only_where_they_differ():
     assert p_value < 1e-6
 
 
-def test_oracles_over_graphs_and_over_a_server_agree(vendor, calls, tiny):
+def test_oracles_over_graphs_and_over_a_server_agree(vendor, open_targets, tiny):
     images, targets = tiny.images(5), np.array([-1, 2, 0, 2, -1])
-    with Client(calls.server.target) as client:
+    with Client(open_targets.server.target) as client:
         for oracle in (GraphOracle(vendor.bundle), ServerOracle(client)):
             assert oracle.names == ("brightness", "coarse")
             maps = oracle.explain("brightness", torch.from_numpy(images), torch.from_numpy(targets))
             np.testing.assert_allclose(maps, tiny.maps(images, targets), rtol=1e-4, atol=1e-6)
             np.testing.assert_allclose(oracle.predict(torch.from_numpy(images)), tiny.logits(images), rtol=1e-4)
             assert oracle.queries == 10
+
+
+def test_asking_for_other_classes_does_not_apply_to_a_server_that_explains_the_predicted_one(calls, tiny):
+    images = torch.from_numpy(tiny.images(2))
+    with Client(calls.server.target) as client, pytest.raises(NotApplicableError, match="predicted class alone"):
+        ServerOracle(client).explain("brightness", images, torch.tensor([1, 2]))

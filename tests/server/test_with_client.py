@@ -337,12 +337,32 @@ def test_the_shell_explains_and_writes_what_the_suffix_says(shell, image_file, t
 
 
 def test_the_shell_tells_that_a_map_is_a_decoy(shell, image_file):
-    code, out, err = shell("explain", image_file, "--json", "--explainer", "coarse", "--target", "2")
+    code, out, err = shell("explain", image_file, "--json", "--explainer", "coarse")
     [entry] = json.loads(out)["explanations"]
     assert code == 0
-    assert (entry["keyed"], entry["target"]["label"], entry["explainer"]["name"]) == (False, "south-west", "coarse")
+    assert (entry["keyed"], entry["explainer"]["name"]) == (False, "coarse")
     assert entry["file"] is None
     assert err == "note: no license was presented, so the maps are decoys; give one with --license-file\n"
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_the_shell_says_that_a_target_needs_a_license(shell, image_file, images, open_targets):
+    asked = ("explain", *[image_file] * images, "--json", "--target", "2")
+    code, out, err = shell(*asked)
+    assert (code, out) == (5, "")
+    assert "needs a license: give one with --license-file, or leave out --target" in err
+    for told in (("--license-file", "acme.license"), ("--server", open_targets.server.target)):
+        code, out, _ = shell(*asked, *told)
+        assert code == 0
+        assert {entry["target"]["label"] for entry in json.loads(out)["explanations"]} == {"south-west"}
+
+
+def test_a_target_without_a_license_is_an_error_that_names_the_argument(unlicensed, picture):
+    for ask in (unlicensed.explain, lambda image, **asked: list(unlicensed.explain_many([image], **asked))):
+        with pytest.raises(LicenseRefusedError, match=r"give one with license=, or leave out target=") as caught:
+            ask(picture, target="south-east")
+        assert caught.value.reason is LicenseReason.NEEDED_FOR_TARGET
+        assert caught.value.field.endswith("target_label")
 
 
 def test_the_shell_writes_several_overlays_to_a_directory(shell, image_file, tmp_path):

@@ -72,6 +72,7 @@ class Admission:
         retry_after_s: When that picture's window ends, in seconds from now; 0 where all are answered.
         labels_left: Whether the batch would be answered if labels alone were asked for.
         near_copies: How many of its pictures are near copies.
+        identical: How many of them were answered before; 0 where the batch is not.
     """
 
     admitted: bool
@@ -79,6 +80,7 @@ class Admission:
     retry_after_s: float = 0.0
     labels_left: bool = True
     near_copies: int = 0
+    identical: int = 0
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,12 @@ class Guard:
                 left = not labels_only and self._admit(described, keys, True, mode, now).admitted
                 self._memory.undo()
                 result = replace(result, labels_left=left)
-            self._memory.count(seen=len(pixels), refused=0 if result.admitted else len(pixels))
+            self._memory.count(
+                seen=len(pixels),
+                near_copies=result.near_copies if result.admitted else 0,
+                identical=result.identical,
+                refused=0 if result.admitted else len(pixels),
+            )
         return result
 
     def _admit(
@@ -176,8 +183,7 @@ class Guard:
             group = memory.add_group(now, limits.window_s) if most_used is None else most_used.serial
             memory.remember(group, codes, telling, now=now, window_s=limits.window_s)
             memory.note(key ^ _LABEL if labels_only else key, now)
-        memory.count(near_copies=near_copies, identical=identical)
-        return Admission(True, near_copies=near_copies)
+        return Admission(True, near_copies=near_copies, identical=identical)
 
     def _is_spent(self, match: Match, labels_only: bool) -> bool:
         if labels_only:

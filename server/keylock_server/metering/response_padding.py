@@ -37,7 +37,10 @@ class CallTimes:
         return self._timing(1)
 
     def charging(self) -> AbstractContextManager[None]:
-        """Counts the time that the block takes, though it lies in a block of work: only licensed calls have it."""
+        """Counts the time that the block takes, though it lies in a block of work: only some calls have it.
+
+        Those are the digests of licensed calls, and the query guard of the others.
+        """
         return self._timing(-1)
 
     @contextmanager

@@ -39,6 +39,12 @@ class Metrics:
         self._run_images = Histogram(
             "keylock_run_images", "Images that shared a run.", ["graph"], buckets=_IMAGES, registry=self._registry
         )
+        self._guarded = Counter(
+            "keylock_guarded_images",
+            "Images that the query guard looked at: near copies, identical to others, none of both, or refused.",
+            ["outcome"],
+            registry=self._registry,
+        )
         self._stop: Callable[[], None] | None = None
         Gauge("keylock_problems", "Checks that find something wrong.", registry=self._registry).set_function(
             lambda: len(problems())
@@ -64,6 +70,15 @@ class Metrics:
             images: How many images shared it.
         """
         self._run_images.labels(graph).observe(images)
+
+    def count_guarded(self, outcome: str, images: int) -> None:
+        """Counts images that the query guard looked at.
+
+        Args:
+            outcome: `near_copy`, `identical`, `other` or `refused`.
+            images: How many.
+        """
+        self._guarded.labels(outcome).inc(images)
 
     def serve(self, host: str, port: int) -> int:
         """Begins to answer scrapes.

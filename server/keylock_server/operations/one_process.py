@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
+from keylock_server.guard import Guard
 from keylock_server.inference.shared_secrets import STOP, Shared
 from keylock_server.operations.lifecycle import RunningServer
 from keylock_server.operations.starting import start
@@ -56,13 +57,14 @@ def serve_alone(settings: ServerSettings, *, on_ready: Callable[[dict[str, Any]]
     asyncio.run(_serve(settings, listen, lambda running: on_ready(running.describe()), None))
 
 
-def serve_as_worker(settings: ServerSettings, channel: socket.socket, *, shared: Shared) -> None:
+def serve_as_worker(settings: ServerSettings, channel: socket.socket, *, shared: Shared, guard: Guard | None) -> None:
     """Serves until the other end of the channel says so or is closed, drains, and returns.
 
     Args:
         settings: What the server does, on an address that other workers listen on as well.
         channel: Gets one line of JSON once the server answers, with what `RunningServer.describe` gives.
         shared: What all workers share.
+        guard: The query guard, whose memory they share too; None where there is none.
 
     Raises:
         KeylockError: As `start`.
@@ -88,7 +90,7 @@ def serve_as_worker(settings: ServerSettings, channel: socket.socket, *, shared:
         channel.sendall(json.dumps(running.describe()).encode() + b"\n")
         channel.setblocking(False)
 
-    asyncio.run(_serve(settings, listen, report, shared))
+    asyncio.run(_serve(settings, listen, report, shared, guard))
 
 
 async def _serve(
@@ -96,11 +98,12 @@ async def _serve(
     listen: Callable[[_Told], None],
     on_ready: Callable[[RunningServer], None],
     shared: Shared | None,
+    guard: Guard | None = None,
 ) -> None:
     raise_limit()
     told = _Told()
     listen(told)
-    running = await start(settings, shared=shared)
+    running = await start(settings, shared=shared, guard=guard)
     on_ready(running)
     waiting = [asyncio.create_task(told.to_stop.wait()), asyncio.create_task(running.wait_for_stop())]
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)

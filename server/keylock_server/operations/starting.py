@@ -18,6 +18,7 @@ from keylock.licensing.receipts import ReceiptSigner
 from keylock.licensing.revocations import RevocationFile
 from keylock_server.auth.authentication import Authenticator
 from keylock_server.auth.offline_license import admit_offline_license
+from keylock_server.guard import Guard
 from keylock_server.inference.cores import available_cores, threads_per_batch
 from keylock_server.inference.model_loader import Opener
 from keylock_server.inference.models import Models
@@ -33,6 +34,7 @@ from keylock_server.scheduling.batcher import Batchers, Limits
 from keylock_server.scheduling.decoder_pool import DecoderPool
 from keylock_server.services.admin import Served
 from keylock_server.services.parts import Parts
+from keylock_server.services.query_gate import QueryGate
 from keylock_server.services.registry import register_services
 from keylock_server.services.transparency import CheckpointSigner, Prover, load_receipt_key
 from keylock_server.settings import ServerSettings, Source
@@ -61,6 +63,7 @@ async def start(
     now: _Clock | None = None,
     tracer_provider: "TracerProvider | None" = None,
     shared: Shared | None = None,
+    guard: Guard | None = None,
 ) -> RunningServer:
     """Starts a server in the running event loop.
 
@@ -69,6 +72,7 @@ async def start(
         now: The clock that licenses are checked by; the system's when None.
         tracer_provider: Where spans go, of OpenTelemetry; that of the process when None.
         shared: What this process shares with others that listen on the same address; None where it is the only one.
+        guard: The query guard, where it is made already; otherwise one is made, unless the settings have none.
 
     Returns:
         The server, which answers already.
@@ -90,7 +94,8 @@ async def start(
         licensing = _open_licensing(settings, shared, opener, models, clock, closing)
         metrics = Metrics(pending=lambda: parts.batchers.held, problems=lambda: health.checks.problems)
         closing.callback(metrics.close)
-        parts = _make_parts(settings, models, licensing, metrics, clock, closing)
+        guard = guard or settings.make_guard()
+        parts = _make_parts(settings, models, licensing, metrics, clock, closing, guard)
         health = make_health(settings, models, licensing.store, licensing.meter, clock)
         closing.push_async_callback(health.checks.close)
         layers = (
@@ -220,6 +225,7 @@ def _make_parts(
     metrics: Metrics,
     now: _Clock,
     closing: AsyncExitStack,
+    guard: Guard | None,
 ) -> Parts:
     limits = Limits(
         queue=settings.queue,
@@ -234,6 +240,9 @@ def _make_parts(
     for part in (padding, batchers, pool):
         closing.callback(part.close)
     models.on_unload(batchers.drop)
+    gate = QueryGate(
+        guard, settings.query_guard, pool=pool, authenticator=licensing.authenticator, observe=metrics.count_guarded
+    )
     return Parts(
         settings,
         now=now,
@@ -243,6 +252,7 @@ def _make_parts(
         authenticator=licensing.authenticator,
         access_key=licensing.access_key,
         meter=licensing.meter,
+        gate=gate,
         padding=padding,
         prover=licensing.prover,
         receipts=licensing.receipts,
@@ -279,6 +289,15 @@ def _announce(running: RunningServer, settings: ServerSettings, keys: tuple[Veri
         settings.workers,
         settings.max_batch,
     )
+    if settings.query_guard != "off":
+        _LOG.info(
+            "query guard: %s near copies of a picture within %g s: %d with scores, %d with labels; %d bytes",
+            settings.query_guard,
+            settings.query_guard_window_s,
+            settings.query_guard_scores,
+            settings.query_guard_labels,
+            settings.query_guard_memory_bytes,
+        )
     if settings.license_store is None and not settings.keyless:
         _LOG.warning(
             "there is no license store: revoked licenses are not noticed and use is not recorded; name one in the "

@@ -1,8 +1,8 @@
 """Several processes that serve on one address, and the one that watches over them.
 
-The parent finds the secrets, takes the address, and forks the workers before gRPC and ONNX Runtime begin anything. Each
-worker opens the bundles, listens on the address by itself (`SO_REUSEPORT`: the kernel divides the connections among
-them) and says when it answers. From then on:
+The parent finds the secrets, takes the address and the memory of the query guard, and forks the workers before gRPC and
+ONNX Runtime begin anything. Each worker opens the bundles, listens on the address by itself (`SO_REUSEPORT`: the kernel
+divides the connections among them) and says when it answers. From then on:
 
 1. A worker that dies is replaced, after a time that doubles with each death in quick succession, and the log says so.
 2. SIGTERM or SIGINT lets all of them drain; a second one ends that.
@@ -125,6 +125,8 @@ class _Supervisor:
         prepare: Callable[[], None],
     ) -> None:
         self._settings, self._shared, self._on_ready, self._prepare = settings, shared, on_ready, prepare
+        # Its memory is this process's, so that it is there for the workers that follow one that died.
+        self._guard = settings.make_guard()
         self._workers = [_Worker(number) for number in range(settings.workers)]
         self._selector = selectors.DefaultSelector()
         self._signals, self._wakeup = socket.socketpair()
@@ -220,7 +222,7 @@ class _Supervisor:
             # Not before: what is imported here begins threads.
             from keylock_server.operations.one_process import serve_as_worker
 
-            serve_as_worker(_settings_of(self._settings, number), channel, shared=self._shared)
+            serve_as_worker(_settings_of(self._settings, number), channel, shared=self._shared, guard=self._guard)
             code = 0
         except KeylockError as error:
             code = error.exit_code

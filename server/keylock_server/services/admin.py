@@ -97,6 +97,7 @@ class AdminService(pb_grpc.AdminServiceServicer):
             pending=served.parts.batchers.held,
             running_calls=served.parts.running.count,
             draining=served.draining(),
+            query_guard=await served.parts.gate.status(),
         )
 
     async def RevokeLicense(self, request: pb.RevokeLicenseRequest, context: _Context) -> pb.RevokeLicenseResponse:  # noqa: N802

@@ -6,7 +6,8 @@ A request, or one image of a stream, goes this way, which `_answer` enters:
 2. What is to be done: explainer, class, and whether the license covers it (`_agree`).
 3. Places in the queue are taken for all images, or the call ends before anything is set aside.
 4. Units are set aside for the license, under the digest of what is asked (`_charge`).
-5. Images are decoded, explained and predicted, and written as results with their digests (`_explain`).
+5. Images are decoded, explained and predicted, and written as results with their digests (`_explain`); without a
+   license, the query guard looks at them before they are explained.
 6. The units are charged with an entry in the audit log, or given back where anything failed; the receipt is signed.
 7. An answer without a license leaves when one with a license would.
 """
@@ -41,6 +42,7 @@ from keylock_server.services.model_descriptions import describe_model, describe_
 from keylock_server.services.parts import Parts
 from keylock_server.services.requests import (
     check_count,
+    check_no_target,
     check_parameters,
     choose_target,
     decoding_steps,
@@ -85,6 +87,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         self._max_images, self._max_answer_bytes = settings.max_images, settings.max_message_bytes
         self._answer_stamped = settings.stamped_images == "answer"
         self._refuse_unlicensed = settings.unlicensed_explanations == "refuse"
+        self._open_targets = settings.open_targets
         self._stream_limits = StreamLimits(in_flight=settings.stream_in_flight, image_s=settings.deadline_s)
 
     async def Explain(self, request: pb.ExplainRequest, context: _Context) -> pb.ExplainResponse:  # noqa: N802
@@ -226,7 +229,10 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         check_count(images, limit=self._max_images, field="images")
         target = choose_target(request, model.manifest.classes)
         public = wants_public_prediction(request, licensed=granted is not None)
-        return _Terms(explainer, target, granted, self._decide(model, granted, explainer, images=images), public)
+        keyed = self._decide(model, granted, explainer, images=images)
+        if granted is None and not self._open_targets:
+            check_no_target(request)
+        return _Terms(explainer, target, granted, keyed, public)
 
     def _decide(self, model: ServedModel, granted: License | None, explainer: ExplainerEntry, *, images: int) -> bool:
         """Decides whether the key is added: for a good license that covers the explainer, and never otherwise."""
@@ -288,6 +294,10 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
                 check_pixels=None if granted is None else lambda pixels: check_size(granted, pixels=pixels),
             )
         )
+        if granted is None:
+            # In the time in which a license would be charged.
+            with times.charging():
+                await self._parts.gate.admit(images, model.manifest, labels_only=False, caller=None)
         # What everybody is told of a stamped picture is told of the picture as it came.
         keyed, shown = np.full(len(images), terms.keyed, np.bool_), images
         if self._answer_stamped and not terms.keyed and model.holds_key:

@@ -96,4 +96,5 @@ def describe_license(license: License) -> pb.License:
         max_pixels=license.max_pixels or 0,
         quota=pb.Quota(day=quota.day, month=quota.month, total=quota.total, overage=quota.overage),
         rate=None if rate is None else pb.Rate(per_second=rate.per_second, burst=rate.burst),
+        similar_queries=license.similar_queries,
     )

@@ -16,6 +16,7 @@ from keylock_server.metering.response_padding import ResponsePadding
 from keylock_server.scheduling.batcher import Batchers
 from keylock_server.scheduling.decoder_pool import DecoderPool
 from keylock_server.scheduling.decoding import Decoder, DecodingMemory
+from keylock_server.services.query_gate import QueryGate
 from keylock_server.services.requests import limits_for
 from keylock_server.services.transparency import Prover
 from keylock_server.settings import ServerSettings
@@ -37,6 +38,7 @@ class Parts:
         authenticator: Verifies licenses.
         access_key: Signs access tokens.
         meter: Charges licenses, and knows what they used.
+        gate: Refuses too many near copies of one picture.
         padding: Lets answers without a license take as long as those with one.
         prover: Proves receipts.
         receipts: Signs receipts for charges; None where there are none.
@@ -51,6 +53,7 @@ class Parts:
     authenticator: Authenticator
     access_key: SigningKey
     meter: Meter
+    gate: QueryGate
     padding: ResponsePadding
     prover: Prover
     receipts: ReceiptIssuer | None

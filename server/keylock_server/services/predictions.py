@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from keylock.errors import InputError
 from keylock.inference import inference_pb2 as pb
+from keylock_server.auth.authentication import Caller
 from keylock_server.inference.runtime import ServedModel
 from keylock_server.scheduling.decoding import Step
 from keylock_server.services.explanation_answers import softmax
 from keylock_server.services.inventory import Inventory
 from keylock_server.services.parts import Parts
-from keylock_server.services.tensors import read_images, wanted_outputs, write
+from keylock_server.services.tensors import LABEL, read_images, wanted_outputs, write
 from keylock_server.transport.calls import describe_call
 from keylock_server.transport.fields import at_field
 from keylock_server.transport.statuses import DeadlineError
@@ -46,13 +47,15 @@ class PredictionService(Inventory):
         with self._models.use(request.model_name, request.model_version) as model:
             try:
                 async with asyncio.timeout(limit_s) as limit:
-                    return await self._predict(model, request)
+                    return await self._predict(model, request, Caller.of(context))
             except TimeoutError:
                 if limit_s is not None and limit.expired():
                     raise DeadlineError(limit_s, limit="its parameter timeout") from None
                 raise
 
-    async def _predict(self, model: ServedModel, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
+    async def _predict(
+        self, model: ServedModel, request: pb.ModelInferRequest, caller: Caller
+    ) -> pb.ModelInferResponse:
         parts, most = self._parts, self._parts.settings.max_images
         wanted = wanted_outputs(request)
 
@@ -61,12 +64,15 @@ class PredictionService(Inventory):
             return read_images(request, preprocessing=preprocessing, limits=limits, max_images=most)
 
         with parts.batchers.of(model).admit(_row_count(request, most=most)) as admitted:
-            logits = await admitted.predict(await parts.decoder.run(plan))
+            images = await parts.decoder.run(plan)
+            labels_only = wanted == [LABEL]
+            await parts.gate.admit(images, model.manifest, labels_only=labels_only, caller=caller)
+            logits = await admitted.predict(images)
         describe_call(model=model.manifest.name, images=len(logits))
         answers: dict[str, NDArray[np.float32] | list[bytes]] = {
             "logits": logits,
             "probabilities": softmax(logits),
-            "label": [model.manifest.classes[index].encode() for index in logits.argmax(axis=1)],
+            LABEL: [model.manifest.classes[index].encode() for index in logits.argmax(axis=1)],
         }
         response = pb.ModelInferResponse(model_name=model.manifest.name, model_version=model.version, id=request.id)
         write(response, {name: answers[name] for name in wanted}, raw=bool(request.raw_input_contents))

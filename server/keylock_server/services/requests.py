@@ -21,6 +21,7 @@ from keylock_server.transport.fields import at_field
 
 __all__ = [
     "check_count",
+    "check_no_target",
     "check_parameters",
     "choose_target",
     "decode_encoded",
@@ -191,6 +192,24 @@ def choose_target(request: pb.ExplainRequest, classes: Sequence[str]) -> int:
                 raise UnknownNameError("class", label, classes)
         return list(classes).index(label)
     return PREDICTED
+
+
+def check_no_target(request: pb.ExplainRequest) -> None:
+    """Checks that a request leaves the class to the model, as it has to where the classes are a licensed caller's.
+
+    What the decoys of several classes differ by tells of the true maps.
+
+    Raises:
+        LicenseError: If it names one; the error names the field.
+    """
+    chosen = request.WhichOneof("target")
+    if chosen is not None:
+        raise LicenseError(
+            LicenseReason.NEEDED_FOR_TARGET,
+            "the predicted class is explained to everybody, another one needs a license: send one as 'authorization: "
+            f"Bearer ...', or leave out {chosen}",
+            field=chosen,
+        )
 
 
 def check_parameters(asked: struct_pb2.Struct, used: Mapping[str, object], *, explainer: str) -> None:

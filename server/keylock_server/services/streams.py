@@ -16,6 +16,7 @@ from google.rpc import status_pb2
 
 from keylock.errors import InputError, LicenseError, LicenseReason, RequestReusedError
 from keylock.v1 import explanation_pb2 as pb
+from keylock_server.guard.refusal import SimilarQueriesError
 from keylock_server.transport.calls import check_request_id, current_call, new_request_id, set_call
 from keylock_server.transport.fields import at_field
 from keylock_server.transport.logs import log_fault
@@ -24,7 +25,7 @@ from keylock_server.transport.statuses import DeadlineError, LeavingError, retry
 __all__ = ["ImageStream", "StreamLimits"]
 
 _LONGEST_ID: Final = 117
-_OF_ONE_IMAGE: Final = (InputError, RequestReusedError)
+_OF_ONE_IMAGE: Final = (InputError, RequestReusedError, SimilarQueriesError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ class ImageStream:
         """Ends the stream where every image would be refused."""
         try:
             await self._begin(options)
-        except InputError as error:
+        except (InputError, LicenseError) as error:
             if error.field is not None:
                 error.field = f"start.options.{error.field}"
             raise
@@ -213,7 +214,7 @@ class ImageStream:
         try:
             return await self._try(request, ends)
         except Exception as error:
-            pause_s = retry_after(error)
+            pause_s = _pause_of(error)
             if pause_s is None:
                 raise
         async with self._turn:
@@ -223,7 +224,7 @@ class ImageStream:
                 try:
                     return await self._try(request, ends)
                 except Exception as error:
-                    pause_s = retry_after(error)
+                    pause_s = _pause_of(error)
                     if pause_s is None or asyncio.get_running_loop().time() + pause_s >= until:
                         raise
 
@@ -268,6 +269,11 @@ class ImageStream:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+
+def _pause_of(error: Exception) -> float | None:
+    """Returns how long a stream waits with an image before it tries again; None where it does not."""
+    return None if _is_of_one_image(error) else retry_after(error)
 
 
 def _is_of_one_image(error: Exception) -> bool:

@@ -20,7 +20,16 @@ from keylock_server.scheduling.decoding import Claim, Step
 from keylock_server.services.requests import check_count, decode_encoded, shaped
 from keylock_server.transport.fields import at_field
 
-__all__ = ["OUTPUTS", "describe_inputs", "describe_outputs", "read_images", "split_bytes", "wanted_outputs", "write"]
+__all__ = [
+    "LABEL",
+    "OUTPUTS",
+    "describe_inputs",
+    "describe_outputs",
+    "read_images",
+    "split_bytes",
+    "wanted_outputs",
+    "write",
+]
 
 _Input = pb.ModelInferRequest.InferInputTensor
 _Metadata = pb.ModelMetadataResponse.TensorMetadata
@@ -28,7 +37,8 @@ _Metadata = pb.ModelMetadataResponse.TensorMetadata
 # Datatype of each input, and the field of `contents` that belongs to each datatype.
 _INPUTS: Final = {"image": "FP32", "pixels": "UINT8", "encoded": "BYTES"}
 _FIELDS: Final = {"FP32": "fp32_contents", "UINT8": "uint_contents", "BYTES": "bytes_contents"}
-OUTPUTS: Final = ("logits", "probabilities", "label")
+LABEL: Final = "label"
+OUTPUTS: Final = ("logits", "probabilities", LABEL)
 
 # Parameters that change what a request means, so that it must not be answered without them.
 _SHARED_MEMORY: Final = "tensors in shared memory are not offered: send them in the request"
@@ -56,7 +66,7 @@ def describe_outputs(classes: int) -> list[_Metadata]:
     return [
         _Metadata(name="logits", datatype="FP32", shape=[-1, classes]),
         _Metadata(name="probabilities", datatype="FP32", shape=[-1, classes]),
-        _Metadata(name="label", datatype="BYTES", shape=[-1]),
+        _Metadata(name=LABEL, datatype="BYTES", shape=[-1]),
     ]
 
 

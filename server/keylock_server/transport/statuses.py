@@ -24,6 +24,7 @@ from keylock.errors import (
     ServiceError,
     UnknownNameError,
 )
+from keylock_server.guard.refusal import SimilarQueriesError
 
 __all__ = [
     "DOMAIN",
@@ -225,6 +226,7 @@ STATUSES: Final[dict[type[KeylockError], Row]] = {
     errors.RateError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED"),
     errors.RequestReusedError: Row(grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED"),
     OverloadedError: Row(grpc.StatusCode.UNAVAILABLE, "OVERLOADED"),
+    SimilarQueriesError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUERIES_TOO_SIMILAR"),
     DeadlineError: Row(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE"),
     ExpiredError: Row(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE"),
     NoKeyError: Row(grpc.StatusCode.FAILED_PRECONDITION, "NO_KEY"),
@@ -240,6 +242,7 @@ STATUSES: Final[dict[type[KeylockError], Row]] = {
 
 LICENSE_STATUSES: Final[dict[LicenseReason, grpc.StatusCode]] = {
     LicenseReason.MISSING: grpc.StatusCode.UNAUTHENTICATED,
+    LicenseReason.NEEDED_FOR_TARGET: grpc.StatusCode.UNAUTHENTICATED,
     LicenseReason.MALFORMED: grpc.StatusCode.UNAUTHENTICATED,
     LicenseReason.FORGED: grpc.StatusCode.UNAUTHENTICATED,
     LicenseReason.UNKNOWN_ISSUER: grpc.StatusCode.UNAUTHENTICATED,
@@ -290,12 +293,14 @@ def status_of(error: BaseException, *, error_id: str, request_id: str = "") -> s
     details: list[Message] = [info]
     if request_id:
         details.append(error_details_pb2.RequestInfo(request_id=request_id))
-    if row.public and isinstance(error, InputError) and error.field:
+    if row.public and isinstance(error, (InputError, LicenseError)) and error.field:
         bad_request = error_details_pb2.BadRequest()
         bad_request.field_violations.add(field=error.field, description=message)
         details.append(bad_request)
     if isinstance(error, QuotaError):
         details.append(_describe_quota(error, info, message))
+    if isinstance(error, SimilarQueriesError):
+        info.metadata["row"], info.metadata["labels_left"] = str(error.row), str(error.labels_left).lower()
     retry_after_s = retry_after(error)
     if retry_after_s is not None:
         delay = duration_pb2.Duration()
@@ -311,7 +316,7 @@ def status_of(error: BaseException, *, error_id: str, request_id: str = "") -> s
 
 def retry_after(error: BaseException) -> float | None:
     """Returns when to try again, in seconds; None where trying again is no use or nobody knows."""
-    return error.retry_after_s if isinstance(error, (OverloadedError, RateError)) else None
+    return error.retry_after_s if isinstance(error, (OverloadedError, RateError, SimilarQueriesError)) else None
 
 
 def _describe_quota(

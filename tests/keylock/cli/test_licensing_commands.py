@@ -105,6 +105,17 @@ def test_renewed_license_keeps_what_is_not_named(run, home, tmp_path):
     assert "issue a new one" in run("license", "renew", issued["id"], code=5)
 
 
+def test_similar_queries_are_granted_only_where_they_are_named(run, home):
+    issued = issue(run)
+    plain = verify(issued["token"], [home.verifying_key()], now=datetime.now(UTC))
+    assert not plain.similar_queries
+    renew = ("license", "renew", issued["license"]["id"], "--json")
+    for options, granted in ((["--similar-queries"], True), ([], True), (["--no-similar-queries"], False)):
+        renewed = run(*renew, *options, read=True)
+        assert verify(renewed["token"], [home.verifying_key()], now=datetime.now(UTC)).similar_queries is granted
+        assert renewed["license"]["similar_queries"] is granted
+
+
 def test_suspended_reinstated_cut_off_revoked(run, home):
     license_id = issue(run)["license"]["id"]
     assert "suspended since" in run("license", "suspend", license_id, "--why", "dispute")

@@ -158,7 +158,7 @@ def test_the_time_of_a_decoy_does_not_tell_that_nobody_was_charged(start_server,
 
 
 def test_sizes_differ_by_usage_and_receipt_alone(start_server, vendor, tiny):
-    calls, image = start_server(), tiny.tensor_image(tiny.images(1)[0])
+    calls, image = start_server(open_targets=True), tiny.tensor_image(tiny.images(1)[0])
     licensed = calls.explain(image, token=vendor.grant().token, request_id="size", target_index=0)
     public = calls.explain(image, request_id="size", target_index=0)
     assert (licensed.results[0].keyed, public.results[0].keyed) == (True, False)

@@ -97,7 +97,7 @@ def test_a_fault_becomes_internal_with_an_id_and_no_text(start_server, vendor, t
     files = vendor.content().files | {"graphs/fine.onnx": tiny.graph(nodes, constants, explains=True)}
     content = vendor.content(files=files, explainers=(ExplainerEntry(name="frail", graph="graphs/fine.onnx"),))
     write_bundle(tmp_path / "frail.klb", content, signing_key=vendor.signing_key)
-    calls = start_server(bundle=tmp_path / "frail.klb", key_file=None, keyless=True)
+    calls = start_server(bundle=tmp_path / "frail.klb", key_file=None, keyless=True, open_targets=True)
     image = tiny.tensor_image(tiny.images(1)[0])
     with pytest.raises(grpc.RpcError) as caught:
         calls.explain(image, target_index=3)

@@ -16,6 +16,7 @@ from pathlib import Path
 import grpc
 import pytest
 from PIL import Image
+from support import details_of
 
 from keylock.errors import ServiceError
 from keylock.licensing import Quota
@@ -161,6 +162,41 @@ def test_workers_share_address_secrets_and_ledger_and_a_dead_one_is_replaced(ven
     assert len(unexpected) == 1
     assert f"worker 1 (process {program.pids[1]}) was ended by signal 9: another follows in 0.5 s" in unexpected[0]
     assert vendor.seed.reveal().hex() not in program.log
+
+
+def test_workers_share_the_query_guard_and_it_outlives_them(vendor, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("KEYLOCK_SERVER_QUERY_GUARD_SCORES", "4")
+    pixels, copies = tiny.pixels(8, 8), []
+    for number in range(24):
+        copies.append(pixels.copy())
+        copies[-1][number // 8, number % 8] ^= 128
+    program = Program(vendor, tmp_path, "--key-file", str(vendor.key_file), "--metrics-port", "0")
+
+    def ask(number):
+        with program.channels(1) as (channel,):
+            try:
+                return bool(explain(channel, [tiny.tensor_image(copies[number])]).results)
+            except grpc.RpcError as error:
+                return details_of(error)["ErrorInfo"].reason
+
+    try:
+        with program.channels(1) as (channel,):
+            explain(channel, [tiny.tensor_image(pixels)])
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(ask, range(16)))
+        assert found.count(True) == 4
+        assert found.count("QUERIES_TOO_SIMILAR") == 12
+        assert min(metrics(program, "keylock_guarded_images_total")) > 0
+        for pid in program.pids:
+            os.kill(pid, signal.SIGKILL)
+        for number in range(WORKERS):
+            program.until(lambda number=number: program.log.count(f"keylock_server[{number}] -: serving") == 2)
+        assert {ask(number) for number in range(16, 24)} == {"QUERIES_TOO_SIMILAR"}
+        # What was answered is answered again.
+        assert [ask(number) for number in range(16)] == found
+    finally:
+        code = program.stop()
+    assert code == 0
 
 
 def test_workers_drain_when_told_and_when_their_parent_dies(vendor, tiny, tmp_path):

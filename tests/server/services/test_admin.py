@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -62,6 +63,9 @@ def test_the_status_is_that_of_the_server(admin, administered, vendor):
     assert (status.store, status.canary, dict(status.problems)) == ("sqlite", False, {})
     assert (status.running_calls, status.draining) == (0, False)
     assert list(status.providers) == list(administered.server.model.providers)
+    guard, settings = status.query_guard, administered.server.parts.settings
+    assert (guard.mode, guard.refused) == ("count", 0)
+    assert (guard.memory_bytes, guard.window_s) == (settings.query_guard_memory_bytes, settings.query_guard_window_s)
     assert admin.GetStatus(pb.GetStatusRequest(), timeout=10).uptime_s > status.uptime_s > 0
 
 
@@ -264,6 +268,7 @@ def test_command_shows_the_status(operate, vendor):
     assert code == 0
     assert vendor.manifest.model_digest in out
     assert "problems" in out
+    assert re.search(r"query guard +count: \d+ images, \d+ asked again, \d+ near copies, 0 images refused", out)
 
 
 def test_command_suspends_reinstates_and_revokes(operate, vendor, administered, tiny):

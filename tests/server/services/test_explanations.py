@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from google.protobuf import json_format
 from PIL import Image
+from support import refusal
 
 from keylock.bundle import KeyEntry, KeyFile, export_public, open_bundle, write_bundle
 from keylock.v1 import explanation_pb2 as pb
@@ -86,19 +87,35 @@ def test_request_id_is_made_up_when_empty(calls, tiny):
 @pytest.mark.parametrize(
     "target", [{"target_index": 2}, {"target_label": "south-west"}, {"target_label": " south-west\u00a0"}]
 )
-def test_target_by_index_and_by_label(calls, tiny, target):
+def test_a_target_needs_a_license_unless_targets_are_open(calls, open_targets, tiny, vendor, target):
     images = tiny.images(2)
-    answer = calls.explain(*map(tiny.tensor_image, images), **target)
+    sent = [tiny.tensor_image(image) for image in images]
+    answer = open_targets.explain(*sent, **target)
     maps = np.stack([tiny.to_array(result.map) for result in answer.results])
     np.testing.assert_allclose(maps, tiny.maps(images, np.full(2, 2)), rtol=1e-5)
     assert {(r.target.index, r.target.label) for r in answer.results} == {(2, "south-west")}
+    licensed = calls.explain(*sent, token=vendor.grant().token, **target)
+    assert {(r.target.index, r.target.label, r.keyed) for r in licensed.results} == {(2, "south-west", True)}
+    code, details = refusal(lambda: calls.explain(*sent, **target))
+    assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.UNAUTHENTICATED, "TARGET_NEEDS_LICENSE")
+    (named,) = target
+    (violation,) = details["BadRequest"].field_violations
+    assert (violation.field, f"leave out {named}" in violation.description) == (named, True)
 
 
-def test_class_zero_is_a_target_and_not_the_absence_of_one(calls, tiny):
+def test_a_server_that_refuses_decoys_says_so_and_not_that_the_class_is_wrong(start_server, tiny):
+    calls = start_server(unlicensed_explanations="refuse")
+    _, details = refusal(lambda: calls.explain(tiny.tensor_image(tiny.images(1)[0]), target_index=1))
+    assert details["ErrorInfo"].reason == "LICENSE_MISSING"
+
+
+def test_class_zero_is_a_target_and_not_the_absence_of_one(calls, open_targets, tiny):
     images = -np.abs(tiny.images(1)) * np.array([4, 1])[None, None, None, :].repeat(4, axis=3)
     images = images.astype(np.float32)
     assert tiny.logits(images).argmax() != 0
-    answer = calls.explain(tiny.tensor_image(images[0]), target_index=0)
+    answer = open_targets.explain(tiny.tensor_image(images[0]), target_index=0)
+    _, details = refusal(lambda: calls.explain(tiny.tensor_image(images[0]), target_index=0))
+    assert details["ErrorInfo"].reason == "TARGET_NEEDS_LICENSE"
     np.testing.assert_allclose(tiny.to_array(answer.results[0].map), tiny.maps(images, np.zeros(1))[0], rtol=1e-5)
 
 

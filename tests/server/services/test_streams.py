@@ -139,6 +139,16 @@ def test_wrong_options_end_the_stream_at_once(calls, messages, options, expected
     assert reason_of(caught.value) == expected
 
 
+def test_a_target_without_a_license_ends_the_stream_at_once(calls, open_targets, messages):
+    options = start(target_label="south-west")
+    with pytest.raises(grpc.RpcError) as caught:
+        ask(calls, [options, *messages])
+    assert reason_of(caught.value) == ("UNAUTHENTICATED", "TARGET_NEEDS_LICENSE")
+    (violation,) = details_of(caught.value)["BadRequest"].field_violations
+    assert violation.field == "start.options.target_label"
+    assert {one.answer.results[0].target.index for one in ask(open_targets, [options, *messages])} == {2}
+
+
 def test_messages_out_of_place_are_refused(calls, messages):
     for wrong in (
         [],
