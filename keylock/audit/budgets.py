@@ -27,6 +27,7 @@ class Budget:
         guesses: Random keys tried.
         climb_steps: Steps of searches by queries.
         climb_images: Images in each of their queries.
+        other_classes: How many other classes' maps are asked for, at most.
         copies: Copies of an image that are averaged over.
         masks: Masked images that a perturbation explainer asks for.
         few_predictions: Predictions a surrogate is trained on.
@@ -49,6 +50,7 @@ class Budget:
     guesses: int
     climb_steps: int
     climb_images: int
+    other_classes: int
     copies: int
     masks: int
     few_predictions: int
@@ -77,6 +79,7 @@ _TABLE: Final = {
     "guesses": (60, 1000, 1000),
     "climb_steps": (20, 150, 1000),
     "climb_images": (4, 8, 32),
+    "other_classes": (7, 15, 100),
     "copies": (8, 16, 64),
     "masks": (100, 300, 1000),
     "few_predictions": (250, 1000, 1000),

@@ -59,6 +59,7 @@ FAMILIES = {
     "distillation": Family("a copy distilled from the weights", (_KEEP_WEIGHTS,)),
     "base_model": Family("the public parent model", (_BASE,)),
     "explainers": Family("explainers that were not locked", (_OTHER_EXPLAINERS, _KEEP_WEIGHTS)),
+    "class_evidence": Family("the evidence of each class", (_OTHER_EXPLAINERS, _KEEP_WEIGHTS)),
     "activations": Family("other activations", (_KEEP_WEIGHTS,)),
     "tangent_space": Family("gradients along the data", (_OTHER_EXPLAINERS, _KEEP_WEIGHTS)),
     "key_search": Family("a key searched by gradient", (SEALED_DELTA, _KEEP_WEIGHTS)),

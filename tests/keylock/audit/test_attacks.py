@@ -61,6 +61,7 @@ WINS = {
     "surrogate/many": (weak(Constant), 0.4),
     "distillation": (weak(Constant), 0.4),
     "explainers": (weak(Constant), 0.9),
+    "class_evidence": (weak(Constant), 0.9),
     **{f"activations/softplus_{beta}": (weak(Kinked), 0.9) for beta in (1, 3)},
     "activations/relu": (weak(Soft), 0.9),
     "tangent_space": (off_manifold, 0.5),

@@ -30,6 +30,7 @@ BUDGET = Budget(
     guesses=40,
     climb_steps=60,
     climb_images=4,
+    other_classes=7,
     copies=16,
     masks=120,
     few_predictions=64,
