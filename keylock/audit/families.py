@@ -60,6 +60,8 @@ FAMILIES = {
     "base_model": Family("the public parent model", (_BASE,)),
     "explainers": Family("explainers that were not locked", (_OTHER_EXPLAINERS, _KEEP_WEIGHTS)),
     "class_evidence": Family("the evidence of each class", (_OTHER_EXPLAINERS, _KEEP_WEIGHTS)),
+    "captum": Family("methods of Captum", (_OTHER_EXPLAINERS, _KEEP_WEIGHTS)),
+    "pytorch_grad_cam": Family("methods of pytorch-grad-cam", (_OTHER_EXPLAINERS, _KEEP_WEIGHTS)),
     "activations": Family("other activations", (_KEEP_WEIGHTS,)),
     "tangent_space": Family("gradients along the data", (_OTHER_EXPLAINERS, _KEEP_WEIGHTS)),
     "key_search": Family("a key searched by gradient", (SEALED_DELTA, _KEEP_WEIGHTS)),

@@ -16,6 +16,7 @@ from keylock.audit.attacks import (
     normalisation,
     pairs,
     perturbations,
+    toolkits,
     tuning,
     weights,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "normalisation",
     "pairs",
     "perturbations",
+    "toolkits",
     "tuning",
     "weights",
 ]

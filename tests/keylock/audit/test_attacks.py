@@ -62,6 +62,13 @@ WINS = {
     "distillation": (weak(Constant), 0.4),
     "explainers": (weak(Constant), 0.9),
     "class_evidence": (weak(Constant), 0.9),
+    "captum/input": (weak(Constant), 0.4),
+    "captum/last": (weak(Constant), 0.9),
+    "captum/first": (weak(Constant), 0.9),
+    "pytorch_grad_cam/input": (weak(Constant), 0.4),
+    "pytorch_grad_cam/last": (weak(Constant), 0.9),
+    "pytorch_grad_cam/first": (weak(Constant), 0.9),
+    "pytorch_grad_cam/stack": (weak(Constant), 0.4),
     **{f"activations/softplus_{beta}": (weak(Kinked), 0.9) for beta in (1, 3)},
     "activations/relu": (weak(Soft), 0.9),
     "tangent_space": (off_manifold, 0.5),
@@ -92,6 +99,8 @@ WINS = {
 }
 # The same attacks with settings that these toys do not need.
 SETTINGS = {
+    "captum/middle",
+    "pytorch_grad_cam/middle",
     *(f"activations/softplus_{beta}" for beta in (10, 30)),
     *(f"prune/{share}" for share in (10, 30, 50)),
     *(f"low_rank/cut_{count}" for count in (2, 4, 8)),
