@@ -60,6 +60,8 @@ FAMILIES = {
     "base_model": Family("the public parent model", (_BASE,)),
     "explainers": Family("explainers that were not locked", (_OTHER_EXPLAINERS, _KEEP_WEIGHTS)),
     "class_evidence": Family("the evidence of each class", (_OTHER_EXPLAINERS, _KEEP_WEIGHTS)),
+    "aise": Family("spots kept and cut out of images, on the weights", (_PREDICTIONS, _KEEP_WEIGHTS)),
+    "reader": Family("a reader learned from examples", (_LEAK, _KEEP_WEIGHTS)),
     "captum": Family("methods of Captum", (_OTHER_EXPLAINERS, _KEEP_WEIGHTS)),
     "pytorch_grad_cam": Family("methods of pytorch-grad-cam", (_OTHER_EXPLAINERS, _KEEP_WEIGHTS)),
     "activations": Family("other activations", (_KEEP_WEIGHTS,)),

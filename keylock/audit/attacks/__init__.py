@@ -4,6 +4,7 @@ Adding one is one function with the decorator `attack`, and one row in the confo
 """
 
 from keylock.audit.attacks import (
+    aise,
     answers,
     base_model,
     detection,
@@ -16,12 +17,14 @@ from keylock.audit.attacks import (
     normalisation,
     pairs,
     perturbations,
+    reading,
     toolkits,
     tuning,
     weights,
 )
 
 __all__ = [
+    "aise",
     "answers",
     "base_model",
     "detection",
@@ -34,6 +37,7 @@ __all__ = [
     "normalisation",
     "pairs",
     "perturbations",
+    "reading",
     "toolkits",
     "tuning",
     "weights",

@@ -62,6 +62,10 @@ WINS = {
     "distillation": (weak(Constant), 0.4),
     "explainers": (weak(Constant), 0.9),
     "class_evidence": (weak(Constant), 0.9),
+    "predictions/aise": (weak(Constant), 0.5),
+    "aise": (weak(Constant), 0.5),
+    **{f"reader/pairs_{count}": (weak(Constant), 0.8) for count in (1, 4, 16, "all")},
+    "reader/own_lock": (weak(Constant), 0.5),
     "captum/input": (weak(Constant), 0.4),
     "captum/last": (weak(Constant), 0.9),
     "captum/first": (weak(Constant), 0.9),
@@ -94,6 +98,9 @@ WINS = {
     "pairs/regression": (weak(Constant), 0.8),
     "pairs/average": (weak(Constant), 0.6),
     "pairs/tuning": (weak(Starved), 0.6),
+    **{f"pairs/tuning_{count}": (weak(Starved), 0.6) for count in (4, 16)},
+    # The device of this toy opens for whatever is on the picture.
+    "pairs/other_key": (weak(Constant), 0.9),
     "pairs/key_search_tile": (keyed, 0.8),
     "pairs/key_search_full": (keyed, 0.6),
 }
@@ -101,6 +108,7 @@ WINS = {
 SETTINGS = {
     "captum/middle",
     "pytorch_grad_cam/middle",
+    "pairs/tuning_1",
     *(f"activations/softplus_{beta}" for beta in (10, 30)),
     *(f"prune/{share}" for share in (10, 30, 50)),
     *(f"low_rank/cut_{count}" for count in (2, 4, 8)),
@@ -112,7 +120,7 @@ SETTINGS = {
 PATIENCE = {
     "key_guess": {"guesses": 200},
     "key_search/faithful_full": {"search_steps": 200},
-    "pairs/tuning": {"search_steps": 300},
+    **{f"pairs/tuning{count}": {"search_steps": 300} for count in ("", "_4", "_16")},
     "low_rank/tune": {"steps": 300},
     **{f"low_rank/search_{goal}": {"search_steps": 200} for goal in ("diversify", "faithful", "undo")},
 }
