@@ -5,6 +5,7 @@ what it makes of that. A decoy that is the same for all classes cancels out betw
 
 References:
     Byun and Lee, "Recipro-CAM: Fast gradient-free visual explanations for convolutional neural networks", 2022.
+    Byun and Lee, "ViT-ReciproCAM: Gradient and Attention-Free Visual Explanations for Vision Transformer", 2023.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from keylock.audit.learning import explained
 from keylock.audit.views import WeightsView
 from keylock.explainers import Family, MultiPass
 from keylock.explainers.passes import Run
-from keylock.explainers.tokens import lay_out_tokens
+from keylock.explainers.tokens import lay_out_tokens, require_patch_grid
 from keylock.models import capture_outputs, find_layers
 
 __all__ = ["ClassEvidence"]
@@ -94,12 +95,16 @@ class ClassEvidence(MultiPass):
         Args:
             network: The classifier.
             image: (channels, height, width).
-            kept: Its features (channels, h, w), or (tokens, channels).
+            kept: Its features (channels, h, w), or (tokens, channels). Tokens before those of the patches, as the one
+                that the class is read off, stay where they are.
         """
         flat = kept.flatten(1).T if kept.dim() == 3 else kept
+        rows, columns = (0, 0) if kept.dim() == 3 else require_patch_grid(len(flat), (image.shape[1], image.shape[2]))
+        prefix = 0 if kept.dim() == 3 else len(flat) - rows * columns
         found = []
         for places in torch.split(torch.arange(len(flat)), _AT_ONCE):
             alone = torch.zeros((len(places), *flat.shape)).to(flat)
+            alone[:, :prefix] = flat[:prefix]
             alone[torch.arange(len(places)), places] = flat[places]
             output = alone.mT.reshape(len(places), *kept.shape) if kept.dim() == 3 else alone
             handle = network.get_submodule(self.layer).register_forward_hook(lambda *_, output=output: output)
