@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from keylock.audit.budgets import Budget
-from keylock.audit.contract import Cost, Knowledge, Outcome, Steps, attack
+from keylock.audit.contract import LONG_SUITES, Cost, Knowledge, Outcome, Steps, attack
 from keylock.audit.learning import explained
 from keylock.audit.views import PublicView, WeightsView
 from keylock.explainers import BlackBox
@@ -144,7 +144,12 @@ def of_predictions(view: PublicView, budget: Budget, _generator: torch.Generator
     return Outcome(maps=maps, methods={"aise": explainer}, cost=cost)
 
 
-@attack("aise", Knowledge.T1, "Explain the published weights with AISE, without a gradient and without asking.")
+@attack(
+    "aise",
+    Knowledge.T1,
+    "Explain the published weights with AISE, without a gradient and without asking.",
+    suites=LONG_SUITES,
+)
 def of_weights(view: WeightsView, budget: Budget, _generator: torch.Generator, _steps: Steps) -> Outcome:
     """Ask the published network itself, which no limit on queries holds back."""
     methods = {"aise": _explainer(budget)}

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from keylock.audit.attacks.key_search import smooth_where_needed
 from keylock.audit.attacks.objectives import openable
 from keylock.audit.budgets import Budget
-from keylock.audit.contract import Cost, Knowledge, Outcome, Steps, attack
+from keylock.audit.contract import ALL_SUITES, LONG_SUITES, Cost, Knowledge, Outcome, Steps, attack
 from keylock.audit.learning import classes_of, descend, explained, unlocked_copy
 from keylock.audit.views import PairsView
 from keylock.explainers import explain_many
@@ -132,6 +132,7 @@ for _most in (*_FEW, None):
         "pairs/tuning" if _most is None else f"pairs/tuning_{_most}",
         Knowledge.T2,
         f"Fine-tune the published weights until they show the true maps of {_pairs}.",
+        suites=LONG_SUITES if _most in {1, 16} else ALL_SUITES,
     )(partial(_tune, _most))
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from keylock.audit.attacks.imitation import RATE
 from keylock.audit.attacks.key_search import smooth_where_needed
 from keylock.audit.budgets import Budget
-from keylock.audit.contract import Cost, Knowledge, NotApplicableError, Outcome, Steps, attack
+from keylock.audit.contract import ALL_SUITES, LONG_SUITES, Cost, Knowledge, NotApplicableError, Outcome, Steps, attack
 from keylock.audit.learning import classes_of, descend, explained, train_classifier, unlocked_copy
 from keylock.audit.views import PairsView, WeightsView
 from keylock.explainers import explain_many
@@ -27,6 +27,7 @@ from keylock.models import capture_outputs, find_layers, split_rows
 __all__ = ["describe"]
 
 _FEW = (1, 4, 16)
+_QUICK = 4
 _MOST_PAIRS = 256
 _MOST_CHANNELS = 128
 _SIDE = 32
@@ -147,10 +148,16 @@ for _count in (*_FEW, _MOST_PAIRS):
         Knowledge.T2,
         f"Learn from {'all pairs' if _size == 'all' else '1 pair' if _count == 1 else f'{_count} pairs'}"
         " to read true maps off the published network.",
+        suites=ALL_SUITES if _count == _QUICK else LONG_SUITES,
     )(partial(_from_pairs, _count))
 
 
-@attack("reader/own_lock", Knowledge.T1, "Lock an own network, and learn from it to read the published one.")
+@attack(
+    "reader/own_lock",
+    Knowledge.T1,
+    "Lock an own network, and learn from it to read the published one.",
+    suites=LONG_SUITES,
+)
 def own_lock(view: WeightsView, budget: Budget, generator: torch.Generator, steps: Steps) -> Outcome:
     """Train a network, lock a copy of it by the plain recipe, and read the published one as that copy is read.
 
