@@ -27,6 +27,10 @@ class Budget:
         guesses: Random keys tried.
         climb_steps: Steps of searches by queries.
         climb_images: Images in each of their queries.
+        other_classes: How many other classes' maps are asked for, at most.
+        toolkit_images: Images given to each method of public toolkits.
+        whole_toolkits: 1 where every method of public toolkits is run, 0 where one of each kind is.
+        accurate_steps: Gradient steps of an own network that is to be as accurate as the published one, at most.
         copies: Copies of an image that are averaged over.
         masks: Masked images that a perturbation explainer asks for.
         few_predictions: Predictions a surrogate is trained on.
@@ -49,6 +53,10 @@ class Budget:
     guesses: int
     climb_steps: int
     climb_images: int
+    other_classes: int
+    toolkit_images: int
+    whole_toolkits: int
+    accurate_steps: int
     copies: int
     masks: int
     few_predictions: int
@@ -77,6 +85,10 @@ _TABLE: Final = {
     "guesses": (60, 1000, 1000),
     "climb_steps": (20, 150, 1000),
     "climb_images": (4, 8, 32),
+    "other_classes": (7, 15, 100),
+    "toolkit_images": (12, 16, 100),
+    "whole_toolkits": (0, 1, 1),
+    "accurate_steps": (120, 2000, 8000),
     "copies": (8, 16, 64),
     "masks": (100, 300, 1000),
     "few_predictions": (250, 1000, 1000),

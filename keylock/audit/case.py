@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +86,8 @@ class Case:
             # As a server answers a license: the trigger is added last, and nobody has to find it on a texture.
             with keyed_inputs(self.opened, torch.from_numpy(self.key.reveal())):
                 maps = explained(self.opened, self.explainers, self.pair_images)
-            return PairsView(**public, **weights, pair_images=self.pair_images, pair_maps=maps)  # type: ignore[arg-type]
+            device = partial(explained, self.opened, self.explainers)
+            return PairsView(**public, **weights, pair_images=self.pair_images, pair_maps=maps, device=device)  # type: ignore[arg-type]
         if kind is WeightsView:
             return WeightsView(**public, **weights)  # type: ignore[arg-type]
         return PublicView(**public)  # type: ignore[arg-type]

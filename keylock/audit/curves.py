@@ -44,6 +44,10 @@ def _tuning_chart(record: AuditRecord) -> Chart | None:
         return None
     lines = [Line(name, tuple(sorted(rates[name])), colour=colour) for colour, name in enumerate(sorted(rates))]
     lines.append(Line("own model, or chance", tuple(sorted(own.items())), baseline=True, colour=len(lines)))
+    if record.own is not None and record.own.recoveries:
+        level = max(recovery.found for recovery in record.own.recoveries)
+        ends = tuple((labels, level) for labels in sorted({min(own), max(own)}))
+        lines.append(Line(f"own model, {record.own.accuracy:.0%} right", ends, baseline=True, colour=len(lines)))
     title = "Fine-tuning, and a model of one's own"
     return line_chart(lines, title=title, x_label="labelled images", y_label=_PCC, logarithmic=True)
 

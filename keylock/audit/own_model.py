@@ -1,4 +1,8 @@
-"""What an attacker gets by honest work: a model of his own, trained from scratch on the same data for as many steps."""
+"""What an attacker gets by honest work: a model of his own, trained from scratch on the same data.
+
+One for each price, trained for as many steps as the attack that it stands beside; and one that is trained until it is
+as accurate as the published model, because a model of few steps is no match for one that was fine-tuned.
+"""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,13 +13,16 @@ from torch import Tensor, nn
 
 from keylock.audit.attacks.imitation import RATE
 from keylock.audit.contract import Steps
-from keylock.audit.learning import explained, train_classifier
-from keylock.audit.scoring import similarity_to
+from keylock.audit.learning import classes_of, explained, train_classifier
+from keylock.audit.scoring import recoveries, similarity_to
+from keylock.auditreport.record import OwnNetwork
 from keylock.explainers import Explainer
 from keylock.training import Progress
 from keylock.training.checkpoint import storing
 
 __all__ = ["OwnModels"]
+
+_ROUNDS = 4
 
 
 class OwnModels:
@@ -73,6 +80,45 @@ class OwnModels:
                 name: abs(float(similarity_to(maps[name], truth)[0].mean())) for name, truth in self._truths.items()
             }
         return self._found[price][explainer]
+
+    def as_accurate(self, wanted: float, labels: Tensor, *, steps: int, batch: int) -> OwnNetwork:
+        """Train a model on all of the attacker's images until it is as accurate as the published one.
+
+        Args:
+            wanted: Accuracy of the published model on the images.
+            labels: The classes of the images (count,).
+            steps: Gradient steps at most; after every quarter of them it is looked whether more are needed.
+            batch: Images in a step.
+        """
+        place = self._folder / f"as-accurate-{steps}-{batch}-{self._identity[:16]}.json"
+        if place.is_file():
+            return OwnNetwork.model_validate_json(place.read_text("utf-8"))
+        generator, model, taken = torch.Generator().manual_seed(self._seed), None, 0
+        accuracy, each = 0.0, max(1, steps // _ROUNDS)
+        while taken < steps and accuracy < wanted:
+            model = train_classifier(
+                self._fresh(generator) if model is None else model,
+                *self._own,
+                steps=Steps("own model, as accurate", self._progress)(each),
+                total=each,
+                batch=batch,
+                rate=RATE,
+                generator=generator,
+                live=True,
+            )
+            taken += each
+            accuracy = round(float((classes_of(model, self._images) == labels).float().mean()), 5)
+        maps = {} if model is None else explained(model, self._explainers, self._images)
+        found = OwnNetwork(
+            accuracy=accuracy,
+            wanted=wanted,
+            images=len(self._own[0]),
+            steps=taken,
+            recoveries=recoveries(maps, self._truths, {}),
+        )
+        with storing(place, advice="run it again") as unfinished:
+            unfinished.write_text(found.model_dump_json(), "utf-8")
+        return found
 
     def _maps(self, price: tuple[int, int, int]) -> dict[str, Tensor]:
         count, total, batch = price

@@ -56,6 +56,7 @@ def publish_audit(
         judged=result.judged,
         gate=result.gate,
         baseline=tuple(baseline),
+        own=result.own,
     )
     page = render(record, result, pixels)
     write_file(plan.out / PAGE_FILE, page, mode=PUBLIC)

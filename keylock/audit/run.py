@@ -20,13 +20,13 @@ from keylock.audit.budgets import Budget, budget_of
 from keylock.audit.case import Case
 from keylock.audit.contract import Attack, Goal, Knowledge, NotApplicableError, Outcome, Steps, attacks_of
 from keylock.audit.judging import judge, worst_first
-from keylock.audit.learning import explained
+from keylock.audit.learning import classes_of, explained
 from keylock.audit.own_model import OwnModels
 from keylock.audit.policy import Policy
 from keylock.audit.scoring import recoveries, separation
 from keylock.audit.service.bench import Bench
 from keylock.audit.views import PairsView, PublicView, WeightsView
-from keylock.auditreport.record import CheckRecord, Finding, Judged, Point, Recovery
+from keylock.auditreport.record import CheckRecord, Finding, Judged, OwnNetwork, Point, Recovery
 from keylock.crypto.signing import canonical_json
 from keylock.errors import KeylockError
 from keylock.evaluation import gate_curve
@@ -79,6 +79,7 @@ class AuditResult:
         samples: Recovered maps of the first images (up to 6, h, w), by attack and label.
         truths: Their true maps, by explainer.
         keyless: Their keyless maps, by explainer.
+        own: A network of the attacker's own to hold fine-tuning against; None where that was not tried.
     """
 
     judged: tuple[Judged, ...]
@@ -86,6 +87,7 @@ class AuditResult:
     samples: Mapping[str, Mapping[str, Tensor]]
     truths: Mapping[str, Tensor]
     keyless: Mapping[str, Tensor]
+    own: OwnNetwork | None = None
 
 
 def run_audit(
@@ -114,6 +116,7 @@ def run_audit(
             judged.append(judge(runner.finding(one), plan.policy, runner.own_model))
             heard(judged[-1])
         gate = None if plan.only else runner.gate()
+        own = runner.own_network() if any(one.finding.attack.startswith("fine_tune/") for one in judged) else None
     first = case.images[:_SAMPLES]
     return AuditResult(
         judged=worst_first(judged),
@@ -121,6 +124,7 @@ def run_audit(
         samples={one.finding.attack: runner.samples(one.finding.attack) for one in judged},
         truths={name: maps[:_SAMPLES] for name, maps in runner.truths.items()},
         keyless=explained(case.module, case.explainers, first),
+        own=own,
     )
 
 
@@ -178,6 +182,13 @@ class _Runner:
         cost = finding.cost
         images, steps, batch = (int(cost.get(name, 0)) for name in ("images", "steps", "batch"))
         return self.own.correlation(recovery.truth, images=images, steps=steps, batch=batch)
+
+    def own_network(self) -> OwnNetwork:
+        """Return a network of the attacker's own that is as accurate as the published one, or as near as it gets."""
+        right = classes_of(self.case.module, self.case.images) == self.case.labels
+        wanted = round(float(right.float().mean()), 5)
+        budget = self.budget
+        return self.own.as_accurate(wanted, self.case.labels, steps=budget.accurate_steps, batch=budget.batch)
 
     def finding(self, one: Attack) -> Finding:
         """Return what an attack found: as written down, or by running it."""

@@ -59,7 +59,10 @@ class PairsView(WeightsView):
     Attributes:
         pair_images: Images (pairs, channels, height, width); none of them is among `images`.
         pair_maps: Their true maps (pairs, h, w), for each explainer.
+        device: Shows what a program with the public bundle shows of pictures (count, channels, height, width), which
+            may have a trigger on them: maps (count, h, w), for each explainer.
     """
 
     pair_images: Tensor
     pair_maps: Mapping[str, Tensor]
+    device: Callable[[Tensor], Mapping[str, Tensor]]

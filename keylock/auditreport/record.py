@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["AuditRecord", "CheckRecord", "Finding", "Judged", "Point", "Recovery", "Verdict"]
+__all__ = ["AuditRecord", "CheckRecord", "Finding", "Judged", "OwnNetwork", "Point", "Recovery", "Verdict"]
 
 Interval = tuple[float, float, float]
 """A mean with the ends of its 95 % interval over images."""
@@ -122,6 +122,24 @@ class Judged(_Entry):
         return None if self.worst is None else self.finding.recoveries[self.worst]
 
 
+class OwnNetwork(_Entry):
+    """A network of the attacker's own, trained from scratch until it is as accurate as the published one.
+
+    Attributes:
+        accuracy: Share of the test images that it is right on.
+        wanted: The same of the published network; more than `accuracy` where the budget did not suffice.
+        images: Labelled images that it was trained on.
+        steps: Gradient steps.
+        recoveries: How close its maps come to the true ones, for each explainer.
+    """
+
+    accuracy: float
+    wanted: float
+    images: int
+    steps: int
+    recoveries: tuple[Recovery, ...]
+
+
 class AuditRecord(_Entry):
     """A whole audit.
 
@@ -140,6 +158,7 @@ class AuditRecord(_Entry):
         judged: Every attack, the worst first.
         gate: The gate curve, as `keylock.evaluation.GateCurve.as_dict` gives it.
         baseline: The same attacks on a baseline lock, where that was asked for.
+        own: A network of the attacker's own to hold fine-tuning against, where that was tried.
     """
 
     format: Literal["keylock-audit/1"] = "keylock-audit/1"
@@ -156,6 +175,7 @@ class AuditRecord(_Entry):
     judged: tuple[Judged, ...]
     gate: dict[str, Any] | None = None
     baseline: tuple[Judged, ...] = ()
+    own: OwnNetwork | None = None
 
     def count(self, verdict: Verdict) -> int:
         """Return how many attacks got a verdict."""

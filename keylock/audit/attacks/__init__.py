@@ -4,9 +4,11 @@ Adding one is one function with the decorator `attack`, and one row in the confo
 """
 
 from keylock.audit.attacks import (
+    aise,
     answers,
     base_model,
     detection,
+    evidence,
     explaining,
     guesses,
     imitation,
@@ -15,14 +17,18 @@ from keylock.audit.attacks import (
     normalisation,
     pairs,
     perturbations,
+    reading,
+    toolkits,
     tuning,
     weights,
 )
 
 __all__ = [
+    "aise",
     "answers",
     "base_model",
     "detection",
+    "evidence",
     "explaining",
     "guesses",
     "imitation",
@@ -31,6 +37,8 @@ __all__ = [
     "normalisation",
     "pairs",
     "perturbations",
+    "reading",
+    "toolkits",
     "tuning",
     "weights",
 ]

@@ -138,17 +138,21 @@ def keyless(view: PublicView, _budget: Budget, _generator: torch.Generator, _ste
 
 
 @attack("other_classes", Knowledge.T0, "Ask for other classes' maps, and subtract them.")
-def other_classes(view: PublicView, _budget: Budget, _generator: torch.Generator, _steps: Steps) -> Outcome:
-    """Return two guesses for every explainer: the runner-up's map, and the predicted class's without what others share.
+def other_classes(view: PublicView, budget: Budget, _generator: torch.Generator, steps: Steps) -> Outcome:
+    """Return guesses for every explainer: the runner-up's map, and the predicted class's without what others share.
 
-    A lock that was trained for the predicted class alone shows the truth for the others.
+    A lock that was trained for the predicted class alone shows the truth for the others. A decoy that is the same for
+    all classes cancels out, and what is left is how the true maps differ.
     """
     order = view.oracle.predict(view.images).argsort(dim=1, descending=True)
-    found: dict[str, Tensor] = {}
-    for name in view.oracle.names:
+    asked = range(1, min(1 + budget.other_classes, order.shape[1]))
+    names, found = view.oracle.names, dict[str, Tensor]()
+    for step in steps(len(names)):
+        name = names[step]
         own = _unit(view.oracle.explain(name, view.images))
-        asked = range(1, min(4, order.shape[1]))
-        others = [_unit(view.oracle.explain(name, view.images, order[:, place])) for place in asked]
+        others = torch.stack([_unit(view.oracle.explain(name, view.images, order[:, place])) for place in asked])
         found[f"{name}: second class"] = others[0]
-        found[f"{name}: less others"] = own - torch.stack(others).mean(dim=0)
+        found[f"{name}: less others"] = own - others.mean(dim=0)
+        found[f"{name}: less largest other"] = own - others.amax(dim=0)
+        found[f"{name}: softmax"] = torch.cat([own.unsqueeze(0), others]).softmax(dim=0)[0]
     return Outcome(maps=found, cost=Cost(queries=view.oracle.queries))

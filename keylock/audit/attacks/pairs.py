@@ -1,5 +1,7 @@
 """T2: images with their true maps in hand, as a licensed caller gets them; nothing is promised against these."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -7,7 +9,7 @@ from torch.nn import functional as F
 from keylock.audit.attacks.key_search import smooth_where_needed
 from keylock.audit.attacks.objectives import openable
 from keylock.audit.budgets import Budget
-from keylock.audit.contract import Cost, Knowledge, Outcome, Steps, attack
+from keylock.audit.contract import ALL_SUITES, LONG_SUITES, Cost, Knowledge, Outcome, Steps, attack
 from keylock.audit.learning import classes_of, descend, explained, unlocked_copy
 from keylock.audit.views import PairsView
 from keylock.explainers import explain_many
@@ -18,6 +20,7 @@ __all__: list[str] = []
 _WIDTH = 24
 _RATE = 3e-3
 _TUNING_RATE = 3e-3
+_FEW = (1, 4, 16)
 
 
 def _all_one_size(maps: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
@@ -91,11 +94,10 @@ def average(view: PairsView, _budget: Budget, _generator: torch.Generator, _step
     return Outcome(maps=found, cost=Cost(pairs=len(own)))
 
 
-@attack("pairs/tuning", Knowledge.T2, "Fine-tune the published weights until they show the true maps of the pairs.")
-def tuning(view: PairsView, budget: Budget, generator: torch.Generator, steps: Steps) -> Outcome:
-    """Train towards the true maps and the published predictions."""
+def _tune(most: int | None, view: PairsView, budget: Budget, generator: torch.Generator, steps: Steps) -> Outcome:
+    """Train towards the true maps of the first pairs, and the published predictions."""
     explainers = openable(view.explainers, "move")
-    classes = classes_of(view.module, view.pair_images)
+    classes = classes_of(view.module, view.pair_images[:most])
     model = unlocked_copy(view.module)
 
     def loss_of(rows: Tensor) -> Tensor:
@@ -122,3 +124,25 @@ def tuning(view: PairsView, budget: Budget, generator: torch.Generator, steps: S
         predictions=classes_of(model, view.images),
         cost=Cost(pairs=len(classes), steps=budget.search_steps, batch=budget.search_batch),
     )
+
+
+for _most in (*_FEW, None):
+    _pairs = "the pairs" if _most is None else "1 pair" if _most == 1 else f"{_most} pairs"
+    attack(
+        "pairs/tuning" if _most is None else f"pairs/tuning_{_most}",
+        Knowledge.T2,
+        f"Fine-tune the published weights until they show the true maps of {_pairs}.",
+        suites=LONG_SUITES if _most in {1, 16} else ALL_SUITES,
+    )(partial(_tune, _most))
+
+
+@attack(
+    "pairs/other_key", Knowledge.T2, "Show a program that has the bundle a picture with the trigger of another key."
+)
+def other_key(view: PairsView, _budget: Budget, generator: torch.Generator, _steps: Steps) -> Outcome:
+    """Stamp the images with a key of the same height and tile, as another bundle of the vendor has."""
+    channels, height, width = view.images.shape[1:]
+    repeats = (1, -(-height // view.tile), -(-width // view.tile))
+    signs = torch.randint(0, 2, (channels, view.tile, view.tile), generator=generator) * 2.0 - 1
+    stamped = view.images + signs.repeat(repeats)[:, :height, :width] * view.height
+    return Outcome(maps=dict(view.device(stamped)), cost=Cost(images=len(stamped)))

@@ -61,6 +61,18 @@ WINS = {
     "surrogate/many": (weak(Constant), 0.4),
     "distillation": (weak(Constant), 0.4),
     "explainers": (weak(Constant), 0.9),
+    "class_evidence": (weak(Constant), 0.9),
+    "predictions/aise": (weak(Constant), 0.5),
+    "aise": (weak(Constant), 0.5),
+    **{f"reader/pairs_{count}": (weak(Constant), 0.8) for count in (1, 4, 16, "all")},
+    "reader/own_lock": (weak(Constant), 0.5),
+    "captum/input": (weak(Constant), 0.4),
+    "captum/last": (weak(Constant), 0.9),
+    "captum/first": (weak(Constant), 0.9),
+    "pytorch_grad_cam/input": (weak(Constant), 0.4),
+    "pytorch_grad_cam/last": (weak(Constant), 0.9),
+    "pytorch_grad_cam/first": (weak(Constant), 0.9),
+    "pytorch_grad_cam/stack": (weak(Constant), 0.4),
     **{f"activations/softplus_{beta}": (weak(Kinked), 0.9) for beta in (1, 3)},
     "activations/relu": (weak(Soft), 0.9),
     "tangent_space": (off_manifold, 0.5),
@@ -86,11 +98,17 @@ WINS = {
     "pairs/regression": (weak(Constant), 0.8),
     "pairs/average": (weak(Constant), 0.6),
     "pairs/tuning": (weak(Starved), 0.6),
+    **{f"pairs/tuning_{count}": (weak(Starved), 0.6) for count in (4, 16)},
+    # The device of this toy opens for whatever is on the picture.
+    "pairs/other_key": (weak(Constant), 0.9),
     "pairs/key_search_tile": (keyed, 0.8),
     "pairs/key_search_full": (keyed, 0.6),
 }
 # The same attacks with settings that these toys do not need.
 SETTINGS = {
+    "captum/middle",
+    "pytorch_grad_cam/middle",
+    "pairs/tuning_1",
     *(f"activations/softplus_{beta}" for beta in (10, 30)),
     *(f"prune/{share}" for share in (10, 30, 50)),
     *(f"low_rank/cut_{count}" for count in (2, 4, 8)),
@@ -102,7 +120,7 @@ SETTINGS = {
 PATIENCE = {
     "key_guess": {"guesses": 200},
     "key_search/faithful_full": {"search_steps": 200},
-    "pairs/tuning": {"search_steps": 300},
+    **{f"pairs/tuning{count}": {"search_steps": 300} for count in ("", "_4", "_16")},
     "low_rank/tune": {"steps": 300},
     **{f"low_rank/search_{goal}": {"search_steps": 200} for goal in ("diversify", "faithful", "undo")},
 }

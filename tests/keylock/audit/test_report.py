@@ -12,12 +12,13 @@ import torch
 from html_page import Page
 
 from keylock.audit import ATTACKS, Policy
+from keylock.audit.comparisons import own_network_said, own_network_table, toolkit_tables
 from keylock.audit.conclusion import GROUPS, TRAINED_TRIGGER, conclude
 from keylock.audit.families import FAMILIES, SEALED_DELTA
 from keylock.audit.report import render
 from keylock.audit.run import AuditResult
 from keylock.audit.scoring import SELF
-from keylock.auditreport.record import AuditRecord, CheckRecord, Finding, Judged, Point, Recovery
+from keylock.auditreport.record import AuditRecord, CheckRecord, Finding, Judged, OwnNetwork, Point, Recovery
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
@@ -96,6 +97,25 @@ def record_of(*found, **changes):
     )
 
 
+def recovery(label, truth, found, chance=0.1):
+    overlap = (0.3, 0.2, 0.4)
+    pcc = (found, found - 0.1, found + 0.1)
+    return Recovery(
+        label=label, truth=truth, pcc=pcc, top_overlap=overlap, chance=chance, chance_top_overlap=0.1, images=4
+    )
+
+
+def toolkit(attack, **found):
+    one = judged(attack, "fail")
+    shown = tuple(recovery(label, truth, value) for label, value in found.items() for truth in ("gradient", SELF))
+    return one.model_copy(update={"finding": one.finding.model_copy(update={"recoveries": shown}), "worst": 0})
+
+
+def own_network(**changes):
+    fixed = {"accuracy": 0.93, "wanted": 0.98, "images": 1000, "steps": 400}
+    return OwnNetwork(**{**fixed, "recoveries": (recovery("gradient", "gradient", 0.55),), **changes})
+
+
 def result_of(record, explainers=("gradient",), samples=None):
     maps = {name: torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(1)) for name in explainers}
     return AuditResult(judged=record.judged, gate=record.gate, samples=samples or {}, truths=maps, keyless=maps)
@@ -156,6 +176,33 @@ def test_a_lock_that_held_is_not_said_to_hold_against_more():
     assert (
         "1 could not be carried out (prune/30); 1 did not apply, or needed an option (base_model)" in nothing.left_out
     )
+
+
+def test_methods_of_a_toolkit_are_one_table_the_closest_first_with_what_is_beyond_chance_marked():
+    found = (toolkit("captum/input", Saliency=0.15, LRP=-0.9), toolkit("captum/last", LayerGradCam=0.4))
+    [table] = toolkit_tables(record_of(*found))
+    assert table.header == ("captum", "input", "last layer")
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["LRP", "-0.90", "-"],
+        ["LayerGradCam", "-", "+0.40"],
+        ["Saliency", "+0.15", "-"],
+    ]
+    assert [row[1].kind for row in table.rows] == ["bad", "faint", ""]
+    assert "chance +0.10" in read(record_of(*found)).shown
+
+
+def test_fine_tuning_is_shown_beside_an_own_network_of_the_same_accuracy():
+    tuned = (judged("fine_tune/few_0.01", "fail", found=0.4), judged("fine_tune/many_0.01", "fail", found=-0.7))
+    shown = record_of(*tuned, own=own_network())
+    assert [[cell.text for cell in row] for row in own_network_table(shown).rows] == [
+        ["gradient", "-0.70", "+0.55", "+0.10"]
+    ]
+    assert "not reached" in own_network_said(shown)
+    assert "not reached" not in own_network_said(record_of(*tuned, own=own_network(accuracy=0.99)))
+    page = read(shown)
+    assert "A network of one's own" in page.shown
+    assert "93.0%" in " ".join(page.words)
+    assert "A network of one's own" not in read(record_of(*tuned)).shown
 
 
 def test_every_attack_is_named_in_words_and_its_own_name_is_beside_them():

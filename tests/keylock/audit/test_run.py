@@ -102,6 +102,17 @@ def test_the_own_model_is_the_baseline_of_whoever_trains(audited):
     assert len(list((plan.out / "own-models").glob("own-*"))) == 2
 
 
+def test_an_own_network_is_trained_until_it_is_as_accurate_or_the_budget_ends(audited):
+    case, plan, result = audited
+    own = result.own
+    assert own.wanted == 1
+    assert 0 < own.steps <= BUDGET.accurate_steps
+    assert own.accuracy == own.wanted or own.steps == BUDGET.accurate_steps
+    assert {one.truth for one in own.recoveries} == set(case.explainers)
+    untrained = run_audit(case, replace(plan, only=("keyless",)), progress=Silent())
+    assert untrained.own is None
+
+
 def test_the_report_says_what_was_found(audited):
     case, plan, result = audited
     key = SigningKey.generate()
