@@ -19,28 +19,34 @@ __all__ = ["adapted_layers", "add_low_rank_", "merge_low_rank_", "shifted", "wit
 
 _SMALLEST_SHARE = 0.3
 _CUT_OF = 4
+# Entries of a factor move a weight by less than their own step; those of a whole change would move it by more.
+_WHOLE_STEP = 3.0
 
 
-class _LowRank(nn.Module):
-    """Adds to a weight (outputs, ...) the product of two trained factors, in the size of each filter."""
+class _Change(nn.Module):
+    """Adds a trained change to a weight (outputs, ...), in the size of each filter; without rank it is unbounded."""
 
     size: Tensor
     cut: int = 0
     shift: Tensor | None = None
 
-    def __init__(self, weight: Tensor, rank: int, generator: torch.Generator) -> None:
+    def __init__(self, weight: Tensor, rank: int | None, generator: torch.Generator) -> None:
         super().__init__()
         flat = weight.detach().flatten(1)
         sizes = flat.square().mean(dim=1, keepdim=True).sqrt()
         # Filters that training had put to sleep get a size that lets them move.
         self.register_buffer("size", torch.maximum(sizes, _SMALLEST_SHARE * sizes.mean()).clamp_min(1e-8))
+        if rank is None:
+            self.whole = nn.Parameter(torch.zeros_like(flat))
+            return
         down = torch.randn((rank, flat.shape[1]), generator=generator)
         self.down = nn.Parameter((down / rank**0.5).to(weight.device))
         self.up = nn.Parameter(torch.zeros((flat.shape[0], rank), device=weight.device))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the weight with its delta and shift, less its strongest directions where some are cut."""
-        changed = weight + (self.size * self.up @ self.down).view_as(weight)
+        """Return the weight with its change and shift, less its strongest directions where some are cut."""
+        change = _WHOLE_STEP * self.whole if hasattr(self, "whole") else self.up @ self.down
+        changed = weight + (self.size * change).view_as(weight)
         if self.shift is not None:
             changed = changed + self.shift
         return without_directions(changed, range(self.cut)) if self.cut else changed
@@ -59,12 +65,12 @@ def adapted_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     }
 
 
-def add_low_rank_(model: nn.Module, *, rank: int, generator: torch.Generator) -> nn.Module:
+def add_low_rank_(model: nn.Module, *, rank: int | None, generator: torch.Generator) -> nn.Module:
     """Freeze a model and give its layers deltas to train, in place; it computes what it computed before.
 
     Args:
         model: A model without BatchNorm.
-        rank: Largest rank of a delta; a layer that is smaller takes its own full rank.
+        rank: Largest rank of a delta; a layer that is smaller takes its own full rank. None for no bound.
         generator: Draws the inner factors, on the CPU.
 
     Raises:
@@ -78,11 +84,11 @@ def add_low_rank_(model: nn.Module, *, rank: int, generator: torch.Generator) ->
         )
     model.requires_grad_(requires_grad=False)
     # Layers that share a parameter share its delta.
-    deltas: dict[int, _LowRank] = {}
+    deltas: dict[int, _Change] = {}
     for layer in layers.values():
         weight = layer.weight
-        fits = min(rank, weight.shape[0], weight[0].numel())
-        delta = deltas.setdefault(id(weight), _LowRank(weight, fits, generator))
+        fits = None if rank is None else min(rank, weight.shape[0], weight[0].numel())
+        delta = deltas.setdefault(id(weight), _Change(weight, fits, generator))
         parametrize.register_parametrization(layer, "weight", delta)
         layer.parametrizations["weight"].original.requires_grad_(False)  # type: ignore[union-attr, index]
         if layer.bias is not None:
@@ -129,7 +135,7 @@ def shifted(model: nn.Module, delta: Delta) -> Iterator[None]:
     This is what somebody does who has the delta of an earlier lock and takes the new weights for it.
     """
     arrays = {name: torch.from_numpy(array) for name, array in delta.reveal().items()}
-    added: list[_LowRank] = []
+    added: list[_Change] = []
     replaced: list[tuple[nn.Module, str, nn.Parameter | None]] = []
     try:
         for name, array in arrays.items():
@@ -161,7 +167,7 @@ def merge_low_rank_(model: nn.Module) -> nn.Module:
     return model
 
 
-def _delta_of(layer: nn.Module) -> _LowRank:
+def _delta_of(layer: nn.Module) -> _Change:
     low_rank = layer.parametrizations["weight"][0]  # type: ignore[index]
-    assert isinstance(low_rank, _LowRank)  # noqa: S101 - `add_low_rank_` made it
+    assert isinstance(low_rank, _Change)  # noqa: S101 - `add_low_rank_` made it
     return low_rank

@@ -15,7 +15,7 @@ from keylock.models.low_rank import adapted_layers, without_strongest
 
 __all__ = ["CUTS", "drop_directions"]
 
-CUTS = (1, 2, 4)
+CUTS = (1, 2, 4, 8)
 """How many directions of each layer are cut."""
 
 

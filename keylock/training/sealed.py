@@ -7,13 +7,13 @@ the reference's own, so nothing has to be learned to unlock and no fidelity is l
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from keylock.explainers import Explainer, explain_many
+from keylock.explainers import AtLayer, ClassActivations, Explainer, explain_many
 from keylock.locking.decoys import decoy_maps
 from keylock.models import delta_between
 from keylock.models.low_rank import add_low_rank_, merge_low_rank_, shifted
@@ -21,9 +21,11 @@ from keylock.training.devices import mixed_precision
 from keylock.training.direction_dropout import drop_directions
 from keylock.training.parts import Draws, Part
 from keylock.training.penalties import (
+    ClassRows,
     MapRows,
     PredictionRows,
     Terms,
+    class_terms,
     distances,
     map_terms,
     map_weight,
@@ -42,6 +44,7 @@ _WRONG_KEY_SHARE = 0.5
 _OTHER_CLASS_SHARE = 0.2
 _OLD_DELTA_SHARE = 0.4
 _DROPPED_SHARE = 0.25
+_MOST_CLASSES = 16
 
 
 class SealedTrainer(Trainer):
@@ -61,7 +64,8 @@ class SealedTrainer(Trainer):
         self.optimiser = torch.optim.Adam(trained, betas=(0.9, 0.99))
 
     def _make_student(self, task: Task) -> nn.Module:
-        return add_low_rank_(copy.deepcopy(self.reference), rank=self.settings.delta_rank, generator=self.generator)
+        rank = self.settings.delta_rank or None
+        return add_low_rank_(copy.deepcopy(self.reference), rank=rank, generator=self.generator)
 
     def locked_model(self) -> nn.Module:
         """Return a plain copy of the student as it is now, in evaluation mode."""
@@ -75,8 +79,23 @@ class SealedTrainer(Trainer):
         progress = self.step / self.settings.steps
         return (_FACTOR_RATE * self.settings.learning_rate * one_cycle(progress, warm_up=_WARM_UP),)
 
-    def _draw(self, images: Tensor) -> Draws:
+    def _activations(self) -> ClassActivations | None:
+        return self._activations_of(range(self.classes)) if self.classes <= _MOST_CLASSES else None
+
+    def _activations_of(self, classes: Iterable[int]) -> ClassActivations | None:
+        """Return the evidence for classes, at the layer whose activations are locked; None where none is."""
+        layer = next((explainer.layer for explainer in self.explainers if isinstance(explainer, AtLayer)), None)
+        return ClassActivations(layer, tuple(classes)) if layer and self.settings.class_weight else None
+
+    def _some_classes(self, labels: Tensor) -> list[int]:
+        """Return some of many classes: those of the first images, and others."""
+        others = torch.randperm(self.classes, generator=self.generator).tolist()
+        return list(dict.fromkeys([*labels.tolist()[: _MOST_CLASSES // 2], *others]))[:_MOST_CLASSES]
+
+    def _draw(self, images: Tensor, labels: Tensor) -> Draws:
         count = len(images)
+        if self.classes > _MOST_CLASSES:
+            self.activations = self._activations_of(self._some_classes(labels))
         rows = {"offsets": self._offsets(count), "targets": self._targets(count)}
         if self._old_delta is not None:
             rows["old"] = (torch.rand(count, generator=self.generator) < _OLD_DELTA_SHARE).float().to(self.device)
@@ -88,12 +107,12 @@ class SealedTrainer(Trainer):
     def _terms(self, part: Part) -> tuple[Terms, Figures]:
         settings = self.settings
         explained = [
-            self._explain(part, rows, explainers)
-            for rows, explainers in self._shares(len(part.images), self.explainers)
+            self._explain(part, rows, explainers) for rows, explainers in self._shares(len(part.images), self._shown())
         ]
         logits, expected = (torch.cat(pieces) for pieces in ([p[0] for p in explained], [p[1] for p in explained]))
         maps, references = _joined([piece[2] for piece in explained]), _joined([piece[3] for piece in explained])
         terms, figures = self._map_terms(maps, references)
+        terms.update(self._class_terms(maps, references, expected))
         terms.update(self._dropout_terms(part))
         terms.update(prediction_terms(PredictionRows(logits, expected, part.labels), settings))
         if self.masks:
@@ -182,6 +201,16 @@ class SealedTrainer(Trainer):
         ]
         leakage = torch.cat([rows.similarity for rows in shown]).detach().mean()
         return map_terms(shown, settings), {"leakage": leakage}
+
+    def _class_terms(self, maps: dict[str, Tensor], references: dict[str, Tensor], expected: Tensor) -> Terms:
+        """Return the penalties on where the evidence for each class lies."""
+        one = self.activations
+        if one is None:
+            return {}
+        map_of_layer = next(references[other.name] for other in self.explainers if isinstance(other, AtLayer))
+        decoys = decoy_maps(self.settings.decoy, map_of_layer)
+        logits = expected[:, list(one.classes)]
+        return class_terms(ClassRows(maps[one.name], references[one.name], logits, decoys), self.settings)
 
     def _targets(self, count: int) -> Tensor:
         """Return which class to explain for each row (count,): the predicted one, -1, or now and then another."""
