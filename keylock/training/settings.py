@@ -98,7 +98,7 @@ class LockSettings:
             raise InputError(f"the learning rate {self.learning_rate} is out of range: give one between 0 and 1")
         if self.delta_rank < 0:
             raise InputError(
-                f"the delta needs a rank of 0, for no bound, or more, not {self.delta_rank}: give delta_rank="
+                f"the rank of the delta is 1 or more, or 0 for no bound, not {self.delta_rank}: give delta_rank="
             )
         if self.swapped and not self.trained_trigger:
             raise InputError("swapped branches are for a network that tells the trigger: add trained_trigger=True")
