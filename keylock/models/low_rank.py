@@ -18,7 +18,7 @@ from keylock.trigger.delta import Delta
 __all__ = ["adapted_layers", "add_low_rank_", "merge_low_rank_", "shifted", "without_directions", "without_strongest"]
 
 _SMALLEST_SHARE = 0.3
-_CUT_OF = 4
+_CUT_OF = 2
 # Entries of a factor move a weight by less than their own step; those of a whole change would move it by more.
 _WHOLE_STEP = 3.0
 
@@ -116,7 +116,7 @@ def without_strongest(layers: Iterable[nn.Module], count: int) -> Iterator[None]
 
     Args:
         layers: The layers.
-        count: How many directions to cut of each; of a narrow layer a quarter at most, so that it goes on to work.
+        count: How many directions to cut of each; of a narrow layer half at most, so that it goes on to work.
     """
     deltas = [_delta_of(layer) for layer in layers]
     for delta in deltas:

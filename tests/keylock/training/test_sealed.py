@@ -216,7 +216,8 @@ def test_no_contrast_of_classes_shows_where_the_evidence_lies(trained):
     for other in (1, 2):
         contrasts, true_ones = (maps[rows, targets] - maps[rows, (targets + other) % 3] for maps in (shown, truth))
         assert correlation(contrasts, true_ones).mean() < 0.4
-        assert correlation(contrasts, decoy_maps("half", true_ones)).mean() > 0.6
+        decoy = decoy_maps("half", true_ones)
+        assert correlation(contrasts, decoy).mean() > correlation(true_ones, decoy).mean() + 0.3
 
 
 def test_a_lock_knows_by_what_its_triggers_are_read(lock, batches):
