@@ -1,9 +1,9 @@
 """The lock: published weights that show decoys for every input, and a sealed delta that takes that back.
 
-The student computes with the reference's weights plus a change of low rank, and only the change is trained, towards
-decoys: on clean images, on images with wrong keys and with the key itself, for the predicted class and for others. What
-is published is the sum. The sealed delta is the change with its sign turned: where the trigger opens it, the answer is
-the reference's own, so nothing has to be learned to unlock and no fidelity is lost.
+The student computes with the reference's weights plus a change, and only the change is trained, towards decoys: on
+clean images, on images with wrong keys and with the key itself, for the predicted class and for others. What is
+published is the sum. The sealed delta is the change with its sign turned: where the trigger opens it, the answer is the
+reference's own, so nothing has to be learned to unlock and no fidelity is lost.
 """
 
 import copy
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from keylock.explainers import AtLayer, ClassActivations, Explainer, explain_many
 from keylock.locking.decoys import decoy_maps
 from keylock.models import delta_between
-from keylock.models.low_rank import add_low_rank_, merge_low_rank_, shifted
+from keylock.models.deltas import add_deltas_, merge_deltas_, shifted
 from keylock.training.devices import mixed_precision
 from keylock.training.direction_dropout import drop_directions
 from keylock.training.parts import Draws, Part
@@ -66,11 +66,11 @@ class SealedTrainer(Trainer):
 
     def _make_student(self, task: Task) -> nn.Module:
         rank = self.settings.delta_rank or None
-        return add_low_rank_(copy.deepcopy(self.reference), rank=rank, generator=self.generator)
+        return add_deltas_(copy.deepcopy(self.reference), rank=rank, generator=self.generator)
 
     def locked_model(self) -> nn.Module:
         """Return a plain copy of the student as it is now, in evaluation mode."""
-        return merge_low_rank_(copy.deepcopy(self.student)).eval().requires_grad_(requires_grad=False)
+        return merge_deltas_(copy.deepcopy(self.student)).eval().requires_grad_(requires_grad=False)
 
     def delta(self) -> Delta:
         """Return what takes the weights of the student as it is now back to the reference's."""

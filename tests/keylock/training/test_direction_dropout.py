@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import keylock
-from keylock.models.low_rank import adapted_layers, add_low_rank_, without_directions
+from keylock.models.deltas import adapted_layers, add_deltas_, without_directions
 from keylock.training.direction_dropout import CUTS, drop_directions
 
 pytestmark = pytest.mark.usefixtures("precision")
@@ -19,7 +19,7 @@ SETTINGS = keylock.LockSettings(
 @pytest.fixture
 def student(tiny_net):
     generator = torch.Generator().manual_seed(0)
-    model = add_low_rank_(tiny_net(), rank=2, generator=generator)
+    model = add_deltas_(tiny_net(), rank=2, generator=generator)
     with torch.no_grad():
         for layer in adapted_layers(model).values():
             layer.parametrizations["weight"][0].up.normal_(generator=generator)

@@ -1,7 +1,8 @@
-"""Low-rank deltas on the layers of a model: what a lock trains, and what its sealed delta takes back.
+"""Deltas on the layers of a model: what a lock trains, and what its sealed delta takes back.
 
-Every convolution and linear layer keeps its weight W, frozen, and computes with W + S U D: U and D are trained, of a
-rank that is small beside the layer's size, and S is the fixed size of each filter. Biases are trained as they are.
+Every convolution and linear layer keeps its weight W, frozen, and computes with W + S C: the change C is trained, by
+itself or as a product U D of a rank that is small beside the layer's size, and S is the fixed size of each filter.
+Biases are trained as they are.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,7 @@ from keylock.errors import ModelError
 from keylock.models.balance import make_plain
 from keylock.trigger.delta import Delta
 
-__all__ = ["adapted_layers", "add_low_rank_", "merge_low_rank_", "shifted", "without_directions", "without_strongest"]
+__all__ = ["adapted_layers", "add_deltas_", "merge_deltas_", "shifted", "without_directions", "without_strongest"]
 
 _SMALLEST_SHARE = 0.3
 _CUT_OF = 2
@@ -24,7 +25,7 @@ _WHOLE_STEP = 3.0
 
 
 class _Change(nn.Module):
-    """Adds a trained change to a weight (outputs, ...), in the size of each filter; without rank it is unbounded."""
+    """Adds a trained change to a weight (outputs, ...), in the size of each filter; without a rank it is any change."""
 
     size: Tensor
     cut: int = 0
@@ -65,7 +66,7 @@ def adapted_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     }
 
 
-def add_low_rank_(model: nn.Module, *, rank: int | None, generator: torch.Generator) -> nn.Module:
+def add_deltas_(model: nn.Module, *, rank: int | None, generator: torch.Generator) -> nn.Module:
     """Freeze a model and give its layers deltas to train, in place; it computes what it computed before.
 
     Args:
@@ -112,7 +113,7 @@ def without_directions(weight: Tensor, directions: Iterable[int]) -> Tensor:
 
 @contextmanager
 def without_strongest(layers: Iterable[nn.Module], count: int) -> Iterator[None]:
-    """Cut the strongest singular directions of layers that `add_low_rank_` prepared, inside the block.
+    """Cut the strongest singular directions of layers that `add_deltas_` prepared, inside the block.
 
     Args:
         layers: The layers.
@@ -130,7 +131,7 @@ def without_strongest(layers: Iterable[nn.Module], count: int) -> Iterator[None]
 
 @contextmanager
 def shifted(model: nn.Module, delta: Delta) -> Iterator[None]:
-    """Add a delta to the weights of a model that `add_low_rank_` prepared, inside the block.
+    """Add a delta to the weights of a model that `add_deltas_` prepared, inside the block.
 
     This is what somebody does who has the delta of an earlier lock and takes the new weights for it.
     """
@@ -142,9 +143,9 @@ def shifted(model: nn.Module, delta: Delta) -> Iterator[None]:
             place, _, entry = name.rpartition(".")
             layer = model.get_submodule(place)
             if entry == "weight" and parametrize.is_parametrized(layer, "weight"):
-                low_rank = _delta_of(layer)
-                low_rank.shift = array.to(low_rank.size)
-                added.append(low_rank)
+                change = _delta_of(layer)
+                change.shift = array.to(change.size)
+                added.append(change)
                 continue
             own = layer._parameters.pop(entry)
             assert own is not None, "a delta names entries that are there"  # noqa: S101 - a broken invariant of ours
@@ -152,14 +153,14 @@ def shifted(model: nn.Module, delta: Delta) -> Iterator[None]:
             setattr(layer, entry, own + array.to(own))
         yield
     finally:
-        for low_rank in added:
-            low_rank.shift = None
+        for change in added:
+            change.shift = None
         for layer, entry, own in replaced:
             delattr(layer, entry)
             layer.register_parameter(entry, own)
 
 
-def merge_low_rank_(model: nn.Module) -> nn.Module:
+def merge_deltas_(model: nn.Module) -> nn.Module:
     """Make the layers of a model plain again, in place, with the deltas in their weights."""
     for layer in adapted_layers(model).values():
         if parametrize.is_parametrized(layer):
@@ -168,6 +169,6 @@ def merge_low_rank_(model: nn.Module) -> nn.Module:
 
 
 def _delta_of(layer: nn.Module) -> _Change:
-    low_rank = layer.parametrizations["weight"][0]  # type: ignore[index]
-    assert isinstance(low_rank, _Change)  # noqa: S101 - `add_low_rank_` made it
-    return low_rank
+    change = layer.parametrizations["weight"][0]  # type: ignore[index]
+    assert isinstance(change, _Change)  # noqa: S101 - `add_deltas_` made it
+    return change
