@@ -36,7 +36,7 @@ def test_cutting_leaves_the_weaker_directions_of_every_layer_but_the_last_and_en
         assert not torch.allclose(student(images), answer)
     assert count in CUTS
     for layer, whole, left in zip(layers[:-1], before[:-1], after[:-1], strict=True):
-        kept = len(whole) - min(count, len(layer.weight) // 4)
+        kept = len(whole) - min(count, len(layer.weight) // 2)
         torch.testing.assert_close(left[:kept], whole[len(whole) - kept :], rtol=1e-3, atol=1e-4)
         assert (left[kept:] < 1e-3 * whole[0]).all()
     assert torch.equal(after[-1], before[-1])
