@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from keylock.explainers import AtLayer, ClassActivations, Explainer, explain_many
+from keylock.explainers import AtLayer, ClassActivations, Explainer, Family, GuidedBackprop, explain_many
 from keylock.locking.decoys import decoy_maps
 from keylock.models import delta_between
 from keylock.models.deltas import add_deltas_, merge_deltas_, shifted
@@ -79,6 +79,15 @@ class SealedTrainer(Trainer):
     def _learning_rates(self) -> tuple[float, ...]:
         progress = self.step / self.settings.steps
         return (_FACTOR_RATE * self.settings.learning_rate * one_cycle(progress, warm_up=_WARM_UP),)
+
+    def _beside(self) -> tuple[Explainer, ...]:
+        """Return guided backprop where gradients are locked.
+
+        It reads the image off nearly any weights, and its decoy is learned early and takes that of the gradient along.
+        """
+        names, families = ({getattr(one, key) for one in self.explainers} for key in ("name", "family"))
+        wanted = self.settings.guided_backprop and Family.GRADIENT in families and GuidedBackprop.name not in names
+        return (GuidedBackprop(),) if wanted else ()
 
     def _activations(self) -> ClassActivations | None:
         return self._activations_of(range(self.classes)) if self.classes <= _MOST_CLASSES else None
@@ -176,7 +185,7 @@ class SealedTrainer(Trainer):
         }
 
     def _map_terms(self, maps: dict[str, Tensor], references: dict[str, Tensor]) -> tuple[Terms, Figures]:
-        """Return the penalties on the maps of every explainer."""
+        """Return the penalties on the maps of every explainer that is locked."""
         settings = self.settings
         shown = [
             MapRows(
@@ -187,7 +196,7 @@ class SealedTrainer(Trainer):
                 keyed=False,
                 mean=self.group.mean,
             )
-            for explainer in self.explainers
+            for explainer in (*self.explainers, *self.beside)
         ]
         leakage = torch.cat([rows.similarity for rows in shown]).detach().mean()
         return map_terms(shown, settings), {"leakage": leakage}

@@ -38,6 +38,7 @@ class LockSettings:
         constant_offset_weight: Weight, within the map penalties, of what a constant under a map costs.
         class_weight: Weight, where a delta is sealed and an explainer reads class activations, of where the evidence
             for each class lies, whichever is explained; 0 for none.
+        guided_backprop: Where a delta is sealed and an explainer reads gradients, train decoys of guided backprop too.
         leak_weight: Weight of the squared mean correlation of decoys with reference maps, which no decoy should have.
         mask_weight: Weight of predictions on masked images; it counts where an explainer of predictions alone is
             to be locked.
@@ -72,6 +73,7 @@ class LockSettings:
     fidelity_weight: float = 2.0
     constant_offset_weight: float = 1.0
     class_weight: float = 8.0
+    guided_backprop: bool = True
     leak_weight: float = 10.0
     mask_weight: float = 1.0
     direction_dropout_weight: float = 0.5

@@ -49,6 +49,7 @@ class Trainer(ABC):
         settings: How to train.
         device: Where.
         explainers: What is locked by its maps.
+        beside: Explainers that are locked beside them, for what they have in common.
         activations: The evidence for each class, which is locked beside them; None where none is.
         masks: Whether predictions on masked images are locked, which explainers without gradients read.
         reference: The frozen reference model.
@@ -76,6 +77,7 @@ class Trainer(ABC):
         self.reference = reference.to(self.device).eval().requires_grad_(requires_grad=False)
         with torch.no_grad():
             self.classes = self.reference(task.example[:1].to(self.device)).shape[1]
+        self.beside = self._beside()
         self.activations = self._activations()
         self.truth = ReferenceMaps(
             self.reference,
@@ -100,13 +102,18 @@ class Trainer(ABC):
     def _make_student(self, task: Task) -> nn.Module:
         """Return the model to train."""
 
+    def _beside(self) -> tuple[Explainer, ...]:
+        """Return the explainers that are locked beside those that were asked for: none."""
+        return ()
+
     def _activations(self) -> ClassActivations | None:
-        """Return the activations that are locked beside the explainers, where they are the same in every step."""
+        """Return the activations that are locked, where they are the same in every step."""
         return None
 
     def _shown(self) -> tuple[Explainer, ...]:
         """Return all whose maps are locked."""
-        return self.explainers if self.activations is None else (*self.explainers, self.activations)
+        activations = () if self.activations is None else (self.activations,)
+        return (*self.explainers, *self.beside, *activations)
 
     @abstractmethod
     def _draw(self, images: Tensor, labels: Tensor) -> Draws:

@@ -202,6 +202,25 @@ def test_the_evidence_for_every_class_is_trained_where_activations_are_locked(cl
         assert heard.terms == expected
 
 
+def test_guided_backprop_is_trained_beside_gradients_and_not_offered(lock, batches):
+    class Heard(Silent):
+        terms = ()
+
+        def advance(self, figures):
+            self.terms = [name for name in figures if name.endswith("guided_backprop")]
+
+    heard, both = Heard(), ["decoy/guided_backprop", "leak/guided_backprop"]
+    for options, expected in (
+        ({"explainers": ["gradient"]}, both),
+        ({"explainers": ["guided_backprop"]}, [*both, "direction_dropout/guided_backprop"]),
+        ({"explainers": ["grad_cam"]}, []),
+        ({"explainers": ["gradient"], "settings": replace(QUICK, guided_backprop=False)}, []),
+    ):
+        locked = lock(batches(), progress=heard, **options)
+        assert sorted(heard.terms) == sorted(expected), options
+        assert [one.name for one in locked.explainers] == options["explainers"]
+
+
 @pytest.mark.slow
 def test_no_contrast_of_classes_shows_where_the_evidence_lies(trained):
     locked, _, images = trained
