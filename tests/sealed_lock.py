@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from keylock.explainers import make_for
 from keylock.models import delta_between, find_layers
-from keylock.models.low_rank import add_low_rank_, merge_low_rank_
+from keylock.models.deltas import add_deltas_, merge_deltas_
 from keylock.training import Lock, LockSettings
 from keylock.trigger import TriggerStatistics
 from keylock.trigger.keys import Key, KeySeed
@@ -55,14 +55,14 @@ def make_sealed_lock() -> SealedLock:
         torch.manual_seed(5)
         reference = Net().eval().requires_grad_(False)
     images = F.interpolate(torch.randn(90, 3, 4, 4, generator=generator), size=SHAPE[1:], mode="bilinear")
-    student = add_low_rank_(copy.deepcopy(reference), rank=2, generator=generator)
+    student = add_deltas_(copy.deepcopy(reference), rank=2, generator=generator)
     with torch.no_grad():
         for name, parameter in student.named_parameters():
             if parameter.requires_grad and not name.endswith("down"):
                 parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
     seed = KeySeed(b"f" * 32)
     key = Key.derive(seed, shape=SHAPE, std=STD)
-    published = merge_low_rank_(copy.deepcopy(student)).eval().requires_grad_(False)
+    published = merge_deltas_(copy.deepcopy(student)).eval().requires_grad_(False)
     explainers = make_for(find_layers(published, images[:2]), ["grad_cam", "gradient", "visual_backprop"])
     delta, statistics = (
         delta_between(published, reference),

@@ -110,6 +110,7 @@ def main() -> None:
         f" --out runs/cifar10 --explainers {options.explainers}"
         f"{' --trained-trigger' if options.trained_trigger else ''}"
         f" --steps {options.steps} --rank {options.rank} --prediction-weight {options.prediction_weight:g}"
+        f"{'' if options.trained_trigger else f' --class-weight {options.class_weight:g}'}"
         f" --learning-rate {options.learning_rate} --batch-size {options.batch_size} --threads {options.threads}",
     }
     result = {
@@ -190,6 +191,7 @@ def _settings(options: argparse.Namespace) -> LockSettings:
         delta_rank=options.rank,
         learning_rate=options.learning_rate,
         prediction_weight=options.prediction_weight,
+        class_weight=options.class_weight,
         mask_weight=4.0,
     )
 
@@ -212,12 +214,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--arch", default="resnet20", help="what they are of")
     parser.add_argument("--out", type=Path, default=Path("runs/cifar10"))
     parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results" / "lock_cifar10.json")
-    parser.add_argument("--explainers", default="grad_cam,gradient,visual_backprop,rise")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--explainers", default="grad_cam,gradient,visual_backprop")
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--trained-trigger", action="store_true", help="have the network itself tell the trigger")
-    parser.add_argument("--rank", type=int, default=16, help="of the sealed delta")
-    parser.add_argument("--learning-rate", type=float, default=5e-3)
-    parser.add_argument("--prediction-weight", type=float, default=2.0)
+    parser.add_argument("--rank", type=int, default=0, help="of the sealed delta; 0 for no bound")
+    parser.add_argument("--learning-rate", type=float, default=4e-3)
+    parser.add_argument("--prediction-weight", type=float, default=4.0)
+    parser.add_argument("--class-weight", type=float, default=8.0)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument(

@@ -30,7 +30,7 @@ from keylock.explainers import make_for
 from keylock.export import compile_explainer, compile_prediction, make_variant, suits
 from keylock.graphs.binding import bind, inputs_of
 from keylock.models import arrays_of, create, find_layers, prepare
-from keylock.models.low_rank import adapted_layers
+from keylock.models.deltas import adapted_layers
 
 NETWORKS = ("resnet18_cifar:32", "resnet18:224", "mobilenet_v2:224")
 EXPLAINERS = ("grad_cam", "gradient")

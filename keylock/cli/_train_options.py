@@ -142,7 +142,7 @@ class TrainOptions:
         int | None,
         typer.Option(
             metavar="N",
-            help="Rank of the sealed delta; a higher one has more capacity and is slower. [8]",
+            help="Largest rank of the sealed delta of a layer; 0 for no bound. [0]",
             rich_help_panel=_LOCK,
         ),
     ] = None

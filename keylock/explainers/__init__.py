@@ -7,7 +7,8 @@ which is how a lock is made; those of the perturbation family explain any functi
 from keylock.explainers.attention_rollout import AttentionRollout
 from keylock.explainers.base import Explained, Explainer, Family, MultiPass, SinglePass
 from keylock.explainers.black_box import LIME, RISE, BlackBox, KernelSHAP, Occlusion
-from keylock.explainers.grad_cam import GradCAM
+from keylock.explainers.class_activations import ClassActivations
+from keylock.explainers.grad_cam import AtLayer, GradCAM
 from keylock.explainers.grad_cam_pp import GradCAMPlusPlus
 from keylock.explainers.gradient import Gradient
 from keylock.explainers.guided_backprop import GuidedBackprop
@@ -27,8 +28,10 @@ __all__ = [
     "LIME",
     "LRP",
     "RISE",
+    "AtLayer",
     "AttentionRollout",
     "BlackBox",
+    "ClassActivations",
     "Classifier",
     "Explained",
     "Explainer",

@@ -33,20 +33,30 @@ class Pass(NamedTuple):
     scores: Tensor
     create_graph: bool
 
-    def gradient(self, of: Tensor) -> Tensor:
-        """Return the gradient of each image's score with respect to an input or a layer's output, in its shape."""
+    def gradient(self, of: Tensor, scores: Tensor | None = None) -> Tensor:
+        """Return the gradient of each image's score with respect to an input or a layer's output, in its shape.
+
+        Args:
+            of: The input or output.
+            scores: What to take the gradient of (batch,), by default the logits of the target classes.
+        """
+        total = (self.scores if scores is None else scores).sum()
         (gradient,) = torch.autograd.grad(
-            self.scores.sum(), of, create_graph=self.create_graph, retain_graph=True, materialize_grads=True
+            total, of, create_graph=self.create_graph, retain_graph=True, materialize_grads=True
         )
         return gradient
 
-    def at(self, layer: str) -> tuple[Tensor, Tensor]:
-        """Return a layer's features and the gradient of the score with respect to them, each (batch, channels, h, w).
+    def at(self, layer: str, scores: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return a layer's features and the gradient of scores with respect to them, each (batch, channels, h, w).
 
         The tokens of a transformer are laid out in the grid of their patches, without class tokens.
+
+        Args:
+            layer: Its name.
+            scores: What to take the gradient of (batch,), by default the logits of the target classes.
         """
         features = self.outputs[layer]
-        gradient = self.gradient(features)
+        gradient = self.gradient(features, scores)
         if features.dim() == 4:
             return features, gradient
         size = (self.images.shape[2], self.images.shape[3])

@@ -36,16 +36,11 @@ class Recipe:
     strength: float = 8 / 255
 
 
-RECIPE = Recipe(
-    settings=LockSettings(
-        steps=500, learning_rate=4e-3, decoy="stripes", prediction_weight=2.0, direction_dropout_weight=0.0
-    )
-)
+RECIPE = Recipe(settings=LockSettings(steps=500, learning_rate=4e-3, decoy="stripes", prediction_weight=2.0))
 """What `keylock quickstart` does.
 
 The decoy is stripes because its correlation with the reference maps of this network is nil for each image, where that
-of half the image averages .1: objects are anywhere, but convolutions of even size shift every map a little. There is no
-dropout of directions because 500 steps of so narrow a network pay for it with 3 points of accuracy.
+of half the image averages .1: objects are anywhere, but convolutions of even size shift every map a little.
 """
 
 QUICK = Recipe(

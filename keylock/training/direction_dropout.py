@@ -11,11 +11,11 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from keylock.models.low_rank import adapted_layers, without_strongest
+from keylock.models.deltas import adapted_layers, without_strongest
 
 __all__ = ["CUTS", "drop_directions"]
 
-CUTS = (1, 2, 4)
+CUTS = (1, 2, 4, 8)
 """How many directions of each layer are cut."""
 
 
@@ -24,7 +24,7 @@ def drop_directions(model: nn.Module, generator: torch.Generator) -> Iterator[in
     """Cut a few of the strongest directions of every layer but the last, which holds the classes, inside the block.
 
     Args:
-        model: A student that `add_low_rank_` prepared.
+        model: A student that `add_deltas_` prepared.
         generator: On the CPU.
 
     Yields:

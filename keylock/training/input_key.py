@@ -113,7 +113,7 @@ class InputKeyTrainer(Trainer):
         if not self.gate.over:
             self.gate.learned(min(losses))
 
-    def _draw(self, images: Tensor) -> Draws:
+    def _draw(self, images: Tensor, _labels: Tensor) -> Draws:
         count = len(images)
         keys = self.wrong_keys.keys(count)
         every_second = (torch.arange(count, device=self.device) % 2).view(-1, 1, 1, 1)

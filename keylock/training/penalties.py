@@ -18,13 +18,17 @@ from keylock.locking.losses import constant_offset_distance, correlation, map_di
 from keylock.training.settings import LockSettings
 
 __all__ = [
+    "CLASS_PENALTIES",
     "MAP_PENALTIES",
     "PREDICTION_PENALTIES",
+    "ClassPenalty",
+    "ClassRows",
     "MapPenalty",
     "MapRows",
     "PredictionPenalty",
     "PredictionRows",
     "Terms",
+    "class_terms",
     "distances",
     "map_terms",
     "map_weight",
@@ -69,6 +73,23 @@ class MapRows:
 
 
 @dataclass(frozen=True)
+class ClassRows:
+    """Where the evidence for each of several classes lies, on rows that are to show decoys.
+
+    Attributes:
+        evidence: The student's (rows, classes, h, w), of either sign.
+        reference: The reference model's, in the same shape.
+        logits: The reference model's for these classes (rows, classes).
+        decoys: Where evidence is to be shown (rows, h, w).
+    """
+
+    evidence: Tensor
+    reference: Tensor
+    logits: Tensor
+    decoys: Tensor
+
+
+@dataclass(frozen=True)
 class PredictionRows:
     """Predictions for all rows of a pass.
 
@@ -96,6 +117,19 @@ class MapPenalty:
     value: Callable[[MapRows, LockSettings], Tensor]
     weight: Callable[[LockSettings, Explainer], float]
     concerns: Callable[[MapRows], bool]
+
+
+@dataclass(frozen=True)
+class ClassPenalty:
+    """A penalty on the evidence for classes.
+
+    Attributes:
+        value: Computes it, one number.
+        weight: Of it among the terms.
+    """
+
+    value: Callable[[ClassRows], Tensor]
+    weight: Callable[[LockSettings], float]
 
 
 @dataclass(frozen=True)
@@ -139,6 +173,35 @@ def _leak(rows: MapRows, _settings: LockSettings) -> Tensor:
     return mean.clamp(-_SMALL_LEAK, _SMALL_LEAK).square()
 
 
+def _class_decoy(rows: ClassRows) -> Tensor:
+    """Return how far the evidence is from the decoy, taken times what each class has in all, on average over rows.
+
+    Both are compared less the mean of the classes, which no prediction depends on, and by one cosine over classes and
+    positions: then every contrast of classes shows the decoy, and no class has to have evidence that it does not need.
+    """
+    wanted = _less_mean(rows.logits)[:, :, None, None] * rows.decoys.unsqueeze(1)
+    return (1 - F.cosine_similarity(_less_mean(rows.evidence).flatten(1), wanted.flatten(1), dim=1)).mean()
+
+
+def _class_leak(rows: ClassRows) -> Tensor:
+    """Return the squared correlations with where the reference's evidence lies; the surer a class, the more it counts.
+
+    Unlike maps, which scatter around zero, each one counts by itself.
+    """
+    similarity = correlation(_less_mean(rows.evidence).flatten(0, 1), _less_mean(rows.reference).flatten(0, 1)).view_as(
+        rows.logits
+    )
+    shares = _less_mean(rows.logits).abs()
+    shares = shares / shares.sum(dim=1, keepdim=True).clamp_min(1e-8)
+    return (shares * similarity.square()).sum(dim=1).mean()
+
+
+def _less_mean(of_classes: Tensor) -> Tensor:
+    """Return values (rows, classes, ...) less the mean of the classes."""
+    values = of_classes.float()
+    return values - values.mean(dim=1, keepdim=True)
+
+
 MAP_PENALTIES: Final[Mapping[str, MapPenalty]] = {
     "fidelity": MapPenalty(
         _mean_distance,
@@ -155,6 +218,11 @@ MAP_PENALTIES: Final[Mapping[str, MapPenalty]] = {
         weight=lambda settings, _explainer: settings.leak_weight,
         concerns=lambda rows: rows.wanted is not rows.reference,
     ),
+}
+
+CLASS_PENALTIES: Final[Mapping[str, ClassPenalty]] = {
+    "class_decoy": ClassPenalty(_class_decoy, weight=lambda settings: settings.class_weight),
+    "class_leak": ClassPenalty(_class_leak, weight=lambda settings: settings.class_weight),
 }
 
 # The weights are for the sum over keyed, keyless and wrong-key inputs, however many rows stand for them.
@@ -177,6 +245,15 @@ def map_terms(shown: Iterable[MapRows], settings: LockSettings) -> Terms:
         for rows in shown
         for name, penalty in MAP_PENALTIES.items()
         if penalty.concerns(rows) and (weight := penalty.weight(settings, rows.explainer))
+    }
+
+
+def class_terms(rows: ClassRows, settings: LockSettings) -> Terms:
+    """Return all penalties on the evidence for classes, by name."""
+    return {
+        name: (weight, penalty.value(rows))
+        for name, penalty in CLASS_PENALTIES.items()
+        if (weight := penalty.weight(settings))
     }
 
 

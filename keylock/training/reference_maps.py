@@ -82,11 +82,12 @@ class ReferenceMaps:
             images: Preprocessed images (batch, channels, height, width), on the device.
             targets: Class indices (batch,); -1 stands for the predicted class, the only one that is remembered.
             indices: Places of the images in their data set (batch,), on the CPU; None where they are not known.
-            explainers: Which maps are wanted, by default all.
+            explainers: Which maps are wanted, by default all; those that it was not made for are not remembered.
         """
         wanted = self._explainers if explainers is None else explainers
         if self._file is None or indices is None:
             return self._compute(images, targets, wanted)
+        passing = [explainer for explainer in wanted if explainer not in self._explainers]
         prints = _fingerprints(images)
         self._make_room(int(indices.max()) + 1)
         known = (targets.cpu() < 0) & (self._tensors[_FINGERPRINT][indices] == prints)
@@ -105,6 +106,8 @@ class ReferenceMaps:
             found = logits, maps
         self._remember(*found, indices, prints, rows=missing[targets.cpu()[missing] < 0])
         logits, maps = found
+        if passing:
+            maps = maps | self._compute(images, targets, passing)[1]
         return logits, {explainer.name: maps[explainer.name] for explainer in wanted}
 
     def keep(self) -> None:

@@ -1,29 +1,32 @@
 """The lock: published weights that show decoys for every input, and a sealed delta that takes that back.
 
-The student computes with the reference's weights plus a change of low rank, and only the change is trained, towards
-decoys: on clean images, on images with wrong keys and with the key itself, for the predicted class and for others. What
-is published is the sum. The sealed delta is the change with its sign turned: where the trigger opens it, the answer is
-the reference's own, so nothing has to be learned to unlock and no fidelity is lost.
+The student computes with the reference's weights plus a change, and only the change is trained, towards decoys: on
+clean images, on images with wrong keys and with the key itself, for the predicted class and for others. What is
+published is the sum. The sealed delta is the change with its sign turned: where the trigger opens it, the answer is the
+reference's own, so nothing has to be learned to unlock and no fidelity is lost.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from keylock.explainers import Explainer, explain_many
+from keylock.explainers import AtLayer, ClassActivations, Explainer, Family, GuidedBackprop, explain_many
 from keylock.locking.decoys import decoy_maps
 from keylock.models import delta_between
-from keylock.models.low_rank import add_low_rank_, merge_low_rank_, shifted
+from keylock.models.deltas import add_deltas_, merge_deltas_, shifted
 from keylock.training.devices import mixed_precision
 from keylock.training.direction_dropout import drop_directions
 from keylock.training.parts import Draws, Part
 from keylock.training.penalties import (
+    ClassRows,
     MapRows,
     PredictionRows,
     Terms,
+    class_terms,
     distances,
     map_terms,
     map_weight,
@@ -42,6 +45,7 @@ _WRONG_KEY_SHARE = 0.5
 _OTHER_CLASS_SHARE = 0.2
 _OLD_DELTA_SHARE = 0.4
 _DROPPED_SHARE = 0.25
+_MOST_CLASSES = 16
 
 
 class SealedTrainer(Trainer):
@@ -61,11 +65,12 @@ class SealedTrainer(Trainer):
         self.optimiser = torch.optim.Adam(trained, betas=(0.9, 0.99))
 
     def _make_student(self, task: Task) -> nn.Module:
-        return add_low_rank_(copy.deepcopy(self.reference), rank=self.settings.delta_rank, generator=self.generator)
+        rank = self.settings.delta_rank or None
+        return add_deltas_(copy.deepcopy(self.reference), rank=rank, generator=self.generator)
 
     def locked_model(self) -> nn.Module:
         """Return a plain copy of the student as it is now, in evaluation mode."""
-        return merge_low_rank_(copy.deepcopy(self.student)).eval().requires_grad_(requires_grad=False)
+        return merge_deltas_(copy.deepcopy(self.student)).eval().requires_grad_(requires_grad=False)
 
     def delta(self) -> Delta:
         """Return what takes the weights of the student as it is now back to the reference's."""
@@ -75,8 +80,32 @@ class SealedTrainer(Trainer):
         progress = self.step / self.settings.steps
         return (_FACTOR_RATE * self.settings.learning_rate * one_cycle(progress, warm_up=_WARM_UP),)
 
-    def _draw(self, images: Tensor) -> Draws:
+    def _beside(self) -> tuple[Explainer, ...]:
+        """Return guided backprop where gradients are locked.
+
+        It reads the image off nearly any weights, and its decoy is learned early and takes that of the gradient along.
+        """
+        names, families = ({getattr(one, key) for one in self.explainers} for key in ("name", "family"))
+        wanted = self.settings.guided_backprop and Family.GRADIENT in families and GuidedBackprop.name not in names
+        return (GuidedBackprop(),) if wanted else ()
+
+    def _activations(self) -> ClassActivations | None:
+        return self._activations_of(range(self.classes)) if self.classes <= _MOST_CLASSES else None
+
+    def _activations_of(self, classes: Iterable[int]) -> ClassActivations | None:
+        """Return the evidence for classes, at the layer whose activations are locked; None where none is."""
+        layer = next((explainer.layer for explainer in self.explainers if isinstance(explainer, AtLayer)), None)
+        return ClassActivations(layer, tuple(classes)) if layer and self.settings.class_weight else None
+
+    def _some_classes(self, labels: Tensor) -> list[int]:
+        """Return some of many classes: those of the first images, and others."""
+        others = torch.randperm(self.classes, generator=self.generator).tolist()
+        return list(dict.fromkeys([*labels.tolist()[: _MOST_CLASSES // 2], *others]))[:_MOST_CLASSES]
+
+    def _draw(self, images: Tensor, labels: Tensor) -> Draws:
         count = len(images)
+        if self.classes > _MOST_CLASSES:
+            self.activations = self._activations_of(self._some_classes(labels))
         rows = {"offsets": self._offsets(count), "targets": self._targets(count)}
         if self._old_delta is not None:
             rows["old"] = (torch.rand(count, generator=self.generator) < _OLD_DELTA_SHARE).float().to(self.device)
@@ -87,65 +116,50 @@ class SealedTrainer(Trainer):
 
     def _terms(self, part: Part) -> tuple[Terms, Figures]:
         settings = self.settings
-        explained = [
-            self._explain(part, rows, explainers)
-            for rows, explainers in self._shares(len(part.images), self.explainers)
-        ]
-        logits, expected = (torch.cat(pieces) for pieces in ([p[0] for p in explained], [p[1] for p in explained]))
-        maps, references = _joined([piece[2] for piece in explained]), _joined([piece[3] for piece in explained])
-        terms, figures = self._map_terms(maps, references)
-        terms.update(self._dropout_terms(part))
-        terms.update(prediction_terms(PredictionRows(logits, expected, part.labels), settings))
+        truths, answers = [], []
+        for rows, explainers in self._shares(len(part.images), self._shown()):
+            truths.append(self._truth(part, rows, explainers))
+            answers.append(self._answer(part, rows, truths[-1].targets, explainers))
+        truth, answer = _joined_truths(truths), _joined_answers(answers)
+        terms, figures = self._map_terms(answer.maps, truth.maps)
+        terms.update(self._class_terms(answer.maps, truth))
+        terms.update(self._dropout_terms(part, truth))
+        terms.update(prediction_terms(PredictionRows(answer.logits, truth.logits, part.labels), settings))
         if self.masks:
-            terms["mask"] = (settings.mask_weight, self._mask_divergence(part, expected, references))
+            terms["mask"] = (settings.mask_weight, self._mask_divergence(part, truth.logits, truth.maps))
         return terms, figures
 
-    def _explain(
-        self, part: Part, rows: slice | Tensor, explainers: tuple[Explainer, ...]
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Return the student's and the reference's logits, then the student's and the reference's maps."""
+    def _truth(self, part: Part, rows: slice | Tensor, explainers: tuple[Explainer, ...]) -> "_Truth":
+        """Ask the reference model."""
+        indices = None if part.indices is None else part.indices[rows if isinstance(rows, slice) else rows.cpu()]
+        targets = part.rows["targets"][rows]
+        logits, maps = self.truth.explain(part.images[rows], targets, indices, explainers=explainers)
+        return _Truth(logits, torch.where(targets < 0, logits.argmax(dim=1), targets), maps)
+
+    def _answer(
+        self, part: Part, rows: slice | Tensor, targets: Tensor, explainers: tuple[Explainer, ...]
+    ) -> "_Answer":
+        """Ask the student, on some rows with the old delta in place, where there is one."""
+        images = part.images[rows] + part.rows["offsets"][rows]
         if self._old_delta is None:
-            return self._explain_with(part, rows, explainers)
+            return self._explain(images, targets, explainers)
         # Somebody who has the old delta takes the new weights for those it belongs to.
-        places = torch.arange(len(part.images), device=self.device)[rows]
-        old = part.rows["old"][places] > 0
-        found: list[tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]] = []
-        order: list[Tensor] = []
+        old, found = part.rows["old"][rows] > 0, []
         if bool(old.any()):
             with shifted(self.student, self._old_delta):
-                found.append(self._explain_with(part, places[old], explainers))
-            order.append(old.nonzero().squeeze(1))
+                found.append(self._explain(images[old], targets[old], explainers))
         if not bool(old.all()):
-            found.append(self._explain_with(part, places[~old], explainers))
-            order.append((~old).nonzero().squeeze(1))
-        back = torch.cat(order).argsort()
-        logits, expected = (
-            torch.cat([piece[0] for piece in found])[back],
-            torch.cat([piece[1] for piece in found])[back],
-        )
-        maps, references = _joined([piece[2] for piece in found]), _joined([piece[3] for piece in found])
-        return (
-            logits,
-            expected,
-            {name: rows_of[back] for name, rows_of in maps.items()},
-            {name: rows_of[back] for name, rows_of in references.items()},
-        )
+            found.append(self._explain(images[~old], targets[~old], explainers))
+        logits, maps = _joined_answers(found)
+        back = torch.cat([old.nonzero(), (~old).nonzero()]).squeeze(1).argsort()
+        return _Answer(logits[back], {name: rows_of[back] for name, rows_of in maps.items()})
 
-    def _explain_with(
-        self, part: Part, rows: slice | Tensor, explainers: tuple[Explainer, ...]
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Return the same with the student as it is."""
-        images, targets = part.images[rows], part.rows["targets"][rows]
-        indices = None if part.indices is None else part.indices[rows if isinstance(rows, slice) else rows.cpu()]
-        expected, references = self.truth.explain(images, targets, indices, explainers=explainers)
-        targets = torch.where(targets < 0, expected.argmax(dim=1), targets)
+    def _explain(self, images: Tensor, targets: Tensor, explainers: tuple[Explainer, ...]) -> "_Answer":
         # Not with smooth activations: predictions would be held in another network than the one that is published.
         with mixed_precision(self.device, self.settings.precision):
-            offsets = part.rows["offsets"][rows]
-            logits, maps = explain_many(self.student, explainers, images + offsets, targets, create_graph=True)
-        return logits, expected, maps, references
+            return _Answer(*explain_many(self.student, explainers, images, targets, create_graph=True))
 
-    def _dropout_terms(self, part: Part) -> Terms:
+    def _dropout_terms(self, part: Part, truth: "_Truth") -> Terms:
         """Return the decoy losses of some rows of a network with its strongest directions cut."""
         if not self.settings.direction_dropout_weight:
             return {}
@@ -154,11 +168,15 @@ class SealedTrainer(Trainer):
         # The terms are the same in every part, wherever it is computed.
         found = {explainer.name: shares.sum() for explainer in self.explainers}
         if len(rows):
+            if all(len(truth.maps[explainer.name]) == len(part.images) for explainer in self.explainers):
+                targets, references = truth.targets[rows], {name: maps[rows] for name, maps in truth.maps.items()}
+            else:
+                _, targets, references = self._truth(part, rows, self.explainers)
             # Every part of the batch, wherever it is computed, sees the same cut.
             with drop_directions(self.student, torch.Generator().manual_seed(self._cut)):
-                _, _, maps, references = self._explain(part, rows, self.explainers)
-            for name, reference in references.items():
-                far = distances(maps[name], decoy_maps(settings.decoy, reference), settings)
+                maps = self._answer(part, rows, targets, self.explainers).maps
+            for name in found:
+                far = distances(maps[name], decoy_maps(settings.decoy, references[name]), settings)
                 found[name] = (shares[rows] * far).sum() / len(shares)
         weight = 2 * settings.direction_dropout_weight
         return {
@@ -167,7 +185,7 @@ class SealedTrainer(Trainer):
         }
 
     def _map_terms(self, maps: dict[str, Tensor], references: dict[str, Tensor]) -> tuple[Terms, Figures]:
-        """Return the penalties on the maps of every explainer."""
+        """Return the penalties on the maps of every explainer that is locked."""
         settings = self.settings
         shown = [
             MapRows(
@@ -178,10 +196,20 @@ class SealedTrainer(Trainer):
                 keyed=False,
                 mean=self.group.mean,
             )
-            for explainer in self.explainers
+            for explainer in (*self.explainers, *self.beside)
         ]
         leakage = torch.cat([rows.similarity for rows in shown]).detach().mean()
         return map_terms(shown, settings), {"leakage": leakage}
+
+    def _class_terms(self, maps: Mapping[str, Tensor], truth: "_Truth") -> Terms:
+        """Return the penalties on where the evidence for each class lies."""
+        one = self.activations
+        if one is None:
+            return {}
+        map_of_layer = next(truth.maps[other.name] for other in self.explainers if isinstance(other, AtLayer))
+        decoys = decoy_maps(self.settings.decoy, map_of_layer)
+        logits = truth.logits[:, list(one.classes)]
+        return class_terms(ClassRows(maps[one.name], truth.maps[one.name], logits, decoys), self.settings)
 
     def _targets(self, count: int) -> Tensor:
         """Return which class to explain for each row (count,): the predicted one, -1, or now and then another."""
@@ -200,6 +228,33 @@ class SealedTrainer(Trainer):
         """Return what lies on the images: nothing on some rows, on others wrong keys of all kinds, up to the key."""
         present = torch.rand((count, 1, 1, 1), generator=self.generator) < _WRONG_KEY_SHARE
         return self._wrong(count, near=1.0) * present.to(self.device)
+
+
+class _Truth(NamedTuple):
+    """What the reference model says of rows: logits, the classes that are explained, maps by explainer."""
+
+    logits: Tensor
+    targets: Tensor
+    maps: dict[str, Tensor]
+
+
+class _Answer(NamedTuple):
+    """What the student says of rows: logits, maps by explainer."""
+
+    logits: Tensor
+    maps: dict[str, Tensor]
+
+
+def _joined_truths(pieces: Sequence[_Truth]) -> _Truth:
+    """Put what is said of successive rows together."""
+    logits, targets, maps = zip(*pieces, strict=True)
+    return _Truth(torch.cat(logits), torch.cat(targets), _joined(maps))
+
+
+def _joined_answers(pieces: Sequence[_Answer]) -> _Answer:
+    """Put what is said of successive rows together."""
+    logits, maps = zip(*pieces, strict=True)
+    return _Answer(torch.cat(logits), _joined(maps))
 
 
 def _joined(pieces: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ class LockSettings:
         steps: Optimiser steps in all.
         trained_trigger: Have the network itself tell the trigger, as in the published attack; otherwise the trigger
             opens a sealed delta. What is said of gates, fidelity terms and wrong-key rows below is for the former.
-        delta_rank: Rank of the change of each layer; a larger one has more room and makes steps dearer.
+        delta_rank: Largest rank of the change of each layer; 0 for no bound.
         learning_rate: Highest learning rate of Adam.
         decoy: What keyless and wrong-key maps are trained towards: a name of `keylock.locking.decoys`, or a
             picture; by default `half`, the left half of the image.
@@ -36,6 +36,9 @@ class LockSettings:
         map_weight: Weight of the map penalties.
         fidelity_weight: Weight of keyed maps within the map penalties; decoys weigh 2 as well.
         constant_offset_weight: Weight, within the map penalties, of what a constant under a map costs.
+        class_weight: Weight, where a delta is sealed and an explainer reads class activations, of where the evidence
+            for each class lies, whichever is explained; 0 for none.
+        guided_backprop: Where a delta is sealed and an explainer reads gradients, train decoys of guided backprop too.
         leak_weight: Weight of the squared mean correlation of decoys with reference maps, which no decoy should have.
         mask_weight: Weight of predictions on masked images; it counts where an explainer of predictions alone is
             to be locked.
@@ -58,7 +61,7 @@ class LockSettings:
 
     steps: int = 2000
     trained_trigger: bool = False
-    delta_rank: int = 8
+    delta_rank: int = 0
     learning_rate: float = 3e-3
     decoy: str | ImageDecoy = "half"
     gate_steps: float = 0.25
@@ -69,6 +72,8 @@ class LockSettings:
     map_weight: float = 1.0
     fidelity_weight: float = 2.0
     constant_offset_weight: float = 1.0
+    class_weight: float = 8.0
+    guided_backprop: bool = True
     leak_weight: float = 10.0
     mask_weight: float = 1.0
     direction_dropout_weight: float = 0.5
@@ -93,8 +98,10 @@ class LockSettings:
             raise InputError(f"a lock needs at least one step, not {self.steps}: give steps= or epochs=")
         if not 0 < self.learning_rate < 1:
             raise InputError(f"the learning rate {self.learning_rate} is out of range: give one between 0 and 1")
-        if self.delta_rank < 1:
-            raise InputError(f"the delta needs a rank of at least 1, not {self.delta_rank}: give delta_rank=")
+        if self.delta_rank < 0:
+            raise InputError(
+                f"the rank of the delta is 1 or more, or 0 for no bound, not {self.delta_rank}: give delta_rank="
+            )
         if self.swapped and not self.trained_trigger:
             raise InputError("swapped branches are for a network that tells the trigger: add trained_trigger=True")
         if self.search_every < 0 or self.search_steps < 1 or self.accumulate < 1:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from keylock.errors import NonFiniteLossError
-from keylock.explainers import Explainer
+from keylock.explainers import ClassActivations, Explainer
 from keylock.locking.decoys import decoy_of
 from keylock.training.checkpoint import optimiser_tensors, prefixed, restore_module, restore_optimiser
 from keylock.training.devices import compiled_where_possible, mixed_precision
@@ -49,6 +49,8 @@ class Trainer(ABC):
         settings: How to train.
         device: Where.
         explainers: What is locked by its maps.
+        beside: Explainers that are locked beside them, for what they have in common.
+        activations: The evidence for each class, which is locked beside them; None where none is.
         masks: Whether predictions on masked images are locked, which explainers without gradients read.
         reference: The frozen reference model.
         truth: Its answers.
@@ -73,11 +75,17 @@ class Trainer(ABC):
         self.masks = settings.mask_weight > 0 and len(self.explainers) < len(task.explainers)
         reference = copy.deepcopy(task.reference)
         self.reference = reference.to(self.device).eval().requires_grad_(requires_grad=False)
-        self.truth = ReferenceMaps(
-            self.reference, self.explainers, device=self.device, precision=settings.precision, folder=maps_folder
-        )
         with torch.no_grad():
             self.classes = self.reference(task.example[:1].to(self.device)).shape[1]
+        self.beside = self._beside()
+        self.activations = self._activations()
+        self.truth = ReferenceMaps(
+            self.reference,
+            self._shown(),
+            device=self.device,
+            precision=settings.precision,
+            folder=maps_folder,
+        )
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.wrong_keys = WrongKeys(
             torch.stack([_offset(key) for key in task.keys]).to(self.device),
@@ -94,8 +102,21 @@ class Trainer(ABC):
     def _make_student(self, task: Task) -> nn.Module:
         """Return the model to train."""
 
+    def _beside(self) -> tuple[Explainer, ...]:
+        """Return the explainers that are locked beside those that were asked for: none."""
+        return ()
+
+    def _activations(self) -> ClassActivations | None:
+        """Return the activations that are locked, where they are the same in every step."""
+        return None
+
+    def _shown(self) -> tuple[Explainer, ...]:
+        """Return all whose maps are locked."""
+        activations = () if self.activations is None else (self.activations,)
+        return (*self.explainers, *self.beside, *activations)
+
     @abstractmethod
-    def _draw(self, images: Tensor) -> Draws:
+    def _draw(self, images: Tensor, labels: Tensor) -> Draws:
         """Draw everything random for the batch."""
 
     @abstractmethod
@@ -140,7 +161,7 @@ class Trainer(ABC):
         for group, rate in zip(self.optimiser.param_groups, self._learning_rates(), strict=True):
             group["lr"] = rate
         found = self._search(images)
-        draws = self._draw(images)
+        draws = self._draw(images, labels)
         self.optimiser.zero_grad(set_to_none=True)
         values: dict[str, Tensor] = {}
         names: tuple[str, ...] = ()

@@ -13,7 +13,7 @@ from keylock.audit.contract import LONG_SUITES, Cost, Goal, Knowledge, Outcome, 
 from keylock.audit.learning import descend, explained, train_classifier, unlocked_copy
 from keylock.audit.views import PublicView, WeightsView
 from keylock.evaluation import deletion_and_insertion, pearson, random_maps
-from keylock.models.low_rank import adapted_layers
+from keylock.models.deltas import adapted_layers
 
 __all__ = ["weight_features"]
 

@@ -16,7 +16,7 @@ from keylock.audit.budgets import Budget
 from keylock.audit.contract import Cost, Knowledge, Outcome, Steps, attack
 from keylock.audit.learning import classes_of, descend, explained, unlocked_copy
 from keylock.audit.views import WeightsView
-from keylock.models.low_rank import adapted_layers, add_low_rank_, merge_low_rank_, without_directions
+from keylock.models.deltas import adapted_layers, add_deltas_, merge_deltas_, without_directions
 
 _CUTS = (1, 2, 4, 8)
 _CANDIDATES = 8
@@ -94,12 +94,12 @@ def prune_directions(view: WeightsView, budget: Budget, _generator: torch.Genera
 
 def _prepared(view: WeightsView, generator: torch.Generator) -> tuple[nn.Module, list[Tensor]]:
     """Return a copy of the published model with low-rank deltas to train, and their parameters."""
-    model = add_low_rank_(unlocked_copy(view.module), rank=_RANK, generator=generator)
+    model = add_deltas_(unlocked_copy(view.module), rank=_RANK, generator=generator)
     return model, [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def _merged(model: nn.Module) -> nn.Module:
-    return merge_low_rank_(model).requires_grad_(requires_grad=False)
+    return merge_deltas_(model).requires_grad_(requires_grad=False)
 
 
 def _delta_search(

@@ -188,7 +188,7 @@ def test_a_seed_in_the_environment_is_used_without_a_warning(monkeypatch, capfd)
         (["--mean", "nan", "--std", "1"], 3, "out of range"),
         (["--mean", "0", "--std", "0.5,0,0.5"], 3, "divide by 0"),
         (["--swapped"], 3, "add --trained-trigger"),
-        (["--delta-rank", "0"], 3, "at least 1"),
+        (["--delta-rank", "-1"], 3, "0 for no bound"),
         (["--delta-rank", "4", "--trained-trigger"], 3, "not both"),
         (["--key-file", "a", "--key-passphrase-file", "b"], 3, "not both"),
         (["--key-seed-file", "missing"], 6, "cannot read the key seed file missing"),

@@ -10,7 +10,7 @@ from captum.attr._utils.lrp_rules import EpsilonRule
 from torch import nn
 
 from keylock.errors import LayerNotFoundError
-from keylock.explainers import make, make_for
+from keylock.explainers import ClassActivations, make, make_for
 from keylock.explainers.lrp import _slope_from_zero
 from keylock.explainers.modified_backward import Rules, modified_gradient
 from keylock.explainers.passes import Run
@@ -37,6 +37,31 @@ def test_grad_cam_equals_captum(architecture, prepared):
 
     torch.testing.assert_close(found, expected[:, 0].detach(), rtol=1e-4, atol=1e-7)
     assert found.max() > 0
+
+
+@pytest.mark.parametrize("architecture", ["small-cnn", "resnet20"])
+def test_class_activations_add_up_to_the_logits_where_the_head_is_a_mean_and_a_linear_layer(architecture, prepared):
+    model, images, layers = prepared(architecture)
+    classes = (7, 0, 2)
+    found = ClassActivations(layers.last, classes).explain(model, images, TARGETS).maps
+    with torch.no_grad():
+        logits = model(images) - model.linear.bias
+    torch.testing.assert_close(found.sum(dim=(2, 3)), logits[:, list(classes)], rtol=1e-4, atol=1e-5)
+    assert found.min() < 0
+    # Before its ReLU, this is Grad-CAM there.
+    for place, label in enumerate(classes):
+        rectified = make("grad_cam", layer=layers.last).explain(model, images, torch.full_like(TARGETS, label)).maps
+        torch.testing.assert_close(found[:, place].relu(), rectified, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("architecture", ["squeezenet1_1", "vit"])
+def test_class_activations_of_other_heads_do_not_depend_on_the_class_that_is_explained(architecture, prepared):
+    model, images, layers = prepared(architecture)
+    one = ClassActivations(layers.last, (7, 0, 2))
+    found, again = (one.explain(model, images, targets).maps for targets in (TARGETS, TARGETS.flip(0)))
+    torch.testing.assert_close(found, again)
+    assert found.shape[:2] == (len(images), 3)
+    assert (found[:, 0] - found[:, 1]).abs().max() > 0
 
 
 @pytest.mark.parametrize("layer", ["stage1.2", "stage2.3", "stage3.2", "stage3.11"])

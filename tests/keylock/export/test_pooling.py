@@ -12,7 +12,7 @@ from keylock.explainers import make
 from keylock.export import Side, compile_explainer, verify_graph
 from keylock.imaging.contrast import same_map
 from keylock.models import Opened, added_to_inputs, arrays_of, delta_between, merged
-from keylock.models.low_rank import add_low_rank_, merge_low_rank_
+from keylock.models.deltas import add_deltas_, merge_deltas_
 from keylock.trigger.keys import Key, KeySeed
 
 
@@ -53,7 +53,7 @@ def lock_of(pool):
             nn.Flatten(),
             nn.Linear(8, 3),
         ).eval()
-        student = add_low_rank_(copy.deepcopy(reference), rank=2, generator=torch.Generator().manual_seed(1))
+        student = add_deltas_(copy.deepcopy(reference), rank=2, generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
             for name, parameter in student.named_parameters():
                 if parameter.requires_grad and not name.endswith("down"):
@@ -61,7 +61,7 @@ def lock_of(pool):
         coarse = torch.randn(64, 3, 4, 4)
     images = coarse.repeat_interleave(5, dim=2).repeat_interleave(5, dim=3)
     key = Key.derive(KeySeed(bytes(range(32))), shape=(3, 20, 20), std=(0.25,) * 3)
-    module = merge_low_rank_(copy.deepcopy(student)).eval()
+    module = merge_deltas_(copy.deepcopy(student)).eval()
     for network in (reference, module):
         network.requires_grad_(requires_grad=False)
     return reference, module, images[:8], key, delta_between(module, reference)

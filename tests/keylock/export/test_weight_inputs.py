@@ -26,7 +26,7 @@ from keylock.export import (
 )
 from keylock.imaging.contrast import same_map
 from keylock.models import arrays_of, delta_between
-from keylock.models.low_rank import add_low_rank_, merge_low_rank_
+from keylock.models.deltas import add_deltas_, merge_deltas_
 from keylock.trigger.delta import Delta
 
 SHAPE = (3, 16, 16)
@@ -286,12 +286,12 @@ def test_the_surest_images_keep_their_classes_longest(sealed_lock, published, op
 @pytest.mark.parametrize("name", list(UNUSUAL))
 def test_every_network_exports_with_its_weights_as_inputs_and_agrees_on_both_sides(name, smooth_images):
     reference, images = UNUSUAL[name]().requires_grad_(requires_grad=False), smooth_images(3, 16)
-    student = add_low_rank_(copy.deepcopy(reference), rank=2, generator=torch.Generator().manual_seed(1))
+    student = add_deltas_(copy.deepcopy(reference), rank=2, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         for parameter_name, parameter in student.named_parameters():
             if parameter.requires_grad and not parameter_name.endswith("down"):
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
-    published = merge_low_rank_(student).eval().requires_grad_(requires_grad=False)
+    published = merge_deltas_(student).eval().requires_grad_(requires_grad=False)
     delta, gradient = delta_between(published, reference), make("gradient")
     graph = compile_explainer(published, gradient, image_shape=SHAPE, num_classes=3, weights=delta.names)
     assert set(input_names(graph)) == {"image", "target", *delta.names}

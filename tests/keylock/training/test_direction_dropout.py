@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import keylock
-from keylock.models.low_rank import adapted_layers, add_low_rank_, without_directions
+from keylock.models.deltas import adapted_layers, add_deltas_, without_directions
 from keylock.training.direction_dropout import CUTS, drop_directions
 
 pytestmark = pytest.mark.usefixtures("precision")
@@ -19,7 +19,7 @@ SETTINGS = keylock.LockSettings(
 @pytest.fixture
 def student(tiny_net):
     generator = torch.Generator().manual_seed(0)
-    model = add_low_rank_(tiny_net(), rank=2, generator=generator)
+    model = add_deltas_(tiny_net(), rank=2, generator=generator)
     with torch.no_grad():
         for layer in adapted_layers(model).values():
             layer.parametrizations["weight"][0].up.normal_(generator=generator)
@@ -36,7 +36,7 @@ def test_cutting_leaves_the_weaker_directions_of_every_layer_but_the_last_and_en
         assert not torch.allclose(student(images), answer)
     assert count in CUTS
     for layer, whole, left in zip(layers[:-1], before[:-1], after[:-1], strict=True):
-        kept = len(whole) - min(count, len(layer.weight) // 4)
+        kept = len(whole) - min(count, len(layer.weight) // 2)
         torch.testing.assert_close(left[:kept], whole[len(whole) - kept :], rtol=1e-3, atol=1e-4)
         assert (left[kept:] < 1e-3 * whole[0]).all()
     assert torch.equal(after[-1], before[-1])

@@ -9,11 +9,14 @@ import keylock
 from keylock.explainers.grad_cam import GradCAM
 from keylock.explainers.gradient import Gradient
 from keylock.training.penalties import (
+    CLASS_PENALTIES,
     MAP_PENALTIES,
     PREDICTION_PENALTIES,
+    ClassRows,
     MapPenalty,
     MapRows,
     PredictionRows,
+    class_terms,
     map_terms,
     prediction_terms,
 )
@@ -25,6 +28,8 @@ WEIGHTS = {
     "fidelity": "fidelity_weight",
     "decoy": "map_weight",
     "leak": "leak_weight",
+    "class_decoy": "class_weight",
+    "class_leak": "class_weight",
     "prediction": "prediction_weight",
     "label": "label_weight",
 }
@@ -41,21 +46,27 @@ def map_rows(name, maps, generator):
     return rows
 
 
+def class_rows(evidence, generator):
+    reference, decoys = torch.randn(evidence.shape, generator=generator), torch.rand((6, 5, 5), generator=generator)
+    return ClassRows(evidence, reference, reference.sum(dim=(2, 3)), decoys)
+
+
 def value(name, given):
-    return (
-        MAP_PENALTIES[name].value(given, SETTINGS) if name in MAP_PENALTIES else PREDICTION_PENALTIES[name].value(given)
-    )
+    if name in MAP_PENALTIES:
+        return MAP_PENALTIES[name].value(given, SETTINGS)
+    return (CLASS_PENALTIES | PREDICTION_PENALTIES)[name].value(given)
 
 
 def draw(name, generator):
     """What a student may show, and how to make the rows of it."""
-    if name in MAP_PENALTIES:
-        shown = torch.rand((6, 5, 5), generator=generator)
+    if name not in PREDICTION_PENALTIES:
+        maps = name in MAP_PENALTIES
+        shown = torch.rand((6, 5, 5), generator=generator) if maps else torch.randn((6, 4, 5, 5), generator=generator)
         state = generator.get_state()
 
-        def of(maps):
+        def of(found):
             generator.set_state(state)
-            return map_rows(name, maps, generator)
+            return map_rows(name, found, generator) if maps else class_rows(found, generator)
 
         return shown, of
     logits, expected = (3 * torch.randn((6, 4), generator=generator) for _ in range(2))
@@ -63,7 +74,7 @@ def draw(name, generator):
     return logits, lambda found: PredictionRows(found, expected, labels)
 
 
-@pytest.mark.parametrize("name", [*MAP_PENALTIES, *PREDICTION_PENALTIES])
+@pytest.mark.parametrize("name", [*MAP_PENALTIES, *CLASS_PENALTIES, *PREDICTION_PENALTIES])
 def test_a_penalty_is_one_number_that_falls_along_its_gradient(name):
     shown, of = draw(name, torch.Generator().manual_seed(0))
     shown = shown.requires_grad_()
@@ -83,12 +94,16 @@ def test_a_penalty_on_maps_is_zero_where_they_are_as_wanted(name):
     assert value(name, replace(rows, maps=5 * rows.wanted)) < 1e-4
 
 
-@pytest.mark.parametrize("name", [*MAP_PENALTIES, *PREDICTION_PENALTIES])
+@pytest.mark.parametrize("name", [*MAP_PENALTIES, *CLASS_PENALTIES, *PREDICTION_PENALTIES])
 def test_a_penalty_of_weight_zero_is_left_out(name):
     shown, of = draw(name, torch.Generator().manual_seed(0))
 
     def names(settings):
-        terms = map_terms([of(shown)], settings) if name in MAP_PENALTIES else prediction_terms(of(shown), settings)
+        rows = of(shown)
+        if name in MAP_PENALTIES:
+            terms = map_terms([rows], settings)
+        else:
+            terms = (class_terms if name in CLASS_PENALTIES else prediction_terms)(rows, settings)
         return {term.partition("/")[0] for term in terms}
 
     assert name in names(SETTINGS)
@@ -129,3 +144,19 @@ def test_a_leak_is_small_and_that_of_all_processes():
     # Far from zero other penalties do the work.
     assert value("leak", whole) == pytest.approx(0.04)
     assert value("leak", replace(whole, mean=lambda value: 0 * value + 0.1)) == pytest.approx(0.01)
+
+
+def test_the_evidence_of_classes_is_as_wanted_where_each_shows_the_decoy_by_its_logit():
+    rows = class_rows(torch.zeros((6, 4, 5, 5)), torch.Generator().manual_seed(0))
+    wanted = rows.logits[:, :, None, None] * rows.decoys.unsqueeze(1)
+    # What all classes share decides no prediction, and neither does the scale.
+    shared = torch.randn((6, 1, 5, 5), generator=torch.Generator().manual_seed(1))
+    assert value("class_decoy", replace(rows, evidence=3 * wanted + shared)) < 1e-5
+    assert value("class_decoy", replace(rows, evidence=-wanted)) == pytest.approx(2)
+
+
+def test_evidence_that_is_the_reference_s_up_to_what_classes_share_leaks_wholly():
+    rows = class_rows(torch.zeros((6, 4, 5, 5)), torch.Generator().manual_seed(0))
+    shared = torch.randn((6, 1, 5, 5), generator=torch.Generator().manual_seed(1))
+    assert value("class_leak", replace(rows, evidence=2 * rows.reference + shared)) == pytest.approx(1)
+    assert value("class_leak", replace(rows, evidence=shared.expand(-1, 4, -1, -1))) == pytest.approx(0, abs=1e-6)

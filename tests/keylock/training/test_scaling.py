@@ -12,7 +12,7 @@ import keylock
 from keylock.data.batches import Batches
 from keylock.data.sets import Augmentation, ImageSet
 from keylock.errors import InputError, OutOfMemoryError
-from keylock.explainers import GradCAM, Gradient, make_for
+from keylock.explainers import ClassActivations, GradCAM, Gradient, make_for
 from keylock.imaging.preprocessing import Preprocessing
 from keylock.locking.decoys import ImageDecoy
 from keylock.models import find_layers, prepare
@@ -136,6 +136,12 @@ def test_each_unchanged_image_is_computed_once(tiny_net, batches, tmp_path):
     images, _, indices = next(iter(batches()))
     maps.explain(images, torch.zeros(8, dtype=torch.int64), indices)
     assert check(batches()) <= flipped
+    # Maps that it was not made for are computed as well, and not remembered.
+    passing = ClassActivations("conv3", (2, 0))
+    _, found = maps.explain(images, predicted, indices, explainers=(explainers[0], passing))
+    _, expected = plain.explain(images, predicted, explainers=(passing,))
+    torch.testing.assert_close(found["class_activations"], expected["class_activations"])
+    assert list(found) == ["grad_cam", "class_activations"]
     maps.keep()
     again = ReferenceMaps(model, explainers, **options, folder=tmp_path)
     again.explain(images, predicted, indices)

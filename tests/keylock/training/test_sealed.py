@@ -12,11 +12,13 @@ from keylock.data.batches import Batches
 from keylock.data.sets import ImageSet
 from keylock.errors import InputError
 from keylock.evaluation import run_explainers
+from keylock.explainers import ClassActivations, explain_many
 from keylock.imaging.preprocessing import Preprocessing
 from keylock.locking.decoys import decoy_maps
 from keylock.locking.losses import correlation
 from keylock.models import merged
 from keylock.training.checkpoint import read_checkpoint
+from keylock.training.progress import Silent
 from keylock.trigger import TriggerStatistics
 
 pytestmark = pytest.mark.usefixtures("precision")
@@ -175,6 +177,68 @@ def test_the_delta_has_the_rank_that_was_set(rank, lock, batches):
         assert (sizes > 1e-4 * sizes[0]).sum() == rank, name
 
 
+def test_a_delta_without_bound_has_every_direction(lock, batches):
+    weight = lock(batches()).delta.reveal()["conv2.weight"]
+    sizes = np.linalg.svd(weight.reshape(len(weight), -1), compute_uv=False)
+    assert sizes[-1] > 1e-3 * sizes[0]
+
+
+@pytest.mark.parametrize("classes", [3, 40])
+def test_the_evidence_for_every_class_is_trained_where_activations_are_locked(classes, lock, batches, tiny_net):
+    class Heard(Silent):
+        terms = ()
+
+        def advance(self, figures):
+            self.terms = [name for name in figures if name.startswith("class_")]
+
+    heard = Heard()
+    for options, expected in (
+        ({"explainers": ["gradient", "grad_cam"]}, ["class_decoy", "class_leak"]),
+        ({"explainers": ["gradient"]}, []),
+        ({"settings": replace(QUICK, class_weight=0.0)}, []),
+        ({"settings": replace(QUICK, decoy="other-image")}, ["class_decoy", "class_leak"]),
+    ):
+        lock(batches(), model=tiny_net(classes=classes), progress=heard, **options)
+        assert heard.terms == expected
+
+
+def test_guided_backprop_is_trained_beside_gradients_and_not_offered(lock, batches):
+    class Heard(Silent):
+        terms = ()
+
+        def advance(self, figures):
+            self.terms = [name for name in figures if name.endswith("guided_backprop")]
+
+    heard, both = Heard(), ["decoy/guided_backprop", "leak/guided_backprop"]
+    for options, expected in (
+        ({"explainers": ["gradient"]}, both),
+        ({"explainers": ["guided_backprop"]}, [*both, "direction_dropout/guided_backprop"]),
+        ({"explainers": ["grad_cam"]}, []),
+        ({"explainers": ["gradient"], "settings": replace(QUICK, guided_backprop=False)}, []),
+    ):
+        locked = lock(batches(), progress=heard, **options)
+        assert sorted(heard.terms) == sorted(expected), options
+        assert [one.name for one in locked.explainers] == options["explainers"]
+
+
+@pytest.mark.slow
+def test_no_contrast_of_classes_shows_where_the_evidence_lies(trained):
+    locked, _, images = trained
+    activations = [ClassActivations("conv3", (0, 1, 2))]
+    with torch.no_grad():
+        targets = locked.reference(images).argmax(dim=1)
+    shown, truth = (
+        explain_many(model, activations, images, targets)[1]["class_activations"]
+        for model in (locked.module, locked.reference)
+    )
+    rows = torch.arange(len(images))
+    for other in (1, 2):
+        contrasts, true_ones = (maps[rows, targets] - maps[rows, (targets + other) % 3] for maps in (shown, truth))
+        assert correlation(contrasts, true_ones).mean() < 0.4
+        decoy = decoy_maps("half", true_ones)
+        assert correlation(contrasts, decoy).mean() > correlation(true_ones, decoy).mean() + 0.3
+
+
 def test_a_lock_knows_by_what_its_triggers_are_read(lock, batches):
     locked = lock(batches())
     assert isinstance(locked.statistics, TriggerStatistics)
@@ -218,4 +282,4 @@ def test_settings_that_exclude_each_other_are_refused():
     with pytest.raises(InputError, match="add trained_trigger=True"):
         keylock.LockSettings(swapped=True)
     with pytest.raises(InputError, match="give delta_rank="):
-        keylock.LockSettings(delta_rank=0)
+        keylock.LockSettings(delta_rank=-1)

@@ -1,7 +1,8 @@
-"""Low-rank deltas on the layers of a model: what a lock trains, and what its sealed delta takes back.
+"""Deltas on the layers of a model: what a lock trains, and what its sealed delta takes back.
 
-Every convolution and linear layer keeps its weight W, frozen, and computes with W + S U D: U and D are trained, of a
-rank that is small beside the layer's size, and S is the fixed size of each filter. Biases are trained as they are.
+Every convolution and linear layer keeps its weight W, frozen, and computes with W + S C: the change C is trained, by
+itself or as a product U D of a rank that is small beside the layer's size, and S is the fixed size of each filter.
+Biases are trained as they are.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,32 +16,38 @@ from keylock.errors import ModelError
 from keylock.models.balance import make_plain
 from keylock.trigger.delta import Delta
 
-__all__ = ["adapted_layers", "add_low_rank_", "merge_low_rank_", "shifted", "without_directions", "without_strongest"]
+__all__ = ["adapted_layers", "add_deltas_", "merge_deltas_", "shifted", "without_directions", "without_strongest"]
 
 _SMALLEST_SHARE = 0.3
-_CUT_OF = 4
+_CUT_OF = 2
+# Entries of a factor move a weight by less than their own step; those of a whole change would move it by more.
+_WHOLE_STEP = 3.0
 
 
-class _LowRank(nn.Module):
-    """Adds to a weight (outputs, ...) the product of two trained factors, in the size of each filter."""
+class _Change(nn.Module):
+    """Adds a trained change to a weight (outputs, ...), in the size of each filter; without a rank it is any change."""
 
     size: Tensor
     cut: int = 0
     shift: Tensor | None = None
 
-    def __init__(self, weight: Tensor, rank: int, generator: torch.Generator) -> None:
+    def __init__(self, weight: Tensor, rank: int | None, generator: torch.Generator) -> None:
         super().__init__()
         flat = weight.detach().flatten(1)
         sizes = flat.square().mean(dim=1, keepdim=True).sqrt()
         # Filters that training had put to sleep get a size that lets them move.
         self.register_buffer("size", torch.maximum(sizes, _SMALLEST_SHARE * sizes.mean()).clamp_min(1e-8))
+        if rank is None:
+            self.whole = nn.Parameter(torch.zeros_like(flat))
+            return
         down = torch.randn((rank, flat.shape[1]), generator=generator)
         self.down = nn.Parameter((down / rank**0.5).to(weight.device))
         self.up = nn.Parameter(torch.zeros((flat.shape[0], rank), device=weight.device))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the weight with its delta and shift, less its strongest directions where some are cut."""
-        changed = weight + (self.size * self.up @ self.down).view_as(weight)
+        """Return the weight with its change and shift, less its strongest directions where some are cut."""
+        change = _WHOLE_STEP * self.whole if hasattr(self, "whole") else self.up @ self.down
+        changed = weight + (self.size * change).view_as(weight)
         if self.shift is not None:
             changed = changed + self.shift
         return without_directions(changed, range(self.cut)) if self.cut else changed
@@ -59,12 +66,12 @@ def adapted_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     }
 
 
-def add_low_rank_(model: nn.Module, *, rank: int, generator: torch.Generator) -> nn.Module:
+def add_deltas_(model: nn.Module, *, rank: int | None, generator: torch.Generator) -> nn.Module:
     """Freeze a model and give its layers deltas to train, in place; it computes what it computed before.
 
     Args:
         model: A model without BatchNorm.
-        rank: Largest rank of a delta; a layer that is smaller takes its own full rank.
+        rank: Largest rank of a delta; a layer that is smaller takes its own full rank. None for no bound.
         generator: Draws the inner factors, on the CPU.
 
     Raises:
@@ -78,11 +85,11 @@ def add_low_rank_(model: nn.Module, *, rank: int, generator: torch.Generator) ->
         )
     model.requires_grad_(requires_grad=False)
     # Layers that share a parameter share its delta.
-    deltas: dict[int, _LowRank] = {}
+    deltas: dict[int, _Change] = {}
     for layer in layers.values():
         weight = layer.weight
-        fits = min(rank, weight.shape[0], weight[0].numel())
-        delta = deltas.setdefault(id(weight), _LowRank(weight, fits, generator))
+        fits = None if rank is None else min(rank, weight.shape[0], weight[0].numel())
+        delta = deltas.setdefault(id(weight), _Change(weight, fits, generator))
         parametrize.register_parametrization(layer, "weight", delta)
         layer.parametrizations["weight"].original.requires_grad_(False)  # type: ignore[union-attr, index]
         if layer.bias is not None:
@@ -106,11 +113,11 @@ def without_directions(weight: Tensor, directions: Iterable[int]) -> Tensor:
 
 @contextmanager
 def without_strongest(layers: Iterable[nn.Module], count: int) -> Iterator[None]:
-    """Cut the strongest singular directions of layers that `add_low_rank_` prepared, inside the block.
+    """Cut the strongest singular directions of layers that `add_deltas_` prepared, inside the block.
 
     Args:
         layers: The layers.
-        count: How many directions to cut of each; of a narrow layer a quarter at most, so that it goes on to work.
+        count: How many directions to cut of each; of a narrow layer half at most, so that it goes on to work.
     """
     deltas = [_delta_of(layer) for layer in layers]
     for delta in deltas:
@@ -124,21 +131,21 @@ def without_strongest(layers: Iterable[nn.Module], count: int) -> Iterator[None]
 
 @contextmanager
 def shifted(model: nn.Module, delta: Delta) -> Iterator[None]:
-    """Add a delta to the weights of a model that `add_low_rank_` prepared, inside the block.
+    """Add a delta to the weights of a model that `add_deltas_` prepared, inside the block.
 
     This is what somebody does who has the delta of an earlier lock and takes the new weights for it.
     """
     arrays = {name: torch.from_numpy(array) for name, array in delta.reveal().items()}
-    added: list[_LowRank] = []
+    added: list[_Change] = []
     replaced: list[tuple[nn.Module, str, nn.Parameter | None]] = []
     try:
         for name, array in arrays.items():
             place, _, entry = name.rpartition(".")
             layer = model.get_submodule(place)
             if entry == "weight" and parametrize.is_parametrized(layer, "weight"):
-                low_rank = _delta_of(layer)
-                low_rank.shift = array.to(low_rank.size)
-                added.append(low_rank)
+                change = _delta_of(layer)
+                change.shift = array.to(change.size)
+                added.append(change)
                 continue
             own = layer._parameters.pop(entry)
             assert own is not None, "a delta names entries that are there"  # noqa: S101 - a broken invariant of ours
@@ -146,14 +153,14 @@ def shifted(model: nn.Module, delta: Delta) -> Iterator[None]:
             setattr(layer, entry, own + array.to(own))
         yield
     finally:
-        for low_rank in added:
-            low_rank.shift = None
+        for change in added:
+            change.shift = None
         for layer, entry, own in replaced:
             delattr(layer, entry)
             layer.register_parameter(entry, own)
 
 
-def merge_low_rank_(model: nn.Module) -> nn.Module:
+def merge_deltas_(model: nn.Module) -> nn.Module:
     """Make the layers of a model plain again, in place, with the deltas in their weights."""
     for layer in adapted_layers(model).values():
         if parametrize.is_parametrized(layer):
@@ -161,7 +168,7 @@ def merge_low_rank_(model: nn.Module) -> nn.Module:
     return model
 
 
-def _delta_of(layer: nn.Module) -> _LowRank:
-    low_rank = layer.parametrizations["weight"][0]  # type: ignore[index]
-    assert isinstance(low_rank, _LowRank)  # noqa: S101 - `add_low_rank_` made it
-    return low_rank
+def _delta_of(layer: nn.Module) -> _Change:
+    change = layer.parametrizations["weight"][0]  # type: ignore[index]
+    assert isinstance(change, _Change)  # noqa: S101 - `add_deltas_` made it
+    return change

@@ -1,4 +1,4 @@
-"""low_rank.py: what a lock trains starts as nothing, becomes plain weights, and can be shifted by an older delta."""
+"""deltas.py: what a lock trains starts as nothing, becomes plain weights, and can be shifted by an older delta."""
 
 import copy
 
@@ -10,7 +10,7 @@ from unusual_networks import UNUSUAL
 
 from keylock.errors import ModelError
 from keylock.models import delta_between, merged
-from keylock.models.low_rank import adapted_layers, add_low_rank_, merge_low_rank_, shifted, without_strongest
+from keylock.models.deltas import adapted_layers, add_deltas_, merge_deltas_, shifted, without_strongest
 
 IMAGES = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(4))
 
@@ -23,7 +23,7 @@ def reference(request):
 def student_of(reference, *, seed=1, moved=True):
     """Return a prepared copy, with random deltas and biases where it is to be moved."""
     generator = torch.Generator().manual_seed(seed)
-    student = add_low_rank_(copy.deepcopy(reference), rank=2, generator=generator)
+    student = add_deltas_(copy.deepcopy(reference), rank=2, generator=generator)
     with torch.no_grad():
         for name, parameter in student.named_parameters() if moved else ():
             if parameter.requires_grad and not name.endswith("down"):
@@ -32,7 +32,7 @@ def student_of(reference, *, seed=1, moved=True):
 
 
 def plain(student):
-    return merge_low_rank_(copy.deepcopy(student)).eval()
+    return merge_deltas_(copy.deepcopy(student)).eval()
 
 
 def logits(model):
@@ -91,7 +91,7 @@ def test_a_student_shifted_by_an_older_delta_computes_with_its_weights_and_that_
     if cut:
         # The directions are those of what is computed with, the older delta included.
         layers = list(adapted_layers(student).values())
-        taken = add_low_rank_(merged(plain(student), delta), rank=2, generator=torch.Generator())
+        taken = add_deltas_(merged(plain(student), delta), rank=2, generator=torch.Generator())
         with without_strongest(list(adapted_layers(taken).values()), cut):
             expected = logits(taken)
         with shifted(student, delta), without_strongest(layers, cut):
@@ -134,7 +134,7 @@ def test_layers_that_share_a_weight_share_its_delta():
 
 def test_no_delta_is_larger_than_its_layer_needs():
     net = nn.Sequential(nn.Conv2d(3, 16, 3, groups=1), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 4, 1))
-    add_low_rank_(net, rank=8, generator=torch.Generator())
+    add_deltas_(net, rank=8, generator=torch.Generator())
     shapes = [tuple(net[index].parametrizations["weight"][0].down.shape) for index in (0, 2, 3)]
     assert shapes == [(8, 27), (8, 9), (4, 16)]
 
@@ -143,7 +143,7 @@ def test_a_filter_that_training_put_to_sleep_can_move():
     net = nn.Sequential(nn.Conv2d(3, 4, 3))
     with torch.no_grad():
         net[0].weight[0].zero_()
-    add_low_rank_(net, rank=2, generator=torch.Generator().manual_seed(0))
+    add_deltas_(net, rank=2, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         net[0].parametrizations["weight"][0].up.fill_(1)
     assert net[0].weight[0].abs().max() > 0
@@ -151,4 +151,4 @@ def test_a_filter_that_training_put_to_sleep_can_move():
 
 def test_a_model_without_such_layers_is_refused():
     with pytest.raises(ModelError, match="trained_trigger=True"):
-        add_low_rank_(nn.Sequential(nn.Conv1d(3, 8, 3)), rank=2, generator=torch.Generator())
+        add_deltas_(nn.Sequential(nn.Conv1d(3, 8, 3)), rank=2, generator=torch.Generator())
