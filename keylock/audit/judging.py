@@ -44,7 +44,7 @@ def _judge_recovery(finding: Finding, policy: Policy, own_model: OwnModel) -> Ju
         return Judged(finding=finding, verdict="measured", limit=limit.describe())
     bases = [_base(finding, recovery, own_model) for recovery in finding.recoveries]
     allowed = [
-        limit.allows(recovery.found, chance=recovery.chance, own=base)
+        limit.allows(recovery.found, chance=abs(recovery.chance), own=base)
         for recovery, base in zip(finding.recoveries, bases, strict=True)
     ]
     advantages = [recovery.found - base for recovery, base in zip(finding.recoveries, bases, strict=True)]
@@ -62,9 +62,10 @@ def _judge_recovery(finding: Finding, policy: Policy, own_model: OwnModel) -> Ju
 
 
 def _base(finding: Finding, recovery: Recovery, own_model: OwnModel) -> float:
-    """Return what the attacker gets without the lock's help: by a model of his own, or any map at all."""
+    """Return what the attacker gets without the lock's help: by a model of his own, or by any map, either way up."""
     own = None if recovery.truth == SELF else own_model(finding, recovery)
-    return max(recovery.chance, own if own is not None else recovery.chance)
+    chance = abs(recovery.chance)
+    return max(chance, own if own is not None else chance)
 
 
 def worst_first(judged: Iterable[Judged]) -> tuple[Judged, ...]:

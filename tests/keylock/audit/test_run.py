@@ -239,6 +239,9 @@ def finding(pcc, chance=0.5, group="T1", attack="some/attack"):
         (finding(0.55), 0.2, "fail"),
         (finding(0.49, group="T0"), 0.2, "pass"),
         (finding(0.51, group="T0"), 0.9, "fail"),
+        # Chance counts without its sign as well: what is common to all true maps may be turned upside down.
+        (finding(0.49, chance=-0.5, group="T0"), 0.2, "pass"),
+        (finding(-0.51, chance=-0.5, group="T0"), 0.2, "fail"),
         (finding(0.99, group="T2"), 0.2, "measured"),
         (finding(0.11, attack="batch_norm/query"), 0.9, "fail"),
         (finding(0.51, attack="key_search/move_tile"), 0.9, "fail"),
