@@ -352,7 +352,8 @@ def test_customer_shows_a_token_with_the_public_key_alone(run, home, tmp_path, m
     issued = issue_one(run, "--model", "shapes")
     monkeypatch.setenv("KEYLOCK_HOME", str(tmp_path / "customer"))
     shown = run("license", "show", issued["token"])
-    assert f"signature   not checked: it names the issuer {home.verifying_key().key_id}; give" in shown
+    said = f"signature not checked: it names the issuer {home.verifying_key().key_id}; give"
+    assert " ".join(shown.split()).startswith(said)
     assert issued["license"]["id"] in shown
     assert "this is not a keylock license" in run("license", "show", issued["token"][:-8], code=5)
     assert "give the vendor's with --issuer" in run("license", "verify", issued["token"], code=6)
@@ -372,7 +373,7 @@ def test_the_vendor_s_public_keys_are_handed_over_beside_the_license(run, home, 
     assert "PRIVATE" not in keys.read_text()
     monkeypatch.setenv("KEYLOCK_HOME", str(tmp_path / "customer"))
     done = run_as_customer("license", "show", file, folder=tmp_path, environment={"KEYLOCK_HOME": tmp_path / "none"})
-    assert done.stdout.startswith("signature   good, by"), done.stderr
+    assert done.stdout.split()[:3] == ["signature", "good,", "by"], done.stderr
     assert "good: license" in run("license", "verify", file, "--issuer", keys)
     # Those of somebody else check nothing.
     keys.write_text(json.dumps(to_jwks([SigningKey.generate().verifying_key])))

@@ -138,7 +138,7 @@ def test_the_customer_gets_the_keys_that_check_the_license(folder, tmp_path, mon
         shutil.copy2(file, tmp_path)
     monkeypatch.setenv("KEYLOCK_HOME", str(tmp_path / "customer"))
     assert main(["license", "show", str(tmp_path / "acme.license")]) == 0
-    assert "signature   good, by" in capfd.readouterr().out
+    assert capfd.readouterr().out.split()[:3] == ["signature", "good,", "by"]
 
 
 def test_the_report_needs_nothing_beside_itself(folder):
