@@ -361,7 +361,7 @@ def test_customer_shows_a_token_with_the_public_key_alone(run, home, tmp_path, m
     text = run("license", "show", "-", "--issuer", home.verifying_key_path)
     assert issued["license"]["id"] in text
     assert "active" in text
-    assert f"signature   good, by {home.verifying_key().key_id}" in text
+    assert text.split()[:4] == ["signature", "good,", "by", home.verifying_key().key_id]
     assert not (tmp_path / "customer").exists()
 
 
