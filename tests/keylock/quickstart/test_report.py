@@ -140,7 +140,7 @@ def test_what_an_audit_would_not_let_pass_is_what_it_measured():
     audit = json.loads((RESULTS / "audit_quickstart.json").read_text("utf-8"))
     failed = {one["attack"]: one["pcc"][0] for one in audit["attacks"] if one["verdict"] == "fail" and "pcc" in one}
     found = [pcc for attack, pcc in failed.items() if attack.startswith("predictions/")]
-    assert len(found) == 4
+    assert len(found) == 5
     assert f"{min(found):.2f} to {max(found):.2f}".replace("0.", ".") in WEAKNESS
     weights = {one["attack"]: one for one in audit["attacks"] if one["group"] == "T1" and one["verdict"] == "fail"}
     worst = max(abs(one["pcc"][0]) for one in weights.values())
