@@ -1,6 +1,6 @@
 """How many honest pictures the query guard refuses at its default, and what it takes.
 
-    python benchmarks/guard/honest.py --data /work/shared/data
+    python benchmarks/guard/honest.py --data DATA
 
 Every kind of traffic gets a guard of its own, whose window does not end. The results go to
 `benchmarks/results/guard_honest.json`.
