@@ -7,7 +7,7 @@ is to be settable takes its weight from a field of `LockSettings`; a weight of 0
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,11 +21,10 @@ __all__ = [
     "CLASS_PENALTIES",
     "MAP_PENALTIES",
     "PREDICTION_PENALTIES",
-    "ClassPenalty",
     "ClassRows",
     "MapPenalty",
     "MapRows",
-    "PredictionPenalty",
+    "Penalty",
     "PredictionRows",
     "Terms",
     "class_terms",
@@ -88,6 +87,16 @@ class ClassRows:
     logits: Tensor
     decoys: Tensor
 
+    @cached_property
+    def contrasts(self) -> Tensor:
+        """Return the student's evidence less the mean of the classes, which no prediction depends on."""
+        return _less_mean(self.evidence)
+
+    @cached_property
+    def leads(self) -> Tensor:
+        """Return the logits less the mean of the classes."""
+        return _less_mean(self.logits)
+
 
 @dataclass(frozen=True)
 class PredictionRows:
@@ -119,29 +128,19 @@ class MapPenalty:
     concerns: Callable[[MapRows], bool]
 
 
+_Rows = TypeVar("_Rows")
+
+
 @dataclass(frozen=True)
-class ClassPenalty:
-    """A penalty on the evidence for classes.
+class Penalty(Generic[_Rows]):
+    """A penalty on rows of one kind, whatever is explained.
 
     Attributes:
         value: Computes it, one number.
         weight: Of it among the terms.
     """
 
-    value: Callable[[ClassRows], Tensor]
-    weight: Callable[[LockSettings], float]
-
-
-@dataclass(frozen=True)
-class PredictionPenalty:
-    """A penalty on predictions.
-
-    Attributes:
-        value: Computes it, one number.
-        weight: Of it among the terms.
-    """
-
-    value: Callable[[PredictionRows], Tensor]
+    value: Callable[[_Rows], Tensor]
     weight: Callable[[LockSettings], float]
 
 
@@ -176,11 +175,11 @@ def _leak(rows: MapRows, _settings: LockSettings) -> Tensor:
 def _class_decoy(rows: ClassRows) -> Tensor:
     """Return how far the evidence is from the decoy, taken times what each class has in all, on average over rows.
 
-    Both are compared less the mean of the classes, which no prediction depends on, and by one cosine over classes and
-    positions: then every contrast of classes shows the decoy, and no class has to have evidence that it does not need.
+    Both are compared less the mean of the classes, and by one cosine over classes and positions: then every contrast of
+    classes shows the decoy, and no class has to have evidence that it does not need.
     """
-    wanted = _less_mean(rows.logits)[:, :, None, None] * rows.decoys.unsqueeze(1)
-    return (1 - F.cosine_similarity(_less_mean(rows.evidence).flatten(1), wanted.flatten(1), dim=1)).mean()
+    wanted = rows.leads[:, :, None, None] * rows.decoys.unsqueeze(1)
+    return (1 - F.cosine_similarity(rows.contrasts.flatten(1), wanted.flatten(1), dim=1)).mean()
 
 
 def _class_leak(rows: ClassRows) -> Tensor:
@@ -188,10 +187,9 @@ def _class_leak(rows: ClassRows) -> Tensor:
 
     Unlike maps, which scatter around zero, each one counts by itself.
     """
-    similarity = correlation(_less_mean(rows.evidence).flatten(0, 1), _less_mean(rows.reference).flatten(0, 1)).view_as(
-        rows.logits
-    )
-    shares = _less_mean(rows.logits).abs()
+    truth = _less_mean(rows.reference)
+    similarity = correlation(rows.contrasts.flatten(0, 1), truth.flatten(0, 1)).view_as(rows.logits)
+    shares = rows.leads.abs()
     shares = shares / shares.sum(dim=1, keepdim=True).clamp_min(1e-8)
     return (shares * similarity.square()).sum(dim=1).mean()
 
@@ -220,18 +218,18 @@ MAP_PENALTIES: Final[Mapping[str, MapPenalty]] = {
     ),
 }
 
-CLASS_PENALTIES: Final[Mapping[str, ClassPenalty]] = {
-    "class_decoy": ClassPenalty(_class_decoy, weight=lambda settings: settings.class_weight),
-    "class_leak": ClassPenalty(_class_leak, weight=lambda settings: settings.class_weight),
+CLASS_PENALTIES: Final[Mapping[str, Penalty[ClassRows]]] = {
+    "class_decoy": Penalty(_class_decoy, weight=lambda settings: settings.class_weight),
+    "class_leak": Penalty(_class_leak, weight=lambda settings: settings.class_weight),
 }
 
 # The weights are for the sum over keyed, keyless and wrong-key inputs, however many rows stand for them.
-PREDICTION_PENALTIES: Final[Mapping[str, PredictionPenalty]] = {
-    "prediction": PredictionPenalty(
+PREDICTION_PENALTIES: Final[Mapping[str, Penalty[PredictionRows]]] = {
+    "prediction": Penalty(
         lambda rows: prediction_distance(rows.logits, rows.expected).mean(),
         weight=lambda settings: 3 * settings.prediction_weight,
     ),
-    "label": PredictionPenalty(
+    "label": Penalty(
         lambda rows: F.cross_entropy(rows.logits.float(), rows.labels),
         weight=lambda settings: settings.label_weight * (3 if settings.trained_trigger else 1),
     ),
@@ -250,18 +248,18 @@ def map_terms(shown: Iterable[MapRows], settings: LockSettings) -> Terms:
 
 def class_terms(rows: ClassRows, settings: LockSettings) -> Terms:
     """Return all penalties on the evidence for classes, by name."""
-    return {
-        name: (weight, penalty.value(rows))
-        for name, penalty in CLASS_PENALTIES.items()
-        if (weight := penalty.weight(settings))
-    }
+    return _terms_of(CLASS_PENALTIES, rows, settings)
 
 
 def prediction_terms(rows: PredictionRows, settings: LockSettings) -> Terms:
     """Return all penalties on predictions by name."""
+    return _terms_of(PREDICTION_PENALTIES, rows, settings)
+
+
+def _terms_of(penalties: Mapping[str, Penalty[_Rows]], rows: _Rows, settings: LockSettings) -> Terms:
     return {
         name: (weight, penalty.value(rows))
-        for name, penalty in PREDICTION_PENALTIES.items()
+        for name, penalty in penalties.items()
         if (weight := penalty.weight(settings))
     }
 
