@@ -18,11 +18,12 @@ _LEAK = "Train again with more steps: keyless maps still have something in commo
 _PREDICTIONS = (
     "Name a method that reads predictions alone in --explainers of the training (all has occlusion, RISE, LIME and "
     "KernelSHAP), which misleads such methods in part. What they show beyond that cannot be locked as long as "
-    "predictions are right and open to everybody."
+    "predictions are right and open to everybody; serve with query_guard = limit, so that few near copies of a "
+    "picture are answered."
 )
 _IMITATION = (
-    "Limit how many predictions a caller gets, in front of the server, which has no such limit: a model that was "
-    "taught by yours explains itself, and no lock reaches it."
+    "Limit how many predictions a caller gets, in front of the server, which limits near copies of a picture alone: a "
+    "model that was taught by yours explains itself, and no lock reaches it."
 )
 _OTHER_EXPLAINERS = "Name the explainer that came through, or one of its kind, in --explainers of the training."
 _DIRECTIONS = (
