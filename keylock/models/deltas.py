@@ -20,6 +20,10 @@ __all__ = ["adapted_layers", "add_deltas_", "merge_deltas_", "shifted", "without
 
 _SMALLEST_SHARE = 0.3
 _CUT_OF = 2
+# Matrices with more rows than this are decomposed by iteration; that the subspace has spare directions makes it exact.
+_DECOMPOSED_WHOLE = 64
+_SPARE = 8
+_ROUNDS = 4
 # Entries of a factor move a weight by less than their own step; those of a whole change would move it by more.
 _WHOLE_STEP = 3.0
 
@@ -50,7 +54,7 @@ class _Change(nn.Module):
         changed = weight + (self.size * change).view_as(weight)
         if self.shift is not None:
             changed = changed + self.shift
-        return without_directions(changed, range(self.cut)) if self.cut else changed
+        return _without(changed, _strongest(changed.detach().flatten(1), self.cut)) if self.cut else changed
 
 
 def adapted_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
@@ -102,11 +106,44 @@ def without_directions(weight: Tensor, directions: Iterable[int]) -> Tensor:
 
     A gradient flows through what is left, for the directions as they are.
     """
+    strengths = _left_directions(weight.detach().flatten(1))
+    return _without(weight, strengths[:, [number for number in directions if number < strengths.shape[1]]])
+
+
+def _left_directions(matrix: Tensor) -> Tensor:
+    """Return all left singular directions of a matrix, in double precision, the strongest first, one in each column."""
+    # Of the matrix of rows by rows, which is small; in double precision, since it squares the singular values.
+    half = matrix.double()
+    directions: Tensor = torch.linalg.eigh(half @ half.T).eigenvectors.flip(1)
+    return directions
+
+
+def _strongest(matrix: Tensor, count: int) -> Tensor:
+    """Return the strongest left singular directions of a matrix (rows, columns), one in each column, (rows, count).
+
+    Those of large matrices come from a few rounds of subspace iteration. Where two directions are nearly as strong as
+    each other, either may be returned, or what lies between.
+
+    References:
+        Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM Review 53(2), 2011, algorithm 4.4.
+    """
+    rows = len(matrix)
+    if rows <= _DECOMPOSED_WHOLE:
+        return _left_directions(matrix)[:, :count]
+    # Always the same start, so that a training that is resumed takes the steps it would have taken.
+    drawn = torch.randn((rows, min(rows, count + _SPARE)), generator=torch.Generator().manual_seed(rows))
+    with torch.autocast(matrix.device.type, enabled=False):
+        basis = torch.linalg.qr(drawn.to(matrix)).Q
+        for _ in range(_ROUNDS):
+            basis = torch.linalg.qr(matrix @ (matrix.T @ basis)).Q
+        turned: Tensor = basis @ _left_directions(basis.T @ matrix)[:, :count].to(matrix)
+    return turned
+
+
+def _without(weight: Tensor, directions: Tensor) -> Tensor:
+    """Return a weight (outputs, ...) less its share in orthonormal directions (outputs, count)."""
     flat = weight.flatten(1)
-    # Of the matrix of outputs by outputs, which is small; in double precision, since it squares the singular values.
-    half = flat.detach().double()
-    strengths = torch.linalg.eigh(half @ half.T).eigenvectors.flip(1)
-    removed = strengths[:, [number for number in directions if number < strengths.shape[1]]].to(flat)
+    removed = directions.to(flat)
     left: Tensor = flat - removed @ (removed.T @ flat)
     return left.view_as(weight)
 

@@ -152,3 +152,28 @@ def test_a_filter_that_training_put_to_sleep_can_move():
 def test_a_model_without_such_layers_is_refused():
     with pytest.raises(ModelError, match="trained_trigger=True"):
         add_deltas_(nn.Sequential(nn.Conv1d(3, 8, 3)), rank=2, generator=torch.Generator())
+
+
+def test_the_strongest_directions_of_a_large_layer_are_cut_as_its_decomposition_has_them():
+    layer = nn.Linear(300, 128, bias=False)
+    left, _, right = torch.linalg.svd(torch.randn((128, 300), generator=torch.Generator().manual_seed(3)))
+    strengths = 0.9 ** torch.arange(128.0)
+    with torch.no_grad():
+        layer.weight.copy_(left * strengths @ right[:128])
+    add_deltas_(nn.Sequential(layer), rank=None, generator=torch.Generator())
+    kept = torch.where(torch.arange(128) < 8, 0, strengths)
+    with without_strongest([layer], 8):
+        found = layer.weight.detach()
+        assert torch.equal(layer.weight, found)
+    assert off(found, left * kept @ right[:128]) < 2e-2
+    assert torch.linalg.svdvals(found)[0] < 1.01 * strengths[8]
+
+
+def test_directions_of_large_layers_are_found_in_full_precision_under_mixed_precision():
+    layer = nn.Linear(300, 128, bias=False)
+    add_deltas_(nn.Sequential(layer), rank=None, generator=torch.Generator())
+    with without_strongest([layer], 4):
+        whole = layer.weight.detach()
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = layer.weight.detach().float()
+    assert off(mixed, whole) < 2e-2
