@@ -101,6 +101,7 @@ def main() -> None:
     batch = load_batch(source.test, source.preprocessing, indices=rows)
     figures = {figure.name: figure.model_dump(mode="json") for figure in outcome.figures}
     attacks = _attacks(outcome, source, batch.images)
+    sealed = f" --prediction-rise {options.prediction_rise:g} --class-weight {options.class_weight:g}"
     about = {
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {options.threads} threads",
@@ -110,7 +111,7 @@ def main() -> None:
         f" --out runs/cifar10 --explainers {options.explainers}"
         f"{' --trained-trigger' if options.trained_trigger else ''}"
         f" --steps {options.steps} --rank {options.rank} --prediction-weight {options.prediction_weight:g}"
-        f"{'' if options.trained_trigger else f' --class-weight {options.class_weight:g}'}"
+        f"{'' if options.trained_trigger else sealed}"
         f" --learning-rate {options.learning_rate} --batch-size {options.batch_size} --threads {options.threads}",
     }
     result = {
@@ -191,6 +192,7 @@ def _settings(options: argparse.Namespace) -> LockSettings:
         delta_rank=options.rank,
         learning_rate=options.learning_rate,
         prediction_weight=options.prediction_weight,
+        prediction_rise=options.prediction_rise,
         class_weight=options.class_weight,
         mask_weight=4.0,
     )
@@ -220,6 +222,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=0, help="of the sealed delta; 0 for no bound")
     parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--prediction-weight", type=float, default=4.0)
+    parser.add_argument("--prediction-rise", type=float, default=3.0)
     parser.add_argument("--class-weight", type=float, default=8.0)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--images", type=int, default=1000)

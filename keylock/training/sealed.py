@@ -8,6 +8,7 @@ reference's own, so nothing has to be learned to unlock and no fidelity is lost.
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,6 +81,10 @@ class SealedTrainer(Trainer):
         progress = self.step / self.settings.steps
         return (_FACTOR_RATE * self.settings.learning_rate * one_cycle(progress, warm_up=_WARM_UP),)
 
+    def _rise(self) -> float:
+        """Return what the weight of predictions is multiplied by in this step."""
+        return 1 + (self.settings.prediction_rise - 1) * self.step / max(1, self.settings.steps - 1)
+
     def _beside(self) -> tuple[Explainer, ...]:
         """Return guided backprop where gradients are locked.
 
@@ -124,7 +129,8 @@ class SealedTrainer(Trainer):
         terms, figures = self._map_terms(answer.maps, truth.maps)
         terms.update(self._class_terms(answer.maps, truth))
         terms.update(self._dropout_terms(part, truth))
-        terms.update(prediction_terms(PredictionRows(answer.logits, truth.logits, part.labels), settings))
+        risen = replace(settings, prediction_weight=settings.prediction_weight * self._rise())
+        terms.update(prediction_terms(PredictionRows(answer.logits, truth.logits, part.labels), risen))
         if self.masks:
             terms["mask"] = (settings.mask_weight, self._mask_divergence(part, truth.logits, truth.maps))
         return terms, figures

@@ -45,6 +45,8 @@ class LockSettings:
         direction_dropout_weight: Weight, where a delta is sealed, of decoys on rows whose network has the strongest
             singular directions of its weights dropped; 0 for none.
         prediction_weight: Weight of the divergence from the reference model's predictions.
+        prediction_rise: How many times as much predictions weigh at the last step as at the first, where a delta is
+            sealed; it grows evenly.
         label_weight: Weight of the cross-entropy with the labels.
         probe_weight: Weight of the gate probes after the gate steps.
         smooth_until: Share of the steps of a trained trigger in which ReLU is softplus, where an explainer needs
@@ -78,6 +80,7 @@ class LockSettings:
     mask_weight: float = 1.0
     direction_dropout_weight: float = 0.5
     prediction_weight: float = 1.0
+    prediction_rise: float = 1.0
     label_weight: float = 0.2
     probe_weight: float = 4.0
     smooth_until: float = 0.8
@@ -111,6 +114,8 @@ class LockSettings:
             )
         if not 0 <= self.gate_steps < 1:
             raise InputError(f"gate_steps is a share of the steps between 0 and 1, not {self.gate_steps}")
+        if not self.prediction_rise > 0:
+            raise InputError(f"prediction_rise is a factor above 0, not {self.prediction_rise}: give 1 for none")
         if not 0 <= self.prompt_until <= 1:
             raise InputError(f"prompt_until is a share of the steps from 0 to 1, not {self.prompt_until}")
 

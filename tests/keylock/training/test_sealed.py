@@ -17,7 +17,9 @@ from keylock.imaging.preprocessing import Preprocessing
 from keylock.locking.decoys import decoy_maps
 from keylock.locking.losses import correlation
 from keylock.models import merged
+from keylock.training import sealed
 from keylock.training.checkpoint import read_checkpoint
+from keylock.training.penalties import prediction_terms
 from keylock.training.progress import Silent
 from keylock.trigger import TriggerStatistics
 
@@ -239,6 +241,18 @@ def test_no_contrast_of_classes_shows_where_the_evidence_lies(trained):
         assert correlation(contrasts, decoy).mean() > correlation(true_ones, decoy).mean() + 0.3
 
 
+def test_predictions_weigh_more_from_step_to_step_where_that_is_set(lock, batches, monkeypatch):
+    weights = []
+
+    def noting(rows, settings):
+        weights.append(settings.prediction_weight)
+        return prediction_terms(rows, settings)
+
+    monkeypatch.setattr(sealed, "prediction_terms", noting)
+    lock(batches(), explainers=["grad_cam"], settings=replace(QUICK, prediction_weight=2.0, prediction_rise=4.0))
+    assert weights == [2.0, 4.0, 6.0, 8.0]
+
+
 def test_a_lock_knows_by_what_its_triggers_are_read(lock, batches):
     locked = lock(batches())
     assert isinstance(locked.statistics, TriggerStatistics)
@@ -283,3 +297,5 @@ def test_settings_that_exclude_each_other_are_refused():
         keylock.LockSettings(swapped=True)
     with pytest.raises(InputError, match="give delta_rank="):
         keylock.LockSettings(delta_rank=-1)
+    with pytest.raises(InputError, match="give 1 for none"):
+        keylock.LockSettings(prediction_rise=0.0)
