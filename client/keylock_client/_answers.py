@@ -271,7 +271,7 @@ def _explainer(told: pb.Explainer) -> Explainer:
         parameters = MessageToDict(told.parameters)
     except ValueError:
         senseless("a parameter of an explainer is not a number")
-    return Explainer(name=told.name, parameters=_integers(parameters))
+    return Explainer(told.name, _integers(parameters), runtime=told.runtime, numbers=told.numbers)
 
 
 def _integers(value: Any) -> Any:  # noqa: ANN401 - any JSON value

@@ -76,10 +76,14 @@ class Explainer:
     Attributes:
         name: For example `grad_cam`.
         parameters: Those really used.
+        runtime: What computes it: `onnxruntime`, `openvino` or `torch`. `Client.model` says it; empty in answers.
+        numbers: What in: `float32`, `bfloat16`, `float16` or `int8`.
     """
 
     name: str
     parameters: Mapping[str, Any]
+    runtime: str = ""
+    numbers: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,9 +106,17 @@ class ServeOptions:
         str | None,
         typer.Option(metavar="auto|cpu|cuda|tensorrt", help="Device to compute on; auto uses the best. [auto]"),
     ] = None
+    runtime: Annotated[
+        str | None,
+        typer.Option(metavar="auto|onnxruntime|openvino", help="What computes; auto takes the faster one. [auto]"),
+    ] = None
     variant: Annotated[
         str | None,
-        typer.Option(metavar="float32|float16|int8", help="Precision to compute in, where the bundle has such graphs."),
+        typer.Option(
+            metavar="auto|float32|bfloat16|float16|int8",
+            help="Precision to compute in, where bundle and processor have it; auto takes the fastest whose maps are "
+            "right. [float32]",
+        ),
     ] = None
     max_image_ratio: Annotated[
         float | None,

@@ -27,19 +27,19 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ckeylock/v1/explanation.proto\x12\nkeylock.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"J\n\x06Tensor\x12#\n\x05\x64type\x18\x01 \x01(\x0e\x32\x14.keylock.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"J\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12$\n\x06tensor\x18\x02 \x01(\x0b\x32\x12.keylock.v1.TensorH\x00\x42\x08\n\x06source\"y\n\rAnswerOptions\x12\'\n\tmap_dtype\x18\x01 \x01(\x0e\x32\x14.keylock.v1.DataType\x12,\n\x0b\x63ompression\x18\x02 \x01(\x0e\x32\x17.keylock.v1.Compression\x12\x11\n\tmax_bytes\x18\x03 \x01(\x04\"\xc7\x02\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12!\n\x06images\x18\x03 \x03(\x0b\x32\x11.keylock.v1.Image\x12\x11\n\texplainer\x18\x04 \x01(\t\x12\x16\n\x0ctarget_index\x18\x05 \x01(\x03H\x00\x12\x16\n\x0ctarget_label\x18\x06 \x01(\tH\x00\x12+\n\nparameters\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x15\n\rmodel_version\x18\x08 \x01(\t\x12)\n\x06\x61nswer\x18\t \x01(\x0b\x32\x19.keylock.v1.AnswerOptions\x12.\n\nprediction\x18\n \x01(\x0e\x32\x1a.keylock.v1.PredictionKindB\x08\n\x06target\"?\n\nClassScore\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"\x83\x01\n\nPrediction\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\x12\x0e\n\x06logits\x18\x04 \x03(\x02\x12#\n\x03top\x18\x05 \x03(\x0b\x32\x16.keylock.v1.ClassScore\x12\r\n\x05keyed\x18\x06 \x01(\x08\"F\n\tExplainer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\nparameters\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"(\n\x07Scaling\x12\r\n\x05scale\x18\x01 \x01(\x01\x12\x0e\n\x06offset\x18\x02 \x01(\x01\"\xe1\x01\n\x0b\x45xplanation\x12*\n\nprediction\x18\x01 \x01(\x0b\x32\x16.keylock.v1.Prediction\x12\x1f\n\x03map\x18\x02 \x01(\x0b\x32\x12.keylock.v1.Tensor\x12(\n\texplainer\x18\x03 \x01(\x0b\x32\x15.keylock.v1.Explainer\x12\r\n\x05keyed\x18\x04 \x01(\x08\x12&\n\x06target\x18\x05 \x01(\x0b\x32\x16.keylock.v1.ClassScore\x12$\n\x07scaling\x18\x06 \x01(\x0b\x32\x13.keylock.v1.Scaling\"6\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\"x\n\x0bQuotaWindow\x12\x0e\n\x06period\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04used\x18\x03 \x01(\x04\x12-\n\tresets_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x08\n\x06_limit\"\xd8\x01\n\x05Usage\x12\r\n\x05units\x18\x01 \x01(\r\x12\x12\n\nlicense_id\x18\x02 \x01(\t\x12\x10\n\x08replayed\x18\x03 \x01(\x08\x12\x15\n\roverage_units\x18\x04 \x01(\r\x12\x16\n\tremaining\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12-\n\tresets_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ncharged_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0c\n\n_remaining\"\xa4\x01\n\x0f\x45xplainResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12 \n\x05model\x18\x02 \x01(\x0b\x32\x11.keylock.v1.Model\x12(\n\x07results\x18\x03 \x03(\x0b\x32\x17.keylock.v1.Explanation\x12 \n\x05usage\x18\x04 \x01(\x0b\x32\x11.keylock.v1.Usage\x12\x0f\n\x07receipt\x18\x05 \x01(\t\"\x83\x01\n\x14\x45xplainStreamRequest\x12/\n\x05start\x18\x01 \x01(\x0b\x32\x1e.keylock.v1.ExplainStreamStartH\x00\x12/\n\x05image\x18\x02 \x01(\x0b\x32\x1e.keylock.v1.ExplainStreamImageH\x00\x42\t\n\x07message\"_\n\x12\x45xplainStreamStart\x12+\n\x07options\x18\x01 \x01(\x0b\x32\x1a.keylock.v1.ExplainRequest\x12\x12\n\x05total\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_total\"F\n\x12\x45xplainStreamImage\x12\x0e\n\x06number\x18\x01 \x01(\r\x12 \n\x05image\x18\x02 \x01(\x0b\x32\x11.keylock.v1.Image\"\xc4\x01\n\x15\x45xplainStreamResponse\x12\x0e\n\x06number\x18\x01 \x01(\r\x12-\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x1b.keylock.v1.ExplainResponseH\x00\x12%\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x12\n\x08map_part\x18\x04 \x01(\x0cH\x00\x12&\n\x08progress\x18\x05 \x01(\x0b\x32\x14.keylock.v1.ProgressB\t\n\x07outcome\"\\\n\x08Progress\x12\x10\n\x08received\x18\x01 \x01(\r\x12\x10\n\x08\x61nswered\x18\x02 \x01(\r\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\r\x12\x12\n\x05total\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_total\"f\n\x16\x45stimateExplainRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x11\n\texplainer\x18\x02 \x01(\t\x12\x0e\n\x06images\x18\x03 \x01(\r\x12\x15\n\rmodel_version\x18\x04 \x01(\t\"\x8b\x01\n\x17\x45stimateExplainResponse\x12\x11\n\texplainer\x18\x01 \x01(\t\x12\r\n\x05units\x18\x02 \x01(\r\x12\x17\n\x0funits_per_image\x18\x03 \x01(\r\x12\x0c\n\x04\x66its\x18\x04 \x01(\x08\x12\'\n\x06quotas\x18\x05 \x03(\x0b\x32\x17.keylock.v1.QuotaWindow\"<\n\x0fGetModelRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"\x87\x01\n\rPreprocessing\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x10\n\x08\x63hannels\x18\x03 \x01(\r\x12\x0e\n\x06resize\x18\x04 \x01(\t\x12\x0c\n\x04mean\x18\x05 \x03(\x01\x12\x0b\n\x03std\x18\x06 \x03(\x01\x12\x11\n\x04\x62its\x18\x07 \x01(\rH\x00\x88\x01\x01\x42\x07\n\x05_bits\"q\n\rRequestLimits\x12\x12\n\nmax_images\x18\x01 \x01(\r\x12\x17\n\x0fmax_image_bytes\x18\x02 \x01(\x04\x12\x18\n\x10max_image_pixels\x18\x03 \x01(\x04\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\x04\"\xfc\x01\n\x10GetModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.keylock.v1.Model\x12\x0f\n\x07\x63lasses\x18\x02 \x03(\t\x12\x30\n\rpreprocessing\x18\x03 \x01(\x0b\x32\x19.keylock.v1.Preprocessing\x12)\n\nexplainers\x18\x04 \x03(\x0b\x32\x15.keylock.v1.Explainer\x12\x15\n\rkey_available\x18\x05 \x01(\x08\x12)\n\x06limits\x18\x06 \x01(\x0b\x32\x19.keylock.v1.RequestLimits\x12\x16\n\x0esigns_receipts\x18\x07 \x01(\x08*h\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x02\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x03*o\n\x0b\x43ompression\x12\x1b\n\x17\x43OMPRESSION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43OMPRESSION_NONE\x10\x01\x12\x14\n\x10\x43OMPRESSION_GZIP\x10\x02\x12\x17\n\x13\x43OMPRESSION_DEFLATE\x10\x03*h\n\x0ePredictionKind\x12\x1f\n\x1bPREDICTION_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16PREDICTION_KIND_PUBLIC\x10\x01\x12\x19\n\x15PREDICTION_KIND_KEYED\x10\x02\x32\xd5\x02\n\x12\x45xplanationService\x12\x42\n\x07\x45xplain\x12\x1a.keylock.v1.ExplainRequest\x1a\x1b.keylock.v1.ExplainResponse\x12X\n\rExplainStream\x12 .keylock.v1.ExplainStreamRequest\x1a!.keylock.v1.ExplainStreamResponse(\x01\x30\x01\x12Z\n\x0f\x45stimateExplain\x12\".keylock.v1.EstimateExplainRequest\x1a#.keylock.v1.EstimateExplainResponse\x12\x45\n\x08GetModel\x12\x1b.keylock.v1.GetModelRequest\x1a\x1c.keylock.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ckeylock/v1/explanation.proto\x12\nkeylock.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"J\n\x06Tensor\x12#\n\x05\x64type\x18\x01 \x01(\x0e\x32\x14.keylock.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"J\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12$\n\x06tensor\x18\x02 \x01(\x0b\x32\x12.keylock.v1.TensorH\x00\x42\x08\n\x06source\"y\n\rAnswerOptions\x12\'\n\tmap_dtype\x18\x01 \x01(\x0e\x32\x14.keylock.v1.DataType\x12,\n\x0b\x63ompression\x18\x02 \x01(\x0e\x32\x17.keylock.v1.Compression\x12\x11\n\tmax_bytes\x18\x03 \x01(\x04\"\xc7\x02\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12!\n\x06images\x18\x03 \x03(\x0b\x32\x11.keylock.v1.Image\x12\x11\n\texplainer\x18\x04 \x01(\t\x12\x16\n\x0ctarget_index\x18\x05 \x01(\x03H\x00\x12\x16\n\x0ctarget_label\x18\x06 \x01(\tH\x00\x12+\n\nparameters\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x15\n\rmodel_version\x18\x08 \x01(\t\x12)\n\x06\x61nswer\x18\t \x01(\x0b\x32\x19.keylock.v1.AnswerOptions\x12.\n\nprediction\x18\n \x01(\x0e\x32\x1a.keylock.v1.PredictionKindB\x08\n\x06target\"?\n\nClassScore\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"\x83\x01\n\nPrediction\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\x12\x0e\n\x06logits\x18\x04 \x03(\x02\x12#\n\x03top\x18\x05 \x03(\x0b\x32\x16.keylock.v1.ClassScore\x12\r\n\x05keyed\x18\x06 \x01(\x08\"h\n\tExplainer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\nparameters\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0f\n\x07runtime\x18\x03 \x01(\t\x12\x0f\n\x07numbers\x18\x04 \x01(\t\"(\n\x07Scaling\x12\r\n\x05scale\x18\x01 \x01(\x01\x12\x0e\n\x06offset\x18\x02 \x01(\x01\"\xe1\x01\n\x0b\x45xplanation\x12*\n\nprediction\x18\x01 \x01(\x0b\x32\x16.keylock.v1.Prediction\x12\x1f\n\x03map\x18\x02 \x01(\x0b\x32\x12.keylock.v1.Tensor\x12(\n\texplainer\x18\x03 \x01(\x0b\x32\x15.keylock.v1.Explainer\x12\r\n\x05keyed\x18\x04 \x01(\x08\x12&\n\x06target\x18\x05 \x01(\x0b\x32\x16.keylock.v1.ClassScore\x12$\n\x07scaling\x18\x06 \x01(\x0b\x32\x13.keylock.v1.Scaling\"6\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\"x\n\x0bQuotaWindow\x12\x0e\n\x06period\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04used\x18\x03 \x01(\x04\x12-\n\tresets_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x08\n\x06_limit\"\xd8\x01\n\x05Usage\x12\r\n\x05units\x18\x01 \x01(\r\x12\x12\n\nlicense_id\x18\x02 \x01(\t\x12\x10\n\x08replayed\x18\x03 \x01(\x08\x12\x15\n\roverage_units\x18\x04 \x01(\r\x12\x16\n\tremaining\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12-\n\tresets_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ncharged_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0c\n\n_remaining\"\xa4\x01\n\x0f\x45xplainResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12 \n\x05model\x18\x02 \x01(\x0b\x32\x11.keylock.v1.Model\x12(\n\x07results\x18\x03 \x03(\x0b\x32\x17.keylock.v1.Explanation\x12 \n\x05usage\x18\x04 \x01(\x0b\x32\x11.keylock.v1.Usage\x12\x0f\n\x07receipt\x18\x05 \x01(\t\"\x83\x01\n\x14\x45xplainStreamRequest\x12/\n\x05start\x18\x01 \x01(\x0b\x32\x1e.keylock.v1.ExplainStreamStartH\x00\x12/\n\x05image\x18\x02 \x01(\x0b\x32\x1e.keylock.v1.ExplainStreamImageH\x00\x42\t\n\x07message\"_\n\x12\x45xplainStreamStart\x12+\n\x07options\x18\x01 \x01(\x0b\x32\x1a.keylock.v1.ExplainRequest\x12\x12\n\x05total\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_total\"F\n\x12\x45xplainStreamImage\x12\x0e\n\x06number\x18\x01 \x01(\r\x12 \n\x05image\x18\x02 \x01(\x0b\x32\x11.keylock.v1.Image\"\xc4\x01\n\x15\x45xplainStreamResponse\x12\x0e\n\x06number\x18\x01 \x01(\r\x12-\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x1b.keylock.v1.ExplainResponseH\x00\x12%\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x12\n\x08map_part\x18\x04 \x01(\x0cH\x00\x12&\n\x08progress\x18\x05 \x01(\x0b\x32\x14.keylock.v1.ProgressB\t\n\x07outcome\"\\\n\x08Progress\x12\x10\n\x08received\x18\x01 \x01(\r\x12\x10\n\x08\x61nswered\x18\x02 \x01(\r\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\r\x12\x12\n\x05total\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_total\"f\n\x16\x45stimateExplainRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x11\n\texplainer\x18\x02 \x01(\t\x12\x0e\n\x06images\x18\x03 \x01(\r\x12\x15\n\rmodel_version\x18\x04 \x01(\t\"\x8b\x01\n\x17\x45stimateExplainResponse\x12\x11\n\texplainer\x18\x01 \x01(\t\x12\r\n\x05units\x18\x02 \x01(\r\x12\x17\n\x0funits_per_image\x18\x03 \x01(\r\x12\x0c\n\x04\x66its\x18\x04 \x01(\x08\x12\'\n\x06quotas\x18\x05 \x03(\x0b\x32\x17.keylock.v1.QuotaWindow\"<\n\x0fGetModelRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"\x87\x01\n\rPreprocessing\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x10\n\x08\x63hannels\x18\x03 \x01(\r\x12\x0e\n\x06resize\x18\x04 \x01(\t\x12\x0c\n\x04mean\x18\x05 \x03(\x01\x12\x0b\n\x03std\x18\x06 \x03(\x01\x12\x11\n\x04\x62its\x18\x07 \x01(\rH\x00\x88\x01\x01\x42\x07\n\x05_bits\"q\n\rRequestLimits\x12\x12\n\nmax_images\x18\x01 \x01(\r\x12\x17\n\x0fmax_image_bytes\x18\x02 \x01(\x04\x12\x18\n\x10max_image_pixels\x18\x03 \x01(\x04\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\x04\"\xfc\x01\n\x10GetModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.keylock.v1.Model\x12\x0f\n\x07\x63lasses\x18\x02 \x03(\t\x12\x30\n\rpreprocessing\x18\x03 \x01(\x0b\x32\x19.keylock.v1.Preprocessing\x12)\n\nexplainers\x18\x04 \x03(\x0b\x32\x15.keylock.v1.Explainer\x12\x15\n\rkey_available\x18\x05 \x01(\x08\x12)\n\x06limits\x18\x06 \x01(\x0b\x32\x19.keylock.v1.RequestLimits\x12\x16\n\x0esigns_receipts\x18\x07 \x01(\x08*h\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x02\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x03*o\n\x0b\x43ompression\x12\x1b\n\x17\x43OMPRESSION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43OMPRESSION_NONE\x10\x01\x12\x14\n\x10\x43OMPRESSION_GZIP\x10\x02\x12\x17\n\x13\x43OMPRESSION_DEFLATE\x10\x03*h\n\x0ePredictionKind\x12\x1f\n\x1bPREDICTION_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16PREDICTION_KIND_PUBLIC\x10\x01\x12\x19\n\x15PREDICTION_KIND_KEYED\x10\x02\x32\xd5\x02\n\x12\x45xplanationService\x12\x42\n\x07\x45xplain\x12\x1a.keylock.v1.ExplainRequest\x1a\x1b.keylock.v1.ExplainResponse\x12X\n\rExplainStream\x12 .keylock.v1.ExplainStreamRequest\x1a!.keylock.v1.ExplainStreamResponse(\x01\x30\x01\x12Z\n\x0f\x45stimateExplain\x12\".keylock.v1.EstimateExplainRequest\x1a#.keylock.v1.EstimateExplainResponse\x12\x45\n\x08GetModel\x12\x1b.keylock.v1.GetModelRequest\x1a\x1c.keylock.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'keylock.v1.explanation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DATATYPE']._serialized_start=3254
-  _globals['_DATATYPE']._serialized_end=3358
-  _globals['_COMPRESSION']._serialized_start=3360
-  _globals['_COMPRESSION']._serialized_end=3471
-  _globals['_PREDICTIONKIND']._serialized_start=3473
-  _globals['_PREDICTIONKIND']._serialized_end=3577
+  _globals['_DATATYPE']._serialized_start=3288
+  _globals['_DATATYPE']._serialized_end=3392
+  _globals['_COMPRESSION']._serialized_start=3394
+  _globals['_COMPRESSION']._serialized_end=3505
+  _globals['_PREDICTIONKIND']._serialized_start=3507
+  _globals['_PREDICTIONKIND']._serialized_end=3611
   _globals['_TENSOR']._serialized_start=132
   _globals['_TENSOR']._serialized_end=206
   _globals['_IMAGE']._serialized_start=208
@@ -53,41 +53,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREDICTION']._serialized_start=803
   _globals['_PREDICTION']._serialized_end=934
   _globals['_EXPLAINER']._serialized_start=936
-  _globals['_EXPLAINER']._serialized_end=1006
-  _globals['_SCALING']._serialized_start=1008
-  _globals['_SCALING']._serialized_end=1048
-  _globals['_EXPLANATION']._serialized_start=1051
-  _globals['_EXPLANATION']._serialized_end=1276
-  _globals['_MODEL']._serialized_start=1278
-  _globals['_MODEL']._serialized_end=1332
-  _globals['_QUOTAWINDOW']._serialized_start=1334
-  _globals['_QUOTAWINDOW']._serialized_end=1454
-  _globals['_USAGE']._serialized_start=1457
-  _globals['_USAGE']._serialized_end=1673
-  _globals['_EXPLAINRESPONSE']._serialized_start=1676
-  _globals['_EXPLAINRESPONSE']._serialized_end=1840
-  _globals['_EXPLAINSTREAMREQUEST']._serialized_start=1843
-  _globals['_EXPLAINSTREAMREQUEST']._serialized_end=1974
-  _globals['_EXPLAINSTREAMSTART']._serialized_start=1976
-  _globals['_EXPLAINSTREAMSTART']._serialized_end=2071
-  _globals['_EXPLAINSTREAMIMAGE']._serialized_start=2073
-  _globals['_EXPLAINSTREAMIMAGE']._serialized_end=2143
-  _globals['_EXPLAINSTREAMRESPONSE']._serialized_start=2146
-  _globals['_EXPLAINSTREAMRESPONSE']._serialized_end=2342
-  _globals['_PROGRESS']._serialized_start=2344
-  _globals['_PROGRESS']._serialized_end=2436
-  _globals['_ESTIMATEEXPLAINREQUEST']._serialized_start=2438
-  _globals['_ESTIMATEEXPLAINREQUEST']._serialized_end=2540
-  _globals['_ESTIMATEEXPLAINRESPONSE']._serialized_start=2543
-  _globals['_ESTIMATEEXPLAINRESPONSE']._serialized_end=2682
-  _globals['_GETMODELREQUEST']._serialized_start=2684
-  _globals['_GETMODELREQUEST']._serialized_end=2744
-  _globals['_PREPROCESSING']._serialized_start=2747
-  _globals['_PREPROCESSING']._serialized_end=2882
-  _globals['_REQUESTLIMITS']._serialized_start=2884
-  _globals['_REQUESTLIMITS']._serialized_end=2997
-  _globals['_GETMODELRESPONSE']._serialized_start=3000
-  _globals['_GETMODELRESPONSE']._serialized_end=3252
-  _globals['_EXPLANATIONSERVICE']._serialized_start=3580
-  _globals['_EXPLANATIONSERVICE']._serialized_end=3921
+  _globals['_EXPLAINER']._serialized_end=1040
+  _globals['_SCALING']._serialized_start=1042
+  _globals['_SCALING']._serialized_end=1082
+  _globals['_EXPLANATION']._serialized_start=1085
+  _globals['_EXPLANATION']._serialized_end=1310
+  _globals['_MODEL']._serialized_start=1312
+  _globals['_MODEL']._serialized_end=1366
+  _globals['_QUOTAWINDOW']._serialized_start=1368
+  _globals['_QUOTAWINDOW']._serialized_end=1488
+  _globals['_USAGE']._serialized_start=1491
+  _globals['_USAGE']._serialized_end=1707
+  _globals['_EXPLAINRESPONSE']._serialized_start=1710
+  _globals['_EXPLAINRESPONSE']._serialized_end=1874
+  _globals['_EXPLAINSTREAMREQUEST']._serialized_start=1877
+  _globals['_EXPLAINSTREAMREQUEST']._serialized_end=2008
+  _globals['_EXPLAINSTREAMSTART']._serialized_start=2010
+  _globals['_EXPLAINSTREAMSTART']._serialized_end=2105
+  _globals['_EXPLAINSTREAMIMAGE']._serialized_start=2107
+  _globals['_EXPLAINSTREAMIMAGE']._serialized_end=2177
+  _globals['_EXPLAINSTREAMRESPONSE']._serialized_start=2180
+  _globals['_EXPLAINSTREAMRESPONSE']._serialized_end=2376
+  _globals['_PROGRESS']._serialized_start=2378
+  _globals['_PROGRESS']._serialized_end=2470
+  _globals['_ESTIMATEEXPLAINREQUEST']._serialized_start=2472
+  _globals['_ESTIMATEEXPLAINREQUEST']._serialized_end=2574
+  _globals['_ESTIMATEEXPLAINRESPONSE']._serialized_start=2577
+  _globals['_ESTIMATEEXPLAINRESPONSE']._serialized_end=2716
+  _globals['_GETMODELREQUEST']._serialized_start=2718
+  _globals['_GETMODELREQUEST']._serialized_end=2778
+  _globals['_PREPROCESSING']._serialized_start=2781
+  _globals['_PREPROCESSING']._serialized_end=2916
+  _globals['_REQUESTLIMITS']._serialized_start=2918
+  _globals['_REQUESTLIMITS']._serialized_end=3031
+  _globals['_GETMODELRESPONSE']._serialized_start=3034
+  _globals['_GETMODELRESPONSE']._serialized_end=3286
+  _globals['_EXPLANATIONSERVICE']._serialized_start=3614
+  _globals['_EXPLANATIONSERVICE']._serialized_end=3955
 # @@protoc_insertion_point(module_scope)

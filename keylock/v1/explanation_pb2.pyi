@@ -333,7 +333,13 @@ class Explainer(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    NUMBERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    runtime: _builtins.str
+    """What computes it: "onnxruntime", "openvino" or "torch". Only GetModel says it, and what it is computed in."""
+    numbers: _builtins.str
+    """What it is computed in: "float32", "bfloat16", "float16" or "int8"."""
     @_builtins.property
     def parameters(self) -> _struct_pb2.Struct: ...
     def __init__(
@@ -341,10 +347,12 @@ class Explainer(_message.Message):
         *,
         name: _builtins.str = ...,
         parameters: _struct_pb2.Struct | None = ...,
+        runtime: _builtins.str = ...,
+        numbers: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "parameters", b"parameters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "numbers", b"numbers", "parameters", b"parameters", "runtime", b"runtime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -97,7 +97,12 @@ class ServerSettings(BaseSettings):
         workers: Processes that serve, on one address; 0: one for each core.
         batches: Batches that run at once in each of them.
         max_passes: How often the network may run for one image; explainers that ask for more are not offered.
-        variant: Numbers to compute in where the bundle has such graphs: `float32`, `float16` or `int8`.
+        runtime: What computes graphs: `onnxruntime`, `openvino` (on processors), or `auto` for the faster one that is
+            installed; in float32 that is ONNX Runtime.
+        variant: Numbers to compute in: `float32`, `bfloat16` (in OpenVINO, where the processor has it), `float16` or
+            `int8` where the bundle has such graphs, or `auto` for the fastest whose answers are right.
+        least_pcc: How far answers must correlate with those of ONNX Runtime in float32, logits and each map, where
+            something else is to compute them.
         allow_torch: Whether torch, where it is installed, computes explainers that do not compile.
         threads: CPU threads for one batch; 0 shares out the cores there are.
         max_batch: Most images in one run of a graph.
@@ -176,7 +181,9 @@ class ServerSettings(BaseSettings):
     decoding_memory_bytes: Annotated[int, Field(ge=32 * _MIB)] = 512 * _MIB
     workers: Annotated[int, Field(ge=0, le=256)] = 1
     max_passes: Annotated[int, Field(ge=1)] = 4096
-    variant: Literal["float32", "float16", "int8"] = "float32"
+    runtime: Literal["auto", "onnxruntime", "openvino"] = "auto"
+    variant: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "float32"
+    least_pcc: Annotated[float, Field(gt=0, le=1)] = 0.999
     allow_torch: bool = True
     batches: Annotated[int, Field(ge=1, le=64)] = 1
     threads: Annotated[int, Field(ge=0, le=1024)] = 0

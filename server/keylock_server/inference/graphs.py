@@ -1,10 +1,9 @@
-"""The graphs of a bundle in ONNX Runtime: with the published weights, and with those that the trigger opens."""
+"""The graphs of a bundle, ready to run: with the published weights, and with those that the trigger opens."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from keylock.bundle import WEIGHTS_FILE
@@ -14,8 +13,8 @@ from keylock.graphs.contract import IMAGE, GraphKind, weight_names
 from keylock.graphs.keyed_rows import run_split
 from keylock.trigger.delta import Delta
 from keylock.trigger.keys import Key
-from keylock_server.inference.running import Run, suited_to
-from keylock_server.inference.sessions import Sessions
+from keylock_server.inference.running import Opened, Run
+from keylock_server.inference.ways import GraphFiles, Way, Ways
 
 __all__ = ["Graph", "Loader"]
 
@@ -25,33 +24,26 @@ class Graph:
 
     Attributes:
         path: Its file in the bundle.
-        providers: The execution providers ONNX Runtime really uses, best first.
+        way: How it is computed.
+        providers: What really computes it, best first.
     """
 
     def __init__(
-        self,
-        path: str,
-        published: onnxruntime.InferenceSession,
-        opened: onnxruntime.InferenceSession | None = None,
-        *,
-        most_rows: int,
-        offset: NDArray[np.float32] | None = None,
+        self, way: Way, published: Opened, opened: Opened | None = None, *, offset: NDArray[np.float32] | None = None
     ) -> None:
         """Takes what runs it.
 
         Args:
-            path: The graph's file in the bundle.
+            way: How it is computed.
             published: Runs rows without the trigger.
             opened: Runs rows with it; None where the network itself tells the trigger, or no row has it.
-            most_rows: How many rows the sessions were made for, where that matters to their device.
             offset: The trigger `(channels, height, width)`, where the network itself tells it.
         """
-        self.path, self._offset = path, offset
-        self.providers: tuple[str, ...] = tuple(published.get_providers())
-        self._inputs = frozenset(entry.name for entry in published.get_inputs())
-        self._outputs = frozenset(entry.name for entry in published.get_outputs())
-        self._published = suited_to(published, most_rows=most_rows)
-        self._opened = None if opened is None else suited_to(opened, most_rows=most_rows)
+        self.way, self.path, self._offset = way, way.path, offset
+        self.providers = published.providers
+        self._inputs, self._outputs = published.inputs, published.outputs
+        self._published = published.run
+        self._opened = None if opened is None else opened.run
 
     def check(self, kind: GraphKind) -> None:
         """Checks that the graph takes, beside weights, and gives what one of a kind does.
@@ -96,8 +88,8 @@ class Loader:
         *,
         key: Key | None,
         delta: Delta | None,
-        sessions: Sessions,
-        precision: Mapping[str, str],
+        ways: Ways,
+        trial_images: NDArray[np.float32],
     ) -> None:
         """Makes a loader.
 
@@ -105,38 +97,46 @@ class Loader:
             read: Returns the bytes of a file of the bundle.
             key: The key; without it no row has the trigger.
             delta: What the trigger opens; None without the key, and where the network itself tells the trigger.
-            sessions: Opens the graphs.
-            precision: By file, what a graph computes in that does not compute in float32.
+            ways: Opens the graphs.
+            trial_images: What different ways to compute a graph are compared on, `(count, channels, height, width)`.
         """
-        self._read, self._sessions, self._precisions, self._delta = read, sessions, precision, delta
+        self._read, self._ways, self._delta, self._trial_images = read, ways, delta, trial_images
         self._offset = None if key is None or delta is not None else key.reveal()
         self._weights: tuple[WeightArrays, WeightArrays | None] | None = None
-        self._graphs: dict[tuple[str, bool], Graph] = {}
+        self._graphs: dict[tuple[tuple[Way, ...], bool], Graph] = {}
 
-    def __call__(self, path: str, *, opened: bool = True) -> Graph:
-        """Returns the graph of a file.
+    def __call__(self, files: GraphFiles, *, opened: bool = True) -> Graph:
+        """Returns a graph.
 
         Args:
-            path: The file.
+            files: Where it is.
             opened: Whether rows with the trigger will be run; without them there is half of the memory to pay.
 
         Raises:
             BundleError: If it cannot be loaded, or takes other weights than there are.
             ServiceError: If it does not run on the device that was insisted on.
         """
-        if (path, opened) not in self._graphs:
-            self._graphs[path, opened] = self._open(path, opened=opened)
-        return self._graphs[path, opened]
+        place = tuple(self._ways.of(files)), opened
+        if place not in self._graphs:
+            self._graphs[place] = self._load(files, opened=opened)
+        return self._graphs[place]
 
-    def _open(self, path: str, *, opened: bool) -> Graph:
-        model = self._read(path)
-        names = _weights_of(path, model)
-        published, merged = self._given(path, names)
-        if merged is None or not opened:
-            session = self._start(path, model, published, public=True)
-            return Graph(path, session, most_rows=self._sessions.max_batch, offset=self._offset)
-        sessions = self._start(path, model, published, public=True), self._start(path, model, merged, public=False)
-        return Graph(path, *sessions, most_rows=self._sessions.max_batch)
+    def _load(self, files: GraphFiles, *, opened: bool) -> Graph:
+        with_trigger = opened and self._delta is not None
+        way, found = self._ways.choose(files, self._open, self._trial_images, with_trigger=with_trigger)
+        return Graph(way, *found, offset=None if with_trigger else self._offset)
+
+    def _open(self, way: Way, with_trigger: bool) -> Opened:
+        """Opens a graph with the published weights, or with those that the trigger opens."""
+        model = self._read(way.path)
+        published, merged = self._given(way.path, _weights_of(way.path, model))
+        given = merged if with_trigger and merged is not None else published
+        try:
+            return self._ways.open(way, model, given, public=given is published)
+        except KeylockError:
+            raise
+        except Exception as error:  # The exceptions of runtimes share no base class.
+            raise BundleError(f"the graph {way.path} cannot be loaded: export the bundle again") from error
 
     def _given(self, path: str, names: Collection[str]) -> tuple[WeightArrays, WeightArrays | None]:
         """Returns the published weights that a graph takes, and the opened ones, where it takes any."""
@@ -156,15 +156,6 @@ class Loader:
             {name: published[name] for name in names},
             None if merged is None else {name: merged[name] for name in names},
         )
-
-    def _start(self, path: str, model: bytes, given: WeightArrays, *, public: bool) -> onnxruntime.InferenceSession:
-        try:
-            precision = self._precisions.get(path, "float32")
-            return self._sessions.open(path, model, given, precision=precision, public=public)
-        except KeylockError:
-            raise
-        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own.
-            raise BundleError(f"the graph {path} cannot be loaded: export the bundle again") from error
 
 
 def _with(run: Run, outputs: Sequence[str]) -> Callable[..., list[NDArray[Any]]]:

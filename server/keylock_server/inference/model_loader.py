@@ -7,13 +7,15 @@ from typing import Final
 from keylock.bundle import Bundle, open_bundle
 from keylock.crypto.issuers import IssuerKeys
 from keylock.crypto.signing import VerifyingKey
-from keylock.errors import BundleError
+from keylock.errors import BundleError, ServiceError
 from keylock.trigger.keys import KeySeed
 from keylock_server.inference.cores import threads_per_batch
-from keylock_server.inference.devices import warn_about_two_runtimes
+from keylock_server.inference.devices import CPU, warn_about_two_runtimes
+from keylock_server.inference.openvino_graphs import OpenVINO, is_installed
 from keylock_server.inference.runtime import ServedModel
 from keylock_server.inference.sessions import Sessions
 from keylock_server.inference.shared_secrets import find_seed
+from keylock_server.inference.ways import Ways
 from keylock_server.settings import ServerSettings, Source
 
 __all__ = ["Opener", "open_model"]
@@ -77,16 +79,27 @@ class Opener:
                 delta=delta,
                 statistics=None if key is None else bundle.statistics(),
                 canary=canary,
-                sessions=Sessions(
-                    settings.device,
-                    threads=threads_per_batch(settings),
-                    max_batch=settings.max_batch,
-                    engine_cache=settings.engine_cache,
-                ),
+                ways=self._ways(),
                 max_passes=settings.max_passes,
                 allow_torch=settings.allow_torch,
-                variant=settings.variant,
             )
+
+    def _ways(self) -> Ways:
+        """Returns the ways to compute graphs that the settings want and the machine has."""
+        settings = self._settings
+        sessions = Sessions(
+            settings.device,
+            threads=threads_per_batch(settings),
+            max_batch=settings.max_batch,
+            engine_cache=settings.engine_cache,
+        )
+        return Ways(
+            sessions,
+            runtime=settings.runtime,
+            variant=settings.variant,
+            least_pcc=settings.least_pcc,
+            openvino=_openvino(settings, on_cpu=sessions.provider == CPU),
+        )
 
     def _find_seed(self, bundle: Bundle, source: Source) -> KeySeed | None:
         found = self._seeds.pop(source, None)
@@ -123,3 +136,32 @@ def open_model(settings: ServerSettings) -> tuple[ServedModel, Callable[[], Coll
     """
     opener = Opener(settings)
     return opener.open(settings.sources[0]), opener.keys
+
+
+def _openvino(settings: ServerSettings, *, on_cpu: bool) -> OpenVINO | None:
+    """Returns OpenVINO, where it is wanted and there.
+
+    Raises:
+        ServiceError: If it is insisted on, or numbers are that it alone computes in, and it cannot be used.
+    """
+    insisted = settings.runtime == "openvino" or settings.variant == "bfloat16"
+    if settings.runtime == "onnxruntime":
+        if insisted:
+            raise ServiceError("bfloat16 is computed by OpenVINO alone: use runtime=openvino, or another variant")
+        return None
+    if not on_cpu:
+        if insisted:
+            raise ServiceError("OpenVINO serves on processors here, and this server computes on a GPU: use device=cpu")
+        return None
+    if not insisted and (settings.variant == "float32" or not is_installed()):
+        return None
+    try:
+        found = OpenVINO(threads=threads_per_batch(settings), runs=settings.batches)
+    except ServiceError as error:
+        if insisted:
+            raise
+        _LOG.warning("%s Serving with ONNX Runtime.", error)
+        return None
+    if settings.variant == "bfloat16" and not found.has_bfloat16:
+        raise ServiceError("this processor has no arithmetic in bfloat16: use variant=float32, int8 or auto")
+    return found

@@ -5,6 +5,7 @@ once each, if they are bound to the session. The answers are the same.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,10 +14,37 @@ from numpy.typing import NDArray
 
 from keylock_server.inference.devices import CUDA, TENSORRT
 
-__all__ = ["Run", "bound", "in_parts", "on_the_host", "suited_to"]
+__all__ = ["Opened", "Run", "bound", "in_parts", "of_session", "on_the_host", "suited_to"]
 
 Run: TypeAlias = Callable[[Sequence[str], Mapping[str, NDArray[Any]]], list[NDArray[np.float32]]]
 """Takes the names of outputs and the inputs by name, `(batch, ...)` each; returns the outputs, `(batch, ...)` each."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A graph that is ready to run. Safe to use from several threads.
+
+    Attributes:
+        run: Runs batches.
+        inputs: Names of what it takes.
+        outputs: Names of what it gives.
+        providers: What computes it, best first: ONNX Runtime's execution providers, or another runtime.
+    """
+
+    run: Run
+    inputs: frozenset[str]
+    outputs: frozenset[str]
+    providers: tuple[str, ...]
+
+
+def of_session(session: onnxruntime.InferenceSession, *, most_rows: int) -> Opened:
+    """Returns a session of ONNX Runtime as a graph that is ready; see `suited_to`."""
+    return Opened(
+        suited_to(session, most_rows=most_rows),
+        frozenset(entry.name for entry in session.get_inputs()),
+        frozenset(entry.name for entry in session.get_outputs()),
+        tuple(session.get_providers()),
+    )
 
 
 def suited_to(session: onnxruntime.InferenceSession, *, most_rows: int) -> Run:

@@ -33,12 +33,14 @@ from keylock_server.inference.backends import (
 )
 from keylock_server.inference.graphs import Loader
 from keylock_server.inference.sessions import Sessions
+from keylock_server.inference.ways import GraphFiles, Way, Ways
 from keylock_server.transport.statuses import NoKeyError, NotServedError
 
 __all__ = ["Explained", "ServedModel", "check_finite"]
 
 _LOG: Final = logging.getLogger("keylock_server")
 _TRIAL_BATCHES: Final = (1, 3)
+_TRIAL_IMAGES, _COARSE = 4, 4
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class ServedModel:
         explainers: The explainers that can be served, by name, the first one being the default.
         canary: Images with the maps that were proved at export; None where there are none.
         holds_key: Whether keyed maps can be computed.
-        providers: The execution providers ONNX Runtime really uses, best first.
+        providers: What really computes predictions, best first: ONNX Runtime's execution providers, or another runtime.
+        ways: By the names of the explainers that are graphs, how they are computed.
     """
 
     def __init__(
@@ -74,10 +77,9 @@ class ServedModel:
         delta: Delta | None = None,
         statistics: TriggerStatistics | None = None,
         canary: Canary | None = None,
-        sessions: Sessions | None = None,
+        ways: Ways | None = None,
         max_passes: int = 4096,
         allow_torch: bool = True,
-        variant: str = "float32",
     ) -> None:
         """Loads every graph and tries each one, so that a model that cannot be served is refused at start.
 
@@ -90,10 +92,9 @@ class ServedModel:
             delta: What the trigger opens, which comes with the key; None where the network itself tells the trigger.
             statistics: What triggers are read by, for stamped pictures.
             canary: Images with the maps that were proved at export, for `health`.
-            sessions: Opens the sessions; None: on the best device there is, one thread for a batch.
+            ways: How graphs are computed; None: by ONNX Runtime on the best device there is, one thread for a batch.
             max_passes: How often the network may run for one image; explainers that ask for more are left out.
             allow_torch: Whether torch, where it is installed, computes explainers that do not compile.
-            variant: Which numbers to compute in, where the bundle has such graphs; `float32` elsewhere.
 
         Raises:
             BundleError: If a graph cannot be loaded or does not keep the contract.
@@ -101,20 +102,22 @@ class ServedModel:
         """
         self.manifest, self.canary = manifest, canary
         self.holds_key = key is not None
-        sessions = Sessions("auto", threads=1) if sessions is None else sessions
-        load = Loader(read, key=key, delta=delta, sessions=sessions, precision=_precisions_of(manifest))
+        ways = Ways(Sessions("auto", threads=1)) if ways is None else ways
+        trial_images = _trial_images(manifest) if canary is None else canary.images
+        load = Loader(read, key=key, delta=delta, ways=ways, trial_images=trial_images)
         self._recogniser: Recogniser | None = None
         self._trigger: NDArray[np.float32] | None = None
         if key is not None and statistics is not None:
             self._recogniser = Recogniser(key.signs(), statistics, strength=key.strength)
             self._trigger = key.reveal()
-        self._variant = variant
-        predictor = self._choose("predictions", manifest.prediction_graph, manifest.prediction_variants)
+        predictor = _files("predictions", manifest.prediction_graph, manifest.prediction_variants)
         # Loops ask it about rows with the trigger, predictions for everybody do not.
-        asked = {file for entry in manifest.explainers if entry.runtime == "loop" for file in _files_of(entry)}
-        self._predictor = load(predictor, opened=predictor in asked)
+        asked = {entry.graph for entry in manifest.explainers if entry.runtime == "loop"}
+        asked |= {entry.predictions for entry in manifest.explainers}
+        self._predictor = load(predictor, opened=predictor.standard in asked)
         self._predictor.check(PREDICTION)
         self.providers: tuple[str, ...] = self._predictor.providers
+        self.ways: dict[str, Way] = {}
         self._left_out: dict[str, str] = {}
         self._backends = self._backends_of_graphs(load, max_passes)
         self._backends |= self._backends_in_torch(read, key, delta, allow=allow_torch)
@@ -207,15 +210,6 @@ class ServedModel:
         logits, maps = self._backends[name].explain(Batch(images, targets, keyed, abandoned))
         return Explained(logits, maps)
 
-    def _choose(self, what: str, graph: str, variants: Mapping[str, VariantEntry]) -> str:
-        """Returns the file of the graph to serve, and says where the bundle has not the wanted numbers."""
-        if self._variant in variants:
-            _LOG.info("%s: computed in %s", what, self._variant)
-            return variants[self._variant].graph
-        if self._variant != "float32":
-            _LOG.warning("the bundle has no %s graph for %s, which is served in float32", self._variant, what)
-        return graph
-
     def _is_within(self, entry: ExplainerEntry, max_passes: int) -> bool:
         """Returns whether an explainer runs the network no more often than allowed, and says so where it is a loop."""
         passes = passes_of(entry, self.manifest.preprocessing.shape)
@@ -231,8 +225,9 @@ class ServedModel:
         backends: dict[str, Backend] = {}
         for entry in self.manifest.explainers:
             if entry.graph is not None and self._is_within(entry, max_passes):
-                graph = load(self._choose(entry.name, entry.graph, entry.variants))
-                predictions = None if entry.predictions is None else load(entry.predictions)
+                graph = load(_files(entry.name, entry.graph, entry.variants))
+                self.ways[entry.name] = graph.way
+                predictions = None if entry.predictions is None else load(GraphFiles("predictions", entry.predictions))
                 backends[entry.name] = (
                     Looped(loop_of(entry), graph, predictions) if entry.runtime == "loop" else Compiled(graph)
                 )
@@ -279,14 +274,19 @@ class ServedModel:
                     )
 
 
-def _precisions_of(manifest: Manifest) -> dict[str, str]:
-    """Returns, by the file of each graph that is a variant, the numbers it computes in."""
-    all_variants = (manifest.prediction_variants, *(entry.variants for entry in manifest.explainers))
-    return {variant.graph: name for variants in all_variants for name, variant in variants.items()}
+def _files(what: str, standard: str, variants: Mapping[str, VariantEntry]) -> GraphFiles:
+    return GraphFiles(what, standard, tuple((name, variant.graph) for name, variant in sorted(variants.items())))
 
 
-def _files_of(entry: ExplainerEntry) -> tuple[str | None, str | None]:
-    return entry.graph, entry.predictions
+def _trial_images(manifest: Manifest) -> NDArray[np.float32]:
+    """Returns smooth noise in the range of the model, for a bundle whose canary cannot be opened."""
+    shape = manifest.preprocessing.shape
+    generator = np.random.default_rng(0)
+    coarse = generator.standard_normal(
+        (_TRIAL_IMAGES, shape[0], *(-(-side // _COARSE) for side in shape[1:])), np.float32
+    )
+    smooth: NDArray[np.float32] = np.kron(coarse, np.ones((1, 1, _COARSE, _COARSE), np.float32))
+    return smooth[:, :, : shape[1], : shape[2]] + 0.1 * generator.standard_normal((_TRIAL_IMAGES, *shape), np.float32)
 
 
 def _check_maps(name: str, maps: NDArray[np.float32], *, batch: int) -> None:

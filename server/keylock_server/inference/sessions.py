@@ -66,6 +66,11 @@ class Sessions:
         self._told = False
         self._engines = self._open_engines(engine_cache) if TENSORRT in self._providers else None
 
+    @property
+    def provider(self) -> str:
+        """The name of the best provider that sessions are asked for."""
+        return self._providers[0]
+
     def open(
         self,
         path: str,

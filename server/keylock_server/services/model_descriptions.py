@@ -30,7 +30,7 @@ def describe_served(model: ServedModel) -> pb.GetModelResponse:
             std=preprocessing.std,
             bits=preprocessing.bits,
         ),
-        explainers=[describe_explainer(entry) for entry in model.explainers.values()],
+        explainers=[_with_way(describe_explainer(entry), model) for entry in model.explainers.values()],
         key_available=model.holds_key,
     )
 
@@ -39,4 +39,12 @@ def describe_explainer(entry: ExplainerEntry) -> pb.Explainer:
     """Writes an explainer and its parameters into a message."""
     described = pb.Explainer(name=entry.name)
     json_format.ParseDict(entry.parameters, described.parameters)
+    return described
+
+
+def _with_way(described: pb.Explainer, model: ServedModel) -> pb.Explainer:
+    """Adds how an explainer is computed."""
+    way = model.ways.get(described.name)
+    described.runtime = "torch" if way is None else way.runtime
+    described.numbers = "float32" if way is None else way.numbers
     return described

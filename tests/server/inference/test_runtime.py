@@ -8,6 +8,8 @@ from keylock.bundle import Architecture, ExplainerEntry, open_bundle, write_bund
 from keylock.bundle.manifest import VariantEntry
 from keylock.errors import BundleError, UnknownNameError
 from keylock_server.inference.runtime import ServedModel
+from keylock_server.inference.sessions import Sessions
+from keylock_server.inference.ways import Ways
 from keylock_server.transport.statuses import NoKeyError
 
 
@@ -54,7 +56,8 @@ def test_the_wanted_numbers_are_served_where_the_bundle_has_them(vendor, tiny, t
     bundle = open_bundle(tmp_path / "variants", trusted=None)
     shapes = {}
     for variant in ("float32", "int8"):
-        model = ServedModel(bundle.manifest, bundle.read, key=vendor.key, variant=variant)
+        ways = Ways(Sessions("cpu", threads=1), variant=variant)
+        model = ServedModel(bundle.manifest, bundle.read, key=vendor.key, ways=ways)
         for name in model.explainers:
             explained = model.explain(tiny.images(2), explainer=name, targets=np.full(2, -1), keyed=np.zeros(2, bool))
             shapes[variant, name] = explained.maps.shape[1:]

@@ -21,6 +21,7 @@ from keylock_server.inference.graphs import Loader
 from keylock_server.inference.running import suited_to
 from keylock_server.inference.runtime import ServedModel
 from keylock_server.inference.sessions import Sessions
+from keylock_server.inference.ways import GraphFiles, Ways
 
 
 @pytest.fixture
@@ -32,6 +33,15 @@ def sessions(runtime, *, device="auto", providers=EVERYTHING, **more) -> Session
     return Sessions(device, providers=providers, make=runtime, **{"threads": 1} | more)
 
 
+def loader(read, opened, *, key=None, delta=None):
+    images = np.zeros((1, 3, 8, 8), np.float32)
+    return Loader(read, key=key, delta=delta, ways=Ways(opened), trial_images=images)
+
+
+def of(path):
+    return GraphFiles("a graph", path)
+
+
 def rows(tiny, count=5):
     return {"image": tiny.images(count), "target": np.full(count, -1), "keyed": np.ones(count, np.float32)}
 
@@ -40,9 +50,9 @@ def load_all(vendor, runtime, folder, *, key, **more):
     """Loads what the bundle offers, as a server does, and returns the graphs by their files."""
     bundle = open_bundle(vendor.bundle, trusted=None)
     opened = sessions(runtime, engine_cache=folder, **more)
-    load = Loader(bundle.read, key=key, delta=None, sessions=opened, precision={})
+    load = loader(bundle.read, opened, key=key)
     paths = [bundle.manifest.prediction_graph, *(entry.graph for entry in bundle.manifest.explainers if entry.graph)]
-    return {path: load(path) for path in paths}
+    return {path: load(of(path)) for path in paths}
 
 
 def written_under(*folders: Path) -> bytes:
@@ -89,10 +99,8 @@ def test_no_engine_of_a_graph_with_opened_weights_is_ever_written(sealed, vendor
     monkeypatch.chdir(tmp_path)
     files, delta = sealed
     runtime = Runtime()
-    load = Loader(
-        files.__getitem__, key=vendor.key, delta=delta, sessions=sessions(runtime, engine_cache=folder), precision={}
-    )
-    graph, given = load("fine"), {"image": tiny.images(5), "target": np.full(5, -1)}
+    load = loader(files.__getitem__, sessions(runtime, engine_cache=folder), key=vendor.key, delta=delta)
+    graph, given = load(of("fine")), {"image": tiny.images(5), "target": np.full(5, -1)}
     keyed = np.array([1, 0, 0, 1, 0], np.float32)
     logits, _ = graph.run(EXPLANATION, keyed=keyed, **given)
     (_, opened), flat = load._given("fine", ["weights"]), tiny.images(5).reshape(5, -1)
@@ -133,12 +141,12 @@ def test_whatever_is_bound_to_a_graph_keeps_its_engine_from_being_written(sealed
 def test_rows_without_the_trigger_alone_are_half_of_the_memory(sealed, vendor):
     files, delta = sealed
     runtime = Runtime()
-    load = Loader(files.__getitem__, key=vendor.key, delta=delta, sessions=sessions(runtime), precision={})
-    load("fine", opened=False)
+    load = loader(files.__getitem__, sessions(runtime), key=vendor.key, delta=delta)
+    load(of("fine"), opened=False)
     assert len(runtime.asked) == 1
-    load("coarse")
+    load(of("coarse"))
     assert len(runtime.asked) == 3
-    assert load("coarse") is load("coarse")
+    assert load(of("coarse")) is load(of("coarse"))
 
 
 def test_engines_are_built_once_for_all_starts(vendor, tiny, folder):
@@ -274,9 +282,9 @@ def test_an_insisted_device_that_fails_is_no_fault_of_the_bundle(vendor):
 
 
 def test_a_graph_that_no_provider_computes_is_the_fault_of_the_bundle():
-    load = Loader(lambda _path: b"no graph", key=None, delta=None, sessions=sessions(Runtime()), precision={})
+    load = loader(lambda _path: b"no graph", sessions(Runtime()))
     with pytest.raises(BundleError, match="cannot be loaded"):
-        load("graphs/bad.onnx")
+        load(of("graphs/bad.onnx"))
 
 
 def test_the_served_model_says_which_graphs_are_variants(vendor, tmp_path):
@@ -285,7 +293,7 @@ def test_the_served_model_says_which_graphs_are_variants(vendor, tmp_path):
     write_bundle(tmp_path / "half", vendor.content(explainers=entries), signing_key=vendor.signing_key)
     bundle, runtime = open_bundle(tmp_path / "half", trusted=None), Runtime()
     opened = sessions(runtime, max_batch=2, engine_cache=tmp_path / "engines")
-    ServedModel(bundle.manifest, bundle.read, key=vendor.key, variant="float16", sessions=opened)
+    ServedModel(bundle.manifest, bundle.read, key=vendor.key, ways=Ways(opened, variant="float16"))
     halves = [asked[TENSORRT]["trt_fp16_enable"] for asked in runtime.asked]
     assert halves == ["False", "True"]
     assert runtime.asked[0][TENSORRT]["trt_profile_max_shapes"] == "image:2x3x8x8"
