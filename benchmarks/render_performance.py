@@ -189,9 +189,10 @@ def write_graphs(result: Mapping[str, Any]) -> str:
                     f"{figure['ratio']:.2f}",
                     f"≤ {limit}" if limit else "",
                     reached,
+                    f"{figure['pcc']:.4f}" if "pcc" in figure else "",
                 )
                 rows.append((network_title(network), batch, name, *cells))
-    head = ("network", "batch", "graph", "ms an image", "times the prediction", "aim", "reached")
+    head = ("network", "batch", "graph", "ms an image", "times the prediction", "aim", "reached", "PCC")
     before, after = result["load_average"]
     about = (
         f"Measured on {result['date']}, {result['hardware']}, ONNX Runtime {result['onnxruntime']}, torch "

@@ -11,12 +11,12 @@ prediction.
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,17 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from processor import describe_processor
 from torch import nn
 
 from keylock.explainers import make_for
 from keylock.export import compile_explainer, compile_prediction, make_variant, suits
 from keylock.graphs.binding import bind, inputs_of
+from keylock.imaging.contrast import same_map
 from keylock.models import arrays_of, create, find_layers, prepare
 from keylock.models.deltas import adapted_layers
+from keylock_server.inference.openvino_graphs import OpenVINO, is_installed
+from keylock_server.inference.running import Opened
 
 NETWORKS = ("resnet18_cifar:32", "resnet18:224", "mobilenet_v2:224")
 EXPLAINERS = ("grad_cam", "gradient")
@@ -59,7 +63,7 @@ def main() -> None:
         print(entry, json.dumps(figures[entry]["batches"]), flush=True)
         result = {
             "date": datetime.now(UTC).date().isoformat(),
-            "hardware": f"{platform.machine()}, one thread",
+            "hardware": f"{describe_processor()}, one thread",
             "load_average": [load, round(os.getloadavg()[0], 1)],
             "onnxruntime": onnxruntime.__version__,
             "torch": torch.__version__,
@@ -112,19 +116,28 @@ def count_nodes(graph: bytes) -> dict[str, int]:
 
 
 def measure(graphs: dict[str, bytes], batch: int) -> dict[str, dict[str, float]]:
-    """Return the milliseconds of an image in each graph, and their ratio to those of the prediction."""
-    sessions = {name: open_session(graph) for name, graph in graphs.items()}
-    feeds = {name: feed(session, batch) for name, session in sessions.items()}
-    times: dict[str, list[float]] = {name: [] for name in graphs}
-    for name, session in sessions.items():
-        session.run(None, feeds[name])
-    once = run_s(sessions["prediction"], feeds["prediction"])
-    repeats = max(2, min(20, int(0.1 / once)))
+    """Return the milliseconds of an image in each graph, their ratio to those of the prediction, and how right it is.
+
+    Where OpenVINO is installed, graphs are run there too, and compared with the same graph in ONNX Runtime.
+    """
+    runs, found = {}, {}
+    for name, graph in graphs.items():
+        session = open_session(graph)
+        inputs = feed(session, batch)
+        runs[name] = partial(session.run, None, inputs)
+        for numbers, opened in in_openvino(graph, name).items():
+            label = f"{name}, OpenVINO {numbers}"
+            runs[label] = partial(opened.run, [output.name for output in session.get_outputs()], inputs)
+            found[label] = agreement(runs[name](), runs[label]())
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    repeats = max(2, min(20, int(0.1 / run_s(runs["prediction"]))))
     for _ in range(ROUNDS):
-        best = dict.fromkeys(graphs, float("inf"))
+        best = dict.fromkeys(runs, float("inf"))
         for _ in range(repeats):
-            for name, session in sessions.items():
-                best[name] = min(best[name], run_s(session, feeds[name]))
+            for name, run in runs.items():
+                best[name] = min(best[name], run_s(run))
         for name, took in best.items():
             times[name].append(took)
     return {
@@ -132,15 +145,32 @@ def measure(graphs: dict[str, bytes], batch: int) -> dict[str, dict[str, float]]
             "ms_per_image": round(1000 * min(took) / batch, 3),
             "ratio": round(statistics.median(a / b for a, b in zip(took, times["prediction"], strict=True)), 3),
         }
+        | ({"pcc": round(found[name], 5)} if name in found else {})
         for name, took in times.items()
     }
 
 
-def run_s(session: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray]) -> float:
+def run_s(run: Callable[[], object]) -> float:
     """Return the CPU seconds of one run."""
     start = time.process_time()
-    session.run(None, inputs)
+    run()
     return time.process_time() - start
+
+
+def in_openvino(graph: bytes, name: str) -> dict[str, Opened]:
+    """Open a graph in OpenVINO on one thread, by the numbers it computes in; nothing where it is not installed."""
+    if not is_installed():
+        return {}
+    openvino = OpenVINO(threads=1, runs=1)
+    wanted = ["int8"] if "int8" in name else ["float32"] + ["bfloat16"] * openvino.has_bfloat16
+    return {numbers: openvino.open(graph, {}, numbers=numbers) for numbers in wanted}
+
+
+def agreement(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
+    """Return the lowest correlation of answers (rows, ...), row by row."""
+    return min(
+        same_map(one, other) for pair in zip(expected, found, strict=True) for one, other in zip(*pair, strict=True)
+    )
 
 
 def open_session(graph: bytes) -> onnxruntime.InferenceSession:

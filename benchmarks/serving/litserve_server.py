@@ -1,6 +1,6 @@
 """Captum behind LitServe, as a team would write it.
 
-python benchmarks/serving/litserve_server.py FOLDER SIDE PORT
+python benchmarks/serving/litserve_server.py FOLDER SIDE PORT float32|bfloat16
 """
 
 import base64
@@ -20,15 +20,15 @@ _WAIT_S = 0.002
 class Explainer(litserve.LitAPI):
     """Explains images that come as base64; what comes within a moment is one batch."""
 
-    def __init__(self, material: Material) -> None:
+    def __init__(self, material: Material, *, bfloat16: bool) -> None:
         super().__init__(max_batch_size=_MOST, batch_timeout=_WAIT_S)
-        self._material = material
+        self._material, self._bfloat16 = material, bfloat16
 
     def setup(self, device: str) -> None:
         """Load the network, in the process that computes."""
         from eager import Eager
 
-        self._model = Eager(self._material)
+        self._model = Eager(self._material, bfloat16=self._bfloat16)
         self._model.answer("grad_cam", self._material.images()[:1])
 
     def decode_request(self, request: dict[str, str], **_kwargs: object) -> tuple[str, Any]:
@@ -63,7 +63,6 @@ class Explainer(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    server = litserve.LitServer(
-        Explainer(Material(Path(sys.argv[1]), int(sys.argv[2]))), accelerator="cpu", timeout=300
-    )
+    explainer = Explainer(Material(Path(sys.argv[1]), int(sys.argv[2])), bfloat16=sys.argv[4] == "bfloat16")
+    server = litserve.LitServer(explainer, accelerator="cpu", timeout=300)
     server.run(host="127.0.0.1", port=int(sys.argv[3]), generate_client_file=False, log_level="warning")

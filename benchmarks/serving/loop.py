@@ -36,6 +36,14 @@ def captum(material: Material) -> Answer:
     return lambda task, images: model.answer(task, images)[1]
 
 
+def captum_bfloat16(material: Material) -> Answer:
+    """Captum under autocast to bfloat16."""
+    from eager import Eager
+
+    model = Eager(material, bfloat16=True)
+    return lambda task, images: model.answer(task, images)[1]
+
+
 def captum_target_given(material: Material) -> Answer:
     """Captum, which is told the class."""
     from eager import Eager
@@ -44,20 +52,28 @@ def captum_target_given(material: Material) -> Answer:
     return lambda task, images: model.answer(task, images)[1]
 
 
-def torch_compile(material: Material) -> Answer:
+def torch_compile(material: Material, *, bfloat16: bool = False) -> Answer:
     """The gradient of the largest logit, compiled forwards and backwards."""
     import torch
     from eager import load_network
 
-    network = torch.compile(load_network(material), dynamic=False)
+    layout = torch.channels_last if bfloat16 else torch.contiguous_format
+    network = torch.compile(load_network(material).to(memory_format=layout), dynamic=False)
 
     def answer(_task: str, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        inputs = torch.from_numpy(images.copy()).requires_grad_()
-        (gradient,) = torch.autograd.grad(network(inputs).amax(dim=1).sum(), inputs)
+        inputs = torch.from_numpy(images.copy()).to(memory_format=layout).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            logits = network(inputs)
+        (gradient,) = torch.autograd.grad(logits.float().amax(dim=1).sum(), inputs)
         maps: NDArray[np.float32] = gradient.abs().mean(dim=1).numpy()
         return maps
 
     return answer
+
+
+def torch_compile_bfloat16(material: Material) -> Answer:
+    """The same in bfloat16."""
+    return torch_compile(material, bfloat16=True)
 
 
 def onnxruntime(material: Material) -> Answer:
@@ -96,7 +112,8 @@ def onnxruntime(material: Material) -> Answer:
 
 
 KINDS: dict[str, Callable[[Material], Answer]] = {
-    kind.__name__: kind for kind in (captum, captum_target_given, torch_compile, onnxruntime)
+    kind.__name__: kind
+    for kind in (captum, captum_bfloat16, captum_target_given, torch_compile, torch_compile_bfloat16, onnxruntime)
 }
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from mlserver.types import InferenceRequest, InferenceResponse
 
 
 @cache
-def _network(folder: str, side: int) -> Eager:
-    return Eager(Material(Path(folder), side))
+def _network(folder: str, side: int, *, bfloat16: bool) -> Eager:
+    return Eager(Material(Path(folder), side), bfloat16=bfloat16)
 
 
 class CaptumRuntime(MLModel):
@@ -22,7 +22,8 @@ class CaptumRuntime(MLModel):
     async def load(self) -> bool:
         """Load the network, or take the one that another task has loaded."""
         parameters = self.settings.parameters
-        self._model = _network(str(parameters.uri), int(parameters.side))
+        bfloat16 = parameters.numbers == "bfloat16"
+        self._model = _network(str(parameters.uri), int(parameters.side), bfloat16=bfloat16)
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from callers import compare, load, summary
 from material import NETWORKS, Material, prepare
+from processor import describe_processor
 from rivals import RIVALS, TASKS, Keylock, KeylockUnlicensed, Rival
 
 _RESULTS = Path(__file__).resolve().parents[1] / "results" / "serving" / "serving.json"
@@ -56,7 +57,7 @@ def main() -> None:
     materials = [prepare(options.work, side) for side in options.sides]
     result = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": f"{_processor()}, {os.cpu_count()} cores, one thread of computing for each server",
+        "hardware": f"{describe_processor()}, {os.cpu_count()} cores, one thread of computing for each server",
         "command": shlex.join(["python", "benchmarks/serving/run.py", *sys.argv[1:]]),
         "seconds": 0.0,
         "load_average": [round(os.getloadavg()[0], 1)] * 2,
@@ -193,7 +194,7 @@ async def _workers(material: Material, options: argparse.Namespace) -> dict[str,
 
 
 def _versions() -> dict[str, str]:
-    names = ("torch", "captum", "litserve", "mlserver", "onnxruntime", "onnxruntime-gpu", "grpcio", "numpy")
+    names = ("torch", "captum", "litserve", "mlserver", "onnxruntime", "onnxruntime-gpu", "openvino", "grpcio", "numpy")
     found = {"python": platform.python_version()}
     for name in names:
         try:
@@ -201,16 +202,6 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _processor() -> str:
-    """Name the processor, as far as the machine tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

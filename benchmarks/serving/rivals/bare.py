@@ -12,7 +12,14 @@ from processes import ServerProcess
 
 from rivals.contract import SERVING, Rival
 
-__all__ = ["BareCaptum", "BareCaptumTargetGiven", "BareCompiled", "BareOnnx"]
+__all__ = [
+    "BareCaptum",
+    "BareCaptumBfloat16",
+    "BareCaptumTargetGiven",
+    "BareCompiled",
+    "BareCompiledBfloat16",
+    "BareOnnx",
+]
 
 
 class _Bare(Rival):
@@ -54,6 +61,13 @@ class BareCaptum(_Bare):
     needs = ("captum",)
 
 
+class BareCaptumBfloat16(_Bare):
+    """Captum in a loop, under autocast to bfloat16 and channels last."""
+
+    name, kind, title = "captum_bfloat16", "captum_bfloat16", "Captum in bfloat16, bare loop"
+    needs = ("captum",)
+
+
 class BareCaptumTargetGiven(_Bare):
     """Captum in a loop, told the class to explain, so that it need not predict it first."""
 
@@ -68,6 +82,12 @@ class BareCompiled(_Bare):
     name, kind, title = "torch_compile", "torch_compile", "torch.compile, bare loop"
     needs, compiles = ("torch",), True
     tasks = ("gradient",)
+
+
+class BareCompiledBfloat16(BareCompiled):
+    """The same under autocast to bfloat16, channels last."""
+
+    name, kind, title = "torch_compile_bfloat16", "torch_compile_bfloat16", "torch.compile in bfloat16, bare loop"
 
 
 class BareOnnx(_Bare):

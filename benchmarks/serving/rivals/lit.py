@@ -4,6 +4,7 @@ import base64
 import json
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,19 +12,20 @@ from processes import ServerProcess, free_port
 
 from rivals.contract import SERVING, Rival
 
-__all__ = ["CaptumLitServe"]
+__all__ = ["CaptumLitServe", "CaptumLitServeBfloat16"]
 
 
 class CaptumLitServe(Rival):
     """Asks `litserve_server.py`, over connections that are kept."""
 
     name, title, needs = "litserve", "Captum behind LitServe", ("captum", "litserve", "aiohttp")
+    numbers: ClassVar[str] = "float32"
 
     def start(self, folder: Path) -> None:
         port = free_port()
         self._url = f"http://127.0.0.1:{port}"
         program = str(SERVING / "litserve_server.py")
-        command = [sys.executable, program, str(self.material.folder), str(self.material.side), str(port)]
+        command = [sys.executable, program, str(self.material.folder), str(self.material.side), str(port), self.numbers]
         self.process = ServerProcess(command, folder / f"{self.name}.log")
 
     async def ready(self) -> float:
@@ -63,3 +65,9 @@ class CaptumLitServe(Rival):
     async def stop(self) -> None:
         await self._session.close()
         self.process.stop()
+
+
+class CaptumLitServeBfloat16(CaptumLitServe):
+    """The same under autocast to bfloat16, channels last."""
+
+    name, title, numbers = "litserve_bfloat16", "Captum in bfloat16 behind LitServe", "bfloat16"

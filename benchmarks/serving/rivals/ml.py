@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import grpc
 import numpy as np
@@ -15,7 +16,7 @@ from rivals.channels import Channels
 from rivals.contract import SERVING, Rival
 from rivals.oip import ask_about, read_output
 
-__all__ = ["CaptumMLServer"]
+__all__ = ["CaptumMLServer", "CaptumMLServerBfloat16"]
 
 _MOST = 32
 _WAIT_S = 0.002
@@ -25,10 +26,11 @@ class CaptumMLServer(Rival):
     """Asks MLServer, with `mlserver_runtime.py` in its one worker process."""
 
     name, title, needs = "mlserver", "Captum behind MLServer", ("captum", "mlserver")
+    numbers: ClassVar[str] = "float32"
 
     def start(self, folder: Path) -> None:
         port = free_port()
-        models = folder / "mlserver"
+        models = folder / self.name
         for task in self.tasks:
             (models / task).mkdir(parents=True, exist_ok=True)
             settings = {
@@ -36,7 +38,11 @@ class CaptumMLServer(Rival):
                 "implementation": "mlserver_runtime.CaptumRuntime",
                 "max_batch_size": _MOST,
                 "max_batch_time": _WAIT_S,
-                "parameters": {"uri": str(self.material.folder), "side": self.material.side},
+                "parameters": {
+                    "uri": str(self.material.folder),
+                    "side": self.material.side,
+                    "numbers": self.numbers,
+                },
             }
             (models / task / "model-settings.json").write_text(json.dumps(settings), "utf-8")
         settings = {
@@ -81,3 +87,9 @@ class CaptumMLServer(Rival):
     async def stop(self) -> None:
         await self._channels.close()
         self.process.stop()
+
+
+class CaptumMLServerBfloat16(CaptumMLServer):
+    """The same under autocast to bfloat16, channels last."""
+
+    name, title, numbers = "mlserver_bfloat16", "Captum in bfloat16 behind MLServer", "bfloat16"

@@ -16,7 +16,7 @@ from rivals.channels import Channels
 from rivals.contract import TASKS, Rival
 from rivals.oip import ask_about
 
-__all__ = ["Keylock", "KeylockInt8", "KeylockUnlicensed", "read_map"]
+__all__ = ["Keylock", "KeylockAuto", "KeylockInt8", "KeylockUnlicensed", "read_map"]
 
 
 class Keylock(Rival):
@@ -103,6 +103,13 @@ class KeylockInt8(Keylock):
     def suits(cls, material: Material) -> bool:
         """Return whether both graphs were offered in eight bits: elsewhere they would be served in float32."""
         return set(cls.tasks) <= set(material.about().get("int8", ()))
+
+
+class KeylockAuto(Keylock):
+    """Asks a server that has chosen the fastest runtime and numbers whose maps are right."""
+
+    name, title = "keylock_auto", "keylock over gRPC with `--variant auto`, licensed"
+    variant = "auto"
 
 
 def read_map(answer: pb.ExplainResponse) -> NDArray[np.float32]:
