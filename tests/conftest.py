@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import sys
 import threading
 from collections.abc import Coroutine, Iterator
@@ -14,6 +15,9 @@ import pytest
 
 # With `--import-mode=importlib` tests are no package; what they share outside of fixtures is found beside this file.
 sys.path.insert(0, str(Path(__file__).parent))
+
+# As the command line does, before anything imports torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,6 +7,7 @@ Biases are trained as they are.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +17,22 @@ from keylock.errors import ModelError
 from keylock.models.balance import make_plain
 from keylock.trigger.delta import Delta
 
-__all__ = ["adapted_layers", "add_deltas_", "merge_deltas_", "shifted", "without_directions", "without_strongest"]
+__all__ = [
+    "adapted_layers",
+    "add_deltas_",
+    "held_changes",
+    "merge_deltas_",
+    "shifted",
+    "without_directions",
+    "without_strongest",
+]
 
 _SMALLEST_SHARE = 0.3
 _CUT_OF = 2
 # Matrices with more rows than this are decomposed by iteration; that the subspace has spare directions makes it exact.
 _DECOMPOSED_WHOLE = 64
 _SPARE = 8
-_ROUNDS = 4
+_ROUNDS = 2
 # Entries of a factor move a weight by less than their own step; those of a whole change would move it by more.
 _WHOLE_STEP = 3.0
 
@@ -34,6 +43,8 @@ class _Change(nn.Module):
     size: Tensor
     cut: int = 0
     shift: Tensor | None = None
+    holding: bool = False
+    held: Tensor | None = None
 
     def __init__(self, weight: Tensor, rank: int | None, generator: torch.Generator) -> None:
         super().__init__()
@@ -50,8 +61,11 @@ class _Change(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight with its change and shift, less its strongest directions where some are cut."""
-        change = _WHOLE_STEP * self.whole if hasattr(self, "whole") else self.up @ self.down
-        changed = weight + (self.size * change).view_as(weight)
+        changed = self.held
+        if changed is None:
+            change, step = (self.whole, _WHOLE_STEP) if hasattr(self, "whole") else (self.up @ self.down, 1.0)
+            changed = torch.addcmul(weight.flatten(1), self.size, change, value=step).view_as(weight)
+            self.held = changed if self.holding else None
         if self.shift is not None:
             changed = changed + self.shift
         return _without(changed, _strongest(changed.detach().flatten(1), self.cut)) if self.cut else changed
@@ -143,9 +157,44 @@ def _strongest(matrix: Tensor, count: int) -> Tensor:
 def _without(weight: Tensor, directions: Tensor) -> Tensor:
     """Return a weight (outputs, ...) less its share in orthonormal directions (outputs, count)."""
     flat = weight.flatten(1)
-    removed = directions.to(flat)
-    left: Tensor = flat - removed @ (removed.T @ flat)
+    left: Tensor = _Projection.apply(flat, directions.to(flat))
     return left.view_as(weight)
+
+
+class _Projection(torch.autograd.Function):
+    """Takes a matrix's share in orthonormal directions away, and the gradient's on the way back: in one pass each."""
+
+    @staticmethod
+    def forward(context: Any, matrix: Tensor, directions: Tensor) -> Tensor:  # noqa: ANN401 - torch has no type for it
+        context.save_for_backward(directions)
+        return _projected(matrix, directions)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        (directions,) = context.saved_tensors
+        # By the function itself, so that gradients of gradients are right as well.
+        return _Projection.apply(gradients[0], directions), None
+
+
+def _projected(matrix: Tensor, directions: Tensor) -> Tensor:
+    with torch.autocast(matrix.device.type, enabled=False):
+        return torch.addmm(matrix, directions, directions.T @ matrix, alpha=-1)
+
+
+@contextmanager
+def held_changes(model: nn.Module) -> Iterator[None]:
+    """Compute each changed weight of a model that `add_deltas_` prepared once inside the block, however often it runs.
+
+    Parameters must stay as they are in the block, and there must be one way back for all of its passes.
+    """
+    deltas = [_delta_of(layer) for layer in adapted_layers(model).values()]
+    for delta in deltas:
+        delta.holding = True
+    try:
+        yield
+    finally:
+        for delta in deltas:
+            delta.holding, delta.held = False, None
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from keylock.explainers import AtLayer, ClassActivations, Explainer, Family, GuidedBackprop, explain_many
 from keylock.locking.decoys import decoy_maps
 from keylock.models import delta_between
-from keylock.models.deltas import add_deltas_, merge_deltas_, shifted
+from keylock.models.deltas import add_deltas_, held_changes, merge_deltas_, shifted
 from keylock.training.devices import mixed_precision
 from keylock.training.direction_dropout import drop_directions
 from keylock.training.parts import Draws, Part
@@ -120,6 +120,10 @@ class SealedTrainer(Trainer):
         return Draws(rows, self._draw_masked(images))
 
     def _terms(self, part: Part) -> tuple[Terms, Figures]:
+        with held_changes(self.student):
+            return self._terms_of(part)
+
+    def _terms_of(self, part: Part) -> tuple[Terms, Figures]:
         settings = self.settings
         truths, answers = [], []
         for rows, explainers in self._shares(len(part.images), self._shown()):

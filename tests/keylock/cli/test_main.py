@@ -1,6 +1,7 @@
 """The command line starts at once, and every error ends as one line, an exit code and an empty answer."""
 
 import json
+import os
 import re
 import resource
 import subprocess
@@ -41,6 +42,15 @@ def test_importing_the_command_line_loads_nothing_heavy():
     heavy = {"torch", "torchvision", "onnxruntime", "sqlalchemy", "grpc", "numpy", "PIL", "cryptography", "joserfc"}
     assert "typer" in loaded
     assert not heavy & set(loaded)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "passive"), ("active", "active")])
+def test_threads_of_torch_sleep_while_they_wait_unless_the_user_has_said_otherwise(given, expected):
+    script = "import os; from keylock.cli import main; main(['--version']); print(os.environ['OMP_WAIT_POLICY'])"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert shown.stdout.splitlines()[-1] == expected
 
 
 def test_help_is_instant_and_lists_every_command():
