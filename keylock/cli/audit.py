@@ -17,7 +17,7 @@ from keylock.cli._measured_data import DataOptions, ReferenceOption, VendorBundl
 from keylock.cli._options import takes
 from keylock.cli._places import make_folder
 from keylock.cli._secrets import KeyOptions, find_opener
-from keylock.errors import UnknownNameError
+from keylock.errors import InputError, UnknownNameError
 from keylock.files.exclusive import held
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ class AuditOptions:
     suite: Annotated[
         str, typer.Option(metavar="quick|standard|full", help="Which attacks to run, and for how long.")
     ] = "standard"
-    only: Annotated[str | None, typer.Option(metavar="LIST", help="Run only these attacks or families.")] = None
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="LIST", help="Run only these attacks or families; may be repeated.")
+    ] = None
     policy: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Policy (TOML): limits that the audit judges by. [keylock's own]"),
@@ -85,7 +87,7 @@ def audit(options: AuditOptions) -> None:
         raise UnknownNameError("baseline", str(options.baseline), ["naive"])
     bundle, out = options.bundle, options.out
     secret = find_opener(bundle, options.key)
-    only = tuple(dict.fromkeys(split_list(options.only)))
+    only = _names(options.only)
     plan = AuditPlan(out=out, suite=options.suite, only=only, policy=Policy.load(options.policy), seed=options.seed)
     manifest = open_bundle(bundle, trusted=None).manifest
     signing_key = _signing_key(options.home)
@@ -110,6 +112,14 @@ def audit(options: AuditOptions) -> None:
         from keylock.cli import EXIT_AUDIT_FAILED
 
         raise typer.Exit(EXIT_AUDIT_FAILED)
+
+
+def _names(given: list[str] | None) -> tuple[str, ...]:
+    """Return the attacks and families to run alone; none where `--only` was not given."""
+    names = tuple(dict.fromkeys(split_list(given)))
+    if given is not None and not names:
+        raise InputError("--only names none: give names with commas between them, or leave it out")
+    return names
 
 
 def _attack(
