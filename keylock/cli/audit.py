@@ -65,6 +65,12 @@ class AuditOptions:
     key: KeyOptions
     home: HomeOption = DEFAULT_HOME
     seed: Annotated[int, typer.Option(metavar="N", help="Random seed.")] = 0
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Attacks to run at once. [one for each core that memory allows; 1 beside Linux]"
+        ),
+    ] = None
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the report.")] = Path("report")
     strict: Annotated[bool, typer.Option("--strict", help="Exit with code 12 if the lock fails an attack.")] = False
     as_json: JsonOption = False
@@ -103,7 +109,9 @@ def audit(options: AuditOptions) -> None:
             seed=seed_of(manifest),
             asked=asked,
         )
-        result, beside = _attack(case, plan, bundle, secret, baseline=options.baseline is not None)
+        result, beside = _attack(
+            case, plan, bundle, secret, baseline=options.baseline is not None, workers=options.workers
+        )
     record = publish_audit(
         case, plan, result, pixels=pixels, now=lambda: datetime.now(UTC), signing_key=signing_key, baseline=beside
     )
@@ -123,10 +131,16 @@ def _names(given: list[str] | None) -> tuple[str, ...]:
 
 
 def _attack(
-    case: "Case", plan: "AuditPlan", bundle: Path, secret: "KeySeed | Sealer", *, baseline: bool
+    case: "Case",
+    plan: "AuditPlan",
+    bundle: Path,
+    secret: "KeySeed | Sealer",
+    *,
+    baseline: bool,
+    workers: int | None,
 ) -> "tuple[AuditResult, tuple[Judged, ...]]":
     """Return what came of the attacks on the lock, and of those on a baseline lock where there is to be one."""
-    from keylock.audit import run_audit
+    from keylock.audit import can_share, run_audit, worker_count
     from keylock.cli._progress import shown_progress
 
     def bench() -> "AbstractContextManager[Bench]":
@@ -134,11 +148,14 @@ def _attack(
 
         return serving_bench(bundle, secret, case.images[:_SERVED_IMAGES].numpy())
 
+    if workers is not None and workers > 1 and not can_share(case):
+        raise InputError(f"--workers {workers} needs Linux, and --oracle torch: leave it out")
+    count = worker_count(case, plan.spent) if workers is None else workers
     try:
         with shown_progress() as progress:
             said = _Said(progress.say)
-            result = run_audit(case, plan, progress=progress, bench=bench, heard=said)
-            return result, _audit_baseline(case, plan, progress, said) if baseline else ()
+            result = run_audit(case, plan, progress=progress, bench=bench, heard=said, workers=count)
+            return result, _audit_baseline(case, plan, progress, said, count) if baseline else ()
     except KeyboardInterrupt:
         raise StoppedError(f"stopped; what was found is kept in {plan.out}: run the same command to go on") from None
 
@@ -161,14 +178,17 @@ class _Said:
         self._say(text)
 
 
-def _audit_baseline(case: "Case", plan: "AuditPlan", progress: "Display", said: _Said) -> "tuple[Judged, ...]":
+def _audit_baseline(
+    case: "Case", plan: "AuditPlan", progress: "Display", said: _Said, workers: int
+) -> "tuple[Judged, ...]":
     from keylock.audit import run_audit
     from keylock.audit.baseline import BASELINE_ATTACKS, baseline_case
 
     folder = plan.out / "baseline"
     baseline = baseline_case(case, plan.spent, folder=folder, seed=plan.seed, progress=progress)
     progress.say("the same attacks on a baseline lock")
-    return run_audit(baseline, replace(plan, out=folder, only=BASELINE_ATTACKS), progress=progress, heard=said).judged
+    narrowed = replace(plan, out=folder, only=BASELINE_ATTACKS)
+    return run_audit(baseline, narrowed, progress=progress, heard=said, workers=workers).judged
 
 
 def _signing_key(home: Path) -> "SigningKey | None":
