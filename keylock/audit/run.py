@@ -242,11 +242,11 @@ class _Runner:
         Attacks on the service are left to this process: they time answers, so that they are to be alone.
         """
         tasks = [one.name for one in attacks if one.goal is not Goal.SERVICE and self._kept(one) is None]
-        # What takes long and is needed last is begun first, so that no process waits for it in the end.
-        if any(name.startswith("fine_tune/") for name in tasks):
-            tasks.insert(0, _OWN_NETWORK)
+        # These take long and are needed last. Begun midway, they neither hold up the first judgements nor the end.
+        later = [_OWN_NETWORK] if any(name.startswith("fine_tune/") for name in tasks) else []
         if not self.plan.only and _read(self._place(_GATE, "json"), self.identity) is None:
-            tasks.insert(0, _GATE)
+            later.append(_GATE)
+        tasks[len(tasks) // 2 : len(tasks) // 2] = later
         if min(workers, len(tasks)) < 2 or not can_share(self.case):
             return
         self._workers = self._stack.enter_context(
