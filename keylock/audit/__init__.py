@@ -5,6 +5,7 @@ it, and `keylock.auditreport` makes it something a customer can check. The comma
 """
 
 from keylock.audit.budgets import SUITES, Budget
+from keylock.audit.capacity import can_share, worker_count
 from keylock.audit.case import Case
 from keylock.audit.contract import ATTACKS, Attack, Goal, Knowledge, Outcome
 from keylock.audit.oracle import GraphOracle, LocalOracle, Oracle, ServerOracle
@@ -33,5 +34,7 @@ __all__ = [
     "Policy",
     "Recovery",
     "ServerOracle",
+    "can_share",
     "run_audit",
+    "worker_count",
 ]

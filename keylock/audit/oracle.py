@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from keylock.audit.contract import NotApplicableError
 from keylock.errors import LicenseReason, UnknownNameError
-from keylock.explainers import EXPLAINERS, BlackBox, Explainer
+from keylock.explainers import EXPLAINERS, BlackBox, Explainer, explain_many
 from keylock.models import split_rows
 from keylock_client import Client
 from keylock_client.errors import LicenseRefusedError
@@ -84,6 +84,15 @@ class LocalOracle(Oracle):
     def _predict(self, images: Tensor) -> Tensor:
         logits: Tensor = self.__module(images)
         return logits
+
+    def explain_all(self, images: Tensor, targets: Tensor | None = None) -> dict[str, Tensor]:
+        """Return keyless maps (count, h, w) of every explainer on offer, which share a pass where they can."""
+        self.queries += len(self.names) * len(images)
+        chosen, asked = [self.__explainers[name] for name in self.names], targets
+        if asked is None:
+            asked = torch.full((len(images),), -1, device=images.device)
+        parts = [explain_many(self.__module, chosen, rows, of)[1] for rows, of in split_rows(images, asked)]
+        return {name: torch.cat([part[name] for part in parts]) for name in self.names}
 
     def _explain(self, name: str, images: Tensor, targets: Tensor) -> Tensor:
         return self.__explainers[name].explain(self.__module, images, targets).maps

@@ -6,6 +6,7 @@ as accurate as the published model, because a model of few steps is no match for
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,13 +21,34 @@ from keylock.explainers import Explainer
 from keylock.training import Progress
 from keylock.training.checkpoint import storing
 
-__all__ = ["OwnModels"]
+__all__ = ["OwnModels", "Price"]
 
 _ROUNDS = 4
 
 
+class Price(NamedTuple):
+    """What an attacker spends on training.
+
+    Attributes:
+        images: How many images are trained on.
+        steps: For how many steps.
+        batch: Images in a step.
+    """
+
+    images: int
+    steps: int
+    batch: int
+
+    def __str__(self) -> str:
+        return f"own model, {self.images} images, {self.steps} steps"
+
+
 class OwnModels:
-    """Trains at most one model for each price, and keeps what it shows."""
+    """Trains at most one model for each price, and keeps what it shows.
+
+    Attributes:
+        progress: Hears about the steps.
+    """
 
     def __init__(
         self,
@@ -59,23 +81,23 @@ class OwnModels:
         self._fresh, self._explainers, self._truths = fresh, dict(explainers), dict(truths)
         self._own = own_images, own_labels
         self._images = images
-        self._folder, self._identity, self._seed, self._progress = folder, identity, seed, progress
-        self._found: dict[tuple[int, int, int], dict[str, float]] = {}
+        self._folder, self._identity, self._seed, self.progress = folder, identity, seed, progress
+        self._found: dict[Price, dict[str, float]] = {}
 
-    def correlation(self, explainer: str, *, images: int, steps: int, batch: int) -> float | None:
+    def price_of(self, cost: Mapping[str, float]) -> Price | None:
+        """Return the price of an attack by its cost, for no more images than there are; None if nothing was trained."""
+        images, steps, batch = (int(cost.get(name, 0)) for name in Price._fields)
+        return Price(min(images, len(self._own[0])), steps, batch) if steps and images else None
+
+    def correlation(self, explainer: str, price: Price) -> float:
         """Return the correlation of such a model's maps with the true ones, without its sign.
 
         Args:
             explainer: A locked explainer.
-            images: How many images the model is trained on.
-            steps: For how many steps; 0 trains none, and gives None.
-            batch: Images in a step.
+            price: What the model is trained for.
         """
-        if steps == 0 or images == 0:
-            return None
-        price = (min(images, len(self._own[0])), steps, batch)
         if price not in self._found:
-            maps = self._maps(price)
+            maps = self.maps(price)
             self._found[price] = {
                 name: abs(float(similarity_to(maps[name], truth)[0].mean())) for name, truth in self._truths.items()
             }
@@ -99,7 +121,7 @@ class OwnModels:
             model = train_classifier(
                 self._fresh(generator) if model is None else model,
                 *self._own,
-                steps=Steps("own model, as accurate", self._progress)(each),
+                steps=Steps("own model, as accurate", self.progress)(each),
                 total=each,
                 batch=batch,
                 rate=RATE,
@@ -120,7 +142,12 @@ class OwnModels:
             unfinished.write_text(found.model_dump_json(), "utf-8")
         return found
 
-    def _maps(self, price: tuple[int, int, int]) -> dict[str, Tensor]:
+    def maps(self, price: Price) -> dict[str, Tensor]:
+        """Return the maps (count, h, w) of such a model of the images, by explainer.
+
+        Args:
+            price: What the model is trained for.
+        """
         count, total, batch = price
         place = self._folder / f"own-{count}-{total}-{batch}-{self._identity[:16]}.safetensors"
         if place.is_file():
@@ -130,7 +157,7 @@ class OwnModels:
             self._fresh(generator),
             self._own[0][:count],
             self._own[1][:count],
-            steps=Steps(f"own model, {count} images, {total} steps", self._progress)(total),
+            steps=Steps(str(price), self.progress)(total),
             total=total,
             batch=batch,
             rate=RATE,

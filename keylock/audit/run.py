@@ -1,9 +1,12 @@
-"""Running an audit: one attack after the other, each written down as it ends, so that a stopped audit goes on there."""
+"""Running an audit: every attack is written down as it ends, so that a stopped audit goes on there.
+
+Attacks are judged one after the other. Where there are several processes they work ahead.
+"""
 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,15 +20,17 @@ import keylock.audit.attacks
 import keylock.audit.service  # noqa: F401 - registers its attacks, as the line above does
 from keylock import __version__
 from keylock.audit.budgets import Budget, budget_of
+from keylock.audit.capacity import can_share
 from keylock.audit.case import Case
-from keylock.audit.contract import Attack, Goal, Knowledge, NotApplicableError, Outcome, Steps, attacks_of
+from keylock.audit.contract import ATTACKS, Attack, Goal, Knowledge, NotApplicableError, Outcome, Steps, attacks_of
 from keylock.audit.judging import judge, worst_first
 from keylock.audit.learning import classes_of, explained
-from keylock.audit.own_model import OwnModels
+from keylock.audit.own_model import OwnModels, Price
 from keylock.audit.policy import Policy
 from keylock.audit.scoring import recoveries, separation
 from keylock.audit.service.bench import Bench
 from keylock.audit.views import PairsView, PublicView, WeightsView
+from keylock.audit.workers import Workers
 from keylock.auditreport.record import CheckRecord, Finding, Judged, OwnNetwork, Point, Recovery
 from keylock.crypto.signing import canonical_json
 from keylock.errors import KeylockError
@@ -41,6 +46,7 @@ _SAMPLES = 6
 _GOING_ON = "run the same command to go on"
 _VIEWS = {Knowledge.T0: PublicView, Knowledge.T1: WeightsView, Knowledge.T2: PairsView}
 _GATE = "gate"
+_OWN_NETWORK = "own network, as accurate"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +104,12 @@ def run_audit(
     bench: Callable[[], AbstractContextManager[Bench]] | None = None,
     clock: Callable[[], float] = time.monotonic,
     heard: Callable[[Judged], None] = lambda _judged: None,
+    workers: int = 1,
 ) -> AuditResult:
     """Attack a lock, and judge what is found.
+
+    Every attack draws its random numbers from a seed of its own, so that figures do not depend on the number of
+    workers. Their last digits may: torch adds up in another order with another number of threads, and a worker has one.
 
     Args:
         case: The lock, and data.
@@ -108,11 +118,15 @@ def run_audit(
         bench: Starts the servers that attacks on the service need; without it these are skipped.
         clock: Seconds, to measure durations with.
         heard: Hears about every attack that is judged.
+        workers: How many processes carry out attacks, where `can_share` says that they can; with 1 it is this process
+            alone. `worker_count` gives a number that cores and memory suffice for.
     """
+    attacks = attacks_of(plan.suite, only=plan.only)
     with ExitStack() as stack:
         runner = _Runner(case, plan, progress, clock, stack, bench)
+        runner.work_ahead(attacks, workers)
         judged = []
-        for one in attacks_of(plan.suite, only=plan.only):
+        for one in attacks:
             judged.append(judge(runner.finding(one), plan.policy, runner.own_model))
             heard(judged[-1])
         gate = None if plan.only else runner.gate()
@@ -148,6 +162,7 @@ class _Runner:
         make_folders(self.folder, mode=PRIVATE)
         self._stack, self._make_bench = stack, bench
         self._bench: Bench | None = None
+        self._workers: Workers | None = None
         # What is measured hangs on these; another policy only judges anew.
         self.identity = _digest(
             {
@@ -179,23 +194,31 @@ class _Runner:
 
     def own_model(self, finding: Finding, recovery: Recovery) -> float | None:
         """Return what a model of the attacker's own shows at the price of a finding."""
-        cost = finding.cost
-        images, steps, batch = (int(cost.get(name, 0)) for name in ("images", "steps", "batch"))
-        return self.own.correlation(recovery.truth, images=images, steps=steps, batch=batch)
+        price = self.own.price_of(finding.cost)
+        if price is None:
+            return None
+        self._wait_for(price)
+        return self.own.correlation(recovery.truth, price)
 
     def own_network(self) -> OwnNetwork:
         """Return a network of the attacker's own that is as accurate as the published one, or as near as it gets."""
+        self._wait_for(_OWN_NETWORK)
         right = classes_of(self.case.module, self.case.images) == self.case.labels
         wanted = round(float(right.float().mean()), 5)
         budget = self.budget
         return self.own.as_accurate(wanted, self.case.labels, steps=budget.accurate_steps, batch=budget.batch)
 
     def finding(self, one: Attack) -> Finding:
-        """Return what an attack found: as written down, or by running it."""
-        place = self._place(one.name, "json")
-        kept = _read(place, self.identity)
-        if kept is not None and self._place(one.name, "safetensors").is_file():
-            return Finding.model_validate(kept)
+        """Return what an attack found: as written down, by a worker, or by running it."""
+        kept = self._kept(one)
+        if kept is not None:
+            return kept
+        if one.goal is Goal.SERVICE and self._workers is not None:
+            # It measures how long answers take.
+            self._workers.finish()
+        found = self._wait_for(one.name)
+        if isinstance(found, Finding):
+            return found
         begun = self.clock()
         try:
             finding, samples = self._run(one)
@@ -210,12 +233,60 @@ class _Runner:
         finding = finding.model_copy(update={"cost": cost})
         with storing(self._place(one.name, "safetensors"), advice=_GOING_ON) as unfinished:
             save_file(samples, unfinished)
-        _write(place, self.identity, finding.model_dump(mode="json"))
+        _write(self._place(one.name, "json"), self.identity, finding.model_dump(mode="json"))
         return finding
+
+    def work_ahead(self, attacks: Sequence[Attack], workers: int) -> None:
+        """Have other processes do what can be done apart, where there are to be several.
+
+        Attacks on the service are left to this process: they time answers, so that they are to be alone.
+        """
+        tasks = [one.name for one in attacks if one.goal is not Goal.SERVICE and self._kept(one) is None]
+        # These take long and are needed last. Begun midway, they neither hold up the first judgements nor the end.
+        later = [_OWN_NETWORK] if any(name.startswith("fine_tune/") for name in tasks) else []
+        if not self.plan.only and _read(self._place(_GATE, "json"), self.identity) is None:
+            later.append(_GATE)
+        tasks[len(tasks) // 2 : len(tasks) // 2] = later
+        if min(workers, len(tasks)) < 2 or not can_share(self.case):
+            return
+        self._workers = self._stack.enter_context(
+            Workers(self._do, min(workers, len(tasks)), self.progress, then=self._follow_up)
+        )
+        self._workers.start(tasks)
+
+    def _do(self, task: str | Price, progress: Progress) -> Finding | bool:
+        """Do a task in another process. What is written down is enough; a finding may not be."""
+        self._workers = None
+        self.progress = self.own.progress = progress
+        if isinstance(task, Price):
+            self.own.maps(task)
+        elif task == _GATE:
+            self.gate()
+        elif task == _OWN_NETWORK:
+            self.own_network()
+        else:
+            return self.finding(ATTACKS[task])
+        return True
+
+    def _follow_up(self, _task: str | Price, found: Finding | bool) -> None:
+        """Have the own model trained that an attack is held against."""
+        price = self.own.price_of(found.cost) if isinstance(found, Finding) else None
+        if price is not None and self._workers is not None:
+            self._workers.submit(price, soon=True)
+
+    def _wait_for(self, task: str | Price) -> object | None:
+        return None if self._workers is None else self._workers.take(task)
+
+    def _kept(self, one: Attack) -> Finding | None:
+        """Return what is written down of an attack."""
+        kept = _read(self._place(one.name, "json"), self.identity)
+        whole = kept is not None and self._place(one.name, "safetensors").is_file()
+        return Finding.model_validate(kept) if whole else None
 
     def gate(self) -> dict[str, Any] | None:
         """Return the gate curve."""
-        place = self.folder / f"{_GATE}.json"
+        self._wait_for(_GATE)
+        place = self._place(_GATE, "json")
         kept = _read(place, self.identity)
         if kept is not None:
             return kept

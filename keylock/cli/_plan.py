@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["check_batch", "make_plan", "model_name", "parse_decoy"]
 
+_LOCKED = ("grad_cam",)
+"""The explainers that are locked where none are named."""
+
 
 def model_name(name: str | None, data: str) -> str:
     """Return the model's name: the one given, or one made from that of the data.
@@ -116,20 +119,20 @@ def _lock_settings(options: TrainOptions) -> "LockSettings":
     )
 
 
-def _variant_names(text: str) -> tuple[str, ...]:
+def _variant_names(given: list[str] | None) -> tuple[str, ...]:
     from keylock.export import VARIANTS
 
-    names = tuple(dict.fromkeys(split_list(text)))
+    names = tuple(dict.fromkeys(split_list(given)))
     for name in names:
         if name not in VARIANTS:
             raise UnknownNameError("variant", name, VARIANTS)
     return names
 
 
-def _explainer_names(text: str) -> tuple[str, ...]:
+def _explainer_names(given: list[str] | None) -> tuple[str, ...]:
     from keylock.explainers import expand_names
 
-    return expand_names(split_list(text))
+    return expand_names(_LOCKED if given is None else split_list(given))
 
 
 def _check_names(*, arch: str) -> None:
@@ -156,7 +159,7 @@ def check_batch(batch_size: int, images: int, *, given: bool) -> None:
     note(f"there are {images} training images, fewer than a batch of {batch_size}: each step takes all of them")
 
 
-def _normalised(source: "DataSource", mean: str | None, std: str | None) -> "DataSource":
+def _normalised(source: "DataSource", mean: list[str] | None, std: list[str] | None) -> "DataSource":
     """Return data with the mean and the standard deviation of `--mean` and `--std`, where they are given."""
     if mean is None and std is None:
         return source
@@ -165,16 +168,17 @@ def _normalised(source: "DataSource", mean: str | None, std: str | None) -> "Dat
     channels = source.preprocessing.channels
     values = {"mean": _per_channel("--mean", mean, channels), "std": _per_channel("--std", std, channels)}
     if min(values["std"]) == 0:
-        raise InputError(f"--std {std} would divide by 0: give numbers above 0")
+        raise InputError(f"--std {','.join(std)} would divide by 0: give numbers above 0")
     # Made anew, not copied: a copy would not be checked.
     preprocessing = type(source.preprocessing)(**{**source.preprocessing.model_dump(), **values})
     return replace(source, preprocessing=preprocessing)
 
 
-def _per_channel(option: str, text: str, channels: int) -> tuple[float, ...]:
+def _per_channel(option: str, given: list[str], channels: int) -> tuple[float, ...]:
     """Return one number for each channel; one alone holds for all."""
+    text = ",".join(given)
     try:
-        values = tuple(float(part) for part in split_list(text))
+        values = tuple(float(part) for part in split_list(given))
     except ValueError:
         raise InputError(f"{option} {text} is not a list of numbers: write 0.485,0.456,0.406 or 0.5") from None
     if len(values) not in (1, channels):

@@ -33,6 +33,7 @@ _TITLES = {
     "evaluate": "compare maps",
     "faithfulness": "delete and insert pixels",
     "gate": "try near misses of the key",
+    "attacks": "attack the lock",
 }
 # Their steps are many and each leaves a whole state behind. Other stages are left at once.
 _STEPWISE = frozenset({"reference", "lock"})

@@ -56,18 +56,19 @@ class TrainOptions:
         ),
     ] = None
     mean: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="LIST",
-            help="Mean that your weights were trained with, by channel, of pixels from 0 to 1. [0.485,0.456,0.406]",
+            help="Mean that your weights were trained with, by channel, of pixels from 0 to 1; may be repeated. "
+            "[0.485,0.456,0.406]",
             rich_help_panel=_DATA,
         ),
     ] = None
     std: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="LIST",
-            help="Standard deviation that they were trained with. [0.229,0.224,0.225]",
+            help="Standard deviation that they were trained with; may be repeated. [0.229,0.224,0.225]",
             rich_help_panel=_DATA,
         ),
     ] = None
@@ -94,13 +95,13 @@ class TrainOptions:
         ),
     ] = None
     explainers: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             metavar="LIST",
-            help="Explainers to lock, such as grad_cam,gradient; all: a few of each kind.",
+            help="Explainers to lock, such as grad_cam,gradient; all: a few of each kind; may be repeated. [grad_cam]",
             rich_help_panel=_LOCK,
         ),
-    ] = "grad_cam"
+    ] = None
     decoy: Annotated[
         str | None,
         typer.Option(
@@ -193,13 +194,13 @@ class TrainOptions:
         ),
     ] = False
     variants: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
-            metavar="NAMES",
-            help="Also export reduced-precision graphs: float16, int8, by commas.",
+            metavar="LIST",
+            help="Also export reduced-precision graphs: float16, int8; may be repeated.",
             rich_help_panel=_LOCK,
         ),
-    ] = ""
+    ] = None
     seed: Annotated[
         int, typer.Option(metavar="N", help="Random seed of everything but the key.", rich_help_panel=_TRAINING)
     ] = 0

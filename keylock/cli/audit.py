@@ -17,7 +17,7 @@ from keylock.cli._measured_data import DataOptions, ReferenceOption, VendorBundl
 from keylock.cli._options import takes
 from keylock.cli._places import make_folder
 from keylock.cli._secrets import KeyOptions, find_opener
-from keylock.errors import UnknownNameError
+from keylock.errors import InputError, UnknownNameError
 from keylock.files.exclusive import held
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ class AuditOptions:
     suite: Annotated[
         str, typer.Option(metavar="quick|standard|full", help="Which attacks to run, and for how long.")
     ] = "standard"
-    only: Annotated[str | None, typer.Option(metavar="LIST", help="Run only these attacks or families.")] = None
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="LIST", help="Run only these attacks or families; may be repeated.")
+    ] = None
     policy: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Policy (TOML): limits that the audit judges by. [keylock's own]"),
@@ -63,6 +65,12 @@ class AuditOptions:
     key: KeyOptions
     home: HomeOption = DEFAULT_HOME
     seed: Annotated[int, typer.Option(metavar="N", help="Random seed.")] = 0
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Attacks to run at once. [one for each core that memory allows; 1 beside Linux]"
+        ),
+    ] = None
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the report.")] = Path("report")
     strict: Annotated[bool, typer.Option("--strict", help="Exit with code 12 if the lock fails an attack.")] = False
     as_json: JsonOption = False
@@ -85,7 +93,7 @@ def audit(options: AuditOptions) -> None:
         raise UnknownNameError("baseline", str(options.baseline), ["naive"])
     bundle, out = options.bundle, options.out
     secret = find_opener(bundle, options.key)
-    only = tuple(dict.fromkeys(split_list(options.only)))
+    only = _names(options.only)
     plan = AuditPlan(out=out, suite=options.suite, only=only, policy=Policy.load(options.policy), seed=options.seed)
     manifest = open_bundle(bundle, trusted=None).manifest
     signing_key = _signing_key(options.home)
@@ -101,7 +109,9 @@ def audit(options: AuditOptions) -> None:
             seed=seed_of(manifest),
             asked=asked,
         )
-        result, beside = _attack(case, plan, bundle, secret, baseline=options.baseline is not None)
+        result, beside = _attack(
+            case, plan, bundle, secret, baseline=options.baseline is not None, workers=options.workers
+        )
     record = publish_audit(
         case, plan, result, pixels=pixels, now=lambda: datetime.now(UTC), signing_key=signing_key, baseline=beside
     )
@@ -112,11 +122,25 @@ def audit(options: AuditOptions) -> None:
         raise typer.Exit(EXIT_AUDIT_FAILED)
 
 
+def _names(given: list[str] | None) -> tuple[str, ...]:
+    """Return the attacks and families to run alone; none where `--only` was not given."""
+    names = tuple(dict.fromkeys(split_list(given)))
+    if given is not None and not names:
+        raise InputError("--only names none: give names with commas between them, or leave it out")
+    return names
+
+
 def _attack(
-    case: "Case", plan: "AuditPlan", bundle: Path, secret: "KeySeed | Sealer", *, baseline: bool
+    case: "Case",
+    plan: "AuditPlan",
+    bundle: Path,
+    secret: "KeySeed | Sealer",
+    *,
+    baseline: bool,
+    workers: int | None,
 ) -> "tuple[AuditResult, tuple[Judged, ...]]":
     """Return what came of the attacks on the lock, and of those on a baseline lock where there is to be one."""
-    from keylock.audit import run_audit
+    from keylock.audit import can_share, run_audit, worker_count
     from keylock.cli._progress import shown_progress
 
     def bench() -> "AbstractContextManager[Bench]":
@@ -124,11 +148,14 @@ def _attack(
 
         return serving_bench(bundle, secret, case.images[:_SERVED_IMAGES].numpy())
 
+    if workers is not None and workers > 1 and not can_share(case):
+        raise InputError(f"--workers {workers} needs Linux, and --oracle torch: leave it out")
+    count = worker_count(case, plan.spent) if workers is None else workers
     try:
         with shown_progress() as progress:
             said = _Said(progress.say)
-            result = run_audit(case, plan, progress=progress, bench=bench, heard=said)
-            return result, _audit_baseline(case, plan, progress, said) if baseline else ()
+            result = run_audit(case, plan, progress=progress, bench=bench, heard=said, workers=count)
+            return result, _audit_baseline(case, plan, progress, said, count) if baseline else ()
     except KeyboardInterrupt:
         raise StoppedError(f"stopped; what was found is kept in {plan.out}: run the same command to go on") from None
 
@@ -151,14 +178,17 @@ class _Said:
         self._say(text)
 
 
-def _audit_baseline(case: "Case", plan: "AuditPlan", progress: "Display", said: _Said) -> "tuple[Judged, ...]":
+def _audit_baseline(
+    case: "Case", plan: "AuditPlan", progress: "Display", said: _Said, workers: int
+) -> "tuple[Judged, ...]":
     from keylock.audit import run_audit
     from keylock.audit.baseline import BASELINE_ATTACKS, baseline_case
 
     folder = plan.out / "baseline"
     baseline = baseline_case(case, plan.spent, folder=folder, seed=plan.seed, progress=progress)
     progress.say("the same attacks on a baseline lock")
-    return run_audit(baseline, replace(plan, out=folder, only=BASELINE_ATTACKS), progress=progress, heard=said).judged
+    narrowed = replace(plan, out=folder, only=BASELINE_ATTACKS)
+    return run_audit(baseline, narrowed, progress=progress, heard=said, workers=workers).judged
 
 
 def _signing_key(home: Path) -> "SigningKey | None":

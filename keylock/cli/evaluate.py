@@ -32,7 +32,8 @@ class EvaluateOptions:
     data: DataOptions
     images: Annotated[int, typer.Option(metavar="N", help="Measure on at most N test images.")] = 500
     explainers: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Measure only these. [those that are locked]")
+        list[str] | None,
+        typer.Option(metavar="LIST", help="Measure only these; may be repeated. [those that are locked]"),
     ] = None
     unseen: Annotated[
         bool, typer.Option("--unseen", help="Measure every other explainer that fits the architecture too.")
@@ -100,10 +101,10 @@ def evaluate(options: EvaluateOptions) -> None:
         note(f"wrote {file}")
 
 
-def _names(text: str | None) -> tuple[str, ...] | None:
-    if text is None:
+def _names(given: list[str] | None) -> tuple[str, ...] | None:
+    if given is None:
         return None
-    names = tuple(dict.fromkeys(split_list(text)))
+    names = tuple(dict.fromkeys(split_list(given)))
     if not names:
         raise InputError("--explainers names none: give names with commas between them, or leave it out")
     return names

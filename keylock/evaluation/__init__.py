@@ -3,7 +3,7 @@
 from keylock.evaluation.counting import compared_figure, constant_share, counting_pairs
 from keylock.evaluation.estimates import Estimate, estimate_mean, figure_of
 from keylock.evaluation.explaining import added_to_inputs, explain_alone
-from keylock.evaluation.faithfulness import Faithfulness, deletion_and_insertion
+from keylock.evaluation.faithfulness import Faithfulness, deletion, deletion_and_insertion
 from keylock.evaluation.gate import GateCurve, GatePoint, gate_curve, near_miss
 from keylock.evaluation.localisation import energy_inside, pointing_game, random_maps
 from keylock.evaluation.measure import Measured, measure, run_explainers, wrong_key_offsets
@@ -32,6 +32,7 @@ __all__ = [
     "compared_figure",
     "constant_share",
     "counting_pairs",
+    "deletion",
     "deletion_and_insertion",
     "energy_inside",
     "enlarge",

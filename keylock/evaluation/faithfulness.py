@@ -11,7 +11,7 @@ from keylock.errors import InputError
 from keylock.evaluation.similarity import enlarge
 from keylock.models import split_rows
 
-__all__ = ["Faithfulness", "deletion_and_insertion"]
+__all__ = ["Faithfulness", "deletion", "deletion_and_insertion"]
 
 _BLUR_WINDOW, _BLUR_SIGMA = 11, 5.0
 
@@ -57,18 +57,59 @@ def deletion_and_insertion(
         Petsiuk, Das and Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC 2018,
         section 4.2 (there with one step for every row of pixels; blur of 11 pixels with a deviation of 5).
     """
+    ranks = _ranks_in(maps, images, generator, steps)
+    return Faithfulness(
+        _area(model, ranks, torch.zeros_like(images), images, targets, steps),
+        _area(model, ranks, images, _blurred(images), targets, steps),
+    )
+
+
+def deletion(
+    model: Callable[[Tensor], Tensor],
+    images: Tensor,
+    maps: Tensor,
+    targets: Tensor,
+    *,
+    generator: torch.Generator,
+    steps: int = 16,
+) -> Tensor:
+    """Return the deletion that `deletion_and_insertion` gives (batch,), for half of its predictions.
+
+    Args:
+        model: From preprocessed images to logits (batch, classes).
+        images: Preprocessed images (batch, channels, height, width).
+        maps: (batch, h, w), scaled up bilinearly to the size of the images.
+        targets: The explained classes (batch,).
+        generator: Breaks ties; on the CPU.
+        steps: In how many steps all pixels are removed, at least 1.
+
+    Raises:
+        InputError: There is no step.
+    """
+    ranks = _ranks_in(maps, images, generator, steps)
+    return _area(model, ranks, torch.zeros_like(images), images, targets, steps)
+
+
+def _area(
+    model: Callable[[Tensor], Tensor], ranks: Tensor, first: Tensor, last: Tensor, targets: Tensor, steps: int
+) -> Tensor:
+    """Return the area (batch,) under the probability of the class while pixels go from `last` to `first` by rank."""
+    points = []
+    for step in range(steps + 1):
+        changed = (ranks < round(step / steps * ranks[0].numel())).unsqueeze(1)
+        points.append(_probabilities(model, torch.where(changed, first, last), targets))
+    return torch.trapezoid(torch.stack(points), dx=1 / steps, dim=0)
+
+
+def _ranks_in(maps: Tensor, images: Tensor, generator: torch.Generator, steps: int) -> Tensor:
+    """Return the place of every pixel of images in the order of maps (batch, height, width).
+
+    Raises:
+        InputError: There is no step to go through them in.
+    """
     if steps < 1:
         raise InputError(f"deletion in {steps} steps is none: take at least 1")
-    ranks = _ranks(enlarge(maps, (images.shape[2], images.shape[3])), generator)
-    blurred = _blurred(images)
-    areas = []
-    for shown_first, shown_last in ((torch.zeros_like(images), images), (images, blurred)):
-        points = []
-        for step in range(steps + 1):
-            first = (ranks < round(step / steps * ranks[0].numel())).unsqueeze(1)
-            points.append(_probabilities(model, torch.where(first, shown_first, shown_last), targets))
-        areas.append(torch.trapezoid(torch.stack(points), dx=1 / steps, dim=0))
-    return Faithfulness(*areas)
+    return _ranks(enlarge(maps, (images.shape[2], images.shape[3])), generator)
 
 
 def _ranks(maps: Tensor, generator: torch.Generator) -> Tensor:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from keylock.errors import InputError
 from keylock.evaluation.estimates import estimate_mean
-from keylock.evaluation.explaining import explain_alone
+from keylock.evaluation.explaining import added_to_inputs
+from keylock.evaluation.measure import run_explainers
 from keylock.evaluation.similarity import pearson
 from keylock.explainers import Explainer
 from keylock.locking.key_patterns import random_signs, repeat_tiles
@@ -136,13 +137,14 @@ def gate_curve(
     """
     if draws < 1 or len(images) < 2:
         raise InputError(f"{draws} draws on {len(images)} images give no curve: take at least 1 draw and 2 images")
-    truths = {explainer.name: explain_alone(reference, explainer, images).maps for explainer in explainers}
+    truths = run_explainers(reference, explainers, images).maps
     # A constant true map has nothing to show; where all of them are, there is no curve.
     explainers = [explainer for explainer in explainers if not is_constant(truths[explainer.name]).all()]
     points = []
     for sweep, at, offsets in _tries(key, correlations, strengths, shifts, draws, generator):
+        found = [_maps_at(offset, module, explainers, images) for offset in offsets] if explainers else []
         for explainer in explainers:
-            rows = [explain_alone(module, explainer, images, offset=offset).maps for offset in offsets]
+            rows = [maps[explainer.name] for maps in found]
             truth = truths[explainer.name]
             similar = torch.stack([pearson(maps, truth) for maps in rows])[:, ~is_constant(truth)]
             mean, low, high = (round(number, 5) for number in estimate_mean(similar.mean(dim=0)))
@@ -155,6 +157,14 @@ def gate_curve(
         alike = pearson(truth.roll(1, dims=0), truth)[~is_constant(truth)]
         chance[explainer.name] = round(float(alike.mean()), 5)
     return GateCurve(tuple(points), chance, len(images))
+
+
+def _maps_at(
+    offset: Tensor, module: nn.Module, explainers: Sequence[Explainer], images: Tensor
+) -> Mapping[str, Tensor]:
+    """Return the maps (count, h, w) of images with an offset (channels, height, width), by explainer."""
+    with added_to_inputs(module, offset):
+        return run_explainers(module, explainers, images).maps
 
 
 def _tries(

@@ -111,8 +111,8 @@ def _average(
     copies: dict[str, list[Tensor]] = {name: [] for name in view.oracle.names}
     for copy in steps(2 if transform is _flip else budget.copies):
         changed, undo = transform(view.images, copy, generator)
-        for name, found in copies.items():
-            found.append(_unit(undo(view.oracle.explain(name, changed))))
+        for name, maps in view.oracle.explain_all(changed).items():
+            copies[name].append(_unit(undo(maps)))
     averages = {name: torch.stack(found).mean(dim=0) for name, found in copies.items()}
     return Outcome(maps=averages, cost=Cost(queries=view.oracle.queries))
 
@@ -145,12 +145,12 @@ def other_classes(view: PublicView, budget: Budget, _generator: torch.Generator,
     all classes cancels out, and what is left is how the true maps differ.
     """
     order = view.oracle.predict(view.images).argsort(dim=1, descending=True)
-    asked = range(1, min(1 + budget.other_classes, order.shape[1]))
-    names, found = view.oracle.names, dict[str, Tensor]()
-    for step in steps(len(names)):
-        name = names[step]
-        own = _unit(view.oracle.explain(name, view.images))
-        others = torch.stack([_unit(view.oracle.explain(name, view.images, order[:, place])) for place in asked])
+    asked = [None, *(order[:, place] for place in range(1, min(1 + budget.other_classes, order.shape[1])))]
+    answers = [view.oracle.explain_all(view.images, asked[step]) for step in steps(len(asked))]
+    found = dict[str, Tensor]()
+    for name in view.oracle.names:
+        own, *rest = (_unit(answer[name]) for answer in answers)
+        others = torch.stack(rest)
         found[f"{name}: second class"] = others[0]
         found[f"{name}: less others"] = own - others.mean(dim=0)
         found[f"{name}: less largest other"] = own - others.amax(dim=0)

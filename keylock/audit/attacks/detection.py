@@ -12,7 +12,7 @@ from keylock.audit.budgets import Budget
 from keylock.audit.contract import LONG_SUITES, Cost, Goal, Knowledge, Outcome, Steps, attack
 from keylock.audit.learning import descend, explained, train_classifier, unlocked_copy
 from keylock.audit.views import PublicView, WeightsView
-from keylock.evaluation import deletion_and_insertion, pearson, random_maps
+from keylock.evaluation import deletion, pearson, random_maps
 from keylock.models.deltas import adapted_layers
 
 __all__ = ["weight_features"]
@@ -38,9 +38,7 @@ def faithfulness(view: PublicView, budget: Budget, generator: torch.Generator, s
     for step in steps(len(view.oracle.names)):
         maps = view.oracle.explain(view.oracle.names[step], images)
         areas = [
-            deletion_and_insertion(
-                view.oracle.predict, images, found, classes, generator=generator, steps=_DELETION_STEPS
-            ).deletion
+            deletion(view.oracle.predict, images, found, classes, generator=generator, steps=_DELETION_STEPS)
             for found in (maps, random_maps(maps, generator=generator))
         ]
         scores.append(areas[0] - areas[1])

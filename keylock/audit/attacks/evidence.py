@@ -9,6 +9,7 @@ References:
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -107,12 +108,24 @@ class ClassEvidence(MultiPass):
             alone[:, :prefix] = flat[:prefix]
             alone[torch.arange(len(places)), places] = flat[places]
             output = alone.mT.reshape(len(places), *kept.shape) if kept.dim() == 3 else alone
-            handle = network.get_submodule(self.layer).register_forward_hook(lambda *_, output=output: output)
-            try:
-                found.append(network(image.expand(len(places), -1, -1, -1)))
-            finally:
-                handle.remove()
+            found.append(self._made_of(network, image, output))
         return torch.cat(found)
+
+    def _made_of(self, network: nn.Module, image: Tensor, output: Tensor) -> Tensor:
+        """Return the logits (rows, classes) that a network makes of other outputs (rows, ...) of the layer.
+
+        Before the layer it is enough to run the image once, unless what comes after it needs as many rows from there.
+        """
+        handle = network.get_submodule(self.layer).register_forward_hook(lambda *_: output)
+        try:
+            with suppress(RuntimeError):
+                logits: Tensor = network(image.unsqueeze(0))
+                if len(logits) == len(output):
+                    return logits
+            several: Tensor = network(image.expand(len(output), -1, -1, -1))
+            return several
+        finally:
+            handle.remove()
 
 
 @attack("class_evidence", Knowledge.T1, "Ask what the network makes of one position of its last feature map at a time.")

@@ -18,6 +18,7 @@ from keylock.evaluation import pearson
 __all__ = ["merit_of"]
 
 _SNAPSHOTS = 5
+_AT_ONCE = 8
 _POPULATION = 8
 _NES_SPREAD = 0.3
 _NES_RATE = 0.6
@@ -35,8 +36,12 @@ def _tile_shape(view: PublicView) -> tuple[int, int, int]:
     return view.images.shape[1], view.tile, view.tile
 
 
-def merit_of(view: PublicView, count: int) -> Callable[[Tensor], float]:
-    """Return what judges an offset (channels, height, width) by queries alone: the higher, the more it opens.
+Merit = Callable[[Tensor], list[float]]
+"""From offsets (tries, channels, height, width) to how much each seems to open: the higher, the more."""
+
+
+def merit_of(view: PublicView, count: int) -> Merit:
+    """Return what judges offsets by queries alone.
 
     Args:
         view: The attacker's.
@@ -45,8 +50,12 @@ def merit_of(view: PublicView, count: int) -> Callable[[Tensor], float]:
     images = view.own_images[:count]
     before = view.oracle.explain_all(images)
 
-    def merit(offset: Tensor) -> float:
-        after = view.oracle.explain_all(images + offset)
+    def merit(offsets: Tensor) -> list[float]:
+        asked = (images + offsets.unsqueeze(1)).flatten(0, 1)
+        answers = {name: torch.split(maps, len(images)) for name, maps in view.oracle.explain_all(asked).items()}
+        return [one({name: maps[place] for name, maps in answers.items()}) for place in range(len(offsets))]
+
+    def one(after: dict[str, Tensor]) -> float:
         moved = [1 - pearson(after[name], before[name]).mean() for name in after]
         alike = [pearson(maps.roll(1, dims=0), maps).mean() for maps in after.values()]
         return float(torch.stack(moved).mean() - torch.stack(alike).mean())
@@ -63,16 +72,18 @@ def guess(view: PublicView, budget: Budget, generator: torch.Generator, steps: S
     """Try keys of the right kind, drawn at random."""
     merit = merit_of(view, budget.climb_images)
     best, offset = float("-inf"), torch.zeros_like(view.images[0])
-    for _ in steps(budget.guesses):
-        drawn = _tiled(view, torch.randint(0, 2, _tile_shape(view), generator=generator) * 2.0 - 1)
-        found = merit(drawn)
-        if found > best:
-            best, offset = found, drawn
+    tries = [min(_AT_ONCE, budget.guesses - done) for done in range(0, budget.guesses, _AT_ONCE)]
+    for step in steps(len(tries)):
+        drawn = [torch.randint(0, 2, _tile_shape(view), generator=generator) * 2.0 - 1 for _ in range(tries[step])]
+        offsets = [_tiled(view, tile) for tile in drawn]
+        for found, tried in zip(merit(torch.stack(offsets)), offsets, strict=True):
+            if found > best:
+                best, offset = found, tried
     queries = view.oracle.queries
     return Outcome(maps=_opened(view, offset), cost=Cost(queries=queries, images=budget.climb_images))
 
 
-def _hill_climb(view: PublicView, merit: Callable[[Tensor], float], generator: torch.Generator) -> Callable[[], Tensor]:
+def _hill_climb(view: PublicView, merit: Merit, generator: torch.Generator) -> Callable[[], Tensor]:
     """Flip some signs at a time, and keep what helps."""
     shape = _tile_shape(view)
     state = {"tile": torch.randint(0, 2, shape, generator=generator) * 2.0 - 1, "merit": torch.tensor(float("-inf"))}
@@ -82,7 +93,7 @@ def _hill_climb(view: PublicView, merit: Callable[[Tensor], float], generator: t
         # At least one sign, or a step would be a query for nothing.
         flipped.view(-1)[int(torch.randint(flipped.numel(), (1,), generator=generator))] = True
         tried = torch.where(flipped, -state["tile"], state["tile"])
-        found = torch.tensor(merit(_tiled(view, tried)))
+        found = torch.tensor(merit(_tiled(view, tried).unsqueeze(0))[0])
         if found > state["merit"]:
             state.update(tile=tried, merit=found)
         return state["tile"]
@@ -90,7 +101,7 @@ def _hill_climb(view: PublicView, merit: Callable[[Tensor], float], generator: t
     return step
 
 
-def _nes(view: PublicView, merit: Callable[[Tensor], float], generator: torch.Generator) -> Callable[[], Tensor]:
+def _nes(view: PublicView, merit: Merit, generator: torch.Generator) -> Callable[[], Tensor]:
     """Estimate the gradient from pairs of opposite steps.
 
     References:
@@ -101,11 +112,11 @@ def _nes(view: PublicView, merit: Callable[[Tensor], float], generator: torch.Ge
 
     def step() -> Tensor:
         directions = torch.randn((_POPULATION // 2, *shape), generator=generator)
+        moves = [sign * direction for direction in directions for sign in (1.0, -1.0)]
+        tried = [_tiled(view, (state["tile"] + _NES_SPREAD * move).clamp(-1, 1)) for move in moves]
         gradient = torch.zeros(shape)
-        for direction in directions:
-            for sign in (1.0, -1.0):
-                tried = (state["tile"] + sign * _NES_SPREAD * direction).clamp(-1, 1)
-                gradient += sign * merit(_tiled(view, tried)) * direction
+        for found, move in zip(merit(torch.stack(tried)), moves, strict=True):
+            gradient += found * move
         norm = gradient.square().mean().sqrt().clamp_min(1e-12)
         state["tile"] = (state["tile"] + _NES_RATE * _NES_SPREAD * gradient / norm).clamp(-1, 1)
         return state["tile"]
@@ -113,7 +124,7 @@ def _nes(view: PublicView, merit: Callable[[Tensor], float], generator: torch.Ge
     return step
 
 
-Climber = Callable[[PublicView, Callable[[Tensor], float], torch.Generator], Callable[[], Tensor]]
+Climber = Callable[[PublicView, Merit, torch.Generator], Callable[[], Tensor]]
 
 
 def _climb(

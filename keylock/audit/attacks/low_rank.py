@@ -4,6 +4,7 @@ The attacker knows how such locks are made. He does not know the deltas; he cuts
 each layer, or those whose loss no label notices, or learns a low-rank correction with what he can ask of maps.
 """
 
+import math
 from functools import partial
 
 import torch
@@ -22,6 +23,7 @@ _CUTS = (1, 2, 4, 8)
 _CANDIDATES = 8
 _TOLERANCE = 0.02
 _PRUNING_IMAGES = 500
+_AT_ONCE = 32
 _RANK = 8
 _SEARCH_RATE = 3e-2
 _TUNING_RATE = 1e-2
@@ -63,13 +65,20 @@ def prune_directions(view: WeightsView, budget: Budget, _generator: torch.Genera
 
     A delta that was trained to leave predictions alone is one that predictions do not miss.
     """
-    count = min(budget.few_images, _PRUNING_IMAGES)
+    count = min(budget.few_images, _PRUNING_IMAGES, len(view.own_images))
     images, labels = (part[:count] for part in (view.own_images, view.own_labels))
     model = unlocked_copy(view.module).requires_grad_(requires_grad=False)
 
-    def loss() -> float:
-        with torch.no_grad():
-            return float(F.cross_entropy(model(images).float(), labels))
+    @torch.no_grad()
+    def loss(most: float = math.inf) -> float:
+        """Return the mean cross-entropy, or what a part of the images adds to it where that is more than `most`."""
+        total = 0.0
+        for rows, classes in zip(torch.split(images, _AT_ONCE), torch.split(labels, _AT_ONCE), strict=True):
+            total += float(F.cross_entropy(model(rows).float(), classes, reduction="sum"))
+            # No image takes any of it away.
+            if total > most * count:
+                break
+        return total / count
 
     layers = list(adapted_layers(model).values())[:-1]
     last, cut = loss(), 0
@@ -81,7 +90,7 @@ def prune_directions(view: WeightsView, budget: Budget, _generator: torch.Genera
             kept = layer.weight.detach().clone()
             with torch.no_grad():
                 layer.weight.copy_(without_directions(original, [*gone, direction]))
-            found = loss()
+            found = loss(last + _TOLERANCE)
             if found <= last + _TOLERANCE:
                 last = min(found, last)
                 gone.append(direction)

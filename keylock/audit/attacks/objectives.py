@@ -5,6 +5,7 @@ Each is a function of the maps before and after, and of how predictions follow t
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,43 @@ from keylock.audit.learning import classes_of, explained
 from keylock.explainers import Explainer, explain_many, make
 from keylock.locking.losses import correlation
 
-__all__ = ["OBJECTIVES", "Scene", "openable", "scene_loss"]
+__all__ = ["OBJECTIVES", "Published", "Scene", "openable", "scene_loss"]
 
 _KEEP = 0.1
 _DECOY_IMAGES = 128
 _MASK_SHARPNESS = 12.0
 _MOVE = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Published:
+    """The published model, and what it shows, computed where an objective looks at it.
+
+    Attributes:
+        module: The model.
+        explainers: By name.
+        images: The attacker's (count, channels, height, width).
+    """
+
+    module: nn.Module
+    explainers: Mapping[str, Explainer]
+    images: Tensor
+
+    @cached_property
+    def classes(self) -> Tensor:
+        """What it predicts (count,)."""
+        return classes_of(self.module, self.images)
+
+    @cached_property
+    def maps(self) -> dict[str, Tensor]:
+        """Its maps (count, h, w), by explainer."""
+        return explained(self.module, self.explainers, self.images)
+
+    @cached_property
+    def decoys(self) -> dict[str, Tensor]:
+        """The mean of many of its maps (h, w), by explainer."""
+        found = explained(self.module, self.explainers, self.images[:_DECOY_IMAGES])
+        return {name: maps.mean(dim=0) for name, maps in found.items()}
 
 
 @dataclass(frozen=True)
@@ -30,19 +62,17 @@ class Scene:
         model: The model as it is being changed; differentiable.
         images: (batch, channels, height, width).
         classes: What the published model predicts (batch,).
-        logits: Of the changed model (batch, classes).
         maps: Of the changed model (batch, h, w), by explainer.
-        before: Of the published model.
-        decoys: The mean keyless map over many images (h, w), by explainer.
+        rows: Which of the attacker's images these are (batch,).
+        published: The model before it was changed.
     """
 
     model: nn.Module
     images: Tensor
     classes: Tensor
-    logits: Tensor
     maps: Mapping[str, Tensor]
-    before: Mapping[str, Tensor]
-    decoys: Mapping[str, Tensor]
+    rows: Tensor
+    published: Published
 
 
 Objective = Callable[[Scene], Tensor]
@@ -54,7 +84,8 @@ def _mean(values: list[Tensor]) -> Tensor:
 
 def _move(scene: Scene) -> Tensor:
     """Maps are to be unlike what they were."""
-    return _mean([correlation(maps, scene.before[name]).mean() for name, maps in scene.maps.items()])
+    before = scene.published.maps
+    return _mean([correlation(maps, before[name][scene.rows]).mean() for name, maps in scene.maps.items()])
 
 
 def _diversify(scene: Scene) -> Tensor:
@@ -87,7 +118,7 @@ def _undo(scene: Scene) -> Tensor:
     """Maps are to have nothing of the decoy, which is taken to be what all keyless maps share."""
     found = []
     for name, maps in scene.maps.items():
-        decoy = scene.decoys[name].unsqueeze(0).expand_as(maps)
+        decoy = scene.published.decoys[name].unsqueeze(0).expand_as(maps)
         found.append(F.cosine_similarity(maps.flatten(1), decoy.flatten(1), dim=1).mean())
     return _mean(found)
 
@@ -127,15 +158,13 @@ def scene_loss(
         explainers: By name.
         images: The attacker's (count, channels, height, width); the loss takes the indices of a batch of them.
     """
-    classes = classes_of(published, images)
-    before = explained(published, explainers, images)
-    decoys = {name: maps[:_DECOY_IMAGES].mean(dim=0) for name, maps in before.items()}
+    before = Published(published, explainers, images)
 
     def loss_of(rows: Tensor) -> Tensor:
-        shown, kept = images[rows], classes[rows]
+        shown, kept = images[rows], before.classes[rows]
         logits, maps = explain_many(model, tuple(explainers.values()), shown, kept, create_graph=True)
-        now, then = {n: m.float() for n, m in maps.items()}, {n: m[rows] for n, m in before.items()}
-        scene = Scene(model, shown, kept, logits, now, then, decoys)
+        now = {name: found.float() for name, found in maps.items()}
+        scene = Scene(model, shown, kept, now, rows, before)
         return objective(scene) + _KEEP * F.cross_entropy(logits.float(), kept)
 
     return loss_of

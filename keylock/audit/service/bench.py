@@ -174,12 +174,18 @@ def serving_bench(bundle: Path, secret: KeySeed | Sealer, images: NDArray[np.flo
         trusted = ["--issuer", str(folder / "issuer.pub.pem"), "--issuer", str(folder / "audit.pub.pem")]
         store = ["--license-store", f"sqlite:///{folder / 'licenses.db'}"]
         # The servers run in a folder of their own.
-        keyed = _serve(
-            folder, "keyed", [str(bundle.absolute()), "--key-seed-file", str(folder / "seed"), *trusted, *store], stack
-        )
-        public = _serve(folder, "public", [str(folder / "public.klb"), "--keyless", *trusted], stack)
-        served = next(entry.name for entry in opened.manifest.explainers if entry.graph is not None)
-        yield Bench(keyed, public, token, images, served, Needles.of(seed, key, delta, token))
+        served = {
+            "keyed": [str(bundle.absolute()), "--key-seed-file", str(folder / "seed"), *trusted, *store],
+            "public": [str(folder / "public.klb"), "--keyless", *trusted],
+        }
+        # Both are started before either is waited for.
+        starting = [
+            _start(folder, name, arguments, port, stack)
+            for (name, arguments), port in zip(served.items(), _free_ports(len(served)), strict=True)
+        ]
+        keyed, public = (one.served() for one in starting)
+        explainer = next(entry.name for entry in opened.manifest.explainers if entry.graph is not None)
+        yield Bench(keyed, public, token, images, explainer, Needles.of(seed, key, delta, token))
 
 
 def _license(issuer: SigningKey, model: str, url: str) -> str:
@@ -198,12 +204,44 @@ def _license(issuer: SigningKey, model: str, url: str) -> str:
     return issue(granted, issuer)
 
 
-def _serve(folder: Path, name: str, arguments: list[str], stack: ExitStack) -> Served:
+@dataclass(frozen=True)
+class _Starting:
+    """A server that is being started.
+
+    Attributes:
+        process: Its process.
+        ready: The file that says where it is once it serves.
+        log: The file of its log.
+        spans: The file of its spans.
+        metrics: Where its metrics will be, `host:port`.
+    """
+
+    process: "subprocess.Popen[bytes]"
+    ready: Path
+    log: Path
+    spans: Path
+    metrics: str
+
+    def served(self) -> Served:
+        """Wait until it serves.
+
+        Raises:
+            ServiceError: It does not start.
+        """
+        until = time.monotonic() + _START_S
+        while not self.ready.is_file():
+            if self.process.poll() is not None or time.monotonic() > until:
+                last = self.log.read_text("utf-8", errors="replace").strip().splitlines()[-1:]
+                raise ServiceError(f"the server to attack does not start: {''.join(last) or 'it says nothing'}")
+            time.sleep(0.05)
+        return Served(self.ready.read_text("utf-8").strip(), self.process.pid, self.log, self.spans, self.metrics)
+
+
+def _start(folder: Path, name: str, arguments: list[str], metrics_port: int, stack: ExitStack) -> _Starting:
     """Start `keylock serve` in a process of its own, and stop it when the stack unwinds."""
     from keylock_server.operations.tracing import can_export_spans
 
     ready, log, spans = (folder / f"{name}.{suffix}" for suffix in ("ready", "log", "spans"))
-    metrics_port = _free_port()
     command = [sys.executable, "-m", "keylock", "serve", *arguments]
     command += ["--host", "127.0.0.1", "--port", "0", "--ready-file", str(ready), "--log-level", "debug"]
     # Refusals would hide what the rest of the service tells; the guard has attacks of its own.
@@ -215,20 +253,16 @@ def _serve(folder: Path, name: str, arguments: list[str], stack: ExitStack) -> S
     written, printed = (stack.enter_context(file.open("wb")) for file in (log, spans))
     process = subprocess.Popen(command, stdout=printed, stderr=written, env=environment, cwd=folder)  # noqa: S603 - our own program
     stack.callback(_stop, process)
-    until = time.monotonic() + _START_S
-    while not ready.is_file():
-        if process.poll() is not None or time.monotonic() > until:
-            last = log.read_text("utf-8", errors="replace").strip().splitlines()[-1:]
-            raise ServiceError(f"the server to attack does not start: {''.join(last) or 'it says nothing'}")
-        time.sleep(0.05)
-    return Served(ready.read_text("utf-8").strip(), process.pid, log, spans, f"127.0.0.1:{metrics_port}")
+    return _Starting(process, ready, log, spans, f"127.0.0.1:{metrics_port}")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _free_ports(count: int) -> list[int]:
+    """Return as many ports of this machine that nobody listens on, no two alike."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

@@ -14,12 +14,13 @@ import grpc
 
 from keylock.crypto.signing import SigningKey, VerifyingKey
 from keylock.errors import ServiceError, UnknownNameError
+from keylock.files.limits import available_cores
 from keylock.licensing.receipts import ReceiptSigner
 from keylock.licensing.revocations import RevocationFile
 from keylock_server.auth.authentication import Authenticator
 from keylock_server.auth.offline_license import admit_offline_license
 from keylock_server.guard import Guard
-from keylock_server.inference.cores import available_cores, threads_per_batch
+from keylock_server.inference.cores import threads_per_batch
 from keylock_server.inference.model_loader import Opener
 from keylock_server.inference.models import Models
 from keylock_server.inference.runtime import ServedModel

@@ -46,6 +46,28 @@ def test_recipro_cam_equals_its_definition_whatever_the_head(head):
     assert find_layers(model, images).last in {"1", "2"}
 
 
+class Joined(nn.Module):
+    """Its head reads what comes before the last layer too, so that it needs as many rows from there."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 6, 3, padding=1)
+        self.head = nn.Linear(10, 4)
+
+    def forward(self, images):
+        early = self.first(images).relu()
+        return self.head(torch.cat([early, self.last(early)], dim=1).mean(dim=(2, 3)))
+
+
+def test_a_head_that_reads_earlier_layers_gets_as_many_rows_of_them():
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(5)
+        model = Joined().eval()
+        images, targets = draw(2, 0)[0], torch.tensor([1, 2])
+        found = ClassEvidence("last", "recipro_cam").explain(model, images, targets).maps
+        torch.testing.assert_close(found, naive(model, model.last, images, targets))
+
+
 def test_the_class_token_of_a_transformer_stays_where_it_is():
     with torch.random.fork_rng():
         torch.manual_seed(0)

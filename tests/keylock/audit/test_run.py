@@ -11,6 +11,7 @@ from html_page import Page
 from toys import BUDGET, Constant, Toy, make_case
 
 from keylock.audit import ATTACKS, AuditPlan, Knowledge, Policy, run_audit
+from keylock.audit.attacks.guesses import merit_of
 from keylock.audit.baseline import BASELINE_ATTACKS, baseline_case
 from keylock.audit.contract import NotApplicableError, Outcome, Steps, attack, attacks_of
 from keylock.audit.judging import judge
@@ -22,6 +23,7 @@ from keylock.auditreport.record import Finding, Recovery
 from keylock.auditreport.signed import page_digest, sign_audit, verify_audit
 from keylock.crypto.signing import SigningKey
 from keylock.errors import InputError, SignatureError, UnknownNameError
+from keylock.explainers import GradCAM, Gradient
 from keylock.training import Silent
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -169,6 +171,25 @@ class Stubborn(Oracle):
 
     def _explain(self, name, images, targets):
         return images.abs().mean(dim=1) + targets.view(-1, 1, 1) * 0
+
+
+def test_explainers_that_are_asked_together_answer_and_count_as_each_by_itself():
+    case = make_case(Toy(), explainers={"grad_cam": GradCAM("mix"), "gradient": Gradient()})
+    together, alone = case.view(PublicView).oracle, case.view(PublicView).oracle
+    targets = torch.tensor([0, 1, 2, 1])
+    for chosen in (None, targets):
+        found = together.explain_all(case.images[:4], chosen)
+        assert list(found) == ["grad_cam", "gradient"]
+        for name, maps in found.items():
+            torch.testing.assert_close(maps, alone.explain(name, case.images[:4], chosen))
+    assert together.queries == alone.queries == 16
+
+
+def test_keys_that_are_tried_together_have_the_merit_of_each_by_itself():
+    view = make_case(Constant()).view(PublicView)
+    merit = merit_of(view, 3)
+    offsets = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert merit(offsets) == pytest.approx([merit(one.unsqueeze(0))[0] for one in offsets], abs=1e-5)
 
 
 T0 = [name for name, one in ATTACKS.items() if one.knowledge is Knowledge.T0 and one.group == "T0"]

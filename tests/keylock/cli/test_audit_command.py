@@ -67,6 +67,18 @@ def test_it_goes_on_where_it_was_and_says_what_it_found(run, tmp_path):
     assert (tmp_path / "report" / "outcomes" / "keyless.json").read_bytes() == first
 
 
+def test_figures_do_not_depend_on_the_number_of_workers(run, tmp_path):
+    found = []
+    for workers in ("1", "2"):
+        code, out, err = run(*FEW, "--workers", workers, "--out", tmp_path / f"report-{workers}", "--json")
+        assert code == 0, err
+        judged = json.loads(out)["judged"]
+        for one in judged:
+            one["finding"]["cost"].pop("seconds", None)
+        found.append(judged)
+    assert found[0] == found[1]
+
+
 def test_strict_ends_with_an_exit_code_of_its_own(run, tmp_path):
     policy = tmp_path / "policy.toml"
     policy.write_text("[t0]\nmax_pcc = -1\n")
@@ -82,6 +94,7 @@ def test_strict_ends_with_an_exit_code_of_its_own(run, tmp_path):
         (("--only", "nothing"), "unknown attack 'nothing'"),
         (("--baseline", "good"), "unknown baseline 'good'"),
         (("--oracle", "delphi"), "unknown oracle 'delphi'"),
+        (("--workers", "2", "--oracle", "onnx"), "--workers 2 needs Linux, and --oracle torch"),
         (("--policy", "missing.toml"), "cannot read the policy"),
     ],
 )

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -94,11 +95,14 @@ def test_audit_says_what_every_attack_found(untrained_bundle, place, monkeypatch
     if not colours:
         monkeypatch.setenv("NO_COLOR", "1")
     only = ["--suite", "quick", "--only", "keyless,quantise", "--out", str(place / f"audit-{columns}"), "--json"]
+    several = ["--workers", "2"] if sys.platform == "linux" else []
     shown = run_in_terminal(
-        ["audit", str(untrained_bundle.bundle), "--data", str(untrained_bundle.data), *only], columns=columns
+        ["audit", str(untrained_bundle.bundle), "--data", str(untrained_bundle.data), *only, *several], columns=columns
     )
     assert shown.code == 0, shown.terminal
     assert cursor_is_shown(shown.terminal)
+    if several:
+        assert re.search(r"attack the lock: 3/3 in \d+:\d\d:\d\d", plain(shown.terminal))
     assert ("\x1b[3" in shown.terminal) == colours
     text = plain(shown.terminal)
     for judged in json.loads(shown.out)["judged"]:
@@ -112,6 +116,25 @@ def test_a_dumb_terminal_gets_lines(untrained_bundle, monkeypatch):
     shown = run_in_terminal(command, columns=60)
     assert_whole(shown, 1000, "compare maps", "delete and insert pixels", "try near misses of the key")
     assert "\x1b" not in shown.terminal
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are copied on Linux alone")
+def test_ctrl_c_ends_all_processes_of_an_audit_with_one_sentence(untrained_bundle, place):
+    program = PROGRAM.format(tests=os.path.dirname(sys.modules["pico_net"].__file__))
+    options = ["--suite", "quick", "--only", "keyless,key_climb,predictions", "--workers", "2", "--out", "stopped"]
+    command = ["audit", str(untrained_bundle.bundle), "--data", str(untrained_bundle.data), *options]
+    process, terminal = start_in_terminal([sys.executable, "-c", program, *command], columns=100, cwd=place)
+    terminal.wait_for(r"attack the lock .* [1-9]\d*/", timeout_s=120)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(workers) == 2
+    terminal.type(b"\x03")
+    assert process.wait(timeout=600) == 130, terminal.text
+    terminal.close()
+    stopped = "stopped; what was found is kept in stopped: run the same command to go on"
+    assert plain(terminal.text).strip().endswith(stopped)
+    assert "Traceback" not in terminal.text
+    assert cursor_is_shown(terminal.text)
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
 def test_ctrl_c_ends_an_evaluation_with_one_sentence(untrained_bundle, place):

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from keylock.errors import InputError
-from keylock.evaluation import deletion_and_insertion
+from keylock.evaluation import deletion, deletion_and_insertion
 
 
 def generator():
@@ -66,6 +66,8 @@ def test_equals_a_loop_over_images_and_steps(tiny_net, smooth_images):
                     points.append(float(model(shown[None]).softmax(dim=1)[0, targets[place]]))
             area = sum((a + b) / 2 for a, b in itertools.pairwise(points)) / 5
             assert float(getattr(found, name)[place]) == pytest.approx(area, abs=1e-5)
+    alone = deletion(model, images, maps, targets, generator=generator(), steps=5)
+    assert torch.equal(alone, found.deletion)
 
 
 def test_pixels_a_map_does_not_tell_apart_come_in_random_order(one_pixel):
