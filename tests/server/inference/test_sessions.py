@@ -10,6 +10,7 @@ import pytest
 from graphics_cards import CPU, CUDA, EVERYTHING, TENSORRT, Runtime
 from onnx import TensorProto, helper
 from safetensors.numpy import save
+from sealed_graphs import taking_weights
 
 from keylock.bundle import ExplainerEntry, open_bundle, write_bundle
 from keylock.bundle.manifest import WEIGHTS_FILE, VariantEntry
@@ -57,16 +58,6 @@ def load_all(vendor, runtime, folder, *, key, **more):
 
 def written_under(*folders: Path) -> bytes:
     return b"".join(path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file())
-
-
-def taking_weights(graph: bytes) -> bytes:
-    """Makes the weights of a graph one of its inputs, as in a bundle with a sealed delta."""
-    model = onnx.load_from_string(graph)
-    (place,) = (index for index, tensor in enumerate(model.graph.initializer) if tensor.name == "weights")
-    shape = list(model.graph.initializer[place].dims)
-    del model.graph.initializer[place]
-    model.graph.input.append(onnx.helper.make_tensor_value_info("weights", onnx.TensorProto.FLOAT, shape))
-    return model.SerializeToString()
 
 
 @pytest.fixture

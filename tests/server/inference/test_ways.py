@@ -9,9 +9,14 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from safetensors.numpy import save
+from sealed_graphs import taking_weights
 
+from keylock.bundle.manifest import WEIGHTS_FILE
 from keylock.errors import ServiceError
 from keylock.graphs.contract import EXPLANATION
+from keylock.trigger.delta import Delta
+from keylock.trigger.keys import Key, KeySeed
 from keylock_server.inference import model_loader, openvino_graphs
 from keylock_server.inference.graphs import Loader
 from keylock_server.inference.openvino_graphs import OpenVINO
@@ -44,10 +49,17 @@ class Other:
         found = Ways(Sessions("cpu", threads=1)).open(Way("onnxruntime", "float32", ""), model, given, public=True)
 
         def run(outputs, rows):
-            time.sleep(self._delay_s)
+            work_for(self._delay_s)
             return [self._change(values) for values in found.run(outputs, rows)]
 
         return replace(found, run=run, providers=("another",))
+
+
+def work_for(seconds: float) -> None:
+    """Takes time of the processor, by which ways are compared."""
+    began = time.process_time()
+    while time.process_time() - began < seconds:
+        pass
 
 
 def slowed(ways: Ways, delay_s: float):
@@ -57,7 +69,7 @@ def slowed(ways: Ways, delay_s: float):
         opened = Ways.open(ways, way, model, given, public=public)
         if way.runtime != "onnxruntime":
             return opened
-        return replace(opened, run=lambda outputs, rows: time.sleep(delay_s) or opened.run(outputs, rows))
+        return replace(opened, run=lambda outputs, rows: work_for(delay_s) or opened.run(outputs, rows))
 
     return open_
 
@@ -120,6 +132,29 @@ def test_a_way_that_computes_something_else_does_not_serve_and_the_log_has_the_f
 def test_a_way_that_gives_no_numbers_does_not_serve(wrong, tiny):
     graph = loaded(tiny, ways(Other(change=lambda values: values * wrong), runtime="openvino", least_pcc=1e-6))
     assert graph.way.runtime == "onnxruntime"
+
+
+def test_a_way_that_is_wrong_with_the_opened_weights_alone_does_not_serve(tiny, server_log):
+    calls = []
+
+    def change(values):
+        calls.append(values)
+        # The published weights are tried first: their two outputs, three times.
+        return values if len(calls) <= 6 or values.ndim == 2 else values[:, ::-1]
+
+    model = taking_weights(tiny.explanation_graph(coarse=False))
+    published = onnx.numpy_helper.to_array(tiny.prediction_nodes()[1][0])
+    delta = Delta({"weights": published[::-1] - published})
+    files = {"whole": model, WEIGHTS_FILE: save({"weights": np.ascontiguousarray(published)})}
+    key = Key.derive(KeySeed(bytes(32)), shape=(3, 8, 8), std=(0.25,) * 3, strength=0.1)
+    chosen = ways(Other(change=change), runtime="openvino")
+    load = Loader(files.__getitem__, key=key, delta=delta, ways=chosen, trial_images=IMAGES)
+    graph = load(GraphFiles("a graph", "whole"))
+    assert graph.way.runtime == "onnxruntime"
+    assert "not computed in float32 by openvino" in server_log.text
+    keyed = np.array([1, 0, 1], np.float32)
+    _, maps = graph.run(EXPLANATION, keyed=keyed, image=IMAGES, target=np.full(3, -1))
+    np.testing.assert_allclose(maps[1], tiny.maps(IMAGES, np.full(3, -1))[1], rtol=1e-4, atol=1e-6)
 
 
 def test_a_way_that_cannot_compute_a_graph_leaves_it_to_the_other(tiny, server_log):
