@@ -175,6 +175,30 @@ def _costs(result: Mapping[str, Any], network: Network) -> str:
     return table((*head, *(f"{task}: PCC to the first" for task in tasks)), rows)
 
 
+def write_numbers(result: Mapping[str, Any]) -> str:
+    """Return the section of `numbers.json`, in Markdown: times of the processor beside those of two rivals."""
+    (network,) = result["networks"].values()
+    found = network["figures"]["grad_cam"]
+    times = {name: figures[max(figures, key=int)]["cpu_ms_per_image"] for name, figures in found.items()}
+    rows = [
+        (
+            result["titles"][name],
+            f"{milliseconds:.1f}",
+            *(f"{times[rival] / milliseconds:.2f}" for rival in ("keylock", "captum_bfloat16")),
+            f"{network['agreement']['grad_cam'][name]:.4f}",
+        )
+        for name, milliseconds in times.items()
+    ]
+    head = ("", "CPU ms an image", "times float32", "times Captum in bfloat16", "PCC to the first")
+    before, after = result["load_average"]
+    about = (
+        f"Measured on {result['date']}, {result['hardware']}; the load average was {before} before and {after} at the "
+        f"end. ONNX Runtime {result['versions']['onnxruntime-gpu']}, OpenVINO {result['versions']['openvino']}, torch "
+        f"{result['versions']['torch']}.\n"
+    )
+    return "\n".join([about, code(result["command"]), table(head, rows)])
+
+
 def write_graphs(result: Mapping[str, Any]) -> str:
     """Return the section of `graphs.json`, in Markdown: times of graphs as multiples of the prediction's."""
     rows = []
@@ -204,6 +228,10 @@ def write_graphs(result: Mapping[str, Any]) -> str:
 
 TABLES: Tables = {
     "graphs": (write_graphs, "python benchmarks/serving/graphs.py"),
+    "numbers": (
+        write_numbers,
+        "python benchmarks/serving/run.py --sides 224 --tasks grad_cam --results benchmarks/results/serving/numbers.json",
+    ),
     "serving": (write_serving, "python benchmarks/serving/run.py"),
 }
 """For each file of figures how its section is written, and the command that writes the file."""

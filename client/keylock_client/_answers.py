@@ -66,6 +66,7 @@ def model_info(answer: pb.GetModelResponse) -> ModelInfo:
         key_available=answer.key_available,
         limits=_limits(answer),
         signs_receipts=answer.signs_receipts,
+        computed_in=dict(answer.computed_in),
     )
 
 
@@ -271,7 +272,7 @@ def _explainer(told: pb.Explainer) -> Explainer:
         parameters = MessageToDict(told.parameters)
     except ValueError:
         senseless("a parameter of an explainer is not a number")
-    return Explainer(told.name, _integers(parameters), runtime=told.runtime, numbers=told.numbers)
+    return Explainer(name=told.name, parameters=_integers(parameters))
 
 
 def _integers(value: Any) -> Any:  # noqa: ANN401 - any JSON value

@@ -76,14 +76,10 @@ class Explainer:
     Attributes:
         name: For example `grad_cam`.
         parameters: Those really used.
-        runtime: What computes it: `onnxruntime`, `openvino` or `torch`. `Client.model` says it; empty in answers.
-        numbers: What in: `float32`, `bfloat16`, `float16` or `int8`.
     """
 
     name: str
     parameters: Mapping[str, Any]
-    runtime: str = ""
-    numbers: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +107,7 @@ class ModelInfo:
         key_available: Whether a license leads to true maps on this server.
         limits: What the server takes of one request.
         signs_receipts: Whether every answer that is charged has a receipt.
+        computed_in: By the names of explainers, the numbers and the runtime they are computed in.
     """
 
     model: Model
@@ -120,6 +117,7 @@ class ModelInfo:
     key_available: bool
     limits: RequestLimits = field(default_factory=RequestLimits)
     signs_receipts: bool = False
+    computed_in: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         names = printable(", ".join(one.name for one in self.explainers))

@@ -333,13 +333,7 @@ class Explainer(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
-    RUNTIME_FIELD_NUMBER: _builtins.int
-    NUMBERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    runtime: _builtins.str
-    """What computes it: "onnxruntime", "openvino" or "torch". Only GetModel says it, and what it is computed in."""
-    numbers: _builtins.str
-    """What it is computed in: "float32", "bfloat16", "float16" or "int8"."""
     @_builtins.property
     def parameters(self) -> _struct_pb2.Struct: ...
     def __init__(
@@ -347,12 +341,10 @@ class Explainer(_message.Message):
         *,
         name: _builtins.str = ...,
         parameters: _struct_pb2.Struct | None = ...,
-        runtime: _builtins.str = ...,
-        numbers: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "numbers", b"numbers", "parameters", b"parameters", "runtime", b"runtime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "parameters", b"parameters"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -921,6 +913,26 @@ Global___RequestLimits: _TypeAlias = RequestLimits  # noqa: Y015
 class GetModelResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ComputedInEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MODEL_FIELD_NUMBER: _builtins.int
     CLASSES_FIELD_NUMBER: _builtins.int
     PREPROCESSING_FIELD_NUMBER: _builtins.int
@@ -928,6 +940,7 @@ class GetModelResponse(_message.Message):
     KEY_AVAILABLE_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     SIGNS_RECEIPTS_FIELD_NUMBER: _builtins.int
+    COMPUTED_IN_FIELD_NUMBER: _builtins.int
     key_available: _builtins.bool
     """Whether the server holds the key, that is, whether a license leads to true maps."""
     signs_receipts: _builtins.bool
@@ -944,6 +957,10 @@ class GetModelResponse(_message.Message):
     def explainers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Explainer]: ...
     @_builtins.property
     def limits(self) -> Global___RequestLimits: ...
+    @_builtins.property
+    def computed_in(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """By the names of explainers, what computes them: numbers and runtime, such as "bfloat16 by openvino"."""
+
     def __init__(
         self,
         *,
@@ -954,10 +971,11 @@ class GetModelResponse(_message.Message):
         key_available: _builtins.bool = ...,
         limits: Global___RequestLimits | None = ...,
         signs_receipts: _builtins.bool = ...,
+        computed_in: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "model", b"model", "preprocessing", b"preprocessing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "explainers", b"explainers", "key_available", b"key_available", "limits", b"limits", "model", b"model", "preprocessing", b"preprocessing", "signs_receipts", b"signs_receipts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "computed_in", b"computed_in", "explainers", b"explainers", "key_available", b"key_available", "limits", b"limits", "model", b"model", "preprocessing", b"preprocessing", "signs_receipts", b"signs_receipts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

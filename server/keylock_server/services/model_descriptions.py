@@ -9,6 +9,9 @@ from keylock_server.inference.runtime import ServedModel
 __all__ = ["describe_explainer", "describe_model", "describe_served"]
 
 
+_TORCH = "float32 by torch"
+
+
 def describe_model(model: ServedModel) -> pb.Model:
     """Writes which model it is into a message."""
     return pb.Model(name=model.manifest.name, digest=model.manifest.model_digest, version=model.version)
@@ -30,8 +33,9 @@ def describe_served(model: ServedModel) -> pb.GetModelResponse:
             std=preprocessing.std,
             bits=preprocessing.bits,
         ),
-        explainers=[_with_way(describe_explainer(entry), model) for entry in model.explainers.values()],
+        explainers=[describe_explainer(entry) for entry in model.explainers.values()],
         key_available=model.holds_key,
+        computed_in={name: str(model.ways.get(name, _TORCH)) for name in model.explainers},
     )
 
 
@@ -39,12 +43,4 @@ def describe_explainer(entry: ExplainerEntry) -> pb.Explainer:
     """Writes an explainer and its parameters into a message."""
     described = pb.Explainer(name=entry.name)
     json_format.ParseDict(entry.parameters, described.parameters)
-    return described
-
-
-def _with_way(described: pb.Explainer, model: ServedModel) -> pb.Explainer:
-    """Adds how an explainer is computed."""
-    way = model.ways.get(described.name)
-    described.runtime = "torch" if way is None else way.runtime
-    described.numbers = "float32" if way is None else way.numbers
     return described
