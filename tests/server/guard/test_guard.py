@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from keylock.errors import InputError
-from keylock_server.guard import Guard, GuardLimits, Mode
+from keylock_server.guard import OTHER_UNITS, SAME_UNITS, UNHEARD_UNITS, Guard, GuardLimits, Mode
 
-_LIMITS = GuardLimits(window_s=100.0, scores=2, labels=5, memory_bytes=2**21)
+_LIMITS = GuardLimits(window_s=100.0, scores=2, labels=4 * UNHEARD_UNITS, memory_bytes=2**21)
 
 
 class _Clock:
@@ -50,9 +50,15 @@ def _covered(picture, count):
     return copies
 
 
-def _ask(guard, pixels, *, labels_only=False, mode=Mode.LIMIT):
-    """Ask for one picture after the other: which are answered."""
-    return [guard.admit(row[None], labels_only=labels_only, mode=mode).admitted for row in pixels]
+def _ask(guard, pixels, *, labels_only=False, mode=Mode.LIMIT, answers=()):
+    """Ask for one picture after the other: which are answered. Of answers the guard is told, as far as there are."""
+    found = []
+    for number, row in enumerate(pixels):
+        admission = guard.admit(row[None], labels_only=labels_only, mode=mode)
+        found.append(admission.admitted)
+        if admission.admitted and number < len(answers):
+            guard.hear(admission, np.array([answers[number]]))
+    return found
 
 
 def test_near_copies_beyond_the_budget_are_refused(guard, clock):
@@ -66,8 +72,66 @@ def test_near_copies_beyond_the_budget_are_refused(guard, clock):
 def test_labels_go_on_within_their_own_budget(guard):
     copies = _covered(_pictures(1)[0], 7)
     assert _ask(guard, copies[:4])[-1] is False
-    assert _ask(guard, copies[3:], labels_only=True) == [True, True, True, False]
+    assert _ask(guard, copies[3:], labels_only=True) == [True, True, False, False]
     assert not guard.admit(copies[-1:], labels_only=False).labels_left
+
+
+@pytest.mark.parametrize(("label", "units"), [(4, SAME_UNITS), (5, OTHER_UNITS)])
+def test_a_label_that_differs_from_the_first_one_is_charged_more(clock, label, units):
+    guard = Guard(GuardLimits(labels=40), clock, np.random.default_rng(0))
+    copies = _covered(_pictures(1)[0], 40)
+    found = _ask(guard, copies, labels_only=True, answers=[4] + 39 * [label])
+    # The first is no near copy, and the last one is charged as if nothing were known of it.
+    assert sum(found) == 2 + (40 - UNHEARD_UNITS) // units
+    assert found == sorted(found, reverse=True)
+
+
+def test_a_clip_whose_label_stays_goes_on(clock):
+    guard = Guard(GuardLimits(), clock, np.random.default_rng(0))
+    picture = _pictures(1, size=64)[0]
+    frames = [np.roll(picture, step, axis=1) for step in range(30)]
+    assert all(_ask(guard, frames, labels_only=True, answers=30 * [2]))
+    assert guard.status().near_copies >= 15
+
+
+def test_the_first_label_is_that_of_the_first_answer_that_is_heard_of(guard):
+    copies = _covered(_pictures(1)[0], 10)
+    unheard = guard.admit(copies[:1], labels_only=True)
+    assert _ask(guard, copies[1:], labels_only=True, answers=9 * [3]) == 9 * [True]
+    guard.hear(unheard, np.array([1]))
+    assert guard.admit(copies[:1], labels_only=True).admitted
+
+
+def test_what_is_not_heard_of_stays_charged_and_hinders_nothing_else(guard):
+    copies = _covered(_pictures(1)[0], 6)
+    for copy in copies[:5]:
+        guard.admit(copy[None], labels_only=True)
+    refused = guard.admit(copies[5:], labels_only=True)
+    assert not refused.admitted
+    guard.hear(refused, np.array([0]))
+    guard.hear(guard.admit(copies[:1], labels_only=True), np.array([0]))
+    assert _ask(guard, copies[5:], labels_only=True) == [False]
+    assert all(_ask(guard, _pictures(3, seed=5), labels_only=True))
+
+
+def test_what_was_forgotten_meanwhile_is_not_charged(clock):
+    guard = Guard(GuardLimits(memory_bytes=2**16), clock, np.random.default_rng(0))
+    late = guard.admit(_pictures(1), labels_only=True)
+    guard.admit(_pictures(192, seed=1), labels_only=True, mode=Mode.COUNT)
+    before = bytes(guard._memory._shared)
+    guard.hear(late, np.array([1]))
+    assert bytes(guard._memory._shared) == before
+
+
+def test_labels_of_a_batch_are_those_of_its_pictures(guard):
+    batch = np.concatenate([_covered(_pictures(1)[0], 3), _pictures(2, seed=3)])
+    admission = guard.admit(batch, labels_only=True)
+    with pytest.raises(InputError, match="asked about 5 pictures"):
+        guard.hear(admission, np.zeros(2, np.int64))
+    guard.hear(admission, np.array([1, 1, 1, 7, 8]))
+    # Two near copies with the label of their picture were charged.
+    more = _covered(_pictures(1)[0], 8)[3:]
+    assert _ask(guard, more, labels_only=True) == [True, True, True, False, False]
 
 
 def test_other_pictures_are_answered(guard):
@@ -82,9 +146,9 @@ def test_identical_pictures_are_no_near_copies(guard):
 
 
 def test_what_was_answered_with_a_label_is_no_way_to_scores(guard):
-    copies = _covered(_pictures(1)[0], 5)
+    copies = _covered(_pictures(1)[0], 3)
     assert all(_ask(guard, copies, labels_only=True))
-    assert _ask(guard, copies) == [True, True, False, False, False]
+    assert _ask(guard, copies) == [True, True, False]
     assert all(_ask(guard, copies, labels_only=True))
 
 
@@ -96,10 +160,14 @@ def test_a_batch_is_answered_whole_or_not_at_all(guard):
     assert guard.admit(copies[:3], labels_only=False).admitted
 
 
-def test_with_count_everything_is_answered(guard):
-    copies = _covered(_pictures(1)[0], 7)
-    assert all(_ask(guard, copies, mode=Mode.COUNT))
-    assert (guard.status().near_copies, guard.status().refused) == (6, 0)
+def test_with_count_everything_is_answered_and_what_would_be_refused_is_counted(clock):
+    guards = [Guard(_LIMITS, clock, np.random.default_rng(0)) for _ in Mode]
+    copies = np.concatenate([_covered(_pictures(1)[0], 7), _pictures(3, seed=2)])
+    counted, limited = (_ask(guard, copies, mode=mode) for guard, mode in zip(guards, Mode, strict=True))
+    assert all(counted)
+    assert limited.count(False) == 4
+    assert guards[0].status() == guards[1].status()
+    assert guards[0].status().refused == 4
 
 
 def test_a_near_copy_of_a_near_copy_belongs_to_the_same_picture(guard):
@@ -143,7 +211,7 @@ def test_a_full_memory_forgets_and_does_not_grow(clock):
 
 
 def test_a_picture_that_is_asked_about_outlasts_a_flood(clock):
-    guard = Guard(GuardLimits(scores=2, memory_bytes=2**17), clock, np.random.default_rng(0))
+    guard = Guard(GuardLimits(memory_bytes=2**17), clock, np.random.default_rng(0))
     copies = _covered(_pictures(1, seed=99)[0], 5)
     assert all(_ask(guard, copies[:3]))
     for seed in range(4):
@@ -187,4 +255,4 @@ def test_the_memory_holds_no_pixels(guard):
     guard.admit(pictures, labels_only=False)
     held = bytes(guard._memory._shared)
     assert not any(picture[row].tobytes() in held for picture in pictures for row in range(32))
-    assert "Multipliers(...)" in repr(guard._secret)
+    assert "Secret(...)" in repr(guard._secret)
