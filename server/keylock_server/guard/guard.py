@@ -28,10 +28,10 @@ __all__ = ["OTHER_UNITS", "SAME_UNITS", "UNHEARD_UNITS", "Admission", "Guard", "
 SAME_UNITS = 1
 """What a near copy is charged whose label is the one that was first answered for its picture."""
 
-OTHER_UNITS = 6
+OTHER_UNITS = 28
 """What one is charged whose label is another."""
 
-UNHEARD_UNITS = 3
+UNHEARD_UNITS = 4
 """What one is charged until its label is known, and for good where that is never told."""
 
 _LEAST_BYTES = 64 * 1024
@@ -57,15 +57,16 @@ class GuardLimits:
             the label of its picture counts `SAME_UNITS`, one with another `OTHER_UNITS`.
         memory_bytes: Size of the memory that all workers share; when it is full, the oldest pictures are forgotten.
         least_regions: In how many of 64 regions two pictures must agree; what several have in common counts less.
-        joining_regions: In how many a near copy must, for its own blocks to be remembered with those of its picture.
+        sure_regions: In how many they agree who surely are near copies. Fewer count half of an answer with scores, and
+            the blocks of such a picture are not remembered with those of the other: chains of them would grow.
     """
 
     window_s: float = 3600.0
     scores: int = 2
-    labels: int = 32
+    labels: int = 36
     memory_bytes: int = 48 * 2**20
     least_regions: float = 5.0
-    joining_regions: float = 5.0
+    sure_regions: float = 10.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.window_s) and self.window_s > 0):
@@ -89,9 +90,9 @@ class Admission:
         labels_left: Whether the batch would be answered if labels alone were asked for.
         near_copies: How many of its pictures are near copies; 0 where the batch is beyond a budget.
         identical: How many of them were answered before; 0 where the batch is beyond a budget.
-        groups: The groups that `Guard.hear` is to correct or to tell of the label, for each picture; empty where
-            nothing was counted.
-        near: Whether each is a near copy.
+        charged: Numbers of the pictures that each is charged to as a near copy, for `Guard.hear` to correct; empty
+            where nothing was counted.
+        begun: The number that each has as a picture of its own; 0 where it has none.
     """
 
     admitted: bool
@@ -100,8 +101,8 @@ class Admission:
     labels_left: bool = True
     near_copies: int = 0
     identical: int = 0
-    groups: tuple[tuple[int, ...], ...] = ()
-    near: tuple[bool, ...] = ()
+    charged: tuple[tuple[int, ...], ...] = ()
+    begun: tuple[int, ...] = ()
 
     @property
     def beyond(self) -> bool:
@@ -193,37 +194,51 @@ class Guard:
     def _admit(self, described: list[Description], keys: list[int], labels_only: bool, now: float) -> Admission:
         """Counts one picture after the other, each compared with those before it, up to the first beyond a budget."""
         memory, limits = self._memory, self.limits
-        groups: list[tuple[int, ...]] = []
-        near: list[bool] = []
+        charged: list[tuple[int, ...]] = []
+        begun: list[int] = []
+        identical = 0
         for row, (picture, key) in enumerate(zip(described, keys, strict=True)):
             # What was answered with scores may be answered with a label, and not the other way round.
             if memory.answered(key, now, limits.window_s) or (
                 labels_only and memory.answered(key ^ _LABEL, now, limits.window_s)
             ):
-                groups.append(())
-                near.append(False)
+                charged.append(())
+                begun.append(0)
+                identical += 1
                 continue
             matches = memory.find(picture, least=limits.least_regions, now=now, window_s=limits.window_s)
             spent = [match.since for match in matches if self._is_spent(match, labels_only)]
             if spent:
                 return Admission(False, row, max(spent) + limits.window_s - now, False)
             for match in matches:
-                memory.charge(match.serial, scores=not labels_only, units=UNHEARD_UNITS)
-            if not matches:
+                halves = 0 if labels_only else self._halves_of(match)
+                memory.charge(match.serial, halves=halves, units=UNHEARD_UNITS)
+            sure = bool(matches) and matches[0].score >= limits.sure_regions
+            serial = 0
+            if not sure:
                 serial = memory.add_group(now, limits.window_s)
                 memory.remember(serial, picture, now=now, window_s=limits.window_s)
-            elif matches[0].score >= limits.joining_regions:
+            elif memory.may_join(matches[0].serial):
                 memory.remember(matches[0].serial, picture, now=now, window_s=limits.window_s)
-            groups.append(tuple(match.serial for match in matches) or (serial,))
-            near.append(bool(matches))
+            charged.append(tuple(match.serial for match in matches))
+            begun.append(serial)
             memory.note(key ^ _LABEL if labels_only else key, now)
-        identical = sum(not each for each in groups)
-        return Admission(True, near_copies=sum(near), identical=identical, groups=tuple(groups), near=tuple(near))
+        return Admission(
+            True,
+            near_copies=sum(map(bool, charged)),
+            identical=identical,
+            charged=tuple(charged),
+            begun=tuple(begun),
+        )
 
     def _is_spent(self, match: Match, labels_only: bool) -> bool:
         if match.units + UNHEARD_UNITS > self.limits.labels:
             return True
-        return not labels_only and match.scores >= self.limits.scores
+        return not labels_only and match.halves + self._halves_of(match) > 2 * self.limits.scores
+
+    def _halves_of(self, match: Match) -> int:
+        """Returns what a near copy takes of the budget of scores, in halves of an answer."""
+        return 2 if match.score >= self.limits.sure_regions else 1
 
     def hear(self, admission: Admission, labels: NDArray[np.integer]) -> None:
         """Corrects what a batch was charged, by what it is answered. To be called before the answer leaves.
@@ -236,22 +251,21 @@ class Guard:
         Raises:
             InputError: There is another number of labels than of pictures.
         """
-        if not admission.groups:
+        if not admission.charged:
             return
-        if len(labels) != len(admission.groups):
-            raise InputError(f"the query guard was asked about {len(admission.groups)} pictures: tell as many labels")
+        if len(labels) != len(admission.charged):
+            raise InputError(f"the query guard was asked about {len(admission.charged)} pictures: tell as many labels")
         memory = self._memory
         with memory.locked():
-            for serials, near, label in zip(admission.groups, admission.near, labels.tolist(), strict=True):
-                for serial in serials:
-                    first = memory.label_of(serial)
-                    if first is None:
-                        continue
-                    if first < 0:
-                        memory.set_label(serial, label)
-                    if near:
-                        units = OTHER_UNITS if first >= 0 and label != first else SAME_UNITS
-                        memory.charge(serial, scores=0, units=units - UNHEARD_UNITS)
+            for charged, begun, label in zip(admission.charged, admission.begun, labels.tolist(), strict=True):
+                for serial in charged:
+                    first = memory.label_of(serial, or_else=label)
+                    # What was forgotten meanwhile cannot be charged.
+                    if first is not None:
+                        units = SAME_UNITS if label == first else OTHER_UNITS
+                        memory.charge(serial, halves=0, units=units - UNHEARD_UNITS)
+                if begun:
+                    memory.label_of(begun, or_else=label)
 
     def status(self) -> GuardStatus:
         """Returns what was counted so far, by all workers."""

@@ -26,14 +26,16 @@ from keylock_server.guard.description import CELLS, Description
 __all__ = ["COUNTERS", "Match", "Memory"]
 
 _WAYS = 8
-_COMMON = 4
+_COMMON = 7
+_MOST_JOINED = 4
 _SLOT_SHARE = 0.9
 _GROUP = np.dtype(
     [
         ("serial", np.uint32),
         ("label", np.int32),
-        ("scores", np.int32),
+        ("halves", np.int32),
         ("units", np.int32),
+        ("joined", np.int32),
         ("since", np.float64),
     ]
 )
@@ -69,14 +71,14 @@ class Match:
     Attributes:
         serial: Number of the group.
         score: In how many of 64 regions, at one and the same offset; blocks that several groups have count less.
-        scores: How many near copies were answered with scores.
+        halves: How many near copies were answered with scores, in halves of an answer.
         units: What was charged for near copies, whatever they were answered with.
         since: When the group began, in seconds of the clock.
     """
 
     serial: int
     score: float
-    scores: int
+    halves: int
     units: int
     since: float
 
@@ -166,27 +168,42 @@ class Memory:
             if not _within(self._wanted[place], now, window_s):
                 break
         self._write(self.counters, 0, serial)
-        self._write(self._groups, place, (serial, -1, 0, 0, now))
+        self._write(self._groups, place, (serial, -1, 0, 0, 0, now))
         self._write(self._wanted, place, -np.inf)
         return serial
 
-    def charge(self, serial: int, *, scores: int, units: int) -> None:
-        """Counts a near copy that is answered; no near copies are counted below 0."""
+    def charge(self, serial: int, *, halves: int, units: int) -> None:
+        """Counts a near copy that is answered, or corrects what it was counted; never below 0."""
         place = serial % len(self._groups)
         group = self._groups[place].copy()
-        group["scores"] += scores
+        group["halves"] += halves
         group["units"] = max(0, int(group["units"]) + units)
         self._write(self._groups, place, group)
         self._write(self._wanted, place, group["since"])
 
-    def label_of(self, serial: int) -> int | None:
-        """Returns the label that was first answered for a group, or -1 for none yet; None for one that is forgotten."""
-        group = self._groups[serial % len(self._groups)]
-        return int(group["label"]) if group["serial"] == serial else None
+    def may_join(self, serial: int) -> bool:
+        """Notes that a picture is about to join a group, unless as many as may have joined it."""
+        group = self._groups[serial % len(self._groups)].copy()
+        if group["joined"] >= _MOST_JOINED:
+            return False
+        group["joined"] += 1
+        self._write(self._groups, serial % len(self._groups), group)
+        return True
 
-    def set_label(self, serial: int, label: int) -> None:
-        """Notes the label that was first answered for a group that is remembered."""
-        self._write(self._groups["label"], serial % len(self._groups), label)
+    def label_of(self, serial: int, *, or_else: int) -> int | None:
+        """Returns the label that was first answered for a group, which is this one if there is none yet.
+
+        Returns:
+            None for a group that is forgotten.
+        """
+        place = serial % len(self._groups)
+        group = self._groups[place].copy()
+        if group["serial"] != serial:
+            return None
+        if group["label"] < 0:
+            group["label"] = or_else
+            self._write(self._groups, place, group)
+        return int(group["label"])
 
     def _buckets_of(self, codes: NDArray[np.uint64]) -> NDArray[np.intp]:
         return ((codes >> np.uint64(_CODE_BITS)) % np.uint64(len(self._tags))).astype(np.intp)
@@ -240,7 +257,7 @@ class Memory:
             if serial not in found:
                 group = self._groups[serial % len(self._groups)]
                 found[serial] = Match(
-                    serial, float(sums[place]), int(group["scores"]), int(group["units"]), float(group["since"])
+                    serial, float(sums[place]), int(group["halves"]), int(group["units"]), float(group["since"])
                 )
         return list(found.values())
 

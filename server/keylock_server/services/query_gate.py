@@ -113,7 +113,7 @@ class QueryGate:
             logits: What is answered, or whose label is `(batch, classes)`.
         """
         guard = self._guard
-        if guard is not None and admission is not None and any(admission.groups):
+        if guard is not None and admission is not None and (any(admission.charged) or any(admission.begun)):
             labels = logits.argmax(axis=1)
             await self._pool.run(lambda _: guard.hear(admission, labels))
 
