@@ -90,8 +90,8 @@ def _traffic(options: argparse.Namespace) -> dict[str, tuple[str, Iterable[Pixel
     generator = np.random.default_rng(options.seed)
     cifar = list(_cifar(options.data, options.count))
     tiny = list(_files(options.data / "tinyimagenet30_boxes" / "val.npz", options.count))
-    pets = list(_files(options.data / "pets3_masks" / "pets3.npz", options.count))
-    breeds = _breeds(options.data, pets)
+    pets, labels = _pets(options.data, generator)
+    breeds = _breeds(options.data, pets, labels)
 
     def drawn(draw: Callable[[np.random.Generator], Pixels]) -> Iterable[Pixels]:
         return (draw(generator) for _ in range(options.count))
@@ -99,7 +99,7 @@ def _traffic(options: argparse.Namespace) -> dict[str, tuple[str, Iterable[Pixel
     return {
         "cifar10": ("test set, 32 px, in random order", _shuffled(cifar, generator), False, _one),
         "tinyimagenet": ("30 classes, 64 px", _shuffled(tiny, generator), False, _one),
-        "pets": ("three breeds, shorter side 224 px", _shuffled(pets, generator), False, _one),
+        "pets": ("three breeds, shorter side 224 px", pets, False, _one),
         "x_rays": ("drawn chests, grey, alike, 224 px", drawn(_x_ray), False, _one),
         "x_rays_of_hands": ("drawn, grey, alike, 224 px", drawn(_hand), False, _one),
         "sections_of_heads": ("drawn, grey, all in one place, 224 px", drawn(_section), False, _one),
@@ -130,7 +130,16 @@ def _one(_: Pixels) -> int:
     return 0
 
 
-def _breeds(data: Path, pets: list[Pixels]) -> Label:
+def _pets(data: Path, generator: np.random.Generator) -> tuple[list[Pixels], NDArray[np.int64]]:
+    """Return photographs of pets in random order, and their breeds."""
+    path = data / "pets3_masks" / "pets3.npz"
+    with np.load(path, allow_pickle=False) as archive:
+        labels = archive["labels"].astype(np.int64)
+    pictures, order = list(_files(path, len(labels))), generator.permutation(len(labels))
+    return [pictures[place] for place in order], labels[order]
+
+
+def _breeds(data: Path, pets: list[Pixels], labels: NDArray[np.int64]) -> Label:
     """Return a classifier of breeds: a linear layer on the features of SqueezeNet, fitted to the last pictures."""
     model = create("squeezenet1_0", num_classes=1000)
     with np.load(data / "weights" / "imagenet_squeezenet1_0_deepcompression.npz", allow_pickle=False) as archive:
@@ -145,10 +154,8 @@ def _breeds(data: Path, pets: list[Pixels]) -> Label:
             found = model.features(torch.from_numpy(resized(picture))[None]).mean(dim=(2, 3))[0].numpy()
         return np.append(found / np.linalg.norm(found), np.float32(1))
 
-    with np.load(data / "pets3_masks" / "pets3.npz", allow_pickle=False) as archive:
-        labels = archive["labels"][: len(pets)]
     known = np.stack([features(picture) for picture in pets[-_FITTED:]])
-    wanted = np.eye(int(labels.max()) + 1, dtype=np.float32)[labels[-_FITTED:]]
+    wanted = np.eye(3, dtype=np.float32)[labels[-_FITTED:]]
     weights = np.linalg.solve(known.T @ known + 1e-2 * np.eye(known.shape[1]), known.T @ wanted)
 
     def label(picture: Pixels) -> int:
@@ -245,7 +252,7 @@ def _digit(generator: np.random.Generator) -> Pixels:
     image = Image.new("L", (56, 56), 0)
     left, top, digit, size = (int(value) for value in generator.integers((8, 0, 0, 36), (18, 8, 10, 48)))
     ImageDraw.Draw(image).text((left, top), str(digit), fill=255, font_size=size)
-    turn, blur = generator.uniform((-12, 0.5), (12, 1.5))
+    turn, blur = (float(value) for value in generator.uniform((-12, 0.5), (12, 1.5)))
     return np.asarray(image.rotate(turn).filter(ImageFilter.GaussianBlur(blur)).resize((28, 28)))[..., None]
 
 

@@ -40,7 +40,7 @@ _CELL_BITS = 10
 _DIGEST_NONCE = bytes(12)
 
 _MEAN = np.full(_TONE, 1 / _TONE, np.float32)
-_SLOPE = np.repeat(np.array([-1, 1], np.float32), _TONE // 2) / (_TONE // 2)
+_SLOPE = np.repeat(np.array([-1, 1], np.float32), _TONE // 2) / np.float32(_TONE // 2)
 
 
 def _banded(weights: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -188,7 +188,8 @@ def _averaged(values: NDArray[np.float32]) -> NDArray[np.float32]:
         found: NDArray[np.float32] = _shares(height) @ values
         return found
     parts = height // CELLS
-    return np.add.reduce(values.reshape(count, planes, CELLS, parts, width), axis=3) * np.float32(1 / parts)
+    means: NDArray[np.float32] = values.reshape(count, planes, CELLS, parts, width).sum(axis=3) * np.float32(1 / parts)
+    return means
 
 
 @lru_cache(maxsize=64)
@@ -208,21 +209,23 @@ def _planes(
     count, channels = cells.shape[:2]
     weights = _weights(channels)
     flat = cells.reshape(count, channels, -1)
-    if scale is None or shift is None:
-        return weights @ flat
-    return (weights * scale) @ flat + (weights @ shift)[:, None]
+    added: NDArray[np.float32] | float = 0.0
+    if scale is not None and shift is not None:
+        weights, added = weights * scale, (weights @ shift)[:, None]
+    planes: NDArray[np.float32] = weights @ flat + added
+    return planes
 
 
 @lru_cache(maxsize=8)
 def _weights(channels: int) -> NDArray[np.float32]:
     """Returns how many steps of brightness and the two colours each channel makes, float32 (1 or 3, channels)."""
-    grey = np.full(channels, 1 / channels, np.float32)
-    if channels == 1:
-        return grey[None] / _STEPS[0]
-    first, second = np.zeros_like(grey), -grey
-    first[0], first[-1] = 1, -1
-    second[channels // 2] += 1
-    return np.stack([grey, first, second]) / _STEPS[:, None]
+    kinds = np.full((3 if channels > 1 else 1, channels), 1 / channels, np.float32)
+    if channels > 1:
+        kinds[1:] *= np.array([[0], [-1]], np.float32)
+        kinds[1, 0], kinds[1, -1] = 1, -1
+        kinds[2, channels // 2] += 1
+    weights: NDArray[np.float32] = kinds / _STEPS[: len(kinds), None]
+    return weights
 
 
 _Blocks = tuple[NDArray[np.uint64], NDArray[np.bool_]]
@@ -257,10 +260,8 @@ def _patterns(grey: NDArray[np.float32], secret: Secret) -> _Blocks:
     """Describes patterns of brightness in steps (n, cells)."""
     levels = (grey * np.float32(_LEVELS * _STEPS[0])).astype(np.int32) * CELLS**2
     # Every cell says its place too, so that the largest of a block says where it is.
-    extremes = np.empty((2, len(grey), CELLS, CELLS), np.int32)
-    extremes[0], extremes[1] = (_PLACE + levels).reshape(-1, CELLS, CELLS), (_PLACE - levels).reshape(-1, CELLS, CELLS)
-    down = _largest(extremes)
-    across = _largest(np.ascontiguousarray(down.transpose(0, 1, 3, 2)))
+    sides = np.stack([_PLACE + levels, _PLACE - levels]).reshape(2, len(grey), CELLS, CELLS)
+    across = _largest(np.ascontiguousarray(_largest(sides).transpose(0, 1, 3, 2)))
     extremes = across.transpose(0, 1, 3, 2).reshape(2, len(grey), -1)
     # The lower bits of a negative number are places too.
     high, low = (extremes & (CELLS**2 - 1)) - _PATTERN_START

@@ -27,7 +27,7 @@ __all__ = ["COUNTERS", "Match", "Memory"]
 
 _WAYS = 8
 _COMMON = 7
-_MOST_JOINED = 4
+_MOST_JOINED = 2
 _SLOT_SHARE = 0.9
 _GROUP = np.dtype(
     [
@@ -54,10 +54,7 @@ _REGION = 4
 _REGIONS = CELLS // _REGION
 
 # Every second block down and across is remembered, and all are looked up.
-_KEPT = np.zeros((CELLS, CELLS), np.bool_)
-_KEPT[::2, ::2] = True
-_KEPT = _KEPT.ravel()
-
+_KEPT = np.add.outer(np.arange(CELLS) % 2, np.arange(CELLS) % 2).ravel() == 0
 _WIDE = np.add.outer(np.arange(CELLS) * _REACH, np.arange(CELLS)).ravel()
 _REGION_OF = np.add.outer(np.arange(CELLS) // _REGION * _REGIONS, np.arange(CELLS) // _REGION).ravel()
 
