@@ -34,6 +34,7 @@ OTHER_UNITS = 28
 UNHEARD_UNITS = 4
 """What one is charged until its label is known, and for good where that is never told."""
 
+_QUARTERS = 4
 _LEAST_BYTES = 64 * 1024
 _LABEL = 1 << 63
 """Sets digests of pictures that were answered with a label alone apart from those answered with scores."""
@@ -57,7 +58,7 @@ class GuardLimits:
             the label of its picture counts `SAME_UNITS`, one with another `OTHER_UNITS`.
         memory_bytes: Size of the memory that all workers share; when it is full, the oldest pictures are forgotten.
         least_regions: In how many of 64 regions two pictures must agree; what several have in common counts less.
-        sure_regions: In how many they agree who surely are near copies. Fewer count half of an answer with scores, and
+        sure_regions: In how many they agree who surely are near copies. Fewer count a quarter of an answer with scores, and
             the blocks of such a picture are not remembered with those of the other: chains of them would grow.
     """
 
@@ -211,8 +212,8 @@ class Guard:
             if spent:
                 return Admission(False, row, max(spent) + limits.window_s - now, False)
             for match in matches:
-                halves = 0 if labels_only else self._halves_of(match)
-                memory.charge(match.serial, halves=halves, units=UNHEARD_UNITS)
+                quarters = 0 if labels_only else self._quarters_of(match)
+                memory.charge(match.serial, quarters=quarters, units=UNHEARD_UNITS)
             sure = bool(matches) and matches[0].score >= limits.sure_regions
             serial = 0
             if not sure:
@@ -234,11 +235,11 @@ class Guard:
     def _is_spent(self, match: Match, labels_only: bool) -> bool:
         if match.units + UNHEARD_UNITS > self.limits.labels:
             return True
-        return not labels_only and match.halves + self._halves_of(match) > 2 * self.limits.scores
+        return not labels_only and match.quarters + self._quarters_of(match) > _QUARTERS * self.limits.scores
 
-    def _halves_of(self, match: Match) -> int:
-        """Returns what a near copy takes of the budget of scores, in halves of an answer."""
-        return 2 if match.score >= self.limits.sure_regions else 1
+    def _quarters_of(self, match: Match) -> int:
+        """Returns what a near copy takes of the budget of scores, in quarters of an answer."""
+        return _QUARTERS if match.score >= self.limits.sure_regions else 1
 
     def hear(self, admission: Admission, labels: NDArray[np.integer]) -> None:
         """Corrects what a batch was charged, by what it is answered. To be called before the answer leaves.
@@ -263,7 +264,7 @@ class Guard:
                     # What was forgotten meanwhile cannot be charged.
                     if first is not None:
                         units = SAME_UNITS if label == first else OTHER_UNITS
-                        memory.charge(serial, halves=0, units=units - UNHEARD_UNITS)
+                        memory.charge(serial, quarters=0, units=units - UNHEARD_UNITS)
                 if begun:
                     memory.label_of(begun, or_else=label)
 

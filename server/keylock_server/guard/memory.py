@@ -33,7 +33,7 @@ _GROUP = np.dtype(
     [
         ("serial", np.uint32),
         ("label", np.int32),
-        ("halves", np.int32),
+        ("quarters", np.int32),
         ("units", np.int32),
         ("joined", np.int32),
         ("since", np.float64),
@@ -68,14 +68,14 @@ class Match:
     Attributes:
         serial: Number of the group.
         score: In how many of 64 regions, at one and the same offset; blocks that several groups have count less.
-        halves: How many near copies were answered with scores, in halves of an answer.
+        quarters: How many near copies were answered with scores, in quarters of an answer.
         units: What was charged for near copies, whatever they were answered with.
         since: When the group began, in seconds of the clock.
     """
 
     serial: int
     score: float
-    halves: int
+    quarters: int
     units: int
     since: float
 
@@ -169,11 +169,11 @@ class Memory:
         self._write(self._wanted, place, -np.inf)
         return serial
 
-    def charge(self, serial: int, *, halves: int, units: int) -> None:
+    def charge(self, serial: int, *, quarters: int, units: int) -> None:
         """Counts a near copy that is answered, or corrects what it was counted; never below 0."""
         place = serial % len(self._groups)
         group = self._groups[place].copy()
-        group["halves"] += halves
+        group["quarters"] += quarters
         group["units"] = max(0, int(group["units"]) + units)
         self._write(self._groups, place, group)
         self._write(self._wanted, place, group["since"])
@@ -254,7 +254,7 @@ class Memory:
             if serial not in found:
                 group = self._groups[serial % len(self._groups)]
                 found[serial] = Match(
-                    serial, float(sums[place]), int(group["halves"]), int(group["units"]), float(group["since"])
+                    serial, float(sums[place]), int(group["quarters"]), int(group["units"]), float(group["since"])
                 )
         return list(found.values())
 
