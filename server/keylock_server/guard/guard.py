@@ -58,8 +58,8 @@ class GuardLimits:
             the label of its picture counts `SAME_UNITS`, one with another `OTHER_UNITS`.
         memory_bytes: Size of the memory that all workers share; when it is full, the oldest pictures are forgotten.
         least_regions: In how many of 64 regions two pictures must agree; what several have in common counts less.
-        sure_regions: In how many they agree who surely are near copies. Fewer count a quarter of an answer with scores, and
-            the blocks of such a picture are not remembered with those of the other: chains of them would grow.
+        sure_regions: In how many they agree who surely are near copies. Others count a quarter of an answer with
+            scores, and their blocks are not remembered with those of the picture: chains of them would grow.
     """
 
     window_s: float = 3600.0
@@ -67,7 +67,7 @@ class GuardLimits:
     labels: int = 36
     memory_bytes: int = 48 * 2**20
     least_regions: float = 5.0
-    sure_regions: float = 10.0
+    sure_regions: float = 12.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.window_s) and self.window_s > 0):

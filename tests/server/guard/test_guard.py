@@ -7,6 +7,7 @@ import pytest
 
 from keylock.errors import InputError
 from keylock_server.guard import OTHER_UNITS, SAME_UNITS, UNHEARD_UNITS, Guard, GuardLimits, Mode
+from keylock_server.guard.description import Secret, describe, digests
 
 _LIMITS = GuardLimits(window_s=100.0, scores=2, labels=4 * UNHEARD_UNITS, memory_bytes=2**21)
 
@@ -197,6 +198,49 @@ def test_pictures_of_any_size_are_taken(guard, shape):
     assert guard.admit(pixels, labels_only=False).admitted
 
 
+@pytest.mark.parametrize("side", [4, 8, 12, 16, 24])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_small_pictures_of_noise_are_told_apart(guard, side, channels):
+    noise = np.random.default_rng(0).integers(0, 256, (300, side, side, channels), dtype=np.uint8)
+    assert all(_ask(guard, noise))
+    assert guard.status().near_copies <= 3
+
+
+def test_copies_of_small_pictures_are_recognised(guard):
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    copies = np.repeat(noise[None], 6, axis=0)
+    copies[np.arange(6), np.arange(6), 3] ^= 128
+    assert _ask(guard, copies) == [True, True, True, False, False, False]
+
+
+def test_pictures_that_are_built_alike_do_not_become_one(clock):
+    guard = Guard(GuardLimits(memory_bytes=2**22), clock, np.random.default_rng(0))
+    frame, inside = _pictures(1, size=64)[0], _pictures(120, size=64, seed=1)
+    inside[:, :14], inside[:, -6:] = frame[:14], frame[-6:]
+    assert all(_ask(guard, inside, labels_only=True, answers=120 * [0]))
+
+
+def test_pixels_are_described_alike_however_they_lie_in_memory():
+    secret = Secret.draw(np.random.default_rng(0))
+    pixels = np.random.default_rng(1).random((2, 48, 64, 3), np.float32)
+    mean, std = np.array([0.5, 0.4, 0.3], np.float32), np.array([0.25, 0.5, 1], np.float32)
+    planes = np.ascontiguousarray(((pixels - mean) / std).transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
+    for plain, other in zip(describe(pixels, secret), describe(planes, secret, scale=std, shift=mean), strict=True):
+        assert len(np.intersect1d(plain.codes, other.codes)) > 0.95 * len(plain.codes)
+
+
+def test_digests_are_those_of_a_picture_and_its_shape_alone():
+    secret, generator = Secret.draw(np.random.default_rng(0)), np.random.default_rng(1)
+    pixels = generator.random((6, 5, 4, 3), np.float32)
+    changed = pixels.copy()
+    changed[3, 2, 1, 0] = np.nextafter(changed[3, 2, 1, 0], np.float32(2))
+    first, second = digests(pixels, secret), digests(changed, secret)
+    assert [row for row in range(6) if first[row] != second[row]] == [3]
+    assert digests(pixels[2:], secret) == first[2:]
+    assert not set(first) & set(digests(pixels.reshape(6, 4, 5, 3), secret))
+    assert not set(first) & set(digests(pixels, Secret.draw(generator)))
+
+
 def test_no_pixels_are_refused_with_a_clear_error(guard):
     with pytest.raises(InputError, match=r"\(n, height, width, channels\)"):
         guard.admit(np.zeros((2, 0, 4, 3), np.float32), labels_only=False)
@@ -223,6 +267,10 @@ def _ask_in_worker(guard, pixels, answers):
     answers.put(_ask(guard, pixels))
 
 
+def _hear_in_worker(guard, admission, labels):
+    guard.hear(admission, labels)
+
+
 def _hold_lock(guard, held):
     with guard._memory.locked():
         held.set()
@@ -237,6 +285,19 @@ def test_processes_share_what_they_know(guard):
     worker.start()
     assert answers.get(timeout=20) == [False, False]
     worker.join()
+
+
+def test_what_one_process_hears_all_know(clock):
+    guard, copies = Guard(GuardLimits(), clock, np.random.default_rng(0)), _covered(_pictures(1)[0], 4)
+    guard.hear(guard.admit(copies[:1], labels_only=True), np.array([1]))
+    told = [guard.admit(copies[1:2], labels_only=True), guard.admit(copies[2:3], labels_only=True)]
+    for admission in told:
+        worker = multiprocessing.get_context("fork").Process(
+            target=_hear_in_worker, args=(guard, admission, np.array([2]))
+        )
+        worker.start()
+        worker.join(20)
+    assert not guard.admit(copies[3:], labels_only=True).admitted
 
 
 def test_a_worker_killed_while_it_holds_the_lock_blocks_nobody(guard):
