@@ -6,7 +6,7 @@ the labels of its near copies may tell. A near copy of a near copy belongs to th
 something in common with several pictures is counted for each of them and refused when one of them is used up. An
 identical picture is no near copy: it is answered, with what it was answered with before.
 
-A label that is the one of its picture tells little, and another one tells much. Which it is, is known only once it is
+A label that is the one answered before tells little, and another one tells much. Which it is, is known only once it is
 computed, and whether it is answered is decided before. So `admit` charges every near copy as if it told something
 between, and `hear` corrects that. Nothing that a refused picture would be answered with has a part in its refusal.
 """
@@ -26,12 +26,12 @@ from keylock_server.guard.memory import COUNTERS, Match, Memory
 __all__ = ["OTHER_UNITS", "SAME_UNITS", "UNHEARD_UNITS", "Admission", "Guard", "GuardLimits", "GuardStatus", "Mode"]
 
 SAME_UNITS = 1
-"""What a near copy is charged whose label is the one that was first answered for its picture."""
+"""What a near copy is charged whose label is the one that was answered last for its picture."""
 
-OTHER_UNITS = 28
+OTHER_UNITS = 30
 """What one is charged whose label is another."""
 
-UNHEARD_UNITS = 4
+UNHEARD_UNITS = 7
 """What one is charged until its label is known, and for good where that is never told."""
 
 _QUARTERS = 4
@@ -55,7 +55,7 @@ class GuardLimits:
         window_s: How long a picture is remembered, and its budget counts, in seconds.
         scores: Near copies of a picture that are answered with scores.
         labels: How much the near copies of a picture may tell by their labels, those with scores included: one with
-            the label of its picture counts `SAME_UNITS`, one with another `OTHER_UNITS`.
+            the label of the one before counts `SAME_UNITS`, one with another `OTHER_UNITS`.
         memory_bytes: Size of the memory that all workers share; when it is full, the oldest pictures are forgotten.
         least_regions: In how many of 64 regions two pictures must agree; what several have in common counts less.
         sure_regions: In how many they agree who surely are near copies. Others count a quarter of an answer with
@@ -64,7 +64,7 @@ class GuardLimits:
 
     window_s: float = 3600.0
     scores: int = 2
-    labels: int = 36
+    labels: int = 66
     memory_bytes: int = 48 * 2**20
     least_regions: float = 5.0
     sure_regions: float = 12.0
@@ -260,13 +260,13 @@ class Guard:
         with memory.locked():
             for charged, begun, label in zip(admission.charged, admission.begun, labels.tolist(), strict=True):
                 for serial in charged:
-                    first = memory.label_of(serial, or_else=label)
+                    before = memory.exchange_label(serial, label)
                     # What was forgotten meanwhile cannot be charged.
-                    if first is not None:
-                        units = SAME_UNITS if label == first else OTHER_UNITS
+                    if before is not None:
+                        units = SAME_UNITS if label == before else OTHER_UNITS
                         memory.charge(serial, quarters=0, units=units - UNHEARD_UNITS)
                 if begun:
-                    memory.label_of(begun, or_else=label)
+                    memory.exchange_label(begun, label)
 
     def status(self) -> GuardStatus:
         """Returns what was counted so far, by all workers."""

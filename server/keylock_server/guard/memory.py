@@ -1,7 +1,7 @@
 """The memory of the guard: a fixed number of bytes that all workers of a server share. No picture is in it.
 
 It has three tables. *Slots* hold codes of blocks, in buckets of eight; where a bucket is full, the oldest gives way.
-*Groups* are pictures with their near copies: when they were first seen, what was answered first, and how much since.
+*Groups* are pictures with their near copies: when they were first seen, the label answered last, and how much was.
 *Digests* say which pictures were answered, so that identical requests can be told from near copies.
 
 Memory and lock are made before workers are forked. The lock is the kernel's and ends with the process that holds it;
@@ -187,20 +187,20 @@ class Memory:
         self._write(self._groups, serial % len(self._groups), group)
         return True
 
-    def label_of(self, serial: int, *, or_else: int) -> int | None:
-        """Returns the label that was first answered for a group, which is this one if there is none yet.
+    def exchange_label(self, serial: int, label: int) -> int | None:
+        """Notes a label that is answered for a group.
 
         Returns:
-            None for a group that is forgotten.
+            The one that was answered before it, or the same if there was none; None for a group that is forgotten.
         """
         place = serial % len(self._groups)
         group = self._groups[place].copy()
         if group["serial"] != serial:
             return None
-        if group["label"] < 0:
-            group["label"] = or_else
-            self._write(self._groups, place, group)
-        return int(group["label"])
+        before = int(group["label"])
+        group["label"] = label
+        self._write(self._groups, place, group)
+        return label if before < 0 else before
 
     def _buckets_of(self, codes: NDArray[np.uint64]) -> NDArray[np.intp]:
         return ((codes >> np.uint64(_CODE_BITS)) % np.uint64(len(self._tags))).astype(np.intp)
