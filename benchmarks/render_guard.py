@@ -24,7 +24,7 @@ def write_honest(result: Mapping[str, Any]) -> str:
             name.replace("_", " "),
             one["about"],
             *(f"{one[key]:,}" for key in counts),
-            f"{one['cpu_ms_per_picture']:.1f}",
+            f"{one['cpu_ms_per_picture']:.2f}",
         )
         for name, one in result["traffic"].items()
     ]

@@ -76,9 +76,10 @@ def admin_status(
 def _describe_guard(guard: "admin_pb2.QueryGuard") -> str:
     if guard.mode in ("", "off"):
         return "off"
+    refused = "images would have been refused" if guard.mode == "count" else "images refused"
     return (
         f"{guard.mode}: {guard.images} images, {guard.identical} asked again, {guard.near_copies} near copies, "
-        f"{guard.refused} images refused; {guard.pictures} pictures of the last {guard.window_s / 60:g} minutes in "
+        f"{guard.refused} {refused}; {guard.pictures} pictures of the last {guard.window_s / 60:g} minutes in "
         f"{guard.memory_bytes / 2**20:.0f} MiB"
     )
 

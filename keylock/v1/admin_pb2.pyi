@@ -161,11 +161,11 @@ class QueryGuard(_message.Message):
     images: _builtins.int
     """Images that it was asked about, since the server was started."""
     near_copies: _builtins.int
-    """Those of them that were near copies of others, and answered."""
+    """Those of them that were near copies of others, within the budgets."""
     identical: _builtins.int
     """Those of them that were asked about before, and answered again."""
     refused: _builtins.int
-    """Those of them that were refused."""
+    """Those of them that were refused, or with "count" would have been."""
     pictures: _builtins.int
     """Pictures that it remembers, each with its near copies."""
     memory_bytes: _builtins.int

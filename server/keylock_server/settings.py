@@ -73,7 +73,8 @@ class ServerSettings(BaseSettings):
             `count` only counts them, `off` does not look.
         query_guard_window_s: How long a picture is remembered, and its budgets count, in seconds.
         query_guard_scores: Near copies of a picture that are answered with scores or a decoy.
-        query_guard_labels: Near copies of a picture up to which labels are answered; those with scores count too.
+        query_guard_labels: How much the labels of near copies of a picture may tell: one that is as the one before
+            counts 1, another 30; those with scores count too.
         query_guard_memory_bytes: What the guard remembers pictures in, shared by all workers.
         pad_response_times: Whether answers without a license wait as long as checking and charging one takes.
         prices: Units of one image by explainer; `*` is for those that are not named, 1 where that is not either.

@@ -1,5 +1,26 @@
-"""The query guard: tells near copies of recent pictures, and counts how many of them were answered. NumPy only."""
+"""The query guard: tells near copies of recent pictures, and counts how many of them were answered, and with what.
 
-from keylock_server.guard.guard import Admission, Guard, GuardLimits, GuardStatus, Mode
+It works with NumPy, and with the keyed digest of `cryptography`.
+"""
 
-__all__ = ["Admission", "Guard", "GuardLimits", "GuardStatus", "Mode"]
+from keylock_server.guard.guard import (
+    OTHER_UNITS,
+    SAME_UNITS,
+    UNHEARD_UNITS,
+    Admission,
+    Guard,
+    GuardLimits,
+    GuardStatus,
+    Mode,
+)
+
+__all__ = [
+    "OTHER_UNITS",
+    "SAME_UNITS",
+    "UNHEARD_UNITS",
+    "Admission",
+    "Guard",
+    "GuardLimits",
+    "GuardStatus",
+    "Mode",
+]

@@ -41,7 +41,8 @@ class Metrics:
         )
         self._guarded = Counter(
             "keylock_guarded_images",
-            "Images that the query guard looked at: near copies, identical to others, none of both, or refused.",
+            "Images that the query guard looked at: near copies, identical to others, none of both, or refused; those "
+            "that would have been, where it only counts.",
             ["outcome"],
             registry=self._registry,
         )
@@ -75,7 +76,7 @@ class Metrics:
         """Counts images that the query guard looked at.
 
         Args:
-            outcome: `near_copy`, `identical`, `other` or `refused`.
+            outcome: `near_copy`, `identical`, `other`, `refused` or `would_be_refused`.
             images: How many.
         """
         self._guarded.labels(outcome).inc(images)

@@ -292,7 +292,7 @@ def _announce(running: RunningServer, settings: ServerSettings, keys: tuple[Veri
     )
     if settings.query_guard != "off":
         _LOG.info(
-            "query guard: %s near copies of a picture within %g s: %d with scores, %d with labels; %d bytes",
+            "query guard: %s near copies of a picture within %g s: %d with scores, labels up to %d; %d bytes",
             settings.query_guard,
             settings.query_guard_window_s,
             settings.query_guard_scores,

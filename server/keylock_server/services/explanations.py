@@ -7,7 +7,7 @@ A request, or one image of a stream, goes this way, which `_answer` enters:
 3. Places in the queue are taken for all images, or the call ends before anything is set aside.
 4. Units are set aside for the license, under the digest of what is asked (`_charge`).
 5. Images are decoded, explained and predicted, and written as results with their digests (`_explain`); without a
-   license, the query guard looks at them before they are explained.
+   license, the query guard looks at them before they are explained, and hears of the labels before they are answered.
 6. The units are charged with an entry in the audit log, or given back where anything failed; the receipt is signed.
 7. An answer without a license leaves when one with a license would.
 """
@@ -294,10 +294,11 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
                 check_pixels=None if granted is None else lambda pixels: check_size(granted, pixels=pixels),
             )
         )
+        counted = None
         if granted is None:
             # In the time in which a license would be charged.
             with times.charging():
-                await self._parts.gate.admit(images, model.manifest, labels_only=False, caller=None)
+                counted = await self._parts.gate.admit(images, model.manifest, labels_only=False, caller=None)
         # What everybody is told of a stamped picture is told of the picture as it came.
         keyed, shown = np.full(len(images), terms.keyed, np.bool_), images
         if self._answer_stamped and not terms.keyed and model.holds_key:
@@ -310,6 +311,8 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         )
         # Also where the map is a decoy, so that an answer takes as long with a license as without one.
         public = await admitted.predict(images) if terms.public or keyed.any() > terms.keyed else None
+        with times.charging():
+            await self._parts.gate.hear(counted, explained.logits if public is None else public)
 
         def write() -> tuple[list[pb.Explanation], AnswerDigests]:
             results = encode(

@@ -66,8 +66,9 @@ class PredictionService(Inventory):
         with parts.batchers.of(model).admit(_row_count(request, most=most)) as admitted:
             images = await parts.decoder.run(plan)
             labels_only = wanted == [LABEL]
-            await parts.gate.admit(images, model.manifest, labels_only=labels_only, caller=caller)
+            counted = await parts.gate.admit(images, model.manifest, labels_only=labels_only, caller=caller)
             logits = await admitted.predict(images)
+            await parts.gate.hear(counted, logits)
         describe_call(model=model.manifest.name, images=len(logits))
         answers: dict[str, NDArray[np.float32] | list[bytes]] = {
             "logits": logits,

@@ -20,11 +20,11 @@ from keylock.imaging.preprocessing import Preprocessing
 from keylock.licensing import check
 from keylock.v1 import admin_pb2 as pb
 from keylock_server.auth.authentication import Authenticator, Caller, bearer_token
-from keylock_server.guard import Guard, Mode
+from keylock_server.guard import Admission, Guard, Mode
 from keylock_server.guard.refusal import SimilarQueriesError
 from keylock_server.scheduling.decoder_pool import DecoderPool
 
-__all__ = ["QueryGate", "pixels_of"]
+__all__ = ["QueryGate", "seen"]
 
 _LOG: Final = logging.getLogger("keylock_server")
 _TOLD_EVERY_S: Final = 60.0
@@ -52,7 +52,8 @@ class QueryGate:
             mode: What it does with near copies, `count` or `limit`.
             pool: Threads to describe pictures in.
             authenticator: Verifies the licenses of those who ask for predictions.
-            observe: Told of images: `near_copy`, `identical`, `other` or `refused`, and how many.
+            observe: Told of images: `near_copy`, `identical`, `other`, `refused`, or with `count` `would_be_refused`,
+                and how many.
             clock: Seconds, for how often the log tells of refusals.
         """
         self._guard, self._pool, self._authenticator = guard, pool, authenticator
@@ -62,7 +63,7 @@ class QueryGate:
 
     async def admit(
         self, images: NDArray[np.float32], manifest: Manifest, *, labels_only: bool, caller: Caller | None
-    ) -> None:
+    ) -> Admission | None:
         """Returns when images may be answered.
 
         Args:
@@ -71,32 +72,50 @@ class QueryGate:
             labels_only: Whether labels alone are asked for.
             caller: Who asks; None where it is known to have no license.
 
+        Returns:
+            What `hear` is to be given with the answer; None where nothing was counted.
+
         Raises:
             SimilarQueriesError: If one of them is a near copy of too many others.
             KeylockError: If so, and a license was presented that is not good: what is wrong with it.
         """
         guard = self._guard
         if guard is None:
-            return
+            return None
         fault = None
         try:
             if caller is not None and await self._is_exempt(caller, manifest):
-                return
+                return None
         except KeylockError as error:
             fault = error
         admission = await self._pool.run(
-            lambda _: guard.admit(pixels_of(images, manifest.preprocessing), labels_only=labels_only, mode=self._mode)
+            lambda _: guard.admit(**seen(images, manifest.preprocessing), labels_only=labels_only, mode=self._mode)
         )
         if admission.admitted:
+            if admission.beyond:
+                self._observe("would_be_refused", len(images))
+                return None
             self._observe("near_copy", admission.near_copies)
             self._observe("identical", admission.identical)
             self._observe("other", len(images) - admission.near_copies - admission.identical)
-            return
+            return admission
         self._observe("refused", len(images))
         self._tell(len(images))
         raise fault or SimilarQueriesError(
             row=admission.row or 0, retry_after_s=admission.retry_after_s, labels_left=admission.labels_left
         )
+
+    async def hear(self, admission: Admission | None, logits: NDArray[np.float32]) -> None:
+        """Returns when what is about to be answered is charged. Not to be called for what is not answered.
+
+        Args:
+            admission: What `admit` returned.
+            logits: What is answered, or whose label is `(batch, classes)`.
+        """
+        guard = self._guard
+        if guard is not None and admission is not None and (any(admission.charged) or any(admission.begun)):
+            labels = logits.argmax(axis=1)
+            await self._pool.run(lambda _: guard.hear(admission, labels))
 
     async def _is_exempt(self, caller: Caller, manifest: Manifest) -> bool:
         """Tells whether a caller of predictions has a license for near copies.
@@ -142,24 +161,31 @@ class QueryGate:
             self._untold, self._told_at = 0, self._clock()
 
 
-def pixels_of(images: NDArray[np.float32], preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Returns what a model looks at as pixels in 0 to 1.
+def seen(images: NDArray[np.float32], preprocessing: Preprocessing) -> dict[str, NDArray[np.float32]]:
+    """Returns what a model looks at as the guard takes it: the arguments `pixels`, `scale` and `shift` of `admit`.
 
-    Tensors may have any values. Those that no picture has are taken to their logarithms, so that pictures that differ
-    in them go on to differ, and nothing overflows.
+    Nothing is copied unless a value is far from those of pictures.
 
     Args:
         images: Preprocessed, `(batch, channels, height, width)`.
         preprocessing: That of the model.
-
-    Returns:
-        float32 `(batch, height, width, channels)`.
     """
     mean, std = (np.asarray(values, np.float32) for values in (preprocessing.mean, preprocessing.std))
     with np.errstate(over="ignore"):
+        lowest, highest = (each(images, axis=(0, 2, 3)) * std + mean for each in (np.min, np.max))
+    if lowest.min() >= _LOWEST and highest.max() <= _HIGHEST:
+        return {"pixels": images.transpose(0, 2, 3, 1), "scale": std, "shift": mean}
+    return {"pixels": _squeezed(images, mean, std)}
+
+
+def _squeezed(images: NDArray[np.float32], mean: NDArray[np.float32], std: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns pixels around 0 to 1 of tensors with any values, float32 `(batch, height, width, channels)`.
+
+    Values that no picture has are taken to their logarithms, so that pictures that differ in them go on to differ, and
+    nothing overflows.
+    """
+    with np.errstate(over="ignore"):
         pixels = images.transpose(0, 2, 3, 1) * std + mean
-    if pixels.min() >= _LOWEST and pixels.max() <= _HIGHEST:
-        return pixels
     above = np.log(np.clip(pixels / _HIGHEST, 1, _LARGEST))
     below = np.log1p(np.clip(_LOWEST - pixels, 0, _LARGEST))
     squeezed: NDArray[np.float32] = np.clip(pixels, _LOWEST, _HIGHEST) + above - below

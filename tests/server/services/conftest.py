@@ -36,7 +36,7 @@ def pictures(vendor, tiny, tmp_path_factory):
 def serve(start_server, pictures):
     """Starts a server that remembers nothing yet."""
 
-    def begin(*, clock=None, window_s=600.0, scores=4, labels=12, **settings):
+    def begin(*, clock=None, window_s=600.0, scores=4, labels=100, **settings):
         limits = GuardLimits(window_s=window_s, scores=scores, labels=labels)
         guard = None if clock is None else Guard(limits, clock)
         told = {

@@ -10,13 +10,14 @@ from types import SimpleNamespace
 import grpc
 import numpy as np
 import pytest
-from near_copies import PREPROCESSING, SIDE, copies, infer, picture, request, use_up
+from near_copies import PREPROCESSING, SIDE, copies, infer, logits_of, picture, request, use_up
 from PIL import Image
 from support import bearer, books, details_of, refusal
 
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import license_pb2
-from keylock_server.services.query_gate import pixels_of
+from keylock_server.guard import OTHER_UNITS, SAME_UNITS, UNHEARD_UNITS
+from keylock_server.services.query_gate import seen
 
 WINDOW_S = 600.0
 
@@ -50,7 +51,7 @@ def test_near_copies_are_answered_within_the_budget_and_then_with_labels_alone(s
     for image in more[:8]:
         answer = infer(calls, image, "label")
         assert [output.name for output in answer.outputs] == ["label"]
-    details = is_refused(lambda: infer(calls, more[8], "label"))
+    details = is_refused(lambda: infer(calls, more[8:], "label"))
     assert details["ErrorInfo"].metadata["labels_left"] == "false"
     # Other pictures are none of this.
     assert len(infer(calls, picture(1)).outputs) == 3
@@ -206,7 +207,7 @@ def test_without_limits_everything_is_answered(serve, mode):
     use_up(calls, count=30)
     status = calls.loop_thread.run(calls.server.parts.gate.status())
     assert status.mode == mode
-    assert (status.near_copies, status.refused) == (0 if mode == "off" else 30, 0)
+    assert (status.near_copies, status.refused) == ((0, 0) if mode == "off" else (4, 26))
 
 
 def test_many_callers_at_once_share_one_budget(serve):
@@ -267,17 +268,107 @@ def test_metrics_and_operators_are_told_numbers_alone(serve):
     )
 
 
+def shown(images):
+    """What the guard is given of preprocessed images, as pixels."""
+    given = seen(images, PREPROCESSING)
+    return given["pixels"] * given.get("scale", np.float32(1)) + given.get("shift", np.float32(0))
+
+
 def test_tensors_that_no_picture_has_are_told_apart_and_do_not_overflow():
     generator = np.random.default_rng(0)
     images = generator.uniform(-1, 1, size=(2, 3, SIDE, SIDE)).astype(np.float32)
-    plain = pixels_of(images, PREPROCESSING)
-    np.testing.assert_allclose(
-        plain, images.transpose(0, 2, 3, 1) * np.float32(PREPROCESSING.std) + np.float32(PREPROCESSING.mean), rtol=1e-6
-    )
+    plain = images.transpose(0, 2, 3, 1) * np.float32(PREPROCESSING.std) + np.float32(PREPROCESSING.mean)
+    np.testing.assert_allclose(shown(images), plain, rtol=1e-6)
+    assert np.shares_memory(seen(images, PREPROCESSING)["pixels"], images)
     for factor in (1e3, 1e30, 3e38 / np.abs(images).max()):
-        large = pixels_of(images * np.float32(factor), PREPROCESSING)
+        large = shown(images * np.float32(factor))
         assert np.isfinite(large).all()
         assert np.abs(large).max() < 200
         changed = images.copy()
         changed[0, 0, 3, 3] *= 1.01
-        assert (pixels_of(changed * np.float32(factor), PREPROCESSING) != large).sum() == 1
+        assert (shown(changed * np.float32(factor)) != large).sum() == 1
+
+
+def views(count, quadrants):
+    """Copies of a picture that differ in a pixel, and in the quadrant that is a little brighter and gives the label."""
+    half = SIDE // 2
+    part = picture()[:half, :half] // 2
+    upper = np.concatenate([part, part[:, ::-1]], axis=1)
+    made = np.repeat(np.concatenate([upper, upper[::-1]])[None], count, axis=0)
+    for number, (view, quadrant) in enumerate(zip(made, quadrants, strict=True)):
+        top, left = quadrant // 2 * half, quadrant % 2 * half
+        view[top : top + half, left : left + half] += 4
+        view[number % SIDE, SIDE - 1 - number // SIDE] ^= 3
+        assert logits_of(view).argmax() == quadrant
+    return made
+
+
+def answered(calls, images):
+    """How many images are answered with a label, one after the other, until one is refused."""
+    for number, image in enumerate(images):
+        try:
+            infer(calls, image, "label")
+        except grpc.RpcError:
+            is_refused(lambda image=image: infer(calls, image, "label"))
+            return number
+    return len(images)
+
+
+def test_copies_with_the_label_of_their_picture_go_on_and_others_end_soon(serve):
+    limit = OTHER_UNITS + UNHEARD_UNITS
+    calls = serve(labels=limit)
+    assert answered(calls, views(50, 50 * [0])) == 2 + (limit - UNHEARD_UNITS) // SAME_UNITS
+    calls = serve(labels=limit)
+    # After one copy with another label there is room for one whose label is not known yet.
+    assert answered(calls, views(50, [0, 1] * 25)) == 3
+
+
+def test_labels_are_heard_of_in_batches_and_streams_and_with_decoys(serve):
+    same, other = views(4, 4 * [0]), views(4, [0, 1, 1, 1])
+    for batch, units in ((same, 3 * SAME_UNITS), (other, OTHER_UNITS + 2 * SAME_UNITS)):
+        calls = serve(scores=100, labels=1000)
+        infer(calls, batch)
+        assert calls.server.parts.gate._guard._memory._groups["units"].max() == units
+        calls = serve(scores=100, labels=1000)
+        calls.explain(*map(image_of, batch))
+        assert calls.server.parts.gate._guard._memory._groups["units"].max() == units
+        calls = serve(scores=100, labels=1000)
+        messages = [pb.ExplainStreamRequest(start=pb.ExplainStreamStart(options=pb.ExplainRequest()))]
+        messages += [
+            pb.ExplainStreamRequest(image=pb.ExplainStreamImage(number=number, image=image_of(frame)))
+            for number, frame in enumerate(batch)
+        ]
+        assert len(list(calls.explanation.ExplainStream(iter(messages), timeout=30))) == 4
+        # Images of a stream are answered side by side, so that any of them can be the first.
+        assert calls.server.parts.gate._guard._memory._groups["units"].max() in (
+            units,
+            2 * OTHER_UNITS + SAME_UNITS,
+        )
+
+
+def test_a_call_that_fails_is_charged_once_and_hinders_nothing(serve, monkeypatch):
+    calls = serve(labels=3 * UNHEARD_UNITS)
+    image, *more = copies(4)
+    infer(calls, image, "label")
+    model = calls.server.model
+    with monkeypatch.context() as broken:
+        broken.setattr(model, "predict", lambda *_, **__: 1 / 0)
+        with pytest.raises(grpc.RpcError):
+            infer(calls, more[0], "label")
+    # It is answered when it is asked for again, and the others while there is room.
+    assert infer(calls, more[0], "label").outputs
+    assert answered(calls, more) >= 2
+    assert infer(calls, picture(1)).outputs
+
+
+def test_with_count_operators_see_what_would_be_refused(serve):
+    calls = serve(query_guard="count", metrics_port=0)
+    use_up(calls)
+    infer(calls, copies(6)[5])
+    infer(calls, copies(6)[4:])
+    with urllib.request.urlopen(f"http://127.0.0.1:{calls.server.metrics_port}/metrics") as page:
+        text = page.read().decode()
+    found = dict(re.findall(r'^keylock_guarded_images_total\{outcome="(\w+)"\} ([\d.]+)$', text, re.M))
+    assert found == {"other": "1.0", "identical": "0.0", "near_copy": "4.0", "would_be_refused": "3.0"}
+    status = calls.loop_thread.run(calls.server.parts.gate.status())
+    assert (status.mode, status.near_copies, status.refused) == ("count", 4, 3)
