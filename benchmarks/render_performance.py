@@ -230,7 +230,8 @@ TABLES: Tables = {
     "graphs": (write_graphs, "python benchmarks/serving/graphs.py"),
     "numbers": (
         write_numbers,
-        "python benchmarks/serving/run.py --sides 224 --tasks grad_cam --results benchmarks/results/serving/numbers.json",
+        "python benchmarks/serving/run.py --sides 224 --tasks grad_cam "
+        "--results benchmarks/results/serving/numbers.json",
     ),
     "serving": (write_serving, "python benchmarks/serving/run.py"),
 }
