@@ -1,19 +1,25 @@
-"""All that an attacker without a license has: predictions and keyless maps, by asking. Every answer is counted."""
+"""All that an attacker without a license has: predictions and keyless maps, by asking. Every answer is counted.
+
+A server's query guard refuses near copies of recent images: scores first, then labels. Of a batch that is refused each
+image is asked about by itself, and where its scores are refused, its label is asked for.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar, Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from keylock.audit.answered import Answers, NearCopiesError, Tally
 from keylock.audit.contract import NotApplicableError
 from keylock.errors import LicenseReason, UnknownNameError
 from keylock.explainers import EXPLAINERS, BlackBox, Explainer, explain_many
 from keylock.models import split_rows
 from keylock_client import Client
-from keylock_client.errors import LicenseRefusedError
+from keylock_client.errors import LicenseRefusedError, SimilarQueriesError
 
 __all__ = ["METHODS", "GraphOracle", "LocalOracle", "Oracle", "ServerOracle", "of_networks"]
 
@@ -27,26 +33,66 @@ def of_networks(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in names if name not in METHODS)
 
 
+_PIECES: Final = 16
+"""Images that are asked about together once a larger batch was refused; of these each by itself."""
+
+
 class Oracle(ABC):
     """Answers about images, one row for each.
 
     Attributes:
         names: The explainers on offer that look into the network. Attackers run those that ask for predictions alone on
             their own.
-        queries: Images answered so far.
+        tally: How many images were answered so far, and how.
+        has_guard: Whether whoever answers has a query guard of its own.
     """
 
+    has_guard: ClassVar[bool] = False
+
     def __init__(self, names: Sequence[str]) -> None:
-        self.names, self.queries = of_networks(names), 0
+        self.names, self.tally = of_networks(names), Tally()
+
+    @property
+    def queries(self) -> int:
+        """Images answered so far."""
+        return self.tally.answered
 
     def predict(self, images: Tensor) -> Tensor:
-        """Return logits (count, classes) of preprocessed images (count, channels, height, width)."""
-        self.queries += len(images)
-        with torch.no_grad():
-            return torch.cat([self._predict(rows) for (rows,) in split_rows(images)])
+        """Return logits (count, classes) of preprocessed images (count, channels, height, width), as `ask` does."""
+        return self.ask(images).logits
+
+    @torch.no_grad()
+    def ask(self, images: Tensor, *, scores: bool = True, labels: bool = True) -> Answers:
+        """Return what comes back about preprocessed images (count, channels, height, width).
+
+        Args:
+            images: What to ask about.
+            scores: Ask for scores.
+            labels: Ask for labels alone, where scores are refused or not asked for.
+        """
+        return Answers.joined([self._asked(rows, scores, labels) for (rows,) in split_rows(images)])
+
+    def _asked(self, images: Tensor, scores: bool, labels: bool) -> Answers:
+        try:
+            found = Answers.of_scores(self._predict(images)) if scores else self._labelled(images)
+        except NearCopiesError as refusal:
+            if len(images) > 1:
+                return Answers.joined([self._asked(rows, scores, labels) for rows in _pieces(images)])
+            if scores and labels and refusal.labels_left:
+                return self._asked(images, scores=False, labels=True)
+            self.tally.refused += 1
+            return Answers.none(self._plain_answer(images).shape[1])
+        if scores:
+            self.tally.scores += len(images)
+        else:
+            self.tally.labels += len(images)
+        return found
+
+    def _labelled(self, images: Tensor) -> Answers:
+        return Answers.of_labels(self._label(images), count=self._plain_answer(images).shape[1])
 
     def explain(self, name: str, images: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Return keyless maps (count, h, w).
+        """Return keyless maps (count, h, w); nan for images that were refused.
 
         Args:
             name: An explainer on offer.
@@ -59,19 +105,52 @@ class Oracle(ABC):
         """
         if name not in self.names:
             raise UnknownNameError("explainer", name, self.names)
-        self.queries += len(images)
         chosen = torch.full((len(images),), -1, device=images.device) if targets is None else targets
-        return torch.cat([self._explain(name, rows, classes) for rows, classes in split_rows(images, chosen)])
+        return torch.cat([self._explained(name, rows, classes) for rows, classes in split_rows(images, chosen)])
+
+    def _explained(self, name: str, images: Tensor, targets: Tensor) -> Tensor:
+        try:
+            maps = self._explain(name, images, targets)
+        except NearCopiesError:
+            if len(images) > 1:
+                pieces = zip(_pieces(images), _pieces(targets), strict=True)
+                return torch.cat([self._explained(name, rows, classes) for rows, classes in pieces])
+            self.tally.refused += 1
+            return torch.full_like(self._explain(name, torch.zeros_like(images), targets), torch.nan)
+        self.tally.scores += len(images)
+        return maps
 
     def explain_all(self, images: Tensor, targets: Tensor | None = None) -> dict[str, Tensor]:
         """Return keyless maps (count, h, w) of every explainer on offer."""
         return {name: self.explain(name, images, targets) for name in self.names}
 
-    @abstractmethod
-    def _predict(self, images: Tensor) -> Tensor: ...
+    # Whoever has no guard has no windows and knows no callers.
+    def wait(self) -> None:  # noqa: B027
+        """Let as much time pass as a query guard remembers pictures for; without one there is none to wait for."""
+
+    def call_anew(self) -> None:  # noqa: B027
+        """Go on as another caller; whoever answers in this process knows none."""
+
+    def _plain_answer(self, images: Tensor) -> Tensor:
+        """Return the logits (1, classes) of an image of one colour, which is no near copy of anything."""
+        return self._predict(torch.zeros_like(images[:1]))
 
     @abstractmethod
-    def _explain(self, name: str, images: Tensor, targets: Tensor) -> Tensor: ...
+    def _predict(self, images: Tensor) -> Tensor:
+        """Return logits (count, classes), or raise `NearCopiesError`."""
+
+    def _label(self, images: Tensor) -> Tensor:
+        """Return predicted classes (count,), or raise `NearCopiesError`."""
+        return self._predict(images).argmax(dim=1)
+
+    @abstractmethod
+    def _explain(self, name: str, images: Tensor, targets: Tensor) -> Tensor:
+        """Return maps (count, h, w), or raise `NearCopiesError`."""
+
+
+def _pieces(rows: Tensor) -> tuple[Tensor, ...]:
+    """Split what was refused as a whole."""
+    return torch.split(rows, _PIECES if len(rows) > _PIECES else 1)
 
 
 class LocalOracle(Oracle):
@@ -87,7 +166,7 @@ class LocalOracle(Oracle):
 
     def explain_all(self, images: Tensor, targets: Tensor | None = None) -> dict[str, Tensor]:
         """Return keyless maps (count, h, w) of every explainer on offer, which share a pass where they can."""
-        self.queries += len(self.names) * len(images)
+        self.tally.scores += len(self.names) * len(images)
         chosen, asked = [self.__explainers[name] for name in self.names], targets
         if asked is None:
             asked = torch.full((len(images),), -1, device=images.device)
@@ -127,18 +206,51 @@ class GraphOracle(Oracle):
 class ServerOracle(Oracle):
     """Answers from a running server, through the SDK; the client has no license."""
 
-    def __init__(self, client: Client) -> None:
+    has_guard = True
+
+    def __init__(self, client: Client, another: Callable[[], Client] | None = None) -> None:
         """Ask the server what it offers.
+
+        Args:
+            client: Asks.
+            another: Makes another client of the same server, for an attacker who calls as somebody else.
 
         Raises:
             ClientError: The server does not answer.
         """
-        self._client = client
-        super().__init__(tuple(explainer.name for explainer in client.model().explainers))
+        self._client, self._another, self._own = client, another, False
+        described = client.model()
+        self._classes = {label: place for place, label in enumerate(described.classes)}
+        super().__init__(tuple(explainer.name for explainer in described.explainers))
+
+    def wait(self) -> None:
+        """Refuse: nobody waits that long.
+
+        Raises:
+            NotApplicableError: Always.
+        """
+        raise NotApplicableError("a running server's windows take their time: audit without --oracle to skip it")
+
+    def call_anew(self) -> None:
+        """Open another connection."""
+        if self._another is not None:
+            if self._own:
+                self._client.close()
+            self._client, self._own = self._another(), True
 
     def _predict(self, images: Tensor) -> Tensor:
-        answers = self._client.predict(list(images.cpu().numpy()))
+        try:
+            answers = self._client.predict(list(images.cpu().numpy()))
+        except SimilarQueriesError as error:
+            raise NearCopiesError(labels_left=error.labels_left) from None
         return torch.tensor([answer.logits for answer in answers], device=images.device)
+
+    def _label(self, images: Tensor) -> Tensor:
+        try:
+            labels = self._client.label(list(images.cpu().numpy()))
+        except SimilarQueriesError as error:
+            raise NearCopiesError(labels_left=error.labels_left) from None
+        return torch.tensor([self._classes[label] for label in labels], device=images.device)
 
     def _explain(self, name: str, images: Tensor, targets: Tensor) -> Tensor:
         rows, maps = images.cpu().numpy(), [torch.empty(0)] * len(images)
@@ -148,6 +260,8 @@ class ServerOracle(Oracle):
             asked = None if target < 0 else int(target)
             try:
                 answers = self._client.explain([rows[place] for place in places], explainer=name, target=asked)
+            except SimilarQueriesError as error:
+                raise NearCopiesError(labels_left=error.labels_left) from None
             except LicenseRefusedError as error:
                 if error.reason is not LicenseReason.NEEDED_FOR_TARGET:
                     raise

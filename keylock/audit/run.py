@@ -25,6 +25,7 @@ from keylock.audit.case import Case
 from keylock.audit.contract import ATTACKS, Attack, Goal, Knowledge, NotApplicableError, Outcome, Steps, attacks_of
 from keylock.audit.judging import judge, worst_first
 from keylock.audit.learning import classes_of, explained
+from keylock.audit.oracle import Oracle
 from keylock.audit.own_model import OwnModels, Price
 from keylock.audit.policy import Policy
 from keylock.audit.scoring import recoveries, separation
@@ -320,7 +321,8 @@ class _Runner:
         state = generator.get_state()
         if one.goal is Goal.SERVICE:
             return self._found(one, one.run(self._served(), self.budget, generator, steps)), {}
-        outcome = one.run(self.case.view(_VIEWS[one.knowledge]), self.budget, generator, steps)
+        view = self.case.view(_VIEWS[one.knowledge])
+        outcome = _noting(view.oracle, one.run(view, self.budget, generator, steps))
         if one.goal is Goal.DETECT and outcome.scores is not None:
             # The same detector, with the same random numbers, on a model that is not locked.
             generator.set_state(state)
@@ -330,7 +332,7 @@ class _Runner:
             notes = {**finding.notes, **{f"{name} (reference)": value for name, value in control.notes.items()}}
             told = round(separation(outcome.scores, control.scores), 5)
             return finding.model_copy(update={"separation": told, "notes": notes}), {}
-        samples = {label: maps[:_SAMPLES].float().contiguous() for label, maps in outcome.maps.items()}
+        samples = {label: maps[:_SAMPLES].float().nan_to_num().contiguous() for label, maps in outcome.maps.items()}
         return self._found(one, outcome), samples
 
     def _served(self) -> Bench:
@@ -368,6 +370,13 @@ class _Runner:
             for one in recoveries({name: maps[name]}, {name: truth}, {})
         ]
         return round(max(found, default=0.0), 5)
+
+
+def _noting(oracle: Oracle, outcome: Outcome) -> Outcome:
+    """Return an outcome that says what was refused."""
+    if not oracle.tally.labels and not oracle.tally.refused:
+        return outcome
+    return replace(outcome, notes={**oracle.tally.notes(), **outcome.notes})
 
 
 def _trimmed(case: Case, budget: Budget) -> Case:

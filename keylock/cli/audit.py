@@ -175,6 +175,8 @@ class _Said:
             text += f": told apart {finding.separation:.3f}"
         elif finding.reason:
             text += f": {finding.reason}"
+        if finding.notes.get("refused"):
+            text += f"; {finding.notes['refused']:,} refused"
         self._say(text)
 
 

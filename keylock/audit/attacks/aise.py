@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from keylock.audit.attacks.perturbations import asked_by
 from keylock.audit.budgets import Budget
 from keylock.audit.contract import LONG_SUITES, Cost, Knowledge, Outcome, Steps, attack
 from keylock.audit.learning import explained
@@ -27,7 +28,6 @@ __all__ = ["AISE", "smallest"]
 
 _WIDTHS: Final = (0.1, 0.175, 0.25)
 _EPSILON: Final = 0.1
-_AT_ONCE: Final = 8
 
 Places = NDArray[np.float64]
 
@@ -136,12 +136,9 @@ def _explainer(budget: Budget) -> AISE:
 @attack("predictions/aise", Knowledge.T0, "Explain public predictions with AISE.")
 def of_predictions(view: PublicView, budget: Budget, _generator: torch.Generator, steps: Steps) -> Outcome:
     """Ask for predictions of spots that are kept and cut out."""
-    explainer, parts, found = _explainer(budget), torch.split(view.images[: budget.slow_images], _AT_ONCE), []
-    for step in steps(len(parts)):
-        whatever = torch.full((len(parts[step]),), -1)
-        found.append(explainer.explain(view.oracle.predict, parts[step], whatever).maps)
-    maps, cost = {"aise": torch.cat(found)}, Cost(queries=view.oracle.queries)
-    return Outcome(maps=maps, methods={"aise": explainer}, cost=cost)
+    explainer = _explainer(budget)
+    maps = {"aise": asked_by(explainer, view.oracle, view.images[: budget.slow_images], steps)}
+    return Outcome(maps=maps, methods={"aise": explainer}, cost=Cost(queries=view.oracle.queries))
 
 
 @attack(

@@ -113,7 +113,7 @@ def _average(
         changed, undo = transform(view.images, copy, generator)
         for name, maps in view.oracle.explain_all(changed).items():
             copies[name].append(_unit(undo(maps)))
-    averages = {name: torch.stack(found).mean(dim=0) for name, found in copies.items()}
+    averages = {name: torch.stack(found).nanmean(dim=0) for name, found in copies.items()}
     return Outcome(maps=averages, cost=Cost(queries=view.oracle.queries))
 
 

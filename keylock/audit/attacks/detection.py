@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from keylock.audit.attacks.imitation import RATE
 from keylock.audit.budgets import Budget
-from keylock.audit.contract import LONG_SUITES, Cost, Goal, Knowledge, Outcome, Steps, attack
+from keylock.audit.contract import LONG_SUITES, Cost, Goal, Knowledge, NotApplicableError, Outcome, Steps, attack
 from keylock.audit.learning import descend, explained, train_classifier, unlocked_copy
 from keylock.audit.views import PublicView, WeightsView
 from keylock.evaluation import deletion, pearson, random_maps
@@ -42,7 +42,12 @@ def faithfulness(view: PublicView, budget: Budget, generator: torch.Generator, s
             for found in (maps, random_maps(maps, generator=generator))
         ]
         scores.append(areas[0] - areas[1])
-    return Outcome(scores=torch.stack(scores).mean(dim=0), cost=Cost(queries=view.oracle.queries))
+    found = torch.stack(scores).mean(dim=0)
+    # Of what was refused nothing is known.
+    told = found[found.isfinite()]
+    if not len(told):
+        raise NotApplicableError("too many copies were refused to tell anything")
+    return Outcome(scores=told, cost=Cost(queries=view.oracle.queries))
 
 
 @attack("detect/randomisation", Knowledge.T1, "Randomise the last layer and see whether maps mind.", goal=Goal.DETECT)

@@ -56,9 +56,10 @@ def merit_of(view: PublicView, count: int) -> Merit:
         return [one({name: maps[place] for name, maps in answers.items()}) for place in range(len(offsets))]
 
     def one(after: dict[str, Tensor]) -> float:
-        moved = [1 - pearson(after[name], before[name]).mean() for name in after]
-        alike = [pearson(maps.roll(1, dims=0), maps).mean() for maps in after.values()]
-        return float(torch.stack(moved).mean() - torch.stack(alike).mean())
+        moved = [1 - pearson(after[name], before[name]).nanmean() for name in after]
+        alike = [pearson(maps.roll(1, dims=0), maps).nanmean() for maps in after.values()]
+        # Where nothing was answered there is no merit either.
+        return float((torch.stack(moved).nanmean() - torch.stack(alike).nanmean()).nan_to_num())
 
     return merit
 

@@ -23,10 +23,11 @@ RATE = 3e-3
 def _imitate(
     view: PublicView, wanted: Tensor, total: int, budget: Budget, generator: torch.Generator, steps: Steps
 ) -> Outcome:
+    answered = wanted.isfinite().all(dim=1)
     copy = train_classifier(
         view.fresh(generator),
-        view.own_images[: len(wanted)],
-        wanted,
+        view.own_images[: len(wanted)][answered],
+        wanted[answered],
         steps=steps(total),
         total=total,
         batch=budget.batch,
