@@ -33,6 +33,8 @@ class Budget:
         accurate_steps: Gradient steps of an own network that is to be as accurate as the published one, at most.
         copies: Copies of an image that are averaged over.
         masks: Masked images that a perturbation explainer asks for.
+        copied_images: Images whose near copies are asked about through the query guard.
+        picture_copies: Near copies of each.
         few_predictions: Predictions a surrogate is trained on.
         predictions: The same, with patience.
         calls: Calls in each sample of the timing test.
@@ -59,6 +61,8 @@ class Budget:
     accurate_steps: int
     copies: int
     masks: int
+    copied_images: int
+    picture_copies: int
     few_predictions: int
     predictions: int
     calls: int
@@ -91,6 +95,8 @@ _TABLE: Final = {
     "accurate_steps": (120, 2000, 8000),
     "copies": (8, 16, 64),
     "masks": (100, 300, 1000),
+    "copied_images": (6, 16, 48),
+    "picture_copies": (49, 49, 100),
     "few_predictions": (250, 1000, 1000),
     "predictions": (1000, 10_000, 10_000),
     "calls": (200, 1000, 5000),

@@ -7,10 +7,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from keylock.audit.guarded import Guarded
 from keylock.audit.learning import explained
 from keylock.audit.oracle import LocalOracle, Oracle
 from keylock.audit.views import PairsView, PublicView, WeightsView
 from keylock.explainers import Explainer, keyed_inputs
+from keylock.imaging.preprocessing import Preprocessing
 from keylock.trigger.keys import Key
 
 __all__ = ["Case"]
@@ -36,6 +38,9 @@ class Case:
         own_labels: Their classes (own,).
         pair_images: Images whose true maps T2 has (pairs, channels, height, width), none of them among `images`.
         fresh: Makes an untrained classifier of the same kind, with weights drawn from a generator.
+        preprocessing: How images were made of pixels.
+        guarded: Whether attackers by near copies ask through a query guard, as a server has one by default; a running
+            server has its own.
         base: A public model it may have been made from, folded, or None.
         base_statistics: Mean and std (channels,) that each BatchNorm of that model puts out, by name.
         asked: Makes the oracle that T0 asks; by default one over `module`.
@@ -56,6 +61,8 @@ class Case:
     own_labels: Tensor
     pair_images: Tensor
     fresh: Callable[[torch.Generator], nn.Module]
+    preprocessing: Preprocessing
+    guarded: bool = True
     base: nn.Module | None = None
     base_statistics: Mapping[str, tuple[Tensor, Tensor]] | None = None
     asked: Callable[[], Oracle] | None = None
@@ -71,8 +78,11 @@ class Case:
     def view(self, kind: type[PublicView]) -> PublicView:
         """Return what an attacker of a kind sees, with an oracle that has not been asked yet."""
         oracle = LocalOracle(self.module, self.explainers) if self.asked is None else self.asked()
+        asks_guard = self.guarded and not oracle.has_guard
         public = {
             "oracle": oracle,
+            "served": partial(Guarded, oracle, self.preprocessing) if asks_guard else lambda: oracle,
+            "preprocessing": self.preprocessing,
             "images": self.images,
             "own_images": self.own_images,
             "own_labels": self.own_labels,

@@ -92,6 +92,7 @@ def open_case(
         own_labels=own.labels,
         pair_images=own.images[: budget.pairs],
         fresh=_maker(locked.manifest),
+        preprocessing=locked.preprocessing,
         base=folded,
         base_statistics=statistics,
         asked=asked,

@@ -1,4 +1,4 @@
-"""Tables of an audit's report that set many figures side by side: public toolkits, and networks of one's own."""
+"""Tables of an audit's report that set many figures side by side: near copies, public toolkits, own networks."""
 
 from keylock.audit.attacks.toolkits import PLACES
 from keylock.audit.scoring import SELF
@@ -6,8 +6,10 @@ from keylock.audit.toolkits import TOOLKITS
 from keylock.auditreport.record import AuditRecord, Finding, Judged, Recovery
 from keylock.reports import Cell, Table
 
-__all__ = ["own_network_said", "own_network_table", "toolkit_tables"]
+__all__ = ["near_copies_table", "own_network_said", "own_network_table", "toolkit_tables"]
 
+_ANSWERED = ("answered with scores", "answered with labels")
+_REFUSED = "refused"
 _HEADERS = {
     "input": "input",
     "last": "last layer",
@@ -60,6 +62,31 @@ def _cell(one: Recovery | None) -> Cell:
     mean, low, high = one.pcc
     certain = (low if mean >= 0 else -high) > abs(one.chance)
     return Cell(f"{mean:+.2f}", f"chance {one.chance:+.2f}", "bad" if certain else "")
+
+
+def near_copies_table(record: AuditRecord) -> Table:
+    """Return what each attacker by near copies got through the query guard, for a picture, and what came of it."""
+    found = [
+        (one, recovery)
+        for one in record.judged
+        if one.finding.attack.startswith("near_copies/") and (recovery := one.recovery) is not None
+    ]
+    found.sort(key=lambda pair: -_excess(pair[1]))
+    rows = [_near_copies_row(one, recovery) for one, recovery in found]
+    header = ("attacker", "scores", "labels", "refused", "PCC", "chance", "above chance")
+    return Table.of("What got through the query guard", header, rows)
+
+
+def _near_copies_row(one: Judged, recovery: Recovery) -> list[Cell | str]:
+    notes, excess = one.finding.notes, _excess(recovery)
+    pictures = int(notes["pictures"])
+    return [
+        Cell(one.finding.summary.rstrip("."), one.finding.attack),
+        *(f"{int(notes[kind]) / pictures:.1f}" for kind in (*_ANSWERED, _REFUSED)),
+        _measured(recovery, ""),
+        f"{recovery.chance:+.2f}",
+        Cell(f"{excess:+.2f}", kind="bad" if one.verdict == "fail" else ""),
+    ]
 
 
 def own_network_table(record: AuditRecord) -> Table:

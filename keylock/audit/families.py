@@ -56,6 +56,7 @@ FAMILIES = {
     "key_guess": Family("guessed keys", (_REFUSE,)),
     "key_climb": Family("a key climbed to by asking", (_REFUSE,)),
     "predictions": Family("masked images and their predictions", (_PREDICTIONS,)),
+    "near_copies": Family("near copies through the query guard", (_PREDICTIONS,)),
     "surrogate": Family("a copy taught by predictions", (_IMITATION,)),
     "distillation": Family("a copy distilled from the weights", (_KEEP_WEIGHTS,)),
     "base_model": Family("the public parent model", (_BASE,)),

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from keylock.audit.comparisons import own_network_said, own_network_table, toolkit_tables
+from keylock.audit.comparisons import near_copies_table, own_network_said, own_network_table, toolkit_tables
 from keylock.audit.conclusion import GROUPS, conclude
 from keylock.audit.curves import charts_of
 from keylock.audit.families import family_of
@@ -67,6 +67,7 @@ def render(record: AuditRecord, result: AuditResult, pixels: NDArray[np.uint8]) 
         conclusion=conclude(record),
         summary=_summary(record.judged),
         charts=charts_of(record),
+        near_copies=near_copies_table(record),
         toolkits=toolkit_tables(record),
         own_network=own_network_table(record),
         own_network_said=own_network_said(record),

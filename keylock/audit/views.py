@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from keylock.audit.oracle import Oracle
 from keylock.explainers import Explainer
+from keylock.imaging.preprocessing import Preprocessing
 
 __all__ = ["PairsView", "PublicView", "WeightsView"]
 
@@ -18,6 +19,8 @@ class PublicView:
 
     Attributes:
         oracle: Predictions and keyless maps.
+        served: Makes an oracle that answers the same, but refuses near copies as a server's query guard does.
+        preprocessing: How images are made of pixels.
         images: Preprocessed images whose true maps are wanted (count, channels, height, width).
         own_images: The attacker's images (own, channels, height, width).
         own_labels: Their classes (own,).
@@ -28,6 +31,8 @@ class PublicView:
     """
 
     oracle: Oracle
+    served: Callable[[], Oracle]
+    preprocessing: Preprocessing
     images: Tensor
     own_images: Tensor
     own_labels: Tensor

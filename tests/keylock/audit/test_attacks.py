@@ -1,6 +1,7 @@
 """Every attack wins against a lock that is weak in its way. A new attack is one row here."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -19,11 +20,13 @@ from toys import (
     Tiny,
     Toy,
     Wavering,
+    draw,
     make_case,
     make_key,
 )
 
 from keylock.audit import ATTACKS, AuditPlan, Goal, run_audit
+from keylock.audit.copies import ATTACKERS
 from keylock.explainers import EXPLAINERS, BlackBox, Gradient
 from keylock.training import Silent
 
@@ -32,9 +35,16 @@ def weak(kind, **changes):
     return lambda: make_case(kind(), **changes)
 
 
-def keyed(tile=4):
+def keyed(tile=4, **changes):
     key = make_key(tile)
-    return make_case(Keyed(key), opened=Keyed(key).eval(), key=key)
+    return make_case(Keyed(key), opened=Keyed(key).eval(), key=key, **changes)
+
+
+def openly(name):
+    """Near copies are asked about without a query guard."""
+    # A label tells something where it changes: on pictures that are told apart by little.
+    bright = 2.0 if ATTACKERS[name].scores else 0.1 if name == "signs_labels" else 0.3
+    return weak(Constant, guarded=False, images=draw(24, 0, bright=bright)[0])
 
 
 def off_manifold():
@@ -57,6 +67,8 @@ WINS = {
     "key_guess": (lambda: keyed(tile=2), 0.8),
     "key_climb/hill": (keyed, 0.5),
     "key_climb/nes": (keyed, 0.8),
+    **{f"near_copies/{name}": (openly(name), 0.4 if one.scores else 0.2) for name, one in ATTACKERS.items()},
+    **{f"near_copies/climb_{name}": (partial(keyed, guarded=False), 0.5) for name in ("hill", "nes")},
     "surrogate/few": (weak(Constant), 0.4),
     "surrogate/many": (weak(Constant), 0.4),
     "distillation": (weak(Constant), 0.4),
@@ -120,6 +132,9 @@ SETTINGS = {
 PATIENCE = {
     "key_guess": {"guesses": 200},
     "key_search/faithful_full": {"search_steps": 200},
+    "near_copies/signs": {"picture_copies": 400},
+    "near_copies/signs_labels": {"picture_copies": 800},
+    **{f"near_copies/climb_{name}": {"climb_steps": 240} for name in ("hill", "nes")},
     **{f"pairs/tuning{count}": {"search_steps": 300} for count in ("", "_4", "_16")},
     "low_rank/tune": {"steps": 300},
     **{f"low_rank/search_{goal}": {"search_steps": 200} for goal in ("diversify", "faithful", "undo")},

@@ -12,7 +12,7 @@ import torch
 from html_page import Page
 
 from keylock.audit import ATTACKS, Policy
-from keylock.audit.comparisons import own_network_said, own_network_table, toolkit_tables
+from keylock.audit.comparisons import near_copies_table, own_network_said, own_network_table, toolkit_tables
 from keylock.audit.conclusion import GROUPS, TRAINED_TRIGGER, conclude
 from keylock.audit.families import FAMILIES, SEALED_DELTA
 from keylock.audit.report import render
@@ -203,6 +203,24 @@ def test_fine_tuning_is_shown_beside_an_own_network_of_the_same_accuracy():
     assert "A network of one's own" in page.shown
     assert "93.0%" in " ".join(page.words)
     assert "A network of one's own" not in read(record_of(*tuned)).shown
+
+
+def test_what_got_through_the_query_guard_stands_for_each_picture():
+    notes = {"pictures": 4, "answered with scores": 10, "answered with labels": 48, "refused": 138}
+    none = {**notes, "answered with scores": 4, "answered with labels": 0}
+    attacks = (
+        judged("near_copies/mix", "pass", found=0.05, label="fitted", notes=none),
+        judged("near_copies/learning", "fail", found=0.5, label="averaged", notes=notes),
+        judged("near_copies/windows", "skipped", reason="it takes hours"),
+    )
+    shown = record_of(*attacks)
+    rows = [[cell.text for cell in row[1:]] for row in near_copies_table(shown).rows]
+    assert rows == [
+        ["2.5", "12.0", "34.5", "+0.50", "+0.10", "+0.40"],
+        ["1.0", "0.0", "34.5", "+0.05", "+0.10", "-0.05"],
+    ]
+    assert "Near copies through the query guard" in read(shown).shown
+    assert "Near copies through the query guard" not in read(record_of(*BAD)).shown
 
 
 def test_every_attack_is_named_in_words_and_its_own_name_is_beside_them():

@@ -199,6 +199,7 @@ T0 = [name for name, one in ATTACKS.items() if one.knowledge is Knowledge.T0 and
 def test_t0_attacks_need_an_oracle_alone_and_count_queries(name):
     case = make_case(Toy(), asked=Stubborn)
     budget = replace(BUDGET, guesses=3, climb_steps=2, copies=2, masks=60, few_steps=2, steps=2, slow_images=2)
+    budget = replace(budget, copied_images=1, picture_copies=8)
     view = case.view(PublicView)
     found = ATTACKS[name].run(view, budget, torch.Generator().manual_seed(0), Steps(name, Silent()))
     assert 0 < found.cost.queries <= view.oracle.queries

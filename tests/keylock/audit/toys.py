@@ -10,9 +10,11 @@ from torch.nn import functional as F
 
 from keylock.audit import Budget, Case
 from keylock.explainers import GradCAM
+from keylock.imaging.preprocessing import Preprocessing
 from keylock.trigger.keys import Key, KeySeed
 
 SIDE, HALF = 16, 8
+PREPROCESSING = Preprocessing(size=(SIDE, SIDE), mean=(0.3,) * 3, std=(0.25,) * 3)
 PLACES = ((1, 1), (1, 9), (8, 5))
 
 BUDGET = Budget(
@@ -36,6 +38,8 @@ BUDGET = Budget(
     accurate_steps=40,
     copies=16,
     masks=120,
+    copied_images=6,
+    picture_copies=49,
     few_predictions=64,
     predictions=96,
     calls=10,
@@ -43,13 +47,13 @@ BUDGET = Budget(
 )
 
 
-def draw(count: int, seed: int, *, border: int = 0) -> tuple[Tensor, Tensor]:
+def draw(count: int, seed: int, *, border: int = 0, bright: float = 2.0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     images = 0.3 * torch.randn(count, 3, SIDE, SIDE, generator=generator)
     labels = torch.randint(0, 3, (count,), generator=generator)
     for row, label in enumerate(labels.tolist()):
         down, right = (PLACES[label][axis] + int(torch.randint(0, 3, (1,), generator=generator)) for axis in (0, 1))
-        images[row, label, down : down + 5, right : right + 5] += 2
+        images[row, label, down : down + 5, right : right + 5] += bright
     if border:
         inside = torch.zeros(SIDE, SIDE)
         inside[border:-border, border:-border] = 1
@@ -300,5 +304,6 @@ def make_case(module: nn.Module, *, border: int = 0, **changes: object) -> Case:
         "own_labels": own_labels,
         "pair_images": pair_images,
         "fresh": fresh,
+        "preprocessing": PREPROCESSING,
     }
     return Case(**{**values, **changes})
