@@ -7,7 +7,7 @@ It works as `render_results.py` does, which writes another page.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from render_results import RESULTS, ROOT, Tables, code, table, update
@@ -33,33 +33,70 @@ def write_honest(result: Mapping[str, Any]) -> str:
 
 
 def write_recovered(result: Mapping[str, Any]) -> str:
-    """Return the section of `guard.json`, in Markdown."""
-    head = ("attacker", "answered", "correlation", "chance", "above chance", "truth")
+    """Return the section of `guard.json` and its like, in Markdown."""
     limits = result["limits"]
     about = (
-        f"Measured on {result['date']}, {result['hardware']}; {result['about']}. {limits['scores']} near copies are "
-        f"answered with scores, {limits['labels']} in all with labels.\n"
+        f"Measured on {result['date']}, {result['hardware']}; {result['about']}. The guard's budgets were those of a "
+        f"server by default: {limits['scores']} for scores, {limits['labels']} for labels. It took "
+        f"{result['cpu_minutes']:.0f} minutes of processor time.\n"
     )
     parts = [about, code(result["command"])]
-    for kind, what in (("plain", "Plain"), ("adaptive", "Adaptive"), ("curve", "Budgets")):
-        rows = [
-            (
-                name,
-                f"{one['answered']:.1f}",
-                f"{one['pcc']:+.2f}",
-                f"{one['chance']:.2f}",
-                f"{one['pcc'] - one['chance']:+.2f}",
-                one["truth"],
-            )
-            for name, one in result[kind].items()
-        ]
-        parts += [f"{what}:\n", table(head, rows)] if rows else [f"{what}: not measured yet.\n"]
+    for kind, what in (("plain", "Plain"), ("adaptive", "Adaptive")):
+        if result[kind]:
+            parts += [f"{what}:\n", _attackers(result[kind])]
+    if result["unguarded"]:
+        parts += ["Without a guard:\n", _attackers({name: {"": one} for name, one in result["unguarded"].items()})]
+    for kind, curve in result["curve"].items():
+        if curve:
+            parts += [f"Above chance, by the budget for {kind}:\n", _curve(curve)]
     return "\n".join(parts)
 
 
+def _attackers(found: Mapping[str, Any]) -> str:
+    counts = list(next(iter(found.values())))
+    sizes = [f"above chance{f', {count} copies' if count else ''}" for count in counts]
+    head = ("attacker", "copies", "scores", "labels", *sizes, "answers shuffled", "truth")
+    rows = []
+    for name, by_count in found.items():
+        last = by_count[counts[-1]]
+        rows.append(
+            (
+                name.replace("_", " "),
+                str(last["copies"]),
+                f"{last['scores']:.1f}",
+                f"{last['labels']:.1f}",
+                *(_interval(by_count[count]["excess"]) for count in counts),
+                f"{last['null'][0]:+.2f}, at most {last['null'][1]:+.2f}",
+                f"{last['truth'].replace('_', ' ')} ({last['chance']:.2f})",
+            )
+        )
+    return table(head, rows)
+
+
+def _curve(curve: Mapping[str, Any]) -> str:
+    budgets = list(next(iter(curve.values())))
+    rows = [
+        (name.replace("_", " "), *(f"{found[budget]['excess'][0]:+.2f}" for budget in budgets))
+        for name, found in curve.items()
+    ]
+    return table(("method", *budgets), rows)
+
+
+def _interval(excess: Sequence[float]) -> str:
+    mean, low, high = excess
+    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+_RECOVER = "python benchmarks/guard/recover.py"
+
 TABLES: Tables = {
     "guard_honest": (write_honest, "python benchmarks/guard/honest.py --data DATA"),
-    "guard": (write_recovered, "python benchmarks/guard/recover.py shapes.klb --data shapes"),
+    "guard": (write_recovered, f"{_RECOVER} shapes.klb --data shapes"),
+    "guard_cifar10": (
+        write_recovered,
+        f"{_RECOVER} runs/cifar10 --data cifar10.npz --reference cifar10_resnet20.npz",
+    ),
+    "guard_server": (write_recovered, f"{_RECOVER} shapes.klb --data shapes --server --images 8 --copies 100"),
 }
 """For each file of figures how its section is written, and the command that writes the file."""
 
