@@ -64,7 +64,7 @@ class GuardLimits:
 
     window_s: float = 3600.0
     scores: int = 2
-    labels: int = 66
+    labels: int = 36
     memory_bytes: int = 48 * 2**20
     least_regions: float = 5.0
     sure_regions: float = 12.0

@@ -96,7 +96,7 @@ def test_a_clip_whose_label_stays_goes_on(clock):
 
 
 def test_a_label_that_changes_for_good_is_charged_once(clock):
-    guard = Guard(GuardLimits(), clock, np.random.default_rng(0))
+    guard = Guard(GuardLimits(labels=OTHER_UNITS + 9 * SAME_UNITS + UNHEARD_UNITS), clock, np.random.default_rng(0))
     answers = 5 * [3] + 5 * [4]
     assert all(_ask(guard, _covered(_pictures(1)[0], 10), labels_only=True, answers=answers))
 
