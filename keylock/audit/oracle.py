@@ -229,7 +229,7 @@ class ServerOracle(Oracle):
         Raises:
             NotApplicableError: Always.
         """
-        raise NotApplicableError("a running server's windows take their time: audit without --oracle to skip it")
+        raise NotApplicableError("a running server's windows take their time: audit without oracle= to skip it")
 
     def call_anew(self) -> None:
         """Open another connection."""
