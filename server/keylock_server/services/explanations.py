@@ -312,7 +312,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         # Also where the map is a decoy, so that an answer takes as long with a license as without one.
         public = await admitted.predict(images) if terms.public or keyed.any() > terms.keyed else None
         with times.charging():
-            await self._parts.gate.hear(counted, explained.logits if public is None else public)
+            self._parts.gate.hear(counted, explained.logits if public is None else public)
 
         def write() -> tuple[list[pb.Explanation], AnswerDigests]:
             results = encode(

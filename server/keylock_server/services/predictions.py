@@ -68,7 +68,7 @@ class PredictionService(Inventory):
             labels_only = wanted == [LABEL]
             counted = await parts.gate.admit(images, model.manifest, labels_only=labels_only, caller=caller)
             logits = await admitted.predict(images)
-            await parts.gate.hear(counted, logits)
+            parts.gate.hear(counted, logits)
         describe_call(model=model.manifest.name, images=len(logits))
         answers: dict[str, NDArray[np.float32] | list[bytes]] = {
             "logits": logits,

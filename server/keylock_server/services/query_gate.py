@@ -105,8 +105,10 @@ class QueryGate:
             row=admission.row or 0, retry_after_s=admission.retry_after_s, labels_left=admission.labels_left
         )
 
-    async def hear(self, admission: Admission | None, logits: NDArray[np.float32]) -> None:
-        """Returns when what is about to be answered is charged. Not to be called for what is not answered.
+    def hear(self, admission: Admission | None, logits: NDArray[np.float32]) -> None:
+        """Charges what is about to be answered. Not to be called for what is not answered.
+
+        It takes a tenth of a millisecond, and less than a way to another thread and back.
 
         Args:
             admission: What `admit` returned.
@@ -114,8 +116,7 @@ class QueryGate:
         """
         guard = self._guard
         if guard is not None and admission is not None and (any(admission.charged) or any(admission.begun)):
-            labels = logits.argmax(axis=1)
-            await self._pool.run(lambda _: guard.hear(admission, labels))
+            guard.hear(admission, logits.argmax(axis=1))
 
     async def _is_exempt(self, caller: Caller, manifest: Manifest) -> bool:
         """Tells whether a caller of predictions has a license for near copies.
