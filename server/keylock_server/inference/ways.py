@@ -187,8 +187,7 @@ class Ways:
             return standard, [open_(standard, kind) for kind in ((False, True) if with_trigger else (False,))]
         expected = _try(open_(standard, False), images)
         trials = {way: self._tried(files, way, open_, images, expected, with_trigger=False) for way in ways}
-        right = {standard: expected} if standard in ways else {}
-        right |= {way: trial for way, trial in trials.items() if trial is not None}
+        right = {way: trial for way, trial in trials.items() if trial is not None}
         order = sorted(right, key=lambda way: right[way].seconds * (_WORTH if way == standard else 1))
         # Where nothing that was wanted is right, the standard serves.
         right.setdefault(standard, expected)
