@@ -102,6 +102,9 @@ def make(material: Material) -> None:
         store.add(license, issuer=home.signing_key().key_id)
     write_secret_file(material.token, issue(license, home.signing_key()).encode())
     save_file(model.state_dict(), material.weights)
+    torch.onnx.export(
+        model, (images[:1],), material.network, input_names=["image"], output_names=["logits"], external_data=False
+    )
     np.save(material.folder / "images.npy", images[:_ASKED].numpy())
     (layer,) = {explainer.layer for explainer in locked.explainers if explainer.name == "grad_cam"}  # type: ignore[attr-defined]
     about = {

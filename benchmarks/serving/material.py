@@ -1,6 +1,7 @@
 """What all rivals work with: one network, its images, and the bundle that keylock serves, in a folder of files."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["NETWORKS", "Material", "prepare"]
+__all__ = ["NETWORKS", "Material", "environment_of", "prepare"]
 
 NETWORKS: dict[int, tuple[str, int]] = {16: ("small-cnn", 4), 32: ("resnet18_cifar", 10), 224: ("resnet18", 1000)}
 """For images of so many pixels: the architecture, and how many classes it has. The smallest is there for tests."""
@@ -37,6 +38,11 @@ class Material:
     def weights(self) -> Path:
         """The weights of the reference model."""
         return self.folder / "weights.safetensors"
+
+    @property
+    def network(self) -> Path:
+        """The reference model as an ONNX file, for one image at a time."""
+        return self.folder / "network.onnx"
 
     @property
     def bundle(self) -> Path:
@@ -74,10 +80,24 @@ class Material:
         return images
 
 
-def prepare(work: Path, side: int) -> Material:
-    """Return what was made for images of a size, or make it, in a process of its own because that needs torch."""
+def prepare(work: Path, side: int, tree: Path | None = None) -> Material:
+    """Return what was made for images of a size, or make it, in a process of its own because that needs torch.
+
+    Args:
+        work: Folder of such folders.
+        side: Height and width of the images in pixels.
+        tree: A checkout of another build that makes it; None for this build.
+    """
     material = Material(work / str(side), side)
     if not material.about_file.is_file():
-        program = Path(__file__).with_name("making.py")
-        subprocess.run([sys.executable, str(program), str(material.folder), str(side)], check=True)
+        program = (tree or Path(__file__).parents[2]) / "benchmarks" / "serving" / "making.py"
+        environment = os.environ if tree is None else environment_of(tree)
+        command = [sys.executable, str(program.resolve()), str(material.folder), str(side)]
+        subprocess.run(command, check=True, env=environment)
     return material
+
+
+def environment_of(tree: Path) -> dict[str, str]:
+    """Return the environment in which `python -m keylock` is the one of a checkout."""
+    tree = tree.resolve()
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(str(tree / part) for part in (".", "server", "client"))}

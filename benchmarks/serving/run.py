@@ -26,7 +26,7 @@ import numpy as np
 from callers import compare, load, summary
 from material import NETWORKS, Material, prepare
 from processor import describe_processor
-from rivals import RIVALS, TASKS, Keylock, KeylockUnlicensed, Rival
+from rivals import RIVALS, TASKS, Keylock, KeylockBefore, KeylockUnlicensed, Rival
 
 _RESULTS = Path(__file__).resolve().parents[1] / "results" / "serving" / "serving.json"
 _LEAST = 8
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="how many images each caller asks about, at least")
     parser.add_argument("--calls", nargs="+", type=int, default=[5000, 500], help="licensed and unlicensed, by side")
     parser.add_argument("--work", type=Path, default=Path("runs/serving"))
+    parser.add_argument("--before", type=Path, metavar="TREE", help="a checkout of the build before, to compare with")
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--results", type=Path, default=_RESULTS)
     options = parser.parse_args()
@@ -50,6 +51,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if options.fresh:
         shutil.rmtree(options.work, ignore_errors=True)
+    if options.before is not None:
+        KeylockBefore.of(options.before)
     missing = {name: modules for name in options.rivals if (modules := RIVALS[name].missing())}
     for name, modules in missing.items():
         print(f"left out: {RIVALS[name].title}, which needs {', '.join(modules)}", file=sys.stderr)
@@ -194,7 +197,18 @@ async def _workers(material: Material, options: argparse.Namespace) -> dict[str,
 
 
 def _versions() -> dict[str, str]:
-    names = ("torch", "captum", "litserve", "mlserver", "onnxruntime", "onnxruntime-gpu", "openvino", "grpcio", "numpy")
+    names = (
+        "torch",
+        "captum",
+        "litserve",
+        "mlserver",
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "openvino",
+        "openvino_xai",
+        "grpcio",
+        "numpy",
+    )
     found = {"python": platform.python_version()}
     for name in names:
         try:

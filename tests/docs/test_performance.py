@@ -140,3 +140,30 @@ def test_graphs_are_multiples_of_the_prediction_and_judged_by_network():
     assert "| resnet18, 224 px | 1 | gradient | 4.20 | 2.10 | ≤ 2.2 | yes |" in text
     assert "| resnet18, 224 px | 1 | grad_cam | 2.12 | 1.06 | ≤ 1.05 | no |" in text
     assert "| resnet18, 224 px | 1 | gradient, two factors | 6.00 | 3.00 |  |  |" in text
+
+
+def numbers(hardware, **milliseconds):
+    figures = {name: {"32": {"cpu_ms_per_image": value}} for name, value in milliseconds.items()}
+    return {
+        "hardware": hardware,
+        "titles": {name: name for name in figures},
+        "networks": {"224": {"figures": {"grad_cam": figures}}},
+    }
+
+
+def test_the_fastest_way_is_held_against_what_the_processor_has():
+    def goal(hardware):
+        rows = render_performance.write_numbers_goals(numbers(hardware, keylock_before=30.0, keylock_auto=10.0))
+        return [row[1:] for row in rows]
+
+    assert goal("Xeon (avx2, avx512_vnni, amx_int8)") == [("3.00", "≥ 4.0", "no")]
+    assert goal("EPYC (avx2, avx512_vnni)") == [("3.00", "≥ 2.5", "yes")]
+    assert goal("EPYC (avx2)") == [("3.00", "≥ 2.0", "yes")]
+
+
+def test_the_fastest_way_is_held_against_rivals_at_their_best():
+    measured = numbers(
+        "EPYC (avx2)", litserve_bfloat16=20.0, mlserver_bfloat16=25.0, openvino_xai=10.0, keylock_auto=10.0
+    )
+    rows = render_performance.write_numbers_goals(measured)
+    assert [row[1:] for row in rows] == [("2.00", "≥ 2.5", "no"), ("2.50", "≥ 2.5", "yes"), ("1.00", "≥ 1.0", "yes")]

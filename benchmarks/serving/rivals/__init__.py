@@ -7,14 +7,15 @@ from rivals.bare import (
     BareCompiled,
     BareCompiledBfloat16,
     BareOnnx,
+    BareOpenVINOXAI,
 )
 from rivals.contract import TASKS, Rival
 from rivals.lit import CaptumLitServe, CaptumLitServeBfloat16
 from rivals.ml import CaptumMLServer, CaptumMLServerBfloat16
-from rivals.own import Keylock, KeylockAuto, KeylockInt8, KeylockUnlicensed
+from rivals.own import Keylock, KeylockAuto, KeylockBefore, KeylockInt8, KeylockUnlicensed
 from rivals.plain import CaptumGrpc
 
-__all__ = ["RIVALS", "TASKS", "Keylock", "KeylockAuto", "KeylockInt8", "KeylockUnlicensed", "Rival"]
+__all__ = ["RIVALS", "TASKS", "Keylock", "KeylockAuto", "KeylockBefore", "KeylockInt8", "KeylockUnlicensed", "Rival"]
 
 RIVALS: dict[str, type[Rival]] = {
     rival.name: rival
@@ -29,7 +30,9 @@ RIVALS: dict[str, type[Rival]] = {
         CaptumMLServer,
         CaptumMLServerBfloat16,
         CaptumGrpc,
+        BareOpenVINOXAI,
         BareOnnx,
+        KeylockBefore,
         Keylock,
         KeylockUnlicensed,
         KeylockInt8,

@@ -19,6 +19,7 @@ __all__ = [
     "BareCompiled",
     "BareCompiledBfloat16",
     "BareOnnx",
+    "BareOpenVINOXAI",
 ]
 
 
@@ -94,3 +95,11 @@ class BareOnnx(_Bare):
     """ONNX Runtime on the graphs of the bundle, with the weights that the trigger opens."""
 
     name, kind, title = "onnxruntime", "onnxruntime", "ONNX Runtime session, bare loop"
+
+
+class BareOpenVINOXAI(_Bare):
+    """OpenVINO XAI's map of a pass: Recipro-CAM of the last feature map, for all classes, in OpenVINO."""
+
+    name, kind, title = "openvino_xai", "openvino_xai", "OpenVINO XAI's Recipro-CAM, bare loop"
+    needs = ("openvino", "openvino_xai")
+    tasks = ("grad_cam",)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from material import Material
+from material import Material, environment_of, prepare
 from numpy.typing import NDArray
 from processes import ServerProcess
 
@@ -16,7 +16,7 @@ from rivals.channels import Channels
 from rivals.contract import TASKS, Rival
 from rivals.oip import ask_about
 
-__all__ = ["Keylock", "KeylockAuto", "KeylockInt8", "KeylockUnlicensed", "read_map"]
+__all__ = ["Keylock", "KeylockAuto", "KeylockBefore", "KeylockInt8", "KeylockUnlicensed", "read_map"]
 
 
 class Keylock(Rival):
@@ -25,6 +25,7 @@ class Keylock(Rival):
     name, title = "keylock", "keylock over gRPC, licensed"
     licensed: ClassVar[bool] = True
     variant: ClassVar[str] = "float32"
+    environment: ClassVar[dict[str, str]] = {}
 
     def __init__(self, material: Material, *, workers: int = 1) -> None:
         super().__init__(material)
@@ -40,7 +41,7 @@ class Keylock(Rival):
         self.process = ServerProcess(
             command,
             folder / f"{self.name}-{self._workers}.log",
-            environment={"KEYLOCK_SERVER_THREADS": "1", "KEYLOCK_SERVER_VARIANT": self.variant},
+            environment={**self.environment, "KEYLOCK_SERVER_THREADS": "1", "KEYLOCK_SERVER_VARIANT": self.variant},
         )
 
     async def ready(self) -> float:
@@ -110,6 +111,28 @@ class KeylockAuto(Keylock):
 
     name, title = "keylock_auto", "keylock over gRPC with `--variant auto`, licensed"
     variant = "auto"
+
+
+class KeylockBefore(Keylock):
+    """Asks a server of another build with its defaults, which serves the same network from a bundle of its own."""
+
+    name, title = "keylock_before", "keylock of the build before, licensed"
+    tree: ClassVar[Path | None] = None
+
+    def __init__(self, material: Material) -> None:
+        assert self.tree is not None
+        folder = material.folder.parent.with_name(f"{material.folder.parent.name}-before")
+        super().__init__(prepare(folder, material.side, self.tree))
+
+    @classmethod
+    def of(cls, tree: Path) -> None:
+        """Name the checkout of that build."""
+        cls.tree, cls.environment = tree, environment_of(tree)
+
+    @classmethod
+    def missing(cls) -> list[str]:
+        """Name what it needs that was not given."""
+        return [] if cls.tree is not None else ["--before"]
 
 
 def read_map(answer: pb.ExplainResponse) -> NDArray[np.float32]:
