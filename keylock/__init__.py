@@ -3,10 +3,14 @@
 The names below are loaded when first used, so that `import keylock` needs neither torch nor a running server.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# Before ONNX Runtime is imported, which would put an identifier of this machine into the home folder and send events.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from keylock.torch_runtime.locked_model import LockedModel, load_bundle

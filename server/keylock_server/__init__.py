@@ -10,6 +10,8 @@ nor ONNX Runtime may have begun anything in it when it forks them.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+import keylock  # noqa: F401 - keeps ONNX Runtime from sending events, so it comes before anything that imports that
+
 if TYPE_CHECKING:
     from keylock_server.operations.background import serving
     from keylock_server.operations.lifecycle import RunningServer
