@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keylock.errors import ServiceError
-from keylock.graphs.binding import bind, inputs_of
+from keylock.graphs.binding import bind, inputs_of, outputs_of
 from keylock_server.inference.running import Opened, Run
 
 __all__ = ["OpenVINO", "is_installed"]
@@ -78,14 +78,15 @@ class OpenVINO:
         """
         whole = bind(model, given)
         read = self._core.read_model(whole)
-        _mend_masks(self._openvino, read)
+        _mend_masks(read)
+        _part_square_weights(read)
         settings = {**self._settings, "INFERENCE_PRECISION_HINT": _PRECISIONS[numbers]}
         compiled = self._core.compile_model(read, _DEVICE, settings)
         return Opened(
             run=_shared_out(compiled, self._runs),
             # One that no output depends on is not there any more.
             inputs=frozenset(inputs_of(whole)),
-            outputs=frozenset(port.get_any_name() for port in compiled.outputs),
+            outputs=outputs_of(whole),
             providers=(f"OpenVINO {self.version}",),
         )
 
@@ -104,7 +105,8 @@ def _package() -> Any:  # noqa: ANN401 - it has no types
 
 def _shared_out(compiled: Any, count: int) -> Run:  # noqa: ANN401 - it has no types
     """Returns a way to run a graph from several threads: a request can run once at a time."""
-    taken = {port.get_any_name() for port in compiled.inputs}
+    # Operations that change nothing leave their names behind, so that an input can have several.
+    taken = {name for port in compiled.inputs for name in port.get_names()}
     free: queue.SimpleQueue[Any] = queue.SimpleQueue()
     for _ in range(count):
         free.put(compiled.create_infer_request())
@@ -127,7 +129,22 @@ def _shared_out(compiled: Any, count: int) -> Run:  # noqa: ANN401 - it has no t
     return run
 
 
-def _mend_masks(openvino: Any, model: Any) -> None:  # noqa: ANN401 - it has no types
+def _part_square_weights(model: Any) -> None:  # noqa: ANN401 - it has no types
+    """Gives every operation that reads a square weight a copy of its own, in place.
+
+    In float32 one product with a weight and one with its transpose, as the way back has, would both use what was laid
+    out for the first of them, where the shape does not tell them apart.
+    """
+    operations = importlib.import_module(f"{_PACKAGE}.opset13")
+    for weight in [node for node in model.get_ordered_ops() if node.get_type_name() == "Constant"]:
+        shape = list(weight.get_output_shape(0))
+        if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] == 1:
+            continue
+        for reader in list(weight.output(0).get_target_inputs())[1:]:
+            reader.replace_source_output(operations.constant(weight.data.copy()).output(0))
+
+
+def _mend_masks(model: Any) -> None:  # noqa: ANN401 - it has no types
     """Writes steep ramps of a graph as comparisons, in place: their offset of 0 is read as the default, .5."""
     operations = importlib.import_module(f"{_PACKAGE}.opset13")
     for ramp in [node for node in model.get_ordered_ops() if node.get_type_name() == "HardSigmoid"]:
