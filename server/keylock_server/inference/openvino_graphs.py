@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from keylock.errors import ServiceError
 from keylock.graphs.binding import bind, inputs_of, outputs_of
-from keylock_server.inference.running import Opened, Run
+from keylock.graphs.contract import SHARE
+from keylock_server.inference.openvino_way_back import compute_in_bfloat16, has_way_back, write_plain_convolutions
+from keylock_server.inference.running import Opened, Run, in_parts
 
 __all__ = ["OpenVINO", "is_installed"]
 
@@ -71,7 +73,8 @@ class OpenVINO:
         Args:
             model: The graph.
             given: The weights that are bound to it in the place of inputs, by name. They stay in memory.
-            numbers: What to compute in: `float32`, `bfloat16`, or `int8` where the graph is one of that kind.
+            numbers: What to compute in: `float32`, `bfloat16`, or `int8` where the graph is one of that kind. Of a
+                gradient, the way back alone is computed in `bfloat16`.
 
         Raises:
             Exception: Whatever OpenVINO raises, if it cannot compute the graph.
@@ -80,12 +83,23 @@ class OpenVINO:
         read = self._core.read_model(whole)
         _mend_masks(read)
         _part_square_weights(read)
-        settings = {**self._settings, "INFERENCE_PRECISION_HINT": _PRECISIONS[numbers]}
-        compiled = self._core.compile_model(read, _DEVICE, settings)
+        precision, inputs = _PRECISIONS[numbers], frozenset(inputs_of(whole))
+        one_by_one = False
+        if has_way_back(read):
+            # Many steps over whole feature maps, which are fused where all sizes are known, the batch's among them.
+            one_by_one = SHARE not in inputs
+            if one_by_one:
+                read.reshape({given: [1, *given.get_partial_shape()[1:]] for given in read.inputs})
+            write_plain_convolutions(read)
+            if numbers == "bfloat16":
+                compute_in_bfloat16(read)
+                precision = _PRECISIONS["float32"]
+        compiled = self._core.compile_model(read, _DEVICE, {**self._settings, "INFERENCE_PRECISION_HINT": precision})
+        run = _shared_out(compiled, self._runs)
         return Opened(
-            run=_shared_out(compiled, self._runs),
+            run=in_parts(run, 1) if one_by_one else run,
             # One that no output depends on is not there any more.
-            inputs=frozenset(inputs_of(whole)),
+            inputs=inputs,
             outputs=outputs_of(whole),
             providers=(f"OpenVINO {self.version}",),
         )
@@ -145,15 +159,19 @@ def _part_square_weights(model: Any) -> None:  # noqa: ANN401 - it has no types
 
 
 def _mend_masks(model: Any) -> None:  # noqa: ANN401 - it has no types
-    """Writes steep ramps of a graph as comparisons, in place: their offset of 0 is read as the default, .5."""
+    """Writes steep ramps of a graph as products that are cut off, in place: an offset of 0 is read as the default, .5.
+
+    These fuse with what comes next; a comparison's truth would be turned into a number by a slow kernel.
+    """
     operations = importlib.import_module(f"{_PACKAGE}.opset13")
     for ramp in [node for node in model.get_ordered_ops() if node.get_type_name() == "HardSigmoid"]:
         slope, offset = (_number(ramp.input_value(place).get_node()) for place in (1, 2))
         if slope is None or offset is None or abs(slope) != _STEEP:
             continue
-        edge = operations.constant(np.float32(0 if offset == _UNREAD_OFFSET else -offset / slope))
-        compare = operations.greater if slope > 0 else operations.less
-        mask = operations.convert(compare(ramp.input_value(0), edge), "f32")
+        edge = 0 if offset == _UNREAD_OFFSET else -offset / slope
+        value = ramp.input_value(0)
+        above = operations.subtract(value, operations.constant(np.float32(edge))) if edge else value
+        mask = operations.clamp(operations.multiply(above, operations.constant(np.float32(slope))), 0.0, 1.0)
         for reader in list(ramp.output(0).get_target_inputs()):
             reader.replace_source_output(mask.output(0))
 
