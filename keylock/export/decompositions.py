@@ -164,7 +164,9 @@ def _max_pool2d_backward(
         for left, part in _hand_out(given, largest[top], seen[top], columns, 3, counts[1]).items()
     }
     nothing = next(iter(sums.values())) * 0
-    woven = _weave([[sums.get((top, left), nothing) for left in range(steps[1])] for top in range(steps[0])])
+    phases_of_rows = [[sums.get((top, left), nothing) for left in range(steps[1])] for top in range(steps[0])]
+    stacked = torch.stack([torch.stack(row, 4) for row in phases_of_rows], 3)
+    woven: Tensor = aten.view(stacked, [-1, channels, counts[0] * steps[0], counts[1] * steps[1]])
     for axis in (0, 1):
         start = padding[axis]
         woven = aten.slice.Tensor(woven, 2 + axis, start, start + value.shape[2 + axis])
@@ -196,20 +198,6 @@ def _hand_out(
         part = _constant_pad_nd(part, [0, 0] * (3 - axis) + [place, after])
         found[phase] = found[phase] + part if phase in found else part
     return found
-
-
-def _weave(phases: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Puts the phases `[top][left]` of an image, `(batch, channels, h, w)` each, together."""
-    rows, columns = len(phases), len(phases[0])
-    _, channels, height, width = phases[0][0].shape
-    if rows == columns:
-        # Runtimes have a kernel for this.
-        stacked = torch.stack([phase for row in phases for phase in row], 2)
-        shuffled: Tensor = aten.pixel_shuffle(aten.view(stacked, [-1, channels * rows * columns, height, width]), rows)
-        return shuffled
-    stacked = torch.stack([torch.stack(list(row), 4) for row in phases], 3)
-    woven: Tensor = aten.view(stacked, [-1, channels, height * rows, width * columns])
-    return woven
 
 
 def _flip_and_swap(weight: Tensor, groups: int) -> Tensor:

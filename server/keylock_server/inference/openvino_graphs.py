@@ -17,7 +17,12 @@ from numpy.typing import NDArray
 from keylock.errors import ServiceError
 from keylock.graphs.binding import bind, inputs_of, outputs_of
 from keylock.graphs.contract import SHARE
-from keylock_server.inference.openvino_way_back import compute_in_bfloat16, has_way_back, write_plain_convolutions
+from keylock_server.inference.openvino_way_back import (
+    compute_in_bfloat16,
+    has_way_back,
+    weave_at_once,
+    write_plain_convolutions,
+)
 from keylock_server.inference.running import Opened, Run, in_parts
 
 __all__ = ["OpenVINO", "is_installed"]
@@ -91,6 +96,7 @@ class OpenVINO:
             if one_by_one:
                 read.reshape({given: [1, *given.get_partial_shape()[1:]] for given in read.inputs})
             write_plain_convolutions(read)
+            weave_at_once(read)
             if numbers == "bfloat16":
                 compute_in_bfloat16(read)
                 precision = _PRECISIONS["float32"]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from keylock.graphs.contract import TARGET
 
-__all__ = ["compute_in_bfloat16", "has_way_back", "write_plain_convolutions"]
+__all__ = ["compute_in_bfloat16", "has_way_back", "weave_at_once", "write_plain_convolutions"]
 
 _CONVOLUTIONS: Final = frozenset({"Convolution", "ConvolutionBackpropData", "GroupConvolution"})
 _TRANSPOSED: Final = "ConvolutionBackpropData"
@@ -52,6 +52,22 @@ def write_plain_convolutions(model: Any) -> None:  # noqa: ANN401
         woven = operations.depth_to_space(phases, "depth_first", form.stride)
         edges = [operations.constant(np.array(edge, np.int64)) for edge in ([0, 0], form.size, [1, 1], [2, 3])]
         _replace(node.output(0), operations.slice(woven, *edges).output(0))
+
+
+def weave_at_once(model: Any) -> None:  # noqa: ANN401
+    """Puts the phases of an image together by one operation, in place; stacks of single places have a slow kernel."""
+    operations = importlib.import_module("openvino.opset13")
+    for node in model.get_ordered_ops():
+        lines = _stacked(node.input_value(0), 3) if node.get_type_name() == "Reshape" else None
+        rows = [_stacked(line, 4) for line in lines or ()]
+        phases = [phase for row in rows for phase in row or ()]
+        if not rows or any(row is None or len(row) != len(rows) for row in rows):
+            continue
+        if any(len(phase.get_partial_shape()) != 4 for phase in phases):
+            continue
+        woven = operations.depth_to_space(operations.concat(phases, 1), "blocks_first", len(rows))
+        if woven.get_output_partial_shape(0) == node.get_output_partial_shape(0):
+            _replace(node.output(0), woven.output(0))
 
 
 def compute_in_bfloat16(model: Any) -> None:  # noqa: ANN401
@@ -155,6 +171,21 @@ def _phases(form: _Strided) -> NDArray[np.float32]:
                 for right, column in places.items():
                     found[:, top, left, :, down - rows.first, right - columns.first] = form.weights[:, :, row, column].T
     return found.reshape(-1, inside, *reach)
+
+
+def _stacked(value: Any, axis: int) -> list[Any] | None:  # noqa: ANN401
+    """Returns the values that were stacked along a new axis, or None if that is not how one was made."""
+    node = value.get_node()
+    if node.get_type_name() != "Concat" or node.get_attributes()["axis"] != axis:
+        return None
+    found = []
+    for part in (place.get_node() for place in node.input_values()):
+        if part.get_type_name() != "Unsqueeze" or part.input_value(1).get_node().get_type_name() != "Constant":
+            return None
+        if part.input_value(1).get_node().data.ravel().tolist() != [axis]:
+            return None
+        found.append(part.input_value(0))
+    return found
 
 
 def _way_back(model: Any) -> list[Any]:  # noqa: ANN401
