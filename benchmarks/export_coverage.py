@@ -1,22 +1,28 @@
 """Which networks and explainers compile, how closely they match torch, and what a map costs beside a prediction.
 
     python benchmarks/export_coverage.py                           every network of the list, into benchmarks/results
+    python benchmarks/export_coverage.py --missing                 those that the file has nothing of
     python benchmarks/export_coverage.py resnet20:32 vit_tiny:32   these alone, in place of what was known of them
 
-Networks have random weights. Maps of a graph are compared on a batch, those of a loop on one image, because a loop runs
-the network hundreds of times. Times are CPU times on one thread, which a busy machine changes less than the clock's.
-`python benchmarks/render_coverage.py` writes the table into the documentation.
+Networks have random weights. Every graph is compared with torch in ONNX Runtime and, where it is installed, in
+OpenVINO, as the server opens it there: in float32, in which it has to hold all that is asked of ONNX Runtime, and in
+bfloat16, of which the figures are told. Maps of a graph are compared on a batch, those of a loop on one image, because
+a loop runs the network hundreds of times. Times are CPU times on one thread, which a busy machine changes less than the
+clock's. `python benchmarks/render_coverage.py` writes the table into the documentation.
 """
 
 import argparse
+import gc
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from torch import nn
@@ -29,11 +35,15 @@ from keylock.export import (
     Side,
     compile_explainer,
     compile_gradient_sums,
+    compile_many,
     compile_prediction,
     verify_graph,
     verify_loop,
 )
+from keylock.imaging.contrast import same_map
 from keylock.iterative import Loop
+from keylock_server.inference.openvino_graphs import OpenVINO, is_installed
+from keylock_server.inference.running import Opened
 
 CLASSES = 10
 BATCH = 8
@@ -57,24 +67,30 @@ def main() -> None:
     """Compile, verify and time every explainer of the networks named as `architecture:size`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", default=NETWORKS, help="as ARCHITECTURE:SIZE")
+    parser.add_argument("--missing", action="store_true", help="leave out networks that the file has figures of")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     figures = json.loads(options.results.read_text("utf-8"))["figures"] if options.results.is_file() else {}
     for entry in options.networks:
+        if options.missing and entry in figures:
+            continue
         architecture, _, size = entry.partition(":")
-        figures[entry] = {}
-        for name, found in Coverage(architecture, int(size)).rows():
-            figures[entry][name] = found
-            print(entry, name, json.dumps(found), flush=True)
-            result = {
-                "date": datetime.now(UTC).date().isoformat(),
-                "onnxruntime": onnxruntime.__version__,
-                "torch": torch.__version__,
-                "command": "python benchmarks/export_coverage.py",
-                "figures": {known: figures[known] for known in sorted(figures)},
-            }
-            options.results.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        found = {}
+        for name, row in Coverage(architecture, int(size)).rows():
+            found[name] = row
+            print(entry, name, json.dumps(row), flush=True)
+        figures[entry] = found
+        result = {
+            "date": datetime.now(UTC).date().isoformat(),
+            "onnxruntime": onnxruntime.__version__,
+            "openvino": version("openvino") if is_installed() else None,
+            "torch": torch.__version__,
+            "command": "python benchmarks/export_coverage.py",
+            "figures": {known: figures[known] for known in sorted(figures)},
+        }
+        options.results.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        gc.collect()
 
 
 class Coverage:
@@ -87,43 +103,77 @@ class Coverage:
         self._targets = np.arange(BATCH, dtype=np.int64) % CLASSES
         self._prediction = compile_prediction(self._model, image_shape=self._shape, num_classes=CLASSES)
         self._asked: dict[str, bytes] = {}
+        self._openvino = OpenVINO(threads=1, runs=1) if is_installed() else None
 
     def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield what was found of each explainer: how it runs, and where it does not compile, why."""
         layers = models.find_layers(self._model, torch.from_numpy(self._images[:2]))
+        fitting: dict[str, Explainer | KeylockError] = {}
         for name in explainers.EXPLAINERS:
             try:
                 (explainer,) = explainers.make_for(layers, [name])
-                found = self._loop(explainer) if isinstance(explainer, Loop) else self._graph(explainer)
-            except ExportError as error:
-                found = {"runtime": "torch", "why": error.message}
+                if not isinstance(explainer, Loop):
+                    Side(self._model).explained(explainer, self._images[:1], self._targets[:1])
+                fitting[name] = explainer
             except KeylockError as error:
-                found = {"runtime": "none", "why": error.message}
-            yield name, found
+                fitting[name] = error
+        graphs = self._compile([found for found in fitting.values() if _is_graph(found)])
+        for name, explainer in fitting.items():
+            found = graphs.get(name, explainer)
+            try:
+                if isinstance(found, KeylockError):
+                    raise found
+                yield name, self._loop(explainer) if isinstance(explainer, Loop) else self._graph(explainer, *found)
+            except ExportError as error:
+                yield name, {"runtime": "torch", "why": error.message}
+            except KeylockError as error:
+                yield name, {"runtime": "none", "why": error.message}
 
-    def _graph(self, explainer: Explainer) -> dict[str, Any]:
-        start = time.process_time()
-        graph = self._compile(explainer)
-        elapsed_s = time.process_time() - start
-        found = verify_graph(graph, Side(self._model), explainer, self._images, self._targets)
+    def _graph(self, explainer: Explainer, graph: bytes, compile_s: float) -> dict[str, Any]:
+        side = Remembering(self._model)
+        expected = side.explained(explainer, self._images, self._targets)
+        found = verify_graph(graph, side, explainer, self._images, self._targets)
         return {
             "runtime": "compiled",
             "pcc_mean": found.pcc_mean,
             "pcc_minimum": found.pcc_minimum,
             "max_difference": found.max_difference,
-            "compile_cpu_s": round(elapsed_s, 1),
+            "openvino": self._graph_in_openvino(explainer, graph, expected),
+            "compile_cpu_s": round(compile_s, 1),
             "file_mb": round(len(graph) / 1e6, 1),
             "times_prediction": round(self._relative_time(graph), 2),
         }
+
+    def _graph_in_openvino(
+        self, explainer: Explainer, graph: bytes, expected: tuple[np.ndarray, np.ndarray]
+    ) -> dict[str, dict[str, Any]]:
+        """Return how closely the maps of a graph match torch in OpenVINO, and what is wrong there, by numbers."""
+        if self._openvino is None:
+            return {}
+        found = {}
+        for numbers in ["float32"] + ["bfloat16"] * self._openvino.has_bfloat16:
+            try:
+                opened = self._openvino.open(graph, {}, numbers=numbers)
+                _, maps = opened.run(("logits", "map"), {"image": self._images, "target": self._targets})
+            except RuntimeError as error:
+                found[numbers] = {"wrong": str(error)}
+                continue
+            found[numbers] = _agreement(maps, expected[1])
+        try:
+            side = InOpenVINO(self._model, self._openvino)
+            verify_graph(graph, side, explainer, self._images, self._targets)
+        except (ExportError, RuntimeError) as error:
+            found["float32"]["wrong"] = str(error)
+        return found
 
     def _loop(self, explainer: Explainer) -> dict[str, Any]:
         assert isinstance(explainer, Loop)
         # As the pipeline does: a loop asks predictions, or sums of gradients with their signs.
         compiled, predictions = self._once(explainer.reads), self._once("logits")
-        found = verify_loop(
-            compiled, Side(self._model), explainer, self._images[:1], self._targets[:1], predictions=predictions
-        )
-        return {
+        rows = explainer, self._images[:1], self._targets[:1]
+        side = Remembering(self._model)
+        found = verify_loop(compiled, side, *rows, predictions=predictions)
+        row = {
             "runtime": "loop",
             "reads": explainer.reads,
             "passes": explainer.passes(self._shape),
@@ -131,6 +181,15 @@ class Coverage:
             "pcc_minimum": found.pcc_minimum,
             "max_difference": found.max_difference,
         }
+        if self._openvino is None:
+            return row
+        there = InOpenVINO(self._model, self._openvino, known=side.known)
+        try:
+            again = verify_loop(compiled, there, *rows, predictions=predictions)
+        except (ExportError, RuntimeError) as error:
+            return row | {"openvino": {"float32": {"wrong": str(error)}}}
+        same = {"pcc_minimum": again.pcc_minimum, "max_difference": again.max_difference}
+        return row | {"openvino": {"float32": same}}
 
     def _once(self, reads: str) -> bytes:
         makers: dict[str, Callable[[], bytes]] = {
@@ -141,8 +200,24 @@ class Coverage:
             self._asked[reads] = makers[reads]()
         return self._asked[reads]
 
-    def _compile(self, explainer: Explainer) -> bytes:
-        return compile_explainer(self._model, explainer, image_shape=self._shape, num_classes=CLASSES)
+    def _compile(self, fitting: Sequence[Explainer]) -> dict[str, tuple[bytes, float] | ExportError]:
+        """Return the graph of each explainer, and the CPU time of all of them, or of one alone where one fails."""
+        shape: dict[str, Any] = {"image_shape": self._shape, "num_classes": CLASSES}
+        start = time.process_time()
+        try:
+            _, graphs = compile_many(self._model, fitting, **shape)
+        except ExportError:
+            return {explainer.name: self._compile_one(explainer, shape) for explainer in fitting}
+        elapsed_s = time.process_time() - start
+        return {name: (graph, elapsed_s) for name, graph in graphs.items()}
+
+    def _compile_one(self, explainer: Explainer, shape: dict[str, Any]) -> tuple[bytes, float] | ExportError:
+        start = time.process_time()
+        try:
+            graph = compile_explainer(self._model, explainer, **shape)
+        except ExportError as error:
+            return error
+        return graph, time.process_time() - start
 
     def _relative_time(self, graph: bytes) -> float:
         """Return the best time of the explainer over that of the prediction, measured in turns."""
@@ -158,6 +233,66 @@ class Coverage:
                 session.run(None, inputs)
                 best[index] = min(best[index], time.process_time() - start)
         return best[0] / best[1]
+
+
+class Remembering(Side):
+    """A network in torch that is asked once for the maps of the same rows: a loop costs hundreds of passes."""
+
+    def __init__(self, module: nn.Module, known: dict[bytes, tuple[np.ndarray, np.ndarray]] | None = None) -> None:
+        """Take the network, and what it answered to one explainer before."""
+        super().__init__(module)
+        object.__setattr__(self, "known", {} if known is None else known)
+
+    def explained(self, explainer: Explainer, images: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the logits and maps of torch."""
+        rows = images.tobytes() + targets.tobytes()
+        if rows not in self.known:
+            self.known[rows] = super().explained(explainer, images, targets)
+        return self.known[rows]
+
+
+class InOpenVINO(Remembering):
+    """The same network, whose graphs are run in OpenVINO in float32."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        openvino: OpenVINO,
+        known: dict[bytes, tuple[np.ndarray, np.ndarray]] | None = None,
+    ) -> None:
+        """Take what opens graphs as well."""
+        super().__init__(module, known)
+        object.__setattr__(self, "openvino", openvino)
+
+    def open(self, graph: bytes) -> "Session":
+        """Open a graph."""
+        outputs = [value.name for value in onnx.load_from_string(graph).graph.output]
+        return Session(self.openvino.open(graph, {}, numbers="float32"), outputs)
+
+
+class Session:
+    """A graph in OpenVINO that is run as one in ONNX Runtime is."""
+
+    def __init__(self, opened: Opened, outputs: Sequence[str]) -> None:
+        """Take the graph, and its outputs in their order."""
+        self._opened, self._outputs = opened, outputs
+
+    def run(self, _all: None, rows: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Return all outputs."""
+        return self._opened.run(self._outputs, rows)
+
+
+def _is_graph(found: object) -> bool:
+    return isinstance(found, Explainer) and not isinstance(found, Loop)
+
+
+def _agreement(maps: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
+    """Return the smallest correlation of a map (batch, h, w), and the largest difference as a share of its largest."""
+    peaks = np.maximum(expected.max(axis=(1, 2), keepdims=True), np.finfo(np.float32).tiny)
+    return {
+        "pcc_minimum": min(same_map(one, other) for one, other in zip(maps, expected, strict=True)),
+        "max_difference": float((np.abs(maps - expected) / peaks).max()),
+    }
 
 
 def _network(architecture: str, size: int) -> nn.Module:

@@ -23,14 +23,20 @@ def write_coverage(result: Mapping[str, Any]) -> str:
     names = list(dict.fromkeys(name for found in figures.values() for name in found))
     loops = [name for name in names if any(found.get(name, {}).get("runtime") == "loop" for found in figures.values())]
     graphs = [name for name in names if name not in loops]
-    about = f"Measured on {result['date']}, ONNX Runtime {result['onnxruntime']}, torch {result['torch']}.\n"
-    parts = [about, code(result["command"])]
+    runtimes = f"ONNX Runtime {result['onnxruntime']}"
+    if result.get("openvino"):
+        runtimes += f", OpenVINO {result['openvino']}"
+    parts = [f"Measured on {result['date']}, {runtimes}, torch {result['torch']}.\n", code(result["command"])]
     if "note" in result:
         parts.append(f"{result['note']}\n")
     for title, chosen in (("One graph", graphs), ("Loops", loops)):
         cells = {network: [_cell(found.get(name)) for name in chosen] for network, found in figures.items()}
         rows = [(network_title(network), *row) for network, row in cells.items() if any(row)]
         parts += [f"### {title}\n", table(("network", *(f"`{name}`" for name in chosen)), rows)]
+        there = {network: [_cell_in_openvino(found.get(name)) for name in chosen] for network, found in figures.items()}
+        rows = [(network_title(network), *row) for network, row in there.items() if any(row)]
+        if rows:
+            parts += [f"### {title}, in OpenVINO\n", table(("network", *(f"`{name}`" for name in chosen)), rows)]
     parts += [
         "### Cost\n",
         table(("network", *_head()), [(network_title(k), *_costs(found)) for k, found in figures.items()]),
@@ -55,8 +61,22 @@ def _cell(entry: Mapping[str, Any] | None) -> str:
     return f"{entry['pcc_minimum']:.5f}, {entry['max_difference']:.0e}"
 
 
+def _cell_in_openvino(entry: Mapping[str, Any] | None) -> str:
+    """Return the same in OpenVINO in float32, and the smallest correlation in bfloat16 where it was computed."""
+    found = (entry or {}).get("openvino", {})
+    if not found:
+        return ""
+    exact, rounded = found["float32"], found.get("bfloat16", {})
+    if "wrong" in exact:
+        return "wrong"
+    cell = f"{exact['pcc_minimum']:.5f}, {exact['max_difference']:.0e}"
+    if "wrong" in rounded:
+        return f"{cell}; fails"
+    return f"{cell}; {rounded['pcc_minimum']:.4f}" if rounded else cell
+
+
 def _head() -> tuple[str, ...]:
-    return (*(f"`{name}` / prediction" for name in _COST), "largest file, MB", "longest compilation, CPU s")
+    return (*(f"`{name}` / prediction" for name in _COST), "largest file, MB", "compilation, CPU s")
 
 
 def _costs(found: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:

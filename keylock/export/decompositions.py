@@ -5,6 +5,7 @@ axis, so their transposes are products with small constant matrices: exact for a
 free of the batch size.
 """
 
+import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -131,47 +132,72 @@ def _max_pool2d_backward(
 ) -> Tensor:
     """Hands each window's gradient to its first largest place, found by comparing: indices would take a slow kernel.
 
-    Places are sorted by their phase, their rest when divided by the stride, so that a tap of all windows is a slice.
+    That place is in the first row of a window that holds the largest value, and there in the first such column: the
+    gradient goes to rows first and from there to columns, which takes few comparisons. Places are sorted by their
+    phase, their rest when divided by the stride, so that a tap of all windows is a slice.
     """
     kernel, steps, padding, dilation = _pair(kernel), _pair(stride or kernel), _pair(padding), _pair(dilation)
     pooled = aten.max_pool2d_with_indices(value, kernel, stride, padding, dilation, ceil_mode)[0]
-    windows = gradient.shape[2:]
-    taps = [[dilation[axis] * tap for tap in range(kernel[axis])] for axis in (0, 1)]
+    windows, channels = gradient.shape[2:], value.shape[1]
+    rows, columns = ([divmod(dilation[axis] * tap, steps[axis]) for tap in range(kernel[axis])] for axis in (0, 1))
     counts = [
-        max(windows[axis] + taps[axis][-1] // steps[axis], -(-(value.shape[2 + axis] + padding[axis]) // steps[axis]))
-        for axis in (0, 1)
+        max(windows[axis] + taps[-1][0], -(-(value.shape[2 + axis] + padding[axis]) // steps[axis]))
+        for axis, taps in enumerate((rows, columns))
     ]
     edges = []
     for axis in (1, 0):
         edges += [padding[axis], counts[axis] * steps[axis] - padding[axis] - value.shape[2 + axis]]
-    channels = value.shape[1]
     padded = _constant_pad_nd(value, edges, -math.inf) if any(edges) else value
     split = aten.view(padded, [-1, channels, counts[0], steps[0], counts[1], steps[1]])
     phases = aten.clone(aten.permute(split, [3, 5, 0, 1, 2, 4]), memory_format=torch.contiguous_format)
-    sums: dict[tuple[int, int], Tensor] = {}
-    free: Tensor | None = None
-    for row in taps[0]:
-        for column in taps[1]:
-            phase, place = (row % steps[0], column % steps[1]), (row // steps[0], column // steps[1])
-            seen = aten.select.int(aten.select.int(phases, 0, phase[0]), 0, phase[1])
-            for axis in (0, 1):
-                seen = aten.slice.Tensor(seen, 2 + axis, place[axis], place[axis] + windows[axis])
-            hit = seen == pooled
-            if free is not None:
-                hit, free = hit & free, free & ~hit
-            else:
-                free = ~hit
-            after = [counts[axis] - windows[axis] - place[axis] for axis in (0, 1)]
-            part = _constant_pad_nd(hit.to(gradient.dtype) * gradient, [place[1], after[1], place[0], after[0]])
-            sums[phase] = sums[phase] + part if phase in sums else part
+    seen, largest = {}, {}
+    for top in {phase for _, phase in rows}:
+        lines = aten.select.int(phases, 0, top)
+        seen[top] = [
+            aten.slice.Tensor(aten.select.int(lines, 0, left), 3, place, place + windows[1]) for place, left in columns
+        ]
+        largest[top] = functools.reduce(aten.maximum, seen[top])
+    in_rows = [aten.slice.Tensor(largest[top], 2, place, place + windows[0]) for place, top in rows]
+    sums = {
+        (top, left): part
+        for top, given in _hand_out(gradient, pooled, in_rows, rows, 2, counts[0]).items()
+        for left, part in _hand_out(given, largest[top], seen[top], columns, 3, counts[1]).items()
+    }
     nothing = next(iter(sums.values())) * 0
-    rows = [[sums.get((top, left), nothing) for left in range(steps[1])] for top in range(steps[0])]
-    stacked = torch.stack([torch.stack(row, 4) for row in rows], 3)
+    phases_of_rows = [[sums.get((top, left), nothing) for left in range(steps[1])] for top in range(steps[0])]
+    stacked = torch.stack([torch.stack(row, 4) for row in phases_of_rows], 3)
     woven: Tensor = aten.view(stacked, [-1, channels, counts[0] * steps[0], counts[1] * steps[1]])
     for axis in (0, 1):
         start = padding[axis]
         woven = aten.slice.Tensor(woven, 2 + axis, start, start + value.shape[2 + axis])
     return woven
+
+
+def _hand_out(
+    gradient: Tensor, largest: Tensor, seen: Sequence[Tensor], taps: Sequence[tuple[int, int]], axis: int, count: int
+) -> dict[int, Tensor]:
+    """Hands the gradient of windows along an axis to the first tap that saw the largest value.
+
+    Args:
+        gradient: Of the windows.
+        largest: The largest value of each.
+        seen: What each tap saw.
+        taps: The first place of each tap among those of its phase, and its phase.
+        axis: Where the windows lie.
+        count: Places of a phase.
+
+    Returns:
+        What the places of each phase get, for the phases that some tap sees.
+    """
+    found: dict[int, Tensor] = {}
+    for number, (value, (place, phase)) in enumerate(zip(seen, taps, strict=True)):
+        # What no tap took before is the last one's: some tap saw the largest value.
+        part = gradient if number == len(taps) - 1 else gradient * (value == largest).to(gradient.dtype)
+        gradient = gradient - part
+        after = count - gradient.shape[axis] - place
+        part = _constant_pad_nd(part, [0, 0] * (3 - axis) + [place, after])
+        found[phase] = found[phase] + part if phase in found else part
+    return found
 
 
 def _flip_and_swap(weight: Tensor, groups: int) -> Tensor:

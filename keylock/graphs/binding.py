@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["bind", "inputs_of"]
+__all__ = ["bind", "inputs_of", "outputs_of"]
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _GRAPH = 7
-_INITIALIZER, _INPUT = 5, 11
+_INITIALIZER, _INPUT, _OUTPUT = 5, 11, 12
 _NAME = 1
 _TYPE, _TENSOR, _SHAPE, _DIMENSION, _SIZE = 2, 1, 2, 1, 1
 _DIMS, _DATA_TYPE, _TENSOR_NAME, _RAW_DATA = 1, 2, 8, 9
@@ -43,6 +43,19 @@ def inputs_of(model: bytes) -> dict[str, tuple[int, ...]]:
             sizes = [dimension for number, _, dimension, _ in _fields(shape) if number == _DIMENSION]
             found[_name_of(content)] = tuple(_size(dimension) for dimension in sizes)
     return found
+
+
+def outputs_of(model: bytes) -> frozenset[str]:
+    """Returns the names of the outputs of a graph.
+
+    Args:
+        model: A serialised `ModelProto`.
+
+    Raises:
+        ValueError: It is none.
+    """
+    graph = _one(memoryview(model), _GRAPH)
+    return frozenset(_name_of(content) for number, _, content, _ in _fields(graph) if number == _OUTPUT)
 
 
 def bind(model: bytes, tensors: Mapping[str, NDArray[np.float32]]) -> bytes:

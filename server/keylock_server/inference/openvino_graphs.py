@@ -15,8 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keylock.errors import ServiceError
-from keylock.graphs.binding import bind, inputs_of
-from keylock_server.inference.running import Opened, Run
+from keylock.graphs.binding import bind, inputs_of, outputs_of
+from keylock.graphs.contract import SHARE
+from keylock_server.inference.openvino_way_back import (
+    compute_in_bfloat16,
+    has_way_back,
+    weave_at_once,
+    write_plain_convolutions,
+)
+from keylock_server.inference.running import Opened, Run, in_parts
 
 __all__ = ["OpenVINO", "is_installed"]
 
@@ -71,21 +78,35 @@ class OpenVINO:
         Args:
             model: The graph.
             given: The weights that are bound to it in the place of inputs, by name. They stay in memory.
-            numbers: What to compute in: `float32`, `bfloat16`, or `int8` where the graph is one of that kind.
+            numbers: What to compute in: `float32`, `bfloat16`, or `int8` where the graph is one of that kind. Of a
+                gradient, the way back alone is computed in `bfloat16`.
 
         Raises:
             Exception: Whatever OpenVINO raises, if it cannot compute the graph.
         """
         whole = bind(model, given)
         read = self._core.read_model(whole)
-        _mend_masks(self._openvino, read)
-        settings = {**self._settings, "INFERENCE_PRECISION_HINT": _PRECISIONS[numbers]}
-        compiled = self._core.compile_model(read, _DEVICE, settings)
+        _mend_masks(read)
+        _part_square_weights(read)
+        precision, inputs = _PRECISIONS[numbers], frozenset(inputs_of(whole))
+        one_by_one = False
+        if has_way_back(read):
+            # Many steps over whole feature maps, which are fused where all sizes are known, the batch's among them.
+            one_by_one = SHARE not in inputs
+            if one_by_one:
+                read.reshape({given: [1, *given.get_partial_shape()[1:]] for given in read.inputs})
+            write_plain_convolutions(read)
+            weave_at_once(read)
+            if numbers == "bfloat16":
+                compute_in_bfloat16(read)
+                precision = _PRECISIONS["float32"]
+        compiled = self._core.compile_model(read, _DEVICE, {**self._settings, "INFERENCE_PRECISION_HINT": precision})
+        run = _shared_out(compiled, self._runs)
         return Opened(
-            run=_shared_out(compiled, self._runs),
+            run=in_parts(run, 1) if one_by_one else run,
             # One that no output depends on is not there any more.
-            inputs=frozenset(inputs_of(whole)),
-            outputs=frozenset(port.get_any_name() for port in compiled.outputs),
+            inputs=inputs,
+            outputs=outputs_of(whole),
             providers=(f"OpenVINO {self.version}",),
         )
 
@@ -104,7 +125,8 @@ def _package() -> Any:  # noqa: ANN401 - it has no types
 
 def _shared_out(compiled: Any, count: int) -> Run:  # noqa: ANN401 - it has no types
     """Returns a way to run a graph from several threads: a request can run once at a time."""
-    taken = {port.get_any_name() for port in compiled.inputs}
+    # Operations that change nothing leave their names behind, so that an input can have several.
+    taken = {name for port in compiled.inputs for name in port.get_names()}
     free: queue.SimpleQueue[Any] = queue.SimpleQueue()
     for _ in range(count):
         free.put(compiled.create_infer_request())
@@ -127,16 +149,35 @@ def _shared_out(compiled: Any, count: int) -> Run:  # noqa: ANN401 - it has no t
     return run
 
 
-def _mend_masks(openvino: Any, model: Any) -> None:  # noqa: ANN401 - it has no types
-    """Writes steep ramps of a graph as comparisons, in place: their offset of 0 is read as the default, .5."""
+def _part_square_weights(model: Any) -> None:  # noqa: ANN401 - it has no types
+    """Gives every operation that reads a square weight a copy of its own, in place.
+
+    In float32 one product with a weight and one with its transpose, as the way back has, would both use what was laid
+    out for the first of them, where the shape does not tell them apart.
+    """
+    operations = importlib.import_module(f"{_PACKAGE}.opset13")
+    for weight in [node for node in model.get_ordered_ops() if node.get_type_name() == "Constant"]:
+        shape = list(weight.get_output_shape(0))
+        if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] == 1:
+            continue
+        for reader in list(weight.output(0).get_target_inputs())[1:]:
+            reader.replace_source_output(operations.constant(weight.data.copy()).output(0))
+
+
+def _mend_masks(model: Any) -> None:  # noqa: ANN401 - it has no types
+    """Writes steep ramps of a graph as products that are cut off, in place: an offset of 0 is read as the default, .5.
+
+    These fuse with what comes next; a comparison's truth would be turned into a number by a slow kernel.
+    """
     operations = importlib.import_module(f"{_PACKAGE}.opset13")
     for ramp in [node for node in model.get_ordered_ops() if node.get_type_name() == "HardSigmoid"]:
         slope, offset = (_number(ramp.input_value(place).get_node()) for place in (1, 2))
         if slope is None or offset is None or abs(slope) != _STEEP:
             continue
-        edge = operations.constant(np.float32(0 if offset == _UNREAD_OFFSET else -offset / slope))
-        compare = operations.greater if slope > 0 else operations.less
-        mask = operations.convert(compare(ramp.input_value(0), edge), "f32")
+        edge = 0 if offset == _UNREAD_OFFSET else -offset / slope
+        value = ramp.input_value(0)
+        above = operations.subtract(value, operations.constant(np.float32(edge))) if edge else value
+        mask = operations.clamp(operations.multiply(above, operations.constant(np.float32(slope))), 0.0, 1.0)
         for reader in list(ramp.output(0).get_target_inputs()):
             reader.replace_source_output(mask.output(0))
 
