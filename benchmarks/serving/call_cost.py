@@ -81,6 +81,8 @@ class Build:
             command,
             work / f"{name}.log",
             environment={
+                # Without it the build in the folder from which this program runs would come first.
+                "PYTHONSAFEPATH": "1",
                 "PYTHONPATH": os.pathsep.join(str(tree / part) for part in (".", "server", "client")),
                 "KEYLOCK_SERVER_THREADS": "1",
                 "KEYLOCK_SERVER_METRICS_PORT": str(self._metrics),

@@ -1,8 +1,8 @@
 """Connections and transactions, alike on SQLite and PostgreSQL. What differs between the two is in this file.
 
 SQLite runs in WAL mode with `synchronous = FULL`: what was committed survives a power cut. Every transaction that
-writes begins with `BEGIN IMMEDIATE`, so that several processes may write and many may read. What a power cut may take, a
-`Writer` commits without waiting for the disk.
+writes begins with `BEGIN IMMEDIATE`, so that several processes may write and many may read. What a power cut may take
+is committed by a `Writer` without waiting for the disk.
 
 A file can be replaced or removed while it is open, and then old connections go on with the old one. So whoever uses a
 `Database` is told, before it reads and after it has written, that the path leads to another file.
@@ -37,6 +37,7 @@ _WAIT_FOR_DISK: Final = {
     # In a write-ahead log: no commit waits for the disk, and whatever is written from it into the database does.
     False: Statement("PRAGMA synchronous = NORMAL"),
 }
+_DO_NOT_WAIT_FOR_OTHERS: Final = Statement("PRAGMA busy_timeout = 0")
 # The changes of such a transaction reach the disk together and in the order of the commits, or not at all.
 _DO_NOT_WAIT: Final = Statement("SET LOCAL synchronous_commit = OFF")
 _FORMS: Final = "sqlite:///PATH or postgresql://USER@HOST/DATABASE"
@@ -54,6 +55,7 @@ class Database:
     """
 
     _file: tuple[int, int] | None = None
+    _impatient: Connection | None = None
 
     def __init__(self, url: str) -> None:
         """Opens a store that has the schema of this keylock, and fills one that is empty.
@@ -160,6 +162,39 @@ class Database:
         except SQLAlchemyError as error:
             raise self._failure(error) from None
 
+    @contextmanager
+    def reading_at_once(self) -> Iterator[Connection]:
+        """Opens what `reading` does where no statement has to wait, neither for a network nor for other programs.
+
+        To be used in one thread, on a connection that stays open.
+
+        Yields:
+            The connection.
+
+        Raises:
+            BlockingIOError: If it would have to wait, as it always does for a database server.
+            StoreReplacedError: If the store is not the file that was opened.
+        """
+        self._check_file()
+        if self.path is None:
+            raise BlockingIOError
+        try:
+            if self._impatient is None:
+                self._impatient = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+                self._impatient.detach()
+                _DO_NOT_WAIT_FOR_OTHERS.change(self._impatient, {})
+            yield self._impatient
+        except SQLAlchemyError:
+            self._close_impatient()
+            # Whoever asks again and waits is told what is wrong.
+            raise BlockingIOError from None
+
+    def _close_impatient(self) -> None:
+        connection, self._impatient = self._impatient, None
+        if connection is not None:
+            with suppress(SQLAlchemyError):
+                connection.close()
+
     def disown(self, why: str) -> StoreReplacedError:
         """Ends the use of a store that is not the one it was: from now on every call fails, until it is opened anew.
 
@@ -226,6 +261,7 @@ class Database:
 
     def close(self) -> None:
         """Closes all connections."""
+        self._close_impatient()
         self._engine.dispose()
 
     def __enter__(self) -> Self:

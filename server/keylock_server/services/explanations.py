@@ -126,7 +126,11 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         await stream.run(requests, part_bytes=lambda: form.max_bytes // 2)
 
     async def _authenticate(self, caller: Caller) -> License | None:
-        identity = await asyncio.to_thread(self._parts.authenticator.authenticate, caller)
+        authenticator = self._parts.authenticator
+        try:
+            identity = authenticator.authenticate_at_once(caller)
+        except BlockingIOError:
+            identity = await asyncio.to_thread(authenticator.authenticate, caller)
         if identity is None:
             return None
         set_license(identity.license.id)
