@@ -25,7 +25,6 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from functools import partial
 from math import ceil
 from typing import Any, Final
 
@@ -89,12 +88,18 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
     def wrap(self, handler: Handler, method: str) -> grpc.RpcMethodHandler[Any, Any]:
         """Returns a handler that calls `around`."""
-        call = partial(self.around, method, proceed=handler.unary_unary)
+
+        async def call(request: Any, context: Context) -> Any:  # noqa: ANN401
+            return await self.around(method, request, context, handler.unary_unary)
+
         return grpc.unary_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
 
     def wrap_stream(self, handler: Handler, method: str) -> grpc.RpcMethodHandler[Any, Any]:
         """Returns a handler that calls `around`, for a stream."""
-        call = partial(self.around, method, proceed=handler.stream_stream)
+
+        async def call(requests: Any, context: Context) -> None:  # noqa: ANN401
+            await self.around(method, requests, context, handler.stream_stream)
+
         return grpc.stream_stream_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
 
     async def around(self, method: str, request: Any, context: Context, proceed: Proceed) -> Any:  # noqa: ANN401

@@ -67,7 +67,7 @@ class TextFormatter(logging.Formatter):
         second = int(record.created)
         if second != self._second:
             self._second, self._written = second, super().formatTime(record, datefmt or self.default_time_format)
-        return self.default_msec_format % (self._written, record.msecs) if datefmt is None else self._written
+        return f"{self._written},{int(record.msecs):03d}" if datefmt is None else self._written
 
 
 class JsonFormatter(logging.Formatter):
