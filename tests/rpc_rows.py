@@ -129,10 +129,10 @@ STREAM_BAD = {
 
 ROWS = {
     "keylock.v1.ExplanationService.Explain": Row(
-        lambda world: explain(), EXPLAIN_BAD, license="read", works=("loop", "model"), units=1
+        lambda world: explain(), EXPLAIN_BAD, license="read", works=("thread", "model"), units=1
     ),
     "keylock.v1.ExplanationService.ExplainStream": Row(
-        lambda world: stream(), STREAM_BAD, license="read", works=("loop", "model"), units=1
+        lambda world: stream(), STREAM_BAD, license="read", works=("thread", "model"), units=1
     ),
     "keylock.v1.ExplanationService.EstimateExplain": Row(
         lambda world: pb.EstimateExplainRequest(images=1),
