@@ -33,7 +33,7 @@ from urllib.request import urlopen
 
 import numpy as np
 import PIL.Image
-from material import Material, prepare
+from material import Material, environment_of, prepare
 from numpy.typing import NDArray
 from processes import ServerProcess, free_port
 from processor import describe_processor
@@ -81,9 +81,7 @@ class Build:
             command,
             work / f"{name}.log",
             environment={
-                # Without it the build in the folder from which this program runs would come first.
-                "PYTHONSAFEPATH": "1",
-                "PYTHONPATH": os.pathsep.join(str(tree / part) for part in (".", "server", "client")),
+                **environment_of(tree),
                 "KEYLOCK_SERVER_THREADS": "1",
                 "KEYLOCK_SERVER_METRICS_PORT": str(self._metrics),
             },
