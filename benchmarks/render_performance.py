@@ -34,6 +34,8 @@ _START_S = 2.0
 _MEMORY = 1.3
 _BUSY = 5.0
 """A load average that the benchmark does not reach by itself, so that other programs weigh on the times that pass."""
+_CALL_AIMS = {"float32": 2.0, "uint8": 1.2, "jpeg": 1.5}
+"""Milliseconds of processor time of a call beside its graph, by how its image comes."""
 _GRAPH_AIMS = {
     "grad_cam": 1.05,
     "gradient, resnet18_cifar:32": 2.05,
@@ -228,6 +230,44 @@ def write_numbers(result: Mapping[str, Any]) -> str:
     return "\n".join(parts + [table(("goal", "measured", "wanted", "reached"), goals)] * bool(goals))
 
 
+def write_call_cost(result: Mapping[str, Any]) -> str:
+    """Return the section of `call_cost.json`, in Markdown: processor time of a call without that of its graph."""
+    before, after = result["load_average"]
+    commits = ", ".join(f"{name} is {commit}" for name, commit in result["commits"].items())
+    about = (
+        f"Measured on {result['machine']['finished']}, {result['hardware']}; {commits}; {result['rounds']} rounds; the "
+        f"load average was {before} before and {after} at the end.\n"
+    )
+    return "\n".join([about, code(result["command"]), table(_CALL_COST_HEAD, _call_costs(result["networks"]))])
+
+
+_CALL_COST_HEAD = (
+    *("network", "image", "callers", "build", "ms beside", "quartiles", "goal", "reached"),
+    "p50 over the bare session's, ms",
+)
+
+
+def _call_costs(networks: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (
+            network,
+            kind,
+            callers,
+            build,
+            f"{figure['beside_cpu_ms']:.2f}",
+            " to ".join(f"{quartile:.2f}" for quartile in figure["quartiles_ms"]),
+            f"≤ {_CALL_AIMS[kind]}",
+            "yes" if figure["beside_cpu_ms"] <= _CALL_AIMS[kind] else "no",
+            f"{figure['p50_over_bare_ms']:.1f}" if callers == "1" else "",
+        )
+        for network, found in networks.items()
+        for kind in _CALL_AIMS
+        for callers in found["bare_cpu_ms"]
+        for build, kinds in found["builds"].items()
+        for figure in [kinds[kind][callers]]
+    ]
+
+
 def write_graphs(result: Mapping[str, Any]) -> str:
     """Return the section of `graphs.json`, in Markdown: times of graphs as multiples of the prediction's."""
     rows = []
@@ -256,6 +296,7 @@ def write_graphs(result: Mapping[str, Any]) -> str:
 
 
 TABLES: Tables = {
+    "call_cost": (write_call_cost, "python benchmarks/serving/call_cost.py before=CHECKOUT after=."),
     "graphs": (write_graphs, "python benchmarks/serving/graphs.py"),
     "numbers": (
         write_numbers,

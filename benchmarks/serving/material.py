@@ -80,19 +80,21 @@ class Material:
         return images
 
 
-def prepare(work: Path, side: int, tree: Path | None = None) -> Material:
+def prepare(work: Path, side: int, tree: Path | None = None, *, thin: bool = False) -> Material:
     """Return what was made for images of a size, or make it, in a process of its own because that needs torch.
 
     Args:
         work: Folder of such folders.
         side: Height and width of the images in pixels.
         tree: A checkout of another build that makes it; None for this build.
+        thin: Whether the network is one that costs next to nothing, in place of that of its size.
     """
-    material = Material(work / str(side), side)
+    kind = ["thin"] if thin else []
+    material = Material(work / "-".join([str(side), *kind]), side)
     if not material.about_file.is_file():
         program = (tree or Path(__file__).parents[2]) / "benchmarks" / "serving" / "making.py"
         environment = os.environ if tree is None else environment_of(tree)
-        command = [sys.executable, str(program.resolve()), str(material.folder), str(side)]
+        command = [sys.executable, str(program.resolve()), str(material.folder), str(side), *kind]
         subprocess.run(command, check=True, env=environment)
     return material
 
@@ -100,4 +102,6 @@ def prepare(work: Path, side: int, tree: Path | None = None) -> Material:
 def environment_of(tree: Path) -> dict[str, str]:
     """Return the environment in which `python -m keylock` is the one of a checkout."""
     tree = tree.resolve()
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(str(tree / part) for part in (".", "server", "client"))}
+    path = os.pathsep.join(str(tree / part) for part in (".", "server", "client"))
+    # Without the latter the package in the folder from which a program runs would come first.
+    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}

@@ -14,13 +14,13 @@ def digest_of(content: bytes) -> str:
     return "sha256:" + hashlib.sha256(content).hexdigest()
 
 
-def digest_of_array(dtype: str, shape: Sequence[int], data: bytes | bytearray) -> str:
+def digest_of_array(dtype: str, shape: Sequence[int], data: bytes | bytearray | memoryview) -> str:
     """Returns the digest of an array: of one line `dtype side,side,...` and its elements.
 
     Args:
         dtype: `uint8`, `float16` or `float32`.
         shape: Its sides.
-        data: Its elements in C order, little-endian.
+        data: Its elements in C order, little-endian, in one dimension.
 
     Returns:
         `sha256:` and 64 hexadecimal digits. Arrays of equal bytes and different shapes have different digests.

@@ -139,7 +139,7 @@ def of_image(image: Image.Image, *, orientation: int, full_size: tuple[int, int]
     """Makes a picture of an image that Pillow has decoded, whose values have eight bits."""
 
     def part(box: Box) -> Image.Image:
-        return _to_opaque_rgb(image.crop(box))
+        return _to_opaque_rgb(image if box == (0, 0, *image.size) else image.crop(box))
 
     return Picture(part, size=image.size, orientation=orientation, full_size=full_size)
 

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from keylock.crypto.digests import digest_of, digest_of_array
 from keylock.crypto.signing import canonical_json
@@ -32,32 +33,43 @@ MAP_DTYPES: dict[int, str] = {
 }
 
 
-def image_digest(image: pb.Image) -> str:
-    """Returns the digest of an image as it was sent, which its sender can compute as well."""
+def image_digest(image: pb.Image, data: bytes | None = None) -> str:
+    """Returns the digest of an image as it was sent, which its sender can compute as well.
+
+    Args:
+        image: The image.
+        data: The bytes of its file, or the elements of its tensor, where they were taken out of it already.
+    """
     if image.WhichOneof("source") == "encoded":
-        return digest_of(image.encoded)
+        return digest_of(image.encoded if data is None else data)
     # An array of another type is refused before anything is charged; its digest is never used.
     dtype = MAP_DTYPES.get(image.tensor.dtype, "unknown")
-    return digest_of_array(dtype, image.tensor.shape, image.tensor.data)
+    return digest_of_array(dtype, image.tensor.shape, image.tensor.data if data is None else data)
 
 
-def digests_of(results: Sequence[pb.Explanation], maps: Sequence[bytes | bytearray] | None = None) -> AnswerDigests:
+def digests_of(
+    results: Sequence[pb.Explanation],
+    maps: Sequence[bytes | bytearray | memoryview] | None = None,
+    logits: Sequence[NDArray[np.float32]] | None = None,
+) -> AnswerDigests:
     """Returns the digests of explanations.
 
     Args:
         results: The explanations, in order.
-        maps: The elements of their maps, where they are not in the messages.
+        maps: The elements of their maps, where they are not in the messages, or at hand without a copy.
+        logits: Those of their predictions, float32 `(classes,)` each, where they are at hand as arrays.
     """
     elements = [one.map.data for one in results] if maps is None else maps
+    numbers = [None] * len(results) if logits is None else logits
     return AnswerDigests(
         maps=tuple(map_digest(one.map, data) for one, data in zip(results, elements, strict=True)),
         scalings=tuple(scaling_digest(one.scaling) if one.HasField("scaling") else None for one in results),
-        predictions=tuple(prediction_digest(one.prediction) for one in results),
+        predictions=tuple(prediction_digest(one.prediction, own) for one, own in zip(results, numbers, strict=True)),
         targets=tuple(target_digest(one.target) for one in results),
     )
 
 
-def map_digest(told: pb.Tensor, elements: bytes | bytearray) -> str:
+def map_digest(told: pb.Tensor, elements: bytes | bytearray | memoryview) -> str:
     """Returns the digest of a map as it is sent: type, shape and elements."""
     return digest_of_array(MAP_DTYPES.get(told.dtype, "unknown"), told.shape, elements)
 
@@ -67,16 +79,21 @@ def scaling_digest(told: pb.Scaling) -> str:
     return digest_of(canonical_json({"offset": _float64(told.offset), "scale": _float64(told.scale)}))
 
 
-def prediction_digest(told: pb.Prediction) -> str:
-    """Returns the digest of a prediction: index, label, probability, logits, the most probable classes, keyed."""
-    logits = np.array(told.logits, "<f4")
+def prediction_digest(told: pb.Prediction, logits: NDArray[np.float32] | None = None) -> str:
+    """Returns the digest of a prediction: index, label, probability, logits, the most probable classes, keyed.
+
+    Args:
+        told: The prediction.
+        logits: Its logits `(classes,)`, where they are at hand as an array.
+    """
+    numbers = np.ascontiguousarray(told.logits if logits is None else logits, "<f4")
     return digest_of(
         canonical_json(
             {
                 "index": told.index,
                 "keyed": told.keyed,
                 "label": told.label,
-                "logits": digest_of_array("float32", logits.shape, logits.tobytes()),
+                "logits": digest_of_array("float32", numbers.shape, numbers.data),
                 "probability": _float32(told.probability),
                 "top": [_score(one) for one in told.top],
             }

@@ -8,7 +8,7 @@ is described in docs/receipts.md.
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -172,7 +172,13 @@ class ReceiptSigner:
             entry: The charge, as `entry_of` writes it.
             usage: What the caller is told beside it.
         """
-        return sign(entry, self._key.key, typ=_TYPE, cert=self._key.certificate.token, usage=asdict(usage))
+        told = {
+            "replayed": usage.replayed,
+            "overage_units": usage.overage_units,
+            "remaining": usage.remaining,
+            "resets_at": usage.resets_at,
+        }
+        return sign(entry, self._key.key, typ=_TYPE, cert=self._key.certificate.token, usage=told)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Connections and transactions, alike on SQLite and PostgreSQL. What differs between the two is in this file.
 
 SQLite runs in WAL mode with `synchronous = FULL`: what was committed survives a power cut. Every transaction that
-writes begins with `BEGIN IMMEDIATE`, so that several processes may write and many may read.
+writes begins with `BEGIN IMMEDIATE`, so that several processes may write and many may read. What a power cut may take
+is committed by a `Writer` without waiting for the disk.
 
 A file can be replaced or removed while it is open, and then old connections go on with the old one. So whoever uses a
 `Database` is told, before it reads and after it has written, that the path leads to another file.
@@ -16,18 +17,29 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from sqlalchemy import URL, Connection, create_engine, event, func, make_url, select
+from sqlalchemy import URL, Connection, Engine, create_engine, event, func, make_url, select
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
 
 from keylock.errors import StoreError, StoreReplacedError
 from keylock.store import migrations
+from keylock.store.raw_sql import Statement
 from keylock.store.schema import metadata
 
-__all__ = ["Database", "sqlite_path"]
+__all__ = ["Database", "Writer", "sqlite_path"]
 
 _BUSY_TIMEOUT_MS: Final = 10_000
 _PAUSE_S: Final = 0.01
 _WRITES: Final = "keylock_writes"
+_BEGIN: Final = Statement("BEGIN")
+_BEGIN_WRITING: Final = Statement("BEGIN IMMEDIATE")
+_WAIT_FOR_DISK: Final = {
+    True: Statement("PRAGMA synchronous = FULL"),
+    # In a write-ahead log: no commit waits for the disk, and whatever is written from it into the database does.
+    False: Statement("PRAGMA synchronous = NORMAL"),
+}
+_DO_NOT_WAIT_FOR_OTHERS: Final = Statement("PRAGMA busy_timeout = 0")
+# The changes of such a transaction reach the disk together and in the order of the commits, or not at all.
+_DO_NOT_WAIT: Final = Statement("SET LOCAL synchronous_commit = OFF")
 _FORMS: Final = "sqlite:///PATH or postgresql://USER@HOST/DATABASE"
 # A server that stands still inside a transaction must not hold up the others; one that waits for it must outlast it.
 _POSTGRESQL_OPTIONS: Final = (
@@ -43,6 +55,7 @@ class Database:
     """
 
     _file: tuple[int, int] | None = None
+    _impatient: Connection | None = None
 
     def __init__(self, url: str) -> None:
         """Opens a store that has the schema of this keylock, and fills one that is empty.
@@ -126,6 +139,10 @@ class Database:
             # What went into a file that is gone is lost, and nobody may rely on it.
             self._check_file()
 
+    def writer(self) -> "Writer":
+        """Returns what writes in one transaction after another, on a connection of its own."""
+        return Writer(self, self._engine)
+
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """Opens a connection for the statements of `keylock.store.raw_sql` that read, each of them by itself.
@@ -144,6 +161,39 @@ class Database:
                 yield connection
         except SQLAlchemyError as error:
             raise self._failure(error) from None
+
+    @contextmanager
+    def reading_at_once(self) -> Iterator[Connection]:
+        """Opens what `reading` does where no statement has to wait, neither for a network nor for other programs.
+
+        To be used in one thread, on a connection that stays open.
+
+        Yields:
+            The connection.
+
+        Raises:
+            BlockingIOError: If it would have to wait, as it always does for a database server.
+            StoreReplacedError: If the store is not the file that was opened.
+        """
+        self._check_file()
+        if self.path is None:
+            raise BlockingIOError
+        try:
+            if self._impatient is None:
+                self._impatient = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+                self._impatient.detach()
+                _DO_NOT_WAIT_FOR_OTHERS.change(self._impatient, {})
+            yield self._impatient
+        except SQLAlchemyError:
+            self._close_impatient()
+            # Whoever asks again and waits is told what is wrong.
+            raise BlockingIOError from None
+
+    def _close_impatient(self) -> None:
+        connection, self._impatient = self._impatient, None
+        if connection is not None:
+            with suppress(SQLAlchemyError):
+                connection.close()
 
     def disown(self, why: str) -> StoreReplacedError:
         """Ends the use of a store that is not the one it was: from now on every call fails, until it is opened anew.
@@ -211,6 +261,7 @@ class Database:
 
     def close(self) -> None:
         """Closes all connections."""
+        self._close_impatient()
         self._engine.dispose()
 
     def __enter__(self) -> Self:
@@ -232,6 +283,64 @@ class Database:
         )
         passing = isinstance(error, (OperationalError, InterfaceError, TimeoutError))
         return StoreError(f"cannot use the license store {self.name} ({why}): {advice}", passing=passing)
+
+
+class Writer:
+    """Runs transactions that write, one after another, on a connection that stays open between them. For one thread."""
+
+    def __init__(self, database: Database, engine: Engine) -> None:
+        """Made by `Database.writer`; connects with the first transaction."""
+        self._database, self._engine = database, engine
+        self._connection: Connection | None = None
+        self._waits = True
+
+    @contextmanager
+    def transaction(self, *, lasting: bool) -> Iterator[Connection]:
+        """Opens a transaction for the block, and commits at its end unless the block raises.
+
+        Args:
+            lasting: Whether what is committed must survive a power cut, which takes a wait for the disk. What does not
+                have to is there for everybody all the same, whichever process dies; a power cut may take it, and then
+                takes it whole and nothing that lasts.
+
+        Yields:
+            The connection.
+
+        Raises:
+            StoreError: If the store cannot be used. The next transaction connects anew.
+        """
+        self._database._check_file()
+        try:
+            connection = self._connected()
+            if self._database.path is not None and lasting != self._waits:
+                _WAIT_FOR_DISK[lasting].change(connection, {})
+                self._waits = lasting
+            with connection.begin():
+                if self._database.path is None and not lasting:
+                    _DO_NOT_WAIT.change(connection, {})
+                yield connection
+        except SQLAlchemyError as error:
+            self.close()
+            raise self._database._failure(error) from None
+        except BaseException:
+            self.close()
+            raise
+        self._database._check_file()
+
+    def close(self) -> None:
+        """Closes the connection; the next transaction opens another one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(SQLAlchemyError):
+                connection.close()
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            connection = self._engine.connect().execution_options(**{_WRITES: True})
+            # Whether it waits for the disk is nobody else's business, so it does not go back among the others.
+            connection.detach()
+            self._connection, self._waits = connection, True
+        return self._connection
 
 
 def sqlite_path(url: str) -> Path | None:
@@ -286,4 +395,4 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     # A transaction that reads first and writes later fails under load, whatever the timeout; an immediate one waits.
     writes = connection.get_execution_options().get(_WRITES, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    (_BEGIN_WRITING if writes else _BEGIN).change(connection, {})

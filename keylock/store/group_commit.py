@@ -3,7 +3,8 @@
 A commit that survives a power cut waits for the disk. One thread takes all operations that wait, runs them in one
 transaction and commits once; each caller is answered after that commit, and not before. While several callers are at
 work it waits a little before it begins, so that more of them share a transaction: half as long as the last one took,
-as PostgreSQL advises for its `commit_delay`.
+as PostgreSQL advises for its `commit_delay`. A transaction of nothing but operations that need not last does not wait
+for the disk.
 """
 
 import queue
@@ -40,6 +41,7 @@ class _Job:
     order: str
     operation: Callable[[Connection], Any]
     future: "Future[Any]"
+    lasting: bool
 
 
 def defer(connection: Connection, last: Callable[[Connection, list[T]], object], item: T) -> None:
@@ -70,7 +72,7 @@ class GroupCommit:
         Args:
             database: The store.
         """
-        self._database = database
+        self._writer = database.writer()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False
         self._ended = False
@@ -79,13 +81,14 @@ class GroupCommit:
         self._thread = threading.Thread(target=self._run, name="keylock-store", daemon=True)
         self._thread.start()
 
-    def submit(self, operation: Callable[[Connection], T], *, order: str) -> "Future[T]":
+    def submit(self, operation: Callable[[Connection], T], *, order: str, lasting: bool = True) -> "Future[T]":
         """Hands over an operation.
 
         Args:
             operation: What to run; it is given a connection inside a transaction that writes.
             order: Operations of one transaction are sorted by this text, so that several servers lock the rows of a
                 database in one order. Operations with equal texts keep theirs.
+            lasting: Whether what it writes must survive a power cut.
 
         Returns:
             Its result, once it is committed. One that is cancelled before it began is not run.
@@ -99,7 +102,7 @@ class GroupCommit:
                 raise StoreError("the license store is closed")
             if self._ended:
                 raise StoreError(_ENDED)
-            self._jobs.put(_Job(order, operation, future))
+            self._jobs.put(_Job(order, operation, future, lasting))
         return future
 
     def problem(self) -> str | None:
@@ -128,6 +131,7 @@ class GroupCommit:
             with self._lock:
                 self._ended = True
             self._refuse_the_rest()
+            self._writer.close()
 
     def _refuse_the_rest(self) -> None:
         while True:
@@ -176,7 +180,7 @@ class GroupCommit:
 
     def _together(self, jobs: list[_Job]) -> list[_Outcome]:
         outcomes: list[_Outcome] = []
-        with self._database.transaction(writes=True) as connection:
+        with self._writer.transaction(lasting=any(job.lasting for job in jobs)) as connection:
             connection.info[_DEFERRED] = {}
             for job in jobs:
                 try:

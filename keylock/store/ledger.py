@@ -4,6 +4,9 @@ Exact under concurrency, retries and crashes, for these reasons. Units are compa
 statement (`keylock.store.counters`). A request is a row of the ledger under (license, request id), which is unique, and
 only a change of that row from reserved to charged is a charge. Row and counters change in one transaction. A
 reservation whose server died expires and is taken back by whoever comes next.
+
+Charges wait for the disk, reservations and releases do not: what a power cut takes of them was answered to nobody, and
+no charge goes with it, because whatever is committed reaches the disk after what was committed before.
 """
 
 from collections.abc import Callable, Mapping
@@ -125,12 +128,12 @@ class Ledger:
             lifetime_s: After how many seconds the units may be taken back.
 
         Returns:
-            The reservation, once it is durable. It raises `QuotaError`, `RateError` or `RequestReusedError` where the
-            request does not fit, and `StoreError` where the store cannot be used.
+            The reservation, once it is committed, though not on disk. It raises `QuotaError`, `RateError` or
+            `RequestReusedError` where the request does not fit, and `StoreError` where the store cannot be used.
         """
         expires_at = now + timedelta(seconds=lifetime_s)
         return self._commits.submit(
-            lambda connection: self._reserve(connection, order, now, expires_at), order=order.license.id
+            lambda connection: self._reserve(connection, order, now, expires_at), order=order.license.id, lasting=False
         )
 
     def commit(self, reservation: Reservation, charge: Charge) -> "Future[ChargeResult]":
@@ -141,7 +144,7 @@ class Ledger:
             charge: What to record; its time is when the request is charged, if it is charged by this.
 
         Returns:
-            What became of it, once it is durable. Where the reservation was taken back in the meantime the units are
+            What became of it, once it is on disk. Where the reservation was taken back in the meantime the units are
             set aside anew, and it raises `QuotaError` where they are gone.
         """
         return self._commits.submit(
@@ -155,7 +158,9 @@ class Ledger:
         Returns:
             Whether something was given back.
         """
-        return self._commits.submit(lambda connection: self._release(connection, order), order=order.license.id)
+        return self._commits.submit(
+            lambda connection: self._release(connection, order), order=order.license.id, lasting=False
+        )
 
     def reap(self, *, now: datetime) -> "Future[int]":
         """Takes back reservations that have expired, some hundreds at most.
@@ -164,7 +169,7 @@ class Ledger:
             How many were taken back.
         """
         # After every license: its rows are locked last, and in the order of their names.
-        return self._commits.submit(lambda connection: self._reap(connection, now), order="\U0010ffff")
+        return self._commits.submit(lambda connection: self._reap(connection, now), order="\U0010ffff", lasting=False)
 
     def windows(self, license: License, *, now: datetime) -> tuple[Window, ...]:
         """Looks up what a license has used, as `look_up`.

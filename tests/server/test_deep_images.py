@@ -13,7 +13,7 @@ from keylock.imaging.decoding import ImageLimits
 from keylock.imaging.preprocessing import Preprocessing
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client import Client
-from keylock_server.services.requests import decoding_steps
+from keylock_server.services.requests import SentImage, decoding_steps
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (8, 8)).astype(np.uint8)
 PIXELS[0, 0] = 255
@@ -23,7 +23,7 @@ def prepared(values, *, bits, format_name):
     buffer = io.BytesIO()
     Image.fromarray(values).save(buffer, format_name)
     (step,) = decoding_steps(
-        [pb.Image(encoded=buffer.getvalue())],
+        [SentImage.of(pb.Image(encoded=buffer.getvalue()))],
         preprocessing=Preprocessing(size=(8, 8), mean=(0.5,) * 3, std=(0.2,) * 3, bits=bits),
         limits=ImageLimits(),
     )

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -36,18 +36,16 @@ _REAP_EVERY_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Metered(Generic[T]):
-    """An answer and what it cost.
+class Metered:
+    """What an answer cost.
 
     Attributes:
-        answer: What was computed.
         usage: What the caller is told about its price.
         entry: What was charged, by this call or by an earlier one for the same request, and what this answer is: what
             its receipt signs. None where use is not recorded, so that nothing was charged.
         note: The part of `usage` that the entry does not say; None where there is none.
     """
 
-    answer: T
     usage: pb.Usage
     entry: bytes | None = None
     note: UsageNote | None = None
@@ -97,17 +95,14 @@ class Meter:
         license: License,
         *,
         request: Charge,
-        work: Callable[[], Awaitable[tuple[T, AnswerDigests]]],
-    ) -> Metered[T]:
+        work: Callable[[], Awaitable[AnswerDigests]],
+    ) -> Metered:
         """Does the work of a request and charges for it, or neither.
 
         Args:
             license: Who pays, as the store has it.
             request: What is asked for; the digests of the answer are empty and its time is that of the call.
-            work: Computes the answer, and its digests.
-
-        Returns:
-            The answer and what it cost.
+            work: Computes the answer, and returns its digests.
 
         Raises:
             MeteringError: If it does not fit what the license has left.
@@ -120,14 +115,14 @@ class Meter:
         ledger = self._ledger
         reservation = await self._durable(lambda: self._reserve(ledger, order), order)
         try:
-            answer, digests = await work()
+            digests = await work()
             charge = replace(request, answer=digests, time=self.now().replace(microsecond=0))
         except BaseException:
             self._give_back(order)
             raise
         result = await self._durable(lambda: ledger.commit(reservation, charge), order)
         note = _note(result)
-        return Metered(answer, _usage(result.charge, note), result.entry, note)
+        return Metered(_usage(result.charge, note), result.entry, note)
 
     async def windows(self, license: License) -> "tuple[Window, ...]":
         """Looks up what a license has used.
@@ -163,12 +158,12 @@ class Meter:
         self,
         license: License,
         request: Charge,
-        work: Callable[[], Awaitable[tuple[T, AnswerDigests]]],
-    ) -> Metered[T]:
+        work: Callable[[], Awaitable[AnswerDigests]],
+    ) -> Metered:
         if license.quota != Quota() or license.rate is not None:
             raise NoMeteringError
-        answer, _ = await work()
-        return Metered(answer, pb.Usage(units=request.units, license_id=license.id))
+        await work()
+        return Metered(pb.Usage(units=request.units, license_id=license.id))
 
     def _reserve(self, ledger: "Ledger", order: "ChargeRequest") -> "Future[Reservation]":
         return ledger.reserve(order, now=self.now(), lifetime_s=self._lifetime_s)

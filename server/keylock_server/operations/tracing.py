@@ -40,13 +40,16 @@ class Tracing(Interceptor):
         """
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        self._tracer = provider.get_tracer("keylock_server")
+        self._tracer, self._provider = provider.get_tracer("keylock_server"), provider
         self._propagator = TraceContextTextMapPropagator()
 
     async def around(self, method: str, request: Any, context: Context, proceed: Proceed) -> Any:  # noqa: ANN401
-        """Answers a call within a span."""
-        from opentelemetry.trace import SpanKind
+        """Answers a call within a span, once somebody collects spans."""
+        from opentelemetry.trace import ProxyTracerProvider, SpanKind, get_tracer_provider
 
+        # Stands for the provider of the process, which may be set later on.
+        if isinstance(self._provider, ProxyTracerProvider) and get_tracer_provider() is self._provider:
+            return await proceed(request, context)
         # Without `tracestate` and baggage, whose text would go on to whoever collects the spans.
         sent = {name: value for name, value in context.invocation_metadata() or () if name == _PARENT}
         service, _, name = method.removeprefix("/").partition("/")

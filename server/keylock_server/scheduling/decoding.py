@@ -21,7 +21,7 @@ from keylock_server.scheduling.decoder_pool import DecoderPool
 from keylock_server.transport.calls import current_call
 from keylock_server.transport.cancellation import stop_if
 
-__all__ = ["Claim", "Decoder", "DecodingMemory", "Grant", "Step"]
+__all__ = ["Claim", "Decoder", "DecodingMemory", "Grant", "Step", "decode_small", "join"]
 
 Claim = Callable[[int], None]
 """Told how many bytes an image takes, before it takes them."""
@@ -31,6 +31,8 @@ Step = Callable[[Claim], NDArray[np.float32]]
 
 _MIB: Final = 2**20
 _SMALL_BYTES: Final = 32 * _MIB
+# Decoding takes some milliseconds at most.
+_QUICK_BYTES: Final = 4 * _MIB
 
 
 class _WaitError(Exception):
@@ -166,11 +168,14 @@ class Decoder:
         """
         self._workers, self._memory = workers, memory
 
-    async def run(self, plan: Callable[[], Sequence[Step]]) -> NDArray[np.float32]:
+    async def run(
+        self, plan: Callable[[], Sequence[Step]], *, done: Sequence[NDArray[np.float32]] = ()
+    ) -> NDArray[np.float32]:
         """Decodes the images of a request, one after another.
 
         Args:
             plan: Returns what is to be done, at least one step, each with one large image at most. Called in a thread.
+            done: What `decode_small` returned for the first of the steps; not for all of them.
 
         Returns:
             What the steps return, in their order, in one array.
@@ -180,7 +185,7 @@ class Decoder:
             KeylockError: Whatever plan and steps raise.
         """
         steps: list[Step] = []
-        done: list[NDArray[np.float32]] = []
+        done = list(done)
 
         def go_on(abandoned: threading.Event, grant: Grant | None, room: int) -> int:
             """Decodes until an image has to wait; returns how much that takes, or 0 at the end."""
@@ -222,7 +227,38 @@ class Decoder:
             finally:
                 if grant is not None:
                     grant.drop()
-        return done[0] if len(done) == 1 else np.concatenate(done)
+        return join(done)
+
+
+def decode_small(steps: Sequence[Step]) -> list[NDArray[np.float32]]:
+    """Decodes the first images of a request, up to one that takes more than some milliseconds, wherever it is called.
+
+    Args:
+        steps: What is to be done.
+
+    Returns:
+        What the steps return up to there.
+
+    Raises:
+        KeylockError: Whatever the steps raise.
+    """
+
+    def claim(count: int) -> None:
+        if count > _QUICK_BYTES:
+            raise _WaitError(count)
+
+    done: list[NDArray[np.float32]] = []
+    for step in steps:
+        try:
+            done.append(step(claim))
+        except _WaitError:
+            break
+    return done
+
+
+def join(arrays: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Returns the rows of several arrays in one; a single one as it is."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _trim() -> None:

@@ -30,6 +30,7 @@ from keylock_server.services.parts import Parts
 from keylock_server.services.repository import RepositoryService
 from keylock_server.settings import ServerSettings
 from keylock_server.transport.fields import at_field
+from keylock_server.transport.interceptors import Together
 from keylock_server.transport.listening import listen
 from keylock_server.transport.statuses import NoStoreError
 from keylock_server.transport.tls import load_credentials
@@ -188,7 +189,7 @@ def open_admin(
         return None
     credentials = load_credentials(certificate, key, client_ca, reload_s=settings.tls_reload_s)
     server = grpc.aio.server(
-        interceptors=interceptors,
+        interceptors=[Together(interceptors)],
         options=[("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)],
     )
     pb_grpc.add_AdminServiceServicer_to_server(AdminService(served), server)

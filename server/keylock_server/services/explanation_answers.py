@@ -6,22 +6,21 @@ states; a receipt certifies the elements as they are sent, and scale and offset.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from keylock.bundle import ExplainerEntry
 from keylock.errors import InputError
 from keylock.v1 import explanation_pb2 as pb
 from keylock_server.inference.runtime import Explained
-from keylock_server.services.model_descriptions import describe_explainer
 from keylock_server.transport.fields import at_field
 
 __all__ = [
     "DEFAULT_MAX_BYTES",
     "Form",
+    "Written",
     "check_answer_size",
     "encode",
     "read_form",
@@ -96,19 +95,35 @@ def read_form(options: pb.AnswerOptions, *, most: int) -> Form:
     )
 
 
+class Written(NamedTuple):
+    """Explanations in messages, and what is in them as arrays, for which digests need no copy.
+
+    Attributes:
+        results: One for each row.
+        maps: The elements of their maps, in one dimension.
+        logits: Those of their predictions, `(classes,)` each.
+    """
+
+    results: Sequence[pb.Explanation]
+    maps: list[memoryview]
+    logits: list[NDArray[np.float32]]
+
+
 def encode(
+    answer: pb.ExplainResponse,
     explained: Explained,
-    explainer: ExplainerEntry,
+    explainer: pb.Explainer,
     classes: tuple[str, ...],
     *,
     target: int,
     keyed: NDArray[np.bool_],
     public: NDArray[np.float32] | None = None,
     dtype: str = "float32",
-) -> list[pb.Explanation]:
-    """Writes the explanations of a batch into messages.
+) -> Written:
+    """Writes the explanations of a batch into an answer.
 
     Args:
+        answer: It gets a result for each row.
         explained: The batch.
         explainer: What explained it.
         classes: Names of the classes.
@@ -117,41 +132,38 @@ def encode(
         public: Logits `(batch, classes)` of the predictions that everybody gets, to be answered in place of those
             behind the maps; None answers those.
         dtype: Type of the elements of maps.
-
-    Returns:
-        One for each row.
     """
-    results = []
-    described = describe_explainer(explainer)
     answered = explained.logits if public is None else public
     explained_classes = explained.logits.argmax(axis=1) if target < 0 else np.full(len(answered), target)
+    written = Written(answer.results, [], [])
     for logits, probabilities, saliency, about, true in zip(
         answered, softmax(answered), explained.maps, explained_classes, keyed.tolist(), strict=True
     ):
         elements, scaling = _to_elements(saliency, dtype)
-        results.append(
-            pb.Explanation(
-                prediction=_prediction(logits, probabilities, classes, keyed=true and public is None),
-                map=pb.Tensor(dtype=_TYPES[dtype], shape=elements.shape, data=elements.tobytes()),
-                explainer=described,
-                keyed=true,
-                target=_score(int(about), probabilities, classes),
-                scaling=scaling,
-            )
-        )
-    return results
+        # In the message itself: a map that is made outside of it would be copied once more.
+        result = answer.results.add(explainer=explainer, keyed=true, scaling=scaling)
+        result.map.dtype = _TYPES[dtype]
+        result.map.shape.extend(elements.shape)
+        result.map.data = elements.tobytes()
+        _write_prediction(result.prediction, logits, probabilities, classes)
+        result.prediction.keyed = true and public is None
+        _write_score(result.target, int(about), probabilities, classes)
+        written.maps.append(elements.reshape(-1).data)
+        written.logits.append(logits)
+    return written
 
 
-def check_answer_size(results: Sequence[pb.Explanation], *, max_bytes: int) -> None:
+def check_answer_size(written: Written, *, max_bytes: int) -> None:
     """Checks that an answer is not larger than its receiver takes.
 
     Args:
-        results: What it will have.
+        written: What it will have.
         max_bytes: How large it may be.
 
     Raises:
         InputError: If it is too large.
     """
+    results = written.results
     size = sum(result.ByteSize() for result in results) + _ANSWER_BYTES + _RECEIPT_BYTES * len(results)
     if size > max_bytes:
         with at_field("images" if len(results) > 1 else "answer.max_bytes"):
@@ -181,21 +193,25 @@ def _to_elements(saliency: NDArray[np.float32], dtype: str) -> tuple[NDArray[Any
     return (saliency.astype(np.float64) / scale).astype("<f2"), pb.Scaling(scale=scale)
 
 
-def _prediction(
-    logits: NDArray[np.float32], probabilities: NDArray[np.float32], classes: tuple[str, ...], *, keyed: bool
-) -> pb.Prediction:
-    # A stable order: of equally probable classes the first comes first, as argmax has it.
-    best = np.argsort(-logits, kind="stable")[:_TOP]
-    scores = [_score(int(index), probabilities, classes) for index in best]
-    return pb.Prediction(
-        index=scores[0].index,
-        label=scores[0].label,
-        probability=scores[0].probability,
-        logits=logits.tolist(),
-        top=scores,
-        keyed=keyed,
-    )
+def _write_prediction(
+    told: pb.Prediction, logits: NDArray[np.float32], probabilities: NDArray[np.float32], classes: tuple[str, ...]
+) -> None:
+    for index in _most_probable(logits):
+        _write_score(told.top.add(), index, probabilities, classes)
+    best = told.top[0]
+    told.index, told.label, told.probability = best.index, best.label, best.probability
+    told.logits.extend(logits.tolist())
 
 
-def _score(index: int, probabilities: NDArray[np.float32], classes: tuple[str, ...]) -> pb.ClassScore:
-    return pb.ClassScore(index=index, label=classes[index], probability=float(probabilities[index]))
+def _most_probable(logits: NDArray[np.float32]) -> list[int]:
+    """Returns the classes with the largest logits, the largest first: of equal ones the first comes first."""
+    places: NDArray[np.intp] = np.arange(len(logits))
+    if len(logits) > _TOP:
+        # Those that are as large as the last of them, in their order, are few to sort.
+        places = np.flatnonzero(logits >= np.partition(logits, -_TOP)[-_TOP])
+    best: list[int] = places[np.argsort(-logits[places], kind="stable")[:_TOP]].tolist()
+    return best
+
+
+def _write_score(told: pb.ClassScore, index: int, probabilities: NDArray[np.float32], classes: tuple[str, ...]) -> None:
+    told.index, told.label, told.probability = index, classes[index], float(probabilities[index])

@@ -5,25 +5,32 @@ A request, or one image of a stream, goes this way, which `_answer` enters:
 1. Who calls: the license is verified, or the call ends with the reason (`_authenticate`).
 2. What is to be done: explainer, class, and whether the license covers it (`_agree`).
 3. Places in the queue are taken for all images, or the call ends before anything is set aside.
-4. Units are set aside for the license, under the digest of what is asked (`_charge`).
-5. Images are decoded, explained and predicted, and written as results with their digests (`_explain`); without a
-   license, the query guard looks at them before they are explained, and hears of the labels before they are answered.
-6. The units are charged with an entry in the audit log, or given back where anything failed; the receipt is signed.
-7. An answer without a license leaves when one with a license would.
+4. Images that take some milliseconds at most are decoded (`_take_in`), so that one way to a thread does for their
+   digests as well.
+5. Units are set aside for the license, under the digest of what is asked (`_charge`).
+6. Images are decoded that were not yet, explained and predicted, and written as results with their digests
+   (`_explain`); without a license, the query guard looks at them before they are explained, and hears of the labels
+   before they are answered.
+7. The units are charged with an entry in the audit log, or given back where anything failed; the receipt is signed.
+8. An answer without a license leaves when one with a license would.
+
+What takes a fraction of a millisecond is done in the event loop: the way to a thread and back takes as long.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import grpc
 import numpy as np
+from numpy.typing import NDArray
 
 from keylock.bundle import ExplainerEntry, Manifest
 from keylock.errors import LicenseError, LicenseReason
 from keylock.licensing import AnswerDigests, Charge, License, check, check_size, content_digest
-from keylock.licensing.answers import digests_of, image_digest
+from keylock.licensing.answers import digests_of
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import explanation_pb2_grpc as pb_grpc
 from keylock_server.auth.authentication import Caller
@@ -31,6 +38,7 @@ from keylock_server.inference.runtime import ServedModel
 from keylock_server.metering.meter import describe_windows
 from keylock_server.metering.response_padding import CallTimes
 from keylock_server.scheduling.batcher import Admission
+from keylock_server.scheduling.decoding import Step, decode_small, join
 from keylock_server.services.explanation_answers import (
     DEFAULT_MAX_BYTES,
     Form,
@@ -38,9 +46,10 @@ from keylock_server.services.explanation_answers import (
     encode,
     read_form,
 )
-from keylock_server.services.model_descriptions import describe_model, describe_served
+from keylock_server.services.model_descriptions import describe_explainer, describe_model, describe_served
 from keylock_server.services.parts import Parts
 from keylock_server.services.requests import (
+    SentImage,
     check_count,
     check_no_target,
     check_parameters,
@@ -55,7 +64,11 @@ from keylock_server.transport.statuses import NoKeyError
 
 __all__ = ["ExplanationService"]
 
+T = TypeVar("T")
+
 _Context = grpc.aio.ServicerContext[Any, Any]
+# Of tensors that come, and of maps that are answered.
+_QUICK_BYTES: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +90,38 @@ class _Terms:
     public: bool
 
 
+@dataclass(slots=True)
+class _Task:
+    """A request that has its places.
+
+    Attributes:
+        model: What explains it.
+        admitted: Asks the model.
+        sent: Its images.
+        terms: What is to be done.
+        form: How the answer is to travel.
+        times: Of the call.
+        answer: What the results are written into.
+        decoded: What was decoded of the first images so far.
+    """
+
+    model: ServedModel
+    admitted: Admission
+    sent: Sequence[SentImage]
+    terms: _Terms
+    form: Form
+    times: CallTimes
+    answer: pb.ExplainResponse
+    decoded: list[NDArray[np.float32]] = field(default_factory=list)
+
+
+class _About(NamedTuple):
+    """What every answer of a model says of it, in messages that are made once."""
+
+    model: pb.Model
+    explainers: dict[str, pb.Explainer]
+
+
 class ExplanationService(pb_grpc.ExplanationServiceServicer):
     """Answers with true maps to licensed callers and with decoys, or a refusal, to the others."""
 
@@ -88,6 +133,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         self._answer_stamped = settings.stamped_images == "answer"
         self._refuse_unlicensed = settings.unlicensed_explanations == "refuse"
         self._open_targets = settings.open_targets
+        self._described: WeakKeyDictionary[ServedModel, _About] = WeakKeyDictionary()
         self._stream_limits = StreamLimits(in_flight=settings.stream_in_flight, image_s=settings.deadline_s)
 
     async def Explain(self, request: pb.ExplainRequest, context: _Context) -> pb.ExplainResponse:  # noqa: N802
@@ -126,7 +172,11 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         await stream.run(requests, part_bytes=lambda: form.max_bytes // 2)
 
     async def _authenticate(self, caller: Caller) -> License | None:
-        identity = await asyncio.to_thread(self._parts.authenticator.authenticate, caller)
+        authenticator = self._parts.authenticator
+        try:
+            identity = authenticator.authenticate_at_once(caller)
+        except BlockingIOError:
+            identity = await asyncio.to_thread(authenticator.authenticate, caller)
         if identity is None:
             return None
         set_license(identity.license.id)
@@ -145,41 +195,42 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
                 keyed=terms.keyed,
                 images=len(request.images),
             )
-            answer = pb.ExplainResponse(request_id=request_id, model=describe_model(model))
+            answer = pb.ExplainResponse(request_id=request_id, model=self._about(model).model)
             # Before anything is set aside: a server that is full does not keep the store busy.
             with self._parts.batchers.of(model).admit(len(request.images)) as admitted:
-
-                async def work() -> tuple[list[pb.Explanation], AnswerDigests]:
-                    with times.working():
-                        return await self._explain(model, admitted, request, terms, form, times)
-
-                if granted is None:
-                    results, _ = await work()
-                    answer.results.extend(results)
+                sent = [SentImage.of(image) for image in request.images]
+                task = _Task(model, admitted, sent, terms, form, times, answer)
+                charge = await self._take_in(task)
+                if charge is None:
+                    await self._explain(task)
                 else:
-                    await self._charge(model, request, terms, granted, form, work, answer)
+                    await self._charge(task, charge)
         await self._parts.padding.leave(times, licensed=granted is not None)
         return answer
 
-    async def _charge(
-        self,
-        model: ServedModel,
-        request: pb.ExplainRequest,
-        terms: _Terms,
-        granted: License,
-        form: Form,
-        work: Callable[[], Awaitable[tuple[list[pb.Explanation], AnswerDigests]]],
-        answer: pb.ExplainResponse,
-    ) -> None:
+    async def _take_in(self, task: "_Task") -> Charge | None:
+        """Decodes what is small, and writes down what is asked for, as it will be charged, where it will."""
+
+        def take_in() -> Charge | None:
+            charge = None if task.terms.granted is None else self._asked(task, license=task.terms.granted)
+            with task.times.working():
+                task.decoded = decode_small(self._steps(task))
+            return charge
+
+        return await self._nearby(take_in, quick=_are_quick(task.sent))
+
+    async def _charge(self, task: "_Task", charge: Charge) -> None:
         """Does the work for a license, and writes results, price and receipt into the answer."""
-        asked = await self._parts.pool.run(
-            lambda _: self._asked(model.manifest, request, answer.request_id, terms, license=granted, dtype=form.dtype)
-        )
-        metered = await self._meter.charge(granted, request=asked, work=work)
-        answer.results.extend(metered.answer)
-        answer.usage.CopyFrom(metered.usage)
+        granted = task.terms.granted
+        assert granted is not None  # noqa: S101 - only what is charged comes here
+        metered = await self._meter.charge(granted, request=charge, work=lambda: self._explain(task))
+        task.answer.usage.CopyFrom(metered.usage)
         if self._parts.receipts is not None and metered.entry is not None and metered.note is not None:
-            answer.receipt = self._parts.receipts.issue(metered.entry, metered.note)
+            task.answer.receipt = self._parts.receipts.issue(metered.entry, metered.note)
+
+    async def _nearby(self, job: Callable[[], T], *, quick: bool) -> T:
+        """Does what is quick in the event loop, and everything else in a thread."""
+        return job() if quick else await self._parts.pool.run(lambda _: job())
 
     async def EstimateExplain(  # noqa: N802
         self, request: pb.EstimateExplainRequest, context: _Context
@@ -248,54 +299,47 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             raise NoKeyError
         return True
 
-    def _asked(
-        self,
-        manifest: Manifest,
-        request: pb.ExplainRequest,
-        request_id: str,
-        terms: "_Terms",
-        *,
-        license: License,
-        dtype: str,
-    ) -> Charge:
+    def _asked(self, task: "_Task", *, license: License) -> Charge:
         """Writes down what is asked for, as it will be charged."""
+        terms, manifest = task.terms, task.model.manifest
         asked = Charge(
             license_id=license.id,
-            request_id=request_id,
+            request_id=task.answer.request_id,
             request_digest="",
             model_digest=manifest.model_digest,
             model_name=manifest.name,
             explainer=terms.explainer.name,
             parameters=terms.explainer.parameters,
             target=terms.target,
-            units=len(request.images) * self._meter.units_per_image(terms.explainer.name),
+            units=len(task.sent) * self._meter.units_per_image(terms.explainer.name),
             keyed=True,
             time=self._meter.now(),
-            image_digests=tuple(image_digest(image) for image in request.images),
+            image_digests=tuple(image.digest() for image in task.sent),
         )
-        return replace(asked, request_digest=content_digest(asked, map_dtype=dtype))
+        return replace(asked, request_digest=content_digest(asked, map_dtype=task.form.dtype))
 
-    async def _explain(
-        self,
-        model: ServedModel,
-        admitted: Admission,
-        request: pb.ExplainRequest,
-        terms: "_Terms",
-        form: Form,
-        times: CallTimes,
-    ) -> tuple[list[pb.Explanation], AnswerDigests]:
-        granted = terms.granted
-        preprocessing = model.manifest.preprocessing
-        images = await self._parts.decoder.run(
-            lambda: decoding_steps(
-                request.images,
-                preprocessing=preprocessing,
-                limits=self._parts.limits_for(model),
-                check_pixels=None if granted is None else lambda pixels: check_size(granted, pixels=pixels),
-            )
+    def _steps(self, task: "_Task") -> list[Step]:
+        granted = task.terms.granted
+        return decoding_steps(
+            task.sent,
+            preprocessing=task.model.manifest.preprocessing,
+            limits=self._parts.limits_for(task.model),
+            check_pixels=None if granted is None else lambda pixels: check_size(granted, pixels=pixels),
         )
+
+    async def _explain(self, task: "_Task") -> AnswerDigests:
+        """Writes results into the answer, and returns their digests where they are charged."""
+        with task.times.working():
+            return await self._explain_timed(task)
+
+    async def _explain_timed(self, task: "_Task") -> AnswerDigests:
+        model, terms, times, admitted = task.model, task.terms, task.times, task.admitted
+        if len(task.decoded) == len(task.sent):
+            images = join(task.decoded)
+        else:
+            images = await self._parts.decoder.run(lambda: self._steps(task), done=task.decoded)
         counted = None
-        if granted is None:
+        if terms.granted is None:
             # In the time in which a license would be charged.
             with times.charging():
                 counted = await self._parts.gate.admit(images, model.manifest, labels_only=False, caller=None)
@@ -314,23 +358,37 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         with times.charging():
             self._parts.gate.hear(counted, explained.logits if public is None else public)
 
-        def write() -> tuple[list[pb.Explanation], AnswerDigests]:
-            results = encode(
+        def write() -> AnswerDigests:
+            written = encode(
+                task.answer,
                 explained,
-                terms.explainer,
+                self._about(model).explainers[terms.explainer.name],
                 model.manifest.classes,
                 target=terms.target,
                 keyed=keyed,
                 public=public,
-                dtype=form.dtype,
+                dtype=task.form.dtype,
             )
-            check_answer_size(results, max_bytes=form.max_bytes)
-            if granted is None:
-                return results, AnswerDigests()
+            check_answer_size(written, max_bytes=task.form.max_bytes)
+            if terms.granted is None:
+                return AnswerDigests()
             with times.charging():
-                return results, digests_of(results)
+                return digests_of(*written)
 
-        return await self._parts.pool.run(lambda _: write())
+        return await self._nearby(write, quick=explained.maps.nbytes <= _QUICK_BYTES)
+
+    def _about(self, model: ServedModel) -> "_About":
+        """Returns what every answer of a model says of it."""
+        about = self._described.get(model)
+        if about is None:
+            explainers = {name: describe_explainer(entry) for name, entry in model.explainers.items()}
+            about = self._described[model] = _About(describe_model(model), explainers)
+        return about
+
+
+def _are_quick(images: Sequence[SentImage]) -> bool:
+    """Tells whether images are digested and decoded in a fraction of a millisecond: files take longer than tensors."""
+    return not any(image.is_file for image in images) and sum(len(image.data) for image in images) <= _QUICK_BYTES
 
 
 def _authorise(granted: License, manifest: Manifest, explainer: ExplainerEntry) -> None:

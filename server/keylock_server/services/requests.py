@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -14,12 +14,14 @@ from keylock.errors import InputError, LicenseError, LicenseReason, TensorError,
 from keylock.imaging.decoding import ImageLimits
 from keylock.imaging.framing import read_framed
 from keylock.imaging.preprocessing import Preprocessing
+from keylock.licensing.answers import image_digest
 from keylock.text.class_names import normalise_class_name
 from keylock.v1 import explanation_pb2 as pb
 from keylock_server.scheduling.decoding import Claim, Step
 from keylock_server.transport.fields import at_field
 
 __all__ = [
+    "SentImage",
     "check_count",
     "check_no_target",
     "check_parameters",
@@ -37,6 +39,31 @@ _DTYPES: Final[dict[int, np.dtype[Any]]] = {
     pb.DATA_TYPE_UINT8: np.dtype("u1"),
     pb.DATA_TYPE_FLOAT32: np.dtype("<f4"),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class SentImage:
+    """An image of a request. Messages copy a field of bytes for whoever looks at it, so it is taken out once.
+
+    Attributes:
+        message: The image.
+        is_file: Whether it is an image file; otherwise it is a tensor, or nothing.
+        data: The bytes of the file, or the elements of the tensor.
+    """
+
+    message: pb.Image
+    is_file: bool
+    data: bytes
+
+    @classmethod
+    def of(cls, message: pb.Image) -> "SentImage":
+        """Takes the bytes out of an image."""
+        is_file = message.WhichOneof("source") == "encoded"
+        return cls(message, is_file, message.encoded if is_file else message.tensor.data)
+
+    def digest(self) -> str:
+        """Returns the digest of the image as it was sent."""
+        return image_digest(self.message, self.data)
 
 
 def check_count(count: int, *, limit: int, field: str) -> None:
@@ -66,7 +93,7 @@ def limits_for(preprocessing: Preprocessing, limits: ImageLimits, *, ratio: floa
 
 
 def decoding_steps(
-    images: Sequence[pb.Image],
+    images: Sequence[SentImage],
     *,
     preprocessing: Preprocessing,
     limits: ImageLimits,
@@ -91,21 +118,20 @@ def decoding_steps(
 
 def _prepare(
     field: str,
-    image: pb.Image,
+    image: SentImage,
     preprocessing: Preprocessing,
     limits: ImageLimits,
     check_pixels: Callable[[int], None] | None,
     claim: Claim,
 ) -> NDArray[np.float32]:
     with at_field(field):
-        source = image.WhichOneof("source")
-        if source == "encoded":
+        if image.is_file:
             return decode_encoded(
-                image.encoded, preprocessing=preprocessing, limits=limits, claim=claim, check_pixels=check_pixels
+                image.data, preprocessing=preprocessing, limits=limits, claim=claim, check_pixels=check_pixels
             )
-        if source != "tensor":
+        if image.message.WhichOneof("source") is None:
             raise InputError("the image is empty: set its field encoded or tensor")
-        array = _to_array(image.tensor)
+        array = _to_array(image.message.tensor, image.data)
         if array.dtype != np.uint8:
             return preprocessing.check(array.astype(np.float32, copy=False))[np.newaxis]
         if check_pixels is not None:
@@ -133,11 +159,11 @@ def decode_encoded(
     return preprocessing.normalised(pixels)[np.newaxis]
 
 
-def _to_array(tensor: pb.Tensor) -> NDArray[Any]:
+def _to_array(tensor: pb.Tensor, data: bytes) -> NDArray[Any]:
     dtype = _DTYPES.get(tensor.dtype)
     if dtype is None:
         raise TensorError("the tensor has no known dtype: set it to DATA_TYPE_UINT8 or DATA_TYPE_FLOAT32")
-    return shaped(tensor.data, shape=tensor.shape, dtype=dtype)
+    return shaped(data, shape=tensor.shape, dtype=dtype)
 
 
 def shaped(data: bytes, *, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -24,7 +24,7 @@ import inspect
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from math import ceil
 from typing import Any, Final
 
@@ -48,6 +48,7 @@ __all__ = [
     "RequestIds",
     "Requests",
     "Running",
+    "Together",
 ]
 
 REQUEST_ID_ENTRY: Final = "x-request-id"
@@ -111,6 +112,41 @@ class Interceptor(grpc.aio.ServerInterceptor):
             proceed: Answers it, one layer further in.
         """
         raise NotImplementedError
+
+
+class Together(grpc.aio.ServerInterceptor):
+    """Several interceptors as one, which wraps each method once and not for every call."""
+
+    def __init__(self, layers: Sequence[grpc.aio.ServerInterceptor]) -> None:
+        """Takes them, the outermost first."""
+        self._layers = tuple(layers)
+        # By the name of a method that exists: what it was, and what it was made into.
+        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Returns the handler of a method as all of them together wrap it; None where there is no such method."""
+        handler: Handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        own, made = self._wrapped.get(method, (None, None))
+        if own is not handler:
+            made = handler
+            for layer in reversed(self._layers):
+                made = await layer.intercept_service(_answering(made), handler_call_details)
+            self._wrapped[method] = handler, made
+        return made  # type: ignore[no-any-return]
+
+
+def _answering(handler: Handler) -> Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]:
+    async def find(_details: grpc.HandlerCallDetails) -> Handler:
+        return handler
+
+    return find
 
 
 class Running(Interceptor):

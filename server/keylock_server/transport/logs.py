@@ -60,6 +60,14 @@ class TextFormatter(logging.Formatter):
         """Makes the formatter."""
         form = "%(asctime)s %(levelname)s %(name)s%(who)s %(request_id)s: %(message)s"
         super().__init__(form, defaults={"request_id": "-", "who": ""})
+        self._second, self._written = -1, ""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 - of `logging`
+        """Returns the time of a record as `logging` writes it, but looks the calendar up once a second."""
+        second = int(record.created)
+        if second != self._second:
+            self._second, self._written = second, super().formatTime(record, datefmt or self.default_time_format)
+        return f"{self._written},{int(record.msecs):03d}" if datefmt is None else self._written
 
 
 class JsonFormatter(logging.Formatter):

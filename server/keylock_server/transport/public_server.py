@@ -7,6 +7,7 @@ import grpc
 
 from keylock_server.settings import ServerSettings
 from keylock_server.transport.descriptors import allowed_connections
+from keylock_server.transport.interceptors import Together
 
 __all__ = ["make_server"]
 
@@ -31,7 +32,7 @@ def make_server(
     """
     connections = allowed_connections()
     return grpc.aio.server(
-        interceptors=interceptors,
+        interceptors=[Together(interceptors)],
         compression=_COMPRESSIONS[settings.compression],
         maximum_concurrent_rpcs=_BACKSTOP_CALLS + settings.queue,
         options=[

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("sqlalchemy")
 
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from keylock.crypto.digests import digest_of
 from keylock.errors import MeteringError, QuotaError, RateError, RequestReusedError, StoreError
@@ -485,22 +485,76 @@ def file_ledger(tmp_path):
         made.close()
 
 
+@pytest.mark.parametrize("change", ["reserve", "commit", "release", "reap"])
+def test_charges_alone_wait_for_the_disk(file_ledger, monkeypatch, change):
+    ledger, _ = file_ledger
+    license, found = make_license(), []
+    reservation = reserve(ledger, order(license, "r"))
+
+    def look(self, connection, *_):
+        found.append(connection.exec_driver_sql("PRAGMA synchronous").scalar_one())
+
+    for name in ("_reserve", "_commit", "_release", "_reap"):
+        monkeypatch.setattr(Ledger, name, look)
+    asked = {
+        "reserve": lambda: ledger.reserve(order(license, "s"), now=NOW, lifetime_s=60),
+        "commit": lambda: ledger.commit(reservation, charge(reservation.order)),
+        "release": lambda: ledger.release(reservation.order),
+        "reap": lambda: ledger.reap(now=NOW),
+    }
+    asked[change]().result()
+    asked["commit"]().result()
+    asked[change]().result()
+    full, normal = 2, 1
+    own = full if change == "commit" else normal
+    assert found == [own, full, own]
+
+
+def test_a_power_cut_takes_no_charge_and_leaves_books_that_agree(file_ledger, tmp_path):
+    ledger, _ = file_ledger
+    license, log = make_license(), tmp_path / "ledger.db-wal"
+    settle(ledger, reserve(ledger, order(license, "first")))
+    on_disk = []
+    for number in range(4):
+        waiting = reserve(ledger, order(license, f"waits-{number}"))
+        settle(ledger, reserve(ledger, order(license, f"charged-{number}")))
+        # The charge has waited for all of the log up to here; of what follows the disk may have any part.
+        on_disk.append(log.stat().st_size)
+        if number % 2:
+            ledger.release(waiting.order).result()
+        reserve(ledger, order(license, f"late-{number}"))
+    whole, file = log.read_bytes(), (tmp_path / "ledger.db").read_bytes()
+    page = int.from_bytes(file[16:18], "big")
+    for number, size in enumerate(on_disk):
+        for cut in range(size, len(whole) + 1, page + 24):
+            copy = tmp_path / f"cut-{number}-{cut}.db"
+            copy.write_bytes(file)
+            copy.with_name(f"{copy.name}-wal").write_bytes(whole[:cut])
+            with Database(f"sqlite:///{copy}") as database, database.transaction(snapshot=True) as connection:
+                found = reconcile(connection)
+                charged = connection.execute(text("SELECT request_id FROM ledger WHERE charged_at IS NOT NULL"))
+                names = set(charged.scalars())
+            assert found.differences == ()
+            assert {"first", *(f"charged-{earlier}" for earlier in range(number + 1))} <= names
+
+
 def test_full_disk_refuses_charges_and_loses_nothing(file_ledger):
     ledger, database = file_ledger
     license = make_license(quota=Quota(total=10_000))
-    settle(ledger, reserve(ledger, order(license, "before")))
     with database.transaction() as connection:
-        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
-        # The one connection of the pool, which the ledger uses next.
-        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+        most = connection.exec_driver_sql("PRAGMA page_count").scalar_one() + 3
+    # Whichever connection the ledger uses next.
+    event.listen(database._engine, "connect", lambda opened, _: opened.execute(f"PRAGMA max_page_count = {most}"))
+    database._engine.dispose()
+    settle(ledger, reserve(ledger, order(license, "before")))
     done = 1
     with pytest.raises(StoreError, match="disk is full") as caught:  # noqa: PT012 - how many fit is not known
         while done < 200:
             settle(ledger, reserve(ledger, order(license, f"{done}-{'x' * 100}")))
             done += 1
     assert caught.value.passing
+    most = 1_000_000
     with database.transaction() as connection:
-        connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
         found = reconcile(connection)
     assert (found.requests, found.differences) == (done, ())
     # With room again it goes on where it was.

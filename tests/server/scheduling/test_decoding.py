@@ -14,7 +14,7 @@ from keylock.errors import InputError
 from keylock.inference import inference_pb2
 from keylock.v1 import explanation_pb2 as pb
 from keylock_server.scheduling.decoder_pool import DecoderPool
-from keylock_server.scheduling.decoding import Decoder, DecodingMemory
+from keylock_server.scheduling.decoding import Decoder, DecodingMemory, decode_small
 from keylock_server.transport.calls import Call, set_call
 
 MIB = 2**20
@@ -197,3 +197,17 @@ def test_pixels_are_limited_by_what_the_model_looks_at(start_server):
     for caught in (explained, predicted):
         assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
         assert "the image has 33 x 33 pixels and at most 1,024 are accepted" in caught.value.details()
+
+
+@in_loop
+async def test_what_is_small_is_decoded_at_once_and_the_rest_goes_on_from_there(decoder, memory, workers):
+    images = [Image(count) for count in (1, 2, 5 * MIB, 3)]
+    for image in images:
+        image.go.set()
+    done = decode_small(images)
+    assert [float(rows.item()) for rows in done] == [1, 2]
+    assert not images[2].begun.is_set()
+    images[0].begun.clear()
+    rows = await decoder.run(lambda: images, done=done)
+    assert rows.ravel().tolist() == [1, 2, 5 * MIB, 3]
+    assert not images[0].begun.is_set()

@@ -37,6 +37,7 @@ from keylock.licensing.receipt_keys import ReceiptKey
 from keylock.licensing.receipts import Receipt
 from keylock.store import LicenseStore
 from keylock.transparency import leaf_hash
+from keylock_server.auth.authentication import Authenticator, Caller
 from keylock_server.scheduling.batching import QueueQuota
 from keylock_server.transport.calls import current_call
 from keylock_server.transport.interceptors import Logs, Requests
@@ -294,7 +295,12 @@ class Hold:
             # What the server does by itself goes on.
             return await to_thread(work if current_call() is None else self._held(work), *arguments, **options)
 
+        def wait(_authenticator: Authenticator, _caller: Caller) -> None:
+            raise BlockingIOError
+
         patch.setattr(asyncio, "to_thread", held)
+        # As where the store is a database server, which is always waited for.
+        patch.setattr(Authenticator, "authenticate_at_once", wait)
 
     def _hold_model(self, world: World, patch: pytest.MonkeyPatch) -> None:
         model = world.calls.server.model
