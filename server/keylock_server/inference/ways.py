@@ -18,6 +18,7 @@ from keylock.graphs.contract import IMAGE, SHARE, TARGET
 from keylock.imaging.contrast import same_map
 from keylock_server.inference.devices import CPU
 from keylock_server.inference.openvino_graphs import OpenVINO
+from keylock_server.inference.rounded_weights import rounded
 from keylock_server.inference.running import Opened, of_session
 from keylock_server.inference.sessions import Sessions
 
@@ -149,6 +150,8 @@ class Ways:
             ServiceError: If it does not run on the device that was insisted on.
             Exception: Whatever the runtime raises, if it cannot compute the graph.
         """
+        if way.numbers == "int8":
+            model, given = rounded(model, given)
         if way.runtime == _OPENVINO:
             assert self._openvino is not None  # noqa: S101 - `of` names it where it is there alone
             return self._openvino.open(model, given, numbers=way.numbers)
