@@ -9,7 +9,7 @@ from keylock.crypto.issuers import IssuerKeys
 from keylock.crypto.signing import VerifyingKey
 from keylock.errors import BundleError, ServiceError
 from keylock.trigger.keys import KeySeed
-from keylock_server.inference.cores import threads_per_batch
+from keylock_server.inference.cores import cores_of_process, threads_per_batch
 from keylock_server.inference.devices import CPU, warn_about_two_runtimes
 from keylock_server.inference.openvino_graphs import OpenVINO, is_installed
 from keylock_server.inference.runtime import ServedModel
@@ -82,6 +82,7 @@ class Opener:
                 ways=self._ways(),
                 max_passes=settings.max_passes,
                 allow_torch=settings.allow_torch,
+                side_by_side=cores_of_process(settings),
             )
 
     def _ways(self) -> Ways:

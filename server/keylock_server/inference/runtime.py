@@ -8,6 +8,7 @@ needed, but for explainers that do not compile.
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,7 +40,6 @@ from keylock_server.transport.statuses import NoKeyError, NotServedError
 __all__ = ["Explained", "ServedModel", "check_finite"]
 
 _LOG: Final = logging.getLogger("keylock_server")
-_TRIAL_BATCHES: Final = (1, 3)
 _TRIAL_IMAGES, _COARSE = 4, 4
 
 
@@ -66,6 +66,7 @@ class ServedModel:
         holds_key: Whether keyed maps can be computed.
         providers: What really computes predictions, best first: ONNX Runtime's execution providers, or another runtime.
         ways: By the names of the explainers that are graphs, how they are computed.
+        trial_problem: What differed in the trial from what was proved at export, in words; None where nothing did.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class ServedModel:
         ways: Ways | None = None,
         max_passes: int = 4096,
         allow_torch: bool = True,
+        side_by_side: int = 1,
     ) -> None:
         """Loads every graph and tries each one, so that a model that cannot be served is refused at start.
 
@@ -95,6 +97,7 @@ class ServedModel:
             ways: How graphs are computed; None: by ONNX Runtime on the best device there is, one thread for a batch.
             max_passes: How often the network may run for one image; explainers that ask for more are left out.
             allow_torch: Whether torch, where it is installed, computes explainers that do not compile.
+            side_by_side: How many graphs are opened or tried at a time.
 
         Raises:
             BundleError: If a graph cannot be loaded or does not keep the contract.
@@ -126,7 +129,7 @@ class ServedModel:
         }
         for name, why in self._left_out.items():
             _LOG.warning("%s is not served: %s", name, why)
-        self._try_backends()
+        self._try_backends(trial_images, side_by_side)
 
     @property
     def version(self) -> str:
@@ -248,30 +251,45 @@ class ServedModel:
             _LOG.warning("%s did not compile and is computed in torch, which takes longer and more memory", name)
         return {name: InTorch(found, name) for name in names}
 
-    def _try_backends(self) -> None:
-        for count in _TRIAL_BATCHES:
-            images = np.zeros((count, *self.manifest.preprocessing.shape), np.float32)
-            keyed = np.arange(count) % 2 == 0 if self.holds_key else np.zeros(count, np.bool_)
-            batch = Batch(images, np.full(count, -1, np.int64), keyed)
-            try:
-                all_logits = [self.predict(images)]
-                for name, backend in self._backends.items():
-                    logits, maps = backend.trial(batch)
-                    all_logits.append(logits)
-                    if maps is not None:
-                        _check_maps(name, maps, batch=count)
-                        check_finite(maps)
-                check_finite(*all_logits)
-            except BundleError:
-                raise
-            except Exception as error:  # ONNX Runtime's exceptions share no base class of their own.
-                raise BundleError("a graph fails on a trial image: export the bundle again") from error
-            for logits in all_logits:
-                if logits.shape != (count, len(self.manifest.classes)):
-                    raise BundleError(
-                        f"a graph gives logits of shape {logits.shape} for {count} images and "
-                        f"{len(self.manifest.classes)} classes: export the bundle again"
-                    )
+    def _try_backends(self, images: NDArray[np.float32], side_by_side: int) -> None:
+        """Answers for a few images with everything there is, which shows as well whether the maps are the right ones.
+
+        The first image has the key, where there is one, and is explained without it beside the second: batches of one
+        and of two.
+        """
+        rows = images[[0, 0, min(1, len(images) - 1)]]
+        batch = Batch(rows, np.full(len(rows), -1, np.int64), np.array([self.holds_key, False, False]))
+        self.trial_problem: str | None = None
+        try:
+            with ThreadPoolExecutor(side_by_side) as pool:
+                predicted = pool.submit(self.predict, rows[1:])
+                trials = {name: pool.submit(backend.trial, batch) for name, backend in self._backends.items()}
+            self._check_logits(predicted.result(), batch=len(rows) - 1)
+            for name, trial in trials.items():
+                logits, maps = trial.result()
+                self._check_logits(logits, batch=len(rows))
+                if maps is not None:
+                    _check_maps(name, maps, batch=len(rows))
+                    check_finite(maps)
+                    self.trial_problem = self.trial_problem or self._difference(name, maps)
+        except BundleError:
+            raise
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own.
+            raise BundleError("a graph fails on a trial image: export the bundle again") from error
+
+    def _check_logits(self, logits: NDArray[np.float32], *, batch: int) -> None:
+        check_finite(logits)
+        if logits.shape != (batch, len(self.manifest.classes)):
+            raise BundleError(
+                f"a graph gives logits of shape {logits.shape} for {batch} images and "
+                f"{len(self.manifest.classes)} classes: export the bundle again"
+            )
+
+    def _difference(self, name: str, maps: NDArray[np.float32]) -> str | None:
+        """Returns how maps of the trial's first two rows differ from those of the canary, if they are in there."""
+        if self.canary is None or name not in self.canary.keyed or name not in self.canary.keyless:
+            return None
+        return self.canary.first(1).difference(name, keyed=maps[:1], keyless=maps[1:2])
 
 
 def _files(what: str, standard: str, variants: Mapping[str, VariantEntry]) -> GraphFiles:
