@@ -6,7 +6,7 @@ neighbours when a graph is opened. So a copy of the graph that never leaves the 
 constants: with their values, or with a note that these are elsewhere in memory, which saves copying them twice.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +17,11 @@ from keylock.graphs.messages import (
     INITIALIZER,
     INPUT,
     NAME,
+    NODE,
+    NODE_ATTRIBUTE,
+    NODE_INPUT,
+    OUTPUT,
+    SUBGRAPHS,
     TENSOR_NAME,
     VARINT,
     field,
@@ -28,7 +33,7 @@ from keylock.graphs.messages import (
     varint,
 )
 
-__all__ = ["bind", "bind_elsewhere", "inputs_of"]
+__all__ = ["bind", "bind_elsewhere", "inputs_of", "names_read", "outputs_of"]
 
 Array = NDArray[Any]
 
@@ -56,6 +61,31 @@ def inputs_of(model: bytes) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def outputs_of(model: bytes) -> frozenset[str]:
+    """Returns the names of the outputs of a graph.
+
+    Args:
+        model: A serialised `ModelProto`.
+
+    Raises:
+        ValueError: It is none.
+    """
+    graph = first(memoryview(model), GRAPH)
+    return frozenset(text_of(entry.content, NAME) for entry in fields_of(graph) if entry.number == OUTPUT)
+
+
+def names_read(model: bytes) -> frozenset[str]:
+    """Returns the names of everything that the nodes of a graph read, also those of graphs within it.
+
+    Args:
+        model: A serialised `ModelProto`.
+
+    Raises:
+        ValueError: It is none.
+    """
+    return frozenset(_read_in(first(memoryview(model), GRAPH)))
+
+
 def bind(model: bytes, tensors: Mapping[str, Array]) -> bytes:
     """Returns a graph that has tensors as constants which were inputs before, or which it lacked.
 
@@ -74,12 +104,23 @@ def bind_elsewhere(model: bytes, tensors: Mapping[str, Array]) -> bytes:
 
     Args:
         model: A serialised `ModelProto`.
-        tensors: By name, as for `bind`; what is handed to the runtime has to be of the same shapes.
+        tensors: By name, as for `bind`; what is handed to the runtime has to be of the same shapes. ONNX Runtime
+            refuses those that no node reads.
 
     Raises:
         ValueError: It is not a graph.
     """
     return _with_constants(model, tensors, _note)
+
+
+def _read_in(graph: memoryview) -> Iterator[str]:
+    for node in (entry.content for entry in fields_of(graph) if entry.number == NODE):
+        for entry in fields_of(node):
+            if entry.number == NODE_INPUT:
+                yield bytes(entry.content).decode()
+            elif entry.number == NODE_ATTRIBUTE:
+                for inside in (part.content for part in fields_of(entry.content) if part.number in SUBGRAPHS):
+                    yield from _read_in(inside)
 
 
 def _with_constants(

@@ -13,7 +13,10 @@ __all__ = [
     "LENGTH",
     "NAME",
     "NODE",
+    "NODE_ATTRIBUTE",
+    "NODE_INPUT",
     "OUTPUT",
+    "SUBGRAPHS",
     "TENSOR_NAME",
     "VARINT",
     "Field",
@@ -40,8 +43,15 @@ INPUT: Final = 11
 OUTPUT: Final = 12
 """Of a graph."""
 
+NODE_INPUT: Final = 1
+NODE_ATTRIBUTE: Final = 5
+"""Of a node."""
+
+SUBGRAPHS: Final = (6, 11)
+"""Of an attribute: the graph, or the graphs, that it is."""
+
 NAME: Final = 1
-"""Of an input."""
+"""Of an input or output."""
 
 TENSOR_NAME: Final = 8
 """Of an initializer."""

@@ -14,7 +14,10 @@ from keylock.graphs.messages import (
     INPUT,
     NAME,
     NODE,
+    NODE_ATTRIBUTE,
+    NODE_INPUT,
     OUTPUT,
+    SUBGRAPHS,
     TENSOR_NAME,
     Field,
     field,
@@ -24,7 +27,7 @@ from keylock.graphs.messages import (
 
 __all__ = ["TakenApart", "take_apart"]
 
-_NODE_INPUT, _NODE_OUTPUT, _OPERATION, _ATTRIBUTE, _SUBGRAPH = 1, 2, 4, 5, 6
+_NODE_OUTPUT, _OPERATION = 2, 4
 _STAYS: Final = "DequantizeLinear"
 """With it, a layer would get back numbers of 32 bits: runtimes see by it what to compute in eight."""
 
@@ -68,7 +71,7 @@ def take_apart(model: bytes, weights: Collection[str]) -> TakenApart | None:
     made, read = set(weights), {text_of(entry.content, NAME) for entry in entries if entry.number == OUTPUT}
     alone, others = [], []
     for entry in nodes:
-        taken = _names(entry.content, _NODE_INPUT)
+        taken = _names(entry.content, NODE_INPUT)
         if taken & made and taken <= made | fixed and text_of(entry.content, _OPERATION) != _STAYS:
             alone.append(entry.whole)
             made |= _names(entry.content, _NODE_OUTPUT)
@@ -114,5 +117,5 @@ def _names(node: memoryview, number: int) -> set[str]:
 
 
 def _has_subgraph(node: memoryview) -> bool:
-    attributes = [entry.content for entry in fields_of(node) if entry.number == _ATTRIBUTE]
-    return any(entry.number == _SUBGRAPH for attribute in attributes for entry in fields_of(attribute))
+    attributes = [entry.content for entry in fields_of(node) if entry.number == NODE_ATTRIBUTE]
+    return any(entry.number in SUBGRAPHS for attribute in attributes for entry in fields_of(attribute))

@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from keylock.graphs.binding import bind, bind_elsewhere, inputs_of
+from keylock.graphs.binding import bind, bind_elsewhere, inputs_of, names_read, outputs_of
 
 
 def model():
@@ -48,6 +48,17 @@ def run(content, **feed):
 def test_inputs_are_those_of_the_graph():
     found = inputs_of(model().SerializeToString())
     assert found == {"image": (0, 3, 8, 8), "weight": (200, 3, 3, 3), "bias": (200,), "scale": ()}
+    assert outputs_of(model().SerializeToString()) == {"out"}
+    assert names_read(model().SerializeToString()) == {*found, "layer", "scaled", "fixed"}
+
+
+def test_what_a_graph_inside_a_graph_reads_is_read():
+    found = helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)
+    branch = helper.make_graph([helper.make_node("Identity", ["bias"], ["inner"])], "branch", [], [found])
+    changed = model()
+    del changed.graph.node[:]
+    changed.graph.node.append(helper.make_node("If", ["fixed"], ["out"], then_branch=branch, else_branch=branch))
+    assert names_read(changed.SerializeToString()) == {"fixed", "bias"}
 
 
 def test_a_bound_graph_computes_the_same_and_takes_the_rest():

@@ -7,7 +7,7 @@ needed, but for explainers that do not compile.
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
@@ -107,22 +107,28 @@ class ServedModel:
         self.holds_key = key is not None
         ways = Ways(Sessions("auto", threads=1)) if ways is None else ways
         trial_images = _trial_images(manifest) if canary is None else canary.images
-        load = Loader(read, key=key, delta=delta, ways=ways, trial_images=trial_images)
+        load = Loader(read, key=key, delta=delta, ways=ways, trial_images=trial_images, side_by_side=side_by_side)
         self._recogniser: Recogniser | None = None
         self._trigger: NDArray[np.float32] | None = None
         if key is not None and statistics is not None:
             self._recogniser = Recogniser(key.signs(), statistics, strength=key.strength)
             self._trigger = key.reveal()
+        self._left_out: dict[str, str] = {}
+        graphs = [
+            (entry, _files(entry.name, entry.graph, entry.variants))
+            for entry in manifest.explainers
+            if entry.graph is not None and self._is_within(entry, max_passes)
+        ]
         predictor = _files("predictions", manifest.prediction_graph, manifest.prediction_variants)
         # Loops ask it about rows with the trigger, predictions for everybody do not.
         asked = {entry.graph for entry in manifest.explainers if entry.runtime == "loop"}
         asked |= {entry.predictions for entry in manifest.explainers}
+        load.ahead([(predictor, predictor.standard in asked), *((files, True) for _, files in graphs)])
         self._predictor = load(predictor, opened=predictor.standard in asked)
         self._predictor.check(PREDICTION)
         self.providers: tuple[str, ...] = self._predictor.providers
         self.ways: dict[str, Way] = {}
-        self._left_out: dict[str, str] = {}
-        self._backends = self._backends_of_graphs(load, max_passes)
+        self._backends = self._backends_of_graphs(load, graphs)
         self._backends |= self._backends_in_torch(read, key, delta, allow=allow_torch)
         self.explainers: dict[str, ExplainerEntry] = {
             entry.name: entry for entry in manifest.explainers if entry.name in self._backends
@@ -223,17 +229,18 @@ class ServedModel:
             _LOG.info("%s runs the network %d times for an image", entry.name, passes)
         return True
 
-    def _backends_of_graphs(self, load: Loader, max_passes: int) -> dict[str, Backend]:
-        """Returns the backends of the explainers that compiled, but for those that run the network too often."""
+    def _backends_of_graphs(
+        self, load: Loader, graphs: Sequence[tuple[ExplainerEntry, GraphFiles]]
+    ) -> dict[str, Backend]:
+        """Returns the backends of explainers that compiled, with their graphs."""
         backends: dict[str, Backend] = {}
-        for entry in self.manifest.explainers:
-            if entry.graph is not None and self._is_within(entry, max_passes):
-                graph = load(_files(entry.name, entry.graph, entry.variants))
-                self.ways[entry.name] = graph.way
-                predictions = None if entry.predictions is None else load(GraphFiles("predictions", entry.predictions))
-                backends[entry.name] = (
-                    Looped(loop_of(entry), graph, predictions) if entry.runtime == "loop" else Compiled(graph)
-                )
+        for entry, files in graphs:
+            graph = load(files)
+            self.ways[entry.name] = graph.way
+            predictions = None if entry.predictions is None else load(GraphFiles("predictions", entry.predictions))
+            backends[entry.name] = (
+                Looped(loop_of(entry), graph, predictions) if entry.runtime == "loop" else Compiled(graph)
+            )
         return backends
 
     def _backends_in_torch(

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from keylock.graphs.binding import bind, bind_elsewhere, inputs_of
+from keylock.graphs.binding import bind, bind_elsewhere, inputs_of, names_read
 from keylock_server.inference.devices import CPU, CUDA, TENSORRT, Device, check_providers, choose_providers
 from keylock_server.inference.engines import Engines
 from keylock_server.inference.tensorrt import library_version, provider_options
@@ -114,9 +114,12 @@ class Sessions:
         return session
 
     def _open_on_cpu(self, model: bytes, given: Mapping[str, NDArray[Any]]) -> onnxruntime.InferenceSession:
-        held = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in given.items()}
+        read = names_read(model)
+        held = {name: np.ascontiguousarray(given[name]).reshape(given[name].shape) for name in given if name in read}
+        unread = {name: array for name, array in given.items() if name not in read}
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in held.values()]
-        session = self._make_session([CPU], bind_elsewhere(model, held), elsewhere=dict(zip(held, values, strict=True)))
+        whole = bind(bind_elsewhere(model, held), unread)
+        session = self._make_session([CPU], whole, elsewhere=dict(zip(held, values, strict=True)))
         # It reads what it has not laid out anew for as long as it is there, and does not keep it by itself.
         session.reads = held, values
         return session
