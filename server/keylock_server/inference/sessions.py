@@ -153,6 +153,8 @@ class Sessions:
         session_options = onnxruntime.SessionOptions()
         session_options.intra_op_num_threads = self._threads
         session_options.inter_op_num_threads = 1
+        # Threads that wait for work by spinning take cores from whatever else the machine does.
+        session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session_options.log_severity_level = _ERRORS_ONLY
         if elsewhere:
             session_options.add_external_initializers(list(elsewhere), list(elsewhere.values()))
