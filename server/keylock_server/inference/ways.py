@@ -30,7 +30,7 @@ _LOG: Final = logging.getLogger("keylock_server")
 _ONNX_RUNTIME: Final = "onnxruntime"
 _OPENVINO: Final = "openvino"
 _IMAGES: Final = 2
-_WORTH: Final = 0.95
+_WORTH: Final = 0.9
 """Another way than the standard has to take less than this share of its time, so that chance does not decide."""
 
 
