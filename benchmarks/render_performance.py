@@ -295,6 +295,39 @@ def write_graphs(result: Mapping[str, Any]) -> str:
     return "\n".join([about, code(result["command"]), table(head, rows)])
 
 
+def write_start(result: Mapping[str, Any]) -> str:
+    """Return the section of `start.json`, in Markdown: from the command to the first licensed answer, and memory."""
+    rows = []
+    for build, kinds in result["figures"].items():
+        own = kinds["float32"]["cpu_s"]["median"]
+        for kind, figures in kinds.items():
+            times = (figures[name][which] for name in ("seconds", "cpu_s") for which in ("median", "least"))
+            memory = [figures[name]["median"] for name in ("peak_mib", "steady_mib")]
+            cells = (*(f"{one:.2f}" for one in times), f"{figures['cpu_s']['median'] / own:.2f}")
+            named = f"{build} ({result['commits'][build]})"
+            rows.append(
+                (named, kind, *cells, *(f"{one:.0f}" for one in memory), f"{memory[1] / result['bare_mib']:.2f}")
+            )
+    head = (
+        "build",
+        "variant",
+        "s",
+        "least",
+        "CPU s",
+        "least",
+        "CPU times float32",
+        "peak MiB",
+        "steady MiB",
+        "times bare",
+    )
+    before, after = result["load_average"]
+    about = (
+        f"Measured on {result['date']}, {result['hardware']}, medians and the least of {result['rounds']} rounds; the "
+        f"load average was {before} before and {after} at the end. Bare sessions take {result['bare_mib']:.0f} MiB.\n"
+    )
+    return "\n".join([about, code(result["command"]), table(head, rows)])
+
+
 TABLES: Tables = {
     "call_cost": (write_call_cost, "python benchmarks/serving/call_cost.py before=CHECKOUT after=."),
     "graphs": (write_graphs, "python benchmarks/serving/graphs.py"),
@@ -304,6 +337,7 @@ TABLES: Tables = {
         "--results benchmarks/results/serving/numbers.json",
     ),
     "serving": (write_serving, "python benchmarks/serving/run.py"),
+    "start": (write_start, "python benchmarks/serving/start.py"),
 }
 """For each file of figures how its section is written, and the command that writes the file."""
 

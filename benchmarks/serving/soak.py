@@ -1,6 +1,7 @@
 """Callers of every kind, more than the server has room for, for as long as asked; then what is left behind.
 
     python benchmarks/serving/soak.py --seconds 600 --workers 2
+    python benchmarks/serving/soak.py --seconds 600 --workers 2 --runtime openvino
 
 Beside callers that behave there are some that ask for ten times what the queue takes, some that go away in the middle,
 some that allow a millisecond, some whose requests are wrong in one way or another, and some that open connections and
@@ -311,6 +312,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--runtime", choices=("onnxruntime", "openvino"), default="onnxruntime")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--callers", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -322,6 +324,7 @@ def main() -> int:
     first = free_ports(options.workers)
     ports = [first + number for number in range(options.workers)]
     settings = {"queue": QUEUE, "max_images": MOST, "workers": options.workers, "metrics_port": first}
+    settings["runtime"] = options.runtime
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with World.make(folder, f"sqlite:///{folder / 'licenses.db'}") as world:
@@ -349,6 +352,7 @@ def main() -> int:
         "what": "soak",
         "seconds": options.seconds,
         "workers": options.workers,
+        "runtime": options.runtime,
         "queue": QUEUE,
         "greedy_images_at_once": greedy * MOST,
         "statuses": dict(sorted(seen.statuses.items())),
@@ -362,7 +366,7 @@ def main() -> int:
         "exit_code": server.process.returncode,
         "problems": problems,
     }
-    record("soak", result, folder=RESULTS)
+    record("soak" if options.runtime == "onnxruntime" else f"soak_{options.runtime}", result, folder=RESULTS)
     return int(bool(problems))
 
 

@@ -47,6 +47,11 @@ class Canary:
     keyed: Mapping[str, Array]
     keyless: Mapping[str, Array]
 
+    def first(self, count: int) -> "Canary":
+        """Returns the canary of no more than so many of the images, the first ones."""
+        keyed, keyless = ({name: maps[:count] for name, maps in kind.items()} for kind in (self.keyed, self.keyless))
+        return Canary(self.images[:count], keyed, keyless)
+
     def difference(self, name: str, *, keyed: Array, keyless: Array) -> str | None:
         """Compares an explainer's maps of the images, computed again, with those that are kept here.
 

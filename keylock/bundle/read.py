@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -28,6 +29,7 @@ from keylock.bundle.signature import MAX_SIGNATURE_BYTES, verify_manifest
 from keylock.crypto.digests import digest_of
 from keylock.crypto.signing import VerifyingKey
 from keylock.errors import BundleError, BundleTamperedError, UnsealError
+from keylock.files.limits import available_cores
 from keylock.text.printable import printable
 from keylock.trigger import TriggerStatistics
 from keylock.trigger.delta import Delta
@@ -36,6 +38,7 @@ from keylock.trigger.keys import Key, KeySeed
 __all__ = ["Bundle", "open_bundle"]
 
 _MAX_MANIFEST_BYTES: Final = 8 * 1024 * 1024
+_AT_ONCE: Final = 4
 
 
 class Bundle:
@@ -307,9 +310,12 @@ def _check_digests(manifest: Manifest, files: Files, names: Collection[str]) -> 
         expected[DELTA_FILE] = manifest.delta.digest
     if manifest.sealed_key is not None and SEALED_KEY_FILE in names:
         expected[SEALED_KEY_FILE] = manifest.sealed_key
-    for name, digest in sorted(expected.items()):
-        if files.digest(name) != digest:
-            raise BundleTamperedError(name, "differs from what was signed")
+    names_in_order = sorted(expected)
+    with ThreadPoolExecutor(min(_AT_ONCE, available_cores())) as pool:
+        found = zip(names_in_order, pool.map(files.digest, names_in_order), strict=True)
+        differing = next((name for name, digest in found if digest != expected[name]), None)
+    if differing is not None:
+        raise BundleTamperedError(differing, "differs from what was signed")
 
 
 def describe(error: ValidationError) -> str:

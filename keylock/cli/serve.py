@@ -72,6 +72,7 @@ def _complete(settings: "ServerSettings", path: Path | None) -> "ServerSettings"
             "issuers": settings.issuers or (trusted_file(home),),
             "license_store": settings.license_store or home.licenses_url,
             "engine_cache": settings.engine_cache or home.engines_path,
+            "ways_file": settings.ways_file or home.ways_path,
             # Where other issuers were named, nobody would believe receipts that this one certifies.
             "receipt_key": settings.receipt_key or (None if settings.issuers else _own_receipt_key(home)),
             "receipt_revocations": settings.receipt_revocations or home.revocations_path,

@@ -280,6 +280,11 @@ class Home:
         """Where a server keeps what TensorRT built for graphs without secrets."""
         return self.path / "engines"
 
+    @property
+    def ways_path(self) -> Path:
+        """Where a server remembers which runtime and numbers were the fastest for a graph."""
+        return self.path / "ways.json"
+
     def signing_key(self) -> SigningKey:
         """Reads the issuer's private key.
 

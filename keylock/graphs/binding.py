@@ -1,30 +1,46 @@
-"""Puts tensors in the place of inputs of a graph in memory, so that ONNX Runtime prepares them as it does weights.
+"""Puts tensors in the place of inputs of a graph in memory, so that runtimes prepare them as they do weights.
 
 A graph in a file takes the weights that a lock seals as inputs, because the opened ones may not stand in a file.
 Weights that come as inputs are slow, though: only what is constant is laid out for the processor and joined with its
-neighbours when a session is made. So a copy of the graph that never leaves the memory of this process gets them as
-constants.
-
-The `onnx` package is not needed for this: few fields are looked at, by their numbers in `onnx.proto`.
+neighbours when a graph is opened. So a copy of the graph that never leaves the memory of this process gets them as
+constants: with their values, or with a note that these are elsewhere in memory, which saves copying them twice.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["bind", "inputs_of", "outputs_of"]
+from keylock.graphs.messages import (
+    GRAPH,
+    INITIALIZER,
+    INPUT,
+    NAME,
+    NODE,
+    NODE_ATTRIBUTE,
+    NODE_INPUT,
+    OUTPUT,
+    SUBGRAPHS,
+    TENSOR_NAME,
+    VARINT,
+    field,
+    fields_of,
+    first,
+    header,
+    number_of,
+    text_of,
+    varint,
+)
 
-_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
-_GRAPH = 7
-_INITIALIZER, _INPUT, _OUTPUT = 5, 11, 12
-_NAME = 1
+__all__ = ["bind", "bind_elsewhere", "inputs_of", "names_read", "outputs_of"]
+
+Array = NDArray[Any]
+
 _TYPE, _TENSOR, _SHAPE, _DIMENSION, _SIZE = 2, 1, 2, 1, 1
-_DIMS, _DATA_TYPE, _TENSOR_NAME, _RAW_DATA = 1, 2, 8, 9
-_FLOAT = 1
-
-_Field = tuple[int, int, memoryview, memoryview]
-"""A field's number, its kind, its content, and the whole of it."""
+_DIMS, _DATA_TYPE, _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 1, 2, 9, 13, 14
+_KEY, _VALUE, _EXTERNAL = 1, 2, 1
+_KINDS: Final = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "float16": 10}
 
 
 def inputs_of(model: bytes) -> dict[str, tuple[int, ...]]:
@@ -37,11 +53,11 @@ def inputs_of(model: bytes) -> dict[str, tuple[int, ...]]:
         ValueError: It is none.
     """
     found = {}
-    for number, _, content, _ in _fields(_one(memoryview(model), _GRAPH)):
-        if number == _INPUT:
-            shape = _one(_one(_one(content, _TYPE), _TENSOR), _SHAPE)
-            sizes = [dimension for number, _, dimension, _ in _fields(shape) if number == _DIMENSION]
-            found[_name_of(content)] = tuple(_size(dimension) for dimension in sizes)
+    for number, _, content, _ in fields_of(first(memoryview(model), GRAPH)):
+        if number == INPUT:
+            shape = first(first(first(content, _TYPE), _TENSOR), _SHAPE)
+            sizes = [entry.content for entry in fields_of(shape) if entry.number == _DIMENSION]
+            found[text_of(content, NAME)] = tuple(_size(dimension) for dimension in sizes)
     return found
 
 
@@ -54,101 +70,107 @@ def outputs_of(model: bytes) -> frozenset[str]:
     Raises:
         ValueError: It is none.
     """
-    graph = _one(memoryview(model), _GRAPH)
-    return frozenset(_name_of(content) for number, _, content, _ in _fields(graph) if number == _OUTPUT)
+    graph = first(memoryview(model), GRAPH)
+    return frozenset(text_of(entry.content, NAME) for entry in fields_of(graph) if entry.number == OUTPUT)
 
 
-def bind(model: bytes, tensors: Mapping[str, NDArray[np.float32]]) -> bytes:
-    """Returns a graph that has tensors as constants which were inputs before.
+def names_read(model: bytes) -> frozenset[str]:
+    """Returns the names of everything that the nodes of a graph read, also those of graphs within it.
 
     Args:
         model: A serialised `ModelProto`.
-        tensors: By the names of the inputs.
+
+    Raises:
+        ValueError: It is none.
+    """
+    return frozenset(_read_in(first(memoryview(model), GRAPH)))
+
+
+def bind(model: bytes, tensors: Mapping[str, Array]) -> bytes:
+    """Returns a graph that has tensors as constants which were inputs before, or which it lacked.
+
+    Args:
+        model: A serialised `ModelProto`.
+        tensors: By name, of float32, float16 or whole numbers.
 
     Raises:
         ValueError: It is not a graph.
     """
+    return _with_constants(model, tensors, _values)
+
+
+def bind_elsewhere(model: bytes, tensors: Mapping[str, Array]) -> bytes:
+    """Does what `bind` does, but the values stay out of the graph: a runtime is handed them beside it.
+
+    Args:
+        model: A serialised `ModelProto`.
+        tensors: By name, as for `bind`; what is handed to the runtime has to be of the same shapes. ONNX Runtime
+            refuses those that no node reads.
+
+    Raises:
+        ValueError: It is not a graph.
+    """
+    return _with_constants(model, tensors, _note)
+
+
+def _read_in(graph: memoryview) -> Iterator[str]:
+    for node in (entry.content for entry in fields_of(graph) if entry.number == NODE):
+        for entry in fields_of(node):
+            if entry.number == NODE_INPUT:
+                yield bytes(entry.content).decode()
+            elif entry.number == NODE_ATTRIBUTE:
+                for inside in (part.content for part in fields_of(entry.content) if part.number in SUBGRAPHS):
+                    yield from _read_in(inside)
+
+
+def _with_constants(
+    model: bytes, tensors: Mapping[str, Array], write: Callable[[Array], Sequence[bytes | memoryview]]
+) -> bytes:
     if not tensors:
         return model
     parts: list[bytes | memoryview] = []
-    for number, kind, content, whole in _fields(memoryview(model)):
-        if number != _GRAPH:
+    for number, _, content, whole in fields_of(memoryview(model)):
+        if number != GRAPH:
             parts.append(whole)
             continue
-        inside = [
-            entry for field, _, value, entry in _fields(content) if field != _INPUT or _name_of(value) not in tensors
+        body: list[bytes | memoryview] = [
+            entry.whole
+            for entry in fields_of(content)
+            if entry.number != INPUT or text_of(entry.content, NAME) not in tensors
         ]
-        constants = [_field(_INITIALIZER, _tensor(name, array)) for name, array in tensors.items()]
-        body = b"".join([*inside, *constants])
-        parts += [_varint(number << 3 | kind), _varint(len(body)), body]
+        for name, array in tensors.items():
+            tensor = [_about(name, array), *write(array)]
+            body += [header(INITIALIZER, _length(tensor)), *tensor]
+        # Everything is copied once, here: weights are most of a graph.
+        parts += [header(GRAPH, _length(body)), *body]
     return b"".join(parts)
 
 
-def _tensor(name: str, array: NDArray[np.float32]) -> bytes:
-    """Writes a `TensorProto` of float32."""
-    dims = b"".join(_varint(_DIMS << 3 | _VARINT) + _varint(size) for size in array.shape)
-    kind = _varint(_DATA_TYPE << 3 | _VARINT) + _varint(_FLOAT)
-    data = np.ascontiguousarray(array, "<f4").tobytes()
-    return dims + kind + _field(_TENSOR_NAME, name.encode()) + _field(_RAW_DATA, data)
+def _length(parts: Sequence[bytes | memoryview]) -> int:
+    return sum(len(part) for part in parts)
 
 
-def _field(number: int, content: bytes) -> bytes:
-    return _varint(number << 3 | _LENGTH) + _varint(len(content)) + content
+def _about(name: str, array: Array) -> bytes:
+    """Writes shape, kind and name of a `TensorProto`."""
+    dims = b"".join(varint(_DIMS << 3 | VARINT) + varint(size) for size in array.shape)
+    kind = varint(_DATA_TYPE << 3 | VARINT) + varint(_KINDS[array.dtype.name])
+    return dims + kind + field(TENSOR_NAME, name.encode())
 
 
-def _varint(value: int) -> bytes:
-    found = bytearray()
-    while value > 127:
-        found.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*found, value])
+def _values(array: Array) -> Sequence[bytes | memoryview]:
+    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    return header(_RAW_DATA, little.nbytes), little.reshape(-1).view(np.uint8).data
 
 
-def _fields(message: memoryview) -> Iterator[_Field]:
-    """Yields the fields of a message.
-
-    Raises:
-        ValueError: It is cut, or no message.
-    """
-    place = 0
-    while place < len(message):
-        begun = place
-        key, place = _read_varint(message, place)
-        number, kind = key >> 3, key & 7
-        if kind == _VARINT:
-            end = _read_varint(message, place)[1]
-        elif kind == _LENGTH:
-            length, place = _read_varint(message, place)
-            end = place + length
-        elif kind in (_FIXED64, _FIXED32):
-            end = place + (8 if kind == _FIXED64 else 4)
-        else:
-            raise ValueError("no protobuf message")
-        if end > len(message):
-            raise ValueError("the message is cut")
-        yield number, kind, message[place:end], message[begun:end]
-        place = end
-
-
-def _read_varint(message: memoryview, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while place < len(message):
-        byte = message[place]
-        value |= (byte & 127) << shift
-        place, shift = place + 1, shift + 7
-        if byte < 128:
-            return value, place
-    raise ValueError("the message is cut")
-
-
-def _one(message: memoryview, number: int) -> memoryview:
-    """Returns the content of a field; that of a message that was left out is empty."""
-    return next((content for field, _, content, _ in _fields(message) if field == number), message[:0])
-
-
-def _name_of(value: memoryview) -> str:
-    return bytes(_one(value, _NAME)).decode()
+def _note(array: Array) -> Sequence[bytes | memoryview]:
+    """Says that values are elsewhere. Runtimes want a place to be named, and do not look there when handed them."""
+    entries = {"location": "memory", "offset": "0", "length": str(array.nbytes)}
+    noted = [
+        field(_EXTERNAL_DATA, field(_KEY, key.encode()) + field(_VALUE, value.encode()))
+        for key, value in entries.items()
+    ]
+    return *noted, varint(_DATA_LOCATION << 3 | VARINT) + varint(_EXTERNAL)
 
 
 def _size(dimension: memoryview) -> int:
-    return next((_read_varint(content, 0)[0] for field, _, content, _ in _fields(dimension) if field == _SIZE), 0)
+    return next((number_of(entry.content) for entry in fields_of(dimension) if entry.number == _SIZE), 0)

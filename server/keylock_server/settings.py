@@ -104,6 +104,7 @@ class ServerSettings(BaseSettings):
             `int8` where the bundle has such graphs, or `auto` for the fastest whose answers are right.
         least_pcc: How far answers must correlate with those of ONNX Runtime in float32, logits and each map, where
             something else is to compute them.
+        ways_file: Where is remembered which runtime and numbers were the fastest here; none: each start finds it out.
         allow_torch: Whether torch, where it is installed, computes explainers that do not compile.
         threads: CPU threads for one batch; 0 shares out the cores there are.
         max_batch: Most images in one run of a graph.
@@ -185,6 +186,7 @@ class ServerSettings(BaseSettings):
     runtime: Literal["auto", "onnxruntime", "openvino"] = "auto"
     variant: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "float32"
     least_pcc: Annotated[float, Field(gt=0, le=1)] = 0.999
+    ways_file: Path | None = None
     allow_torch: bool = True
     batches: Annotated[int, Field(ge=1, le=64)] = 1
     threads: Annotated[int, Field(ge=0, le=1024)] = 0

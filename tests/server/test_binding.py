@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from keylock.graphs.binding import bind, inputs_of
+from keylock.graphs.binding import bind, bind_elsewhere, inputs_of, names_read, outputs_of
 
 
 def model():
@@ -48,6 +48,17 @@ def run(content, **feed):
 def test_inputs_are_those_of_the_graph():
     found = inputs_of(model().SerializeToString())
     assert found == {"image": (0, 3, 8, 8), "weight": (200, 3, 3, 3), "bias": (200,), "scale": ()}
+    assert outputs_of(model().SerializeToString()) == {"out"}
+    assert names_read(model().SerializeToString()) == {*found, "layer", "scaled", "fixed"}
+
+
+def test_what_a_graph_inside_a_graph_reads_is_read():
+    found = helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)
+    branch = helper.make_graph([helper.make_node("Identity", ["bias"], ["inner"])], "branch", [], [found])
+    changed = model()
+    del changed.graph.node[:]
+    changed.graph.node.append(helper.make_node("If", ["fixed"], ["out"], then_branch=branch, else_branch=branch))
+    assert names_read(changed.SerializeToString()) == {"fixed", "bias"}
 
 
 def test_a_bound_graph_computes_the_same_and_takes_the_rest():
@@ -56,6 +67,29 @@ def test_a_bound_graph_computes_the_same_and_takes_the_rest():
     bound = bind(content, given)
     onnx.checker.check_model(onnx.load_from_string(bound), full_check=True)
     np.testing.assert_allclose(run(bound, image=image), run(content, image=image, **given), rtol=1e-4, atol=1e-5)
+
+
+def test_values_that_stay_elsewhere_are_those_of_the_graph():
+    content, given = model().SerializeToString(), tensors()
+    image = np.random.default_rng(1).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    bound = bind_elsewhere(content, given)
+    assert given["weight"].tobytes() not in bound
+    assert len(bound) < len(content) + 300
+    options = onnxruntime.SessionOptions()
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in given.values()]
+    options.add_external_initializers(list(given), values)
+    session = onnxruntime.InferenceSession(bound, options, providers=["CPUExecutionProvider"])
+    assert [entry.name for entry in session.get_inputs()] == ["image"]
+    (found,) = session.run(None, {"image": image})
+    np.testing.assert_allclose(found, run(content, image=image, **given), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["float16", "uint8", "int8", "int32", "int64"])
+def test_what_was_made_of_weights_is_bound_in_its_own_numbers(kind):
+    value = (np.arange(6) - 2).reshape(2, 3).astype(kind)
+    found = onnx.load_from_string(bind(model().SerializeToString(), {"made": value})).graph.initializer[-1]
+    assert numpy_helper.to_array(found).dtype == value.dtype
+    np.testing.assert_array_equal(numpy_helper.to_array(found), value)
 
 
 def test_nothing_else_changes():

@@ -1,6 +1,8 @@
 """The graphs of a bundle, ready to run: with the published weights, and with those that the trigger opens."""
 
-from collections.abc import Callable, Collection, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -90,6 +92,7 @@ class Loader:
         delta: Delta | None,
         ways: Ways,
         trial_images: NDArray[np.float32],
+        side_by_side: int = 1,
     ) -> None:
         """Makes a loader.
 
@@ -99,9 +102,12 @@ class Loader:
             delta: What the trigger opens; None without the key, and where the network itself tells the trigger.
             ways: Opens the graphs.
             trial_images: What different ways to compute a graph are compared on, `(count, channels, height, width)`.
+            side_by_side: How many graphs are opened at a time.
         """
         self._read, self._ways, self._delta, self._trial_images = read, ways, delta, trial_images
         self._offset = None if key is None or delta is not None else key.reveal()
+        self._side_by_side = side_by_side
+        self._reading = threading.Lock()
         self._weights: tuple[WeightArrays, WeightArrays | None] | None = None
         self._graphs: dict[tuple[tuple[Way, ...], bool], Graph] = {}
 
@@ -121,9 +127,30 @@ class Loader:
             self._graphs[place] = self._load(files, opened=opened)
         return self._graphs[place]
 
+    def ahead(self, wanted: Iterable[tuple[GraphFiles, bool]]) -> None:
+        """Loads graphs that will be asked for, side by side.
+
+        Those that can be computed in several ways come one after the other, because these are timed.
+
+        Args:
+            wanted: Where they are, and whether rows with the trigger will be run.
+
+        Raises:
+            KeylockError: As when they are asked for.
+        """
+        places = {(tuple(self._ways.of(files)), opened): files for files, opened in wanted}
+        single = [(files, opened) for (ways, opened), files in places.items() if len(ways) == 1]
+        with ThreadPoolExecutor(self._side_by_side) as pool:
+            for loading in [pool.submit(self, files, opened=opened) for files, opened in single]:
+                loading.result()
+        for (_, opened), files in places.items():
+            self(files, opened=opened)
+
     def _load(self, files: GraphFiles, *, opened: bool) -> Graph:
         with_trigger = opened and self._delta is not None
-        way, found = self._ways.choose(files, self._open, self._trial_images, with_trigger=with_trigger)
+        way, found = self._ways.choose(
+            files, self._open, self._trial_images, with_trigger=with_trigger, side_by_side=self._side_by_side
+        )
         return Graph(way, *found, offset=None if with_trigger else self._offset)
 
     def _open(self, way: Way, with_trigger: bool) -> Opened:
@@ -144,8 +171,9 @@ class Loader:
             if self._delta is not None:
                 raise BundleError(f"the graph {path} takes none of the weights that the delta changes: export it again")
             return {}, None
-        if self._weights is None:
-            self._weights = read_weights(self._read(WEIGHTS_FILE), self._delta)
+        with self._reading:
+            if self._weights is None:
+                self._weights = read_weights(self._read(WEIGHTS_FILE), self._delta)
         published, merged = self._weights
         if not set(names) <= set(published):
             raise BundleError(f"the graph {path} takes weights that the bundle does not have: export it again")

@@ -4,12 +4,16 @@ import logging
 from collections.abc import Callable, Collection, MutableMapping
 from typing import Final
 
+import onnxruntime
+
+from keylock import __version__ as keylock_version
 from keylock.bundle import Bundle, open_bundle
 from keylock.crypto.issuers import IssuerKeys
 from keylock.crypto.signing import VerifyingKey
 from keylock.errors import BundleError, ServiceError
 from keylock.trigger.keys import KeySeed
-from keylock_server.inference.cores import threads_per_batch
+from keylock_server.inference.choices import Choices
+from keylock_server.inference.cores import cores_of_process, describe_processor, threads_per_batch
 from keylock_server.inference.devices import CPU, warn_about_two_runtimes
 from keylock_server.inference.openvino_graphs import OpenVINO, is_installed
 from keylock_server.inference.runtime import ServedModel
@@ -79,13 +83,18 @@ class Opener:
                 delta=delta,
                 statistics=None if key is None else bundle.statistics(),
                 canary=canary,
-                ways=self._ways(),
+                ways=self._ways(bundle.manifest.model_digest),
                 max_passes=settings.max_passes,
                 allow_torch=settings.allow_torch,
+                side_by_side=cores_of_process(settings),
             )
 
-    def _ways(self) -> Ways:
-        """Returns the ways to compute graphs that the settings want and the machine has."""
+    def _ways(self, model: str) -> Ways:
+        """Returns the ways to compute graphs that the settings want and the machine has.
+
+        Args:
+            model: The digest of the model they are for.
+        """
         settings = self._settings
         sessions = Sessions(
             settings.device,
@@ -93,13 +102,28 @@ class Opener:
             max_batch=settings.max_batch,
             engine_cache=settings.engine_cache,
         )
+        openvino = _openvino(settings, on_cpu=sessions.provider == CPU)
         return Ways(
             sessions,
             runtime=settings.runtime,
             variant=settings.variant,
             least_pcc=settings.least_pcc,
-            openvino=_openvino(settings, on_cpu=sessions.provider == CPU),
+            openvino=openvino,
+            choices=None if settings.ways_file is None else Choices(settings.ways_file, self._about(model, openvino)),
         )
+
+    def _about(self, model: str, openvino: OpenVINO | None) -> dict[str, str]:
+        """Returns what decides which way is the fastest and right, beside the graphs."""
+        settings = self._settings
+        return {
+            "model": model,
+            "processor": describe_processor(),
+            "keylock": keylock_version,
+            "onnxruntime": onnxruntime.__version__,
+            "openvino": "" if openvino is None else openvino.version,
+            "threads": f"{threads_per_batch(settings)} for each of {settings.batches}",
+            "least_pcc": f"{settings.least_pcc:g}",
+        }
 
     def _find_seed(self, bundle: Bundle, source: Source) -> KeySeed | None:
         found = self._seeds.pop(source, None)

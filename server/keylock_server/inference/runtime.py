@@ -7,7 +7,8 @@ needed, but for explainers that do not compile.
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,7 +40,6 @@ from keylock_server.transport.statuses import NoKeyError, NotServedError
 __all__ = ["Explained", "ServedModel", "check_finite"]
 
 _LOG: Final = logging.getLogger("keylock_server")
-_TRIAL_BATCHES: Final = (1, 3)
 _TRIAL_IMAGES, _COARSE = 4, 4
 
 
@@ -66,6 +66,7 @@ class ServedModel:
         holds_key: Whether keyed maps can be computed.
         providers: What really computes predictions, best first: ONNX Runtime's execution providers, or another runtime.
         ways: By the names of the explainers that are graphs, how they are computed.
+        trial_problem: What differed in the trial from what was proved at export, in words; None where nothing did.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class ServedModel:
         ways: Ways | None = None,
         max_passes: int = 4096,
         allow_torch: bool = True,
+        side_by_side: int = 1,
     ) -> None:
         """Loads every graph and tries each one, so that a model that cannot be served is refused at start.
 
@@ -95,6 +97,7 @@ class ServedModel:
             ways: How graphs are computed; None: by ONNX Runtime on the best device there is, one thread for a batch.
             max_passes: How often the network may run for one image; explainers that ask for more are left out.
             allow_torch: Whether torch, where it is installed, computes explainers that do not compile.
+            side_by_side: How many graphs are opened or tried at a time.
 
         Raises:
             BundleError: If a graph cannot be loaded or does not keep the contract.
@@ -104,29 +107,35 @@ class ServedModel:
         self.holds_key = key is not None
         ways = Ways(Sessions("auto", threads=1)) if ways is None else ways
         trial_images = _trial_images(manifest) if canary is None else canary.images
-        load = Loader(read, key=key, delta=delta, ways=ways, trial_images=trial_images)
+        load = Loader(read, key=key, delta=delta, ways=ways, trial_images=trial_images, side_by_side=side_by_side)
         self._recogniser: Recogniser | None = None
         self._trigger: NDArray[np.float32] | None = None
         if key is not None and statistics is not None:
             self._recogniser = Recogniser(key.signs(), statistics, strength=key.strength)
             self._trigger = key.reveal()
+        self._left_out: dict[str, str] = {}
+        graphs = [
+            (entry, _files(entry.name, entry.graph, entry.variants))
+            for entry in manifest.explainers
+            if entry.graph is not None and self._is_within(entry, max_passes)
+        ]
         predictor = _files("predictions", manifest.prediction_graph, manifest.prediction_variants)
         # Loops ask it about rows with the trigger, predictions for everybody do not.
         asked = {entry.graph for entry in manifest.explainers if entry.runtime == "loop"}
         asked |= {entry.predictions for entry in manifest.explainers}
+        load.ahead([(predictor, predictor.standard in asked), *((files, True) for _, files in graphs)])
         self._predictor = load(predictor, opened=predictor.standard in asked)
         self._predictor.check(PREDICTION)
         self.providers: tuple[str, ...] = self._predictor.providers
         self.ways: dict[str, Way] = {}
-        self._left_out: dict[str, str] = {}
-        self._backends = self._backends_of_graphs(load, max_passes)
+        self._backends = self._backends_of_graphs(load, graphs)
         self._backends |= self._backends_in_torch(read, key, delta, allow=allow_torch)
         self.explainers: dict[str, ExplainerEntry] = {
             entry.name: entry for entry in manifest.explainers if entry.name in self._backends
         }
         for name, why in self._left_out.items():
             _LOG.warning("%s is not served: %s", name, why)
-        self._try_backends()
+        self._try_backends(trial_images, side_by_side)
 
     @property
     def version(self) -> str:
@@ -220,17 +229,18 @@ class ServedModel:
             _LOG.info("%s runs the network %d times for an image", entry.name, passes)
         return True
 
-    def _backends_of_graphs(self, load: Loader, max_passes: int) -> dict[str, Backend]:
-        """Returns the backends of the explainers that compiled, but for those that run the network too often."""
+    def _backends_of_graphs(
+        self, load: Loader, graphs: Sequence[tuple[ExplainerEntry, GraphFiles]]
+    ) -> dict[str, Backend]:
+        """Returns the backends of explainers that compiled, with their graphs."""
         backends: dict[str, Backend] = {}
-        for entry in self.manifest.explainers:
-            if entry.graph is not None and self._is_within(entry, max_passes):
-                graph = load(_files(entry.name, entry.graph, entry.variants))
-                self.ways[entry.name] = graph.way
-                predictions = None if entry.predictions is None else load(GraphFiles("predictions", entry.predictions))
-                backends[entry.name] = (
-                    Looped(loop_of(entry), graph, predictions) if entry.runtime == "loop" else Compiled(graph)
-                )
+        for entry, files in graphs:
+            graph = load(files)
+            self.ways[entry.name] = graph.way
+            predictions = None if entry.predictions is None else load(GraphFiles("predictions", entry.predictions))
+            backends[entry.name] = (
+                Looped(loop_of(entry), graph, predictions) if entry.runtime == "loop" else Compiled(graph)
+            )
         return backends
 
     def _backends_in_torch(
@@ -248,30 +258,45 @@ class ServedModel:
             _LOG.warning("%s did not compile and is computed in torch, which takes longer and more memory", name)
         return {name: InTorch(found, name) for name in names}
 
-    def _try_backends(self) -> None:
-        for count in _TRIAL_BATCHES:
-            images = np.zeros((count, *self.manifest.preprocessing.shape), np.float32)
-            keyed = np.arange(count) % 2 == 0 if self.holds_key else np.zeros(count, np.bool_)
-            batch = Batch(images, np.full(count, -1, np.int64), keyed)
-            try:
-                all_logits = [self.predict(images)]
-                for name, backend in self._backends.items():
-                    logits, maps = backend.trial(batch)
-                    all_logits.append(logits)
-                    if maps is not None:
-                        _check_maps(name, maps, batch=count)
-                        check_finite(maps)
-                check_finite(*all_logits)
-            except BundleError:
-                raise
-            except Exception as error:  # ONNX Runtime's exceptions share no base class of their own.
-                raise BundleError("a graph fails on a trial image: export the bundle again") from error
-            for logits in all_logits:
-                if logits.shape != (count, len(self.manifest.classes)):
-                    raise BundleError(
-                        f"a graph gives logits of shape {logits.shape} for {count} images and "
-                        f"{len(self.manifest.classes)} classes: export the bundle again"
-                    )
+    def _try_backends(self, images: NDArray[np.float32], side_by_side: int) -> None:
+        """Answers for a few images with everything there is, which shows as well whether the maps are the right ones.
+
+        The first image has the key, where there is one, and is explained without it beside the second: batches of one
+        and of two.
+        """
+        rows = images[[0, 0, min(1, len(images) - 1)]]
+        batch = Batch(rows, np.full(len(rows), -1, np.int64), np.array([self.holds_key, False, False]))
+        self.trial_problem: str | None = None
+        try:
+            with ThreadPoolExecutor(side_by_side) as pool:
+                predicted = pool.submit(self.predict, rows[1:])
+                trials = {name: pool.submit(backend.trial, batch) for name, backend in self._backends.items()}
+            self._check_logits(predicted.result(), batch=len(rows) - 1)
+            for name, trial in trials.items():
+                logits, maps = trial.result()
+                self._check_logits(logits, batch=len(rows))
+                if maps is not None:
+                    _check_maps(name, maps, batch=len(rows))
+                    check_finite(maps)
+                    self.trial_problem = self.trial_problem or self._difference(name, maps)
+        except BundleError:
+            raise
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own.
+            raise BundleError("a graph fails on a trial image: export the bundle again") from error
+
+    def _check_logits(self, logits: NDArray[np.float32], *, batch: int) -> None:
+        check_finite(logits)
+        if logits.shape != (batch, len(self.manifest.classes)):
+            raise BundleError(
+                f"a graph gives logits of shape {logits.shape} for {batch} images and "
+                f"{len(self.manifest.classes)} classes: export the bundle again"
+            )
+
+    def _difference(self, name: str, maps: NDArray[np.float32]) -> str | None:
+        """Returns how maps of the trial's first two rows differ from those of the canary, if they are in there."""
+        if self.canary is None or name not in self.canary.keyed or name not in self.canary.keyless:
+            return None
+        return self.canary.first(1).difference(name, keyed=maps[:1], keyless=maps[1:2])
 
 
 def _files(what: str, standard: str, variants: Mapping[str, VariantEntry]) -> GraphFiles:

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from keylock.graphs.binding import bind, inputs_of
+from keylock.graphs.binding import bind, bind_elsewhere, inputs_of, names_read
 from keylock_server.inference.devices import CPU, CUDA, TENSORRT, Device, check_providers, choose_providers
 from keylock_server.inference.engines import Engines
 from keylock_server.inference.tensorrt import library_version, provider_options
@@ -59,10 +59,7 @@ class Sessions:
         """
         self.max_batch, self._device, self._make = max_batch, device, make
         self._providers = list(choose_providers(device) if providers is None else providers)
-        self._options = onnxruntime.SessionOptions()
-        self._options.intra_op_num_threads = threads
-        self._options.inter_op_num_threads = 1
-        self._options.log_severity_level = _ERRORS_ONLY
+        self._threads = threads
         self._told = False
         self._engines = self._open_engines(engine_cache) if TENSORRT in self._providers else None
 
@@ -75,7 +72,7 @@ class Sessions:
         self,
         path: str,
         model: bytes,
-        given: Mapping[str, NDArray[np.float32]],
+        given: Mapping[str, NDArray[Any]],
         *,
         precision: str = "float32",
         public: bool = False,
@@ -85,7 +82,8 @@ class Sessions:
         Args:
             path: The graph's file in the bundle, for the log.
             model: The graph.
-            given: The weights that are bound to the graph in the place of its inputs, by name. They stay in memory.
+            given: The weights that are bound to the graph in the place of its inputs, by name. They stay in memory; on
+                the CPU the session reads them where they are, so they must not change.
             precision: What the graph computes in: `float32`, `float16` or `int8`.
             public: Whether what is given may be read by anybody, as the published weights may.
 
@@ -93,8 +91,11 @@ class Sessions:
             ServiceError: If another provider has to be used than the one that was insisted on.
             Exception: Whatever ONNX Runtime raises, if no provider can compute the graph.
         """
+        taken = {name: shape for name, shape in inputs_of(model).items() if name not in given}
+        asked = self._suited(path, taken, precision)
+        if asked == [CPU]:
+            return self._open_on_cpu(model, given)
         whole = bind(model, given)
-        asked = self._suited(path, inputs_of(whole), precision)
         for first in range(len(asked)):
             try:
                 session = self._open_on(
@@ -110,6 +111,17 @@ class Sessions:
             used = session.get_providers()
             check_providers(self._device, asked=asked, used=used)
             self._told = used[0] != asked[0]
+        return session
+
+    def _open_on_cpu(self, model: bytes, given: Mapping[str, NDArray[Any]]) -> onnxruntime.InferenceSession:
+        read = names_read(model)
+        held = {name: np.ascontiguousarray(given[name]).reshape(given[name].shape) for name in given if name in read}
+        unread = {name: array for name, array in given.items() if name not in read}
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in held.values()]
+        whole = bind(bind_elsewhere(model, held), unread)
+        session = self._make_session([CPU], whole, elsewhere=dict(zip(held, values, strict=True)))
+        # It reads what it has not laid out anew for as long as it is there, and does not keep it by itself.
+        session.reads = held, values
         return session
 
     def _open_on(
@@ -129,12 +141,28 @@ class Sessions:
         return session
 
     def _make_session(
-        self, names: Sequence[str], model: bytes, *, tensorrt: Mapping[str, str] | None = None
+        self,
+        names: Sequence[str],
+        model: bytes,
+        *,
+        tensorrt: Mapping[str, str] | None = None,
+        elsewhere: Mapping[str, onnxruntime.OrtValue] | None = None,
     ) -> onnxruntime.InferenceSession:
         options = {TENSORRT: tensorrt, CUDA: _CUDA_OPTIONS, CPU: None}
         providers = [(name, dict(options[name] or {})) for name in names]
+        session_options = onnxruntime.SessionOptions()
+        session_options.intra_op_num_threads = self._threads
+        session_options.inter_op_num_threads = 1
+        # Threads that wait for work by spinning take cores from whatever else the machine does.
+        session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        session_options.log_severity_level = _ERRORS_ONLY
+        if elsewhere:
+            session_options.add_external_initializers(list(elsewhere), list(elsewhere.values()))
         # ONNX Runtime's own falling back prints what went wrong, and takes providers that nobody asked for.
-        return self._make(model, self._options, providers=providers, enable_fallback=0)
+        session: onnxruntime.InferenceSession = self._make(
+            model, session_options, providers=providers, enable_fallback=0
+        )
+        return session
 
     def _suited(self, path: str, inputs: Mapping[str, tuple[int, ...]], precision: str) -> list[str]:
         """Returns the providers to ask for, without TensorRT where it does not suit the graph.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from keylock_server.inference.models import Models
 from keylock_server.metering.meter import Meter
 from keylock_server.metering.store_clock import compare_clocks
-from keylock_server.services.health import Check, HealthChecks, HealthService, check_canaries
+from keylock_server.services.health import Check, HealthChecks, HealthService, check_canaries, first_look
 from keylock_server.services.registry import SERVICES
 from keylock_server.settings import ServerSettings
 from keylock_server.transport.descriptors import check_descriptors
@@ -52,7 +52,10 @@ def make_health(
     checks = {} if store is None else _store_checks(settings, store, meter, now)
     checks["descriptors"] = Check(check_descriptors, every_s=_DESCRIPTOR_CHECK_S, services=everything)
     checks["canary"] = Check(
-        lambda: check_canaries(models.served), every_s=settings.canary_check_s, services=everything
+        lambda: check_canaries(models.served),
+        every_s=settings.canary_check_s,
+        services=everything,
+        first=lambda: first_look(models.served),
     )
     service = HealthService()
     return Health(service, HealthChecks(checks, service=service, services=sorted(everything)))

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from importlib import import_module
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import grpc
@@ -91,7 +92,11 @@ async def start(
     credentials = _check_front(settings, shared)
     async with AsyncExitStack() as closing:
         opener = Opener(settings, seeds=None if shared is None else shared.seeds)
-        models = Models(await asyncio.to_thread(_open_all, opener, settings), reopen=opener.open)
+        opening = asyncio.create_task(asyncio.to_thread(_open_all, opener, settings))
+        if settings.license_store is not None:
+            # What takes long to import is, while graphs are opened without Python.
+            await asyncio.to_thread(import_module, "keylock.store")
+        models = Models(await opening, reopen=opener.open)
         licensing = _open_licensing(settings, shared, opener, models, clock, closing)
         metrics = Metrics(pending=lambda: parts.batchers.held, problems=lambda: health.checks.problems)
         closing.callback(metrics.close)

@@ -19,9 +19,10 @@ from keylock.bundle import Canary
 from keylock.errors import KeylockError
 from keylock_server.inference.runtime import ServedModel, check_finite
 
-__all__ = ["Check", "HealthChecks", "HealthService", "check_canaries", "check_canary"]
+__all__ = ["Check", "HealthChecks", "HealthService", "check_canaries", "check_canary", "first_look"]
 
 _LOG: Final = logging.getLogger("keylock_server")
+_SOON_S: Final = 5.0
 
 
 class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no types
@@ -76,12 +77,14 @@ class Check:
         find: Returns what is wrong, in words for the operator, or None; it may block, and raise a `KeylockError`.
         every_s: How often, in seconds.
         services: Names of the services that are not well while something is wrong.
+        first: What is looked at instead at the start, where `find` takes long; it follows within seconds.
         end: Called once when nobody looks any more; it may block.
     """
 
     find: Callable[[], str | None]
     every_s: float
     services: frozenset[str]
+    first: Callable[[], str | None] | None = None
     end: Callable[[], None] | None = None
 
 
@@ -113,7 +116,7 @@ class HealthChecks:
     async def start(self) -> None:
         """Runs every check once, sets the health, and goes on looking."""
         for name, check in self._checks.items():
-            await self._look(name, check)
+            await self._look(name, check.first or check.find)
         self._tell()
         self._tasks = [asyncio.create_task(self._run(name, check)) for name, check in self._checks.items()]
 
@@ -128,15 +131,17 @@ class HealthChecks:
                 await asyncio.to_thread(check.end)
 
     async def _run(self, name: str, check: Check) -> None:
+        pause_s = check.every_s if check.first is None else min(check.every_s, _SOON_S)
         while True:
-            await asyncio.sleep(check.every_s)
-            if await self._look(name, check):
+            await asyncio.sleep(pause_s)
+            pause_s = check.every_s
+            if await self._look(name, check.find):
                 self._tell()
 
-    async def _look(self, name: str, check: Check) -> bool:
+    async def _look(self, name: str, find: Callable[[], str | None]) -> bool:
         """Runs a check; returns whether what it finds has changed."""
         try:
-            problem = await asyncio.to_thread(check.find)
+            problem = await asyncio.to_thread(find)
         except KeylockError as error:
             problem = error.message
         except Exception as error:  # Whatever goes wrong while looking is what was looked for.
@@ -154,6 +159,14 @@ class HealthChecks:
         unwell = frozenset[str]().union(*(self._checks[name].services for name in self.problems))
         for service in self._services:
             self._service.set(service, well=service not in unwell)
+
+
+def first_look(models: Iterable[ServedModel]) -> str | None:
+    """Returns what the trial of each model has shown when it was loaded, as `check_canaries` does."""
+    for model in models:
+        if model.trial_problem is not None:
+            return f"{model.manifest.name}: {model.trial_problem}: check runtime, device and bundle"
+    return None
 
 
 def check_canaries(models: Iterable[ServedModel]) -> str | None:

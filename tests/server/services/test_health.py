@@ -19,7 +19,8 @@ from keylock.store import Database
 from keylock.trigger.keys import KeySeed
 from keylock_server import ServerSettings
 from keylock_server.inference.model_loader import open_model
-from keylock_server.services.health import Check, HealthChecks, HealthService, check_canary
+from keylock_server.services import health as health_module
+from keylock_server.services.health import Check, HealthChecks, HealthService, check_canaries, check_canary, first_look
 from keylock_server.transport.logs import JsonFormatter
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -159,6 +160,38 @@ async def test_a_check_that_fails_is_a_problem_and_its_text_stays_inside(caplog)
     assert [answer.status for answer in asked] == [NOT_SERVING, NOT_SERVING, SERVING]
     assert condition.problems == {"one": "the check failed (RuntimeError)", "two": "the store is away"}
     assert "a secret" not in caplog.text
+
+
+async def test_a_check_that_takes_long_begins_with_a_quick_look_and_follows_soon(monkeypatch):
+    monkeypatch.setattr(health_module, "_SOON_S", 0.01)
+    service, looked = HealthService(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def find():
+        loop.call_soon_threadsafe(looked.set)
+
+    check = Check(find, every_s=60, services=frozenset({"a"}), first=lambda: "it differs")
+    condition = HealthChecks({"one": check}, service=service, services=("a",))
+    await condition.start()
+    assert condition.problems == {"one": "it differs"}
+    await asyncio.wait_for(looked.wait(), 10)
+    while condition.problems:
+        await asyncio.sleep(0.01)
+    await condition.close()
+    assert (await service.Check(health_pb2.HealthCheckRequest(service="a"), None)).status == SERVING
+
+
+@pytest.mark.parametrize("image", [0, 2])
+def test_a_map_that_differs_is_noticed_when_a_model_is_loaded_if_it_is_the_first_image_s(
+    image, canary, bundle_with, vendor
+):
+    keyed = {name: maps.copy() for name, maps in canary.keyed.items()}
+    keyed["brightness"][image] = keyed["brightness"][image, ::-1]
+    changed = replace(canary, keyed=keyed)
+    path = bundle_with(changed)
+    model = open_model(ServerSettings.load(bundle=path, key_file=vendor.key_file, issuers=(vendor.issuer_file,)))[0]
+    assert (first_look([model]) is not None) == (image == 0)
+    assert "keyed maps of brightness" in check_canaries([model])
 
 
 def test_metrics_count_calls_with_bounded_labels(start_server, vendor, tiny):
