@@ -10,6 +10,7 @@ It needs gRPC, NumPy and Pillow, and no machine learning framework.
 from keylock import __version__
 from keylock_client import _quiet, errors  # noqa: F401 - `_quiet` comes before gRPC
 from keylock_client._async import AsyncClient
+from keylock_client._health import Health, check_health, wait_until_ready
 from keylock_client._limits import RequestLimits
 from keylock_client._local import LocalModel
 from keylock_client._operators import DEFAULT_ADMIN_TARGET, AdminClient
@@ -74,6 +75,7 @@ __all__ = [
     "Explained",
     "Explainer",
     "Explanation",
+    "Health",
     "ImageError",
     "ImageLike",
     "InputError",
@@ -112,5 +114,7 @@ __all__ = [
     "Usage",
     "Violation",
     "__version__",
+    "check_health",
     "errors",
+    "wait_until_ready",
 ]

@@ -1,4 +1,7 @@
-"""`keylock admin`: what operators ask of a running server, on its admin port, with a certificate of their own."""
+"""`keylock admin`: what operators ask of a running server, on its admin port, with a certificate of their own.
+
+Whether a server is ready anybody may ask, on the port that everybody calls.
+"""
 
 import os
 from collections.abc import Mapping
@@ -7,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from keylock.cli._connection import TlsCaOption, TlsOption
 from keylock.cli._console import JsonOption, new_app, print_json, print_pairs, print_table
 from keylock.cli._terms import parse_date
 
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = new_app("Ask a running server how it is, take licenses back, drain it; with an operator's certificate.")
+
+_PUBLIC = "The port that everybody calls. [env: KEYLOCK_TARGET; localhost:8470]"
 
 ServerOption = Annotated[
     str | None,
@@ -82,6 +88,32 @@ def _describe_guard(guard: "admin_pb2.QueryGuard") -> str:
         f"{guard.refused} {refused}; {guard.pictures} pictures of the last {guard.window_s / 60:g} minutes in "
         f"{guard.memory_bytes / 2**20:.0f} MiB"
     )
+
+
+@app.command("ready")
+def admin_ready(
+    server: Annotated[str | None, typer.Option("--server", metavar="HOST:PORT", help=_PUBLIC)] = None,
+    service: Annotated[
+        str, typer.Option(metavar="NAME", help="One service, such as keylock.v1.ExplanationService. [the whole server]")
+    ] = "",
+    wait_s: Annotated[float, typer.Option("--wait", metavar="SECONDS", min=0, help="Go on asking for so long.")] = 0.0,
+    tls: TlsOption = None,
+    tls_ca: TlsCaOption = None,
+    certificate: Annotated[
+        Path | None, typer.Option("--tls-certificate", metavar="FILE", help="Your own certificate, where one is asked.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="Its private key, PEM.")] = None,
+    timeout_s: Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="Timeout of a question.")] = 5.0,
+) -> None:
+    """End with code 0 where the server answers calls, and with 7 where it does not: for probes, and for scripts."""
+    from keylock.errors import InputError
+    from keylock_client import Tls, wait_until_ready
+
+    if tls is False and (tls_ca or certificate or key):
+        raise InputError("--no-tls and the files of TLS exclude each other: leave one out")
+    files = Tls(ca=tls_ca, certificate=certificate, private_key=key) if tls_ca or certificate or key else tls
+    address = wait_until_ready(server, service=service, tls=files, timeout_s=timeout_s, wait_s=wait_s)
+    typer.echo(f"{service or 'the server'} at {address} is ready")
 
 
 @app.command("usage")
