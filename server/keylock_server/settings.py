@@ -112,7 +112,9 @@ class ServerSettings(BaseSettings):
         run_s: How long one run should take at most, in seconds: where images are slow, fewer share one.
         queue: Images that may be accepted and not answered yet; beyond it callers are told to come again.
         deadline_s: The longest any call may take, in seconds.
-        drain_s: How long running calls may go on after SIGTERM, in seconds.
+        notice_s: How long the server still takes calls after SIGTERM, while its health says that it leaves, in seconds:
+            time for load balancers to notice.
+        drain_s: How long running calls may go on after that, in seconds.
         tls_certificate: Certificate chain (PEM); with `tls_key` it switches TLS on.
         tls_key: Its private key (PEM).
         tls_client_ca: Certificates (PEM); clients must then show one they signed.
@@ -195,6 +197,7 @@ class ServerSettings(BaseSettings):
     run_s: _Positive = 0.5
     queue: Annotated[int, Field(ge=1, le=100_000)] = 256
     deadline_s: _Positive = 60.0
+    notice_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     drain_s: _Positive = 20.0
 
     tls_certificate: Path | None = None

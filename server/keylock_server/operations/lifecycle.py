@@ -1,6 +1,7 @@
 """A running server, and how it stops: it takes no new calls and lets the running ones finish."""
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final
@@ -117,10 +118,10 @@ class RunningServer:
         await self._stopped.wait()
 
     async def stop(self, *, drain_s: float | None = None) -> None:
-        """Takes no new calls, lets the running ones finish and stops. May be called again, to stop sooner.
+        """Says that it leaves, takes no new calls, lets the running ones finish, stops. Called again, it stops sooner.
 
         Args:
-            drain_s: How long they may go on, in seconds; as set when None.
+            drain_s: How long all of that may take, in seconds; as set when None.
         """
         if self._server is not None:
             self._stopping = asyncio.create_task(self._drain(self._server))
@@ -128,7 +129,8 @@ class RunningServer:
             self._server = None
         if self._stopping is None:
             return
-        await asyncio.wait({self._stopping}, timeout=self._settings.drain_s if drain_s is None else drain_s)
+        most_s = self._settings.notice_s + self._settings.drain_s if drain_s is None else drain_s
+        await asyncio.wait({self._stopping}, timeout=most_s)
         self._hurry.set()
         await self._stopping
 
@@ -137,9 +139,11 @@ class RunningServer:
 
         The server's own grace period would also wait for streams that never end, such as watchers of its health.
         """
-        self.parts.running.leaving.set()
         await self._health.checks.close()
         self._health.service.leave()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._hurry.wait(), self._settings.notice_s)
+        self.parts.running.leaving.set()
         refusing = asyncio.create_task(server.stop(_FOREVER_S))
         await asyncio.sleep(_SETTLE_S)  # By now every accepted call is counted, and the watchers have been told.
         waiting = [asyncio.create_task(self.parts.running.idle()), asyncio.create_task(self._hurry.wait())]

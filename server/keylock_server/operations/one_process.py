@@ -110,7 +110,9 @@ async def _serve(
     for task in waiting:
         task.cancel()
     told.to_stop.set()
-    _LOG.info("stopping: running calls have %g s to finish", settings.drain_s)
+    if settings.notice_s:
+        _LOG.info("leaving: new calls are taken for %g s, for load balancers to notice", settings.notice_s)
+    _LOG.info("stopping: running calls have %g s to finish", settings.notice_s + settings.drain_s)
     draining = asyncio.create_task(running.stop())
     hurrying = asyncio.create_task(told.to_hurry.wait())
     await asyncio.wait({draining, hurrying}, return_when=asyncio.FIRST_COMPLETED)

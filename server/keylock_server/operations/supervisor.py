@@ -298,7 +298,7 @@ class _Supervisor:
         """Lets the workers drain; the second time, at once."""
         if self._give_up_at is None:
             _LOG.info("stopping the workers")
-            self._give_up_at = time.monotonic() + self._settings.drain_s + _GRACE_S
+            self._give_up_at = time.monotonic() + self._settings.notice_s + self._settings.drain_s + _GRACE_S
         for worker in self._workers:
             worker.due = None
             if worker.channel is not None:

@@ -158,8 +158,9 @@ class AdminService(pb_grpc.AdminServiceServicer):
         """Begins to stop the server."""
         log_change(operator_of(context), "drains", "the server")
         self._served.drain()
+        settings = self._served.parts.settings
         return pb.DrainResponse(
-            running_calls=self._served.parts.running.count, drain_s=self._served.parts.settings.drain_s
+            running_calls=self._served.parts.running.count, drain_s=settings.notice_s + settings.drain_s
         )
 
     def _store(self) -> "LicenseStore":

@@ -139,6 +139,26 @@ def test_stop_lets_running_calls_finish_and_takes_no_new_ones(start_server, tiny
     assert statuses[-1] == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
+def test_a_server_that_leaves_takes_calls_until_balancers_have_noticed(start_server, tiny):
+    calls, image = start_server(notice_s=1.0), tiny.tensor_image(tiny.images(1)[0])
+    began, stopping = time.monotonic(), calls.stop(drain_s=20)
+    health = health_pb2_grpc.HealthStub(calls.channel).Check
+    while health(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING:
+        time.sleep(0.01)
+    assert time.monotonic() - began < 1
+    assert calls.explain(image).results
+    stopping.result(timeout=10)
+    assert time.monotonic() - began >= 1
+    with pytest.raises(grpc.RpcError):
+        calls.explain(image)
+
+
+def test_a_server_that_is_told_to_hurry_gives_no_notice(start_server):
+    calls, began = start_server(notice_s=60), time.monotonic()
+    calls.stop(drain_s=0).result(timeout=30)
+    assert time.monotonic() - began < 30
+
+
 def command(vendor, *arguments: str) -> list[str]:
     keys = ["--key-file", str(vendor.key_file), "--issuer", str(vendor.issuer_file)]
     return [sys.executable, "-m", "keylock", "serve", str(vendor.bundle), "--port", "0", *keys, *arguments]

@@ -205,12 +205,12 @@ def test_without_a_store_there_are_no_licenses(start_server, admin_files, tls_fi
 
 
 def test_draining_stops_the_server(start_server, admin_files, tls_files):
-    calls = start_server(drain_s=7, **admin_files)
+    calls = start_server(drain_s=7, notice_s=0.5, **admin_files)
     stopped = calls.loop_thread.submit(calls.server.wait())
     told = calls.loop_thread.submit(calls.server.wait_for_stop())
     with operator(calls, tls_files) as channel:
         answer = admin_pb2_grpc.AdminServiceStub(channel).Drain(pb.DrainRequest())
-    assert (answer.running_calls, answer.drain_s) == (0, 7)
+    assert (answer.running_calls, answer.drain_s) == (0, 7.5)
     told.result(timeout=10)
     stopped.result(timeout=10)
     assert calls.server.is_draining()
