@@ -362,7 +362,8 @@ def _parse(url: str) -> URL:
     except ArgumentError:
         raise StoreError(f"the license store must be given as {_FORMS}") from None
     backend = parsed.get_backend_name()
-    if backend in ("postgresql", "postgres") and parsed.database:
+    # A service of libpq's file names the database, and what else is needed to reach it.
+    if backend in ("postgresql", "postgres") and (parsed.database or parsed.query.get("service")):
         return parsed.set(drivername="postgresql+psycopg")
     if backend != "sqlite" or parsed.database in (None, "", ":memory:"):
         raise StoreError(f"the license store must be a file or a PostgreSQL database, given as {_FORMS}")

@@ -1,4 +1,4 @@
-"""The benchmark of a fleet in small: three servers on one PostgreSQL behind HAProxy, restarted and killed under load."""
+"""The benchmark of a fleet in small: three servers behind HAProxy on PostgreSQL, restarted and killed under load."""
 
 import shutil
 import sys
@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "benchmarks" / "fleet"), str(ROOT / "benchmarks" / "licensing")]
 
-fleet = pytest.importorskip("run", reason="the benchmark needs what servers need")
+fleet = pytest.importorskip("fleet", reason="the benchmark needs what servers need")
 world = sys.modules["world"]
 
 pytestmark = pytest.mark.skipif(

@@ -1,8 +1,8 @@
 """Three servers on one PostgreSQL behind HAProxy: restarted one by one, killed, and counted; then the books.
 
-    python benchmarks/fleet/run.py restarts --times 10 --callers 8 --seed 1
-    python benchmarks/fleet/run.py kills --seconds 300 --callers 16 --seed 1
-    python benchmarks/fleet/run.py throughput --seconds 20 --callers 16
+    python benchmarks/fleet/fleet.py restarts --times 10 --callers 8 --seed 1
+    python benchmarks/fleet/fleet.py kills --seconds 300 --callers 16 --seed 1
+    python benchmarks/fleet/fleet.py throughput --seconds 20 --callers 16
 
 It needs `haproxy` and the programs of PostgreSQL. The balancer's configuration is `deploy/haproxy.cfg`.
 
