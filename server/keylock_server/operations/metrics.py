@@ -3,10 +3,12 @@
 They are served over HTTP at an address of their own, which is that of this machine unless set otherwise.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from keylock.errors import ServiceError
 
@@ -19,12 +21,19 @@ _IMAGES: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 class Metrics:
     """Counts calls; one object for each server."""
 
-    def __init__(self, *, pending: Callable[[], int], problems: Callable[[], Mapping[str, str]]) -> None:
+    def __init__(
+        self,
+        *,
+        pending: Callable[[], int],
+        checks: Callable[[], Mapping[str, bool]],
+        log_entries: Callable[[], int],
+    ) -> None:
         """Makes the metrics, all zero.
 
         Args:
             pending: Returns how many images are accepted and not answered yet.
-            problems: Returns what is wrong with the server, by the name of the check.
+            checks: Returns for each check of the server, by its name, whether it finds something wrong.
+            log_entries: Returns how many entries of the audit log are under a signed checkpoint.
         """
         self._registry = CollectorRegistry()
         self._calls = Counter(
@@ -48,8 +57,15 @@ class Metrics:
         )
         self._stop: Callable[[], None] | None = None
         Gauge("keylock_problems", "Checks that find something wrong.", registry=self._registry).set_function(
-            lambda: len(problems())
+            lambda: sum(checks().values())
         )
+        self._registry.register(_Checks(checks))
+        self._units = Counter(
+            "keylock_charged_units", "Units that were charged.", ["model", "explainer"], registry=self._registry
+        )
+        Gauge(
+            "keylock_log_entries", "Entries of the audit log under a signed checkpoint.", registry=self._registry
+        ).set_function(log_entries)
 
     def count(self, method: str, code: str, reason: str, seconds: float) -> None:
         """Counts a call.
@@ -71,6 +87,16 @@ class Metrics:
             images: How many images shared it.
         """
         self._run_images.labels(graph).observe(images)
+
+    def count_units(self, model: str, explainer: str, units: int) -> None:
+        """Counts units that were charged; repeats, which cost nothing, are not among them.
+
+        Args:
+            model: Its name; only models that are served come here.
+            explainer: Its name.
+            units: How many.
+        """
+        self._units.labels(model, explainer).inc(units)
 
     def count_guarded(self, outcome: str, images: int) -> None:
         """Counts images that the query guard looked at.
@@ -112,3 +138,17 @@ class Metrics:
         if self._stop is not None:
             self._stop()
             self._stop = None
+
+
+class _Checks(Collector):
+    """Whether each check of the server finds something wrong, asked when the metrics are."""
+
+    def __init__(self, checks: Callable[[], Mapping[str, bool]]) -> None:
+        self._checks = checks
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yields one metric, with the names of the checks as labels."""
+        family = GaugeMetricFamily("keylock_failing_checks", "1 for checks that find something wrong.", labels=["check"])
+        for name, fails in self._checks().items():
+            family.add_metric([name], float(fails))
+        yield family

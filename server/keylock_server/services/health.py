@@ -92,6 +92,7 @@ class HealthChecks:
     """Runs checks while the server runs, and sets its health.
 
     Attributes:
+        names: Those of the checks.
         problems: What is wrong, by the name of the check.
     """
 
@@ -111,6 +112,7 @@ class HealthChecks:
         """
         self._checks, self._service, self._services = dict(checks), service, tuple(services)
         self._tasks: list[asyncio.Task[None]] = []
+        self.names = tuple(self._checks)
         self.problems: dict[str, str] = {}
 
     async def start(self) -> None:

@@ -52,7 +52,11 @@ def load_receipt_key(
 
 
 class CheckpointSigner:
-    """Signs the state of the audit log while the server runs, whenever it has changed."""
+    """Signs the state of the audit log while the server runs, whenever it has changed.
+
+    Attributes:
+        size: Entries under the checkpoint that it signed or found last; 0 before.
+    """
 
     def __init__(self, database: "Database", key: ReceiptKey, *, every_s: float, now: Callable[[], datetime]) -> None:
         """Makes the signer.
@@ -65,6 +69,7 @@ class CheckpointSigner:
         """
         self._database, self._key, self._every_s, self._now = database, key, every_s, now
         self._task: asyncio.Task[None] | None = None
+        self.size = 0
 
     def start(self) -> None:
         """Begins; called in the event loop."""
@@ -85,7 +90,8 @@ class CheckpointSigner:
 
     async def _sign_or_log(self) -> None:
         try:
-            await asyncio.to_thread(_sign_checkpoint, self._database, self._key, now=self._now)
+            note = await asyncio.to_thread(_sign_checkpoint, self._database, self._key, now=self._now)
+            self.size = Checkpoint.parse_unverified(note).size
         except KeylockError as error:
             _LOG.error("no checkpoint was signed: %s", error)
 
