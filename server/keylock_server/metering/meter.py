@@ -65,6 +65,7 @@ class Meter:
         prices: Mapping[str, int],
         lifetime_s: float,
         now: Callable[[], datetime],
+        observe: Callable[[str, str, int], None],
     ) -> None:
         """Makes the meter.
 
@@ -74,8 +75,9 @@ class Meter:
             prices: Units of one image by explainer; `*` is for those that are not named, 1 where that is not either.
             lifetime_s: Longer than any call may take, in seconds: after it, what a dead server set aside is taken back.
             now: The clock, in UTC.
+            observe: Told model, explainer and units of whatever is charged, repeats left out.
         """
-        self._ledger = ledger
+        self._ledger, self._observe = ledger, observe
         self._prices = dict(prices)
         self._lifetime_s = lifetime_s
         self.now = now
@@ -121,6 +123,8 @@ class Meter:
             self._give_back(order)
             raise
         result = await self._durable(lambda: ledger.commit(reservation, charge), order)
+        if not result.repeated:
+            self._observe(request.model_name, request.explainer, result.charge.units)
         note = _note(result)
         return Metered(_usage(result.charge, note), result.entry, note)
 

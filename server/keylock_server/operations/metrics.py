@@ -148,7 +148,9 @@ class _Checks(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Yields one metric, with the names of the checks as labels."""
-        family = GaugeMetricFamily("keylock_failing_checks", "1 for checks that find something wrong.", labels=["check"])
+        family = GaugeMetricFamily(
+            "keylock_failing_checks", "1 for checks that find something wrong.", labels=["check"]
+        )
         for name, fails in self._checks().items():
             family.add_metric([name], float(fails))
         yield family

@@ -49,7 +49,7 @@ from keylock_server.transport.tls import load_credentials
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
-    from keylock.store import LicenseStore
+    from keylock.store import Ledger, LicenseStore
 
 __all__ = ["start"]
 
@@ -97,9 +97,13 @@ async def start(
             # What takes long to import is, while graphs are opened without Python.
             await asyncio.to_thread(import_module, "keylock.store")
         models = Models(await opening, reopen=opener.open)
-        licensing = _open_licensing(settings, shared, opener, models, clock, closing)
-        metrics = Metrics(pending=lambda: parts.batchers.held, problems=lambda: health.checks.problems)
+        metrics = Metrics(
+            pending=lambda: parts.batchers.held,
+            checks=lambda: {name: name in health.checks.problems for name in health.checks.names},
+            log_entries=lambda: 0 if licensing.checkpoints is None else licensing.checkpoints.size,
+        )
         closing.callback(metrics.close)
+        licensing = _open_licensing(settings, shared, opener, models, clock, closing, metrics)
         guard = guard or settings.make_guard()
         parts = _make_parts(settings, models, licensing, metrics, clock, closing, guard)
         health = make_health(settings, models, licensing.store, licensing.meter, clock)
@@ -172,6 +176,7 @@ def _open_licensing(
     models: Models,
     now: _Clock,
     closing: AsyncExitStack,
+    metrics: Metrics,
 ) -> _Licensing:
     token_keys = access_keys(settings) if shared is None else shared.access_keys
     revocations = None if settings.receipt_revocations is None else RevocationFile(settings.receipt_revocations)
@@ -180,7 +185,7 @@ def _open_licensing(
         receipt_key = load_receipt_key(
             settings.receipt_key, issuers=tuple(opener.keys()), now=now(), revocations=revocations
         )
-    store, meter = _open_store(settings, now)
+    store, meter = _open_store(settings, now, metrics)
     checkpoints = None
     if store is not None:
         # Closed last, because the others still write to it.
@@ -211,17 +216,21 @@ def _open_licensing(
     return _Licensing(store, meter, checkpoints, receipts, authenticator, prover, token_keys[0])
 
 
-def _open_store(settings: ServerSettings, now: _Clock) -> "tuple[LicenseStore | None, Meter]":
+def _open_store(settings: ServerSettings, now: _Clock, metrics: Metrics) -> "tuple[LicenseStore | None, Meter]":
     # Longer than any call lasts, so that a reservation is taken back from dead servers alone.
     lifetime_s = 2 * settings.deadline_s + _RESERVATION_MARGIN_S
+
+    def meter(ledger: "Ledger | None") -> Meter:
+        observe = metrics.count_units
+        return Meter(ledger, prices=settings.prices, lifetime_s=lifetime_s, now=now, observe=observe)
+
     if settings.license_store is None:
-        return None, Meter(None, prices=settings.prices, lifetime_s=lifetime_s, now=now)
+        return None, meter(None)
     from keylock.store import Ledger, LicenseStore
     from keylock.store.logged_charges import record_charge
 
     store = LicenseStore(settings.license_store)
-    ledger = Ledger(store.database, record=record_charge)
-    return store, Meter(ledger, prices=settings.prices, lifetime_s=lifetime_s, now=now)
+    return store, meter(Ledger(store.database, record=record_charge))
 
 
 def _make_parts(

@@ -3,9 +3,12 @@
 import asyncio
 import json
 import logging
+import re
 import sys
+import time
 import urllib.request
 from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from support import wait_for
 
 from keylock.bundle import CANARY_FILE, Canary, KeyFile, open_bundle, seal_canary, write_bundle
 from keylock.errors import StoreError, UnsealError
+from keylock.licensing.receipt_keys import ReceiptKey
 from keylock.store import Database
 from keylock.trigger.keys import KeySeed
 from keylock_server import ServerSettings
@@ -194,6 +198,12 @@ def test_a_map_that_differs_is_noticed_when_a_model_is_loaded_if_it_is_the_first
     assert "keyed maps of brightness" in check_canaries([model])
 
 
+def scrape(calls):
+    address = f"http://localhost:{calls.server.metrics_port}/metrics"
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address, timeout=5) as answer:
+        return answer.read().decode()
+
+
 def test_metrics_count_calls_with_bounded_labels(start_server, vendor, tiny):
     calls = start_server(metrics_port=0)
     image = tiny.tensor_image(tiny.images(1)[0])
@@ -202,9 +212,7 @@ def test_metrics_count_calls_with_bounded_labels(start_server, vendor, tiny):
     for number in range(3):
         with pytest.raises(Exception, match="unknown"):
             calls.explain(image, explainer=f"made-up-{number}")
-    address = f"http://localhost:{calls.server.metrics_port}/metrics"
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address, timeout=5) as answer:
-        page = answer.read().decode()
+    page = scrape(calls)
     method = 'method="/keylock.v1.ExplanationService/Explain"'
     assert f'keylock_calls_total{{code="OK",{method},reason="OK"}} 1.0' in page
     assert f'keylock_calls_total{{code="NOT_FOUND",{method},reason="UNKNOWN_NAME"}} 3.0' in page
@@ -214,6 +222,26 @@ def test_metrics_count_calls_with_bounded_labels(start_server, vendor, tiny):
     assert 'keylock_run_images_sum{graph="brightness"} 1.0' in page
     assert "made-up" not in page
     assert token not in page
+
+
+def test_metrics_count_units_once_and_say_what_is_signed_and_which_checks_fail(start_server, vendor, tiny, tmp_path):
+    receipts = tmp_path / "receipts.pem"
+    ReceiptKey.create(receipts, vendor.signing_key, not_before=tiny.now, expires=tiny.now + timedelta(days=1))
+    calls = start_server(metrics_port=0, receipt_key=receipts, checkpoint_every_s=0.05, prices={"coarse": 3})
+    token, images = vendor.grant().token, [tiny.tensor_image(image) for image in tiny.images(2)]
+    calls.explain(*images, token=token, request_id="units-once")
+    calls.explain(*images, token=token, request_id="units-once")
+    calls.explain(images[0], token=token, explainer="coarse")
+    calls.explain(images[0])
+    deadline = time.monotonic() + 10
+    while "keylock_log_entries 0.0" in (page := scrape(calls)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert 'keylock_charged_units_total{explainer="brightness",model="tiny"} 2.0' in page
+    assert 'keylock_charged_units_total{explainer="coarse",model="tiny"} 3.0' in page
+    (entries,) = re.findall(r"^keylock_log_entries (\d+)", page, re.MULTILINE)
+    assert int(entries) >= 1
+    checks = dict(re.findall(r'^keylock_failing_checks\{check="(\w+)"\} (\S+)', page, re.MULTILINE))
+    assert checks == dict.fromkeys(("store", "metering", "clock", "descriptors", "canary"), "0.0")
 
 
 def test_a_call_is_one_line_of_json(calls, tiny, server_log):
