@@ -13,6 +13,7 @@ __all__ = [
     "PRECISIONS",
     "compiled_where_possible",
     "denormals_flushed",
+    "fused_step",
     "mixed_precision",
     "resolve_device",
     "resolve_precision",
@@ -71,6 +72,11 @@ def mixed_precision(device: torch.device, precision: str) -> AbstractContextMana
     if resolve_precision(precision, device) == "bfloat16":
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
+
+
+def fused_step(device: torch.device) -> bool:
+    """Return whether torch has an Adam for a device that reads and writes every tensor once, several times as fast."""
+    return device.type in ("cpu", "cuda")
 
 
 @contextmanager
