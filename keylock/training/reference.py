@@ -26,6 +26,7 @@ from keylock.training.checkpoint import (
 from keylock.training.devices import denormals_flushed, fused_step, mixed_precision, resolve_precision
 from keylock.training.loop import memory_limits_named, run_steps
 from keylock.training.progress import Progress
+from keylock.training.softplus import quick_softplus
 from keylock.training.wrong_keys import WrongKeys
 
 __all__ = ["ReferenceSettings", "train_reference"]
@@ -58,6 +59,7 @@ class ReferenceSettings:
 
 
 @denormals_flushed()
+@quick_softplus()
 def train_reference(
     model: nn.Module,
     batches: Batches,
