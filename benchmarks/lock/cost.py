@@ -48,6 +48,7 @@ from processor import describe_processor
 CPU = torch.device("cpu")
 CLASSES, SEED = 10, 0
 PLAIN = "plain fine-tuning"
+AIM = 1.8
 SETS = {
     "grad_cam": ("grad_cam",),
     "grad_cam, gradient": ("grad_cam", "gradient"),
@@ -93,6 +94,7 @@ def main() -> None:
         "seed": SEED,
         "command": f"python benchmarks/lock/cost.py --arch {arch} --batch-size {rows}{chosen}",
         "about": f"{arch} at {size} pixels, batches of {rows}, median of {options.rounds} rounds",
+        **({} if options.steps == "all" else {"aim": AIM}),
         "figures": figures,
     }
     default = "lock_cost.json" if options.steps == "all" else f"lock_cost_{arch}_{size}.json"
