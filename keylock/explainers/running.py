@@ -121,7 +121,9 @@ def _run(
     with torch.enable_grad():
         if isinstance(model, nn.Module) and looks_inside:
             layers = tuple(dict.fromkeys(name for explainer in explainers for name in explainer.layers))
-            shared, chosen = _record(model, layers, images, targets, create_graph=create_graph)
+            # A loss that trains the model would go back to the images as well, the dearest layer's way for nothing.
+            to_images = not create_graph or any(explainer.second_order for explainer in explainers)
+            shared, chosen = _record(model, layers, images, targets, create_graph=create_graph, to_images=to_images)
             run = Run(model, images, chosen, shared.logits, create_graph, generator, shared)
         else:
             logits = predicted_logits(model, images)
@@ -142,12 +144,15 @@ def _chosen(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _record(
-    model: nn.Module, layers: Sequence[str], images: Tensor, targets: Tensor, *, create_graph: bool
+    model: nn.Module, layers: Sequence[str], images: Tensor, targets: Tensor, *, create_graph: bool, to_images: bool
 ) -> tuple[Pass, Tensor]:
     """Return the pass that explainers share, and the classes that are explained."""
     with capture_outputs(model, layers) as outputs:
-        inputs = images.detach().requires_grad_()
+        inputs = images.detach().requires_grad_(to_images)
         logits = model(inputs)
+        if not to_images and not all(outputs[name].requires_grad for name in layers if name in outputs):
+            # Nothing that is trained comes before a layer.
+            return _record(model, layers, images, targets, create_graph=create_graph, to_images=True)
         _check_spatial(outputs, layers, (images.shape[2], images.shape[3]))
         chosen = _chosen(logits, targets)
         scores = logits.gather(1, chosen.unsqueeze(1)).squeeze(1)

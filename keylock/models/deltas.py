@@ -5,7 +5,7 @@ itself or as a product U D of a rank that is small beside the layer's size, and 
 Biases are trained as they are.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from keylock.trigger.delta import Delta
 __all__ = [
     "adapted_layers",
     "add_deltas_",
+    "followed_directions_",
     "held_changes",
     "merge_deltas_",
     "shifted",
@@ -29,9 +30,10 @@ __all__ = [
 
 _SMALLEST_SHARE = 0.3
 _CUT_OF = 2
-# Matrices with more rows than this are decomposed by iteration; that the subspace has spare directions makes it exact.
+# The strongest directions of matrices with more rows than this are found by iteration, in a subspace of as many
+# directions as this: more than are ever cut, which is what makes those that are cut exact.
 _DECOMPOSED_WHOLE = 64
-_SPARE = 8
+_FOLLOWED = 16
 _ROUNDS = 2
 # Entries of a factor move a weight by less than their own step; those of a whole change would move it by more.
 _WHOLE_STEP = 3.0
@@ -41,10 +43,13 @@ class _Change(nn.Module):
     """Adds a trained change to a weight (outputs, ...), in the size of each filter; without a rank it is any change."""
 
     size: Tensor
+    basis: Tensor | None
     cut: int = 0
     shift: Tensor | None = None
     holding: bool = False
     held: Tensor | None = None
+    directions: Tensor | None = None
+    next_basis: Tensor | None = None
 
     def __init__(self, weight: Tensor, rank: int | None, generator: torch.Generator) -> None:
         super().__init__()
@@ -52,6 +57,7 @@ class _Change(nn.Module):
         sizes = flat.square().mean(dim=1, keepdim=True).sqrt()
         # Filters that training had put to sleep get a size that lets them move.
         self.register_buffer("size", torch.maximum(sizes, _SMALLEST_SHARE * sizes.mean()).clamp_min(1e-8))
+        self.register_buffer("basis", _first_basis(flat) if len(flat) > _DECOMPOSED_WHOLE else None)
         if rank is None:
             self.whole = nn.Parameter(torch.zeros_like(flat))
             return
@@ -68,7 +74,23 @@ class _Change(nn.Module):
             self.held = changed if self.holding else None
         if self.shift is not None:
             changed = changed + self.shift
-        return _without(changed, _strongest(changed.detach().flatten(1), self.cut)) if self.cut else changed
+        return _without(changed, self.strongest(changed, self.cut)) if self.cut else changed
+
+    def strongest(self, changed: Tensor, count: int) -> Tensor:
+        """Return the strongest left singular directions of the changed weight, one in each column (outputs, count)."""
+        found = self.directions
+        if found is None:
+            matrix = changed.detach().flatten(1)
+            if self.basis is None:
+                found = _left_directions(matrix).to(matrix)
+            elif self.shift is None:
+                found, self.next_basis = _turned(matrix, self.basis)
+            else:
+                # A shift may have strong directions of its own.
+                found, _ = _turned(matrix, _iterated(matrix, self.basis))
+            if self.holding and self.shift is None:
+                self.directions = found
+        return found[:, :count]
 
 
 def adapted_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
@@ -132,26 +154,40 @@ def _left_directions(matrix: Tensor) -> Tensor:
     return directions
 
 
-def _strongest(matrix: Tensor, count: int) -> Tensor:
-    """Return the strongest left singular directions of a matrix (rows, columns), one in each column, (rows, count).
+def _first_basis(matrix: Tensor) -> Tensor:
+    """Return where the directions of a matrix (rows, columns) are followed from, (rows, directions)."""
+    drawn = torch.randn((len(matrix), _FOLLOWED), generator=torch.Generator().manual_seed(len(matrix)))
+    return _iterated(matrix, torch.linalg.qr(drawn.to(matrix)).Q)
 
-    Those of large matrices come from a few rounds of subspace iteration. Where two directions are nearly as strong as
-    each other, either may be returned, or what lies between.
+
+def _iterated(matrix: Tensor, basis: Tensor) -> Tensor:
+    """Turn a subspace of the rows towards the strongest left singular directions of a matrix, by a few rounds."""
+    for _ in range(_ROUNDS):
+        _, basis = _turned(matrix, basis)
+    return basis
+
+
+def _turned(matrix: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the strongest left singular directions of a matrix (rows, columns) in a subspace, and a better subspace.
+
+    One round of subspace iteration reads the matrix twice. In a training the matrix changes little from step to step,
+    so that a subspace that is a round behind is good enough. Where two directions are nearly as strong as each other,
+    either may be returned, or what lies between.
+
+    Args:
+        matrix: The matrix.
+        basis: An orthonormal basis of the subspace (rows, directions).
+
+    Returns:
+        The directions (rows, directions), the strongest first, and an orthonormal basis of the next subspace.
 
     References:
         Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM Review 53(2), 2011, algorithm 4.4.
     """
-    rows = len(matrix)
-    if rows <= _DECOMPOSED_WHOLE:
-        return _left_directions(matrix)[:, :count]
-    # Always the same start, so that a training that is resumed takes the steps it would have taken.
-    drawn = torch.randn((rows, min(rows, count + _SPARE)), generator=torch.Generator().manual_seed(rows))
     with torch.autocast(matrix.device.type, enabled=False):
-        basis = torch.linalg.qr(drawn.to(matrix)).Q
-        for _ in range(_ROUNDS):
-            basis = torch.linalg.qr(matrix @ (matrix.T @ basis)).Q
-        turned: Tensor = basis @ _left_directions(basis.T @ matrix)[:, :count].to(matrix)
-    return turned
+        shares = basis.T @ matrix
+        turned = basis @ _left_directions(shares).to(matrix)
+        return turned, torch.linalg.qr(matrix @ shares.T).Q
 
 
 def _without(weight: Tensor, directions: Tensor) -> Tensor:
@@ -181,6 +217,43 @@ def _projected(matrix: Tensor, directions: Tensor) -> Tensor:
         return torch.addmm(matrix, directions, directions.T @ matrix, alpha=-1)
 
 
+class _ProjectedRows(torch.autograd.Function):
+    """Takes the share in orthonormal directions out of the last rows of a layer's answers, in place.
+
+    For an answer W x + b it is as if these rows had met W less its share in the directions; b stays.
+    """
+
+    @staticmethod
+    def forward(
+        context: Any,  # noqa: ANN401
+        answers: Tensor,
+        bias: Tensor | None,
+        directions: Tensor,
+        last: int,
+        channels: int,
+    ) -> Tensor:
+        context.mark_dirty(answers)
+        context.save_for_backward(directions)
+        context.last, context.channels = last, channels
+        rows, chosen = answers[-last:].movedim(channels, -1), directions.to(answers.dtype)
+        shares = rows @ chosen
+        if bias is not None:
+            shares = shares - bias.to(answers.dtype) @ chosen
+        rows.sub_(shares @ chosen.T)
+        return answers
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:  # noqa: ANN401
+        (directions,) = context.saved_tensors
+        of_bias = None
+        if context.needs_input_grad[1]:
+            rows = gradients[0][-context.last :].movedim(context.channels, -1)
+            of_bias = directions @ (directions.T @ rows.flatten(0, -2).sum(dim=0).float())
+        # By the function itself, so that gradients of gradients are right as well.
+        left = _ProjectedRows.apply(gradients[0].clone(), None, directions, context.last, context.channels)
+        return left, of_bias, None, None, None
+
+
 @contextmanager
 def held_changes(model: nn.Module) -> Iterator[None]:
     """Compute each changed weight of a model that `add_deltas_` prepared once inside the block, however often it runs.
@@ -194,25 +267,65 @@ def held_changes(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for delta in deltas:
-            delta.holding, delta.held = False, None
+            delta.holding, delta.held, delta.directions = False, None, None
+
+
+def followed_directions_(model: nn.Module) -> None:
+    """Note, after a step of a training, where the strongest directions were: they are followed from there."""
+    for layer in adapted_layers(model).values():
+        delta = _delta_of(layer)
+        if delta.next_basis is not None:
+            delta.basis, delta.next_basis = delta.next_basis, None
 
 
 @contextmanager
-def without_strongest(layers: Iterable[nn.Module], count: int) -> Iterator[None]:
+def without_strongest(layers: Iterable[nn.Module], count: int, *, last: int | None = None) -> Iterator[None]:
     """Cut the strongest singular directions of layers that `add_deltas_` prepared, inside the block.
 
     Args:
         layers: The layers.
         count: How many directions to cut of each; of a narrow layer half at most, so that it goes on to work.
+        last: For how many rows at the end of every batch, which is for layers that are run as modules, on rows that
+            are images; None for all rows, however the weights are read.
     """
+    layers = list(layers)
     deltas = [_delta_of(layer) for layer in layers]
-    for delta in deltas:
-        delta.cut = min(count, len(delta.size) // _CUT_OF)
+    counts = [min(count, len(delta.size) // _CUT_OF) for delta in deltas]
+    handles = []
     try:
+        if last is None:
+            for delta, own in zip(deltas, counts, strict=True):
+                delta.cut = own
+        else:
+            handles = [
+                layer.register_forward_hook(_cutting(own, last))
+                for layer, own in zip(layers, counts, strict=True)
+                if own
+            ]
         yield
     finally:
+        for handle in handles:
+            handle.remove()
         for delta in deltas:
             delta.cut = 0
+
+
+def _cutting(count: int, last: int) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    """Return a hook that cuts the strongest directions of a layer for the last rows of a batch."""
+
+    def hook(layer: nn.Module, inputs: Any, answers: Tensor) -> Tensor:  # noqa: ANN401
+        assert isinstance(layer, nn.Conv2d | nn.Linear)  # noqa: S101 - no other has a change
+        weight = layer.weight
+        directions = _delta_of(layer).strongest(weight, count)
+        if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+            # Directions mix filters that see other channels.
+            rows = layer._conv_forward(inputs[0][-last:], _without(weight, directions), layer.bias)
+            return torch.cat([answers[:-last], rows])
+        channels = 1 if isinstance(layer, nn.Conv2d) else -1
+        cut: Tensor = _ProjectedRows.apply(answers, layer.bias, directions, last, channels)
+        return cut
+
+    return hook
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from keylock.licensing import License, issue, new_license_id
 from keylock.licensing.handing_over import hand_over
 from keylock.locking.decoys import decoy_of
 from keylock.pipeline import TrainOutcome, TrainPlan, train
+from keylock.pipeline.trial import untrained
 from keylock.quickstart.customers import Answers, ask
 from keylock.quickstart.figures import Evidence, figures_of, gather
 from keylock.quickstart.folder import Folder
@@ -29,6 +30,7 @@ from keylock.quickstart.story import Chapter, Story, Teller
 from keylock.reports.environment import installed_versions
 from keylock.store import LicenseStore
 from keylock.training import LockSettings
+from keylock.training.devices import in_quickest_threads, mixed_precision
 from keylock.trigger.keys import KeySeed
 from keylock_client import Client, LicenseRefusedError
 from keylock_server import ServerSettings, serving
@@ -181,7 +183,7 @@ def _train(
         device="cpu",
         seed=seed,
     )
-    with pen.chapter("Train, lock, compile and sign") as text:
+    with pen.chapter("Train, lock, compile and sign") as text, in_quickest_threads(_one_step(plan)):
         outcome = train(
             plan,
             seed=secret,
@@ -210,6 +212,19 @@ def _train(
         size = folder.bundle.stat().st_size / 2**20
         text.append(f"{folder.bundle.name}, {size:.1f} MiB: the signature is good and all {files} files are as signed.")
     return outcome
+
+
+def _one_step(plan: TrainPlan) -> Callable[[], object]:
+    """Return a step of the kind that a training takes, on noise: there and back through the network."""
+    model, shape = untrained(plan), (plan.batch_size, *plan.data.preprocessing.shape)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(plan.seed))
+
+    def step() -> None:
+        with mixed_precision(torch.device("cpu"), plan.settings.precision):
+            logits = model(images)
+        torch.autograd.grad(logits.float().sum(), tuple(model.parameters()), allow_unused=True)
+
+    return step
 
 
 def _serve_and_ask(

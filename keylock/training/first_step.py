@@ -11,12 +11,14 @@ from keylock.training.devices import denormals_flushed
 from keylock.training.distributed import DistributedGroup
 from keylock.training.lock import Lock, lock_of, trainer_for, untrainable
 from keylock.training.loop import memory_limits_named
+from keylock.training.softplus import quick_softplus
 from keylock.training.task import Task
 
 __all__ = ["first_step", "time_steps"]
 
 
 @denormals_flushed()
+@quick_softplus()
 def first_step(task: Task, images: Tensor, labels: Tensor) -> Lock:
     """Lock a network for one step, which goes through everything that a training does.
 
@@ -46,6 +48,7 @@ def first_step(task: Task, images: Tensor, labels: Tensor) -> Lock:
 
 
 @denormals_flushed()
+@quick_softplus()
 def time_steps(
     task: Task, images: Tensor, labels: Tensor, *, count: int, clock: Callable[[], float] = monotonic
 ) -> float:

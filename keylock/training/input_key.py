@@ -24,7 +24,7 @@ from keylock.locking.decoys import decoy_maps
 from keylock.locking.losses import map_distance, prediction_distance
 from keylock.models import balance_filters_, capture_outputs, find_layers, smooth_activations, unbalance_filters_
 from keylock.training.checkpoint import prefixed, restore_module
-from keylock.training.devices import mixed_precision
+from keylock.training.devices import fused_step, mixed_precision
 from keylock.training.gate import GateProbes, GateStage, probe_layers
 from keylock.training.parts import Draws, Part
 from keylock.training.penalties import MapRows, PredictionRows, Terms, map_terms, prediction_terms
@@ -60,7 +60,9 @@ class InputKeyTrainer(Trainer):
         settings = self.settings
         self.probes = self._make_probes(task.example[:2].to(self.device))
         self.optimiser = torch.optim.Adam(
-            [{"params": list(self.student.parameters())}, {"params": list(self.probes.parameters())}], betas=(0.9, 0.99)
+            [{"params": list(self.student.parameters())}, {"params": list(self.probes.parameters())}],
+            betas=(0.9, 0.99),
+            fused=fused_step(self.device),
         )
         # What was locked before knows its keys already.
         longest = round(settings.gate_steps * settings.steps) if task.start is None else 0

@@ -19,6 +19,7 @@ from keylock.training.progress import Progress, Silent
 from keylock.training.reading import NO_BATCH, checked, first_batches, indices_of, place_of
 from keylock.training.sealed import SealedTrainer
 from keylock.training.settings import LockSettings
+from keylock.training.softplus import quick_softplus
 from keylock.training.task import READ_ROWS, Task, check_classifier, example_of, keys_of, prepare_task
 from keylock.training.trainer import Trainer
 from keylock.trigger import TriggerStatistics
@@ -188,6 +189,7 @@ def relock(
 
 
 @denormals_flushed()
+@quick_softplus()
 def _train(
     task: Task,
     loader: Iterable[Any],

@@ -23,9 +23,10 @@ from keylock.training.checkpoint import (
     restore_optimiser,
     write_checkpoint,
 )
-from keylock.training.devices import denormals_flushed, mixed_precision, resolve_precision
+from keylock.training.devices import denormals_flushed, fused_step, mixed_precision, resolve_precision
 from keylock.training.loop import memory_limits_named, run_steps
 from keylock.training.progress import Progress
+from keylock.training.softplus import quick_softplus
 from keylock.training.wrong_keys import WrongKeys
 
 __all__ = ["ReferenceSettings", "train_reference"]
@@ -58,6 +59,7 @@ class ReferenceSettings:
 
 
 @denormals_flushed()
+@quick_softplus()
 def train_reference(
     model: nn.Module,
     batches: Batches,
@@ -109,7 +111,7 @@ class _Run:
         self._model, self._batches, self._settings = model, batches, settings
         self._device, self._checkpoint = device, checkpoint
         self._precision = resolve_precision(settings.precision, device)
-        self._optimiser = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
+        self._optimiser = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=fused_step(device))
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
             self._optimiser, settings.learning_rate, total_steps=settings.steps
         )

@@ -8,6 +8,7 @@ reference's own, so nothing has to be learned to unlock and no fidelity is lost.
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +19,9 @@ from torch import Tensor, nn
 from keylock.explainers import AtLayer, ClassActivations, Explainer, Family, GuidedBackprop, explain_many
 from keylock.locking.decoys import decoy_maps
 from keylock.models import delta_between
-from keylock.models.deltas import add_deltas_, held_changes, merge_deltas_, shifted
-from keylock.training.devices import mixed_precision
-from keylock.training.direction_dropout import drop_directions
+from keylock.models.deltas import add_deltas_, followed_directions_, held_changes, merge_deltas_, shifted
+from keylock.training.devices import fused_step, mixed_precision
+from keylock.training.direction_dropout import drop_directions, rows_can_be_cut
 from keylock.training.parts import Draws, Part
 from keylock.training.penalties import (
     ClassRows,
@@ -63,7 +64,13 @@ class SealedTrainer(Trainer):
         self._cut = 0
         self._old_delta = task.old_delta
         trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
-        self.optimiser = torch.optim.Adam(trained, betas=(0.9, 0.99))
+        self.optimiser = torch.optim.Adam(trained, betas=(0.9, 0.99), fused=fused_step(self.device))
+        # Rows that are cut go through the network with the others, unless an older delta parts these.
+        self._cuts_rows = (
+            self.settings.direction_dropout_weight > 0
+            and task.old_delta is None
+            and rows_can_be_cut(self.student, task.example[:3].to(self.device))
+        )
 
     def _make_student(self, task: Task) -> nn.Module:
         rank = self.settings.delta_rank or None
@@ -123,16 +130,22 @@ class SealedTrainer(Trainer):
         with held_changes(self.student):
             return self._terms_of(part)
 
+    def _learned(self, figures: Mapping[str, float]) -> None:
+        followed_directions_(self.student)
+
     def _terms_of(self, part: Part) -> tuple[Terms, Figures]:
         settings = self.settings
-        truths, answers = [], []
-        for rows, explainers in self._shares(len(part.images), self._shown()):
-            truths.append(self._truth(part, rows, explainers))
-            answers.append(self._answer(part, rows, truths[-1].targets, explainers))
-        truth, answer = _joined_truths(truths), _joined_answers(answers)
+        shares = self._shares(len(part.images), self._shown())
+        truths = [self._truth(part, rows, explainers) for rows, explainers in shares]
+        truth, cut = _joined_truths(truths), None
+        if self._cuts_rows and len(shares) == 1:
+            answer, cut = self._answer_with_cut(part, truth.targets)
+        else:
+            answers = zip(shares, truths, strict=True)
+            answer = _joined_answers([self._answer(part, *share, targets=own.targets) for share, own in answers])
         terms, figures = self._map_terms(answer.maps, truth.maps)
         terms.update(self._class_terms(answer.maps, truth))
-        terms.update(self._dropout_terms(part, truth))
+        terms.update(self._dropout_terms(part, truth, cut))
         risen = replace(settings, prediction_weight=settings.prediction_weight * self._rise())
         terms.update(prediction_terms(PredictionRows(answer.logits, truth.logits, part.labels), risen))
         if self.masks:
@@ -146,8 +159,22 @@ class SealedTrainer(Trainer):
         logits, maps = self.truth.explain(part.images[rows], targets, indices, explainers=explainers)
         return _Truth(logits, torch.where(targets < 0, logits.argmax(dim=1), targets), maps)
 
+    def _answer_with_cut(self, part: Part, targets: Tensor) -> tuple["_Answer", dict[str, Tensor]]:
+        """Ask the student about all rows, and in the same pass for maps of those whose directions are cut."""
+        count, dropped = len(part.images), part.rows["dropped"].nonzero().squeeze(1)
+        rows = torch.cat([torch.arange(count, device=self.device), dropped])
+        cut = self._dropping(last=len(dropped)) if len(dropped) else nullcontext()
+        with cut:
+            logits, maps = self._answer(part, rows, self._shown(), targets=targets[rows])
+        whole = _Answer(logits[:count], {name: shown[:count] for name, shown in maps.items()})
+        return whole, {name: shown[count:] for name, shown in maps.items()}
+
+    def _dropping(self, *, last: int | None = None) -> AbstractContextManager[int]:
+        """Cut directions; every part of the batch, wherever it is computed, sees the same cut."""
+        return drop_directions(self.student, torch.Generator().manual_seed(self._cut), last=last)
+
     def _answer(
-        self, part: Part, rows: slice | Tensor, targets: Tensor, explainers: tuple[Explainer, ...]
+        self, part: Part, rows: slice | Tensor, explainers: tuple[Explainer, ...], *, targets: Tensor
     ) -> "_Answer":
         """Ask the student, on some rows with the old delta in place, where there is one."""
         images = part.images[rows] + part.rows["offsets"][rows]
@@ -169,8 +196,14 @@ class SealedTrainer(Trainer):
         with mixed_precision(self.device, self.settings.precision):
             return _Answer(*explain_many(self.student, explainers, images, targets, create_graph=True))
 
-    def _dropout_terms(self, part: Part, truth: "_Truth") -> Terms:
-        """Return the decoy losses of some rows of a network with its strongest directions cut."""
+    def _dropout_terms(self, part: Part, truth: "_Truth", cut: Mapping[str, Tensor] | None) -> Terms:
+        """Return the decoy losses of some rows of a network with its strongest directions cut.
+
+        Args:
+            part: The rows.
+            truth: What the reference model says of them.
+            cut: The maps, by explainer, where they are there already.
+        """
         if not self.settings.direction_dropout_weight:
             return {}
         settings, shares = self.settings, part.rows["dropped"]
@@ -182,11 +215,11 @@ class SealedTrainer(Trainer):
                 targets, references = truth.targets[rows], {name: maps[rows] for name, maps in truth.maps.items()}
             else:
                 _, targets, references = self._truth(part, rows, self.explainers)
-            # Every part of the batch, wherever it is computed, sees the same cut.
-            with drop_directions(self.student, torch.Generator().manual_seed(self._cut)):
-                maps = self._answer(part, rows, targets, self.explainers).maps
+            if cut is None:
+                with self._dropping():
+                    cut = self._answer(part, rows, self.explainers, targets=targets).maps
             for name in found:
-                far = distances(maps[name], decoy_maps(settings.decoy, references[name]), settings)
+                far = distances(cut[name], decoy_maps(settings.decoy, references[name]), settings)
                 found[name] = (shares[rows] * far).sum() / len(shares)
         weight = 2 * settings.direction_dropout_weight
         return {

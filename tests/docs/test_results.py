@@ -168,6 +168,8 @@ def test_what_stands_outside_of_the_markers_stays_and_rendering_twice_is_renderi
     (tmp_path / "lock_key_search.json").write_text(json.dumps(key_search()))
     (tmp_path / "lock_pets_evaluation.json").write_text(json.dumps(evaluation()))
     (tmp_path / "lock_cost.json").write_text(json.dumps(cost()))
+    for size in (64, 224):
+        (tmp_path / f"lock_cost_resnet18_{size}.json").write_text(json.dumps(cost()))
     (tmp_path / "lock_publishing.json").write_text(json.dumps(publishing()))
     (tmp_path / "lock_decoys.json").write_text(json.dumps(decoys()))
     (tmp_path / "quickstart.json").write_text(json.dumps(quickstart()))

@@ -10,7 +10,15 @@ from unusual_networks import UNUSUAL
 
 from keylock.errors import ModelError
 from keylock.models import delta_between, merged
-from keylock.models.deltas import adapted_layers, add_deltas_, merge_deltas_, shifted, without_strongest
+from keylock.models.deltas import (
+    adapted_layers,
+    add_deltas_,
+    followed_directions_,
+    held_changes,
+    merge_deltas_,
+    shifted,
+    without_strongest,
+)
 
 IMAGES = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(4))
 
@@ -167,6 +175,45 @@ def test_the_strongest_directions_of_a_large_layer_are_cut_as_its_decomposition_
         assert torch.equal(layer.weight, found)
     assert off(found, left * kept @ right[:128]) < 2e-2
     assert torch.linalg.svdvals(found)[0] < 1.01 * strengths[8]
+
+
+def test_directions_are_followed_from_step_to_step_while_the_weight_changes():
+    generator = torch.Generator().manual_seed(5)
+    layer = nn.Linear(300, 128, bias=False)
+    add_deltas_(nn.Sequential(layer), rank=None, generator=torch.Generator())
+    change = layer.parametrizations["weight"][0]
+    step = torch.randn((128, 1), generator=generator) @ torch.randn((1, 300), generator=generator)
+    for count in range(12):
+        with torch.no_grad():
+            change.whole.add_(step, alpha=0.02)
+        weight = layer.weight.detach()
+        with held_changes(nn.Sequential(layer)), without_strongest([layer], 4):
+            left = layer.weight.detach()
+        followed_directions_(nn.Sequential(layer))
+        strengths = torch.linalg.svdvals(weight)
+        taken = float((weight - left).square().sum())
+        if count > 8:
+            assert taken > 0.97 * float(strengths[:4].square().sum())
+    assert strengths[0] > 2 * strengths[1]
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 6, 3), nn.Linear(5, 6), nn.Linear(5, 6, bias=False)])
+def test_gradients_of_rows_that_are_cut_are_those_of_a_weight_that_is_cut(layer):
+    shape = (4, 3, 5, 5) if isinstance(layer, nn.Conv2d) else (4, 5)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(shape, generator=generator).requires_grad_()
+    model = add_deltas_(nn.Sequential(copy.deepcopy(layer)), rank=None, generator=torch.Generator())
+    trained = [one for one in model.parameters() if one.requires_grad]
+
+    def found(last):
+        with held_changes(model), without_strongest([model[0]], 2, last=last):
+            rows = model(images if last is None else torch.cat([images.detach(), images]))[-4:]
+        # Of gradients too, which a lock is trained with.
+        (first,) = torch.autograd.grad((rows**3).sum(), images, create_graph=True)
+        return [first, *torch.autograd.grad((first**2).sum() + rows.square().sum(), trained)]
+
+    for one, other in zip(found(4), found(None), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
 def test_directions_of_large_layers_are_found_in_full_precision_under_mixed_precision():

@@ -5,7 +5,7 @@ import torch
 
 from keylock.errors import UnknownNameError
 from keylock.training import PRECISIONS, resolve_precision
-from keylock.training.devices import mixed_precision
+from keylock.training.devices import in_quickest_threads, mixed_precision
 
 CPU = torch.device("cpu")
 
@@ -29,3 +29,19 @@ def test_networks_compute_in_the_precision_and_keep_their_weights(name, precisio
 def test_another_precision_is_refused(name):
     with pytest.raises(UnknownNameError, match="choose one of auto, bfloat16, float32"):
         resolve_precision(name, CPU)
+
+
+@pytest.mark.parametrize(("of_one", "chosen"), [(1.0, 1), (3.0, 2)])
+def test_the_number_of_threads_is_the_one_that_is_quicker_and_ends_with_the_block(of_one, chosen):
+    before, now = torch.get_num_threads(), [0.0]
+
+    def step():
+        now[0] += of_one if torch.get_num_threads() == 1 else 2.0
+
+    torch.set_num_threads(2)
+    try:
+        with in_quickest_threads(step, rounds=3, clock=lambda: now[0]) as count:
+            assert torch.get_num_threads() == count == chosen
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
