@@ -89,6 +89,8 @@ def main() -> None:
             "command": "python benchmarks/export_coverage.py",
             "figures": {known: figures[known] for known in sorted(figures)},
         }
+        if left := [network for network in NETWORKS if network not in figures]:
+            result["note"] = f"Not measured: {', '.join(left)}."
         options.results.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         gc.collect()
 

@@ -102,6 +102,6 @@ def prepare(work: Path, side: int, tree: Path | None = None, *, thin: bool = Fal
 def environment_of(tree: Path) -> dict[str, str]:
     """Return the environment in which `python -m keylock` is the one of a checkout."""
     tree = tree.resolve()
-    path = os.pathsep.join(str(tree / part) for part in (".", "server", "client"))
+    path = os.pathsep.join(str(tree / part) for part in (".", "server", "client", "benchmarks/serving"))
     # Without the latter the package in the folder from which a program runs would come first.
     return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
