@@ -61,7 +61,7 @@ def main() -> None:
     result = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": f"{describe_processor()}, {os.cpu_count()} cores, one thread of computing for each server",
-        "command": shlex.join(["python", "benchmarks/serving/run.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "benchmarks/serving/run.py", *_shown(sys.argv[1:], options.before)]),
         "seconds": 0.0,
         "load_average": [round(os.getloadavg()[0], 1)] * 2,
         "versions": _versions(),
@@ -72,6 +72,11 @@ def main() -> None:
     }
     asyncio.run(_measure(materials, rivals, options, result))
     print(f"written: {options.results}", file=sys.stderr)
+
+
+def _shown(arguments: list[str], before: Path | None) -> list[str]:
+    """Return the arguments without the place of the other build, which is nobody's business."""
+    return [argument if before is None else argument.replace(str(before), "CHECKOUT") for argument in arguments]
 
 
 async def _measure(
@@ -178,6 +183,7 @@ async def _workers(material: Material, options: argparse.Namespace) -> dict[str,
     callers, turns = max(options.concurrency), 3
     servers = {count: Keylock(material, workers=count) for count in (1, 2)}
     throughputs: dict[int, list[float]] = {1: [], 2: []}
+    costs: dict[int, list[float]] = {1: [], 2: []}
     try:
         for server in servers.values():
             await _start(server, material)
@@ -185,6 +191,7 @@ async def _workers(material: Material, options: argparse.Namespace) -> dict[str,
             for count, server in servers.items():
                 figure = await _figure(server, task, callers, options)
                 throughputs[count].append(figure["images_per_s"])
+                costs[count].append(figure["cpu_ms_per_image"])
     finally:
         for server in servers.values():
             await server.stop()
@@ -193,6 +200,8 @@ async def _workers(material: Material, options: argparse.Namespace) -> dict[str,
         "concurrency": callers,
         "images_per_s": {str(count): statistics.median(values) for count, values in throughputs.items()},
         "ratio": round(statistics.median(throughputs[2]) / statistics.median(throughputs[1]), 3),
+        # Twice as much where an image costs two workers no more of the processor than one: callers are not in it.
+        "processor_ratio": round(2 * statistics.median(costs[1]) / statistics.median(costs[2]), 3),
     }
 
 
