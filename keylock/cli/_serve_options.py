@@ -36,6 +36,10 @@ class ServeOptions:
         int | None,
         typer.Option(metavar="PORT", help="Port to listen on; 0 takes a free one. [8470]"),
     ] = None
+    http_port: Annotated[
+        int | None,
+        typer.Option(metavar="PORT", help="Speak HTTP as well, on this port, with a page for browsers at /. [no HTTP]"),
+    ] = None
     key_file: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="Key file that opens the sealed key; once for all bundles, or for each."),

@@ -4,6 +4,7 @@ Secrets are not settings that print: the passphrase is a `SecretStr`, everything
 `docs/server.md` lists the settings.
 """
 
+import re
 import time
 import tomllib
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ T = TypeVar("T")
 
 _MIB: Final = 2**20
 _KEY_SETTINGS: Final = ("key_file", "key_passphrase_file", "key_seed_file", "key_provider", "sealed_key")
+_ORIGIN: Final = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?")
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -115,6 +117,10 @@ class ServerSettings(BaseSettings):
         notice_s: How long the server still takes calls after SIGTERM, while its health says that it leaves, in seconds:
             time for load balancers to notice.
         drain_s: How long running calls may go on after that, in seconds.
+        http_port: Port to listen on for HTTP, on the same host and with the same TLS files; 0 takes a free one, none
+            speaks gRPC alone.
+        http_cors_origins: Origins whose pages may ask over HTTP, such as `https://example.org`, or `*` for all.
+        http_page: Whether the page for people is at `/` of that port.
         tls_certificate: Certificate chain (PEM); with `tls_key` it switches TLS on.
         tls_key: Its private key (PEM).
         tls_client_ca: Certificates (PEM); clients must then show one they signed.
@@ -200,6 +206,10 @@ class ServerSettings(BaseSettings):
     notice_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     drain_s: _Positive = 20.0
 
+    http_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    http_cors_origins: tuple[str, ...] = ()
+    http_page: bool = True
+
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
@@ -250,6 +260,7 @@ class ServerSettings(BaseSettings):
             )
         if self.admin_port and self.admin_port == self.port:
             raise ValueError("admin_port is the port that is open to everybody: choose another")
+        self._check_http()
         names = ("key_file", "key_passphrase_file", "key_seed_file", "key_provider")
         ways = [name for name in names if getattr(self, name)]
         if len(ways) > 1:
@@ -271,6 +282,19 @@ class ServerSettings(BaseSettings):
                     "them, or once for each"
                 )
         return self
+
+    def _check_http(self) -> None:
+        for name in ("port", "admin_port", "metrics_port"):
+            if self.http_port and self.http_port == getattr(self, name):
+                raise ValueError(f"http_port and {name} are the same: choose another port for one of them")
+        if self.http_cors_origins and self.http_port is None:
+            raise ValueError("http_cors_origins needs http_port")
+        for origin in self.http_cors_origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    "http_cors_origins has an entry that is no origin: write scheme, host and port alone, such as "
+                    "https://example.org, or *"
+                )
 
     @property
     def bundles(self) -> tuple[Path, ...]:

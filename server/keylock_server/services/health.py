@@ -55,6 +55,11 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it
                 told = status
             await changed.wait()
 
+    def is_well(self, service: str) -> bool:
+        """Tells whether a service is well; the empty name stands for the whole server."""
+        serving: int = health_pb2.HealthCheckResponse.SERVING
+        return self._statuses.get(service) == serving
+
     def set(self, service: str, *, well: bool) -> None:
         """Sets how a service is; nothing is well any more once the server leaves."""
         status = health_pb2.HealthCheckResponse

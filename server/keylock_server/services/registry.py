@@ -27,13 +27,13 @@ class Service:
     Attributes:
         descriptor: What the protocol says of it.
         make: Makes what answers its calls.
-        register: Adds that to a server.
+        register: Adds that to a server, or to whatever else takes handlers.
         needs_store: Whether it is not well while the license store is not.
     """
 
     descriptor: ServiceDescriptor
     make: Callable[[Parts], Any]
-    register: Callable[[Any, grpc.aio.Server], None]
+    register: Callable[[Any, Any], None]
     needs_store: bool
 
     @property

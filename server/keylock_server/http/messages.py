@@ -1,0 +1,93 @@
+"""Messages of protobuf from JSON and to JSON.
+
+What is read is the JSON of protobuf. What is written is that too, but for integers of 64 bits, which are numbers and not
+texts, and for fields that are written although they have their default.
+"""
+
+import base64
+import json
+import math
+from typing import Any, Final
+
+import numpy as np
+from google.protobuf import json_format, struct_pb2, timestamp_pb2
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from keylock.v1 import explanation_pb2
+from keylock_server.http.failures import RequestError
+
+__all__ = ["dump", "from_plain", "to_plain", "with_lists"]
+
+_DTYPES: Final = {
+    explanation_pb2.DATA_TYPE_FLOAT32: "<f4",
+    explanation_pb2.DATA_TYPE_FLOAT16: "<f2",
+    explanation_pb2.DATA_TYPE_UINT8: "u1",
+}
+_MAX_QUOTED: Final = 200
+
+
+def from_plain(plain: Any, message: Any) -> Any:  # noqa: ANN401
+    """Fills a message from JSON that was parsed, and returns it.
+
+    Raises:
+        RequestError: If the JSON is none of this message.
+    """
+    name = message.DESCRIPTOR.full_name
+    if not isinstance(plain, dict):
+        raise RequestError(400, f"the body is no JSON object: send the fields of {name}")
+    try:
+        json_format.ParseDict(plain, message, max_recursion_depth=20)
+    except (json_format.ParseError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        why = " ".join(str(error).split())[:_MAX_QUOTED]
+        raise RequestError(400, f"the body is not the JSON of {name}: {why}") from None
+    return message
+
+
+def to_plain(message: Message) -> dict[str, Any]:
+    """Writes a message in values that JSON has."""
+    plain: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if field.is_repeated:
+            if field.message_type is not None and field.message_type.GetOptions().map_entry:
+                plain[field.name] = dict(value)
+            else:
+                plain[field.name] = [_plain(field, one) for one in value]
+        elif not field.has_presence or message.HasField(field.name):
+            plain[field.name] = _plain(field, value)
+    return plain
+
+
+def with_lists(answer: explanation_pb2.ExplainResponse) -> dict[str, Any]:
+    """Writes explanations whose maps are nested lists of their values, in place of elements in Base64."""
+    plain = to_plain(answer)
+    for written, result in zip(plain["results"], answer.results, strict=True):
+        elements = np.frombuffer(result.map.data, _DTYPES[result.map.dtype]).reshape(result.map.shape)
+        values = elements.astype(np.float64)
+        if result.HasField("scaling"):
+            values = result.scaling.offset + result.scaling.scale * values
+            del written["scaling"]
+        written["map"] = {"shape": list(result.map.shape), "values": values.tolist()}
+    return plain
+
+
+def dump(plain: Any) -> bytes:  # noqa: ANN401
+    """Writes JSON."""
+    return json.dumps(plain, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _plain(field: FieldDescriptor, value: Any) -> Any:  # noqa: ANN401
+    if field.type == FieldDescriptor.TYPE_MESSAGE:
+        if isinstance(value, timestamp_pb2.Timestamp):
+            return value.ToJsonString()
+        if isinstance(value, struct_pb2.Struct):
+            return json_format.MessageToDict(value)
+        return to_plain(value)
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        return base64.b64encode(value).decode("ascii")
+    if field.type == FieldDescriptor.TYPE_ENUM:
+        known = field.enum_type.values_by_number.get(value)
+        return value if known is None else known.name
+    # As in the JSON of protobuf.
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
