@@ -1,17 +1,20 @@
 """Bodies and queries of requests: read within limits of size and time, and refused with what to do instead."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable, Collection
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
-from keylock_server.http.failures import RequestError
+from keylock_server.transport.statuses import RequestError
 
 __all__ = ["GoneError", "media_type", "parse_json", "read_body", "read_query"]
 
 _SECRETS: Final = frozenset({"token", "license", "access_token", "authorization", "key", "api_key", "bearer"})
 _MAX_QUERY: Final = 4096
+_DROPPING_S: Final = 10.0
+_DROPPED: Final = 4
 
 Receive = Callable[[], Any]
 
@@ -45,17 +48,20 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive, *, most: int,
     too_large = RequestError(
         413, f"the body has more than the {most} bytes that are taken: send fewer or smaller images", headers=_CLOSE
     )
-    if int(headers.get(b"content-length", b"0")) > most:
-        raise too_large
-    parts, size = [], 0
+    size, parts = 0, list[bytes]()
     try:
         async with asyncio.timeout(patience_s):
+            if int(headers.get(b"content-length", b"0")) > most:
+                await _drop(headers, receive, most=most)
+                raise too_large
             while True:
                 message = await receive()
                 if message["type"] != "http.request":
                     raise GoneError
                 size += len(message["body"])
                 if size > most:
+                    parts.clear()
+                    await _drop(headers, receive, most=most)
                     raise too_large
                 parts.append(message["body"])
                 if not message["more_body"]:
@@ -64,6 +70,23 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive, *, most: int,
         raise RequestError(
             408, f"the body did not come within {patience_s:g} s: send it faster, or less at once", headers=_CLOSE
         ) from None
+
+
+async def _drop(headers: dict[bytes, bytes], receive: Receive, *, most: int) -> None:
+    """Reads what comes of a body that is too large, because many clients look at the answer when they have sent all.
+
+    Not of those that wait for leave to send, and not for long.
+    """
+    if b"expect" in headers:
+        return
+    size = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DROPPING_S):
+            while size <= _DROPPED * most:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if not message.get("more_body"):
+                    return
 
 
 # What is left of the body is not read, so that the connection cannot go on.
@@ -84,7 +107,7 @@ def read_query(query: bytes, known: Collection[str]) -> dict[str, str]:
         raise RequestError(414, f"the query has more than {_MAX_QUERY} characters: send the rest in the body")
     found: dict[str, str] = {}
     for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
-        if name.lower() in _SECRETS or value.count(".") == 2 and value.startswith("eyJ"):
+        if name.lower() in _SECRETS or (value.count(".") == 2 and value.startswith("eyJ")):
             raise RequestError(
                 400,
                 "a license does not belong into an address, which is logged on its way: send it in the header "

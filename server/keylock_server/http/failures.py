@@ -12,10 +12,10 @@ from typing import Any, Final
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
-from keylock.errors import InputError
 from keylock_server.http.context import Aborted
+from keylock_server.transport.statuses import RequestError
 
-__all__ = ["HTTP_STATUSES", "Failure", "RequestError"]
+__all__ = ["HTTP_STATUSES", "Failure"]
 
 HTTP_STATUSES: Final[dict[grpc.StatusCode, int]] = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
@@ -31,19 +31,6 @@ HTTP_STATUSES: Final[dict[grpc.StatusCode, int]] = {
 }
 
 _DETAILS: Final = "grpc-status-details-bin"
-
-
-class RequestError(InputError):
-    """A request that is wrong as HTTP, before it is the message of a method.
-
-    Attributes:
-        status: Of HTTP.
-        headers: What the answer says beside it.
-    """
-
-    def __init__(self, status: int, message: str, *, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status, self.headers = status, dict(headers or {})
 
 
 class Failure:
@@ -114,7 +101,8 @@ class Failure:
                 packed.Unpack(detail)
                 if kind is error_details_pb2.ErrorInfo:
                     self._members["reason"] = detail.reason
-                    self._members |= {name: value for name, value in detail.metadata.items()}
+                    if detail.metadata:
+                        self._members["metadata"] = dict(detail.metadata.items())
                 elif kind is error_details_pb2.RequestInfo:
                     self._members["request_id"] = detail.request_id
                 else:

@@ -14,9 +14,9 @@ import numpy as np
 
 from keylock.inference import inference_pb2 as pb
 from keylock_server.http.bodies import parse_json
-from keylock_server.http.failures import RequestError
 from keylock_server.http.messages import dump
 from keylock_server.services.tensors import split_bytes
+from keylock_server.transport.statuses import RequestError
 
 __all__ = ["LENGTH", "Wanted", "read_request", "write_answer"]
 
@@ -120,13 +120,18 @@ def _split(body: bytes, headers: Mapping[bytes, bytes]) -> tuple[bytes, memoryvi
 
 
 def _read_input(
-    request: pb.ModelInferRequest, given: Any, rest: memoryview, where: str  # noqa: ANN401
+    request: pb.ModelInferRequest,
+    given: Any,  # noqa: ANN401
+    rest: memoryview,
+    where: str,
 ) -> tuple[bytes, memoryview]:
     """Adds an input to a request; returns its data in raw form, and the bytes that are left."""
     plain = _object(given, where)
     _only(plain, ("name", "datatype", "shape", "parameters", "data"), where)
     shape = plain.get("shape", [])
-    if not isinstance(shape, list) or not all(type(side) is int and -_MAX_NUMBER <= side < _MAX_NUMBER for side in shape):
+    if not isinstance(shape, list) or not all(
+        type(side) is int and -_MAX_NUMBER <= side < _MAX_NUMBER for side in shape
+    ):
         raise _wrong(f"{where}.shape", "is no list of whole numbers")
     parameters = _object(plain.get("parameters", {}), f"{where}.parameters")
     size = parameters.pop(_SIZE, None)
@@ -220,7 +225,5 @@ def _only(plain: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
 
 
 def _wrong(where: str, why: str) -> RequestError:
-    error = RequestError(400, f"{where} {why}: compare with docs/http.md")
-    if where != "the body":
-        error.field = where
-    return error
+    field = None if where == "the body" else where
+    return RequestError(400, f"{where} {why}: compare with docs/http.md", field=field)

@@ -1,7 +1,7 @@
 """Messages of protobuf from JSON and to JSON.
 
-What is read is the JSON of protobuf. What is written is that too, but for integers of 64 bits, which are numbers and not
-texts, and for fields that are written although they have their default.
+What is read is the JSON of protobuf. What is written is that too, but integers of 64 bits are numbers and not texts,
+and fields that have their default are there.
 """
 
 import base64
@@ -15,7 +15,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from keylock.v1 import explanation_pb2
-from keylock_server.http.failures import RequestError
+from keylock_server.transport.statuses import RequestError
 
 __all__ = ["dump", "from_plain", "to_plain", "with_lists"]
 
@@ -77,7 +77,7 @@ def dump(plain: Any) -> bytes:  # noqa: ANN401
     return json.dumps(plain, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _plain(field: FieldDescriptor, value: Any) -> Any:  # noqa: ANN401
+def _plain(field: Any, value: Any) -> Any:  # noqa: ANN401
     if field.type == FieldDescriptor.TYPE_MESSAGE:
         if isinstance(value, timestamp_pb2.Timestamp):
             return value.ToJsonString()

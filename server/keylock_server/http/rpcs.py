@@ -43,7 +43,7 @@ class _Handlers:
         for name, handler in handlers.items():
             if handler.unary_unary is not None:
                 # The request is made within the interceptors, so that one that cannot be made is an error like others.
-                own = grpc.unary_unary_rpc_method_handler(handler.unary_unary, lambda make: make(), None)
+                own = grpc.unary_unary_rpc_method_handler(handler.unary_unary, _make, None)
                 self.found[f"/{service}/{name}"] = own
 
     def add_generic_rpc_handlers(self, handlers: Sequence[_Handler]) -> None:
@@ -86,6 +86,10 @@ class Rpcs:
         """
         message = await self._handlers[path].unary_unary(make, context)
         return Answer(message, str(context.trailers.get("x-request-id", "")))
+
+
+def _make(make: Any) -> Any:  # noqa: ANN401
+    return make()
 
 
 def _returning(handler: _Handler) -> Callable[[Any], Any]:

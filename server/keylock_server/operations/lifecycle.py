@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
@@ -13,6 +13,9 @@ from keylock_server.operations.checks import Health
 from keylock_server.services.admin import Served, open_admin
 from keylock_server.services.parts import Parts
 from keylock_server.transport.listening import join
+
+if TYPE_CHECKING:
+    from keylock_server.http.serving import HttpServer
 
 __all__ = ["RunningServer"]
 
@@ -28,11 +31,20 @@ class RunningServer:
         port: The port it really listens on.
         models: What it serves.
         parts: What its services work with.
+        http_port: The port that speaks HTTP; None where none does.
         metrics_port: The port metrics are served on; None where they are not.
         admin_port: The port operators are served on; None where they are not.
     """
 
-    def __init__(self, server: grpc.aio.Server, *, port: int, parts: Parts, health: Health) -> None:
+    def __init__(
+        self,
+        server: grpc.aio.Server,
+        *,
+        port: int,
+        parts: Parts,
+        health: Health,
+        http: "HttpServer | None" = None,
+    ) -> None:
         """Takes what `start` has made; call that instead."""
         self._server: grpc.aio.Server | None = server
         self._stopping: asyncio.Task[None] | None = None
@@ -42,6 +54,7 @@ class RunningServer:
         self._stopped = asyncio.Event()
         self.parts, self._settings, self._health = parts, parts.settings, health
         self._closing = AsyncExitStack()
+        self._http, self.http_port = http, None if http is None else http.port
         self.metrics_port: int | None = None
         self.admin_port: int | None = None
         self._admin: grpc.aio.Server | None = None
@@ -80,7 +93,7 @@ class RunningServer:
             for model in self.models.served
         ]
         where = {"target": self.target, "host": self.host, "port": self.port}
-        ports = {"admin_port": self.admin_port, "metrics_port": self.metrics_port}
+        ports = {"http_port": self.http_port, "admin_port": self.admin_port, "metrics_port": self.metrics_port}
         return {**where, **models[0], **ports, "models": models}
 
     def is_draining(self) -> bool:
@@ -145,6 +158,8 @@ class RunningServer:
             await asyncio.wait_for(self._hurry.wait(), self._settings.notice_s)
         self.parts.running.leaving.set()
         refusing = asyncio.create_task(server.stop(_FOREVER_S))
+        if self._http is not None:
+            self._http.refuse()
         await asyncio.sleep(_SETTLE_S)  # By now every accepted call is counted, and the watchers have been told.
         waiting = [asyncio.create_task(self.parts.running.idle()), asyncio.create_task(self._hurry.wait())]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -152,6 +167,8 @@ class RunningServer:
             task.cancel()
         await asyncio.gather(refusing, *waiting, return_exceptions=True)
         await server.stop(None)
+        if self._http is not None:
+            await self._http.close()
         await self.models.close()
         # Operators are served until here, so that they can watch the others finish.
         await self._closing.aclose()

@@ -21,6 +21,7 @@ from keylock.licensing.revocations import RevocationFile
 from keylock_server.auth.authentication import Authenticator
 from keylock_server.auth.offline_license import admit_offline_license
 from keylock_server.guard import Guard
+from keylock_server.http.opening import check_http, open_http
 from keylock_server.inference.cores import threads_per_batch
 from keylock_server.inference.model_loader import Opener
 from keylock_server.inference.models import Models
@@ -41,7 +42,7 @@ from keylock_server.services.registry import register_services
 from keylock_server.services.transparency import CheckpointSigner, Prover, load_receipt_key
 from keylock_server.settings import ServerSettings, Source
 from keylock_server.transport.interceptors import Errors, Logs, OtherServices, RequestIds, Requests, Running
-from keylock_server.transport.listening import check_address, listen, write_ready_file
+from keylock_server.transport.listening import check_address, join, listen, write_ready_file
 from keylock_server.transport.logs import name_calls
 from keylock_server.transport.public_server import make_server
 from keylock_server.transport.tls import load_credentials
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
     from keylock.store import Ledger, LicenseStore
+    from keylock_server.http.serving import HttpServer
 
 __all__ = ["start"]
 
@@ -120,11 +122,14 @@ async def start(
         closing.push_async_callback(server.stop, 0)
         register_services(server, parts, health.service)
         port = listen(server, settings.host, settings.port, credentials)
-        running = RunningServer(server, port=port, parts=parts, health=health)
+        http = await open_http(settings, parts, health.service, (parts.running, *layers), reuse_port=shared is not None)
+        if http is not None:
+            closing.push_async_callback(http.close)
+        running = RunningServer(server, port=port, parts=parts, health=health, http=http)
         closing.push_async_callback(running.close_operators)
         if settings.metrics_port is not None:
             running.metrics_port = metrics.serve(settings.metrics_host, settings.metrics_port)
-        await _begin(server, licensing, health)
+        await _begin(server, http, licensing, health)
         served = Served(parts, licensing.store, health.checks, running.begin_stop, running.is_draining)
         await running.serve_operators(served, layers)
         _announce(running, settings, tuple(opener.keys()))
@@ -148,8 +153,11 @@ def _check_front(settings: ServerSettings, shared: Shared | None) -> grpc.Server
     """Checks where the server is to listen, and returns its TLS credentials."""
     if shared is None and settings.workers != 1:
         raise ServiceError("several workers are processes of their own: start them with serve, or keylock serve")
+    check_http(settings)
     if shared is None:
         check_address(settings.host, settings.port)
+        if settings.http_port is not None:
+            check_address(settings.host, settings.http_port)
         if settings.admin_port is not None:
             check_address(settings.admin_host, settings.admin_port)
     if settings.tls_certificate is None or settings.tls_key is None:
@@ -275,12 +283,14 @@ def _make_parts(
     )
 
 
-async def _begin(server: grpc.aio.Server, licensing: _Licensing, health: Health) -> None:
+async def _begin(server: grpc.aio.Server, http: "HttpServer | None", licensing: _Licensing, health: Health) -> None:
     """Begins to work: to take back reservations, to sign checkpoints, to answer, to look after itself."""
     licensing.meter.start()
     if licensing.checkpoints is not None:
         licensing.checkpoints.start()
     await server.start()
+    if http is not None:
+        await http.start()
     await health.checks.start()
 
 
@@ -304,6 +314,8 @@ def _announce(running: RunningServer, settings: ServerSettings, keys: tuple[Veri
         settings.workers,
         settings.max_batch,
     )
+    if running.http_port is not None:
+        _LOG.info("HTTP on %s", join(settings.host, running.http_port))
     if settings.query_guard != "off":
         _LOG.info(
             "query guard: %s near copies of a picture within %g s: %d with scores, labels up to %d; %d bytes",

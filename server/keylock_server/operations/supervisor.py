@@ -108,8 +108,11 @@ def supervise(
         for number in range(settings.workers):
             check_address(settings.admin_host, settings.admin_port + number)
     shared = Shared.find(settings)
-    with reserve(settings.host, settings.port) as holder:
-        settings = settings.model_copy(update={"port": holder.getsockname()[1]})
+    with contextlib.ExitStack() as holders:
+        # One port for each of the two protocols, the same for all workers.
+        names = ("port",) if settings.http_port is None else ("port", "http_port")
+        held = {name: holders.enter_context(reserve(settings.host, getattr(settings, name))) for name in names}
+        settings = settings.model_copy(update={name: holder.getsockname()[1] for name, holder in held.items()})
         supervisor = _Supervisor(settings, shared, on_ready=on_ready, prepare=prepare)
         with supervisor.hearing_signals():
             supervisor.run()

@@ -5,7 +5,7 @@ that tell about the server rather than about the request become `INTERNAL` with 
 no `KeylockError`; the text of those stays here.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 import grpc
@@ -42,6 +42,7 @@ __all__ = [
     "NotServedError",
     "OperatorsOnlyError",
     "OverloadedError",
+    "RequestError",
     "Row",
     "StoreLostError",
     "UnknownReceiptError",
@@ -160,6 +161,21 @@ class OperatorsOnlyError(ServiceError):
         )
 
 
+class RequestError(InputError):
+    """A request is wrong as HTTP, before it is the message of a method.
+
+    Attributes:
+        status: Of HTTP.
+        headers: What the answer says beside it.
+    """
+
+    def __init__(
+        self, status: int, message: str, *, headers: Mapping[str, str] | None = None, field: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.headers, self.field = status, dict(headers or {}), field
+
+
 class NoProofError(ServiceError):
     """A proof was asked of a server that keeps no audit log, or signs nothing."""
 
@@ -193,6 +209,7 @@ _INTERNAL: Final = Row(grpc.StatusCode.INTERNAL, "INTERNAL", public=False)
 STATUSES: Final[dict[type[KeylockError], Row]] = {
     KeylockError: _INTERNAL,
     InputError: Row(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_INPUT"),
+    RequestError: Row(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_INPUT"),
     errors.ImageError: Row(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_IMAGE"),
     errors.TensorError: Row(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_TENSOR"),
     UnknownNameError: Row(grpc.StatusCode.NOT_FOUND, "UNKNOWN_NAME"),

@@ -5,8 +5,10 @@ replaces them one by one, are told in the log, and the last good ones stay.
 """
 
 import logging
+import ssl
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from keylock.crypto.key_parsing import damage_is_a_value_error
 from keylock.errors import ServiceError
 
-__all__ = ["load_credentials"]
+__all__ = ["load_context", "load_credentials"]
 
 _LOG: Final = logging.getLogger("keylock_server")
 
@@ -36,21 +38,58 @@ def load_credentials(
     Raises:
         ServiceError: If a file cannot be read, is not what it should be, or key and certificate do not belong together.
     """
-    files = _Files(certificate, key, client_ca, reload_s=reload_s)
+    files = _Files(certificate, key, client_ca, reload_s=reload_s, make=_to_configuration)
     return grpc.dynamic_ssl_server_credentials(
         files.configuration, files.changed, require_client_authentication=client_ca is not None
     )
 
 
-class _Files:
-    """The files of a TLS server, watched; `changed` is called by gRPC before each handshake, from its threads."""
+def load_context(certificate: Path, key: Path, client_ca: Path | None, *, reload_s: float = 5.0) -> ssl.SSLContext:
+    """Does for HTTP what `load_credentials` does for gRPC."""
 
-    def __init__(self, certificate: Path, key: Path, client_ca: Path | None, *, reload_s: float) -> None:
-        self._files, self._reload_s = (certificate, key, client_ca), reload_s
+    def make(_chain: bytes, _secret: bytes, roots: bytes | None) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])
+        try:
+            context.load_cert_chain(certificate, key)
+            if roots is not None:
+                context.load_verify_locations(cadata=roots.decode("ascii"))
+                context.verify_mode = ssl.CERT_REQUIRED
+        except (OSError, ValueError):
+            raise ServiceError(f"{certificate} and {key} changed while they were read: wait a moment") from None
+        return context
+
+    files = _Files(certificate, key, client_ca, reload_s=reload_s, make=make)
+    context: ssl.SSLContext = files.configuration
+
+    def take_up(connection: ssl.SSLSocket | ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        # Called at each handshake, whether or not the caller names a host.
+        files.changed()
+        if files.configuration is not context:
+            connection.context = files.configuration
+
+    context.sni_callback = take_up
+    return context
+
+
+class _Files:
+    """The files of a TLS server, watched; `changed` is called before each handshake, by gRPC from its threads."""
+
+    def __init__(
+        self,
+        certificate: Path,
+        key: Path,
+        client_ca: Path | None,
+        *,
+        reload_s: float,
+        make: Callable[[bytes, bytes, bytes | None], Any],
+    ) -> None:
+        self._files, self._reload_s, self._make = (certificate, key, client_ca), reload_s, make
         self._lock = threading.Lock()
         self._looked_at = time.monotonic()
         self._marks = self._mark()
-        self.configuration = _load(*self._files)
+        self.configuration = make(*_load(*self._files))
 
     def changed(self) -> Any:  # noqa: ANN401 - gRPC has no type for its configurations
         """Returns the configuration in new files, or None where there is nothing new that is good."""
@@ -62,7 +101,7 @@ class _Files:
             if marks == self._marks:
                 return None
             try:
-                self.configuration = _load(*self._files)
+                self.configuration = self._make(*_load(*self._files))
             except ServiceError as error:
                 _LOG.error("the files of TLS changed and cannot be used, the last good ones stay: %s", error)
                 return None
@@ -81,7 +120,16 @@ class _Files:
         return tuple(marks)
 
 
-def _load(certificate: Path, key: Path, client_ca: Path | None) -> Any:  # noqa: ANN401
+def _to_configuration(chain: bytes, secret: bytes, roots: bytes | None) -> Any:  # noqa: ANN401
+    return grpc.ssl_server_certificate_configuration([(secret, chain)], root_certificates=roots)
+
+
+def _load(certificate: Path, key: Path, client_ca: Path | None) -> tuple[bytes, bytes, bytes | None]:
+    """Returns chain, key and certificates of authorities (PEM), which belong together.
+
+    Raises:
+        ServiceError: If they do not, or one is not what it should be.
+    """
     chain, secret = _read(certificate), _read(key)
     try:
         with damage_is_a_value_error():
@@ -103,7 +151,7 @@ def _load(certificate: Path, key: Path, client_ca: Path | None) -> Any:  # noqa:
                 x509.load_pem_x509_certificates(roots)
         except ValueError:
             raise ServiceError(f"{client_ca} holds no PEM certificate: give those that sign the clients'") from None
-    return grpc.ssl_server_certificate_configuration([(secret, chain)], root_certificates=roots)
+    return chain, secret, roots
 
 
 def _read(path: Path) -> bytes:

@@ -1,0 +1,183 @@
+"""HTTP in the event loop of the server: uvicorn, with limits that it does not have by itself."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from typing import Any, Final
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from keylock.errors import ServiceError
+from keylock_server.transport.descriptors import allowed_connections
+from keylock_server.transport.listening import join
+
+__all__ = ["HttpServer"]
+
+_LOG: Final = logging.getLogger("keylock_server")
+_HEADERS_S: Final = 15.0
+_MAX_HEADERS: Final = 32 * 1024
+_KEEP_ALIVE_S: Final = 75
+_CLOSING_S: Final = 2
+
+
+class _Protocol(HttpToolsProtocol):
+    """A connection: heads of requests are limited in size and time, and who hangs up ends the work for it."""
+
+    def __init__(self, *arguments: Any, patience_s: float, **options: Any) -> None:  # noqa: ANN401
+        super().__init__(*arguments, **options)
+        self._patience_s = patience_s
+        self._leave: list[Callable[[], object]] = []
+        self._head_bytes = 0
+        self._waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:  # noqa: ANN401
+        super().connection_made(transport)
+        self._wait(_HEADERS_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._wait_no_more()
+        super().connection_lost(exc)
+        for leave in self._leave:
+            leave()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_bytes = 0
+        self._wait(_HEADERS_S)
+        extensions: dict[str, Any] = {"keylock.leave": self._leave}
+        tls = self.transport.get_extra_info("ssl_object")
+        if tls is not None:
+            extensions["keylock.certificate"] = tls.getpeercert(binary_form=True)
+        self.scope["extensions"] = extensions
+
+    def on_url(self, url: bytes) -> None:
+        self._count(url)
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(name + value)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._wait(self._patience_s)
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._wait_no_more()
+        super().on_message_complete()
+
+    def _count(self, part: bytes) -> None:
+        self._head_bytes += len(part)
+        if self._head_bytes > _MAX_HEADERS:
+            raise ValueError("the head of the request is too large")
+
+    def _wait(self, seconds: float) -> None:
+        """Closes the connection after a time, unless what is waited for comes."""
+        self._wait_no_more()
+        self._waiting = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def _wait_no_more(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn's server without signals of its own: the process has them."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class HttpServer:
+    """Listens for HTTP.
+
+    Attributes:
+        port: Where.
+    """
+
+    def __init__(
+        self,
+        application: Callable[[Any, Any, Any], Awaitable[None]],
+        *,
+        host: str,
+        port: int,
+        reuse_port: bool,
+        tls: ssl.SSLContext | None,
+        patience_s: float,
+    ) -> None:
+        """Takes the address; answers after `start`.
+
+        Args:
+            application: Answers requests.
+            host: Address to listen on.
+            port: Port to listen on; 0 takes a free one.
+            reuse_port: Whether other processes listen on the same address.
+            tls: That of TLS; None listens without.
+            patience_s: How long a whole request may take to come, in seconds.
+
+        Raises:
+            ServiceError: If the address cannot be listened on.
+        """
+        self._socket = _listen(host, port, reuse_port=reuse_port)
+        self.port: int = self._socket.getsockname()[1]
+        config = uvicorn.Config(
+            application,
+            http=partial(_Protocol, patience_s=patience_s),  # type: ignore[arg-type]
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            # Addresses of callers are those of their connections: whoever is in between cannot be told from others.
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=allowed_connections(),
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=_CLOSING_S,
+        )
+        config.load()
+        config.ssl = tls
+        self._server = _Server(config)
+        self._running: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begins to answer."""
+        self._running = asyncio.create_task(self._server.serve(sockets=[self._socket]))
+        while not self._server.started and not self._running.done():
+            await asyncio.sleep(0.005)
+
+    def refuse(self) -> None:
+        """Takes no new connections, and closes those that wait; what is asked already goes on."""
+        self._server.should_exit = True
+
+    async def close(self) -> None:
+        """Ends; what still runs is cancelled after a moment. May be called again."""
+        self.refuse()
+        if self._running is None:
+            self._socket.close()
+            return
+        await asyncio.gather(self._running, return_exceptions=True)
+
+
+def _listen(host: str, port: int, *, reuse_port: bool) -> socket.socket:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, where = found[0]
+    listening = socket.socket(family, kind, protocol)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listening.bind(where)
+    except OSError as error:
+        listening.close()
+        raise ServiceError(
+            f"cannot listen on {join(host, port)} for HTTP, {error.strerror}: choose another http_port="
+        ) from None
+    listening.setblocking(False)
+    return listening
