@@ -31,6 +31,8 @@ class _Protocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, patience_s: float, **options: Any) -> None:  # noqa: ANN401
         super().__init__(*arguments, **options)
         self._patience_s = patience_s
+        # It would write addresses with their queries, wherever the program logs anything.
+        self.access_log = False
         self._leave: list[Callable[[], object]] = []
         self._head_bytes = 0
         self._waiting: asyncio.TimerHandle | None = None
