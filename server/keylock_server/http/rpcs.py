@@ -43,7 +43,7 @@ class _Handlers:
         for name, handler in handlers.items():
             if handler.unary_unary is not None:
                 # The request is made within the interceptors, so that one that cannot be made is an error like others.
-                own = grpc.unary_unary_rpc_method_handler(handler.unary_unary, _make, None)
+                own: _Handler = grpc.unary_unary_rpc_method_handler(handler.unary_unary, _make, None)
                 self.found[f"/{service}/{name}"] = own
 
     def add_generic_rpc_handlers(self, handlers: Sequence[_Handler]) -> None:
