@@ -34,7 +34,9 @@ const keyed = await call(`${service}/Explain`, { images: [image], explainer: "br
 const map = Buffer.from(keyed.results[0].map.data, "base64");
 const values = [...new Float32Array(map.buffer.slice(map.byteOffset, map.byteOffset + map.length))];
 let refused;
-try { await call(`${service}/Explain`, { images: [image], explainer: "none" }); } catch (error) { refused = error.problem; }
+try {
+  await call(`${service}/Explain`, { images: [image], explainer: "none" });
+} catch (error) { refused = error.problem; }
 console.log(JSON.stringify({
   classes: model.classes, units, values, refused,
   keyed: [decoy.results[0].keyed, keyed.results[0].keyed], shape: keyed.results[0].map.shape,
