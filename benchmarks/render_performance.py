@@ -328,6 +328,33 @@ def write_start(result: Mapping[str, Any]) -> str:
     return "\n".join([about, code(result["command"]), table(head, rows)])
 
 
+def write_over_http(result: Mapping[str, Any]) -> str:
+    """Return the section of `over_http.json`, in Markdown: processor time of calls over HTTP beside those over gRPC."""
+    rows = [
+        (
+            task,
+            name,
+            f"{figure['cpu_ms']:.2f}",
+            " to ".join(f"{quartile:.2f}" for quartile in figure["quartiles_ms"]),
+            f"{figure['over_grpc']:.2f}",
+            f"≤ {_HTTP_AIM}" if name in _HTTP_AIMED else "",
+            ("yes" if figure["over_grpc"] <= _HTTP_AIM else "no") if name in _HTTP_AIMED else "",
+        )
+        for task, found in result["tasks"].items()
+        for name, figure in found.items()
+    ]
+    before, after = result["load_average"]
+    about = (
+        f"Measured on {result['machine']['finished']}, {result['hardware']}; {result['rounds']} rounds of "
+        f"{result['calls']} calls; the load average was {before} before and {after} at the end.\n"
+    )
+    head = ("call", "protocol", "CPU ms", "quartiles", "over gRPC", "goal", "reached")
+    return "\n".join([about, code(result["command"]), table(head, rows)])
+
+
+_HTTP_AIM = 1.3
+_HTTP_AIMED = ("http, binary", "http, protobuf")
+
 TABLES: Tables = {
     "call_cost": (write_call_cost, "python benchmarks/serving/call_cost.py before=CHECKOUT after=."),
     "graphs": (write_graphs, "python benchmarks/serving/graphs.py"),
@@ -336,6 +363,7 @@ TABLES: Tables = {
         "python benchmarks/serving/run.py --sides 224 --tasks grad_cam "
         "--results benchmarks/results/serving/numbers.json",
     ),
+    "over_http": (write_over_http, "python benchmarks/serving/over_http.py"),
     "serving": (write_serving, "python benchmarks/serving/run.py"),
     "start": (write_start, "python benchmarks/serving/start.py"),
 }
