@@ -16,8 +16,9 @@ import pytest
 # With `--import-mode=importlib` tests are no package; what they share outside of fixtures is found beside this file.
 sys.path.insert(0, str(Path(__file__).parent))
 
-# As the command line does, before anything imports torch.
+# As the command line does, before anything imports torch, and as keylock does, before anything imports ONNX Runtime.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import logging
 import queue
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -29,6 +30,7 @@ __all__ = ["OpenVINO", "is_installed"]
 
 _LOG: Final = logging.getLogger("keylock_server")
 _PACKAGE: Final = "openvino"
+_TELEMETRY: Final = "openvino_telemetry"
 _DEVICE: Final = "CPU"
 _PRECISIONS: Final = {"float32": "f32", "int8": "f32", "bfloat16": "bf16"}
 # The ramps that stand for masks in graphs of gradients are as steep as this; see `keylock.export.masks`.
@@ -117,6 +119,8 @@ def _package() -> Any:  # noqa: ANN401 - it has no types
             "the runtime openvino was asked for and is not installed: pip install 'keylock[openvino]', or use "
             "runtime=onnxruntime"
         )
+    # Without this package, which it can do without, its import makes an identifier of this machine and sends events.
+    sys.modules.setdefault(_TELEMETRY, None)  # type: ignore[arg-type]  # as Python has it for what is not to be found
     try:
         return importlib.import_module(_PACKAGE)
     except (ImportError, OSError) as error:
