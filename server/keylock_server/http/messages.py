@@ -14,16 +14,12 @@ from google.protobuf import json_format, struct_pb2, timestamp_pb2
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from keylock.licensing.answers import MAP_DTYPES
 from keylock.v1 import explanation_pb2
 from keylock_server.transport.statuses import RequestError
 
 __all__ = ["dump", "from_plain", "to_plain", "with_lists"]
 
-_DTYPES: Final = {
-    explanation_pb2.DATA_TYPE_FLOAT32: "<f4",
-    explanation_pb2.DATA_TYPE_FLOAT16: "<f2",
-    explanation_pb2.DATA_TYPE_UINT8: "u1",
-}
 _MAX_QUOTED: Final = 200
 
 
@@ -63,7 +59,8 @@ def with_lists(answer: explanation_pb2.ExplainResponse) -> dict[str, Any]:
     """Writes explanations whose maps are nested lists of their values, in place of elements in Base64."""
     plain = to_plain(answer)
     for written, result in zip(plain["results"], answer.results, strict=True):
-        elements = np.frombuffer(result.map.data, _DTYPES[result.map.dtype]).reshape(result.map.shape)
+        dtype = np.dtype(MAP_DTYPES[result.map.dtype]).newbyteorder("<")
+        elements = np.frombuffer(result.map.data, dtype).reshape(result.map.shape)
         values = elements.astype(np.float64)
         if result.HasField("scaling"):
             values = result.scaling.offset + result.scaling.scale * values

@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from keylock_server.http.context import HttpContext
 from keylock_server.services.parts import Parts
 from keylock_server.services.registry import SERVICES
-from keylock_server.transport.interceptors import Together
+from keylock_server.transport.interceptors import Together, returning
 
 __all__ = ["Answer", "Rpcs"]
 
@@ -70,7 +70,7 @@ class Rpcs:
             service.register(service.make(parts), handlers)
         layers, wrapped = Together(interceptors), {}
         for path, handler in handlers.found.items():
-            wrapped[path] = await layers.intercept_service(_returning(handler), _Details(path))  # type: ignore[arg-type]
+            wrapped[path] = await layers.intercept_service(returning(handler), _Details(path))  # type: ignore[arg-type]
         return cls(wrapped)
 
     async def call(self, path: str, make: Callable[[], Message], context: HttpContext) -> Answer:
@@ -90,10 +90,3 @@ class Rpcs:
 
 def _make(make: Any) -> Any:  # noqa: ANN401
     return make()
-
-
-def _returning(handler: _Handler) -> Callable[[Any], Any]:
-    async def find(_details: object) -> _Handler:
-        return handler
-
-    return find

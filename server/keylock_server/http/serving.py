@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from keylock.errors import ServiceError
 from keylock_server.transport.descriptors import allowed_connections
-from keylock_server.transport.listening import join
+from keylock_server.transport.listening import bind, join
 
 __all__ = ["HttpServer"]
 
@@ -168,16 +168,9 @@ class HttpServer:
 
 
 def _listen(host: str, port: int, *, reuse_port: bool) -> socket.socket:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, kind, protocol, _, where = found[0]
-    listening = socket.socket(family, kind, protocol)
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listening.bind(where)
+        listening = bind(host, port, reuse_port=reuse_port)
     except OSError as error:
-        listening.close()
         raise ServiceError(
             f"cannot listen on {join(host, port)} for HTTP, {error.strerror}: choose another http_port="
         ) from None

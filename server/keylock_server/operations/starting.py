@@ -22,7 +22,7 @@ from keylock_server.auth.authentication import Authenticator
 from keylock_server.auth.offline_license import admit_offline_license
 from keylock_server.guard import Guard
 from keylock_server.http.opening import check_http, open_http
-from keylock_server.inference.cores import threads_per_batch
+from keylock_server.inference.cores import cores_of_process, threads_per_batch
 from keylock_server.inference.model_loader import Opener
 from keylock_server.inference.models import Models
 from keylock_server.inference.runtime import ServedModel
@@ -259,7 +259,7 @@ def _make_parts(
     )
     padding = ResponsePadding(wake=Alarm() if settings.pad_response_times else None)
     batchers = Batchers(limits, observe=metrics.observe_run)
-    pool = DecoderPool(threads=max(2, available_cores() // settings.workers))
+    pool = DecoderPool(threads=max(2, cores_of_process(settings)))
     for part in (padding, batchers, pool):
         closing.callback(part.close)
     models.on_unload(batchers.drop)

@@ -49,6 +49,7 @@ __all__ = [
     "Requests",
     "Running",
     "Together",
+    "returning",
 ]
 
 REQUEST_ID_ENTRY: Final = "x-request-id"
@@ -137,12 +138,14 @@ class Together(grpc.aio.ServerInterceptor):
         if own is not handler:
             made = handler
             for layer in reversed(self._layers):
-                made = await layer.intercept_service(_answering(made), handler_call_details)
+                made = await layer.intercept_service(returning(made), handler_call_details)
             self._wrapped[method] = handler, made
         return made  # type: ignore[no-any-return]
 
 
-def _answering(handler: Handler) -> Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]:
+def returning(handler: Handler) -> Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]:
+    """Returns what an interceptor goes on to where a handler is found already."""
+
     async def find(_details: grpc.HandlerCallDetails) -> Handler:
         return handler
 

@@ -10,7 +10,7 @@ import grpc
 from keylock.errors import ServiceError
 from keylock.files.atomic import PUBLIC, replacing
 
-__all__ = ["check_address", "join", "listen", "reserve", "write_ready_file"]
+__all__ = ["bind", "check_address", "join", "listen", "reserve", "write_ready_file"]
 
 
 def check_address(host: str, port: int) -> None:
@@ -51,18 +51,35 @@ def reserve(host: str, port: int) -> socket.socket:
         ServiceError: If the address cannot be had.
     """
     check_address(host, port)
-    family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-        0
-    ]
-    holder = socket.socket(family, kind, protocol)
     try:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        holder.bind(where)
+        return bind(host, port, reuse_port=True)
     except OSError as error:
-        holder.close()
         raise ServiceError(f"cannot listen on {join(host, port)}, {error.strerror}: choose another port=") from None
-    return holder
+
+
+def bind(host: str, port: int, *, reuse_port: bool) -> socket.socket:
+    """Returns a socket at an address, which does not listen yet.
+
+    Args:
+        host: Address.
+        port: Port; 0 takes a free one.
+        reuse_port: Whether other processes bind to the same address.
+
+    Raises:
+        OSError: If the address cannot be had.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, where = found[0]
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        bound.bind(where)
+    except OSError:
+        bound.close()
+        raise
+    return bound
 
 
 def listen(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
