@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -10,19 +9,12 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["Balancer", "free_port"]
+from processes import free_port
 
-ROOT = Path(__file__).resolve().parents[2]
-_CONFIGURATION = ROOT / "deploy" / "haproxy.cfg"
+__all__ = ["Balancer"]
+
+_CONFIGURATION = Path(__file__).resolve().parents[2] / "deploy" / "haproxy.cfg"
 _START_S = 20.0
-
-
-def free_port() -> int:
-    """Return a port of this machine that nobody listens on now."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
 
 
 class Balancer:

@@ -28,10 +28,11 @@ from typing import Any
 import grpc
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "benchmarks" / "licensing"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "benchmarks" / "licensing"), str(ROOT / "benchmarks" / "serving"), str(ROOT / "tests")]
 
-from balancer import Balancer, free_port
+from balancer import Balancer
 from load import FAULTS, Load, audit
+from processes import free_port
 from world import Server, World, image, record
 
 from keylock.licensing import Quota

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from checkouts import commit_of, environment_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "licensing"))
 
@@ -41,12 +42,11 @@ class Build:
 
     def __init__(self, name: str, tree: Path, folder: Path, work: Path) -> None:
         """Starts it."""
-        self.name, self.commit = name, _commit(tree)
+        self.name, self.commit = name, commit_of(tree)
         home, ready, license_file = work / name, work / f"{name}.ready", work / f"{name}.license"
         # The keys alone: each build makes the store that it knows.
         shutil.copytree(folder / "home", home, ignore=shutil.ignore_patterns("licenses.db*"))
-        path = os.pathsep.join(str(tree / part) for part in (".", "server", "client"))
-        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "KEYLOCK_SERVER_THREADS": "1"}
+        environment = {**environment_of(tree), "OMP_NUM_THREADS": "1", "KEYLOCK_SERVER_THREADS": "1"}
         keylock = [sys.executable, "-m", "keylock"]
         grant = ["license", "issue", "--customer", "Cost", "--model", "*", "--home", home, "--out", license_file]
         subprocess.run([*keylock, *grant], check=True, capture_output=True, env=environment, cwd=work)
@@ -75,11 +75,6 @@ class Build:
         self.channel.close()
         self.process.terminate()
         self.process.wait(60)
-
-
-def _commit(tree: Path) -> str:
-    command = ["git", "-C", str(tree), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _kinds(image: bytes) -> dict[str, Callable[[Build], Any]]:

@@ -21,7 +21,6 @@ import re
 import shlex
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,7 +32,8 @@ from urllib.request import urlopen
 
 import numpy as np
 import PIL.Image
-from material import Material, environment_of, prepare
+from checkouts import commit_of, environment_of
+from material import Material, prepare
 from numpy.typing import NDArray
 from processes import ServerProcess, free_port
 from processor import describe_processor
@@ -244,11 +244,6 @@ def started(named: dict[str, Path], material: Material) -> Iterator[list[Build]]
                 build.process.stop()
 
 
-def _commit(tree: Path) -> str:
-    command = ["git", "-C", str(tree), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
 def main() -> None:
     """Measures and records."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -273,7 +268,7 @@ def main() -> None:
         "command": shlex.join(
             ["python", "benchmarks/serving/call_cost.py", *(f"{name}=CHECKOUT" for name in named), *_options()]
         ),
-        "commits": {name: _commit(tree) for name, tree in named.items()},
+        "commits": {name: commit_of(tree) for name, tree in named.items()},
         "rounds": options.rounds,
         "load_average": [load_before, round(os.getloadavg()[0], 1)],
         "networks": networks,

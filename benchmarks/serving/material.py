@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from checkouts import environment_of
 from numpy.typing import NDArray
 
-__all__ = ["NETWORKS", "Material", "environment_of", "prepare"]
+__all__ = ["NETWORKS", "Material", "prepare"]
 
 NETWORKS: dict[int, tuple[str, int]] = {16: ("small-cnn", 4), 32: ("resnet18_cifar", 10), 224: ("resnet18", 1000)}
 """For images of so many pixels: the architecture, and how many classes it has. The smallest is there for tests."""
@@ -97,11 +98,3 @@ def prepare(work: Path, side: int, tree: Path | None = None, *, thin: bool = Fal
         command = [sys.executable, str(program.resolve()), str(material.folder), str(side), *kind]
         subprocess.run(command, check=True, env=environment)
     return material
-
-
-def environment_of(tree: Path) -> dict[str, str]:
-    """Return the environment in which `python -m keylock` is the one of a checkout."""
-    tree = tree.resolve()
-    path = os.pathsep.join(str(tree / part) for part in (".", "server", "client", "benchmarks/serving"))
-    # Without the latter the package in the folder from which a program runs would come first.
-    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from material import environment_of, prepare
+from checkouts import environment_of
+from material import prepare
 from processes import ServerProcess, free_port
 from processor import describe_processor
 

@@ -16,7 +16,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from checkouts import commit_of, environment_of
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from material import Material, prepare
 from processes import ServerProcess
@@ -64,7 +64,7 @@ def main() -> None:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": f"{describe_processor()}, {os.cpu_count()} cores",
         "command": "python benchmarks/serving/start.py" + " --before CHECKOUT" * (options.before is not None),
-        "commits": {name: _commit(tree) for name, tree in builds.items()},
+        "commits": {name: commit_of(tree) for name, tree in builds.items()},
         "rounds": options.rounds,
         "load_average": [round(load, 1), round(os.getloadavg()[0], 1)],
         "bare_mib": round(bare_mib, 1),
@@ -128,10 +128,8 @@ def _compile(builds: Mapping[str, Path], material: Material, folder: Path) -> No
 
 
 def _path(tree: Path, folder: Path) -> dict[str, str]:
-    parts = os.pathsep.join(str(tree / part) for part in (".", "server", "client"))
     compiled = {"PYTHONPYCACHEPREFIX": str(folder / "compiled"), "PYTHONDONTWRITEBYTECODE": ""}
-    # Without the folder that this program runs in, which holds one of the builds.
-    return {"PYTHONPATH": parts, "PYTHONSAFEPATH": "1", **compiled}
+    return {**environment_of(tree), **compiled}
 
 
 def _bare_mib(material: Material) -> float:
@@ -166,11 +164,6 @@ def _summary(rounds: list[dict[str, float]]) -> dict[str, Any]:
         for name in rounds[0]
         for values in [[one[name] for one in rounds]]
     }
-
-
-def _commit(tree: Path) -> str:
-    command = ["git", "-C", str(tree), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 if __name__ == "__main__":

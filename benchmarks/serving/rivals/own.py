@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from material import Material, environment_of, prepare
+from checkouts import environment_of
+from material import Material, prepare
 from numpy.typing import NDArray
 from processes import ServerProcess
 
