@@ -1,6 +1,8 @@
-"""What tests of many rooms do alike: wait, present a license, and look at a refusal."""
+"""What tests of many rooms do alike: wait, present a license, look at a refusal, and at what a server tells."""
 
+import asyncio
 import time
+import urllib.request
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-__all__ = ["bearer", "books", "details_of", "refusal", "wait_for"]
+__all__ = ["bearer", "books", "details_of", "logged", "refusal", "scrape", "slow_charges", "wait_for"]
 
 _KINDS = (
     error_details_pb2.BadRequest,
@@ -60,3 +62,41 @@ def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, dict[str, Any]
     with pytest.raises(grpc.RpcError) as caught:
         call()
     return caught.value.code(), details_of(caught.value)
+
+
+def scrape(port: int) -> str:
+    """The page of metrics at a port of this machine."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://localhost:{port}/metrics", timeout=10) as answer:
+        return str(answer.read().decode())
+
+
+def logged(log: pytest.LogCaptureFixture, captured: Any) -> dict[str, str]:
+    """What a server has written, in every form that its log has, and what came out of the program, by place."""
+    from keylock_server.transport.logs import JsonFormatter, TextFormatter
+
+    return {
+        "log as text": "\n".join(map(TextFormatter().format, log.records)),
+        "log as JSON": "\n".join(map(JsonFormatter().format, log.records)),
+        "records": "\n".join(str(record.__dict__) for record in log.records),
+        "output": captured.out + captured.err,
+    }
+
+
+def slow_charges(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Lets each charge take half a second; returns the seconds that answers would wait for it, which they skip."""
+    from keylock_server.metering.meter import Meter
+    from keylock_server.metering.response_padding import Alarm
+
+    charge, waits = Meter.charge, list[float]()
+
+    async def slow(*arguments: Any, **named: Any) -> Any:
+        await asyncio.sleep(0.5)
+        return await charge(*arguments, **named)
+
+    async def after(_alarm: Alarm, seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr(Meter, "charge", slow)
+    monkeypatch.setattr(Alarm, "after", after)
+    return waits

@@ -5,9 +5,9 @@ import re
 import documentation
 import pytest
 import typer
-from typer.main import get_command
+from command_lines import parse
 
-from keylock.cli import COMMANDS, app
+from keylock.cli import COMMANDS
 
 LINES = [block for page in documentation.PAGES for block in documentation.command_lines(page)]
 SPANS = [
@@ -16,24 +16,6 @@ SPANS = [
     for block in documentation.spans(page)
     if block.text.startswith("keylock ") and "COMMAND" not in block.text
 ]
-
-
-def parse(arguments, *, whole=True):
-    """Let the real command line parse arguments, without running anything. Not `whole`: arguments may be missing."""
-    command, name, parent = get_command(app), "keylock", None
-    while hasattr(command, "resolve_command"):
-        if not arguments and not whole:
-            return
-        parent = command.context_class(command, info_name=name, parent=parent)
-        name, command, arguments = command.resolve_command(parent, arguments)
-    try:
-        command.make_context(name, list(arguments), parent=parent)
-    except typer.Exit:
-        return
-    except typer.TyperException as error:
-        missing = type(error).__name__ == "MissingParameter" or "requires an argument" in error.format_message()
-        if whole or not missing:
-            raise
 
 
 def test_there_are_commands_to_check():

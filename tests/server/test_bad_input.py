@@ -3,7 +3,6 @@
 import base64
 import io
 import struct
-import urllib.request
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from PIL import Image
+from support import scrape
 
 from keylock.crypto.signing import SigningKey
 from keylock.inference import inference_pb2
@@ -346,10 +346,7 @@ def test_no_secret_is_in_any_log_metric_or_span(start_server, vendor, server_log
     calls.explain(GOOD, token=Recorder().grant().token)
     with pytest.raises(grpc.RpcError):
         calls.channel.unary_unary("/keylock.v1.ExplanationService/Nothing")(b"")
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-        f"http://localhost:{calls.server.metrics_port}/metrics"
-    ) as answer:
-        scraped = answer.read().decode()
+    scraped = scrape(calls.server.metrics_port)
     calls.stop().result(timeout=30)
 
     traced = "\n".join(span.to_json() for span in spans.get_finished_spans())

@@ -1,12 +1,12 @@
 """A lock, exported, sealed and served: true maps for licenses, decoys for others, and never one for both."""
 
 import base64
-import urllib.request
 
 import grpc
 import numpy as np
 import onnx
 import pytest
+from support import scrape
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
@@ -289,10 +289,7 @@ def test_no_secret_is_in_the_log_the_bundle_metrics_or_spans(
         served.explain(good, token=vendor.grant().token[:-4])
     traced = "".join(span.to_json() for span in spans.get_finished_spans())
     assert "LICENSE_MALFORMED" in traced
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-        f"http://localhost:{served.server.metrics_port}/metrics"
-    ) as answer:
-        text = server_log.text + str(caught.value) + traced + answer.read().decode()
+    text = server_log.text + str(caught.value) + traced + scrape(served.server.metrics_port)
     assert sealed_lock.seed.reveal().hex() not in text
     content = published.path.read_bytes()
     for name, array in secrets_of(sealed_lock).items():

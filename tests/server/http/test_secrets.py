@@ -1,33 +1,19 @@
 """What answers, logs, metrics and times tell over HTTP: nothing that is secret."""
 
-import asyncio
 import base64
 import json
-import urllib.request
 
 import pytest
+from support import logged, scrape, slow_charges
 
-from keylock_server.metering.meter import Meter
-from keylock_server.metering.response_padding import Alarm
 from keylock_server.transport.interceptors import Logs
-from keylock_server.transport.logs import JsonFormatter, TextFormatter
 
 PASSPHRASE = "correct horse battery staple"
 
 
 @pytest.mark.parametrize("even", [True, False])
 def test_an_answer_without_a_license_takes_as_long_as_one_with_it(serve_web, vendor, tiny, monkeypatch, even):
-    charge, waits = Meter.charge, []
-
-    async def slow(*arguments, **named):
-        await asyncio.sleep(0.5)
-        return await charge(*arguments, **named)
-
-    async def after(self, seconds):
-        waits.append(seconds)
-
-    monkeypatch.setattr(Meter, "charge", slow)
-    monkeypatch.setattr(Alarm, "after", after)
+    waits = slow_charges(monkeypatch)
     web = serve_web(pad_response_times=even)
     image = base64.b64encode(tiny.images(1)[0].tobytes()).decode()
     asked = {"images": [{"tensor": {"dtype": "DATA_TYPE_FLOAT32", "shape": [3, 8, 8], "data": image}}]}
@@ -71,16 +57,8 @@ def test_no_secret_is_told_over_http(serve_web, vendor, tiny, server_log, capfd,
         replies += [web.post("/v1/explain", {"images": [text]}, token=token), web.get("/v2")]
     assert {reply.status // 100 for reply in replies} == {4, 5}
 
-    address = f"http://127.0.0.1:{web.calls.server.metrics_port}/metrics"
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address, timeout=10) as answer:
-        scraped = answer.read().decode()
-    captured = capfd.readouterr()
-    told = {
-        "log as text": "\n".join(map(TextFormatter().format, server_log.records)),
-        "log as JSON": "\n".join(map(JsonFormatter().format, server_log.records)),
-        "records": "\n".join(str(record.__dict__) for record in server_log.records),
-        "output": captured.out + captured.err,
-        "metrics": scraped,
+    told = logged(server_log, capfd.readouterr()) | {
+        "metrics": scrape(web.calls.server.metrics_port),
         "answers": "\n".join(f"{reply.headers} {reply.body!r}" for reply in replies),
     }
     for place in ("log as text", "metrics"):

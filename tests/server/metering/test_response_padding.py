@@ -4,8 +4,8 @@ import asyncio
 import time
 
 import pytest
+from support import slow_charges
 
-from keylock_server.metering.meter import Meter
 from keylock_server.metering.response_padding import Alarm, CallTimes, ResponsePadding
 
 
@@ -136,19 +136,7 @@ def test_closing_ends_waits_and_one_that_was_given_up_harms_nobody():
 
 @pytest.mark.parametrize("even", [True, False])
 def test_the_time_of_a_decoy_does_not_tell_that_nobody_was_charged(start_server, vendor, tiny, monkeypatch, even):
-    charge = Meter.charge
-
-    waits = []
-
-    async def slow(*arguments, **named):
-        await asyncio.sleep(0.5)
-        return await charge(*arguments, **named)
-
-    async def after(self, seconds):
-        waits.append(seconds)
-
-    monkeypatch.setattr(Meter, "charge", slow)
-    monkeypatch.setattr(Alarm, "after", after)
+    waits = slow_charges(monkeypatch)
     calls, image = start_server(pad_response_times=even), tiny.tensor_image(tiny.images(1)[0])
     calls.explain(image, token=vendor.grant().token)
     assert waits == []

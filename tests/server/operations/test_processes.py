@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import grpc
 import pytest
 from PIL import Image
-from support import details_of
+from support import details_of, scrape
 
 from keylock.errors import ServiceError
 from keylock.files.limits import available_cores
@@ -99,10 +98,9 @@ EXPLAINED = 'keylock_calls_total{code="OK",method="/keylock.v1.ExplanationServic
 
 def metrics(program, name):
     """Reads a metric of each worker."""
-    opener, found = urllib.request.build_opener(urllib.request.ProxyHandler({})), []
+    found = []
     for worker in program.printed["workers"]:
-        with opener.open(f"http://127.0.0.1:{worker['metrics_port']}/metrics") as page:
-            lines = page.read().decode().splitlines()
+        lines = scrape(worker["metrics_port"]).splitlines()
         found.append(sum(float(line.split()[-1]) for line in lines if line.startswith(name)))
     return found
 

@@ -11,7 +11,6 @@ import math
 import queue
 import re
 import threading
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from rpc_rows import CASES, IMAGE, PIXELS, PORTS, ROWS, Case, stream
-from support import bearer, books, details_of, wait_for
+from support import bearer, books, details_of, logged, scrape, wait_for
 
 from keylock.licensing import Quota, Rate
 from keylock.licensing.receipt_keys import ReceiptKey
@@ -41,7 +40,6 @@ from keylock_server.auth.authentication import Authenticator, Caller
 from keylock_server.scheduling.batching import QueueQuota
 from keylock_server.transport.calls import current_call
 from keylock_server.transport.interceptors import Logs, Requests
-from keylock_server.transport.logs import JsonFormatter, TextFormatter
 from keylock_server.transport.statuses import LICENSE_STATUSES, STATUSES
 
 ROOT = Path(__file__).parents[3]
@@ -535,7 +533,7 @@ def test_no_secret_is_told_by_any_rpc(make_world, vendor, stored, server_log, ca
     for case in sorted(CASES, key=lambda case: case.row.ends_the_server):
         refusals += refusals_of(world, case, world.token)
         if case.row.ends_the_server:
-            scraped = scrape(world)
+            scraped = scrape(world.calls.server.metrics_port)
         reason = case.row.refused_on.get(case.port) or ("" if stored else case.row.without_store)
         if reason:
             refusals.append(refusal_of(world.begin(case, world.good(case), token=world.token)))
@@ -544,12 +542,7 @@ def test_no_secret_is_told_by_any_rpc(make_world, vendor, stored, server_log, ca
         tokens += [answer.access_token for answer in world.ask_well(case) if hasattr(answer, "access_token")]
     world.calls.loop_thread.run(world.calls.server.wait())
 
-    captured = capfd.readouterr()
-    told = {
-        "log as text": "\n".join(map(TextFormatter().format, server_log.records)),
-        "log as JSON": "\n".join(map(JsonFormatter().format, server_log.records)),
-        "records": "\n".join(str(record.__dict__) for record in server_log.records),
-        "output": captured.out + captured.err,
+    told = logged(server_log, capfd.readouterr()) | {
         "metrics": scraped,
         "spans": "\n".join(span.to_json() for span in spans.get_finished_spans()),
         "errors": "\n".join(f"{error} {error.details()} {error.trailing_metadata()}" for error in refusals),
@@ -565,12 +558,6 @@ def test_no_secret_is_told_by_any_rpc(make_world, vendor, stored, server_log, ca
     found += [(place, PASSPHRASE) for place, text in told.items() if place != "errors" and PASSPHRASE in text]
     assert found == []
     assert "Traceback" not in "".join(told.values())
-
-
-def scrape(world: World) -> str:
-    address = f"http://localhost:{world.calls.server.metrics_port}/metrics"
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address, timeout=10) as answer:
-        return str(answer.read().decode())
 
 
 # Health and reflection, which are gRPC's own services.

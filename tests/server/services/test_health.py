@@ -6,7 +6,6 @@ import logging
 import re
 import sys
 import time
-import urllib.request
 from dataclasses import replace
 from datetime import timedelta
 
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy import text
-from support import wait_for
+from support import scrape, wait_for
 
 from keylock.bundle import CANARY_FILE, Canary, KeyFile, open_bundle, seal_canary, write_bundle
 from keylock.errors import StoreError, UnsealError
@@ -198,12 +197,6 @@ def test_a_map_that_differs_is_noticed_when_a_model_is_loaded_if_it_is_the_first
     assert "keyed maps of brightness" in check_canaries([model])
 
 
-def scrape(calls):
-    address = f"http://localhost:{calls.server.metrics_port}/metrics"
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address, timeout=5) as answer:
-        return answer.read().decode()
-
-
 def test_metrics_count_calls_with_bounded_labels(start_server, vendor, tiny):
     calls = start_server(metrics_port=0)
     image = tiny.tensor_image(tiny.images(1)[0])
@@ -212,7 +205,7 @@ def test_metrics_count_calls_with_bounded_labels(start_server, vendor, tiny):
     for number in range(3):
         with pytest.raises(Exception, match="unknown"):
             calls.explain(image, explainer=f"made-up-{number}")
-    page = scrape(calls)
+    page = scrape(calls.server.metrics_port)
     method = 'method="/keylock.v1.ExplanationService/Explain"'
     assert f'keylock_calls_total{{code="OK",{method},reason="OK"}} 1.0' in page
     assert f'keylock_calls_total{{code="NOT_FOUND",{method},reason="UNKNOWN_NAME"}} 3.0' in page
@@ -234,7 +227,7 @@ def test_metrics_count_units_once_and_say_what_is_signed_and_which_checks_fail(s
     calls.explain(images[0], token=token, explainer="coarse")
     calls.explain(images[0])
     deadline = time.monotonic() + 10
-    while "keylock_log_entries 0.0" in (page := scrape(calls)) and time.monotonic() < deadline:
+    while "keylock_log_entries 0.0" in (page := scrape(calls.server.metrics_port)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert 'keylock_charged_units_total{explainer="brightness",model="tiny"} 2.0' in page
     assert 'keylock_charged_units_total{explainer="coarse",model="tiny"} 3.0' in page

@@ -10,6 +10,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from support import scrape
 
 import keylock_server
 from keylock.inference import inference_pb2
@@ -115,13 +116,8 @@ def test_every_logger_of_the_server_names_calls():
 
 
 def test_ids_are_no_label_of_metrics(start_server, image):
-    import urllib.request
-
     calls = start_server(metrics_port=0)
     explain(calls, image, request_id="counted-never")
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-        f"http://localhost:{calls.server.metrics_port}/metrics"
-    ) as answer:
-        text = answer.read().decode()
+    text = scrape(calls.server.metrics_port)
     assert "keylock_calls_total" in text
     assert "counted-never" not in text
