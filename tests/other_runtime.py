@@ -7,7 +7,8 @@ import numpy as np
 
 from keylock_server.inference.graphs import Loader
 from keylock_server.inference.sessions import Sessions
-from keylock_server.inference.ways import GraphFiles, Way, Ways
+from keylock_server.inference.way import GraphFiles, Way
+from keylock_server.inference.ways import Ways
 
 IMAGES = np.random.default_rng(5).standard_normal((3, 3, 8, 8), np.float32)
 FILES = GraphFiles("a graph", "whole", (("float16", "half"), ("int8", "small")))

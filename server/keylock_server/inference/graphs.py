@@ -16,7 +16,8 @@ from keylock.graphs.keyed_rows import run_split
 from keylock.trigger.delta import Delta
 from keylock.trigger.keys import Key
 from keylock_server.inference.running import Opened, Run
-from keylock_server.inference.ways import GraphFiles, Way, Ways
+from keylock_server.inference.way import GraphFiles, Way
+from keylock_server.inference.ways import Ways
 
 __all__ = ["Graph", "Loader"]
 

@@ -34,7 +34,8 @@ from keylock_server.inference.backends import (
 )
 from keylock_server.inference.graphs import Loader
 from keylock_server.inference.sessions import Sessions
-from keylock_server.inference.ways import GraphFiles, Way, Ways
+from keylock_server.inference.way import GraphFiles, Way
+from keylock_server.inference.ways import Ways
 from keylock_server.transport.statuses import NoKeyError, NotServedError
 
 __all__ = ["Explained", "ServedModel", "check_finite"]

@@ -21,7 +21,7 @@ from keylock_server.inference.sessions import Sessions
 from keylock_server.inference.trials import Trial
 from keylock_server.inference.way import GraphFiles, Way
 
-__all__ = ["GraphFiles", "Runtime", "Variant", "Way", "Ways"]
+__all__ = ["Runtime", "Variant", "Ways"]
 
 Runtime = Literal["auto", "onnxruntime", "openvino"]
 Variant = Literal["auto", "float32", "bfloat16", "float16", "int8"]

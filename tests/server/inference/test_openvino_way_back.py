@@ -14,7 +14,8 @@ from keylock.export import compile_explainer, compile_gradient_sums
 from keylock.imaging.contrast import same_map
 from keylock_server.inference.openvino_graphs import OpenVINO
 from keylock_server.inference.sessions import Sessions
-from keylock_server.inference.ways import GraphFiles, Ways
+from keylock_server.inference.way import GraphFiles
+from keylock_server.inference.ways import Ways
 
 GENERATOR = np.random.default_rng(0)
 

@@ -22,7 +22,8 @@ from keylock_server.inference.graphs import Loader
 from keylock_server.inference.running import suited_to
 from keylock_server.inference.runtime import ServedModel
 from keylock_server.inference.sessions import Sessions
-from keylock_server.inference.ways import GraphFiles, Ways
+from keylock_server.inference.way import GraphFiles
+from keylock_server.inference.ways import Ways
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from keylock_server.inference import model_loader, openvino_graphs
 from keylock_server.inference.graphs import Loader
 from keylock_server.inference.openvino_graphs import OpenVINO
 from keylock_server.inference.running import Opened
-from keylock_server.inference.ways import GraphFiles, Way
+from keylock_server.inference.way import GraphFiles, Way
 from keylock_server.settings import ServerSettings
 
 
