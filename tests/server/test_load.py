@@ -9,7 +9,7 @@ from concurrent.futures import Future
 import grpc
 import numpy as np
 import pytest
-from support import details_of
+from support import details_of, wait_for
 
 from keylock.inference import inference_pb2
 from keylock.licensing import Quota
@@ -56,6 +56,11 @@ class Gate:
             assert time.monotonic() < limit, f"{self.held} rows are held"
             time.sleep(0.005)
         time.sleep(0.05)  # By now they have come from decoding to the queue.
+
+    def until_waiting(self, rows):
+        """Waits until so many rows are in the queue, behind those that stand before the gate."""
+        batcher = self.calls.server.parts.batchers.of(self.calls.server.model)
+        wait_for(lambda: batcher._dispatcher.waiting == rows)
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +124,9 @@ def test_a_party_with_much_does_not_keep_another_waiting(small, gate, vendor, im
     first = [begin(small, [image] * 5, token=much)]
     gate.until_reached()
     first += [begin(small, [image] * 5, token=much) for _ in range(2)]
-    gate.until_held(15)
+    gate.until_waiting(10)
     last = begin(small, [tiny.tensor_image(other)], token=little)
-    gate.until_held(16)
+    gate.until_waiting(11)
     gate.open()
     assert all(task.result().results for task in (*first, last))
     # The first run was under way; the next one has the other's image in it.
