@@ -15,6 +15,7 @@ from keylock.trigger.keys import KeySeed
 from keylock_server.inference.choices import Choices
 from keylock_server.inference.cores import cores_of_process, describe_processor, threads_per_batch
 from keylock_server.inference.devices import CPU, warn_about_two_runtimes
+from keylock_server.inference.memory import give_back
 from keylock_server.inference.openvino_graphs import OpenVINO, is_installed
 from keylock_server.inference.runtime import ServedModel
 from keylock_server.inference.sessions import Sessions
@@ -76,7 +77,7 @@ class Opener:
             if seed is not None:
                 key, delta, canary = bundle.key(seed), bundle.delta(seed), bundle.canary(seed)
                 seed.close()
-            return ServedModel(
+            model = ServedModel(
                 bundle.manifest,
                 bundle.read,
                 key=key,
@@ -88,6 +89,8 @@ class Opener:
                 allow_torch=settings.allow_torch,
                 side_by_side=cores_of_process(settings),
             )
+        give_back()
+        return model
 
     def _ways(self, model: str) -> Ways:
         """Returns the ways to compute graphs that the settings want and the machine has.
