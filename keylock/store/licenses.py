@@ -7,20 +7,22 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 from pydantic import ValidationError
-from sqlalchemy import Row, bindparam, insert, select, update
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy import Row, bindparam, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from keylock.errors import InputError, LicenseError, LicenseReason, StoreError
 from keylock.licensing import License, StoredLicense
 from keylock.store.database import Database
 from keylock.store.raw_sql import Statement
-from keylock.store.schema import LICENSES, REVOKED_TOKENS
+from keylock.store.schema import LICENSES
 
 __all__ = ["LicenseStore"]
 
 _TOKEN_ID: Final = re.compile(r"tok_\w{1,40}", re.ASCII)
+# In words that both databases understand, because SQLAlchemy's own for PostgreSQL take long to import.
+_REVOKE_TOKEN: Final = text(
+    "INSERT INTO revoked_tokens (token_id, revoked_at) VALUES (:token_id, :revoked_at) ON CONFLICT DO NOTHING"
+)
 _BY_ID: Final = select(LICENSES).where(LICENSES.c.id == bindparam("license_id"))
 
 
@@ -214,10 +216,8 @@ class LicenseStore:
         """
         if not _TOKEN_ID.fullmatch(token_id):
             raise InputError("this is no id of an access token: give its jti, which begins with tok_")
-        make = postgresql_insert if self.database.path is None else sqlite_insert
-        change = make(REVOKED_TOKENS).values(token_id=token_id, revoked_at=_seconds(at)).on_conflict_do_nothing()
         with self.database.transaction(writes=True) as connection:
-            connection.execute(change)
+            connection.execute(_REVOKE_TOKEN, {"token_id": token_id, "revoked_at": _seconds(at)})
 
     def check(
         self, license_id: str, *, issued_at: datetime | None = None, token_id: str | None = None
