@@ -9,6 +9,9 @@ processes; callers are no part of it. From that of a call is taken what a bare s
 large as the server's runs were. Builds and bare session take turns in rounds, so that whatever else the machine does
 concerns all of them.
 
+Beside them stands `gRPC alone`: a server of grpc.aio that parses the same requests and sends an answer of one of the
+builds, whatever it is asked. No server that is written with grpc.aio costs less.
+
 The thin network costs next to nothing, so little of its figures depends on the bare session. Beside ResNet-18 a call
 finds the caches of the processor full of weights.
 """
@@ -59,6 +62,78 @@ _ROWS = re.compile(r'^keylock_run_images_(sum|count)\{graph="grad_cam"\} (\S+)$'
 _KINDS = ("float32", "uint8", "jpeg")
 
 
+class Calls:
+    """Calls to a server, each caller's on a connection of its own."""
+
+    def __init__(self, target: str, process: ServerProcess, metadata: tuple[tuple[str, str], ...]) -> None:
+        """Takes where it listens, what it runs in, and what calls carry."""
+        self._process, self._metadata = process, metadata
+        self._stubs = Channels(target, explanation_pb2_grpc.ExplanationServiceStub)
+
+    async def once(self, image: pb.Image) -> pb.ExplainResponse:
+        """Asks about one image, until there is a server that answers."""
+        request = pb.ExplainRequest(images=[image], explainer=_TASK)
+        return await self._stubs[0].Explain(request, metadata=self._metadata, timeout=120, wait_for_ready=True)
+
+    async def ask(self, images: list[pb.Image], *, callers: int, calls: int) -> dict[str, float]:
+        """Asks about images.
+
+        Args:
+            images: One for each caller, at least.
+            callers: How many ask at the same time.
+            calls: How often they ask together.
+        """
+        requests = [pb.ExplainRequest(images=[image], explainer=_TASK) for image in images]
+        left, seconds = iter(range(calls)), []
+
+        async def caller(number: int) -> None:
+            stub = self._stubs[number]
+            for _ in left:
+                asked = time.perf_counter()
+                answer = await stub.Explain(requests[number], metadata=self._metadata, timeout=120)
+                seconds.append(time.perf_counter() - asked)
+                assert answer.results[0].keyed
+                assert answer.receipt
+
+        worked = self._process.cpu_s
+        await asyncio.gather(*(caller(number) for number in range(callers)))
+        cpu_s = self._process.cpu_s - worked
+        return {"cpu_ms": cpu_s / calls * 1000, "p50_ms": statistics.median(seconds) * 1000}
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._stubs.close()
+
+
+class Plain:
+    """gRPC alone: a server that computes nothing, and the calls to it."""
+
+    name = "gRPC alone"
+
+    def __init__(self, build: "Build", work: Path) -> None:
+        """Starts none yet; it will answer what a build does."""
+        self._build, self._work = build, work
+
+    async def ready(self, image: pb.Image) -> None:
+        """Starts it, with the answer about an image."""
+        answer, port = self._work / "answer", free_port()
+        answer.write_bytes((await self._build.calls.once(image)).SerializeToString())
+        command = [sys.executable, str(Path(__file__).with_name("plain_answers.py")), str(answer), str(port)]
+        self.process = ServerProcess(command, self._work / "plain.log", environment=environment_of(ROOT))
+        self.calls = Calls(f"127.0.0.1:{port}", self.process, self._build.metadata)
+        await self.calls.once(image)
+
+    async def ask(self, images: list[pb.Image], *, callers: int, calls: int) -> dict[str, float]:
+        """Asks about images, as `Calls.ask` does; no graph is run."""
+        return await self.calls.ask(images, callers=callers, calls=calls)
+
+    async def close(self) -> None:
+        """Ends it, if it was started."""
+        if hasattr(self, "process"):
+            await self.calls.close()
+            self.process.stop()
+
+
 class Build:
     """A server of one build, and the calls to it."""
 
@@ -87,7 +162,7 @@ class Build:
             },
         )
         token = material.token.read_text("ascii").strip()
-        self._metadata = (("authorization", f"Bearer {token}"),)
+        self.metadata = (("authorization", f"Bearer {token}"),)
 
     async def ready(self) -> None:
         """Waits until it answers."""
@@ -96,40 +171,18 @@ class Build:
             return self._ready.exists() and bool(self._ready.read_text("utf-8"))
 
         await self.process.ready(answers)
-        self._stubs = Channels(self._ready.read_text("utf-8").strip(), explanation_pb2_grpc.ExplanationServiceStub)
+        self.calls = Calls(self._ready.read_text("utf-8").strip(), self.process, self.metadata)
 
     async def ask(self, images: list[pb.Image], *, callers: int, calls: int) -> dict[str, float]:
-        """Asks about images.
-
-        Args:
-            images: One for each caller, at least.
-            callers: How many ask at the same time.
-            calls: How often they ask together.
-        """
-        requests = [pb.ExplainRequest(images=[image], explainer=_TASK) for image in images]
-        left, seconds = iter(range(calls)), []
-
-        async def caller(number: int) -> None:
-            stub = self._stubs[number]
-            for _ in left:
-                asked = time.perf_counter()
-                answer = await stub.Explain(requests[number], metadata=self._metadata, timeout=120)
-                seconds.append(time.perf_counter() - asked)
-                assert answer.results[0].keyed
-                assert answer.receipt
-
-        rows, worked = self._rows(), self.process.cpu_s
-        await asyncio.gather(*(caller(number) for number in range(callers)))
-        cpu_s, after = self.process.cpu_s - worked, self._rows()
-        return {
-            "cpu_ms": cpu_s / calls * 1000,
-            "p50_ms": statistics.median(seconds) * 1000,
-            "rows": (after["sum"] - rows["sum"]) / (after["count"] - rows["count"]),
-        }
+        """Asks about images, as `Calls.ask` does, and tells how many rows a run of the graph had."""
+        rows = self._rows()
+        figures = await self.calls.ask(images, callers=callers, calls=calls)
+        after = self._rows()
+        return {**figures, "rows": (after["sum"] - rows["sum"]) / (after["count"] - rows["count"])}
 
     async def close(self) -> None:
         """Ends it."""
-        await self._stubs.close()
+        await self.calls.close()
         self.process.stop()
 
     def _rows(self) -> dict[str, float]:
@@ -176,28 +229,33 @@ async def ask_bare(bare: BareOnnx, rows: int, *, images: int) -> dict[str, float
     }
 
 
-async def measure(material: Material, builds: list[Build], options: argparse.Namespace, calls: int) -> dict[str, Any]:
+async def measure(
+    material: Material, builds: list[Build], options: argparse.Namespace, calls: int, work: Path
+) -> dict[str, Any]:
     """Measures one network; every figure is the median of the rounds, the first of which warms up."""
     bare = BareOnnx(material)
     bare.start(material.folder)
+    plain = Plain(builds[-1], work)
+    servers: list[Build | Plain] = [*builds, plain]
     try:
         await bare.ready()
         for build in builds:
             await build.ready()
         kinds = images_of(material)
+        await plain.ready(kinds["jpeg"][0])
         session: dict[int, list[dict[str, float]]] = {rows: [] for rows in options.callers}
         found: dict[tuple[str, str, int], list[dict[str, float]]] = {}
         for number in range(options.rounds + 1):
             for callers in options.callers:
                 session[callers].append(await ask_bare(bare, callers, images=calls))
                 for kind in options.kinds:
-                    for build in builds if number % 2 else reversed(builds):
-                        figure = await build.ask(kinds[kind], callers=callers, calls=calls)
-                        found.setdefault((build.name, kind, callers), []).append(figure)
+                    for server in servers if number % 2 else reversed(servers):
+                        figure = await server.ask(kinds[kind], callers=callers, calls=calls)
+                        found.setdefault((server.name, kind, callers), []).append(figure)
     finally:
         await bare.stop()
-        for build in builds:
-            await build.close()
+        for server in servers:
+            await server.close()
     times = {rows: statistics.median(one["cpu_ms"] for one in figures[1:]) for rows, figures in session.items()}
     waits = statistics.median(one["p50_ms"] for one in session[min(session)][1:])
     return {
@@ -205,40 +263,41 @@ async def measure(material: Material, builds: list[Build], options: argparse.Nam
         "bare_p50_ms": round(waits, 3),
         "calls_each_round": calls,
         "builds": {
-            build.name: {
-                kind: {str(callers): _summary(found[build.name, kind, callers][1:], times, waits) for callers in times}
+            server.name: {
+                kind: {str(callers): _summary(found[server.name, kind, callers][1:], times, waits) for callers in times}
                 for kind in options.kinds
             }
-            for build in builds
+            for server in servers
         },
     }
 
 
 def _summary(rounds: list[dict[str, float]], session: dict[int, float], session_p50_ms: float) -> dict[str, Any]:
-    """Puts rounds together, and takes off what the bare session costs in batches of as many rows."""
+    """Puts rounds together, and takes off what the bare session costs in batches of as many rows, if any."""
     sizes, costs = np.log2(list(session)), list(session.values())
-    beside = [one["cpu_ms"] - float(np.interp(np.log2(one["rows"]), sizes, costs)) for one in rounds]
+    graphs = [float(np.interp(np.log2(one["rows"]), sizes, costs)) if "rows" in one else 0.0 for one in rounds]
+    beside = [one["cpu_ms"] - graph for one, graph in zip(rounds, graphs, strict=True)]
     low, middle, high = statistics.quantiles(beside, n=4)
     p50_ms = statistics.median(one["p50_ms"] for one in rounds)
     return {
         "beside_cpu_ms": round(middle, 3),
         "quartiles_ms": [round(low, 3), round(high, 3)],
         "cpu_ms": round(statistics.median(one["cpu_ms"] for one in rounds), 3),
-        "rows_in_a_run": round(statistics.median(one["rows"] for one in rounds), 2),
+        "rows_in_a_run": round(statistics.median(one.get("rows", 0) for one in rounds), 2),
         "p50_ms": round(p50_ms, 3),
         "p50_over_bare_ms": round(p50_ms - session_p50_ms, 3),
     }
 
 
 @contextmanager
-def started(named: dict[str, Path], material: Material) -> Iterator[list[Build]]:
-    """Yields a server of each build."""
+def started(named: dict[str, Path], material: Material) -> Iterator[tuple[list[Build], Path]]:
+    """Yields a server of each build, and a folder for files."""
     with tempfile.TemporaryDirectory() as work:
         builds: list[Build] = []
         try:
             for name, tree in named.items():
                 builds.append(Build(name, tree, material, Path(work)))
-            yield builds
+            yield builds, Path(work)
         finally:
             for build in builds:
                 build.process.stop()
@@ -261,8 +320,8 @@ def main() -> None:
     load_before = round(os.getloadavg()[0], 1)
     for network, calls in zip(options.networks, [*options.calls, options.calls[-1]], strict=False):
         material = prepare(options.work, _SIDE, thin=network == "thin")
-        with started(named, material) as builds:
-            networks[network] = asyncio.run(measure(material, builds, options, calls))
+        with started(named, material) as (builds, work):
+            networks[network] = asyncio.run(measure(material, builds, options, calls, work))
     result = {
         "hardware": f"{describe_processor()}, {os.cpu_count()} cores, one thread of computing for each server",
         "command": shlex.join(
