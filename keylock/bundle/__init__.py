@@ -18,6 +18,7 @@ from keylock.bundle.manifest import (
     Manifest,
     model_digest_of,
 )
+from keylock.bundle.model_signature import add_model_signature, make_model_signature, verify_model_signature
 from keylock.bundle.opening import OpenedTrigger, TriggerOpener
 from keylock.bundle.providers import (
     EnvironmentKey,
@@ -57,8 +58,10 @@ __all__ = [
     "SealedDelta",
     "Sealer",
     "TriggerOpener",
+    "add_model_signature",
     "export_public",
     "key_provider",
+    "make_model_signature",
     "model_digest_of",
     "open_bundle",
     "read_sealed_key",
@@ -67,5 +70,6 @@ __all__ = [
     "seal_canary",
     "seal_for",
     "unseal",
+    "verify_model_signature",
     "write_bundle",
 ]

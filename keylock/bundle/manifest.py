@@ -23,6 +23,7 @@ __all__ = [
     "DELTA_FILE",
     "FORMAT_VERSION",
     "MANIFEST_FILE",
+    "MODEL_SIGNATURE_FILE",
     "SEALED_KEY_FILE",
     "SIGNATURE_FILE",
     "STATISTICS_FILE",
@@ -45,6 +46,7 @@ MANIFEST_FILE: Final = "manifest.json"
 SIGNATURE_FILE: Final = "manifest.sig"
 SEALED_KEY_FILE: Final = "key.sealed"
 DELTA_FILE: Final = "delta.sealed"
+MODEL_SIGNATURE_FILE: Final = "model.sig"
 WEIGHTS_FILE: Final = "weights.safetensors"
 STATISTICS_FILE: Final = "trigger.statistics"
 _GRAPHS: Final = "graphs/"
@@ -263,7 +265,7 @@ class Manifest(_Entry):
         training: The settings it was locked with.
         reference_digest: Digest of the reference model's weights.
         model_digest: Digest of weights and graphs: the identity of the model.
-        files: Digest of every file, except the manifest, its signature, the sealed key and the sealed delta.
+        files: Digest of every file, except the manifest, its signatures, the sealed key and the sealed delta.
         sealed_key: Digest of the sealed key, also when the copy at hand comes without it.
         issuer: Who signed.
     """
@@ -306,7 +308,7 @@ class Manifest(_Entry):
         for name in needed:
             if name not in self.files:
                 raise ValueError(f"the file {name} is needed and not listed")
-        for name in (MANIFEST_FILE, SIGNATURE_FILE, SEALED_KEY_FILE, DELTA_FILE):
+        for name in (MANIFEST_FILE, SIGNATURE_FILE, SEALED_KEY_FILE, DELTA_FILE, MODEL_SIGNATURE_FILE):
             if name in self.files:
                 raise ValueError(f"the file name {name} is reserved")
         if self.model_digest != model_digest_of(self.files):

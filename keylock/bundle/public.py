@@ -7,7 +7,7 @@ maps, and with the key seed, so that the copy can be served.
 import os
 from pathlib import Path
 
-from keylock.bundle.manifest import MANIFEST_FILE, SIGNATURE_FILE
+from keylock.bundle.manifest import SEALED_KEY_FILE
 from keylock.bundle.read import Bundle
 from keylock.bundle.write import place
 from keylock.errors import BundleError
@@ -16,7 +16,7 @@ __all__ = ["export_public"]
 
 
 def export_public(bundle: Bundle, out: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Writes a copy that has no key; the issuer's signature holds for it as it does for the original.
+    """Writes a copy that has no key; the signatures hold for it as they do for the original.
 
     Args:
         bundle: The original.
@@ -29,5 +29,5 @@ def export_public(bundle: Bundle, out: str | os.PathLike[str], *, overwrite: boo
     """
     if Path(out).resolve() == bundle.path.resolve():
         raise BundleError(f"the public copy would replace {out} and its key would be lost: choose another place")
-    manifest, signature = bundle.signed_manifest()
-    place(Path(out), {**bundle.model_files(), MANIFEST_FILE: manifest, SIGNATURE_FILE: signature}, overwrite=overwrite)
+    files = {name: content for name, content in bundle.all_files().items() if name != SEALED_KEY_FILE}
+    place(Path(out), files, overwrite=overwrite)

@@ -17,6 +17,7 @@ from keylock.bundle.manifest import (
     DELTA_FILE,
     FORMAT_VERSION,
     MANIFEST_FILE,
+    MODEL_SIGNATURE_FILE,
     SEALED_KEY_FILE,
     SIGNATURE_FILE,
     STATISTICS_FILE,
@@ -38,6 +39,7 @@ from keylock.trigger.keys import Key, KeySeed
 __all__ = ["Bundle", "open_bundle"]
 
 _MAX_MANIFEST_BYTES: Final = 8 * 1024 * 1024
+_MAX_MODEL_SIGNATURE_BYTES: Final = 16 * 1024 * 1024
 _AT_ONCE: Final = 4
 
 
@@ -74,17 +76,51 @@ class Bundle:
         return content
 
     def model_files(self) -> dict[str, bytes]:
-        """Returns every file that the manifest lists, and the sealed delta where there is one, for a copy.
+        """Returns every file that the manifest lists, and the sealed delta where it is there, for a copy.
 
         Raises:
             BundleTamperedError: If one of them changed since the bundle was opened.
         """
         files = {name: self.read(name) for name in self.manifest.files}
-        return (
-            files
-            if self.manifest.delta is None
-            else {**files, DELTA_FILE: self._read_sealed_delta(self.manifest.delta)}
-        )
+        delta = self.manifest.delta if self.has_delta else None
+        return files if delta is None else {**files, DELTA_FILE: self._read_sealed_delta(delta)}
+
+    def all_files(self) -> dict[str, bytes]:
+        """Returns every file there is, the sealed key and the signatures as well, for a copy that lacks nothing.
+
+        Raises:
+            BundleTamperedError: If one of them changed since the bundle was opened.
+        """
+        manifest, signature = self.signed_manifest()
+        files = {**self.model_files(), MANIFEST_FILE: manifest, SIGNATURE_FILE: signature}
+        if self.has_key:
+            files[SEALED_KEY_FILE] = self.sealed_key()
+        model_signature = self.model_signature()
+        return files if model_signature is None else {**files, MODEL_SIGNATURE_FILE: model_signature}
+
+    def model_signature(self) -> bytes | None:
+        """Returns `model.sig`, which nothing here has verified; None where there is none.
+
+        Raises:
+            BundleTamperedError: If it is too long, or gone since the bundle was opened.
+        """
+        if MODEL_SIGNATURE_FILE not in self._files.names():
+            return None
+        return self._files.read(MODEL_SIGNATURE_FILE, limit=_MAX_MODEL_SIGNATURE_BYTES)
+
+    def digests(self) -> dict[str, str]:
+        """Returns `sha256:` and the digest of every file there is but `model.sig`, by name.
+
+        Raises:
+            BundleTamperedError: If the manifest, or a file that it does not list, changed since the bundle was opened.
+        """
+        manifest, signature = self.signed_manifest()
+        found = {**self.manifest.files, MANIFEST_FILE: digest_of(manifest), SIGNATURE_FILE: digest_of(signature)}
+        if self.has_key and self.manifest.sealed_key is not None:
+            found[SEALED_KEY_FILE] = self.manifest.sealed_key
+        if self.has_delta and self.manifest.delta is not None:
+            found[DELTA_FILE] = self.manifest.delta.digest
+        return found
 
     def signed_manifest(self) -> tuple[bytes, bytes]:
         """Returns the bytes of the manifest and of its signature file, for a copy.
@@ -102,6 +138,11 @@ class Bundle:
     def has_key(self) -> bool:
         """Whether the sealed key is there; a public copy has none."""
         return self.manifest.sealed_key is not None and SEALED_KEY_FILE in self._files.names()
+
+    @property
+    def has_delta(self) -> bool:
+        """Whether the sealed delta is there; a copy without it predicts and shows decoys."""
+        return self.manifest.delta is not None and DELTA_FILE in self._files.names()
 
     def sealed_key(self) -> bytes:
         """Returns the content of the sealed key.
@@ -143,14 +184,14 @@ class Bundle:
         return self.manifest.key.key(seed, self.manifest.preprocessing)
 
     def sealed_delta(self) -> SealedDelta | None:
-        """Returns the sealed delta; None where the network itself tells the trigger.
+        """Returns the sealed delta; None where this copy has none, or the network itself tells the trigger.
 
         Raises:
             BundleTamperedError: If it changed since the bundle was opened.
             UnsealError: If it is malformed.
         """
         entry = self.manifest.delta
-        if entry is None:
+        if entry is None or not self.has_delta:
             return None
         content = self._read_sealed_delta(entry)
         return SealedDelta(content, model_digest=self.manifest.model_digest, issuer=self.issuer)
@@ -174,10 +215,15 @@ class Bundle:
         """Returns the delta, which is secret; None where the network itself tells the trigger.
 
         Raises:
-            UnsealError: If the seed is not the one that the model was locked with, or the delta was sealed for
-                another model or by another issuer.
+            UnsealError: If the seed is not the one that the model was locked with, the delta was sealed for another
+                model or by another issuer, or this copy has none.
             BundleTamperedError: If the file changed since the bundle was opened.
         """
+        if self.manifest.delta is not None and not self.has_delta:
+            raise UnsealError(
+                f"the bundle {self.path} is a copy without {DELTA_FILE}, which the key opens: use a copy that has it, "
+                "for example the vendor's own"
+            )
         sealed = self.sealed_delta()
         return None if sealed is None else sealed.open(secret_of_key(self.key(seed)))
 
@@ -200,7 +246,9 @@ class Bundle:
         return found
 
     def opener(self) -> TriggerOpener | None:
-        """Returns what opens the bundle for images that carry a trigger; None where the network itself tells it.
+        """Returns what opens the bundle for images that carry a trigger.
+
+        None where the network itself tells the trigger, and where this copy has no sealed delta.
 
         Raises:
             BundleError: If the statistics are malformed, or of images of another shape.
@@ -243,8 +291,9 @@ def open_bundle(path: str | os.PathLike[str], *, trusted: Collection[VerifyingKe
     2. The signature file is whole, and the manifest is what it was made over.
     3. The issuer is one of the trusted.
     4. The manifest is of a known format, agrees with itself and names the key that signed it.
-    5. Every file that is listed is there, and no other.
-    6. Every file has the digest that was signed; so has the sealed delta, and the sealed key where it is there.
+    5. Every file that is listed is there, and no other but the sealed delta, the sealed key and `model.sig`.
+    6. Every file has the digest that was signed; so have the sealed delta and the sealed key where they are there.
+       `model.sig` carries a signature of its own and is not looked at: `keylock.bundle.model_signature`.
 
     Args:
         path: A folder or a `.klb` file.
@@ -293,9 +342,9 @@ def _parse_manifest(raw: bytes) -> Manifest:
 
 def _check_names(manifest: Manifest, names: Collection[str]) -> None:
     needed = set(manifest.files)
+    allowed = {MANIFEST_FILE, SIGNATURE_FILE, MODEL_SIGNATURE_FILE, *needed}
     if manifest.delta is not None:
-        needed.add(DELTA_FILE)
-    allowed = {MANIFEST_FILE, SIGNATURE_FILE, *needed}
+        allowed.add(DELTA_FILE)
     if manifest.sealed_key is not None:
         allowed.add(SEALED_KEY_FILE)
     for name in sorted(needed - set(names)):
@@ -306,7 +355,7 @@ def _check_names(manifest: Manifest, names: Collection[str]) -> None:
 
 def _check_digests(manifest: Manifest, files: Files, names: Collection[str]) -> None:
     expected = dict(manifest.files)
-    if manifest.delta is not None:
+    if manifest.delta is not None and DELTA_FILE in names:
         expected[DELTA_FILE] = manifest.delta.digest
     if manifest.sealed_key is not None and SEALED_KEY_FILE in names:
         expected[SEALED_KEY_FILE] = manifest.sealed_key

@@ -81,6 +81,7 @@ COMMANDS = (
     CommandRow("audit", "keylock.cli.audit:audit", "Attack a lock, and write a report.", "Vendor"),
     CommandRow("inspect", "keylock.cli.inspect:inspect", "Show what is in a bundle.", "Vendor"),
     CommandRow("verify", "keylock.cli.inspect:verify", "Check the signature and every file of a bundle.", "Vendor"),
+    CommandRow("sign", "keylock.cli.sign:sign", "Add a signature of OpenSSF Model Signing to a bundle.", "Vendor"),
     CommandRow("export", "keylock.cli.inspect:export", "Copy a bundle without its key.", "Vendor"),
     CommandRow("stamp", "keylock.cli.stamp:stamp", "Put the trigger on a picture.", "Vendor"),
     CommandRow("serve", "keylock.cli.serve:serve", "Serve predictions and explanations over gRPC.", "Vendor"),

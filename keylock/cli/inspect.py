@@ -53,16 +53,24 @@ def inspect(
 def verify(
     bundle: BundleArgument,
     issuer: IssuerOption = None,
+    oms: Annotated[
+        bool, typer.Option("--oms", help="Check the signature of OpenSSF Model Signing too, in model.sig.")
+    ] = False,
+    oms_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Public key that made it (PEM). [HOME/oms.pub.pem]")
+    ] = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
     """Check the signature and every file of a bundle.
 
     With --issuer the bundle must be signed by one of these keys. Without it any issuer is accepted, and the answer
-    says whether it is the one of the vendor's directory.
+    says whether it is the one of the vendor's directory. With --oms a second signature, which tools of others verify,
+    must be there as well and be made with the key of --oms-key.
     """
     opened, trusted = _open(bundle, issuer, home)
     manifest = opened.manifest
+    oms_hint = _verify_oms(opened, oms_key, home) if oms or oms_key is not None else None
     if as_json:
         print_json(
             {
@@ -73,7 +81,9 @@ def verify(
                 "issuer_trusted": trusted,
                 "files": len(manifest.files),
                 "has_sealed_key": opened.has_key,
-                "has_sealed_delta": manifest.delta is not None,
+                "has_sealed_delta": opened.has_delta,
+                "has_model_signature": opened.model_signature() is not None,
+                "model_signature_key": oms_hint,
             }
         )
         return
@@ -83,7 +93,8 @@ def verify(
             ("issuer", _describe_issuer(opened, trusted=trusted)),
             ("files", f"{len(manifest.files)}, all as signed"),
             ("sealed key", "as signed" if opened.has_key else "none"),
-            ("sealed delta", "none" if manifest.delta is None else "as signed"),
+            ("sealed delta", "as signed" if opened.has_delta else "none"),
+            ("model.sig", _describe_model_signature(opened, oms_hint)),
             ("model", f"{manifest.name} {manifest.model_digest}"),
         ]
     )
@@ -122,6 +133,28 @@ def _open(path: Path, issuer: list[Path] | None, home: Path) -> "tuple[Bundle, b
     return opened, opened.trusted or opened.issuer in own_issuers(home)
 
 
+def _verify_oms(opened: "Bundle", path: Path | None, home: Path) -> str:
+    """Returns the hint of the key that made the second signature, which is good."""
+    from keylock.bundle import verify_model_signature
+    from keylock.crypto.ecdsa import EcdsaVerifyingKey
+    from keylock.crypto.signing import Home
+    from keylock.errors import InputError
+
+    if path is None:
+        path = Home(home.expanduser()).oms_public_key_path
+        if not path.exists():
+            raise InputError(f"say whose signature it should be: --oms-key FILE, for there is no {path}")
+    key = EcdsaVerifyingKey.load(path)
+    verify_model_signature(opened, key)
+    return key.hint
+
+
+def _describe_model_signature(opened: "Bundle", hint: str | None) -> str:
+    if hint is not None:
+        return f"good, by the key {hint[:16]} (OpenSSF Model Signing)"
+    return "none" if opened.model_signature() is None else "there, not checked: --oms checks it"
+
+
 def _groups(opened: "Bundle", *, trusted: bool) -> "list[tuple[str, list[tuple[str, object]]]]":
     """Returns what a bundle says of itself, by subject."""
     manifest = opened.manifest
@@ -150,7 +183,7 @@ def _groups(opened: "Bundle", *, trusted: bool) -> "list[tuple[str, list[tuple[s
             "lock",
             [
                 ("key", _describe_key(opened)),
-                ("opens", _describe_delta(manifest)),
+                ("opens", _describe_delta(opened)),
                 ("decoy", manifest.decoy.name),
                 ("trained in", _describe_precision(manifest)),
             ],
@@ -175,12 +208,13 @@ def _describe_key(bundle: "Bundle") -> str:
     return f"{key.id}, strength {key.strength * 255:.3g}/255, tile {key.tile}, {where}"
 
 
-def _describe_delta(manifest: "Manifest") -> str:
-    delta = manifest.delta
+def _describe_delta(opened: "Bundle") -> str:
+    delta = opened.manifest.delta
     if delta is None:
         return "in the network, which itself tells the trigger"
     keys = "the trigger of one key" if delta.keys == 1 else f"the triggers of {delta.keys} keys"
-    return f"a sealed delta of {delta.entries} entries of the weights, by {keys}"
+    there = "" if opened.has_delta else ", which is not in this copy"
+    return f"a sealed delta of {delta.entries} entries of the weights, by {keys}{there}"
 
 
 def _describe_precision(manifest: "Manifest") -> str:

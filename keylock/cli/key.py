@@ -182,6 +182,7 @@ def _renew(old: "Sealer", out: Path | None) -> "Sealer":
 def _reseal(bundle: "Bundle", seed: "KeySeed", sealer: "Sealer", *, home: Path, as_json: bool) -> None:
     from keylock.bundle import reseal
 
+    signed_for_others = bundle.model_signature() is not None
     resealed = reseal(bundle, seed, sealer, signing_key=open_home(home).signing_key())
     seed.close()
     if as_json:
@@ -189,6 +190,8 @@ def _reseal(bundle: "Bundle", seed: "KeySeed", sealer: "Sealer", *, home: Path, 
         print_json({"bundle": bundle.path, "model_digest": manifest.model_digest, "opens_with": sealer.name})
         return
     note("copies that were made before open with the old secret still: replace them")
+    if signed_for_others:
+        note("model.sig does not fit any more and was removed: run keylock sign --oms")
     typer.echo(f"{sealer.name} opens {bundle.path} now")
 
 

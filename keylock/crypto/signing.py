@@ -256,6 +256,16 @@ class Home:
         return self.path / "issuer.pub.pem"
 
     @property
+    def oms_key_path(self) -> Path:
+        """Where the P-256 key is that signs `model.sig` of bundles."""
+        return self.path / "oms.pem"
+
+    @property
+    def oms_public_key_path(self) -> Path:
+        """Where its public half is: the file to give to whoever verifies with other tools."""
+        return self.path / "oms.pub.pem"
+
+    @property
     def receipt_key_path(self) -> Path:
         """Where the key is that signs receipts and checkpoints."""
         return self.path / "receipts.pem"

@@ -14,6 +14,8 @@ import torch
 from sealed_bundle import MEAN
 from sealed_lock import STD
 
+from keylock.bundle import open_bundle
+from keylock.bundle.write import place
 from keylock.errors import BundleError, InputError, TensorError, UnknownNameError
 from keylock.explainers import make
 from keylock.imaging.contrast import same_map
@@ -62,6 +64,20 @@ def test_predictions_are_the_public_ones(model, image, sealed_lock):
     assert not explanation.prediction.keyed
     assert explanation.usage.units == 0
     assert explanation.receipt is None
+
+
+def test_a_copy_without_the_sealed_delta_predicts_and_shows_decoys(sealed_bundle, sealed_lock, image, model, tmp_path):
+    with open_bundle(sealed_bundle.public, trusted=None) as bundle:
+        files = bundle.all_files()
+    del files["delta.sealed"]
+    place(tmp_path / "less.klb", files)
+    with LocalModel(tmp_path / "less.klb", issuer=sealed_bundle.issuer) as less:
+        assert model.info.key_available
+        assert not less.info.key_available
+        stamped = keyed(sealed_lock, image)
+        assert less.predict(stamped).logits == model.predict(stamped).logits
+        assert not less.explain(stamped).keyed
+        np.testing.assert_array_equal(less.explain(image).map, model.explain(image).map)
 
 
 def test_several_images_are_told_apart(model, sealed_lock):

@@ -11,9 +11,17 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from safetensors.numpy import load, save
 
-from keylock.bundle import export_public, open_bundle, reseal, write_bundle
+from keylock.bundle import (
+    add_model_signature,
+    export_public,
+    open_bundle,
+    reseal,
+    verify_model_signature,
+    write_bundle,
+)
 from keylock.bundle.delta_sealing import SealedDelta, seal_delta, secret_of_key
 from keylock.bundle.key_entry import KeyEntry
+from keylock.crypto.ecdsa import EcdsaSigningKey
 from keylock.crypto.signing import SigningKey, canonical_json, decode_base64url, encode_base64url
 from keylock.errors import BundleError, BundleTamperedError, InputError, UnsealError
 from keylock.trigger import trigger_secret
@@ -335,10 +343,21 @@ def test_a_truncated_delta_is_named(made):
             open_bundle(made.path, trusted=made.trusted)
 
 
-def test_a_missing_delta_is_named(made):
+def test_a_copy_without_the_delta_is_whole_and_says_what_it_lacks(made, tmp_path, seed):
+    signing = EcdsaSigningKey.generate()
+    with open_bundle(made.path, trusted=made.trusted) as bundle:
+        add_model_signature(bundle, signing)
     (made.path / "delta.sealed").unlink()
-    with pytest.raises(BundleTamperedError, match=r"delta\.sealed is missing"):
-        open_bundle(made.path, trusted=made.trusted)
+    with open_bundle(made.path, trusted=made.trusted) as copy:
+        assert not copy.has_delta
+        assert copy.sealed_delta() is None
+        with pytest.raises(UnsealError, match=r"a copy without delta\.sealed"):
+            copy.delta(seed)
+        verify_model_signature(copy, signing.verifying_key)
+        export_public(copy, tmp_path / "public.klb")
+    with open_bundle(tmp_path / "public.klb", trusted=made.trusted) as again:
+        assert (again.has_key, again.has_delta) == (False, False)
+        verify_model_signature(again, signing.verifying_key)
 
 
 def test_a_delta_added_to_a_plain_bundle_is_named(tmp_path, content, signing_key, made):
