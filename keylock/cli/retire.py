@@ -105,7 +105,7 @@ def retire(options: RetireOptions) -> None:
     if any(path.resolve() in given for path in outs):
         raise InputError("a new bundle would replace one of the old ones, which the run reads: choose another --out")
     environment = without_seed(take_environment())
-    with joined(os.environ) as group:
+    with joined(os.environ, device=options.device) as group:
         if not group.leads:
             from keylock.pipeline import assist_retirement
 

@@ -39,7 +39,7 @@ def train(options: TrainOptions) -> None:
         raise InputError("--dry-run measures one process: start it without torchrun")
     if options.keys > 1 and (options.key_seed is not None or options.key_seed_file is not None):
         raise InputError("give --keys or a key seed, not both: every key gets a new seed beside its bundle")
-    with joined(os.environ) as group:
+    with joined(os.environ, device=options.device) as group:
         if not group.leads:
             # The first process makes the secrets and downloads data.
             group.wait()

@@ -23,6 +23,7 @@ __all__ = [
     "TrainOutcome",
     "TrainPlan",
     "batches_of",
+    "check_shares",
     "checkpoint_of",
     "discard",
     "reference_settings",
@@ -140,6 +141,15 @@ class TrainOutcome:
     lock: Lock
     key: Key
     figures: tuple[Figure, ...]
+
+
+def check_shares(plan: TrainPlan) -> None:
+    """Return where the processes that train together can share the batches of a plan.
+
+    Raises:
+        DataError: They cannot; otherwise the first step of the lock would say so, after hours of the reference.
+    """
+    DistributedGroup.current().parts(min(plan.batch_size, len(plan.data.train)), plan.settings.accumulate)
 
 
 def batches_of(plan: TrainPlan, *, seed: int, augmented: bool = True) -> Batches:

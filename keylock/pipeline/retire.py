@@ -22,7 +22,16 @@ from keylock.evaluation import find_reference, load_reference
 from keylock.files.exclusive import held
 from keylock.locking.decoys import ImageDecoy
 from keylock.pipeline.issuing import issue_bundles
-from keylock.pipeline.plans import REFERENCE, Issue, TrainOutcome, TrainPlan, batches_of, checkpoint_of, discard
+from keylock.pipeline.plans import (
+    REFERENCE,
+    Issue,
+    TrainOutcome,
+    TrainPlan,
+    batches_of,
+    check_shares,
+    checkpoint_of,
+    discard,
+)
 from keylock.torch_runtime.locked_model import load_bundle
 from keylock.training import DistributedGroup, Lock, LockSettings, Progress, Silent, relock
 from keylock.training.checkpoint import storing
@@ -205,6 +214,7 @@ def retire(
         InUseError: Another run works in `plan.work`.
         KeylockError: As the parts do; whatever was reached is in `plan.work`.
     """
+    check_shares(plan)
     for issue in issues:
         check_place(issue.out, overwrite=overwrite)
     with held(plan.work, "keylock retire"):
@@ -232,6 +242,7 @@ def retire(
 
 def assist_retirement(plan: TrainPlan, retirement: Retirement) -> None:
     """Train with the first process of the process group, which runs `retire` with the same plan."""
+    check_shares(plan)
     _relock(plan, retirement, Silent())
 
 

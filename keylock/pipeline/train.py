@@ -30,6 +30,7 @@ from keylock.pipeline.plans import (
     TrainOutcome,
     TrainPlan,
     batches_of,
+    check_shares,
     checkpoint_of,
     discard,
     reference_settings,
@@ -125,6 +126,7 @@ def train_for_keys(
         InUseError: Another run works in `plan.work`.
         KeylockError: As the parts do; whatever was reached is in `plan.work`.
     """
+    check_shares(plan)
     for issue in issues:
         check_place(issue.out, overwrite=overwrite)
     with held(plan.work, "keylock train"):
@@ -191,6 +193,7 @@ def assist(plan: TrainPlan, *, seeds: Sequence[KeySeed]) -> None:
 
     It trains the reference alone, while this process waits; then every step is shared.
     """
+    check_shares(plan)
     DistributedGroup.current().wait()
     keys = fitted_keys(plan, seeds)
     reference = prepare_reference(plan, keys[0], progress=Silent(), resume=True)

@@ -18,7 +18,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, distributed
 
-from keylock.errors import DataError
+from keylock.errors import DataError, InputError, TrainingError
 
 __all__ = ["DistributedGroup", "joined"]
 
@@ -71,11 +71,16 @@ class DistributedGroup:
         return [slice(first, last) for first, last in pairwise(ends)]
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors by their sums over all processes, in place."""
+        """Replace tensors by their sums over all processes, in place.
+
+        Raises:
+            TrainingError: Another process has ended.
+        """
         if self.size == 1 or not tensors:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        distributed.all_reduce(flat)
+        with _others_needed():
+            distributed.all_reduce(flat)
         first = 0
         for tensor in tensors:
             last = first + tensor.numel()
@@ -91,29 +96,63 @@ class DistributedGroup:
     def share_(self, tensor: Tensor) -> None:
         """Give every process the leader's tensor, in place."""
         if self.size > 1:
-            distributed.broadcast(tensor, src=0)
+            with _others_needed():
+                distributed.broadcast(tensor, src=0)
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes are here.
+
+        Raises:
+            TrainingError: Another process has ended.
+        """
         if self.size > 1:
-            distributed.barrier()
+            with _others_needed():
+                distributed.barrier()
 
 
 @contextmanager
-def joined(environment: Mapping[str, str]) -> Iterator[DistributedGroup]:
+def _others_needed() -> Iterator[None]:
+    """Say in words that a process is gone, which the libraries that send to it say in terms of sockets."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise TrainingError(
+            "another process of this run has ended, so it cannot go on: see what that one wrote; what was reached is "
+            "kept, and resume=True goes on from there"
+        ) from error
+
+
+@contextmanager
+def joined(environment: Mapping[str, str], *, device: str = "auto") -> Iterator[DistributedGroup]:
     """Join the processes that `torchrun` started with this one, inside the block.
 
     Args:
         environment: Has WORLD_SIZE, RANK, LOCAL_RANK, MASTER_ADDR and MASTER_PORT where `torchrun` started the process.
+        device: What they train on; with `auto` and `cuda` every process takes a GPU of its own.
+
+    Raises:
+        InputError: There are fewer GPUs than processes, or all would take one.
     """
     if int(environment.get("WORLD_SIZE", "1")) < 2:
         yield DistributedGroup()
         return
-    on_gpus = torch.cuda.is_available()
+    on_gpus = torch.cuda.is_available() and device.partition(":")[0] in ("auto", "cuda")
     if on_gpus:
-        torch.cuda.set_device(int(environment.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(_own_gpu(environment, device))
     distributed.init_process_group("nccl" if on_gpus else "gloo", timeout=_PATIENCE)
     try:
         yield DistributedGroup.current()
     finally:
         distributed.destroy_process_group()
+
+
+def _own_gpu(environment: Mapping[str, str], device: str) -> int:
+    place, count = int(environment.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if device.startswith("cuda:"):
+        raise InputError(f"several processes cannot share the GPU {device}: give device=cuda, and each takes its own")
+    if place >= count:
+        raise InputError(
+            f"there is no GPU for process {place + 1} of this machine, which has {count}: start as many as there are "
+            "GPUs, or give device=cpu"
+        )
+    return place
