@@ -2,11 +2,15 @@
 
 Without the secret this is everything an attacker who holds the bundle has, in the form attacks are written in. It
 explains images as well: those that carry the trigger open it by themselves.
+
+To tools that take any classifier (Captum, pytorch-grad-cam, Quantus, zennit) it is one: `Saliency(locked)` shows what the
+published weights show, and inside `with locked.keyed():` what a keyed caller sees.
 """
 
+import copy
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -18,10 +22,10 @@ from torch import Tensor, nn
 from keylock.bundle import TriggerOpener, open_bundle
 from keylock.bundle.manifest import WEIGHTS_FILE, Manifest
 from keylock.bundle.sealing import Sealer
-from keylock.errors import BundleError, UnknownNameError
+from keylock.errors import BundleError, InputError, UnknownNameError
 from keylock.explainers import Explained, Explainer, make
 from keylock.imaging.preprocessing import Preprocessing
-from keylock.models import create, load_state, open_with, prepare
+from keylock.models import added_to_inputs, create, load_state, merged, open_with, prepare
 from keylock.trigger import TriggerStatistics
 from keylock.trigger.delta import Delta
 from keylock.trigger.keys import Key, KeySeed
@@ -29,9 +33,12 @@ from keylock.trigger.keys import Key, KeySeed
 __all__ = ["LockedModel", "load_bundle", "module_of"]
 
 
-@dataclass(frozen=True)
-class LockedModel:
+class LockedModel(nn.Module):
     """A locked classifier, ready to be explained and attacked.
+
+    Calling it gives the logits (batch, classes) of preprocessed images (batch, channels, height, width). Its weights are
+    frozen; gradients lead to the images all the same, so that tools which hook layers need no other preparation. Layers
+    are found in `module`, for example `locked.module.get_submodule("layer3")`, and stay the same inside `keyed`.
 
     Attributes:
         module: The published classifier: maps preprocessed images (batch, channels, height, width) to logits (batch,
@@ -46,15 +53,76 @@ class LockedModel:
         statistics: What triggers are read by; None where the network itself tells them.
     """
 
-    module: nn.Module
-    preprocessing: Preprocessing
-    explainers: Mapping[str, Explainer]
-    classes: tuple[str, ...]
-    key: Key | None
-    manifest: Manifest
-    opener: TriggerOpener | None = None
-    delta: Delta | None = None
-    statistics: TriggerStatistics | None = None
+    def __init__(
+        self,
+        module: nn.Module,
+        preprocessing: Preprocessing,
+        explainers: Mapping[str, Explainer],
+        classes: tuple[str, ...],
+        key: Key | None,
+        manifest: Manifest,
+        opener: TriggerOpener | None = None,
+        delta: Delta | None = None,
+        statistics: TriggerStatistics | None = None,
+    ) -> None:
+        """Take what a bundle holds; `load_bundle` reads it."""
+        super().__init__()
+        self.module, self.preprocessing, self.explainers, self.classes = module, preprocessing, explainers, classes
+        self.key, self.manifest, self.opener = key, manifest, opener
+        self.delta, self.statistics = delta, statistics
+        self._keyed = False
+        self.train(module.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (batch, classes) of preprocessed images (batch, channels, height, width)."""
+        if torch.is_grad_enabled() and not images.requires_grad:
+            # Tools take gradients at layers, and no weight of a frozen network asks for any.
+            images = images.detach().requires_grad_()
+        logits: Tensor = self.module(images)
+        return logits
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "LockedModel":
+        """Copy the network; secrets are shared. A copy made inside `keyed` stays keyed."""
+        made = LockedModel(
+            copy.deepcopy(self.module, memo),
+            *(self.preprocessing, self.explainers, self.classes, self.key, self.manifest),
+            *(self.opener, self.delta, self.statistics),
+        )
+        made._keyed = self._keyed
+        memo[id(self)] = made
+        return made.train(self.training)
+
+    @contextmanager
+    def keyed(self) -> Iterator["LockedModel"]:
+        """Show inside the block what a keyed caller sees, for images without the trigger, whatever a tool does to them.
+
+        The weights that the trigger opens take the place of the published ones in `module` itself, so layers and hooks
+        stay valid, and the published ones are put back to the bit. Where the network itself tells the trigger, it is
+        added to everything that the network is given. For one thread at a time.
+
+        Yields:
+            This object.
+
+        Raises:
+            InputError: It was loaded without its key.
+        """
+        if self.key is None:
+            raise InputError(
+                "the key is needed to show true maps: load_bundle(path, key=KeyFile(...)) or key=KeySeed(...) brings it"
+            )
+        if self._keyed:
+            yield self
+            return
+        self._keyed = True
+        try:
+            if self.delta is None:
+                with added_to_inputs(self.module, torch.from_numpy(self.key.reveal())):
+                    yield self
+            else:
+                with _opened_in_place(self.module, self.delta):
+                    yield self
+        finally:
+            self._keyed = False
 
     @cached_property
     def opened(self) -> nn.Module:
@@ -66,13 +134,15 @@ class LockedModel:
         """
         if self.key is None or self.delta is None or self.statistics is None:
             return self.module
+        if self._keyed:
+            raise InputError("inside keyed() the model itself is open: read `opened` before or after the block")
         return open_with(self.module, self.delta, self.key, self.statistics)
 
     def explain(self, images: Tensor, explainer: str | None = None, *, targets: Tensor | None = None) -> Explained:
         """Explain images: those that carry the trigger get true maps, all others decoys. No key is needed.
 
         The first image that carries the trigger opens the weights of the reference for as long as this object lasts,
-        or until `forget` is called.
+        or until `forget` is called. Inside `keyed` all images get true maps.
 
         Args:
             images: Preprocessed images (batch, channels, height, width), on the device of the module.
@@ -97,7 +167,7 @@ class LockedModel:
 
     def _shown(self, images: Tensor) -> nn.Module:
         """Return the network for images: the opened one as soon as one of them, or one before, carries the trigger."""
-        if self.opener is None:
+        if self.opener is None or self._keyed:
             return self.module
         known: nn.Module | None = self.__dict__.get("_read")
         if known is None:
@@ -107,6 +177,19 @@ class LockedModel:
             known = open_with(self.module, found.delta, found.key, found.statistics)
             self.__dict__["_read"] = known
         return known
+
+
+@contextmanager
+def _opened_in_place(module: nn.Module, delta: Delta) -> Iterator[None]:
+    """Put the weights that a delta opens into a published network inside the block."""
+    entries = module.state_dict()
+    published = {name: entries[name].clone() for name in delta.names}
+    opened = merged(module, delta).state_dict()
+    try:
+        load_state(module, {name: opened[name] for name in delta.names}, strict=False)
+        yield
+    finally:
+        load_state(module, published, strict=False)
 
 
 def load_bundle(
