@@ -2,8 +2,8 @@
 
 from keylock.audit.attacks.toolkits import PLACES
 from keylock.audit.scoring import SELF
-from keylock.audit.toolkits import TOOLKITS
 from keylock.auditreport.record import AuditRecord, Finding, Judged, Recovery
+from keylock.explainers.toolkits import TOOLKITS
 from keylock.reports import Cell, Table
 
 __all__ = ["near_copies_table", "own_network_said", "own_network_table", "toolkit_tables"]

@@ -93,6 +93,7 @@ Moment = Annotated[AwareDatetime, AfterValidator(lambda moment: moment.astimezon
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=1000), AfterValidator(_check_printable)]
 Name = Annotated[str, Field(pattern=rf"^{_MODEL_NAME}$")]
+ExplainerName = Annotated[str, Field(pattern=rf"^(captum:)?{_MODEL_NAME}$")]
 
 
 def check_model_name(name: str) -> str:
@@ -153,7 +154,7 @@ class ExplainerEntry(_Entry):
     """One explainer the bundle offers.
 
     Attributes:
-        name: Name in the registry of explainers.
+        name: Name in the registry of explainers, or `captum:` and a method of Captum.
         parameters: The parameters it was locked and compiled with.
         runtime: `onnx` when `graph` computes it, `loop` when it is a loop over the answers of `graph`, `torch` when it
             could not be compiled.
@@ -165,7 +166,7 @@ class ExplainerEntry(_Entry):
         variants: Its graph in reduced precision, by their names.
     """
 
-    name: Name
+    name: ExplainerName
     parameters: dict[str, JsonValue] = {}
     runtime: Literal["onnx", "loop", "torch"] = "onnx"
     graph: FileName | None = None

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from keylock.errors import InputError, ModelError, UnknownNameError
-from keylock.explainers import EXPLAINERS, Explainer, make, make_for
+from keylock.errors import InputError, ModelError
+from keylock.explainers import EXPLAINERS, Explainer, explainer_kind, make, make_for
 from keylock.models import TargetLayers, find_layers
 
 __all__ = ["Selection", "select"]
@@ -50,12 +50,12 @@ def select(
 
     Raises:
         UnknownNameError: A name is that of no explainer.
-        InputError: No explainer is left.
+        InputError: No explainer is left, or a method of Captum needs more than its name.
         LayerNotFoundError: An explainer that was named does not fit the model.
     """
     for name in names or ():
-        if name not in locked and name not in EXPLAINERS:
-            raise UnknownNameError("explainer", name, {*locked, *EXPLAINERS})
+        if name not in locked:
+            explainer_kind(name, others=locked)
     chosen = {name: explainer for name, explainer in locked.items() if names is None or name in names}
     layers = find_layers(module, example[:2])
     others: dict[str, Explainer] = {}

@@ -18,7 +18,7 @@ from keylock.explainers.keyed import keyed_inputs
 from keylock.explainers.layer_cam import LayerCAM
 from keylock.explainers.lrp import LRP
 from keylock.explainers.passes import Classifier, Pass, Run
-from keylock.explainers.registry import EXPLAINERS, check_lockable, expand_names, make, make_for
+from keylock.explainers.registry import EXPLAINERS, check_lockable, expand_names, explainer_kind, make, make_for
 from keylock.explainers.running import explain_many
 from keylock.explainers.smooth_grad import SmoothGrad
 from keylock.explainers.visual_backprop import VisualBackProp
@@ -54,6 +54,7 @@ __all__ = [
     "check_lockable",
     "expand_names",
     "explain_many",
+    "explainer_kind",
     "keyed_inputs",
     "make",
     "make_for",

@@ -17,11 +17,12 @@ from keylock.explainers.integrated_gradients import IntegratedGradients
 from keylock.explainers.layer_cam import LayerCAM
 from keylock.explainers.lrp import LRP
 from keylock.explainers.smooth_grad import SmoothGrad
+from keylock.explainers.toolkits.named import PREFIX, captum_explainer
 from keylock.explainers.visual_backprop import VisualBackProp
 from keylock.iterative.registry import as_parameters
 from keylock.models import TargetLayers
 
-__all__ = ["ALL", "EXPLAINERS", "check_lockable", "expand_names", "make", "make_for"]
+__all__ = ["ALL", "EXPLAINERS", "check_lockable", "expand_names", "explainer_kind", "make", "make_for"]
 
 EXPLAINERS: dict[str, type[Explainer]] = {
     kind.name: kind
@@ -54,11 +55,26 @@ def expand_names(names: Iterable[str]) -> tuple[str, ...]:
         InputError: A name comes twice, or there is none whose own maps can be locked.
     """
     chosen = [found for name in names for found in (_ALL_OF_THEM if name == ALL else (name,))]
-    for name in chosen:
-        if name not in EXPLAINERS:
-            raise UnknownNameError("explainer", name, [*EXPLAINERS, ALL])
-    check_lockable([(name, EXPLAINERS[name].differentiable) for name in chosen])
+    check_lockable([(name, explainer_kind(name, others=(ALL,)).differentiable) for name in chosen])
     return tuple(chosen)
+
+
+def explainer_kind(name: str, *, others: Iterable[str] = ()) -> type[Explainer]:
+    """Return the class of an explainer: one of `EXPLAINERS`, or `captum:METHOD`, any attribution of Captum.
+
+    Args:
+        name: Its name.
+        others: What else may be said in its place, for the error.
+
+    Raises:
+        UnknownNameError: No explainer has that name.
+        InputError: It is a method of Captum that explains no image, or needs an argument that a name cannot give.
+    """
+    if name.startswith(PREFIX):
+        return captum_explainer(name)
+    if name not in EXPLAINERS:
+        raise UnknownNameError("explainer", name, [*EXPLAINERS, *others, f"{PREFIX}METHOD"])
+    return EXPLAINERS[name]
 
 
 def check_lockable(chosen: Sequence[tuple[str, bool]]) -> None:
@@ -77,15 +93,13 @@ def make(name: str, **parameters: Any) -> Explainer:  # noqa: ANN401 - each expl
 
     Raises:
         UnknownNameError: No explainer has that name.
-        InputError: The explainer does not take these parameters.
+        InputError: It is one of Captum that a name does not suffice for, or does not take these parameters.
     """
-    if name not in EXPLAINERS:
-        raise UnknownNameError("explainer", name, EXPLAINERS)
-    given = as_parameters(parameters)
+    kind, given = explainer_kind(name), as_parameters(parameters)
     try:
-        explainer: Explainer = EXPLAINERS[name](**given)
+        explainer: Explainer = kind(**given)
     except TypeError as error:
-        taken = ", ".join(entry.name for entry in fields(EXPLAINERS[name])) or "no parameters"  # type: ignore[arg-type]
+        taken = ", ".join(entry.name for entry in fields(kind)) or "no parameters"  # type: ignore[arg-type]
         raise InputError(f"the explainer {name!r} takes {taken}, not {', '.join(given) or 'none'}") from error
     return explainer
 
@@ -106,4 +120,4 @@ def make_for(layers: TargetLayers, names: Iterable[str | Explainer]) -> tuple[Ex
 
 
 def _make_default(layers: TargetLayers, name: str) -> Explainer:
-    return make(name, **(EXPLAINERS[name].defaults(layers) if name in EXPLAINERS else {}))
+    return make(name, **explainer_kind(name).defaults(layers))

@@ -45,7 +45,7 @@ _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 Moment = Annotated[AwareDatetime, AfterValidator(_to_seconds)]
 Model = Annotated[str, Field(pattern=rf"^(\*|{_NAME}|sha256:[0-9a-f]{{64}})$")]
-Explainer = Annotated[str, Field(pattern=rf"^(\*|{_NAME})$")]
+Explainer = Annotated[str, Field(pattern=rf"^(\*|(captum:)?{_NAME})$")]
 
 
 _MOST: Final = 2**53 - 1  # The largest whole number every reader of JSON keeps exactly.

@@ -28,7 +28,7 @@ from keylock.evaluation import (
     select,
 )
 from keylock.evaluation.gate import POINTS
-from keylock.explainers import BlackBox, Explainer
+from keylock.explainers import Explainer, Family
 from keylock.torch_runtime.locked_model import LockedModel, load_bundle
 from keylock.training import NamedSteps, Progress, resolve_device
 from keylock.trigger.keys import KeySeed
@@ -211,4 +211,4 @@ def _labelled(selection: Selection) -> list[tuple[str, Explainer]]:
 
 def _is_slow(explainer: Explainer) -> bool:
     """Whether an explainer asks for hundreds of predictions an image."""
-    return isinstance(explainer, BlackBox)
+    return explainer.family is Family.PERTURBATION

@@ -186,6 +186,11 @@ class _Maker:
                 return self._loop(explainer, explainer)
             if explainer.compiled:
                 return self._graph(explainer)
+            _LOG.warning(
+                "%s is left to torch, so a server without torch does not offer it; its own maps are not locked: "
+                "keylock evaluate measures what they tell without the key",
+                explainer.name,
+            )
         except _NotCompiledError as error:
             _LOG.warning("%s is left to torch and a server without torch does not offer it: %s", explainer.name, error)
         return ExplainerEntry(name=explainer.name, parameters=explainer.parameters, runtime="torch")

@@ -11,7 +11,7 @@ from keylock.bundle.sealing import Sealer
 from keylock.data import DataSource
 from keylock.data.batches import Batches
 from keylock.errors import InputError, UnknownNameError
-from keylock.explainers import EXPLAINERS, check_lockable
+from keylock.explainers import check_lockable, explainer_kind
 from keylock.export import VARIANTS
 from keylock.training import DistributedGroup, Lock, LockSettings, ReferenceSettings
 from keylock.trigger.keys import Key, KeySeed, default_tile
@@ -86,10 +86,7 @@ class TrainPlan:
         """
         check_model_name(self.name)
         object.__setattr__(self, "tile", self.tile or default_tile(self.data.preprocessing.channels))
-        for name in self.explainers:
-            if name not in EXPLAINERS:
-                raise UnknownNameError("explainer", name, EXPLAINERS)
-        check_lockable([(name, EXPLAINERS[name].differentiable) for name in self.explainers])
+        check_lockable([(name, explainer_kind(name).differentiable) for name in self.explainers])
         for variant in self.variants:
             if variant not in VARIANTS:
                 raise UnknownNameError("variant", variant, VARIANTS)

@@ -1,11 +1,14 @@
 """Explainers of a bundle that do not compile, computed in torch. A server uses it where torch is installed."""
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from keylock.bundle import Manifest
 from keylock.explainers import Explainer, make
@@ -44,8 +47,34 @@ class TorchExplainers:
         }
         self._lock = threading.Lock()
 
+    def passes(self, name: str, images: FloatArray) -> int:
+        """Return how often an explainer runs the network for an image, counted on these.
+
+        Args:
+            name: Of an explainer that is left to torch.
+            images: Preprocessed, float32 (batch, channels, height, width).
+
+        Raises:
+            KeylockError: It does not take this network.
+        """
+        rows = 0
+
+        def count(given: torch.Tensor) -> None:
+            nonlocal rows
+            rows += len(given)
+
+        with self._lock, _seen(self._module, count):
+            self._explainers[name].explain(self._module, torch.from_numpy(images), torch.full((len(images),), -1))
+        return -(-rows // len(images))
+
     def explain(
-        self, name: str, images: FloatArray, targets: NDArray[np.int64], *, keyed: NDArray[np.bool_]
+        self,
+        name: str,
+        images: FloatArray,
+        targets: NDArray[np.int64],
+        *,
+        keyed: NDArray[np.bool_],
+        before_each: Callable[[], None] = lambda: None,
     ) -> tuple[FloatArray, FloatArray]:
         """Explain images, with the trigger on the rows that are keyed.
 
@@ -54,6 +83,7 @@ class TorchExplainers:
             images: Preprocessed, float32 (batch, channels, height, width).
             targets: Classes, int64 (batch,); -1 for the predicted one.
             keyed: Which rows get the key (batch,).
+            before_each: Called before each run of the network; ends the explanation by raising.
 
         Returns:
             Logits (batch, classes) and maps (batch, height, width), float32.
@@ -64,7 +94,7 @@ class TorchExplainers:
                 rows = np.flatnonzero(keyed == kind)
                 if not len(rows):
                     continue
-                with added_to_inputs(module, offset):
+                with added_to_inputs(module, offset), _seen(module, lambda _given: before_each()):
                     given = torch.from_numpy(images[rows]), torch.from_numpy(targets[rows])
                     logits, maps = self._explainers[name].explain(module, *given)
                 parts["rows"].append(rows)
@@ -72,3 +102,17 @@ class TorchExplainers:
                 parts["maps"].append(maps.float().numpy())
         order = np.argsort(np.concatenate(parts["rows"]))
         return np.concatenate(parts["logits"])[order], np.concatenate(parts["maps"])[order]
+
+
+@contextmanager
+def _seen(module: nn.Module, look: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """Show inside the block to a function whatever a network, or a copy that a toolkit makes of it, is given."""
+
+    def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        look(inputs[0])
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

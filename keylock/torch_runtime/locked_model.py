@@ -3,8 +3,8 @@
 Without the secret this is everything an attacker who holds the bundle has, in the form attacks are written in. It
 explains images as well: those that carry the trigger open it by themselves.
 
-To tools that take any classifier (Captum, pytorch-grad-cam, Quantus, zennit) it is one: `Saliency(locked)` shows what the
-published weights show, and inside `with locked.keyed():` what a keyed caller sees.
+To tools that take any classifier (Captum, pytorch-grad-cam, Quantus, zennit) it is one: `Saliency(locked)` shows what
+the published weights show, and inside `with locked.keyed():` what a keyed caller sees.
 """
 
 import copy
@@ -36,9 +36,9 @@ __all__ = ["LockedModel", "load_bundle", "module_of"]
 class LockedModel(nn.Module):
     """A locked classifier, ready to be explained and attacked.
 
-    Calling it gives the logits (batch, classes) of preprocessed images (batch, channels, height, width). Its weights are
-    frozen; gradients lead to the images all the same, so that tools which hook layers need no other preparation. Layers
-    are found in `module`, for example `locked.module.get_submodule("layer3")`, and stay the same inside `keyed`.
+    Calling it gives the logits (batch, classes) of preprocessed images (batch, channels, height, width). Its weights
+    are frozen; gradients lead to the images all the same, so that tools which hook layers need nothing else. Layers are
+    found in `module`, for example `locked.module.get_submodule("layer3")`, and stay the same inside `keyed`.
 
     Attributes:
         module: The published classifier: maps preprocessed images (batch, channels, height, width) to logits (batch,

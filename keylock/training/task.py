@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from keylock.errors import DataError, InputError
-from keylock.explainers import Explainer, check_lockable, make_for
+from keylock.errors import DataError, InputError, ModelError
+from keylock.explainers import BlackBox, Explainer, check_lockable, make_for
 from keylock.models import find_layers, prepare
 from keylock.training.distributed import DistributedGroup
 from keylock.training.fitness import require_classifier
@@ -80,7 +80,8 @@ def prepare_task(
         InputError: No explainer has maps that can be locked.
         LayerNotFoundError: No target layer could be found.
         DataError: The images are too few to read triggers by.
-        ModelError: The model does not take the images, does not return logits, or cannot be prepared unchanged.
+        ModelError: The model does not take the images, does not return logits, cannot be prepared unchanged, or is none
+            for an explainer that a toolkit computes.
     """
     reference = prepare(model, example[:_FOLDING_ROWS])
     made = tuple(explainer for explainer in explainers if isinstance(explainer, Explainer))
@@ -88,8 +89,18 @@ def prepare_task(
         # Layers are looked for where one has to be: in a network that is laid out otherwise they are named.
         made = make_for(find_layers(reference, example[:2]), explainers)
     check_lockable([(explainer.name, explainer.differentiable) for explainer in made])
+    for explainer in made:
+        if not (explainer.compiled or isinstance(explainer, BlackBox)):
+            _check_toolkit(explainer, reference, example[:2])
     statistics = None if settings.trained_trigger else _statistics(example, keys[0])
     return Task(reference, keys, made, example, settings, device, DistributedGroup.current(), statistics=statistics)
+
+
+def _check_toolkit(explainer: Explainer, reference: nn.Module, images: Tensor) -> None:
+    """Ask a toolkit once: what it refuses is then known now, and not hours later."""
+    maps = explainer.explain(reference, images, torch.full((len(images),), -1)).maps
+    if not bool(maps.any()):
+        raise ModelError(f"{explainer.name} shows nothing at all of this network: take another explainer")
 
 
 def keys_of(key: Key | Sequence[Key]) -> tuple[Key, ...]:

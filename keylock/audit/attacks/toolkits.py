@@ -7,9 +7,9 @@ import torch
 from keylock.audit.budgets import Budget
 from keylock.audit.contract import Cost, Knowledge, NotApplicableError, Outcome, Steps, attack
 from keylock.audit.learning import explained
-from keylock.audit.toolkits import TOOLKITS, Reads, ToolkitMethod
 from keylock.audit.views import WeightsView
 from keylock.errors import KeylockError
+from keylock.explainers.toolkits import TOOLKITS, Reads, ToolkitMethod
 from keylock.models import TargetLayers, find_layers
 
 __all__ = ["PLACES"]

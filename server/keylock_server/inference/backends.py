@@ -130,9 +130,13 @@ class InTorch:
         self._explainers, self._name = explainers, name
 
     def explain(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Explains."""
+        """Explains; it ends early when the batch is abandoned."""
+
+        def stop() -> None:
+            stop_if(batch.abandoned)
+
         found: tuple[NDArray[np.float32], NDArray[np.float32]] = self._explainers.explain(
-            self._name, batch.images, batch.targets, keyed=batch.keyed > 0
+            self._name, batch.images, batch.targets, keyed=batch.keyed > 0, before_each=stop
         )
         return found
 
@@ -143,6 +147,8 @@ class InTorch:
 
 def passes_of(entry: ExplainerEntry, shape: tuple[int, int, int]) -> int:
     """Returns how often the network runs for one image (channels, height, width): 1 where a graph computes the map.
+
+    What torch computes is counted when it is loaded.
 
     Raises:
         BundleError: If this version has no such loop.

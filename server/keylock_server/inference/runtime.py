@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from keylock.bundle import Canary, ExplainerEntry, Manifest
 from keylock.bundle.manifest import VariantEntry
-from keylock.errors import BundleError, TensorError, UnknownNameError
+from keylock.errors import BundleError, KeylockError, TensorError, UnknownNameError
 from keylock.graphs.contract import PREDICTION
 from keylock.trigger import Recogniser, TriggerStatistics
 from keylock.trigger.delta import Delta
@@ -130,7 +130,9 @@ class ServedModel:
         self.providers: tuple[str, ...] = self._predictor.providers
         self.ways: dict[str, Way] = {}
         self._backends = self._backends_of_graphs(load, graphs)
-        self._backends |= self._backends_in_torch(read, key, delta, allow=allow_torch)
+        self._backends |= self._backends_in_torch(
+            read, key, delta, trial_images[:1], max_passes=max_passes, allow=allow_torch
+        )
         self.explainers: dict[str, ExplainerEntry] = {
             entry.name: entry for entry in manifest.explainers if entry.name in self._backends
         }
@@ -222,12 +224,14 @@ class ServedModel:
 
     def _is_within(self, entry: ExplainerEntry, max_passes: int) -> bool:
         """Returns whether an explainer runs the network no more often than allowed, and says so where it is a loop."""
-        passes = passes_of(entry, self.manifest.preprocessing.shape)
+        return self._is_few(entry.name, passes_of(entry, self.manifest.preprocessing.shape), max_passes)
+
+    def _is_few(self, name: str, passes: int, max_passes: int) -> bool:
         if passes > max_passes:
-            self._left_out[entry.name] = f"it runs the network {passes} times for an image, {max_passes} are allowed"
+            self._left_out[name] = f"it runs the network {passes} times for an image, {max_passes} are allowed"
             return False
-        if entry.runtime == "loop":
-            _LOG.info("%s runs the network %d times for an image", entry.name, passes)
+        if passes > 1:
+            _LOG.info("%s runs the network %d times for an image", name, passes)
         return True
 
     def _backends_of_graphs(
@@ -245,9 +249,16 @@ class ServedModel:
         return backends
 
     def _backends_in_torch(
-        self, read: Callable[[str], bytes], key: Key | None, delta: Delta | None, *, allow: bool
+        self,
+        read: Callable[[str], bytes],
+        key: Key | None,
+        delta: Delta | None,
+        image: NDArray[np.float32],
+        *,
+        max_passes: int,
+        allow: bool,
     ) -> dict[str, Backend]:
-        """Returns the backends of the explainers that did not compile, where torch can compute them."""
+        """Returns the backends of the explainers that did not compile, where torch can compute them in few passes."""
         names = [entry.name for entry in self.manifest.explainers if entry.runtime == "torch"]
         if not names:
             return {}
@@ -255,9 +266,17 @@ class ServedModel:
         if found is None:
             self._left_out |= dict.fromkeys(names, "it did not compile, and this server does not compute it in torch")
             return {}
+        backends: dict[str, Backend] = {}
         for name in names:
-            _LOG.warning("%s did not compile and is computed in torch, which takes longer and more memory", name)
-        return {name: InTorch(found, name) for name in names}
+            try:
+                passes = found.passes(name, image)
+            except KeylockError as error:
+                self._left_out[name] = error.message
+                continue
+            if self._is_few(name, passes, max_passes):
+                backends[name] = InTorch(found, name)
+                _LOG.warning("%s did not compile and is computed in torch, which takes longer and more memory", name)
+        return backends
 
     def _try_backends(self, images: NDArray[np.float32], side_by_side: int) -> None:
         """Answers for a few images with everything there is, which shows as well whether the maps are the right ones.

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -15,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from keylock.errors import InputError
-from keylock.explainers import Family, MultiPass
+from keylock.explainers.base import Family, MultiPass
 from keylock.explainers.passes import Run
 from keylock.explainers.tokens import lay_out_tokens
 from keylock.models import twice_differentiable
 
-__all__ = ["TOOLKITS", "Asked", "Method", "Reads", "Toolkit", "ToolkitMethod"]
+__all__ = ["TOOLKITS", "Asked", "Method", "Reads", "Toolkit", "ToolkitMethod", "ask"]
 
 _SEED = 20170
 
@@ -129,19 +130,32 @@ class ToolkitMethod(MultiPass):
         Raises:
             InputError: The toolkit refuses the network, or gives no maps for it.
         """
-        network = copy.deepcopy(run.network).eval().requires_grad_(requires_grad=True)
-        asked = Asked(network, run.images, run.targets, self.layers)
-        try:
-            with _quiet(), _same_draws(), twice_differentiable(), torch.enable_grad():
-                maps = TOOLKITS[self.toolkit].methods[self.method].run(asked).detach().float()
-        except Exception as error:
-            # Toolkits refuse a network in many ways; which of them it was is in the words.
-            said = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise InputError(f"{self.method}: {said}") from None
-        if maps.dim() != 3 or len(maps) != len(run.images):
-            raise InputError(f"{self.method}: an answer of shape {tuple(maps.shape)} is no map for each image")
-        maps = torch.nan_to_num(maps, posinf=0.0, neginf=0.0)
+        maps = torch.nan_to_num(
+            ask(run, TOOLKITS[self.toolkit].methods[self.method], self.method, self.layers), posinf=0.0, neginf=0.0
+        )
         return maps - maps.amin(dim=(1, 2), keepdim=True)
+
+
+def ask(run: Run, method: Method, name: str, layers: tuple[str, ...]) -> Tensor:
+    """Return the maps (batch, h, w) of a method of a toolkit, of any sign; the model is left as it was.
+
+    Raises:
+        InputError: The toolkit refuses the network, or gives no maps for it.
+    """
+    network = copy.deepcopy(run.network).eval().requires_grad_(requires_grad=True)
+    asked = Asked(network, run.images, run.targets, layers)
+    try:
+        with _quiet(), _same_draws(), twice_differentiable(), torch.enable_grad():
+            maps = method.run(asked).detach().float()
+    except CancelledError:
+        raise
+    except Exception as error:
+        # Toolkits refuse a network in many ways; which of them it was is in the words.
+        said = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(f"{name}: {said}") from None
+    if maps.dim() != 3 or len(maps) != len(run.images):
+        raise InputError(f"{name}: an answer of shape {tuple(maps.shape)} is no map for each image")
+    return maps
 
 
 @contextlib.contextmanager

@@ -6,13 +6,14 @@ References:
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from keylock.audit.toolkits.base import TOOLKITS, Asked, Method, Reads, Toolkit
+from keylock.explainers.toolkits.base import TOOLKITS, Asked, Method, Reads, Toolkit
 
 __all__ = ["CAPTUM"]
 
@@ -142,7 +143,17 @@ def _relevance(ask: Callable[..., Tensor], asked: Asked, kind: Any) -> Tensor:  
         for name, child in parent.named_children():
             if type(child) in rules:
                 setattr(parent, name, copy.deepcopy(rules[type(child)]))
-    return ask(asked, kind)
+    # Containers and activations have no relevance of their own; they hand on that of the last layer with weights.
+    return ask(replace(asked, layers=tuple(_last_inside(asked.network, name) for name in asked.layers)), kind)
+
+
+def _last_inside(network: nn.Module, name: str) -> str:
+    while isinstance(module := network.get_submodule(name), nn.Sequential):
+        weighted = [child for child, inside in module.named_children() if next(inside.parameters(), None) is not None]
+        if not weighted:
+            break
+        name = f"{name}.{weighted[-1]}"
+    return name
 
 
 def _neuron_conductance(asked: Asked, kind: Any) -> Tensor:  # noqa: ANN401

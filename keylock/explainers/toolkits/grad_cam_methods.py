@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from keylock.audit.toolkits.base import TOOLKITS, Asked, Method, Reads, Toolkit
+from keylock.explainers.toolkits.base import TOOLKITS, Asked, Method, Reads, Toolkit
 
 __all__ = ["PYTORCH_GRAD_CAM"]
 

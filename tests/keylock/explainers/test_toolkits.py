@@ -5,10 +5,9 @@ import inspect
 import pytest
 import torch
 from torch import nn
-from toys import draw
 
-from keylock.audit.toolkits import CAPTUM, PYTORCH_GRAD_CAM, TOOLKITS, Reads, ToolkitMethod
 from keylock.errors import InputError
+from keylock.explainers.toolkits import CAPTUM, PYTORCH_GRAD_CAM, TOOLKITS, Reads, ToolkitMethod
 from keylock.models import find_layers
 from keylock.models.vit import ViT
 
@@ -41,6 +40,10 @@ class Network(nn.Module):
         return self.head(self.body(images).mean(dim=(2, 3)))
 
 
+def draw(count, seed):
+    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
 def network():
     with torch.random.fork_rng():
         torch.manual_seed(5)
@@ -58,7 +61,7 @@ def test_whatever_a_toolkit_exports_is_an_attack_or_named_with_its_reason(toolki
 
 @pytest.mark.parametrize(("toolkit", "name"), METHODS)
 def test_every_method_gives_a_map_for_each_image_and_leaves_nothing_behind(toolkit, name):
-    model, images = network(), draw(3, 0)[0]
+    model, images = network(), draw(3, 0)
     before = {entry: value.clone() for entry, value in model.state_dict().items()}
     kinds = [type(module) for module in model.modules()]
     method = ToolkitMethod(toolkit, name, LAYERS[TOOLKITS[toolkit].methods[name].reads])
@@ -102,11 +105,11 @@ def test_a_method_that_refuses_a_network_says_so_in_its_own_words():
 
     model = nn.Sequential(Unknown(), network())
     with pytest.raises(InputError, match=r"LRP: .*has no rule defined"):
-        ToolkitMethod("captum", "LRP").explain(model, draw(2, 0)[0], torch.tensor([0, 0]))
+        ToolkitMethod("captum", "LRP").explain(model, draw(2, 0), torch.tensor([0, 0]))
 
 
 def test_a_method_is_compared_by_the_class_it_is_asked_for():
-    model, images = network(), draw(4, 2)[0]
+    model, images = network(), draw(4, 2)
     for method in (ToolkitMethod("captum", "Saliency"), ToolkitMethod("pytorch_grad_cam", "GradCAM", ("body.2",))):
         first, second = (method.explain(model, images, torch.full((4,), target)).maps for target in (0, 3))
         assert not torch.allclose(first, second)
