@@ -15,7 +15,7 @@ from keylock.inference import inference_pb2 as oip
 from keylock.v1 import admin_pb2, license_pb2
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client._limits import RequestLimits
-from keylock_client._maps import read_map, senseless
+from keylock_client._maps import no_map, read_map, senseless
 from keylock_client._sources import Source
 from keylock_client.charges import Estimate, LicenseInfo, Quota, Receipt, Usage
 from keylock_client.explanations import Explanation
@@ -152,7 +152,8 @@ def explanations(
             map=saliency,
             received=received,
             prediction=_told_prediction(told.prediction, info.classes),
-            target=_score(told.target, info.classes),
+            target=_score(told.prediction if told.skipped else told.target, info.classes),
+            explained=not told.skipped,
             explainer=_explainer(told.explainer),
             keyed=told.keyed,
             model=_model(answer.model),
@@ -163,7 +164,7 @@ def explanations(
             receipt=receipt,
         )
         for told, data, source in zip(answer.results, maps, sources, strict=True)
-        for received, saliency in [read_map(told, data)]
+        for received, saliency in [no_map() if told.skipped else read_map(told, data)]
     ]
 
 

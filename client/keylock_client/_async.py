@@ -85,6 +85,7 @@ class AsyncClient(BaseClient):
         parameters: Mapping[str, Any] | None = None,
         map_dtype: str | None = None,
         prediction: str = "public",
+        explain_if: str | None = None,
         bits: int | None = None,
         request_id: str | None = None,
         timeout_s: float | None = None,
@@ -98,6 +99,7 @@ class AsyncClient(BaseClient):
             parameters=parameters,
             map_dtype=map_dtype,
             prediction=prediction,
+            explain_if=explain_if,
             request_id=request_id,
             bits=bits,
         )
@@ -112,6 +114,7 @@ class AsyncClient(BaseClient):
         parameters: Mapping[str, Any] | None = None,
         map_dtype: str | None = None,
         prediction: str = "public",
+        explain_if: str | None = None,
         bits: int | None = None,
         request_id: str | None = None,
         in_flight: int = 16,
@@ -131,6 +134,7 @@ class AsyncClient(BaseClient):
             parameters=parameters,
             map_dtype=map_dtype,
             prediction=prediction,
+            explain_if=explain_if,
         )
         feed = Feed(several, images, in_flight=check_in_flight(in_flight))
         return self._give_out(feed, self._limit(timeout_s), progress)

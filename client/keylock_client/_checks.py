@@ -12,7 +12,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from keylock.errors import ReceiptError
+from keylock.errors import InputError, ReceiptError
 from keylock.text.class_names import normalise_class_name
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client._maps import DTYPES
@@ -20,6 +20,7 @@ from keylock_client.errors import BadAnswerError
 
 if TYPE_CHECKING:
     from keylock.licensing import Charge
+    from keylock.licensing.conditions import Condition
     from keylock.licensing.receipts import Receipt as VerifiedReceipt
 
 __all__ = ["Asked", "check_answer", "check_receipt"]
@@ -35,11 +36,13 @@ class Asked:
         request_id: The id of the request.
         options: All of it but id and images.
         images: As they were sent.
+        classes: Those of the model, which a condition is about; not needed without one.
     """
 
     request_id: str
     options: pb.ExplainRequest
     images: Sequence[pb.Image]
+    classes: Sequence[str] = ()
 
 
 _Compared = tuple[str, object, object]
@@ -124,6 +127,7 @@ def _certified_and_asked(charge: "Charge", asked: Asked, *, license_id: str | No
         yield "target", options.target_index if chosen else -1, charge.target
     else:
         yield "target", True, charge.target >= 0
+    yield "explain_if", _condition(asked), charge.explain_if
     dtype = MAP_DTYPES.get(options.answer.map_dtype, "float32")
     yield "request digest", content_digest(charge, map_dtype=dtype), charge.request_digest
 
@@ -143,7 +147,8 @@ def _certified_and_answered(
     parameters = _struct(charge.parameters)
     found = digests_of(answer.results, maps)
     for i, result in enumerate(answer.results):
-        yield f"results[{i}].keyed", charge.keyed, result.keyed
+        yield f"results[{i}].skipped", told.maps[i] is None, result.skipped
+        yield f"results[{i}].keyed", charge.keyed and not result.skipped, result.keyed
         yield f"results[{i}].explainer.name", charge.explainer, result.explainer.name
         yield f"results[{i}].explainer.parameters", parameters, result.explainer.parameters
         yield f"results[{i}].map", told.maps[i], found.maps[i]
@@ -172,7 +177,13 @@ def _asked_and_answered(
         yield "model.name", options.model_name, answer.model.name
     if options.model_version:
         yield "model.version", options.model_version, answer.model.version
+    condition = _condition(asked)
     for i, result in enumerate(answer.results):
+        if condition is None:
+            yield f"results[{i}].skipped", False, result.skipped
+        elif not answer.usage.replayed:
+            # A repeat has maps of the images that were charged, though a prediction may be another in its last bits.
+            yield f"results[{i}].skipped", not condition.holds(result.prediction), result.skipped
         for name, wanted, found in _asked_and_explained(result, options, licensed):
             yield f"results[{i}].{name}", wanted, found
     if not licensed:
@@ -183,19 +194,37 @@ def _asked_and_answered(
 
 def _asked_and_explained(result: pb.Explanation, options: pb.ExplainRequest, licensed: bool) -> Iterator[_Compared]:
     # With a license that is good every map is true, and without one none is.
-    yield "keyed", licensed, result.keyed
+    yield "keyed", licensed and not result.skipped, result.keyed
+    if options.HasField("explain_if"):
+        yield "prediction.keyed", False, result.prediction.keyed
     if options.prediction != pb.PREDICTION_KIND_UNSPECIFIED:
         yield "prediction.keyed", options.prediction == pb.PREDICTION_KIND_KEYED, result.prediction.keyed
     if options.explainer:
         yield "explainer.name", options.explainer, result.explainer.name
     for name, value in options.parameters.fields.items():
         yield f"explainer.parameters.{name}", value, result.explainer.parameters.fields.get(name)
+    if result.skipped:
+        for name in ("map", "scaling", "target"):
+            yield name, False, result.HasField(name)  # type: ignore[arg-type]  # The names of its fields.
+        return
     if result.map.dtype in DTYPES:  # Whatever is not a type makes no sense at all, which is said elsewhere.
         yield "map.dtype", options.answer.map_dtype or pb.DATA_TYPE_FLOAT32, result.map.dtype
     if options.WhichOneof("target") == "target_index":
         yield "target.index", options.target_index, result.target.index
     elif options.WhichOneof("target") == "target_label":
         yield "target.label", normalise_class_name(options.target_label), result.target.label
+
+
+def _condition(asked: Asked) -> "Condition | None":
+    """Returns the condition that was asked with; one about classes that the model does not have holds for no image."""
+    if not asked.options.HasField("explain_if"):
+        return None
+    from keylock.licensing.conditions import Condition
+
+    try:
+        return Condition.of(asked.options.explain_if, asked.classes)
+    except InputError:
+        return Condition("predicted")
 
 
 def _version_of(model_digest: str) -> str:

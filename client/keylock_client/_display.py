@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from keylock_client.explanations import Explanation
     from keylock_client.results import Prediction
 
-__all__ = ["explanation_html", "failure_html", "fitted", "png", "prediction_html", "show"]
+__all__ = ["explanation_html", "failure_html", "fitted", "png", "prediction_html", "show", "unexplained_html"]
 
 # The longer side of a picture in a notebook, in pixels.
 _LONGEST = 768
@@ -75,6 +75,12 @@ def explanation_html(explanation: "Explanation", pictures: Iterable[tuple[Image.
         f'<div class="keylock" style="{_FRAME}">{shown}<div style="min-width:220px">{said}{remark}'
         f'<div style="{_FAINT};margin:2px 0 8px">{facts}</div>{_bars(explanation.prediction)}</div></div>'
     )
+
+
+def unexplained_html(prediction: "Prediction") -> str:
+    """Return a prediction that met no condition, so that there is no map."""
+    said = f'{_badge("not explained", _GOOD)}<div style="{_FAINT}">The prediction does not meet explain_if.</div>'
+    return f'<div class="keylock" style="{_FRAME}"><div style="min-width:220px">{said}{_bars(prediction)}</div></div>'
 
 
 def failure_html(name: str, why: str) -> str:

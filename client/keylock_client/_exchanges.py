@@ -272,11 +272,11 @@ def explain(
             info = yield from describe(memory, refresh=True)
         if answer.receipt:
             yield from _learn_revocations(memory)
-        maps = [one.map.data for one in answer.results]
+        maps = [b"" if one.skipped else one.map.data for one in answer.results]
         receipt = read_receipt(
             answer,
             maps,
-            Asked(call_id, written, request.images),
+            Asked(call_id, written, request.images, info.classes),
             memory.trust,
             revoked=memory.revoked,
             expected=memory.signs_receipts,

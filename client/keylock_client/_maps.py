@@ -11,7 +11,7 @@ from keylock.v1 import explanation_pb2 as pb
 from keylock_client._requests import MAX_ANSWER_BYTES
 from keylock_client.errors import BadAnswerError
 
-__all__ = ["DTYPES", "read_map", "senseless", "size_of_map"]
+__all__ = ["DTYPES", "no_map", "read_map", "senseless", "size_of_map"]
 
 DTYPES: dict[int, str] = {
     pb.DATA_TYPE_FLOAT32: "float32",
@@ -63,6 +63,13 @@ def read_map(told: pb.Explanation, data: bytes | bytearray) -> tuple[NDArray[Any
         if block.min() < 0:
             senseless("a map holds negative values")
     return received, values
+
+
+def no_map() -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """Return what stands in the place of a map, and of its values, where an image was not explained."""
+    nothing = np.empty((0, 0), np.float32)
+    nothing.flags.writeable = False
+    return nothing, nothing
 
 
 def _scaled(received: NDArray[Any], *, scale: float, offset: float) -> NDArray[np.float32]:

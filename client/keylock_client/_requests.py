@@ -8,6 +8,7 @@ import numpy as np
 
 from keylock.errors import InputError
 from keylock.inference import inference_pb2 as oip
+from keylock.text.conditions import CONDITION_FORMS, parse_condition
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client._sources import Source
 
@@ -55,6 +56,7 @@ class ExplainOptions(TypedDict, total=False):
     parameters: Mapping[str, Any] | None
     map_dtype: str | None
     prediction: str
+    explain_if: str | None
     bits: int | None
     request_id: str | None
     timeout_s: float | None
@@ -112,12 +114,13 @@ def explain_request(
     map_dtype: str | None,
     prediction: str,
     compression: str | None,
+    explain_if: str | None = None,
 ) -> pb.ExplainRequest:
     """Write the options of `explain` into a request without images.
 
     Raises:
-        InputError: The target is neither a label nor an index, a parameter has no JSON form, maps have no such type, or
-            there is no such prediction.
+        InputError: The target is neither a label nor an index, a parameter has no JSON form, maps have no such type,
+            there is no such prediction, or the condition is none.
     """
     if prediction not in _PREDICTIONS:
         raise InputError(f"prediction is {prediction!r}: give {' or '.join(_PREDICTIONS)}")
@@ -130,6 +133,12 @@ def explain_request(
     )
     request = pb.ExplainRequest(model_name=model, model_version=version, explainer=explainer or "", answer=form)
     request.prediction = _PREDICTIONS[prediction]
+    if explain_if is not None:
+        if not isinstance(explain_if, str):
+            raise InputError(f"explain_if is a {type(explain_if).__name__}: write {CONDITION_FORMS}")
+        if prediction == "keyed":
+            raise InputError("explain_if looks at the public prediction and gives it: leave prediction='keyed' out")
+        request.explain_if.CopyFrom(parse_condition(explain_if))
     if isinstance(target, str):
         request.target_label = target
     elif target is not None:

@@ -184,6 +184,8 @@ class Images:
             return self.finish(message.number, sent.source.name, error=refuse(message.failure, sent.source.name))
         if outcome != "answer" or len(message.answer.results) != 1:
             raise self._senseless("an answer without a result")
+        if message.answer.results[0].skipped:
+            return self._complete(message.number, message.answer, b"", info, trust, revoked, expected)
         saliency = message.answer.results[0].map
         # Taken out once: every look at it copies it.
         begun, size = saliency.data, size_of_map(saliency)
@@ -257,7 +259,7 @@ class Images:
         expected: bool,
     ) -> Explained:
         sent = self._under_way.pop(number)
-        asked = Asked(f"{self.request_id}/{number}", self._options, [sent.message.image.image])
+        asked = Asked(f"{self.request_id}/{number}", self._options, [sent.message.image.image], info.classes)
         receipt = read_receipt(answer, [data], asked, trust, revoked=revoked, expected=expected)
         (explanation,) = answers.explanations(answer, [data], sources=[sent.source], info=info, receipt=receipt)
         return self.finish(number, sent.source.name, explanation=explanation)

@@ -112,6 +112,7 @@ class Client(BaseClient):
         parameters: Mapping[str, Any] | None = None,
         map_dtype: str | None = None,
         prediction: str = "public",
+        explain_if: str | None = None,
         bits: int | None = None,
         request_id: str | None = None,
         timeout_s: float | None = None,
@@ -132,6 +133,10 @@ class Client(BaseClient):
             prediction: Which prediction `Explanation.prediction` is: `public`, the one that `predict` gives and
                 everybody gets, or `keyed`, the one of the network with the key, which a true map is about and which
                 needs a license. They differ a little.
+            explain_if: Which images to explain, by their public predictions; all if left out. `"probability < 0.8"`,
+                `"margin < 0.2"` (between the two most probable classes) or `"class in cat, dog"`. Every image gets a
+                prediction, and those alone that meet the condition a map and a charge: of the others
+                `Explanation.explained` is False. While the call runs, units are set aside for all of them.
             bits: As of `predict`.
             request_id: The id under which the server is to know the call, at most 120 visible ASCII characters without
                 spaces; random if left out. A call that is made again with the same id and the same content is answered
@@ -157,6 +162,7 @@ class Client(BaseClient):
             parameters=parameters,
             map_dtype=map_dtype,
             prediction=prediction,
+            explain_if=explain_if,
             request_id=request_id,
             bits=bits,
         )
@@ -171,6 +177,7 @@ class Client(BaseClient):
         parameters: Mapping[str, Any] | None = None,
         map_dtype: str | None = None,
         prediction: str = "public",
+        explain_if: str | None = None,
         bits: int | None = None,
         request_id: str | None = None,
         in_flight: int = 16,
@@ -198,6 +205,7 @@ class Client(BaseClient):
             parameters: Parameters of the explainer to insist on.
             map_dtype: Type in which maps travel, as in `explain`.
             prediction: Which prediction to give, as in `explain`.
+            explain_if: Which images to explain, as in `explain`.
             bits: As of `predict`.
             request_id: The id of the whole, at most 117 visible ASCII characters without spaces; random if left out.
                 Given again with the same images in the same order, what was charged before costs nothing.
@@ -223,6 +231,7 @@ class Client(BaseClient):
             parameters=parameters,
             map_dtype=map_dtype,
             prediction=prediction,
+            explain_if=explain_if,
         )
         feed = Feed(several, images, in_flight=check_in_flight(in_flight))
         return self._give_out(feed, self._limit(timeout_s), progress)

@@ -127,7 +127,7 @@ class Receipt:
         units: What the call cost, all images together.
         time: When it was charged (UTC).
         image_digests: Digests of the images as they were sent, in order.
-        map_digests: Digests of the maps as they were answered, in order.
+        map_digests: Digests of the maps as they were answered, in order; None of an image that was not explained.
         target: Index of the class that was asked for; -1 for the predicted one of each image.
         repeated: Whether it is for another answer to the same request than the one that was charged: computed again,
             a map can come out different in its last bits. Nothing is charged for it.
@@ -146,7 +146,7 @@ class Receipt:
     units: int
     time: datetime
     image_digests: tuple[str, ...] = field(repr=False)
-    map_digests: tuple[str, ...] = field(repr=False)
+    map_digests: tuple[str | None, ...] = field(repr=False)
     target: int
     repeated: bool
     issuer: str

@@ -39,10 +39,11 @@ class Explanation:
     """Why the model takes an image for what it does.
 
     Attributes:
-        map: Saliency, float32 `(height, width)`, non-negative, at the explainer's own resolution, read-only.
+        map: Saliency, float32 `(height, width)`, non-negative, at the explainer's own resolution, read-only; of shape
+            `(0, 0)` where the image was not explained.
         prediction: What the model takes the image for: what `predict` says, unless the keyed one was asked for.
         target: The class the map is about, with its probability in `prediction`: the one that the network behind the
-            map predicts, unless another was asked for.
+            map predicts, unless another was asked for. The predicted one where the image was not explained.
         explainer: The saliency method, with the parameters really used.
         keyed: Whether the map was computed with the key. If not, it is a decoy and explains nothing.
         model: The model that answered.
@@ -50,6 +51,8 @@ class Explanation:
         receipt: The receipt of the call, which covers all its images; None where nothing was charged, or the server
             signs none.
         usage: What the call cost.
+        explained: Whether there is a map. If not, the prediction did not meet `explain_if`, and nothing was charged for
+            the image.
         received: The map as it travelled, read-only: in the type that was asked for, and what the receipt is about.
     """
 
@@ -65,8 +68,11 @@ class Explanation:
     _source: Source
     received: NDArray[Any]
     receipt: Receipt | None = None
+    explained: bool = True
 
     def __repr__(self) -> str:
+        if not self.explained:
+            return f"<Explanation {self.prediction.label!r} ({self.prediction.probability:.4f}), not explained>"
         height, width = self.map.shape
         kind = "keyed" if self.keyed else "decoy"
         target = "" if self.target.index == self.prediction.index else f" target={self.target.label!r}"
@@ -92,12 +98,14 @@ class Explanation:
             raise ValueError(f"a map of {self.map.dtype} cannot become {np.dtype(dtype)} without a copy")
         return self.map.astype(dtype or self.map.dtype, copy=bool(copy))
 
-    def _repr_png_(self) -> bytes:
-        """Show the overlay where a notebook takes pictures alone."""
-        return display.png(self._pictures()[-1][0])
+    def _repr_png_(self) -> bytes | None:
+        """Show the overlay where a notebook takes pictures alone; there is none where the image was not explained."""
+        return None if not self.explained else display.png(self._pictures()[-1][0])
 
     def _repr_html_(self) -> str:
         """Show image, overlay and prediction in a notebook."""
+        if not self.explained:
+            return display.unexplained_html(self.prediction)
         return display.explanation_html(self, self._pictures())
 
     def show(self) -> Path | None:
@@ -108,8 +116,9 @@ class Explanation:
             standard error too. None where it is shown.
 
         Raises:
-            InputError: There is neither a display nor room for a temporary file.
+            InputError: There is neither a display nor room for a temporary file, or the image was not explained.
         """
+        self._check_explained()
         return display.show(self._pictures()[-1][0], self)
 
     def _pictures(self) -> list[tuple[Image.Image, str]]:
@@ -147,8 +156,9 @@ class Explanation:
             An RGB image. What the model never saw of it (it may look at the middle only) stays uncoloured.
 
         Raises:
-            InputError: The image, the scale, the opacity or the colormap is unusable.
+            InputError: The image, the scale, the opacity or the colormap is unusable, or the image was not explained.
         """
+        self._check_explained()
         source = self._source if image is None else read_sources([image])[0][0]
         pixels, box = source.pixels(self._preprocessing)
         if scale is None:
@@ -167,11 +177,14 @@ class Explanation:
             The path.
 
         Raises:
-            InputError: The suffix is none of these, or the file cannot be written.
+            InputError: The suffix is none of these, the file cannot be written, or there is no map to write: what was
+                not explained is saved as `.json` alone.
         """
         out = Path(path)
         suffix = out.suffix.lower()
         try:
+            if suffix in (*_PICTURES, ".npy"):
+                self._check_explained()
             if suffix in _PICTURES:
                 picture = self.overlay(scale=scale)
                 write_file(out, b"", mode=PRIVATE)
@@ -191,7 +204,8 @@ class Explanation:
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the image as plain values, ready for JSON.
 
-        The map is given as the base64 form of its bytes: float32, little-endian, row by row.
+        The map is given as the base64 form of its bytes: float32, little-endian, row by row; it is None where the image
+        was not explained.
         """
         usage = asdict(self.usage)
         data = base64.b64encode(self.map.astype("<f4").tobytes()).decode("ascii")
@@ -200,12 +214,17 @@ class Explanation:
             "target": asdict(self.target),
             "explainer": {"name": self.explainer.name, "parameters": dict(self.explainer.parameters)},
             "keyed": self.keyed,
-            "map": {"shape": list(self.map.shape), "dtype": "float32", "base64": data},
+            "explained": self.explained,
+            "map": {"shape": list(self.map.shape), "dtype": "float32", "base64": data} if self.explained else None,
             "model": asdict(self.model),
             "request_id": self.request_id,
             "receipt": None if self.receipt is None else self.receipt.token,
             "usage": {name: one.isoformat() if isinstance(one, datetime) else one for name, one in usage.items()},
         }
+
+    def _check_explained(self) -> None:
+        if not self.explained:
+            raise InputError("the image was not explained, because its prediction does not meet explain_if")
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,14 @@ class ExplainOptions:
             help="The prediction to show: the one that everybody gets, or that of the network with the key.",
         ),
     ] = "public"
+    explain_if: Annotated[
+        str | None,
+        typer.Option(
+            "--explain-if",
+            metavar="CONDITION",
+            help="Explain and pay only where 'probability < 0.8', 'margin < 0.2' or 'class in cat, dog'; predict all.",
+        ),
+    ] = None
     bits: BitsOption = None
     local: Annotated[
         Path | None,
@@ -114,21 +122,30 @@ def explain(options: ExplainOptions) -> None:
     # What is shown, and not the explanations themselves: there may be thousands, and each keeps its image.
     shown: dict[int, Any] = {}
     failures: list[KeylockError] = []
-    decoys = False
+    decoys, explained = False, 0
     with _asked(options, failures) as found, what_was_reached(images, shown, failures, "explained") as stopped:
         for number, explanation in found:
             if receipts is not None:
                 _save_receipt(explanation, receipts[number], images[number], failures)
-            file = None if files is None else explanation.save(files[number])
-            show = _document if options.as_json else _describe
-            shown[number] = show(images[number], explanation, file)
-            decoys = decoys or not explanation.keyed
+            file = None if files is None else _save(explanation, files[number])
+            image = images[number]
+            shown[number] = (
+                _document(image, explanation, file)
+                if options.as_json
+                else _describe(image, explanation, file, saved=files is not None)
+            )
+            explained += explanation.explained
+            decoys = decoys or (explanation.explained and not explanation.keyed)
     if decoys and options.local is None:
         note("note: no license was presented, so the maps are decoys; give one with --license-file")
     elif decoys:
         note(
             "note: no trigger was read from some of the images, so their maps are decoys; a stamped picture must not "
             "be resized or compressed"
+        )
+    if options.explain_if is not None:
+        note(
+            f"note: {explained} of {len(shown)} images were explained: the predictions of the others do not meet the condition"
         )
     rows = [shown[number] for number in sorted(shown)]
     if options.as_json:
@@ -149,6 +166,7 @@ def _check_local(options: ExplainOptions) -> None:
         "--tls": options.tls,
         "--tls-ca": options.tls_ca,
         "--receipt": options.receipt,
+        "--explain-if": options.explain_if,
         "--prediction keyed": None if options.prediction == "public" else options.prediction,
     }
     given = [name for name, value in for_servers.items() if value is not None]
@@ -159,7 +177,7 @@ def _check_local(options: ExplainOptions) -> None:
 @contextmanager
 def _asked(options: ExplainOptions, failures: list[KeylockError]) -> "Iterator[Iterator[tuple[int, Explanation]]]":
     """Yield the explanations that `_ask` or `_ask_locally` yields, with the server or the bundle open meanwhile."""
-    asked = {"explainer": options.explainer, "bits": options.bits}
+    asked: dict[str, Any] = {"explainer": options.explainer, "bits": options.bits}
     if options.local is None:
         with connect(
             server=options.server,
@@ -169,7 +187,8 @@ def _asked(options: ExplainOptions, failures: list[KeylockError]) -> "Iterator[I
             license_file=options.license_file,
         ) as client:
             target = None if options.target is None else _choose_class(options.target, client.model().classes)
-            yield _ask(client, options.images, failures, asked | {"target": target, "prediction": options.prediction})
+            asked |= {"target": target, "prediction": options.prediction, "explain_if": options.explain_if}
+            yield _ask(client, options.images, failures, asked)
     else:
         from keylock_client import LocalModel
 
@@ -231,21 +250,26 @@ def _save_receipt(explanation: "Explanation", file: Path, image: str, failures: 
     failures.append(ReceiptError(f"no receipt was saved for {image}: {why}"))
 
 
+def _save(explanation: "Explanation", file: Path) -> Path | None:
+    """Save an explanation; what was not explained has no picture and no map, but its prediction as JSON."""
+    return explanation.save(file) if explanation.explained or file.suffix.lower() == ".json" else None
+
+
 def _document(image: str, explanation: "Explanation", file: Path | None) -> dict[str, object]:
     return {"image": image, **explanation.to_dict(), "file": None if file is None else str(file)}
 
 
-def _describe(image: str, explanation: "Explanation", file: Path | None) -> tuple[object, ...]:
+def _describe(image: str, explanation: "Explanation", file: Path | None, *, saved: bool) -> tuple[object, ...]:
     seen = explanation.prediction
     row = (
         image,
         seen.label,
         f"{seen.probability:.1%}",
-        explanation.target.label,
-        explanation.explainer.name,
-        "keyed" if explanation.keyed else "decoy",
+        explanation.target.label if explanation.explained else "-",
+        explanation.explainer.name if explanation.explained else "-",
+        ("keyed" if explanation.keyed else "decoy") if explanation.explained else "none",
     )
-    return row if file is None else (*row, file)
+    return (*row, "-" if file is None else file) if saved else row
 
 
 def _choose_class(text: str, classes: tuple[str, ...]) -> int | str:

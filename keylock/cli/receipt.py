@@ -107,7 +107,8 @@ def receipt_verify(
     )
     charge = verified.charge
     _check("images", charge.image_digests, [_digest_of_image(path) for path in image] if image else None)
-    _check("maps", charge.answer.maps, [_digest_of_map(path) for path in map_file] if map_file else None)
+    explained = tuple(one for one in charge.answer.maps if one is not None)
+    _check("maps", explained, [_digest_of_map(path) for path in map_file] if map_file else None)
     logged = None
     if proof is not None:
         read = InclusionProof.parse(read_small_text(proof, "proof"))
@@ -171,7 +172,12 @@ def _told(receipt: "Receipt") -> list[tuple[str, object]]:
         ("time", f"{charge.time:%Y-%m-%d %H:%M:%S} UTC"),
         ("model", charge.model_digest),
         ("explainer", charge.explainer),
-        ("maps", f"{len(charge.answer.maps)}, {'true ones' if charge.keyed else 'decoys'}"),
+        ("maps", f"{sum(charge.answer.explained)}, {'true ones' if charge.keyed else 'decoys'}"),
+        *(
+            []
+            if charge.explain_if is None
+            else [("explained if", f"{charge.explain_if}, of {len(charge.answer.maps)}")]
+        ),
         ("units", charge.units if charge.repeats is None else f"{charge.units}, charged once: this is a repeat"),
     ]
 
@@ -184,7 +190,7 @@ def _digests(receipt: "Receipt") -> list[tuple[str, object]]:
         ("class", "the predicted one" if charge.target < 0 else f"number {charge.target}"),
     ]
     for number, (image, saliency) in enumerate(zip(charge.image_digests, charge.answer.maps, strict=False), start=1):
-        rows += [(f"image {number}", image), (f"map {number}", saliency)]
+        rows += [(f"image {number}", image), (f"map {number}", saliency or "none: the image was not explained")]
     return rows
 
 

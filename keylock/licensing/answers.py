@@ -49,23 +49,27 @@ def image_digest(image: pb.Image, data: bytes | None = None) -> str:
 
 def digests_of(
     results: Sequence[pb.Explanation],
-    maps: Sequence[bytes | bytearray | memoryview] | None = None,
+    maps: Sequence[bytes | bytearray | memoryview | None] | None = None,
     logits: Sequence[NDArray[np.float32]] | None = None,
 ) -> AnswerDigests:
     """Returns the digests of explanations.
 
     Args:
         results: The explanations, in order.
-        maps: The elements of their maps, where they are not in the messages, or at hand without a copy.
+        maps: The elements of their maps, where they are not in the messages, or at hand without a copy; those of images
+            that were skipped are not looked at.
         logits: Those of their predictions, float32 `(classes,)` each, where they are at hand as arrays.
     """
     elements = [one.map.data for one in results] if maps is None else maps
     numbers = [None] * len(results) if logits is None else logits
     return AnswerDigests(
-        maps=tuple(map_digest(one.map, data) for one, data in zip(results, elements, strict=True)),
+        maps=tuple(
+            None if one.skipped else map_digest(one.map, data or b"")
+            for one, data in zip(results, elements, strict=True)
+        ),
         scalings=tuple(scaling_digest(one.scaling) if one.HasField("scaling") else None for one in results),
         predictions=tuple(prediction_digest(one.prediction, own) for one, own in zip(results, numbers, strict=True)),
-        targets=tuple(target_digest(one.target) for one in results),
+        targets=tuple(None if one.skipped else target_digest(one.target) for one in results),
     )
 
 

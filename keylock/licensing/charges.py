@@ -13,6 +13,7 @@ from pydantic import JsonValue
 
 from keylock.crypto.digests import digest_of
 from keylock.crypto.signing import canonical_json
+from keylock.licensing.conditions import Condition
 
 __all__ = ["AnswerDigests", "Charge", "ReceiptIssuer", "UsageNote", "content_digest"]
 
@@ -24,16 +25,22 @@ class AnswerDigests:
     `keylock.licensing.answers` makes them.
 
     Attributes:
-        maps: Of the elements of the maps as they were sent.
+        maps: Of the elements of the maps as they were sent; None of an image that was not explained, because its
+            prediction did not meet the condition of the request.
         scalings: Of what makes values of the elements; None where the elements are the values.
         predictions: Of the predictions.
-        targets: Of the classes that were explained.
+        targets: Of the classes that were explained; None where none was.
     """
 
-    maps: tuple[str, ...] = ()
+    maps: tuple[str | None, ...] = ()
     scalings: tuple[str | None, ...] = ()
     predictions: tuple[str, ...] = ()
-    targets: tuple[str, ...] = ()
+    targets: tuple[str | None, ...] = ()
+
+    @property
+    def explained(self) -> tuple[bool, ...]:
+        """Which images were explained: those that have a map."""
+        return tuple(one is not None for one in self.maps)
 
     def digest(self) -> str:
         """Returns the one digest of them all, by which answers to a request are compared."""
@@ -65,11 +72,12 @@ class Charge:
         explainer: Name of the saliency method.
         parameters: Those really used.
         target: Index of the class that was explained; -1 for the predicted class of each image.
-        units: What it cost, all images together.
+        units: What it cost, all images that were explained together.
         keyed: Whether the maps are the true ones.
         time: When it was charged (UTC, to the second).
         image_digests: One for each image, in order.
         answer: What was answered.
+        explain_if: Which images were to be explained; None for all.
         repeats: The digest of the answer that was charged, where this is another answer to the same request; None
             where this is the one that was charged.
     """
@@ -87,6 +95,7 @@ class Charge:
     time: datetime
     image_digests: tuple[str, ...]
     answer: AnswerDigests = field(default_factory=AnswerDigests)
+    explain_if: Condition | None = None
     repeats: str | None = None
 
 
@@ -128,6 +137,8 @@ def content_digest(request: Charge, *, map_dtype: str = "float32") -> str:
         "target": request.target,
         "images": list(request.image_digests),
     }
+    if request.explain_if is not None:
+        content["explain_if"] = request.explain_if.said()
     if map_dtype != "float32":
         content["map_dtype"] = map_dtype
     return digest_of(canonical_json(content))

@@ -18,6 +18,7 @@ from keylock.crypto.jws import Jws, sign
 from keylock.crypto.signing import VerifyingKey, canonical_json
 from keylock.errors import AuditLogError, ReceiptError, SignatureError
 from keylock.licensing.charges import AnswerDigests, Charge, UsageNote
+from keylock.licensing.conditions import Condition
 from keylock.licensing.receipt_keys import Certificate, ReceiptKey
 
 __all__ = ["MAX_RECEIPT_BYTES", "Receipt", "ReceiptSigner", "entry_of", "parse_entry", "trusts_any", "trusts_id"]
@@ -29,6 +30,9 @@ _TYPE: Final = "keylock-receipt+jws"
 _LAST_SECOND: Final = 253_402_300_799
 _CHARGE: Final = "keylock-charge/v2"
 _REPEAT: Final = "keylock-repeat/v2"
+# Of requests with a condition.
+_CONDITIONAL: Final = "keylock-charge/v3"
+_CONDITIONAL_REPEAT: Final = "keylock-repeat/v3"
 
 _Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
@@ -56,11 +60,6 @@ class _Claims(BaseModel):
     predictions: list[_Digest]
     targets: list[_Digest]
 
-    @property
-    def repeated_answer(self) -> str | None:
-        """The digest of the answer that was charged, where this is another one."""
-        return None
-
 
 class _RepeatClaims(_Claims):
     """The payload of another answer to a request that was charged."""
@@ -68,15 +67,25 @@ class _RepeatClaims(_Claims):
     type: Literal["keylock-repeat/v2"]  # type: ignore[assignment]
     repeats: _Digest
 
-    @property
-    def repeated_answer(self) -> str | None:
-        """The digest of the answer that was charged."""
-        return self.repeats
+
+class _ConditionalClaims(_Claims):
+    """The payload of a request of which some images were explained: those that met a condition."""
+
+    type: Literal["keylock-charge/v3"]  # type: ignore[assignment]
+    explain_if: dict[str, JsonValue]
+    maps: list[_Digest | None]  # type: ignore[assignment]
+    targets: list[_Digest | None]  # type: ignore[assignment]
 
 
-_Entry: Final[TypeAdapter[_Claims | _RepeatClaims]] = TypeAdapter(
-    Annotated[_Claims | _RepeatClaims, Field(discriminator="type")]
-)
+class _ConditionalRepeatClaims(_ConditionalClaims):
+    """The payload of another answer to such a request."""
+
+    type: Literal["keylock-repeat/v3"]  # type: ignore[assignment]
+    repeats: _Digest
+
+
+_AnyClaims = _Claims | _RepeatClaims | _ConditionalClaims | _ConditionalRepeatClaims
+_Entry: Final[TypeAdapter[_AnyClaims]] = TypeAdapter(Annotated[_AnyClaims, Field(discriminator="type")])
 
 
 class _Usage(BaseModel):
@@ -117,6 +126,9 @@ def entry_of(charge: Charge) -> bytes:
     }
     if charge.repeats is not None:
         said |= {"type": _REPEAT, "repeats": charge.repeats}
+    if charge.explain_if is not None:
+        conditional = _CONDITIONAL if charge.repeats is None else _CONDITIONAL_REPEAT
+        said |= {"type": conditional, "explain_if": charge.explain_if.said()}
     # Without `_Claims`: they check what comes from elsewhere, and every answer for a license would wait for them.
     return canonical_json(said)
 
@@ -128,13 +140,18 @@ def parse_entry(entry: bytes) -> Charge:
         AuditLogError: If it is not an entry, or not in its one spelling.
     """
     try:
-        claims = _Entry.validate_json(entry)
-        spelled = canonical_json(claims.model_dump())
+        charge = _charge_of(_Entry.validate_json(entry))
+        spelled = entry_of(charge)
     except (ValidationError, ValueError):
         # Readers of JSON let numbers pass that are infinite or none; canonical JSON has neither.
         raise AuditLogError("it is not a record of a charge") from None
     if spelled != entry:
         raise AuditLogError("it is not spelled as keylock writes it")
+    return charge
+
+
+def _charge_of(claims: _AnyClaims) -> Charge:
+    """Returns the charge that claims say; raises `ValueError` where their condition is none."""
     return Charge(
         license_id=claims.license,
         request_id=claims.request,
@@ -154,7 +171,8 @@ def parse_entry(entry: bytes) -> Charge:
             predictions=tuple(claims.predictions),
             targets=tuple(claims.targets),
         ),
-        repeats=claims.repeated_answer,
+        explain_if=Condition.read(claims.explain_if) if isinstance(claims, _ConditionalClaims) else None,
+        repeats=claims.repeats if isinstance(claims, _RepeatClaims | _ConditionalRepeatClaims) else None,
     )
 
 

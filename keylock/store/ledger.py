@@ -5,6 +5,9 @@ statement (`keylock.store.counters`). A request is a row of the ledger under (li
 only a change of that row from reserved to charged is a charge. Row and counters change in one transaction. A
 reservation whose server died expires and is taken back by whoever comes next.
 
+Of a request with a condition units are set aside for all images, and those that were not explained are given back by
+the transaction that charges the others, which notes the images as well: a repeat is answered for the same ones.
+
 Charges wait for the disk, reservations and releases do not: what a power cut takes of them was answered to nobody, and
 no charge goes with it, because whatever is committed reaches the disk after what was committed before.
 """
@@ -75,12 +78,14 @@ class Reservation:
         expires_at: From when they may be taken back.
         windows: The quotas, the reservation included.
         charged_at: When the request was charged before; None where it was not.
+        explained: Which of its images were explained then, where the request has a condition: the same are again.
     """
 
     order: ChargeRequest
     expires_at: datetime
     windows: tuple[Window, ...]
     charged_at: datetime | None
+    explained: tuple[bool, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +219,8 @@ class Ledger:
             if row.charged_at is None and not _TAKE_OVER.change(connection, values):
                 continue
             charged_at = None if row.charged_at is None else datetime.fromtimestamp(row.charged_at, UTC)
-            return Reservation(order, expires_at, look_up(connection, order.license, now), charged_at)
+            windows = look_up(connection, order.license, now)
+            return Reservation(order, expires_at, windows, charged_at, _read_mask(row.explained))
         raise RateError(license_id=order.license.id, retry_after_s=_CONTENDED_S)
 
     @staticmethod
@@ -236,7 +242,13 @@ class Ledger:
         for _ in range(_ATTEMPTS):
             charged = _CHARGE.row(connection, _values(order) | answered)
             if charged is not None:
-                units, overage = charged
+                units, overage, day, month = charged
+                if charge.explain_if is not None:
+                    given_back = units // order.images * charge.answer.explained.count(False)
+                    units, overage = units - given_back, max(0, overage - given_back)
+                    self._settle(connection, order, charge, units, overage)
+                    subtract_units(connection, order.license.id, given_back, day=day, month=month)
+                    windows = tuple(replace(one, used=one.used - given_back) for one in windows)
                 made = charge if units == charge.units else replace(charge, units=units)
                 result = ChargeResult(made, entry_of(made), overage, False, windows)
                 if self._record is not None:
@@ -253,10 +265,20 @@ class Ledger:
             # What is there otherwise was set aside by another server since the first statement; it can be charged.
         raise RateError(license_id=order.license.id, retry_after_s=_CONTENDED_S)
 
+    @staticmethod
+    def _settle(connection: Connection, order: ChargeRequest, charge: Charge, units: int, overage: int) -> None:
+        """Notes what is charged of what was set aside, and for which images."""
+        mask = _write_mask(charge.answer.explained)
+        _SETTLE.change(connection, {**_values(order), "units": units, "overage": overage, "explained": mask})
+
     def _repeat(self, connection: Connection, order: ChargeRequest, row: "_Found", charge: Charge) -> ChargeResult:
         if row.charged_at is None or row.request_digest != order.request_digest:
             # The id was released and then used for another request while this one was computed.
             raise RequestReusedError(order.request_id)
+        if row.explained is not None and row.explained != _write_mask(charge.answer.explained):
+            # Two calls for one request at once, of which one found a prediction on the other side of the condition.
+            # Asked again, the images that were charged are the ones that are explained.
+            raise RateError(license_id=order.license.id, retry_after_s=_CONTENDED_S)
         repeats = None if row.answer_digest == charge.answer.digest() else row.answer_digest
         made = replace(charge, time=datetime.fromtimestamp(row.charged_at, UTC), units=row.units, repeats=repeats)
         result = ChargeResult(
@@ -291,6 +313,15 @@ class _Found(NamedTuple):
     attempt: str
     charged_at: int | None
     answer_digest: str
+    explained: str | None
+
+
+def _write_mask(explained: tuple[bool, ...]) -> str:
+    return "".join("1" if one else "0" for one in explained)
+
+
+def _read_mask(text: str | None) -> tuple[bool, ...] | None:
+    return None if text is None else tuple(one == "1" for one in text)
 
 
 def _find(connection: Connection, order: ChargeRequest) -> _Found | None:
@@ -339,8 +370,12 @@ _NOTE_OVERAGE: Final = Statement(f"UPDATE ledger SET overage = :overage WHERE {_
 _CHARGE: Final = Statement(
     f"""
     UPDATE ledger SET charged_at = :now, expires_at = NULL, attempt = :attempt, answer_digest = :answer_digest
-    WHERE {_OWN} AND charged_at IS NULL AND request_digest = :request_digest RETURNING units, overage
+    WHERE {_OWN} AND charged_at IS NULL AND request_digest = :request_digest
+    RETURNING units, overage, day, month
     """  # noqa: S608
+)
+_SETTLE: Final = Statement(
+    f"UPDATE ledger SET units = :units, overage = :overage, explained = :explained WHERE {_OWN}"  # noqa: S608
 )
 _RELEASE: Final = Statement(
     f"DELETE FROM ledger WHERE {_OWN} AND charged_at IS NULL AND attempt = :attempt {_COUNTED}"  # noqa: S608

@@ -68,6 +68,8 @@ LEDGER: Final = Table(
     Column("expires_at", BigInteger),
     Column("charged_at", BigInteger),
     Column("answer_digest", Text, nullable=False),
+    # Of a request with a condition that is charged, a 1 for each image that was explained and a 0 for the others.
+    Column("explained", Text),
     Index("ledger_expires_at", "expires_at"),
     Index("ledger_charged_at", "charged_at"),
     sqlite_with_rowid=False,

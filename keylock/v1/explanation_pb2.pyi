@@ -193,6 +193,68 @@ class AnswerOptions(_message.Message):
 Global___AnswerOptions: _TypeAlias = AnswerOptions  # noqa: Y015
 
 @_typing.final
+class ExplainIf(_message.Message):
+    """Which images of a request are explained: those whose prediction meets the condition. The prediction is the public one,
+    which everybody gets, and the one that is answered. Exactly one condition.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROBABILITY_BELOW_FIELD_NUMBER: _builtins.int
+    MARGIN_BELOW_FIELD_NUMBER: _builtins.int
+    PREDICTED_FIELD_NUMBER: _builtins.int
+    probability_below: _builtins.float
+    """The most probable class has a probability below this; above 0, at most 1."""
+    margin_below: _builtins.float
+    """The probabilities of the two most probable classes differ by less than this; above 0, at most 1."""
+    @_builtins.property
+    def predicted(self) -> Global___ClassSet:
+        """The most probable class is one of these."""
+
+    def __init__(
+        self,
+        *,
+        probability_below: _builtins.float = ...,
+        margin_below: _builtins.float = ...,
+        predicted: Global___ClassSet | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "margin_below", b"margin_below", "predicted", b"predicted", "probability_below", b"probability_below"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "margin_below", b"margin_below", "predicted", b"predicted", "probability_below", b"probability_below"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_condition: _TypeAlias = _typing.Literal["probability_below", "margin_below", "predicted"]  # noqa: Y015
+    _WhichOneofArgType_condition: _TypeAlias = _typing.Literal["condition", b"condition"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_condition) -> _WhichOneofReturnType_condition | None: ...
+
+Global___ExplainIf: _TypeAlias = ExplainIf  # noqa: Y015
+
+@_typing.final
+class ClassSet(_message.Message):
+    """Classes of the model, by label or index or both; at least one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABELS_FIELD_NUMBER: _builtins.int
+    INDICES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        labels: _abc.Iterable[_builtins.str] | None = ...,
+        indices: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["indices", b"indices", "labels", b"labels"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassSet: _TypeAlias = ClassSet  # noqa: Y015
+
+@_typing.final
 class ExplainRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -206,6 +268,7 @@ class ExplainRequest(_message.Message):
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     PREDICTION_FIELD_NUMBER: _builtins.int
+    EXPLAIN_IF_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """At most 128 visible ASCII characters without spaces; returned with the answer. The server makes one up when it is
     empty.
@@ -232,6 +295,13 @@ class ExplainRequest(_message.Message):
 
     @_builtins.property
     def answer(self) -> Global___AnswerOptions: ...
+    @_builtins.property
+    def explain_if(self) -> Global___ExplainIf:
+        """Unset: all images. Otherwise each gets a prediction, which costs nothing, and those that meet the condition a map.
+        Units are set aside for all images, and charged for the maps alone. It belongs to the content of a request, and does
+        not go with PREDICTION_KIND_KEYED.
+        """
+
     def __init__(
         self,
         *,
@@ -245,10 +315,11 @@ class ExplainRequest(_message.Message):
         model_version: _builtins.str = ...,
         answer: Global___AnswerOptions | None = ...,
         prediction: Global___PredictionKind.ValueType = ...,
+        explain_if: Global___ExplainIf | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "parameters", b"parameters", "target", b"target", "target_index", b"target_index", "target_label", b"target_label"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "explain_if", b"explain_if", "parameters", b"parameters", "target", b"target", "target_index", b"target_index", "target_label", b"target_label"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "explainer", b"explainer", "images", b"images", "model_name", b"model_name", "model_version", b"model_version", "parameters", b"parameters", "prediction", b"prediction", "request_id", b"request_id", "target", b"target", "target_index", b"target_index", "target_label", b"target_label"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "explain_if", b"explain_if", "explainer", b"explainer", "images", b"images", "model_name", b"model_name", "model_version", b"model_version", "parameters", b"parameters", "prediction", b"prediction", "request_id", b"request_id", "target", b"target", "target_index", b"target_index", "target_label", b"target_label"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["target_index", "target_label"]  # noqa: Y015
     _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
@@ -384,8 +455,13 @@ class Explanation(_message.Message):
     KEYED_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
     SCALING_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
     keyed: _builtins.bool
     """Whether the key was on the input. False means that the map is a decoy."""
+    skipped: _builtins.bool
+    """Whether the prediction did not meet the condition of the request: then there is no map, no target and no scaling, and
+    nothing was charged for the image.
+    """
     @_builtins.property
     def prediction(self) -> Global___Prediction: ...
     @_builtins.property
@@ -411,10 +487,11 @@ class Explanation(_message.Message):
         keyed: _builtins.bool = ...,
         target: Global___ClassScore | None = ...,
         scaling: Global___Scaling | None = ...,
+        skipped: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["explainer", b"explainer", "map", b"map", "prediction", b"prediction", "scaling", b"scaling", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["explainer", b"explainer", "keyed", b"keyed", "map", b"map", "prediction", b"prediction", "scaling", b"scaling", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explainer", b"explainer", "keyed", b"keyed", "map", b"map", "prediction", b"prediction", "scaling", b"scaling", "skipped", b"skipped", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -23,6 +23,10 @@ class SimilarQueriesError(ServiceError):
             "send one as 'authorization: Bearer ...'"
         )
 
+    def at(self, row: int) -> "SimilarQueriesError":
+        """Returns the same about another image of the request."""
+        return SimilarQueriesError(row=row, retry_after_s=self.retry_after_s, labels_left=self.labels_left)
+
 
 def _in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"

@@ -11,7 +11,9 @@ from google.protobuf.message import DecodeError, Message
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route, Router
 
+from keylock.errors import InputError
 from keylock.inference import inference_pb2
+from keylock.text.conditions import parse_condition
 from keylock.v1 import explanation_pb2 as pb
 from keylock_server.http.bodies import GoneError, media_type, parse_json, read_body, read_query
 from keylock_server.http.context import Aborted, HttpContext
@@ -332,6 +334,7 @@ _IMAGE_QUERY: Final = (
     "target_label",
     "prediction",
     "map_dtype",
+    "explain_if",
 )
 """What the query says of a request whose body is an image file."""
 
@@ -345,7 +348,13 @@ def _read_explain(request: _Request) -> tuple[Message, Callable[[Any], _Reply]]:
     media = media_type(dict(request.headers))
     if media.startswith("image/"):
         answer = {"map_dtype": query.pop("map_dtype")} if "map_dtype" in query else {}
+        condition = query.pop("explain_if", None)
         message = from_plain({**query, "answer": answer}, pb.ExplainRequest())
+        if condition is not None:
+            try:
+                message.explain_if.CopyFrom(parse_condition(condition))
+            except InputError as error:
+                raise RequestError(400, error.message, field="explain_if") from None
         message.images.add(encoded=request.body)
     elif query:
         raise RequestError(

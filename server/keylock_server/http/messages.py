@@ -59,6 +59,8 @@ def with_lists(answer: explanation_pb2.ExplainResponse) -> dict[str, Any]:
     """Writes explanations whose maps are nested lists of their values, in place of elements in Base64."""
     plain = to_plain(answer)
     for written, result in zip(plain["results"], answer.results, strict=True):
+        if not result.HasField("map"):
+            continue
         dtype = np.dtype(MAP_DTYPES[result.map.dtype]).newbyteorder("<")
         elements = np.frombuffer(result.map.data, dtype).reshape(result.map.shape)
         values = elements.astype(np.float64)

@@ -97,14 +97,15 @@ class Meter:
         license: License,
         *,
         request: Charge,
-        work: Callable[[], Awaitable[AnswerDigests]],
+        work: Callable[[tuple[bool, ...] | None], Awaitable[AnswerDigests]],
     ) -> Metered:
         """Does the work of a request and charges for it, or neither.
 
         Args:
             license: Who pays, as the store has it.
             request: What is asked for; the digests of the answer are empty and its time is that of the call.
-            work: Computes the answer, and returns its digests.
+            work: Computes the answer, and returns its digests; given which images of a request with a condition are to
+                be explained because they were before, or None.
 
         Raises:
             MeteringError: If it does not fit what the license has left.
@@ -117,7 +118,7 @@ class Meter:
         ledger = self._ledger
         reservation = await self._durable(lambda: self._reserve(ledger, order), order)
         try:
-            digests = await work()
+            digests = await work(reservation.explained)
             charge = replace(request, answer=digests, time=self.now().replace(microsecond=0))
         except BaseException:
             self._give_back(order)
@@ -162,12 +163,13 @@ class Meter:
         self,
         license: License,
         request: Charge,
-        work: Callable[[], Awaitable[AnswerDigests]],
+        work: Callable[[tuple[bool, ...] | None], Awaitable[AnswerDigests]],
     ) -> Metered:
         if license.quota != Quota() or license.rate is not None:
             raise NoMeteringError
-        await work()
-        return Metered(pb.Usage(units=request.units, license_id=license.id))
+        explained = (await work(None)).explained
+        units = request.units // len(explained) * sum(explained)
+        return Metered(pb.Usage(units=units, license_id=license.id))
 
     def _reserve(self, ledger: "Ledger", order: "ChargeRequest") -> "Future[Reservation]":
         return ledger.reserve(order, now=self.now(), lifetime_s=self._lifetime_s)

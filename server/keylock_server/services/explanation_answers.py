@@ -4,7 +4,7 @@ A map is computed in float32. In another type it travels as elements with a scal
 states; a receipt certifies the elements as they are sent, and scale and offset.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -23,6 +23,8 @@ __all__ = [
     "Written",
     "check_answer_size",
     "encode",
+    "encode_maps",
+    "encode_predictions",
     "read_form",
     "softmax",
 ]
@@ -100,12 +102,12 @@ class Written(NamedTuple):
 
     Attributes:
         results: One for each row.
-        maps: The elements of their maps, in one dimension.
+        maps: The elements of their maps, in one dimension; None of those that were not explained.
         logits: Those of their predictions, `(classes,)` each.
     """
 
     results: Sequence[pb.Explanation]
-    maps: list[memoryview]
+    maps: list[memoryview | None]
     logits: list[NDArray[np.float32]]
 
 
@@ -134,23 +136,72 @@ def encode(
         dtype: Type of the elements of maps.
     """
     answered = explained.logits if public is None else public
-    explained_classes = explained.logits.argmax(axis=1) if target < 0 else np.full(len(answered), target)
-    written = Written(answer.results, [], [])
-    for logits, probabilities, saliency, about, true in zip(
-        answered, softmax(answered), explained.maps, explained_classes, keyed.tolist(), strict=True
-    ):
+    encode_predictions(answer, answered, explainer, classes, keyed=keyed & (public is None))
+    written = Written(answer.results, [None] * len(answered), list(answered))
+    every = range(len(answered))
+    encode_maps(written, every, explained, softmax(answered), classes, target=target, keyed=keyed, dtype=dtype)
+    return written
+
+
+def encode_predictions(
+    answer: pb.ExplainResponse,
+    logits: NDArray[np.float32],
+    explainer: pb.Explainer,
+    classes: tuple[str, ...],
+    *,
+    keyed: NDArray[np.bool_],
+) -> None:
+    """Gives an answer a result for each row, with its prediction and no map.
+
+    Args:
+        answer: It gets the results.
+        logits: Of the predictions, `(batch, classes)`.
+        explainer: What explains those that are explained.
+        classes: Names of the classes.
+        keyed: Which predictions were made with the key `(batch,)`.
+    """
+    for row, probabilities, true in zip(logits, softmax(logits), keyed.tolist(), strict=True):
+        result = answer.results.add(explainer=explainer)
+        _write_prediction(result.prediction, row, probabilities, classes)
+        result.prediction.keyed = true
+
+
+def encode_maps(
+    written: Written,
+    rows: Iterable[int],
+    explained: Explained,
+    probabilities: NDArray[np.float32],
+    classes: tuple[str, ...],
+    *,
+    target: int,
+    keyed: NDArray[np.bool_],
+    dtype: str = "float32",
+) -> None:
+    """Writes maps into results that have predictions already.
+
+    Args:
+        written: All results; it gets the elements of the maps.
+        rows: Which of them were explained, in order.
+        explained: These.
+        probabilities: Of the predictions that are answered for all results, `(results, classes)`.
+        classes: Names of the classes.
+        target: The class that was explained; -1 for the one that the network behind the map predicts for each image.
+        keyed: Which of the rows were run with the trigger `(rows,)`.
+        dtype: Type of the elements of maps.
+    """
+    about = explained.logits.argmax(axis=1) if target < 0 else np.full(len(explained.logits), target)
+    for row, saliency, index, true in zip(rows, explained.maps, about, keyed.tolist(), strict=True):
         elements, scaling = _to_elements(saliency, dtype)
         # In the message itself: a map that is made outside of it would be copied once more.
-        result = answer.results.add(explainer=explainer, keyed=true, scaling=scaling)
+        result = written.results[row]
+        result.keyed = true
+        if scaling is not None:
+            result.scaling.CopyFrom(scaling)
         result.map.dtype = _TYPES[dtype]
         result.map.shape.extend(elements.shape)
         result.map.data = elements.tobytes()
-        _write_prediction(result.prediction, logits, probabilities, classes)
-        result.prediction.keyed = true and public is None
-        _write_score(result.target, int(about), probabilities, classes)
-        written.maps.append(elements.reshape(-1).data)
-        written.logits.append(logits)
-    return written
+        _write_score(result.target, int(index), probabilities[row], classes)
+        written.maps[row] = elements.reshape(-1).data
 
 
 def check_answer_size(written: Written, *, max_bytes: int) -> None:

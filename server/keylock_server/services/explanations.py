@@ -10,8 +10,9 @@ A request, or one image of a stream, goes this way, which `_answer` enters:
 5. Units are set aside for the license, under the digest of what is asked (`_charge`).
 6. Images are decoded that were not yet, explained and predicted, and written as results with their digests
    (`_explain`); without a license, the query guard looks at them before they are explained, and hears of the labels
-   before they are answered.
-7. The units are charged with an entry in the audit log, or given back where anything failed; the receipt is signed.
+   before they are answered. With a condition, all images are predicted first, and those that meet it explained.
+7. The units of what was explained are charged with an entry in the audit log, or all given back where anything failed;
+   the receipt is signed.
 8. An answer without a license leaves when one with a license would.
 
 What takes a fraction of a millisecond is done in the event loop: the way to a thread and back takes as long.
@@ -31,9 +32,12 @@ from keylock.bundle import ExplainerEntry, Manifest
 from keylock.errors import LicenseError, LicenseReason
 from keylock.licensing import AnswerDigests, Charge, License, check, check_size, content_digest
 from keylock.licensing.answers import digests_of
+from keylock.licensing.conditions import Condition
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import explanation_pb2_grpc as pb_grpc
 from keylock_server.auth.authentication import Caller
+from keylock_server.guard import Admission as Counted
+from keylock_server.guard.refusal import SimilarQueriesError
 from keylock_server.inference.runtime import ServedModel
 from keylock_server.metering.meter import describe_windows
 from keylock_server.metering.response_padding import CallTimes
@@ -42,9 +46,13 @@ from keylock_server.scheduling.decoding import Step, decode_small, join
 from keylock_server.services.explanation_answers import (
     DEFAULT_MAX_BYTES,
     Form,
+    Written,
     check_answer_size,
     encode,
+    encode_maps,
+    encode_predictions,
     read_form,
+    softmax,
 )
 from keylock_server.services.model_descriptions import describe_explainer, describe_model, describe_served
 from keylock_server.services.parts import Parts
@@ -55,6 +63,7 @@ from keylock_server.services.requests import (
     check_parameters,
     choose_target,
     decoding_steps,
+    read_condition,
     wants_public_prediction,
 )
 from keylock_server.services.streams import ImageStream, StreamLimits
@@ -81,6 +90,7 @@ class _Terms:
         granted: For whom.
         keyed: Whether with the key.
         public: Whether the prediction beside the map is the one that everybody gets.
+        condition: Which images are explained; None for all.
     """
 
     explainer: ExplainerEntry
@@ -88,6 +98,7 @@ class _Terms:
     granted: License | None
     keyed: bool
     public: bool
+    condition: Condition | None
 
 
 @dataclass(slots=True)
@@ -223,7 +234,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         """Does the work for a license, and writes results, price and receipt into the answer."""
         granted = task.terms.granted
         assert granted is not None  # noqa: S101 - only what is charged comes here
-        metered = await self._meter.charge(granted, request=charge, work=lambda: self._explain(task))
+        metered = await self._meter.charge(granted, request=charge, work=lambda rows: self._explain(task, rows))
         task.answer.usage.CopyFrom(metered.usage)
         if self._parts.receipts is not None and metered.entry is not None and metered.note is not None:
             task.answer.receipt = self._parts.receipts.issue(metered.entry, metered.note)
@@ -279,11 +290,12 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         check_parameters(request.parameters, explainer.parameters, explainer=explainer.name)
         check_count(images, limit=self._max_images, field="images")
         target = choose_target(request, model.manifest.classes)
+        condition = read_condition(request, model.manifest.classes)
         public = wants_public_prediction(request, licensed=granted is not None)
         keyed = self._decide(model, granted, explainer, images=images)
         if granted is None and not self._open_targets:
             check_no_target(request)
-        return _Terms(explainer, target, granted, keyed, public)
+        return _Terms(explainer, target, granted, keyed, public, condition)
 
     def _decide(self, model: ServedModel, granted: License | None, explainer: ExplainerEntry, *, images: int) -> bool:
         """Decides whether the key is added: for a good license that covers the explainer, and never otherwise."""
@@ -315,6 +327,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             keyed=True,
             time=self._meter.now(),
             image_digests=tuple(image.digest() for image in task.sent),
+            explain_if=terms.condition,
         )
         return replace(asked, request_digest=content_digest(asked, map_dtype=task.form.dtype))
 
@@ -327,12 +340,17 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             check_pixels=None if granted is None else lambda pixels: check_size(granted, pixels=pixels),
         )
 
-    async def _explain(self, task: "_Task") -> AnswerDigests:
-        """Writes results into the answer, and returns their digests where they are charged."""
-        with task.times.working():
-            return await self._explain_timed(task)
+    async def _explain(self, task: "_Task", rows: Sequence[bool] | None = None) -> AnswerDigests:
+        """Writes results into the answer, and returns their digests where they are charged.
 
-    async def _explain_timed(self, task: "_Task") -> AnswerDigests:
+        Args:
+            task: The request.
+            rows: Which images were explained when the request was charged, where it has a condition.
+        """
+        with task.times.working():
+            return await self._explain_timed(task, rows)
+
+    async def _explain_timed(self, task: "_Task", rows: Sequence[bool] | None) -> AnswerDigests:
         model, terms, times, admitted = task.model, task.terms, task.times, task.admitted
         if len(task.decoded) == len(task.sent):
             images = join(task.decoded)
@@ -347,6 +365,8 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         keyed, shown = np.full(len(images), terms.keyed, np.bool_), images
         if self._answer_stamped and not terms.keyed and model.holds_key:
             keyed, shown = await self._parts.pool.run(lambda _: model.without_trigger(images))
+        if terms.condition is not None:
+            return await self._explain_some(task, terms.condition, images, shown, keyed, counted, rows)
         explained = await admitted.explain(
             shown,
             explainer=terms.explainer.name,
@@ -369,13 +389,94 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
                 public=public,
                 dtype=task.form.dtype,
             )
-            check_answer_size(written, max_bytes=task.form.max_bytes)
-            if terms.granted is None:
-                return AnswerDigests()
-            with times.charging():
-                return digests_of(*written)
+            return self._finish(task, written)
 
         return await self._nearby(write, quick=explained.maps.nbytes <= _QUICK_BYTES)
+
+    async def _explain_some(
+        self,
+        task: "_Task",
+        condition: Condition,
+        images: NDArray[np.float32],
+        shown: NDArray[np.float32],
+        keyed: NDArray[np.bool_],
+        counted: Counted | None,
+        before: Sequence[bool] | None,
+    ) -> AnswerDigests:
+        """Predicts all images, and explains those whose prediction meets the condition.
+
+        It goes the same way with a license and without one, and nothing that a license changes decides which images
+        these are, so that neither the time nor the shape of an answer tells more than its predictions.
+
+        Args:
+            task: The request.
+            condition: Which images to explain.
+            images: All of them, `(batch, channels, height, width)`.
+            shown: The same as they are explained.
+            keyed: Which of them with the key `(batch,)`.
+            counted: What the query guard is to hear of an answer without a license.
+            before: Which were explained when the request was charged; None where it was not.
+        """
+        terms, times = task.terms, task.times
+        classes = task.model.manifest.classes
+        public = await task.admitted.predict(images)
+        with times.charging():
+            self._parts.gate.hear(counted, public)
+
+        def predict() -> list[int]:
+            explainer = self._about(task.model).explainers[terms.explainer.name]
+            encode_predictions(task.answer, public, explainer, classes, keyed=np.zeros(len(public), np.bool_))
+            chosen = before or [condition.holds(result.prediction) for result in task.answer.results]
+            for result, hit in zip(task.answer.results, chosen, strict=True):
+                result.skipped = not hit
+            return [row for row, hit in enumerate(chosen) if hit]
+
+        rows = await self._nearby(predict, quick=public.nbytes <= _QUICK_BYTES)
+        if terms.granted is not None:
+            with times.charging():
+                await self._guard_unpaid(task, images, public, rows)
+        written = Written(task.answer.results, [None] * len(public), list(public))
+        explained = None
+        if rows:
+            explained = await task.admitted.explain(
+                shown[rows],
+                explainer=terms.explainer.name,
+                targets=np.full(len(rows), terms.target, np.int64),
+                keyed=keyed[rows],
+            )
+
+        def write() -> AnswerDigests:
+            if explained is not None:
+                encode_maps(
+                    written, rows, explained, softmax(public), classes, target=terms.target, keyed=keyed[rows],
+                    dtype=task.form.dtype,
+                )  # fmt: skip
+            return self._finish(task, written)
+
+        return await self._nearby(write, quick=explained is None or explained.maps.nbytes <= _QUICK_BYTES)
+
+    async def _guard_unpaid(
+        self, task: "_Task", images: NDArray[np.float32], public: NDArray[np.float32], rows: Sequence[int]
+    ) -> None:
+        """Lets the query guard look at what a license gets and does not pay: predictions of images without a map."""
+        granted = task.terms.granted
+        unpaid = sorted(set(range(len(images))) - set(rows))
+        if not unpaid or granted is None or granted.similar_queries:
+            return
+        try:
+            counted = await self._parts.gate.admit(images[unpaid], task.model.manifest, labels_only=False, caller=None)
+        except SimilarQueriesError as error:
+            raise error.at(unpaid[error.row]) from None
+        self._parts.gate.hear(counted, public[unpaid])
+
+    @staticmethod
+    def _finish(task: "_Task", written: Written) -> AnswerDigests:
+        """Checks an answer that is written, and returns its digests where it is charged."""
+        check_answer_size(written, max_bytes=task.form.max_bytes)
+        if task.terms.granted is None:
+            return AnswerDigests()
+        with task.times.charging():
+            return digests_of(*written)
 
     def _about(self, model: ServedModel) -> "_About":
         """Returns what every answer of a model says of it."""

@@ -15,6 +15,7 @@ from keylock.imaging.decoding import ImageLimits
 from keylock.imaging.framing import read_framed
 from keylock.imaging.preprocessing import Preprocessing
 from keylock.licensing.answers import image_digest
+from keylock.licensing.conditions import Condition
 from keylock.text.class_names import normalise_class_name
 from keylock.v1 import explanation_pb2 as pb
 from keylock_server.scheduling.decoding import Claim, Step
@@ -29,6 +30,7 @@ __all__ = [
     "decode_encoded",
     "decoding_steps",
     "limits_for",
+    "read_condition",
     "shaped",
     "wants_public_prediction",
 ]
@@ -218,6 +220,30 @@ def choose_target(request: pb.ExplainRequest, classes: Sequence[str]) -> int:
                 raise UnknownNameError("class", label, classes)
         return list(classes).index(label)
     return PREDICTED
+
+
+def read_condition(request: pb.ExplainRequest, classes: Sequence[str]) -> Condition | None:
+    """Reads which images are to be explained.
+
+    Returns:
+        The condition; None for all.
+
+    Raises:
+        InputError: If there is none in it, it is out of range or about a class that the model does not have, or the
+            prediction with the key is asked for, which is no image's that is not explained.
+    """
+    if not request.HasField("explain_if"):
+        return None
+    if request.prediction == pb.PREDICTION_KIND_KEYED:
+        with at_field("prediction"):
+            raise InputError(
+                "explain_if looks at the public prediction, and answers it: ask for PUBLIC, or leave prediction out"
+            )
+    try:
+        return Condition.of(request.explain_if, classes)
+    except InputError as error:
+        error.field = "explain_if" if error.field is None else f"explain_if.{error.field}"
+        raise
 
 
 def check_no_target(request: pb.ExplainRequest) -> None:

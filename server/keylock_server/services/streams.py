@@ -246,6 +246,9 @@ class ImageStream:
             yield pb.ExplainStreamResponse(number=outcome.number, failure=outcome.answer, progress=self._progress)
             return
         (result,) = outcome.answer.results
+        if result.skipped:
+            yield pb.ExplainStreamResponse(number=outcome.number, answer=outcome.answer, progress=self._progress)
+            return
         data = result.map.data
         result.map.data = data[:part_bytes]
         yield pb.ExplainStreamResponse(number=outcome.number, answer=outcome.answer, progress=self._progress)
