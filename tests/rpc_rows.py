@@ -4,6 +4,7 @@ The RPCs are found in the descriptors of the services. `tests/server/services/te
 of them, and which row is missing.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -115,6 +116,12 @@ EXPLAIN_BAD = {
     "answer.compression": explain(answer=pb.AnswerOptions(compression=9)),
     "answer.max_bytes": explain(answer=pb.AnswerOptions(max_bytes=1)),
     "prediction": explain(prediction=9),
+    "explain_if": explain(explain_if=pb.ExplainIf()),
+    "explain_if.probability_below": explain(explain_if=pb.ExplainIf(probability_below=0.0)),
+    "explain_if.margin_below": explain(explain_if=pb.ExplainIf(margin_below=math.nan)),
+    "explain_if.predicted": explain(explain_if=pb.ExplainIf(predicted=pb.ClassSet())),
+    "explain_if.predicted.labels": explain(explain_if=pb.ExplainIf(predicted=pb.ClassSet(labels=["none"]))),
+    "explain_if.predicted.indices": explain(explain_if=pb.ExplainIf(predicted=pb.ClassSet(indices=[4]))),
 }
 STREAM_BAD = {
     "start": stream()[1:],

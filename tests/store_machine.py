@@ -30,6 +30,7 @@ from keylock.errors import (
     ServiceError,
 )
 from keylock.licensing import AnswerDigests, Charge, License, Quota, Rate, UsageNote, issue, issue_access
+from keylock.licensing.conditions import Condition
 from keylock.licensing.receipt_keys import Certificate, ReceiptKey, delegate, open_checkpoint
 from keylock.licensing.receipts import Receipt, ReceiptSigner, entry_of, parse_entry, trusts_any
 from keylock.store import Ledger, LicenseStore, log_table
@@ -245,6 +246,7 @@ class StoreMachine(RuleBasedStateMachine):
         reservation = found[1]
         windows = self.model.windows(license, self.now)
         assert expected == ("answer", reservation.charged_at)
+        assert reservation.explained == self.model.requests[key].explained
         assert plain(reservation.windows) == windows
         self.under_way.append((reservation, self.charge_of(order), windows))
 
@@ -270,7 +272,11 @@ class StoreMachine(RuleBasedStateMachine):
         answer = result.charge.repeats or result.charge.answer.digest()
         assert (result.charge.time, answer) == (first.time, first.answer.digest())
         now = self.model.windows(order.license, charge.time) if settled.looked_up else windows
-        assert plain(result.windows) == now
+        given_back = 0 if settled.looked_up else settled.given_back
+        told = [(one[0], one[1], one[2] - given_back, one[3]) for one in now]
+        assert plain(result.windows) == told
+        if settled.given_back:
+            self.count("commit gives back")
         self.keep_receipt(result)
 
     @precondition(lambda self: self.under_way)
@@ -499,7 +505,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert {(row[0], row[1]): tuple(row[2:]) for row in requests} == {
             key: (
                 one.digest, one.units, one.overage, one.attempt,
-                *one.ends(),
+                *one.ends(), None if one.explained is None else "".join(str(int(hit)) for hit in one.explained),
             )
             for key, one in model.requests.items()
         }  # fmt: skip
@@ -569,6 +575,8 @@ class StoreMachine(RuleBasedStateMachine):
             model_digest=order.model_digest, model_name="tiny", explainer=order.explainer, parameters={"layer": "x"},
             target=-1, units=order.units, keyed=True, time=self.now,
             image_digests=(digest_of(b"image"),) * order.images,
+            # Whoever asks for several images wants those alone that are worth it.
+            explain_if=CONDITION if order.images > 1 else None,
         )  # fmt: skip
 
     def keep_receipt(self, result: ChargeResult) -> None:
@@ -582,18 +590,22 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 _REQUESTS = """
-    SELECT license_id, request_id, request_digest, units, overage, attempt, expires_at, charged_at, answer_digest
+    SELECT license_id, request_id, request_digest, units, overage, attempt, expires_at, charged_at, answer_digest,
+           explained
     FROM ledger
 """
 _COUNTERS = "SELECT license_id, period, start, used FROM counters WHERE used != 0"
 KEYS = (ISSUER.verifying_key,)
 
 
+CONDITION = Condition("probability_below", below=0.8)
+
+
 def answers(images: int, answer: int) -> AnswerDigests:
+    """An answer; of several images as many are not explained as its number says."""
     one = digest_of(b"answer%d" % answer)
-    return AnswerDigests(
-        maps=(one,) * images, scalings=(None,) * images, predictions=(one,) * images, targets=(one,) * images
-    )
+    maps = tuple(None if images > 1 and row < answer else one for row in range(images))
+    return AnswerDigests(maps=maps, scalings=(None,) * images, predictions=(one,) * images, targets=maps)
 
 
 def plain(windows: tuple[Window, ...]) -> list[tuple[str, int | None, int, datetime | None]]:

@@ -61,6 +61,13 @@ class Request:
     expires_at: int
     charge: Charge | None = None
 
+    @property
+    def explained(self) -> tuple[bool, ...] | None:
+        """Which images were explained, of a request with a condition that is charged."""
+        if self.charge is None or self.charge.explain_if is None:
+            return None
+        return tuple(one is not None for one in self.charge.answer.maps)
+
     def ends(self) -> tuple[int | None, int | None, str]:
         """When it may be taken back, or when it was charged and for which answer."""
         if self.charge is None:
@@ -253,12 +260,19 @@ class Model:
         known = self.requests[key]
         if known.digest != charge.request_digest:
             raise RefusedError("reused", key[1])
+        given_back = 0
+        if known.charge is None and charge.explain_if is not None:
+            # Each image costs the same.
+            given_back = sum(known.units // images for one in charge.answer.maps if one is None)
+            known.units, known.overage = known.units - given_back, max(0, known.overage - given_back)
         charge = replace(charge, units=known.units)
         if known.charge is None:
             known.charge, known.attempt = charge, attempt
             self.log.append(entry_of(charge))
-            return Settled(charge, known.overage, repeated=False, looked_up=again)
+            return Settled(charge, known.overage, repeated=False, looked_up=again, given_back=given_back)
         first = known.charge
+        if known.explained not in (None, tuple(one is not None for one in charge.answer.maps)):
+            raise RefusedError("rate", 0.1)
         if charge.answer != first.answer:
             charge = replace(charge, time=first.time, repeats=first.answer.digest())
             if entry_of(charge) not in self.log:
@@ -332,9 +346,11 @@ class Settled:
         overage: Units of it beyond the quota.
         repeated: Whether an earlier attempt was charged.
         looked_up: Whether the quotas it says are those of now, and not those of the reservation.
+        given_back: Units that were set aside for images that were not explained, and are not charged.
     """
 
     charge: Charge
     overage: int
     repeated: bool
     looked_up: bool
+    given_back: int = 0

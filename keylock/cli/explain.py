@@ -144,9 +144,7 @@ def explain(options: ExplainOptions) -> None:
             "be resized or compressed"
         )
     if options.explain_if is not None:
-        note(
-            f"note: {explained} of {len(shown)} images were explained: the predictions of the others do not meet the condition"
-        )
+        note(f"note: {explained} of {len(shown)} images were explained; the others do not meet the condition")
     rows = [shown[number] for number in sorted(shown)]
     if options.as_json:
         print_json({"explanations": rows})

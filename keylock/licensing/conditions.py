@@ -84,7 +84,7 @@ class Condition:
             ValueError: If it is something else.
         """
         [(kind, value)] = said.items()
-        if kind in _BELOW and isinstance(value, str):
+        if kind in _BELOW and isinstance(value, str) and len(value) == 2 * _DOUBLE.size:
             (below,) = _DOUBLE.unpack(bytes.fromhex(value))
             made = cls(kind, below=below)  # type: ignore[arg-type]
             if 0 < below <= 1 and made.said() == said:
