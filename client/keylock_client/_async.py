@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from keylock_client import _exchanges as exchanges
 from keylock_client._async_stream import Feed, Stream
 from keylock_client._base import BaseClient
+from keylock_client._budget import check_max_units
 from keylock_client._calls import Call, Exchange
 from keylock_client._requests import ExplainOptions
 from keylock_client._sources import ImageLike
@@ -88,6 +89,7 @@ class AsyncClient(BaseClient):
         explain_if: str | None = None,
         bits: int | None = None,
         request_id: str | None = None,
+        max_units: int | None = None,
         timeout_s: float | None = None,
     ) -> Explanation | list[Explanation]:
         """Explain what the model sees in images, as `Client.explain` does."""
@@ -101,6 +103,7 @@ class AsyncClient(BaseClient):
             prediction=prediction,
             explain_if=explain_if,
             request_id=request_id,
+            max_units=max_units,
             bits=bits,
         )
         return await self._run(exchange, timeout_s)
@@ -117,6 +120,7 @@ class AsyncClient(BaseClient):
         explain_if: str | None = None,
         bits: int | None = None,
         request_id: str | None = None,
+        max_units: int | None = None,
         in_flight: int = 16,
         progress: Callable[[Progress], object] | None = None,
         timeout_s: float | None = None,
@@ -137,7 +141,7 @@ class AsyncClient(BaseClient):
             explain_if=explain_if,
         )
         feed = Feed(several, images, in_flight=check_in_flight(in_flight))
-        return self._give_out(feed, self._limit(timeout_s), progress)
+        return self._give_out(feed, self._limit(timeout_s), progress, check_max_units(max_units))
 
     async def model(self, *, timeout_s: float | None = None) -> ModelInfo:
         """Ask what the served model is, as `Client.model` does."""
@@ -174,10 +178,13 @@ class AsyncClient(BaseClient):
         await self.close()
 
     async def _give_out(
-        self, feed: Feed, limit: float, progress: Callable[[Progress], object] | None
+        self, feed: Feed, limit: float, progress: Callable[[Progress], object] | None, max_units: int | None
     ) -> AsyncIterator[Explained]:
         info = await self._run(exchanges.describe(self._memory), limit)
         feed.images.limits = info.limits
+        if max_units is not None:
+            budget = await self._run(exchanges.budget(self._memory, max_units, explainer=feed.images.explainer), limit)
+            feed.images.budget = budget
         attempts, renewed, careful, lost = 0, False, False, 0
         while True:
             access = await self._run(exchanges.access(self._memory), limit) if self._memory.exchanges else None
@@ -193,6 +200,7 @@ class AsyncClient(BaseClient):
                         explained = feed.images.finish(message.number, message.name, error=message.error)
                     elif message is None:
                         self._end(feed.images, all_read=feed.all_read)
+                        feed.images.check_budget()
                         return
                     else:
                         left = max(feed.images.left_s(limit), _LEAST_S)

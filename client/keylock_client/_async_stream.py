@@ -29,6 +29,7 @@ class Feed:
         self._places = asyncio.Semaphore(in_flight)
         self._reading: asyncio.Task[pb.ExplainStreamRequest | Unreadable | None] | None = None
         self._ended = False
+        self._answered = asyncio.Event()
         self.owner: object = None
 
     @property
@@ -39,6 +40,12 @@ class Feed:
     def give_back(self) -> None:
         """Makes room for another image."""
         self._places.release()
+        self._answered.set()
+
+    def disown(self) -> None:
+        """Stops giving images to the stream that has them now."""
+        self.owner = None
+        self._answered.set()
 
     async def settle(self) -> None:
         """Returns when no image is being read."""
@@ -52,6 +59,9 @@ class Feed:
         sends it.
         """
         await self._places.acquire()
+        while self.owner is owner and self.images.has_room() is None:
+            self._answered.clear()
+            await self._answered.wait()
         if self.owner is not owner:
             # A stream that was closed and has not noticed yet would take an image that the next one does not know of.
             self._places.release()
@@ -63,7 +73,12 @@ class Feed:
         image: Any = _END
         try:
             if not self._ended:
+                room = self.images.has_room()
                 image = await self._take()
+                if image is not _END and not room and self.images.budget is not None:
+                    # There was another image, and it is left out.
+                    self.images.budget.exhausted = True
+                    image = _END
         finally:
             if image is _END:
                 self._ended = True
@@ -132,7 +147,7 @@ class Stream:
 
     async def close(self) -> None:
         """Ends the stream, and what runs for it."""
-        self._feed.owner = None
+        self._feed.disown()
         self._call.cancel()
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)

@@ -15,6 +15,7 @@ from keylock.inference import inference_pb2 as oip
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import license_pb2
 from keylock_client import _answers as answers
+from keylock_client._budget import Budget, check_max_units
 from keylock_client._calls import Call, Exchange, Memory, Method
 from keylock_client._checks import Asked
 from keylock_client._limits import RequestLimits
@@ -114,6 +115,14 @@ def estimate(memory: Memory, images: int, *, explainer: str | None) -> Exchange[
     )
     answer: pb.EstimateExplainResponse = yield from licensed(memory, Call(Method.ESTIMATE, request, licensed=True))
     return answers.estimate(answer)
+
+
+def budget(memory: Memory, max_units: int, *, explainer: str) -> Exchange[Budget | None]:
+    """Ask for the price of an image, to spend no more than some units; None where nothing costs anything."""
+    if not memory.licensed:
+        return None
+    told = yield from estimate(memory, 1, explainer=explainer)
+    return Budget(max_units, told.units_per_image)
 
 
 def prove(memory: Memory, receipt: Receipt | str, *, since: str | None) -> Exchange[Proof]:
@@ -249,11 +258,16 @@ def explain(
     *,
     request_id: str | None,
     bits: int | None = None,
+    max_units: int | None = None,
     **options: Any,  # noqa: ANN401 - those of explain_request
 ) -> Exchange[Explanation | list[Explanation]]:
     """Explain images, in as many calls as it takes."""
     sources, single = yield from _read_images(memory, images, bits=bits)
     written = explain_options(memory, **options)
+    if check_max_units(max_units) is not None:
+        allowed = yield from budget(memory, max_units or 0, explainer=written.explainer)
+        if allowed is not None:
+            allowed.check(len(sources))
     info = yield from describe(memory)
     found: list[Explanation] = []
     for call_id, first, chunk in chunks(sources, request_id, most=info.limits.images):

@@ -59,6 +59,7 @@ class ExplainOptions(TypedDict, total=False):
     explain_if: str | None
     bits: int | None
     request_id: str | None
+    max_units: int | None
     timeout_s: float | None
 
 

@@ -17,6 +17,7 @@ from keylock.errors import InputError, KeylockError
 from keylock.imaging.grey_levels import check_bits
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client import _answers as answers
+from keylock_client._budget import Budget
 from keylock_client._checks import Asked
 from keylock_client._limits import RequestLimits
 from keylock_client._maps import size_of_map
@@ -77,6 +78,7 @@ class Images:
 
     Attributes:
         limits: What the server takes of an image.
+        budget: What may be spent; None without a limit.
     """
 
     def __init__(
@@ -110,14 +112,30 @@ class Images:
         self._clock = clock
         self._waits_since = clock()
         self.limits = RequestLimits()
+        self.budget: Budget | None = None
         self._prepared, self._answered, self._failed = 0, 0, 0
         self._under_way: dict[int, _UnderWay] = {}
+        self._sent_again = set[int]()
         self._unfinished: _Unfinished | None = None
 
     @property
     def request_id(self) -> str:
         """The id of the stream."""
         return self._options.request_id
+
+    @property
+    def explainer(self) -> str:
+        """Name of the saliency method; empty for the server's first."""
+        return self._options.explainer
+
+    def has_room(self) -> bool | None:
+        """Tells whether another image may be asked about; None where that is not known before others are answered."""
+        return True if self.budget is None else self.budget.has_room(len(self._under_way))
+
+    def check_budget(self) -> None:
+        """Returns at the end of a stream unless an image was left out; raises `SpendingLimitError` then."""
+        if self.budget is not None and self.budget.exhausted:
+            raise self.budget.error(self._answered)
 
     @property
     def any_under_way(self) -> bool:
@@ -128,8 +146,9 @@ class Images:
         """Returns what a stream begins with: the options, and what was sent before and not answered."""
         self._unfinished = None
         start = pb.ExplainStreamStart(options=self._options, total=self._total)
-        again = [self._under_way[number].message for number in sorted(self._under_way)]
-        return [pb.ExplainStreamRequest(start=start), *again]
+        again = sorted(self._under_way)
+        self._sent_again.update(again)
+        return [pb.ExplainStreamRequest(start=start), *(self._under_way[number].message for number in again)]
 
     def prepare(self, image: ImageLike) -> pb.ExplainStreamRequest | Unreadable:
         """Reads the next image; returns the message to send, or why there is none."""
@@ -258,10 +277,14 @@ class Images:
         revoked: Collection[str],
         expected: bool,
     ) -> Explained:
-        sent = self._under_way.pop(number)
+        sent = self._under_way[number]
         asked = Asked(f"{self.request_id}/{number}", self._options, [sent.message.image.image], info.classes)
         receipt = read_receipt(answer, [data], asked, trust, revoked=revoked, expected=expected)
         (explanation,) = answers.explanations(answer, [data], sources=[sent.source], info=info, receipt=receipt)
+        # Before it is under way no more: another thread asks meanwhile whether there is room for one.
+        if self.budget is not None:
+            self.budget.count(explanation.usage, again=number in self._sent_again)
+        del self._under_way[number]
         return self.finish(number, sent.source.name, explanation=explanation)
 
     def _senseless(self, what: str) -> BadAnswerError:

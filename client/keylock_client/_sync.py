@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 
 from keylock_client import _exchanges as exchanges
 from keylock_client._base import BaseClient
+from keylock_client._budget import check_max_units
 from keylock_client._calls import Call, Exchange
 from keylock_client._requests import ExplainOptions
 from keylock_client._sources import ImageLike
@@ -115,6 +116,7 @@ class Client(BaseClient):
         explain_if: str | None = None,
         bits: int | None = None,
         request_id: str | None = None,
+        max_units: int | None = None,
         timeout_s: float | None = None,
     ) -> Explanation | list[Explanation]:
         """Explain what the model sees in images. Without a license the maps are decoys, marked `keyed=False`.
@@ -141,6 +143,8 @@ class Client(BaseClient):
             request_id: The id under which the server is to know the call, at most 120 visible ASCII characters without
                 spaces; random if left out. A call that is made again with the same id and the same content is answered
                 again and costs nothing.
+            max_units: How many units the call may cost; where it might cost more, nothing is asked. Without a license
+                nothing costs anything.
             timeout_s: Seconds the call may take, in place of the client's; each request of a long list.
 
         Returns:
@@ -151,6 +155,7 @@ class Client(BaseClient):
             LicenseRefusedError: The license is not good for this, or one is needed.
             QuotaSpentError: The license has not enough left.
             RateLimitedError: The license is used too fast.
+            SpendingLimitError: It may cost more than `max_units`.
             SimilarQueriesError: There is no license, and an image is a near copy of too many others.
             ClientError: A call failed.
         """
@@ -164,6 +169,7 @@ class Client(BaseClient):
             prediction=prediction,
             explain_if=explain_if,
             request_id=request_id,
+            max_units=max_units,
             bits=bits,
         )
         return self._run(exchange, timeout_s)
@@ -180,6 +186,7 @@ class Client(BaseClient):
         explain_if: str | None = None,
         bits: int | None = None,
         request_id: str | None = None,
+        max_units: int | None = None,
         in_flight: int = 16,
         progress: Callable[[Progress], object] | None = None,
         timeout_s: float | None = None,
@@ -209,6 +216,8 @@ class Client(BaseClient):
             bits: As of `predict`.
             request_id: The id of the whole, at most 117 visible ASCII characters without spaces; random if left out.
                 Given again with the same images in the same order, what was charged before costs nothing.
+            max_units: How many units the whole may cost. An image that might cost more than is left is not asked about:
+                the loop gives out what was answered, and ends with `SpendingLimitError`.
             in_flight: How many images are on their way, or answered and not given out yet.
             progress: Called with how far the stream is, before each result.
             timeout_s: Seconds without a whole answer after which the stream is given up, in place of the client's.
@@ -220,6 +229,7 @@ class Client(BaseClient):
             InputError: An option cannot be used.
             LicenseRefusedError: The license is not good for this, or one is needed.
             QuotaSpentError: The license has not enough left.
+            SpendingLimitError: Images were left out because of `max_units`; after what was answered.
             ClientError: The stream failed for another reason, and opening it again did not help.
         """
         several = self._images(
@@ -234,7 +244,7 @@ class Client(BaseClient):
             explain_if=explain_if,
         )
         feed = Feed(several, images, in_flight=check_in_flight(in_flight))
-        return self._give_out(feed, self._limit(timeout_s), progress)
+        return self._give_out(feed, self._limit(timeout_s), progress, check_max_units(max_units))
 
     def model(self, *, timeout_s: float | None = None) -> ModelInfo:
         """Ask what the served model is: its classes, preprocessing and explainers.
@@ -330,9 +340,14 @@ class Client(BaseClient):
     ) -> None:
         self.close()
 
-    def _give_out(self, feed: Feed, limit: float, progress: Callable[[Progress], object] | None) -> Iterator[Explained]:
+    def _give_out(
+        self, feed: Feed, limit: float, progress: Callable[[Progress], object] | None, max_units: int | None
+    ) -> Iterator[Explained]:
         info = self._run(exchanges.describe(self._memory), limit)
         feed.images.limits = info.limits
+        if max_units is not None:
+            budget = self._run(exchanges.budget(self._memory, max_units, explainer=feed.images.explainer), limit)
+            feed.images.budget = budget
         attempts, renewed = 0, False
         while True:
             access = self._run(exchanges.access(self._memory), limit) if self._memory.exchanges else None
@@ -347,6 +362,7 @@ class Client(BaseClient):
                         explained = feed.images.finish(message.number, message.name, error=message.error)
                     elif message is None:
                         self._end(feed.images, all_read=feed.all_read)
+                        feed.images.check_budget()
                         return
                     else:
                         left = max(feed.images.left_s(limit), _LEAST_S)

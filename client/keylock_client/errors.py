@@ -16,6 +16,8 @@
     ├── BadReceiptError             (ReceiptError)  the receipt of an answer does not hold, or is for another answer
     └── ClosedError                 (ServiceError)  this client was closed
 
+What the caller lets a call spend has an error of its own, which no server sends: `SpendingLimitError` (MeteringError).
+
 Each of them is also one of keylock's general errors, named in brackets, which stand here too (`keylock.errors` draws
 their tree). Before anything is sent, an image or an option that cannot be used is an `InputError` (`ImageError`,
 `TensorError`, `TooLargeError` or `UnknownNameError`, if it is one of these), a license file without a license a
@@ -72,6 +74,7 @@ __all__ = [
     "ServiceError",
     "SignatureError",
     "SimilarQueriesError",
+    "SpendingLimitError",
     "TensorError",
     "TooLargeError",
     "UnknownNameError",
@@ -97,6 +100,19 @@ class Violation:
 
 class TooLargeError(InputError):
     """An image is larger than the server takes; it was neither copied nor sent."""
+
+
+class SpendingLimitError(MeteringError):
+    """What the caller lets a call spend (`max_units`) is spent, or might not be enough; what was answered is not lost.
+
+    Attributes:
+        max_units: What may be spent.
+        spent: What was spent.
+    """
+
+    def __init__(self, message: str, *, max_units: int, spent: int) -> None:
+        super().__init__(message)
+        self.max_units, self.spent = max_units, spent
 
 
 class ClientError(KeylockError):

@@ -18,6 +18,7 @@ __all__ = [
     "BitsOption",
     "ImagesArgument",
     "LicenseFileOption",
+    "MaxUnitsOption",
     "ServerOption",
     "TimeoutOption",
     "TlsCaOption",
@@ -44,6 +45,14 @@ LicenseFileOption = Annotated[
         "--license-file", metavar="FILE", help="License of the vendor. [env: KEYLOCK_LICENSE_FILE, KEYLOCK_LICENSE]"
     ),
 ]
+MaxUnitsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-units", min=0, metavar="N", help="Spend at most N units; stop before the next might cost more."
+    ),
+]
+"""Of every command that spends units of a license: `max_units: MaxUnitsOption = None`."""
+
 TimeoutOption = Annotated[
     float | None,
     typer.Option("--timeout", metavar="SECONDS", help="Timeout of a request. [env: KEYLOCK_TIMEOUT_S; 30]"),

@@ -12,6 +12,7 @@ from keylock.cli._connection import (
     BitsOption,
     ImagesArgument,
     LicenseFileOption,
+    MaxUnitsOption,
     ServerOption,
     TimeoutOption,
     TlsCaOption,
@@ -85,6 +86,7 @@ class ExplainOptions:
             help="Explain and pay only where 'probability < 0.8', 'margin < 0.2' or 'class in cat, dog'; predict all.",
         ),
     ] = None
+    max_units: MaxUnitsOption = None
     bits: BitsOption = None
     local: Annotated[
         Path | None,
@@ -165,6 +167,7 @@ def _check_local(options: ExplainOptions) -> None:
         "--tls-ca": options.tls_ca,
         "--receipt": options.receipt,
         "--explain-if": options.explain_if,
+        "--max-units": options.max_units,
         "--prediction keyed": None if options.prediction == "public" else options.prediction,
     }
     given = [name for name, value in for_servers.items() if value is not None]
@@ -186,6 +189,7 @@ def _asked(options: ExplainOptions, failures: list[KeylockError]) -> "Iterator[I
         ) as client:
             target = None if options.target is None else _choose_class(options.target, client.model().classes)
             asked |= {"target": target, "prediction": options.prediction, "explain_if": options.explain_if}
+            asked["max_units"] = options.max_units
             yield _ask(client, options.images, failures, asked)
     else:
         from keylock_client import LocalModel
