@@ -26,6 +26,7 @@
     └── ServiceError            the server cannot start, or the client cannot reach it
         ├── StoreError          the store of licenses and usage cannot be used
         │   └── StoreReplacedError  it is not the one that was opened
+        ├── RegistryError       a registry of artefacts cannot be used, or has not what was asked for
         └── MeteringError       a good license whose use does not fit
             ├── QuotaError      its quota is spent; carries what is left and when it is filled again
             ├── RateError       it comes too fast; carries when to come again
@@ -61,6 +62,7 @@ __all__ = [
     "QuotaError",
     "RateError",
     "ReceiptError",
+    "RegistryError",
     "RequestReusedError",
     "ResumeError",
     "ServiceError",
@@ -314,6 +316,10 @@ class StoreError(ServiceError):
 
 class StoreReplacedError(StoreError):
     """The store is not the one that was opened: its file was replaced or removed, or it was put back from a backup."""
+
+
+class RegistryError(ServiceError):
+    """A registry cannot be reached, refuses, has not what was asked for, or sends something else."""
 
 
 class MeteringError(ServiceError):

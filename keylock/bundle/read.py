@@ -36,7 +36,7 @@ from keylock.trigger import TriggerStatistics
 from keylock.trigger.delta import Delta
 from keylock.trigger.keys import Key, KeySeed
 
-__all__ = ["Bundle", "open_bundle"]
+__all__ = ["Bundle", "open_bundle", "read_manifest"]
 
 _MAX_MANIFEST_BYTES: Final = 8 * 1024 * 1024
 _MAX_MODEL_SIGNATURE_BYTES: Final = 16 * 1024 * 1024
@@ -307,22 +307,50 @@ def open_bundle(path: str | os.PathLike[str], *, trusted: Collection[VerifyingKe
     location = Path(path)
     files = open_files(location)
     names = frozenset(files.names())
+    manifest, issuer = _read_signed(location, files, names, trusted)
+    _check_names(manifest, names)
+    _check_digests(manifest, files, names)
+    return Bundle(location, files, manifest, issuer, trusted=trusted is not None)
+
+
+def read_manifest(
+    path: str | os.PathLike[str], *, trusted: Collection[VerifyingKey] | None, source: object
+) -> Manifest:
+    """Returns the manifest of a bundle after verifying its signature, and nothing else of it.
+
+    This is for what has not all come yet: steps 1 to 4 of `open_bundle`, which everybody else calls.
+
+    Args:
+        path: A folder or a `.klb` file.
+        trusted: As of `open_bundle`.
+        source: Where the bundle comes from, for errors.
+
+    Raises:
+        BundleTamperedError: If the manifest differs from what was signed.
+        BundleError: If there is no bundle, its format is unknown or its issuer is not trusted.
+    """
+    files = open_files(Path(path))
+    return _read_signed(source, files, files.names(), trusted)[0]
+
+
+def _read_signed(
+    source: object, files: Files, names: Collection[str], trusted: Collection[VerifyingKey] | None
+) -> tuple[Manifest, VerifyingKey]:
+    """Returns the manifest, and who signed it."""
     for name in (MANIFEST_FILE, SIGNATURE_FILE):
         if name not in names:
-            raise BundleError(f"{location} is not a bundle, or not all of one: it has no {name}")
+            raise BundleError(f"{source} is not a bundle, or not all of one: it has no {name}")
     raw = files.read(MANIFEST_FILE, limit=_MAX_MANIFEST_BYTES)
     issuer = verify_manifest(raw, files.read(SIGNATURE_FILE, limit=MAX_SIGNATURE_BYTES))
     if trusted is not None and issuer not in trusted:
         raise BundleError(
-            f"the bundle {location} was signed by {issuer.key_id}, which is not among the trusted issuers: "
+            f"the bundle {source} was signed by {issuer.key_id}, which is not among the trusted issuers: "
             "get a bundle from an issuer you trust, or add this issuer's public key if you do"
         )
     manifest = _parse_manifest(raw)
     if manifest.issuer.key_id != issuer.key_id or manifest.issuer.public_key != issuer.to_jwk():
         raise BundleTamperedError(SIGNATURE_FILE, "was made by another key than the manifest names")
-    _check_names(manifest, names)
-    _check_digests(manifest, files, names)
-    return Bundle(location, files, manifest, issuer, trusted=trusted is not None)
+    return manifest, issuer
 
 
 def _parse_manifest(raw: bytes) -> Manifest:

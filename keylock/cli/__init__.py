@@ -83,6 +83,7 @@ COMMANDS = (
     CommandRow("verify", "keylock.cli.inspect:verify", "Check the signature and every file of a bundle.", "Vendor"),
     CommandRow("sign", "keylock.cli.sign:sign", "Add a signature of OpenSSF Model Signing to a bundle.", "Vendor"),
     CommandRow("export", "keylock.cli.inspect:export", "Copy a bundle without its key.", "Vendor"),
+    CommandRow("push", "keylock.cli.registry:push", "Send a bundle to an OCI registry.", "Vendor"),
     CommandRow("stamp", "keylock.cli.stamp:stamp", "Put the trigger on a picture.", "Vendor"),
     CommandRow("serve", "keylock.cli.serve:serve", "Serve predictions and explanations over gRPC.", "Vendor"),
     CommandRow("license", "keylock.cli.license:app", "Issue, show, renew, suspend and revoke licenses.", "Vendor"),
@@ -99,6 +100,7 @@ COMMANDS = (
     ),
     CommandRow("predict", "keylock.cli.predict:predict", "Ask a server to classify images.", "Customer"),
     CommandRow("explain", "keylock.cli.explain:explain", "Ask a server why: saliency maps of images.", "Customer"),
+    CommandRow("pull", "keylock.cli.registry:pull", "Fetch a bundle from an OCI registry, and verify it.", "Customer"),
     CommandRow("receipt", "keylock.cli.receipt:app", "Show and check receipts: what was charged for what.", "Customer"),
     CommandRow(
         "verify-audit",
@@ -124,6 +126,7 @@ _EXTRAS = {
         "server",
     ),
     "psycopg": "postgres",
+    "requests": "oci",
 }
 
 

@@ -35,6 +35,7 @@ __all__ = [
 
 SEED_VARIABLE = "KEYLOCK_KEY_SEED"
 TOKEN_VARIABLE = "VAULT_TOKEN"  # noqa: S105 - the name of a variable
+REGISTRY_VARIABLE = "KEYLOCK_REGISTRY_PASSWORD"
 PASSPHRASE_VARIABLE = "KEYLOCK_KEY_PASSPHRASE"  # noqa: S105 - the name of a variable
 
 # What a command has taken out of the variables: it may look for one twice, as it opens a key and seals it again.
@@ -158,7 +159,7 @@ def take_environment(*providers: str | None) -> dict[str, str]:
         providers: Key providers as they were given, of which `environment:VARIABLE` names a further one.
     """
     named = [variable_of(text) for text in providers if text is not None]
-    for name in filter(None, (SEED_VARIABLE, PASSPHRASE_VARIABLE, TOKEN_VARIABLE, *named)):
+    for name in filter(None, (SEED_VARIABLE, PASSPHRASE_VARIABLE, TOKEN_VARIABLE, REGISTRY_VARIABLE, *named)):
         value = take_variable(os.environ, name)
         if value is not None:
             _TAKEN[name] = value

@@ -237,6 +237,7 @@ STATUSES: Final[dict[type[KeylockError], Row]] = {
     # The store's own messages are for the vendor: they name files and addresses of the vendor's machines.
     errors.StoreError: Row(grpc.StatusCode.UNAVAILABLE, "STORE", public=False),
     errors.StoreReplacedError: Row(grpc.StatusCode.UNAVAILABLE, "STORE_LOST", public=False),
+    errors.RegistryError: _INTERNAL,
     StoreLostError: Row(grpc.StatusCode.UNAVAILABLE, "STORE_LOST"),
     errors.MeteringError: _INTERNAL,
     errors.QuotaError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_SPENT"),
