@@ -19,9 +19,11 @@ from keylock_server.http.bodies import GoneError, media_type, parse_json, read_b
 from keylock_server.http.context import Aborted, HttpContext
 from keylock_server.http.failures import Failure
 from keylock_server.http.inference import LENGTH, read_request, write_answer
-from keylock_server.http.messages import dump, from_plain, to_plain, with_lists
+from keylock_server.http.messages import dump, dump_explanations, from_plain, to_plain
 from keylock_server.http.page import Page
 from keylock_server.http.rpcs import Rpcs
+from keylock_server.metering.early_writing import set_writer
+from keylock_server.metering.response_padding import CallTimes
 from keylock_server.services.parts import Parts
 from keylock_server.services.registry import SERVICES
 from keylock_server.transport.calls import is_request_id, new_request_id
@@ -75,7 +77,8 @@ class _Reply(NamedTuple):
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-Read = Callable[[_Request], tuple[Message, Callable[[Any], _Reply]]]
+Write = Callable[[Any, CallTimes], _Reply]
+Read = Callable[[_Request], tuple[Message, Write]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +137,7 @@ class _Resource:
         except GoneError:
             return
         read = await self._read(way, request, wrong)
-        writers: list[Callable[[Any], _Reply]] = []
+        writers: list[Write] = []
 
         def make() -> Message:
             if wrong:
@@ -143,21 +146,23 @@ class _Resource:
             writers.append(write)
             return message
 
+        replies: list[_Reply] = []
+        set_writer(lambda message, times: replies.append(writers[0](message, times)))
         try:
             answer = await self._front.rpcs.call(way.rpc, make, HttpContext(scope))
         except Aborted as aborted:
             failure = Failure.of_call(aborted, error=wrong[0] if wrong else None)
             await _fail(failure, send, inference=way.inference)
             return
-        reply = writers[0](answer.message)
+        reply = replies[0] if replies else writers[0](answer.message, CallTimes())
         await _send(send, reply, request_id=answer.request_id)
 
     async def _read(
         self, way: _Way, request: _Request | None, wrong: list[RequestError]
-    ) -> Callable[[], tuple[Message, Callable[[Any], _Reply]]]:
+    ) -> Callable[[], tuple[Message, Write]]:
         """Returns what makes the message; one that is large is made here already, in a thread."""
 
-        def read() -> tuple[Message, Callable[[Any], _Reply]]:
+        def read() -> tuple[Message, Write]:
             assert request is not None  # noqa: S101 - otherwise the request was wrong
             try:
                 return way.read(request)
@@ -186,6 +191,9 @@ class _Guarded:
         if leave is not None and task is not None:
             leave.append(task.cancel)
         try:
+            if scope.get("extensions", {}).get("keylock.full"):
+                await _fail(_too_many(), send, inference=_is_inference(scope))
+                return
             await self._inner(scope, receive, send)
         except asyncio.CancelledError:
             # The caller has gone, or the server goes: there is nobody to answer.
@@ -251,7 +259,7 @@ def _own_paths() -> dict[str, dict[str, _Way]]:
     explain = _Way(f"{_EXPLANATION}/Explain", _read_explain, (*_IMAGE_QUERY, "maps"))
     listed = _Way(f"{_INFERENCE}/RepositoryIndex", lambda _: (inference_pb2.RepositoryIndexRequest(), _reply))
 
-    def read_model(request: _Request) -> tuple[Message, Callable[[Any], _Reply]]:
+    def read_model(request: _Request) -> tuple[Message, Write]:
         version = request.query.get("version", "")
         return pb.GetModelRequest(model_name=request.path["model"], model_version=version), _reply
 
@@ -272,24 +280,24 @@ def _inference_paths(front: _Front) -> dict[str, dict[str, _Way]]:
     def way(name: str, read: Read) -> _Way:
         return _Way(f"{_INFERENCE}/{name}", read, inference=True)
 
-    def read_ready(request: _Request) -> tuple[Message, Callable[[Any], _Reply]]:
-        return inference_pb2.ServerReadyRequest(), lambda answer: _ready(answer.ready and front.is_well())
+    def read_ready(request: _Request) -> tuple[Message, Write]:
+        return inference_pb2.ServerReadyRequest(), lambda answer, _: _ready(answer.ready and front.is_well())
 
-    def read_model_ready(request: _Request) -> tuple[Message, Callable[[Any], _Reply]]:
+    def read_model_ready(request: _Request) -> tuple[Message, Write]:
         name, version = request.path["model"], request.path.get("version", "")
         message = inference_pb2.ModelReadyRequest(name=name, version=version)
-        return message, lambda answer: _ready(answer.ready, name=name)
+        return message, lambda answer, _: _ready(answer.ready, name=name)
 
-    def read_model(request: _Request) -> tuple[Message, Callable[[Any], _Reply]]:
+    def read_model(request: _Request) -> tuple[Message, Write]:
         name, version = request.path["model"], request.path.get("version", "")
         return inference_pb2.ModelMetadataRequest(name=name, version=version), _reply
 
-    def read_infer(request: _Request) -> tuple[Message, Callable[[Any], _Reply]]:
+    def read_infer(request: _Request) -> tuple[Message, Write]:
         message, wanted = read_request(
             request.body, request.headers, model=request.path["model"], version=request.path.get("version", "")
         )
 
-        def write(answer: Any) -> _Reply:  # noqa: ANN401
+        def write(answer: Any, _times: CallTimes) -> _Reply:  # noqa: ANN401
             body, length = write_answer(answer, wanted)
             if length is None:
                 return _Reply(body)
@@ -297,13 +305,13 @@ def _inference_paths(front: _Front) -> dict[str, dict[str, _Way]]:
 
         return message, write
 
-    def read_index(request: _Request) -> tuple[Message, Callable[[Any], _Reply]]:
+    def read_index(request: _Request) -> tuple[Message, Write]:
         plain = parse_json(request.body) if request.body else {}
         message = from_plain(plain, inference_pb2.RepositoryIndexRequest())
-        return message, lambda answer: _Reply(dump(to_plain(answer)["models"]))
+        return message, lambda answer, _: _Reply(dump(to_plain(answer)["models"]))
 
     def read_change(kind: Any) -> Read:  # noqa: ANN401
-        return lambda request: (kind(model_name=request.path["model"]), lambda _: _Reply(b"{}"))
+        return lambda request: (kind(model_name=request.path["model"]), lambda *_: _Reply(b"{}"))
 
     index = way("RepositoryIndex", read_index)
     paths = {
@@ -339,7 +347,7 @@ _IMAGE_QUERY: Final = (
 """What the query says of a request whose body is an image file."""
 
 
-def _read_explain(request: _Request) -> tuple[Message, Callable[[Any], _Reply]]:
+def _read_explain(request: _Request) -> tuple[Message, Write]:
     """Reads a request of images in JSON, or of one image file with everything else in the query."""
     query = dict(request.query)
     maps = query.pop("maps", "base64")
@@ -369,7 +377,8 @@ def _read_explain(request: _Request) -> tuple[Message, Callable[[Any], _Reply]]:
     if not message.answer.max_bytes:
         # The limit of gRPC's clients is none of HTTP's.
         message.answer.max_bytes = 2**31 - 1
-    return message, _reply if maps == "base64" else lambda answer: _Reply(dump(with_lists(answer)))
+    lists = maps == "lists"
+    return message, lambda answer, times: _Reply(dump_explanations(answer, times, lists=lists))
 
 
 def _json_body(request: _Request) -> Any:  # noqa: ANN401
@@ -400,23 +409,25 @@ def _rpc_way(path: str, method: MethodDescriptor) -> _Way:
     """Every RPC by its own name, its message in protobuf or in the JSON of it."""
     kind = message_factory.GetMessageClass(method.input_type)
 
-    def read(request: _Request) -> tuple[Message, Callable[[Any], _Reply]]:
+    def read(request: _Request) -> tuple[Message, Write]:
         if media_type(dict(request.headers)) not in _PROTOBUFS:
             return from_plain(_json_body(request), kind()), _reply
         try:
             message = kind.FromString(request.body)
         except DecodeError:
             raise RequestError(400, f"the body is no {method.input_type.full_name}: compare the protos") from None
-        return message, lambda answer: _Reply(answer.SerializeToString(), _PROTOBUF)
+        return message, lambda answer, _: _Reply(answer.SerializeToString(), _PROTOBUF)
 
     return _Way(path, read)
 
 
-def _reply(answer: Any) -> _Reply:  # noqa: ANN401
+def _reply(answer: Any, times: CallTimes) -> _Reply:  # noqa: ANN401
+    if isinstance(answer, pb.ExplainResponse):
+        return _Reply(dump_explanations(answer, times))
     return _Reply(dump(to_plain(answer)))
 
 
-def _server_metadata(answer: inference_pb2.ServerMetadataResponse) -> _Reply:
+def _server_metadata(answer: inference_pb2.ServerMetadataResponse, _times: CallTimes) -> _Reply:
     plain = to_plain(answer)
     return _Reply(dump({**plain, "extensions": [*plain["extensions"], "binary_tensor_data"]}))
 
@@ -426,11 +437,21 @@ def _ready(ready: bool, **more: str) -> _Reply:
     return _Reply(dump({**more, "ready": ready}), status=200 if ready else 503)
 
 
+def _is_inference(scope: Any) -> bool:  # noqa: ANN401
+    path: str = scope.get("path", "")
+    return path.startswith("/v2")
+
+
+def _too_many() -> Failure:
+    """Describes what is not answered because there are too many connections."""
+    headers = {"retry-after": "1", "connection": "close"}
+    message = "the server has as many connections as it takes: try again a little later"
+    return Failure(503, message, reason="OVERLOADED", code="UNAVAILABLE", headers=headers)
+
+
 async def _refuse_path(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401
-    inference = scope.get("path", "").startswith("/v2")
-    await _refuse(
-        RequestError(404, "there is no such path: docs/http.md lists those there are"), scope, send, inference=inference
-    )
+    error = RequestError(404, "there is no such path: docs/http.md lists those there are")
+    await _refuse(error, scope, send, inference=_is_inference(scope))
 
 
 async def _refuse_stream(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401

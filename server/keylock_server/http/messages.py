@@ -7,6 +7,7 @@ and fields that have their default are there.
 import base64
 import json
 import math
+from collections.abc import Collection
 from typing import Any, Final
 
 import numpy as np
@@ -16,11 +17,14 @@ from google.protobuf.message import Message
 
 from keylock.licensing.answers import MAP_DTYPES
 from keylock.v1 import explanation_pb2
+from keylock_server.metering.response_padding import CallTimes
 from keylock_server.transport.statuses import RequestError
 
-__all__ = ["dump", "from_plain", "to_plain", "with_lists"]
+__all__ = ["dump", "dump_explanations", "from_plain", "to_plain", "with_lists"]
 
 _MAX_QUOTED: Final = 200
+_CHARGED: Final = frozenset({"usage", "receipt"})
+_UNCHARGED: Final = frozenset(explanation_pb2.ExplainResponse.DESCRIPTOR.fields_by_name) - _CHARGED
 
 
 def from_plain(plain: Any, message: Any) -> Any:  # noqa: ANN401
@@ -40,10 +44,12 @@ def from_plain(plain: Any, message: Any) -> Any:  # noqa: ANN401
     return message
 
 
-def to_plain(message: Message) -> dict[str, Any]:
-    """Writes a message in values that JSON has."""
+def to_plain(message: Message, *, without: Collection[str] = ()) -> dict[str, Any]:
+    """Writes a message in values that JSON has, without some of its fields."""
     plain: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
+        if field.name in without:
+            continue
         value = getattr(message, field.name)
         if field.is_repeated:
             if field.message_type is not None and field.message_type.GetOptions().map_entry:
@@ -55,9 +61,14 @@ def to_plain(message: Message) -> dict[str, Any]:
     return plain
 
 
-def with_lists(answer: explanation_pb2.ExplainResponse) -> dict[str, Any]:
-    """Writes explanations whose maps are nested lists of their values, in place of elements in Base64."""
-    plain = to_plain(answer)
+def with_lists(answer: explanation_pb2.ExplainResponse, *, without: Collection[str] = ()) -> dict[str, Any]:
+    """Writes explanations whose maps are nested lists of their values, in place of elements in Base64.
+
+    Args:
+        answer: The explanations.
+        without: Fields to leave out, none of which are the results.
+    """
+    plain = to_plain(answer, without=without)
     for written, result in zip(plain["results"], answer.results, strict=True):
         if not result.HasField("map"):
             continue
@@ -69,6 +80,20 @@ def with_lists(answer: explanation_pb2.ExplainResponse) -> dict[str, Any]:
             del written["scaling"]
         written["map"] = {"shape": list(result.map.shape), "values": values.tolist()}
     return plain
+
+
+def dump_explanations(answer: explanation_pb2.ExplainResponse, times: CallTimes, *, lists: bool = False) -> bytes:
+    """Writes explanations as JSON.
+
+    Args:
+        answer: The explanations.
+        times: Of the call, in whose work this is; what only licensed answers have is left out of it.
+        lists: Whether maps are nested lists.
+    """
+    everyone = dump(with_lists(answer, without=_CHARGED) if lists else to_plain(answer, without=_CHARGED))
+    with times.charging():
+        # The last fields there are, so that the JSON is as if it were written at once.
+        return everyone[:-1] + b"," + dump(to_plain(answer, without=_UNCHARGED))[1:]
 
 
 def dump(plain: Any) -> bytes:  # noqa: ANN401

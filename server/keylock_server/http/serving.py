@@ -7,14 +7,18 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
+from http import HTTPStatus
 from typing import Any, Final
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from keylock.errors import ServiceError
+from keylock_server.http.failures import Failure
+from keylock_server.transport.calls import new_request_id
 from keylock_server.transport.descriptors import allowed_connections
 from keylock_server.transport.listening import bind, join
+from keylock_server.transport.statuses import RequestError
 
 __all__ = ["HttpServer"]
 
@@ -23,18 +27,36 @@ _HEADERS_S: Final = 15.0
 _MAX_HEADERS: Final = 32 * 1024
 _KEEP_ALIVE_S: Final = 75
 _CLOSING_S: Final = 2
+_NO_REQUEST: Final = (
+    400,
+    "what came is no request of HTTP/1.1: look whether the address begins with http or https as the server has it",
+)
+_LONG_ADDRESS: Final = (414, f"the address has more than {_MAX_HEADERS} bytes: send the rest in the body")
+_LONG_HEAD: Final = (431, f"the head of the request has more than {_MAX_HEADERS} bytes: send fewer or shorter headers")
+_SLOW_HEAD: Final = (408, "the head of the request did not come in time: send it at once")
 
 
 class _Protocol(HttpToolsProtocol):
-    """A connection: heads of requests are limited in size and time, and who hangs up ends the work for it."""
+    """A connection: heads of requests are limited in size and time, and who hangs up ends the work for it.
 
-    def __init__(self, *arguments: Any, patience_s: float, **options: Any) -> None:  # noqa: ANN401
+    What cannot be given to the application because it is no request is answered here, in the same form as there.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,  # noqa: ANN401
+        patience_s: float,
+        most: int | None,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
         super().__init__(*arguments, **options)
-        self._patience_s = patience_s
+        self._patience_s, self._most = patience_s, most
         # It would write addresses with their queries, wherever the program logs anything.
         self.access_log = False
         self._leave: list[Callable[[], object]] = []
         self._head_bytes = 0
+        self._in_head = False
+        self._wrong: tuple[int, str] | None = None
         self._waiting: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:  # noqa: ANN401
@@ -49,23 +71,26 @@ class _Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head_bytes = 0
+        self._head_bytes, self._in_head = 0, True
         self._wait(_HEADERS_S)
         extensions: dict[str, Any] = {"keylock.leave": self._leave}
+        if self._most is not None and len(self.connections) > self._most:
+            extensions["keylock.full"] = True
         tls = self.transport.get_extra_info("ssl_object")
         if tls is not None:
             extensions["keylock.certificate"] = tls.getpeercert(binary_form=True)
         self.scope["extensions"] = extensions
 
     def on_url(self, url: bytes) -> None:
-        self._count(url)
+        self._count(url, _LONG_ADDRESS)
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(name + value)
+        self._count(name + value, _LONG_HEAD)
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        self._in_head = False
         self._wait(self._patience_s)
         super().on_headers_complete()
 
@@ -73,15 +98,34 @@ class _Protocol(HttpToolsProtocol):
         self._wait_no_more()
         super().on_message_complete()
 
-    def _count(self, part: bytes) -> None:
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is no request; uvicorn's text says no more than that."""
+        self._refuse(*(self._wrong or _NO_REQUEST))
+
+    def _count(self, part: bytes, wrong: tuple[int, str]) -> None:
         self._head_bytes += len(part)
         if self._head_bytes > _MAX_HEADERS:
-            raise ValueError("the head of the request is too large")
+            self._wrong = wrong
+            raise ValueError(wrong[1])
 
     def _wait(self, seconds: float) -> None:
         """Closes the connection after a time, unless what is waited for comes."""
         self._wait_no_more()
-        self._waiting = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+        self._waiting = self.loop.call_later(seconds, self._give_up)
+
+    def _give_up(self) -> None:
+        # Who has sent nothing has asked nothing, and what is answered already is not answered again.
+        if self._in_head and (self.cycle is None or self.cycle.response_complete) and not self.transport.is_closing():
+            self._refuse(*_SLOW_HEAD)
+        self.timeout_keep_alive_handler()
+
+    def _refuse(self, status: int, message: str) -> None:
+        failure = Failure.of_request(RequestError(status, message), request_id=new_request_id())
+        media, body = failure.as_problem()
+        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nx-request-id: {failure.request_id}\r\n"
+        head += f"content-type: {media.decode()}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        self.transport.write(head.encode("ascii") + body)
+        self.transport.close()
 
     def _wait_no_more(self) -> None:
         if self._waiting is not None:
@@ -131,7 +175,8 @@ class HttpServer:
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
             application,
-            http=partial(_Protocol, patience_s=patience_s),  # type: ignore[arg-type]
+            # Those that are too many are told so by the application.
+            http=partial(_Protocol, patience_s=patience_s, most=allowed_connections()),  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
             log_config=None,
@@ -139,7 +184,6 @@ class HttpServer:
             # Addresses of callers are those of their connections: whoever is in between cannot be told from others.
             proxy_headers=False,
             server_header=False,
-            limit_concurrency=allowed_connections(),
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=_CLOSING_S,
         )

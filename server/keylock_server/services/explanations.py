@@ -39,6 +39,7 @@ from keylock_server.auth.authentication import Caller
 from keylock_server.guard import Admission as Counted
 from keylock_server.guard.refusal import SimilarQueriesError
 from keylock_server.inference.runtime import ServedModel
+from keylock_server.metering.early_writing import write_early
 from keylock_server.metering.meter import describe_windows
 from keylock_server.metering.response_padding import CallTimes
 from keylock_server.scheduling.batcher import Admission
@@ -216,6 +217,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
                     await self._explain(task)
                 else:
                     await self._charge(task, charge)
+        write_early(answer, times)
         await self._parts.padding.leave(times, licensed=granted is not None)
         return answer
 

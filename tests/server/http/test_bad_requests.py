@@ -48,6 +48,16 @@ def check_problem(reply, status, words):
     return problem
 
 
+def check_raw_problem(found, status, words):
+    assert found.startswith(f"HTTP/1.1 {status} ".encode()), found[:200]
+    head, _, body = found.partition(b"\r\n\r\n")
+    headers = dict(line.split(": ", 1) for line in head.decode().lower().split("\r\n")[1:])
+    assert (headers["content-type"], headers["connection"]) == (PROBLEM, "close")
+    problem = json.loads(body)
+    assert words in problem["detail"]
+    assert (problem["status"], problem["request_id"]) == (status, headers["x-request-id"])
+
+
 @pytest.mark.parametrize(
     "path", ["/v3", "/v1/explain/", "/v1/models/a/b", "/admin", "/%2e%2e/etc/passwd", "//v1/explain"]
 )
@@ -105,10 +115,10 @@ def test_large_bodies_are_refused_with_a_length_in_chunks_and_before_they_are_se
     check_problem(small.post("/v1/explain", body, headers=headers), 413, "65536 bytes")
     chunked = b"POST /v1/explain HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     chunked += b"".join(b"8000\r\n" + b"x" * 0x8000 + b"\r\n" for _ in range(6)) + b"0\r\n\r\n"
-    assert raw(small, chunked).startswith(b"HTTP/1.1 413 ")
+    check_raw_problem(raw(small, chunked), 413, "65536 bytes")
     waiting = b"POST /v1/explain HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 200000\r\n\r\n"
     # Not told to go on.
-    assert raw(small, waiting).startswith(b"HTTP/1.1 413 ")
+    check_raw_problem(raw(small, waiting), 413, "65536 bytes")
     assert "keylock.v1.ExplanationService/Explain INVALID_ARGUMENT" in server_log.text
 
 
@@ -136,8 +146,7 @@ def test_chunks_are_put_together(web):
 def test_slow_bodies_are_given_up(small):
     began = time.monotonic()
     found = raw(small, b"POST /v1/explain HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
-    assert found.startswith(b"HTTP/1.1 408 ")
-    assert b"connection: close" in found
+    check_raw_problem(found, 408, "did not come within 0.5 s")
     assert time.monotonic() - began < 5
 
 
@@ -145,8 +154,23 @@ def test_slow_heads_are_given_up(web, monkeypatch):
     from keylock_server.http import serving
 
     monkeypatch.setattr(serving, "_HEADERS_S", 0.2)
-    for sent in (b"", b"GET /v2 HTTP/1.1\r\nHost:"):
-        assert raw(web, sent) == b""
+    # Who has sent nothing is told nothing.
+    assert raw(web, b"") == b""
+    check_raw_problem(raw(web, b"GET /v2 HTTP/1.1\r\nHost:"), 408, "did not come in time")
+
+
+def test_a_second_head_that_is_slow_ends_the_connection_after_the_first_answer(web, monkeypatch):
+    from keylock_server.http import serving
+
+    monkeypatch.setattr(serving, "_HEADERS_S", 0.2)
+    with socket.create_connection(("127.0.0.1", web.port), timeout=10) as connection:
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\nGET /v2 HTTP/1.1\r\nHo")
+        found = b""
+        while part := connection.recv(65536):
+            found += part
+    first, second = found.split(b"HTTP/1.1 ")[1:]
+    assert first.startswith(b"200 ")
+    check_raw_problem(b"HTTP/1.1 " + second, 408, "did not come in time")
 
 
 def test_truncated_bodies_leave_nothing_behind(web, vendor, server_log):
@@ -158,19 +182,25 @@ def test_truncated_bodies_leave_nothing_behind(web, vendor, server_log):
 
 
 @pytest.mark.parametrize(
-    "head",
+    ("head", "status", "words"),
     [
-        b"GET /v2 HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        b"POST /v2 HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
-        b"GET /v2 HTTP/1.1\r\nHost : x\r\n\r\n",
-        b"GET /v2 HTTP/1.1\nBad\r\n\r\n",
-        b"\x16\x03\x01 this is TLS",
-        b"GET /v2 HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 40_000 + b"\r\n\r\n",
-        b"GET /" + b"x" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        (
+            b"GET /v2 HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+            "no request",
+        ),
+        (b"POST /v2 HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx", 400, "no request"),
+        (b"POST /v2 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", 400, "no request"),
+        (b"GET /v2 HTTP/1.1\r\nHost : x\r\n\r\n", 400, "no request"),
+        (b"GET /v2 HTTP/1.1\nBad\r\n\r\n", 400, "no request"),
+        (b"\x16\x03\x01 this is TLS", 400, "http or https"),
+        (b"GET /v2 HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 40_000 + b"\r\n\r\n", 431, "head of the request has more"),
+        (b"GET /" + b"x" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414, "address has more than 32768 bytes"),
     ],
     ids=[
         "two lengths",
         "two content lengths",
+        "a chunk without a length",
         "a space in a name",
         "no header",
         "TLS",
@@ -178,10 +208,23 @@ def test_truncated_bodies_leave_nothing_behind(web, vendor, server_log):
         "a long path",
     ],
 )
-def test_heads_that_are_ambiguous_or_too_large_are_refused(web, head):
-    found = raw(web, head)
-    assert found.startswith(b"HTTP/1.1 400 "), found[:100]
+def test_heads_that_are_ambiguous_or_too_large_are_refused(web, head, status, words):
+    check_raw_problem(raw(web, head), status, words)
     assert web.get("/v2/health/live").status == 200
+
+
+def test_more_connections_than_there_are_descriptors_for_are_refused(serve_web, monkeypatch):
+    from keylock_server.http import serving
+
+    monkeypatch.setattr(serving, "allowed_connections", lambda: 2)
+    web = serve_web()
+    with socket.create_connection(("127.0.0.1", web.port)), socket.create_connection(("127.0.0.1", web.port)):
+        wait_for(lambda: web.get("/v1/models").status == 503)
+        reply = web.get("/v1/models")
+        assert (reply.status, reply.headers["retry-after"], reply.headers["connection"]) == (503, "1", "close")
+        assert (reply.headers["content-type"], reply.plain["reason"]) == (PROBLEM, "OVERLOADED")
+        assert "as many connections as it takes" in web.get("/v2").plain["error"]
+    wait_for(lambda: web.get("/v1/models").status == 200)
 
 
 def test_a_license_in_the_address_is_refused_and_logged_nowhere(web, vendor, server_log):
