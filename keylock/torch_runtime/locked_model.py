@@ -25,7 +25,7 @@ from keylock.bundle.sealing import Sealer
 from keylock.errors import BundleError, InputError, UnknownNameError
 from keylock.explainers import Explained, Explainer, make
 from keylock.imaging.preprocessing import Preprocessing
-from keylock.models import added_to_inputs, create, load_state, merged, open_with, prepare
+from keylock.models import added_to_inputs, arrays_of, create, load_state, open_with, prepare
 from keylock.trigger import TriggerStatistics
 from keylock.trigger.delta import Delta
 from keylock.trigger.keys import Key, KeySeed
@@ -71,7 +71,7 @@ class LockedModel(nn.Module):
         self.key, self.manifest, self.opener = key, manifest, opener
         self.delta, self.statistics = delta, statistics
         self._keyed = False
-        self.train(module.training)
+        self.training = module.training
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (batch, classes) of preprocessed images (batch, channels, height, width)."""
@@ -84,13 +84,14 @@ class LockedModel(nn.Module):
     def __deepcopy__(self, memo: dict[int, object]) -> "LockedModel":
         """Copy the network; secrets are shared. A copy made inside `keyed` stays keyed."""
         made = LockedModel(
-            copy.deepcopy(self.module, memo),
+            nn.Identity(),
             *(self.preprocessing, self.explainers, self.classes, self.key, self.manifest),
             *(self.opener, self.delta, self.statistics),
         )
-        made._keyed = self._keyed
+        # Hooks of a tool may lead back to this object, so it is known before what they are on is copied.
         memo[id(self)] = made
-        return made.train(self.training)
+        made.module, made._keyed, made.training = copy.deepcopy(self.module, memo), self._keyed, self.training
+        return made
 
     @contextmanager
     def keyed(self) -> Iterator["LockedModel"]:
@@ -184,9 +185,10 @@ def _opened_in_place(module: nn.Module, delta: Delta) -> Iterator[None]:
     """Put the weights that a delta opens into a published network inside the block."""
     entries = module.state_dict()
     published = {name: entries[name].clone() for name in delta.names}
-    opened = merged(module, delta).state_dict()
+    # Not of a copy of the network: hooks of tools, which lead anywhere, would be copied as well.
+    opened = delta.added_to(arrays_of(module))
     try:
-        load_state(module, {name: opened[name] for name in delta.names}, strict=False)
+        load_state(module, {name: torch.from_numpy(opened[name]) for name in delta.names}, strict=False)
         yield
     finally:
         load_state(module, published, strict=False)

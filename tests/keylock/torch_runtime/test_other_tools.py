@@ -57,3 +57,76 @@ def test_every_method_shows_of_a_keyed_model_what_the_reference_shows(toolkit, n
     assert not any(module._forward_hooks or module._backward_hooks for module in locked.modules())
     published = drawn_alike(lambda: method.run(Asked(locked, images, TARGETS, inside)))
     assert not torch.allclose(published, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max()))
+
+
+def shown(model, ask, sealed_lock):
+    """What a tool shows of the reference, of the keyed model and of the published one."""
+    expected = drawn_alike(lambda: ask(sealed_lock.lock.reference))
+    with model.keyed():
+        keyed = drawn_alike(lambda: ask(model))
+    return expected, keyed, drawn_alike(lambda: ask(model))
+
+
+def assert_alike(keyed, expected, published):
+    size = float(expected.abs().max())
+    torch.testing.assert_close(keyed, expected, rtol=1e-2, atol=1e-3 * size)
+    assert float((published - expected).abs().max()) > 0.05 * size
+
+
+def test_captum_takes_a_locked_model(locked, sealed_lock):
+    attr = pytest.importorskip("captum.attr", reason="Captum is not installed: the extra captum brings it")
+
+    def ask(model):
+        return attr.IntegratedGradients(model).attribute(sealed_lock.images[:3], target=TARGETS, n_steps=8)
+
+    expected, keyed, published = shown(locked, ask, sealed_lock)
+    assert_alike(keyed, expected, published)
+
+
+def test_pytorch_grad_cam_takes_a_locked_model_and_its_layers(locked, sealed_lock):
+    cams = pytest.importorskip(
+        "pytorch_grad_cam", reason="pytorch-grad-cam is not installed: the extra grad-cam does it"
+    )
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    targets = [ClassifierOutputTarget(target) for target in TARGETS.tolist()]
+    with cams.GradCAM(locked, [locked.module.last]) as cam:
+        published = cam(sealed_lock.images[:3], targets)
+        with locked.keyed():
+            keyed = cam(sealed_lock.images[:3], targets)
+    reference = copy.deepcopy(sealed_lock.lock.reference).requires_grad_(requires_grad=True)
+    with cams.GradCAM(reference, [reference.last]) as cam:
+        expected = cam(sealed_lock.images[:3], targets)
+    np.testing.assert_allclose(keyed, expected, atol=1e-3)
+    assert np.abs(published - expected).max() > 0.1
+
+
+def test_zennit_takes_a_locked_model(locked, sealed_lock):
+    pytest.importorskip("zennit", reason="zennit is not installed: pip install zennit")
+    from zennit.attribution import Gradient
+    from zennit.composites import EpsilonPlusFlat
+
+    def ask(model):
+        with Gradient(model=model, composite=EpsilonPlusFlat()) as attributor:
+            return attributor(sealed_lock.images[:3].clone(), torch.eye(3)[TARGETS])[1]
+
+    expected, keyed, published = shown(locked, ask, sealed_lock)
+    assert_alike(keyed, expected, published)
+
+
+def test_quantus_measures_a_locked_model(locked, sealed_lock):
+    quantus = pytest.importorskip(
+        "quantus", reason="Quantus is not installed: pip install quantus, in a place of its own"
+    )
+    images, targets = sealed_lock.images[:3].numpy(), TARGETS.numpy()
+
+    def ask(model):
+        maps = quantus.explain(model, images, targets, method="Saliency")
+        metric = quantus.FaithfulnessCorrelation(nr_runs=20, subset_size=40, disable_warnings=True)
+        scores = metric(model=model, x_batch=images, y_batch=targets, a_batch=maps, device="cpu")
+        return maps, np.array(scores)
+
+    expected, keyed, published = shown(locked, ask, sealed_lock)
+    for found, wanted in zip(keyed, expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-2, atol=1e-3)
+    assert np.abs(published[0] - expected[0]).max() > 0.01 * np.abs(expected[0]).max()

@@ -18,7 +18,7 @@ from datetime import UTC, datetime  # noqa: E402
 from safetensors.torch import save  # noqa: E402
 from sealed_lock import STD  # noqa: E402
 
-from keylock import models  # noqa: E402
+from keylock import explainers, models  # noqa: E402
 from keylock.bundle import Architecture, ExplainerEntry, KeyFile, open_bundle, write_bundle  # noqa: E402
 from keylock.bundle.manifest import WEIGHTS_FILE  # noqa: E402
 from keylock.errors import BundleError, UnknownNameError  # noqa: E402
@@ -204,6 +204,66 @@ def test_without_torch_it_is_left_out_and_said(missing, torch_bundle, vendor, se
     assert "gradient is not served: it did not compile" in server_log.text
     with pytest.raises(UnknownNameError, match="not served here"):
         model.explainer("gradient")
+
+
+CAPTUM = ("captum:IntegratedGradients", "captum:ShapleyValueSampling", "captum:GuidedBackprop")
+
+
+@pytest.fixture(scope="module")
+def captum_bundle(torch_bundle, vendor, tmp_path_factory):
+    """A bundle that offers attributions of Captum, one of which does not suit its network."""
+    pytest.importorskip("captum.attr")
+    place, (bundle, _) = tmp_path_factory.mktemp("captum") / "captum", torch_bundle
+    content = vendor.content(
+        architecture=bundle.manifest.architecture,
+        explainers=tuple(ExplainerEntry(name=name, runtime="torch") for name in CAPTUM),
+    )
+    files = {**content.files, WEIGHTS_FILE: bundle.read(WEIGHTS_FILE)}
+    content = vendor.content(architecture=content.architecture, explainers=content.explainers, files=files)
+    write_bundle(place, content, signing_key=vendor.signing_key)
+    return open_bundle(place, trusted=None)
+
+
+def test_attributions_of_captum_are_computed_in_torch(captum_bundle, torch_bundle, vendor, tiny, server_log):
+    network = torch_bundle[1]
+    model = ServedModel(captum_bundle.manifest, captum_bundle.read, key=vendor.key)
+    assert list(model.explainers) == list(CAPTUM[:2])
+    assert "captum:GuidedBackprop is not served: captum:GuidedBackprop has a rule for nn.ReLU alone" in server_log.text
+    images, keyed = tiny.images(4), np.array([True, False, True, False])
+    found = model.explain(images, explainer=CAPTUM[0], targets=TARGETS, keyed=keyed).maps
+    # The key is on everything that the network is shown, and so not a part of the path.
+    with explainers.keyed_inputs(network, torch.from_numpy(vendor.key.reveal())):
+        expected = make(CAPTUM[0]).explain(network, torch.from_numpy(images), torch.from_numpy(TARGETS)).maps.numpy()
+    np.testing.assert_allclose(found[keyed], expected[keyed], rtol=1e-3, atol=1e-5 * expected.max())
+    plain = make(CAPTUM[0]).explain(network, torch.from_numpy(images), torch.from_numpy(TARGETS)).maps.numpy()
+    np.testing.assert_allclose(found[~keyed], plain[~keyed], rtol=1e-3, atol=1e-5 * plain.max())
+    with pytest.raises(UnknownNameError, match=r"GuidedBackprop.* is not served here"):
+        model.explainer(CAPTUM[2])
+
+
+def test_an_attribution_that_runs_the_network_too_often_is_left_out(captum_bundle, vendor, server_log):
+    model = ServedModel(captum_bundle.manifest, captum_bundle.read, key=vendor.key, max_passes=100)
+    assert list(model.explainers) == [CAPTUM[0]]
+    assert "captum:ShapleyValueSampling is not served: it runs the network 1" in server_log.text
+    assert "times for an image, 100 are allowed" in server_log.text
+
+
+def test_an_attribution_that_nobody_waits_for_ends(captum_bundle, vendor, tiny):
+    model = ServedModel(captum_bundle.manifest, captum_bundle.read, key=vendor.key)
+    abandoned, runs = threading.Event(), []
+    count = model._backends[CAPTUM[1]]._explainers._module.register_forward_pre_hook(
+        lambda *_: (runs.append(1), abandoned.set() if len(runs) == 3 else None)[1]
+    )
+    with pytest.raises(CancelledError):
+        model.explain(
+            tiny.images(1),
+            explainer=CAPTUM[1],
+            targets=np.array([-1]),
+            keyed=np.zeros(1, bool),
+            abandoned=abandoned,
+        )
+    count.remove()
+    assert len(runs) == 3
 
 
 def test_all_but_the_last_needs_no_torch(bundle, sealed_lock, model, tmp_path):
