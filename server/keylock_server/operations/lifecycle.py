@@ -152,7 +152,6 @@ class RunningServer:
 
         The server's own grace period would also wait for streams that never end, such as watchers of its health.
         """
-        await self._health.checks.close()
         self._health.service.leave()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._hurry.wait(), self._settings.notice_s)
@@ -169,6 +168,8 @@ class RunningServer:
         await server.stop(None)
         if self._http is not None:
             await self._http.close()
+        # Not before: whoever restores the store asks which servers still use it, and they must notice that it was.
+        await self._health.checks.close()
         await self.models.close()
         # Operators are served until here, so that they can watch the others finish.
         await self._closing.aclose()

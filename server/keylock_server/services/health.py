@@ -117,6 +117,7 @@ class HealthChecks:
         """
         self._checks, self._service, self._services = dict(checks), service, tuple(services)
         self._tasks: list[asyncio.Task[None]] = []
+        self._looking: set[asyncio.Task[str | None]] = set()
         self.names = tuple(self._checks)
         self.problems: dict[str, str] = {}
 
@@ -132,6 +133,8 @@ class HealthChecks:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        # A thread cannot be cancelled, and what a check ends must not be gone while it looks.
+        await asyncio.gather(*self._looking, return_exceptions=True)
         checks, self._checks = self._checks, {}
         for check in checks.values():
             if check.end is not None:
@@ -147,8 +150,11 @@ class HealthChecks:
 
     async def _look(self, name: str, find: Callable[[], str | None]) -> bool:
         """Runs a check; returns whether what it finds has changed."""
+        looking = asyncio.create_task(asyncio.to_thread(find))
+        self._looking.add(looking)
+        looking.add_done_callback(self._looking.discard)
         try:
-            problem = await asyncio.to_thread(find)
+            problem = await asyncio.shield(looking)
         except KeylockError as error:
             problem = error.message
         except Exception as error:  # Whatever goes wrong while looking is what was looked for.

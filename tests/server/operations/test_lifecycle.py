@@ -17,10 +17,12 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from onnx import helper, numpy_helper
 from PIL import Image
+from sqlalchemy import text
 from support import details_of
 
 from keylock.bundle import ExplainerEntry, write_bundle
 from keylock.inference import inference_pb2
+from keylock.store import LicenseStore
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import explanation_pb2_grpc
 
@@ -151,6 +153,24 @@ def test_a_server_that_leaves_takes_calls_until_balancers_have_noticed(start_ser
     assert time.monotonic() - began >= 1
     with pytest.raises(grpc.RpcError):
         calls.explain(image)
+
+
+def test_a_server_that_leaves_counts_as_one_that_uses_its_store_until_its_last_call(start_server, vendor, tmp_path):
+    url = f"sqlite:///{tmp_path / 'own.db'}"
+    calls, store = start_server(notice_s=1.0, license_store=url), LicenseStore(url)
+
+    def marks():
+        with store.database.transaction() as connection:
+            return connection.execute(text("SELECT count(*) FROM server_marks")).scalar()
+
+    stopping = calls.stop(drain_s=20)
+    health = health_pb2_grpc.HealthStub(calls.channel).Check
+    while health(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING:
+        time.sleep(0.01)
+    assert marks() == 1
+    stopping.result(timeout=10)
+    assert marks() == 0
+    store.close()
 
 
 def test_a_server_that_is_told_to_hurry_gives_no_notice(start_server):

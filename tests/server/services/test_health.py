@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import sys
+import threading
 import time
 from dataclasses import replace
 from datetime import timedelta
@@ -163,6 +164,28 @@ async def test_a_check_that_fails_is_a_problem_and_its_text_stays_inside(caplog)
     assert [answer.status for answer in asked] == [NOT_SERVING, NOT_SERVING, SERVING]
     assert condition.problems == {"one": "the check failed (RuntimeError)", "two": "the store is away"}
     assert "a secret" not in caplog.text
+
+
+async def test_a_check_is_not_ended_while_it_looks():
+    """A mark that is taken back while it is being confirmed looks like a store that was replaced."""
+    loop, looking, go_on, seen = asyncio.get_running_loop(), asyncio.Event(), threading.Event(), []
+
+    def find():
+        if seen:
+            loop.call_soon_threadsafe(looking.set)
+            go_on.wait(10)
+        seen.append("looked")
+
+    check = Check(find, every_s=0.01, services=frozenset({"a"}), end=lambda: seen.append("ended"))
+    condition = HealthChecks({"one": check}, service=HealthService(), services=("a",))
+    await condition.start()
+    await asyncio.wait_for(looking.wait(), 10)
+    closing = asyncio.create_task(condition.close())
+    await asyncio.sleep(0.1)
+    assert "ended" not in seen
+    go_on.set()
+    await closing
+    assert seen == ["looked", "looked", "ended"]
 
 
 async def test_a_check_that_takes_long_begins_with_a_quick_look_and_follows_soon(monkeypatch):
