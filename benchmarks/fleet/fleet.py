@@ -1,63 +1,73 @@
-"""Three servers on one PostgreSQL behind HAProxy: restarted one by one, killed, and counted; then the books.
+"""Three servers on one PostgreSQL behind a balancer: restarted one by one, killed, and counted; then the books.
 
     python benchmarks/fleet/fleet.py restarts --times 10 --callers 8 --seed 1
     python benchmarks/fleet/fleet.py kills --seconds 300 --callers 16 --seed 1
+    python benchmarks/fleet/fleet.py database --times 6 --callers 8 --seed 1
     python benchmarks/fleet/fleet.py throughput --seconds 20 --callers 16
 
-It needs `haproxy` and the programs of PostgreSQL. The balancer's configuration is `deploy/haproxy.cfg`.
+It needs the programs of PostgreSQL, and `haproxy` or, with `--balancer nginx`, `nginx`. The configurations of both are
+those of `deploy/`.
 
-*restarts*: rolling restarts, as an upgrade makes them: a server is told to leave, its health says so, the balancer
-notices within `notice_s`, it drains and ends, and a new one takes its place before the next one's turn.
+*restarts*: rolling restarts, as an upgrade makes them: a server is told to leave, its health says so, HAProxy notices
+within `notice_s`, it drains and ends, and a new one takes its place before the next one's turn.
 The callers never try anything again, so a call that fails is counted as failed. *kills*: a server is killed without
-warning every few seconds and started again; callers try again under the same request id, as the SDK does.
-*throughput*: calls in a second of processor time of one server and of two, the balancer's own beside them.
+warning every few seconds and started again; callers try again under the same request id, as the SDK does, and others
+beside them never do. *database*: PostgreSQL is stopped in order and killed in turns, and is away for two seconds.
+*throughput*: calls in a second of processor time of one server and of two.
 """
 
 import argparse
 import asyncio
 import contextlib
 import random
+import signal
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
-
-import grpc
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "benchmarks" / "licensing"), str(ROOT / "benchmarks" / "serving"), str(ROOT / "tests")]
 
-from balancer import Balancer
+from asking import Steady, Usage
+from balancer import BALANCERS, Balancer, HAProxy
 from load import FAULTS, Load, audit
 from processes import free_port
-from world import Server, World, image, record
+from world import Server, World, record
 
 from keylock.licensing import Quota
-from keylock.v1 import explanation_pb2 as pb
-from keylock.v1 import explanation_pb2_grpc
+
+if TYPE_CHECKING:
+    from postgresql_cluster import Cluster
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 RESULTS = ROOT / "benchmarks" / "results" / "fleet"
-_NOTICE_S = 3.5
 _MUCH = Quota(total=10**9)
-_CHANNEL = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
 
 
 class Fleet:
     """Servers, each on a port of its own that it keeps, and the balancer before them."""
 
-    def __init__(self, world: World, count: int = 3, *, notice_s: float = _NOTICE_S) -> None:
-        """Start them."""
-        self._world, self._settings = world, {"notice_s": notice_s}
+    def __init__(
+        self, world: World, count: int = 3, *, kind: type[Balancer] = HAProxy, quiet_s: float | None = None
+    ) -> None:
+        """Start them.
+
+        Args:
+            world: Whose bundle they serve.
+            count: How many, three at most.
+            kind: Of the balancer.
+            quiet_s: How long it leaves a quiet stream alone, in seconds, in place of what its configuration says.
+        """
+        self._world, self._settings = world, {"notice_s": kind.notice_s}
         self.servers = [self._start(number, 0) for number in range(count)]
         # Places of the configuration that no server takes are those of servers that are down.
         targets = [server.target for server in self.servers]
         targets += [f"127.0.0.1:{free_port()}" for _ in range(3 - count)]
-        self.balancer = Balancer(world.folder, targets, least=count)
+        self.balancer = kind(world.folder, targets, least=count, quiet_s=quiet_s)
 
     def _start(self, number: int, port: int) -> Server:
         return Server(self._world, f"fleet-{number}", port=port, settings=self._settings)
@@ -67,18 +77,19 @@ class Fleet:
         server, count = self.servers[number], len(self.servers)
         server.stop()
         self.servers[number] = self._start(number, server.port)
-        self._wait_for(count)
+        self.balancer.wait_for(count)
 
-    def kill(self, number: int) -> None:
-        """End one without warning, and start another in its place."""
-        server = self.servers[number]
+    def kill(self, number: int) -> tuple[float, float]:
+        """End one without warning, and start another in its place.
+
+        Returns:
+            Just before it was killed and just after it had ended, by the monotonic clock, in seconds.
+        """
+        server, before = self.servers[number], time.monotonic()
         server.kill()
+        after = time.monotonic()
         self.servers[number] = self._start(number, server.port)
-
-    def _wait_for(self, count: int) -> None:
-        limit = time.monotonic() + 30
-        while self.balancer.healthy() < count and time.monotonic() < limit:
-            time.sleep(0.05)
+        return before, after
 
     def stop(self) -> None:
         """End all of it."""
@@ -87,49 +98,19 @@ class Fleet:
             server.stop()
 
 
-class Steady:
-    """Callers that ask once, at a pace, and count what fails."""
-
-    def __init__(self, target: str, token: str, *, callers: int, pause_s: float, seed: int) -> None:
-        self.outcomes: Counter[str] = Counter()
-        self.failures: list[str] = []
-        self.units = 0
-        self._target, self._metadata = target, [("authorization", f"Bearer {token}")]
-        self._callers, self._pause_s, self._seed = callers, pause_s, seed
-        self._stopping = asyncio.Event()
-
-    def stop(self) -> None:
-        """Let the callers finish what they have begun."""
-        self._stopping.set()
-
-    async def run(self) -> None:
-        """Call until told to stop."""
-        await asyncio.gather(*(self._caller(number) for number in range(self._callers)))
-
-    async def _caller(self, number: int) -> None:
-        generator, place = random.Random(f"{self._seed}/{number}"), 0
-        async with grpc.aio.insecure_channel(self._target, options=_CHANNEL) as channel:
-            explain = explanation_pb2_grpc.ExplanationServiceStub(channel).Explain
-            while not self._stopping.is_set():
-                place += 1
-                request = pb.ExplainRequest(request_id=f"s{number}-{place}", images=[image(number * 1000 + place % 50)])
-                try:
-                    answer = await explain(request, timeout=20, metadata=self._metadata)
-                except grpc.aio.AioRpcError as error:
-                    self.outcomes[error.code().name] += 1
-                    self.failures.append(f"{request.request_id}: {error.code().name}: {error.details()}"[:300])
-                else:
-                    self.outcomes["OK"] += 1
-                    self.units += answer.usage.units
-                await asyncio.sleep(self._pause_s * generator.uniform(0.5, 1.5))
-
-
 def restarts(
-    world: World, *, times: int, callers: int, seed: int, pause_s: float = 0.02, run: Run = asyncio.run
+    world: World,
+    *,
+    times: int,
+    callers: int,
+    seed: int,
+    pause_s: float = 0.02,
+    kind: type[Balancer] = HAProxy,
+    run: Run = asyncio.run,
 ) -> dict[str, object]:
     """Restart all servers one by one, so many times, under callers that never try again."""
     _, token = world.grant(quota=_MUCH)
-    fleet, began = Fleet(world), time.monotonic()
+    fleet, began = Fleet(world, kind=kind), time.monotonic()
     took: list[float] = []
 
     async def all_of_it() -> Steady:
@@ -150,6 +131,7 @@ def restarts(
         fleet.stop()
     books = world.books()
     return {
+        "balancer": kind.program,
         "rolling_restarts": times,
         "servers": len(fleet.servers),
         "callers": callers,
@@ -157,7 +139,7 @@ def restarts(
         "seconds": round(time.monotonic() - began, 1),
         "seconds_of_a_rolling_restart": round(sum(took) / len(took), 1),
         "calls": sum(steady.outcomes.values()),
-        "failed_calls": sum(steady.outcomes.values()) - steady.outcomes["OK"],
+        "failed_calls": steady.failed_calls,
         "outcomes": dict(steady.outcomes),
         "failures": steady.failures[:20],
         "units_answered": steady.units,
@@ -169,33 +151,45 @@ def restarts(
 
 
 def kills(
-    world: World, *, seconds: float, callers: int, seed: int, every_s: float = 5.0, run: Run = asyncio.run
+    world: World,
+    *,
+    seconds: float,
+    callers: int,
+    seed: int,
+    every_s: float = 5.0,
+    kind: type[Balancer] = HAProxy,
+    run: Run = asyncio.run,
 ) -> dict[str, object]:
-    """Kill a server every few seconds under callers that try again; then compare all books."""
-    _, token = world.grant(quota=_MUCH)
-    fleet, began, generator = Fleet(world), time.monotonic(), random.Random(seed)
-    killed = 0
+    """Kill a server every few seconds under callers that try again; then compare all books.
 
-    async def all_of_it() -> Load:
-        nonlocal killed
+    A quarter as many callers beside them ask without a license and never try again.
+    """
+    _, token = world.grant(quota=_MUCH)
+    fleet, began, generator = Fleet(world, kind=kind), time.monotonic(), random.Random(seed)
+    killed: list[tuple[float, float]] = []
+
+    async def all_of_it() -> tuple[Load, Steady]:
         load = Load(world, [fleet.balancer.target], token, seed=seed, callers=callers)
-        running = asyncio.create_task(load.run())
+        steady = Steady(fleet.balancer.target, None, callers=max(1, callers // 4), pause_s=0.02, seed=seed)
+        running = [asyncio.create_task(one.run()) for one in (load, steady)]
         while time.monotonic() - began < seconds:
             turn = time.monotonic()
-            await asyncio.to_thread(fleet.kill, generator.randrange(len(fleet.servers)))
-            killed += 1
+            killed.append(await asyncio.to_thread(fleet.kill, generator.randrange(len(fleet.servers))))
             await asyncio.sleep(max(0.0, every_s - (time.monotonic() - turn)))
         load.stop()
-        await running
-        return load
+        steady.stop()
+        await asyncio.gather(*running)
+        return load, steady
 
     try:
-        clients = run(all_of_it()).clients
+        load, steady = run(all_of_it())
     finally:
         fleet.stop()
-    books = audit(world.books(), clients, quota=10**9)
+    clients, books = load.clients, audit(world.books(), load.clients, quota=10**9)
+    under_way = [any(began <= after and before <= ended for before, after in killed) for began, ended in steady.failed]
     return {
-        "kills": killed,
+        "balancer": kind.program,
+        "kills": len(killed),
         "servers": len(fleet.servers),
         "callers": callers,
         "seed": seed,
@@ -205,21 +199,93 @@ def kills(
         "remarks": clients.remarks[:20],
         "faults": {fault: books[fault] for fault in FAULTS},
         "books": books,
+        "never_tried_again": {
+            "calls": sum(steady.outcomes.values()),
+            "failed_calls": steady.failed_calls,
+            "failed_calls_begun_after_a_kill": len(under_way) - sum(under_way),
+            "outcomes": dict(steady.outcomes),
+            "failures": steady.failures[:20],
+        },
     }
 
 
-def throughput(world: World, *, seconds: float, callers: int, run: Run = asyncio.run) -> dict[str, object]:
+def database(
+    world: World,
+    cluster: "Cluster",
+    *,
+    times: int,
+    callers: int,
+    seed: int,
+    every_s: float = 6.0,
+    away_s: float = 2.0,
+    kind: type[Balancer] = HAProxy,
+    run: Run = asyncio.run,
+) -> dict[str, object]:
+    """Stop and kill the database in turns under callers that try again, and others that need no database."""
+    _, token = world.grant(quota=_MUCH)
+    fleet, began = Fleet(world, kind=kind), time.monotonic()
+    back: list[float] = []
+
+    async def all_of_it() -> tuple[Load, Steady, Usage]:
+        load = Load(world, [fleet.balancer.target], token, seed=seed, callers=callers)
+        steady = Steady(fleet.balancer.target, None, callers=max(1, callers // 4), pause_s=0.02, seed=seed)
+        usage = Usage(fleet.balancer.target, token)
+        running = [asyncio.create_task(one.run()) for one in (load, steady, usage)]
+        for turn in range(times):
+            await asyncio.sleep(every_s / 2)
+            await asyncio.to_thread(cluster.stop, signal.SIGQUIT if turn % 2 else signal.SIGINT)
+            await asyncio.sleep(away_s)
+            await asyncio.to_thread(cluster.start)
+            back.append(time.monotonic())
+            await asyncio.sleep(every_s / 2)
+        for one in (load, steady, usage):
+            one.stop()
+        await asyncio.gather(*running)
+        return load, steady, usage
+
+    try:
+        load, steady, usage = run(all_of_it())
+    finally:
+        fleet.stop()
+    clients, books = load.clients, audit(world.books(), load.clients, quota=10**9)
+    again = [min((at - came for at in usage.answered if at > came), default=float("inf")) for came in back]
+    return {
+        "balancer": kind.program,
+        "restarts_of_the_database": times,
+        "away_s": away_s,
+        "servers": len(fleet.servers),
+        "callers": callers,
+        "seed": seed,
+        "seconds": round(time.monotonic() - began, 1),
+        "calls": clients.calls,
+        "outcomes": dict(clients.outcomes),
+        "remarks": clients.remarks[:20],
+        "faults": {fault: books[fault] for fault in FAULTS},
+        "books": books,
+        "usage_asked": dict(usage.outcomes),
+        "most_seconds_until_licensed_again": round(max(again), 2),
+        "without_a_license": {
+            "calls": sum(steady.outcomes.values()),
+            "failed_calls": steady.failed_calls,
+            "failures": steady.failures[:20],
+        },
+    }
+
+
+def throughput(
+    world: World, *, seconds: float, callers: int, kind: type[Balancer] = HAProxy, run: Run = asyncio.run
+) -> dict[str, object]:
     """Count the calls that one server and two serve in a second of processor time of one of them."""
     _, token = world.grant(quota=_MUCH)
     found: dict[str, dict[str, float]] = {}
     for count in (1, 2):
-        fleet = Fleet(world, count)
+        fleet = Fleet(world, count, kind=kind)
         try:
             found[str(count)] = run(_count(fleet, token, seconds=seconds, callers=callers))
         finally:
             fleet.stop()
     each = [found[count]["calls_in_a_second_of_a_server"] * int(count) for count in found]
-    return {"callers": callers, "servers": found, "ratio": round(each[1] / each[0], 3)}
+    return {"balancer": kind.program, "callers": callers, "servers": found, "ratio": round(each[1] / each[0], 3)}
 
 
 async def _count(fleet: Fleet, token: str, *, seconds: float, callers: int) -> dict[str, float]:
@@ -238,15 +304,16 @@ async def _count(fleet: Fleet, token: str, *, seconds: float, callers: int) -> d
         "cpu_ms_per_call": round(sum(used) / calls * 1000, 3),
         "calls_in_a_second_of_a_server": round(calls / sum(used), 1),
         "most_over_least_used": round(max(used) / min(used), 2),
-        "failed_calls": sum(steady.outcomes.values()) - steady.outcomes["OK"],
+        "failed_calls": steady.failed_calls,
     }
 
 
 def main() -> None:
     """Run one of them, on a PostgreSQL that is started for it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("restarts", "kills", "throughput"))
-    parser.add_argument("--times", type=int, default=10, help="rolling restarts")
+    parser.add_argument("what", choices=("restarts", "kills", "database", "throughput"))
+    parser.add_argument("--balancer", choices=tuple(BALANCERS), default=HAProxy.program)
+    parser.add_argument("--times", type=int, default=10, help="rolling restarts, or restarts of the database")
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--callers", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1)
@@ -259,13 +326,18 @@ def main() -> None:
         stack.callback(cluster.close)
         world = World.make(folder, cluster.new_url())
         stack.callback(world.store.close)
+        kind = BALANCERS[options.balancer]
+        common: dict[str, Any] = {"callers": options.callers, "kind": kind}
         if options.what == "restarts":
-            result = restarts(world, times=options.times, callers=options.callers, seed=options.seed)
+            result = restarts(world, times=options.times, seed=options.seed, **common)
         elif options.what == "kills":
-            result = kills(world, seconds=options.seconds, callers=options.callers, seed=options.seed)
+            result = kills(world, seconds=options.seconds, seed=options.seed, **common)
+        elif options.what == "database":
+            result = database(world, cluster, times=options.times, seed=options.seed, **common)
         else:
-            result = throughput(world, seconds=options.seconds, callers=options.callers)
-        record(options.what, {"command": " ".join(["python", *sys.argv]), **result}, folder=RESULTS)
+            result = throughput(world, seconds=options.seconds, **common)
+        name = options.what if kind is HAProxy else f"{options.what}_{kind.program}"
+        record(name, {"command": " ".join(["python", *sys.argv]), **result}, folder=RESULTS)
 
 
 if __name__ == "__main__":
