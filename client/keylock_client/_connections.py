@@ -12,7 +12,7 @@ from typing import Final
 from keylock_client._probing import probe_localhost
 from keylock_client._settings import Settings
 
-__all__ = ["explain_unavailable", "speaks_another_protocol"]
+__all__ = ["explain_unavailable", "speaks_another_protocol", "was_lost"]
 
 _LOG: Final = logging.getLogger("keylock_client")
 
@@ -48,6 +48,10 @@ _ROWS: Final = (
     _Row(
         r"wrong_version_number|wrong version number|http_request",
         "the server at {target} does not speak TLS: check the address, or connect without encryption with tls=False",
+    ),
+    _Row(
+        r"http2 header with status: 50[234]",
+        "what divides calls among servers at {target} found none that answered: try again later, or ask its operator",
     ),
     _Row(
         r"missing selected alpn|received http2 header|failed parsing http/2|invalid content-type|http/?1|http status",
@@ -93,6 +97,9 @@ _ROWS: Final = (
 
 
 _HTTP: Final = re.compile(r"received http2 header|invalid content-type|http status", re.IGNORECASE)
+_LOST: Final = re.compile(
+    r"stream removed|rst_stream|end_stream|socket closed|connection reset|broken pipe|goaway", re.IGNORECASE
+)
 _REFUSED: Final = re.compile("connection refused", re.IGNORECASE)
 
 
@@ -126,3 +133,14 @@ def speaks_another_protocol(text: str) -> bool:
         text: What gRPC says about a call, which has no reason of a keylock server.
     """
     return _HTTP.search(text) is not None
+
+
+def was_lost(text: str) -> bool:
+    """Tell whether gRPC says that a connection, or a stream on it, ended before the call did.
+
+    Balancers do that, each with another status: `CANCELLED`, `UNKNOWN` or `INTERNAL`.
+
+    Args:
+        text: What gRPC says about a call, which has no reason of a keylock server.
+    """
+    return _LOST.search(text) is not None and not speaks_another_protocol(text)

@@ -16,12 +16,13 @@ from google.rpc import error_details_pb2, status_pb2
 
 from keylock.errors import LicenseReason
 from keylock.text.printable import printable
-from keylock_client._connections import explain_unavailable, speaks_another_protocol
+from keylock_client._connections import explain_unavailable, speaks_another_protocol, was_lost
 from keylock_client._requests import MAX_MESSAGE_BYTES, MAX_STREAM_BYTES
 from keylock_client._settings import Settings, Token
 from keylock_client.errors import (
     BadAnswerError,
     ClientError,
+    ConnectionLostError,
     DeadlineError,
     LicenseRefusedError,
     OverloadedError,
@@ -92,10 +93,14 @@ def translate(
     code = error.code().name if isinstance(error, (grpc.Call, grpc.aio.AioRpcError)) else "UNKNOWN"
     text = error.details() if isinstance(error, (grpc.Call, grpc.aio.AioRpcError)) else type(error).__name__
     trailers = error.trailing_metadata() if isinstance(error, (grpc.Call, grpc.aio.AioRpcError)) else ()
+    sent = _sent(trailers or ())
+    if sent.code:
+        # A balancer that resets a stream behind the server's last words makes gRPC report the reset in their place.
+        code, text = _name(sent.code), sent.message
     failure = _read(
         code,
         text or "",
-        _details(trailers or ()),
+        list(sent.details),
         _secrets(settings, access),
         settings=settings,
         timeout_s=timeout_s,
@@ -108,10 +113,9 @@ def translate_status(
     status: status_pb2.Status, *, settings: Settings, timeout_s: float, access: Token | None
 ) -> ClientError:
     """Turn the failure of one image of a stream into an error; the arguments are as of `translate`."""
-    code = next((one.name for one in grpc.StatusCode if one.value[0] == status.code), "UNKNOWN")
     return _choose(
         _read(
-            code,
+            _name(status.code),
             status.message,
             list(status.details),
             _secrets(settings, access),
@@ -154,6 +158,17 @@ def _unavailable(failure: _Failure) -> ClientError:
         return _overloaded(failure)
     text = explain_unavailable(failure.text, failure.settings)
     return UnreachableError(text, code=failure.code, request_id=failure.request_id)
+
+
+def _cancelled(failure: _Failure) -> ClientError:
+    """Take what no keylock server says by itself for what it mostly is: whatever stands in between ended the call."""
+    if failure.reason or not was_lost(failure.text):
+        return _fault(failure)
+    text = (
+        f"the connection to the server at {failure.target} was lost before the answer had come: try again with the "
+        "same request id, which costs nothing where it was charged"
+    )
+    return ConnectionLostError(text, code=failure.code, request_id=failure.request_id)
 
 
 def _exhausted(failure: _Failure) -> ClientError:
@@ -263,8 +278,8 @@ _REASONS: dict[str, Callable[[_Failure], ClientError]] = {
 
 _ROWS: dict[str, Callable[[_Failure], ClientError]] = {
     "OK": _fault,
-    "CANCELLED": _fault,
-    "UNKNOWN": _fault,
+    "CANCELLED": _cancelled,
+    "UNKNOWN": _cancelled,
     "INVALID_ARGUMENT": _refused,
     "DEADLINE_EXCEEDED": _late,
     "NOT_FOUND": _refused,
@@ -276,7 +291,7 @@ _ROWS: dict[str, Callable[[_Failure], ClientError]] = {
     "ABORTED": _overloaded,
     "OUT_OF_RANGE": _refused,
     "UNIMPLEMENTED": _unsupported,
-    "INTERNAL": _fault,
+    "INTERNAL": _cancelled,
     "UNAVAILABLE": _unavailable,
     "DATA_LOSS": _fault,
 }
@@ -321,14 +336,20 @@ def _read(
     )
 
 
-def _details(trailers: Iterable[tuple[str, str | bytes]]) -> list[PackedMessage]:
+def _name(code: int) -> str:
+    """Return the name of a status of gRPC."""
+    return next((one.name for one in grpc.StatusCode if one.value[0] == code), "UNKNOWN")
+
+
+def _sent(trailers: Iterable[tuple[str, str | bytes]]) -> status_pb2.Status:
+    """Return the status that a server has sent with its details; an empty one where there is none."""
     for key, value in trailers:
         if key == _DETAILS_KEY and isinstance(value, bytes):
             try:
-                return list(status_pb2.Status.FromString(value).details)
+                return status_pb2.Status.FromString(value)
             except DecodeError:
-                return []
-    return []
+                break
+    return status_pb2.Status()
 
 
 def _unpack(packed: PackedMessage, into: Message) -> bool:

@@ -24,7 +24,7 @@ from keylock_client._maps import size_of_map
 from keylock_client._receipts import Trust, read_receipt
 from keylock_client._requests import MAX_STREAM_BYTES, check_request_id
 from keylock_client._sources import ImageLike, Source, read_source
-from keylock_client.errors import BadAnswerError, ClientError, DeadlineError
+from keylock_client.errors import BadAnswerError, ClientError, ConnectionLostError, DeadlineError
 from keylock_client.explanations import Explained, Explanation, Progress
 from keylock_client.results import ModelInfo
 
@@ -38,6 +38,8 @@ _MESSAGE_BYTES = 1024
 # A server takes 117 characters; the number of an image is put behind them.
 _MAX_REQUEST_ID = 117
 _MAX_ATTEMPTS = 5
+# A stream that is quiet is ended by balancers, by most of them after half a minute or later.
+_PROGRESS_EVERY_S = 10
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
 
@@ -145,7 +147,7 @@ class Images:
     def begin(self) -> list[pb.ExplainStreamRequest]:
         """Returns what a stream begins with: the options, and what was sent before and not answered."""
         self._unfinished = None
-        start = pb.ExplainStreamStart(options=self._options, total=self._total)
+        start = pb.ExplainStreamStart(options=self._options, total=self._total, progress_every_s=_PROGRESS_EVERY_S)
         again = sorted(self._under_way)
         self._sent_again.update(again)
         return [pb.ExplainStreamRequest(start=start), *(self._under_way[number].message for number in again)]
@@ -186,13 +188,15 @@ class Images:
             refuse: Makes an error of the failure of an image, given its name.
 
         Returns:
-            The answer to an image; None where more of it is to come.
+            The answer to an image; None where more of it is to come, or nothing but the progress has come.
 
         Raises:
             BadAnswerError: If it makes no sense.
             BadReceiptError: If the receipt does not hold.
         """
         outcome = message.WhichOneof("outcome")
+        if outcome is None and message.HasField("progress"):
+            return None
         if outcome == "map_part":
             return self._receive_part(message, info, trust, revoked, expected)
         sent = self._under_way.get(message.number)
@@ -312,12 +316,13 @@ def worth_another_try(error: ClientError, *, attempts: int, waiting: bool) -> bo
     Args:
         error: Why it was.
         attempts: How often it was opened since the last answer.
-        waiting: Whether answers are to come: a server ends a stream that is still for long, also where the images are
-            what is slow to come.
+        waiting: Whether answers are to come: servers and balancers end a stream that is still for long, also where the
+            images are what is slow to come.
     """
-    if error.code == "DEADLINE_EXCEEDED" and not waiting:
+    if not waiting and (error.code == "DEADLINE_EXCEEDED" or isinstance(error, ConnectionLostError)):
         return True
-    return error.code == "UNAVAILABLE" and attempts < _MAX_ATTEMPTS
+    lost = isinstance(error, ConnectionLostError) or error.code == "UNAVAILABLE"
+    return lost and attempts < _MAX_ATTEMPTS
 
 
 def pause_s(error: ClientError, *, attempts: int) -> float:

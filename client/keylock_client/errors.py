@@ -7,6 +7,7 @@
     ├── RequestRefusedError         (InputError)    the server refuses what was asked; carries what is wrong with it
     │   └── RequestIdReusedError    the request id stands for another request already
     ├── UnreachableError            (ServiceError)  no server answers at the target
+    │   └── ConnectionLostError     the connection was lost before the answer had come
     ├── DeadlineError               (ServiceError)  no answer in time
     ├── OverloadedError             (ServiceError)  the server has too much to do right now
     ├── SimilarQueriesError         (ServiceError)  an image is a near copy of too many others
@@ -56,6 +57,7 @@ __all__ = [
     "BundleTamperedError",
     "ClientError",
     "ClosedError",
+    "ConnectionLostError",
     "DeadlineError",
     "ImageError",
     "InputError",
@@ -207,6 +209,13 @@ class RequestIdReusedError(RequestRefusedError):
 
 class UnreachableError(ClientError, ServiceError):
     """No server answers at the target."""
+
+
+class ConnectionLostError(UnreachableError):
+    """The connection was lost before the answer had come, by a server that ended or a balancer that lost patience.
+
+    The server may have taken the request up and charged it: the same request id again costs nothing then.
+    """
 
 
 class DeadlineError(ClientError, ServiceError):

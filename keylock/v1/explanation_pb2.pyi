@@ -689,8 +689,13 @@ class ExplainStreamStart(_message.Message):
 
     OPTIONS_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
+    PROGRESS_EVERY_S_FIELD_NUMBER: _builtins.int
     total: _builtins.int
     """How many images there will be, for the progress; unset where that is not known."""
+    progress_every_s: _builtins.int
+    """After so many seconds in which nothing was sent, the server sends a message with the progress and no outcome, again
+    and again, so that balancers on the way do not end a stream for being quiet. 0: it does not.
+    """
     @_builtins.property
     def options(self) -> Global___ExplainRequest:
         """What holds for every image; it has no images itself. The request id, of at most 117 characters, names the stream:
@@ -703,10 +708,11 @@ class ExplainStreamStart(_message.Message):
         *,
         options: Global___ExplainRequest | None = ...,
         total: _builtins.int | None = ...,
+        progress_every_s: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_total", b"_total", "options", b"options", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_total", b"_total", "options", b"options", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_total", b"_total", "options", b"options", "progress_every_s", b"progress_every_s", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__total: _TypeAlias = _typing.Literal["total"]  # noqa: Y015
     _WhichOneofArgType__total: _TypeAlias = _typing.Literal["_total", b"_total"]  # noqa: Y015
@@ -793,7 +799,7 @@ class Progress(_message.Message):
     received: _builtins.int
     """Images that have come."""
     answered: _builtins.int
-    """Images that have been answered, with this one, failures among them."""
+    """Images that have been answered, with the one of this message, failures among them."""
     failed: _builtins.int
     """Those of them that are failures."""
     total: _builtins.int

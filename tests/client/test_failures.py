@@ -9,6 +9,7 @@ from google.rpc.error_details_pb2 import BadRequest, RequestInfo, RetryInfo
 from keylock.errors import InputError, LicenseError, LicenseReason, ServiceError
 from keylock_client import (
     ClientError,
+    ConnectionLostError,
     DeadlineError,
     LicenseRefusedError,
     OverloadedError,
@@ -69,7 +70,7 @@ def test_a_bare_status_becomes_an_error(server, connect, png, name):
     [
         ("UNIMPLEMENTED", "Received http2 header with status: 404"),
         ("PERMISSION_DENIED", "Received http2 header with status: 403"),
-        ("UNAVAILABLE", "Received http2 header with status: 502"),
+        ("UNAVAILABLE", "Received http2 header with status: 429"),
         ("UNKNOWN", "Stream removed: invalid content-type: text/html"),
     ],
 )
@@ -79,6 +80,47 @@ def test_a_web_server_is_no_keylock_server(server, connect, png, name, text):
     assert type(error) is UnreachableError
     assert "is not a keylock server, it speaks another protocol" in error.message
     assert "http2" not in error.message
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_a_balancer_without_servers_is_told_from_a_web_server(server, connect, png, status):
+    text = f"Received http2 header with status: {status}"
+    error = fail(server, connect, png, lambda request, context: context.abort(grpc.StatusCode.UNAVAILABLE, text))
+    assert type(error) is UnreachableError
+    assert "found none that answered: try again later" in error.message
+
+
+# What HAProxy 2.6 and nginx 1.22 make of a stream that they end, as gRPC 1.85 tells it.
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("UNKNOWN", "Stream removed (Data frame with END_STREAM flag received)"),
+        ("CANCELLED", "Stream removed (Data frame with END_STREAM flag received) (Received RST_STREAM with code 8)"),
+        ("INTERNAL", "Stream removed (RST_STREAM (Received RST_STREAM with error code 2))"),
+    ],
+)
+def test_a_call_that_a_balancer_ends_is_a_lost_connection(server, connect, png, toolbox, name, text):
+    code = grpc.StatusCode[name]
+    error = fail(server, connect, png, lambda request, context: context.abort(code, text))
+    assert type(error) is ConnectionLostError
+    assert (error.code, error.request_id) == (name, "asked")
+    assert "was lost before the answer had come: try again with the same request id" in error.message
+    # A server that says so itself has failed.
+    error = fail(server, connect, png, toolbox.refuse(code, text, toolbox.reason("INTERNAL", error_id="e-1")))
+    assert type(error) is ServerFaultError
+
+
+def test_what_a_server_says_counts_more_than_the_reset_of_a_balancer(server, connect, png, toolbox):
+    def answer(request, context):
+        with pytest.raises(Exception):  # noqa: B017, PT011 - `abort` raises one without a type of its own
+            toolbox.refuse(grpc.StatusCode.UNAVAILABLE, "the server stops", toolbox.reason("LEAVING"))(request, context)
+        context.set_code(grpc.StatusCode.CANCELLED)
+        context.set_details("Stream removed (RST_STREAM (Received RST_STREAM with error code 8))")
+        return b""
+
+    error = fail(server, connect, png, answer)
+    assert type(error) is OverloadedError
+    assert (error.code, error.message) == ("UNAVAILABLE", "the server stops")
 
 
 @pytest.mark.parametrize("why", list(LicenseReason))

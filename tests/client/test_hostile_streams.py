@@ -108,6 +108,35 @@ def test_sending_without_pause_does_not_move_the_deadline(connect, server, toolb
     assert time.monotonic() - began < 5
 
 
+def test_progress_without_an_answer_does_not_move_the_deadline(connect, server, png):
+    asked = []
+
+    def explain(requests, context):
+        asked.append(next(requests).start.progress_every_s)
+        while context.is_active():
+            time.sleep(0.1)
+            yield pb.ExplainStreamResponse(progress=pb.Progress(received=1))
+
+    server.answers["ExplainStream"] = explain
+    client = connect(server.target)
+    client.model()
+    began = time.monotonic()
+    with pytest.raises(DeadlineError, match="within 1 s"):
+        list(client.explain_many([png()], timeout_s=1))
+    assert time.monotonic() - began < 4
+    assert asked == [10]
+
+
+def test_a_message_without_anything_in_it_makes_no_sense(connect, server, png):
+    def explain(requests, context):
+        next(requests), next(requests)
+        yield pb.ExplainStreamResponse()
+
+    server.answers["ExplainStream"] = explain
+    with pytest.raises(BadAnswerError, match="an answer without a result"):
+        list(connect(server.target).explain_many([png()]))
+
+
 def test_an_answer_begins_the_time_anew_and_a_slow_caller_is_not_the_server(connect, server, toolbox, png):
     def explain(requests, context):
         next(requests)

@@ -3,7 +3,8 @@
 The stream takes up a few images at a time and reads no more until answers were sent, so that neither a fast sender nor
 a slow reader makes it grow. An image that cannot be explained is answered with its failure. What concerns every image
 ends the stream: no more are read, those under way are answered, and then the error is raised. Where a single call is
-told to come again, because the server is full or the license used too fast, a stream waits.
+told to come again, because the server is full or the license used too fast, a stream waits. Where the caller wishes it,
+a stream that is quiet says now and then how far it is.
 """
 
 import asyncio
@@ -78,6 +79,7 @@ class ImageStream:
         self._reading: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
         self._progress = pb.Progress()
+        self._progress_every_s: int | None = None
 
     async def run(self, requests: AsyncIterator[pb.ExplainStreamRequest], *, part_bytes: Callable[[], int]) -> None:
         """Answers a stream until it ends.
@@ -100,7 +102,7 @@ class ImageStream:
                 watching = asyncio.create_task(self._watch())
                 working = asyncio.create_task(self._work(requests, options, limit))
                 try:
-                    while (outcome := await self._outcomes.get()) is not None:
+                    while (outcome := await self._next()) is not None:
                         for message in self._messages(outcome, part_bytes()):
                             await self._send(message)
                             self._stir(limit)
@@ -113,6 +115,18 @@ class ImageStream:
             raise
         if self._failure is not None:
             raise self._failure
+
+    async def _next(self) -> _Outcome | None:
+        """Waits for what is to be sent next, and meanwhile says how far the stream is, as often as was asked for.
+
+        That moves nothing: a stream that stands still ends when its time is over, whatever it says.
+        """
+        while True:
+            try:
+                async with asyncio.timeout(self._progress_every_s):
+                    return await self._outcomes.get()
+            except TimeoutError:
+                await self._send(pb.ExplainStreamResponse(progress=self._progress))
 
     async def _open(self, requests: AsyncIterator[pb.ExplainStreamRequest]) -> pb.ExplainRequest:
         """Reads the first message: what holds for every image."""
@@ -134,6 +148,7 @@ class ImageStream:
             call.request_id = given
         if first.start.HasField("total"):
             self._progress.total = first.start.total
+        self._progress_every_s = first.start.progress_every_s or None
         return options
 
     async def _check(self, options: pb.ExplainRequest) -> None:

@@ -18,8 +18,10 @@ from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import license_pb2
 
 
-def start(total=None, **options):
-    return pb.ExplainStreamRequest(start=pb.ExplainStreamStart(options=pb.ExplainRequest(**options), total=total))
+def start(total=None, progress_every_s=0, **options):
+    options = pb.ExplainRequest(**options)
+    begun = pb.ExplainStreamStart(options=options, total=total, progress_every_s=progress_every_s)
+    return pb.ExplainStreamRequest(start=begun)
 
 
 def numbered(number, image):
@@ -299,6 +301,34 @@ def test_a_stream_on_which_nothing_moves_is_ended(start_server, messages):
     assert stream.next().number == 0
     with pytest.raises(grpc.RpcError) as caught:
         stream.next()
+    assert reason_of(caught.value) == ("DEADLINE_EXCEEDED", "DEADLINE")
+    feed.end()
+    calls.stop().result(timeout=30)
+
+
+@pytest.mark.parametrize(("every_s", "least", "most"), [(1, 2, 3), (0, 0, 0)])
+def test_a_quiet_stream_says_how_far_it_is_where_that_is_asked_for(held, messages, every_s, least, most):
+    calls, _, go = held
+    feed = Feed(start(total=4, progress_every_s=every_s), *messages[:2])
+    stream = calls.explanation.ExplainStream(iter(feed), timeout=30)
+    threading.Timer(2.5, go.set).start()
+    quiet = []
+    while (message := stream.next()).WhichOneof("outcome") is None:
+        quiet.append(message.progress)
+    assert least <= len(quiet) <= most
+    assert all(one == pb.Progress(received=2, total=4) for one in quiet)
+    feed.end()
+    assert [message.number, *(one.number for one in stream)] == [0, 1]
+
+
+def test_a_stream_that_says_how_far_it_is_ends_as_one_on_which_nothing_moves(start_server, messages):
+    calls = start_server(deadline_s=2.5)
+    feed = Feed(start(progress_every_s=1), messages[0])
+    stream = calls.explanation.ExplainStream(iter(feed), timeout=20)
+    said = []
+    with pytest.raises(grpc.RpcError) as caught:
+        said.extend(one.WhichOneof("outcome") for one in stream)
+    assert said == ["answer", None, None]
     assert reason_of(caught.value) == ("DEADLINE_EXCEEDED", "DEADLINE")
     feed.end()
     calls.stop().result(timeout=30)
