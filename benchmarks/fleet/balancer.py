@@ -152,7 +152,7 @@ class Nginx(Balancer):
     notice_s = 0.0
     _file = "nginx.conf"
     # For so long a server rests that could not be reached.
-    _REST_S: ClassVar[float] = 5.0
+    _REST_S: ClassVar[float] = 1.5
 
     def wait_for(self, count: int) -> None:
         """Return when a server that has just been started has had its rest."""
