@@ -99,17 +99,19 @@ def store_restore(
     if as_json:
         print_json(restored)
         return
-    print_pairs(
-        [
-            ("store", restored.name),
-            ("replaced store", restored.kept or "none"),
+    pairs: list[tuple[str, object]] = [("store", restored.name), ("replaced store", restored.kept or "none")]
+    if restored.readable:
+        pairs += [
             ("licenses closed again", restored.closed),
             ("licenses renewed again", restored.renewed),
             ("tokens revoked again", restored.tokens),
             ("licenses lost", restored.lost_licenses),
             ("charges lost", f"{restored.lost_charges} ({restored.lost_units} units)"),
         ]
-    )
+    else:
+        # The store that was replaced could not be read, or is gone: nothing is known of what it had.
+        pairs += [("licenses lost", "not known"), ("charges lost", "not known: keylock usage reconcile --receipt FILE")]
+    print_pairs(pairs)
     if not restored.readable:
         note(
             "what was revoked, suspended or renewed after the backup is not known: do it again before the servers start"

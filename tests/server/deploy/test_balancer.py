@@ -93,7 +93,7 @@ def test_haproxy_takes_the_configuration():
 @pytest.mark.skipif(balancer.Nginx.where() is None, reason="nginx is not installed here")
 def test_nginx_takes_the_configuration(tmp_path):
     # Names are looked up when it starts, and those of the file are names of containers.
-    text = re.sub(r"keylock-(\d):8470", r"127.0.0.1:900\1", NGINX).replace("/tmp/", f"{tmp_path}/")
+    text = re.sub(r"keylock-(\d):8470", r"127.0.0.1:900\1", NGINX).replace("/tmp/", f"{tmp_path}/")  # noqa: S108
     (tmp_path / "nginx.conf").write_text(text)
     command = [balancer.Nginx.where(), "-t", "-e", "stderr", "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -104,9 +104,7 @@ def test_nginx_takes_the_configuration(tmp_path):
 def test_both_leave_a_quiet_stream_alone_for_longer_than_servers_do():
     from keylock_server import ServerSettings
 
-    said = re.findall(
-        r"(?:timeout (?:client|server)|client_body_timeout|grpc_(?:read|send)_timeout) (\S+?);?$", TEXT, re.M
-    )
+    said = re.findall(r"timeout (?:client|server) (\S+)", TEXT)
     said += re.findall(r"(?:client_body_timeout|grpc_(?:read|send)_timeout) (\S+?);", NGINX)
     assert said == ["5m"] * 5
     assert ServerSettings.model_fields["deadline_s"].default < 300
