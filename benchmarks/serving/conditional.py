@@ -2,7 +2,8 @@
 
     python benchmarks/serving/conditional.py
 
-A licensed caller sends requests of images that are preprocessed already, one request after the other, on one thread of
+A prediction of every image remains, so explainers that cost little more than it save least: Grad-CAM and the gradient are
+shown beside an iterated one. A licensed caller sends requests of images that are preprocessed already, one request after the other, on one thread of
 computing: once all images are explained, and once those alone whose prediction is below a probability that a tenth of
 them are below. The public prediction is answered both times, as the client asks for it; the figures without it are for
 callers that do not want it. Processor time is that of the server's processes, which other work on the machine weighs on
@@ -33,8 +34,9 @@ from keylock.v1 import explanation_pb2 as pb
 
 _RESULTS = ROOT / "benchmarks" / "results" / "serving"
 _IMAGES = 32
-_EXPLAINERS = ("grad_cam", "gradient")
+_EXPLAINERS = ("grad_cam", "gradient", "integrated_gradients")
 _GOAL = 0.35
+_LARGE = pb.AnswerOptions(max_bytes=2**26)
 _DTYPE = pb.DATA_TYPE_FLOAT32
 
 
@@ -87,9 +89,9 @@ async def measure(material: Material, work: Path, options: argparse.Namespace) -
         found: dict[tuple[str, str], list[float]] = {}
         units: dict[str, set[int]] = {"all": set(), "some": set()}
         for number in range(options.rounds + 1):
-            for explainer in _EXPLAINERS:
+            for explainer in options.explainers:
                 for kind, fields in _kinds(condition).items():
-                    request = pb.ExplainRequest(images=images, explainer=explainer, **fields)
+                    request = pb.ExplainRequest(images=images, explainer=explainer, answer=_LARGE, **fields)
                     cpu_ms, charged = await asked.ask(request, calls=options.calls)
                     units["some" if kind == "some" else "all"].add(charged)
                     if number:
@@ -100,7 +102,7 @@ async def measure(material: Material, work: Path, options: argparse.Namespace) -
         "images": len(images),
         "explained": hits,
         "units_charged": {name: sorted(one) for name, one in units.items()},
-        "explainers": {explainer: _summary(explainer, found) for explainer in _EXPLAINERS},
+        "explainers": {explainer: _summary(explainer, found) for explainer in options.explainers},
     }
 
 
@@ -128,14 +130,15 @@ def _summary(explainer: str, found: dict[tuple[str, str], list[float]]) -> dict[
 def main() -> None:
     """Measures and records."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=224, help="of the images, in pixels; 224 is a ResNet-18")
+    parser.add_argument("--side", type=int, default=32, help="of the images, in pixels")
+    parser.add_argument("--explainers", nargs="+", default=list(_EXPLAINERS))
     parser.add_argument("--share", type=float, default=0.1, help="of the images that are explained")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--calls", type=int, default=2, help="of each kind in a round")
     parser.add_argument("--work", type=Path, default=Path("runs/serving"), help="where locked networks are kept")
     parser.add_argument("--results", type=Path, default=_RESULTS / "conditional.json")
     options = parser.parse_args()
-    material = prepare(options.work, options.side)
+    material = prepare(options.work, options.side, explainers=tuple(options.explainers))
     load_before = round(os.getloadavg()[0], 1)
     with tempfile.TemporaryDirectory() as work:
         result = asyncio.run(measure(material, Path(work), options))

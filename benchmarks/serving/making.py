@@ -2,9 +2,10 @@
 
     python benchmarks/serving/making.py FOLDER SIDE
     python benchmarks/serving/making.py FOLDER SIDE thin
+    python benchmarks/serving/making.py FOLDER SIDE grad_cam,gradient,integrated_gradients
 
 How good the lock is makes no difference to what its graphs cost, so hardly anything is trained. `thin` makes a network
-that costs next to nothing, with as many classes as that of its size, for what a call costs beside the network.
+that costs next to nothing, with as many classes as that of its size, for what a call costs beside the network. Names of explainers are those that are locked, in place of the two first of these.
 """
 
 import copy
@@ -66,10 +67,12 @@ def main() -> None:
     folder, side = Path(sys.argv[1]), int(sys.argv[2])
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, mode=0o700)
-    make(Material(folder, side), thin=sys.argv[3:] == ["thin"])
+    kind = "".join(sys.argv[3:])
+    thin = kind == "thin"
+    make(Material(folder, side), thin=thin, explainers=_EXPLAINERS if thin or not kind else tuple(kind.split(",")))
 
 
-def make(material: Material, *, thin: bool) -> None:
+def make(material: Material, *, thin: bool, explainers: tuple[str, ...]) -> None:
     """Draw images and weights, lock, publish, issue a license."""
     architecture, classes = NETWORKS[material.side]
     preprocessing = Preprocessing(
@@ -90,7 +93,7 @@ def make(material: Material, *, thin: bool) -> None:
     key = Key.derive(seed, shape=preprocessing.shape, std=preprocessing.std, strength=_STRENGTH)
     batches = [(images[at : at + _BATCH], labels[at : at + _BATCH]) for at in range(0, _IMAGES, _BATCH)]
     settings = LockSettings(steps=2, learning_rate=1e-4)
-    locked = lock(copy.deepcopy(model), batches, key, explainers=_EXPLAINERS, settings=settings, device="cpu")
+    locked = lock(copy.deepcopy(model), batches, key, explainers=explainers, settings=settings, device="cpu")
     now, home = datetime.now(UTC), Home.open(material.home)
     publication = Publication(
         name="model",

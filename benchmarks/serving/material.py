@@ -81,7 +81,9 @@ class Material:
         return images
 
 
-def prepare(work: Path, side: int, tree: Path | None = None, *, thin: bool = False) -> Material:
+def prepare(
+    work: Path, side: int, tree: Path | None = None, *, thin: bool = False, explainers: tuple[str, ...] = ()
+) -> Material:
     """Return what was made for images of a size, or make it, in a process of its own because that needs torch.
 
     Args:
@@ -89,8 +91,9 @@ def prepare(work: Path, side: int, tree: Path | None = None, *, thin: bool = Fal
         side: Height and width of the images in pixels.
         tree: A checkout of another build that makes it; None for this build.
         thin: Whether the network is one that costs next to nothing, in place of that of its size.
+        explainers: What is locked; Grad-CAM and the gradient where none is named.
     """
-    kind = ["thin"] if thin else []
+    kind = ["thin"] if thin else [",".join(explainers)] if explainers else []
     material = Material(work / "-".join([str(side), *kind]), side)
     if not material.about_file.is_file():
         program = (tree or Path(__file__).parents[2]) / "benchmarks" / "serving" / "making.py"

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import datetime
+from decimal import Decimal
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -106,8 +107,8 @@ def print_json(document: object) -> None:
     """Print the one JSON document of a `--json` command.
 
     Args:
-        document: Mappings, sequences, strings, numbers; also dataclasses, pydantic models, paths, times and NumPy
-            values. NaN and infinity are no JSON and raise `ValueError`.
+        document: Mappings, sequences, strings, numbers; also dataclasses, pydantic models, paths, times, decimals
+            (as texts) and NumPy values. NaN and infinity are no JSON and raise `ValueError`.
     """
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
     # JSON lets characters stand that terminals obey, such as the control sequence introducer of one byte, 9B.
@@ -160,6 +161,9 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - json calls this with whatever i
         return str(value)
     if isinstance(value, datetime):
         return value.isoformat()
+    if isinstance(value, Decimal):
+        # As a text, because readers of JSON make binary fractions of its numbers.
+        return f"{value:f}"
     if isinstance(value, (set, frozenset)):
         return sorted(value)
     if is_dataclass(value) and not isinstance(value, type):

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -12,6 +12,10 @@ from keylock.cli._receipts import find_trust, read_small_text
 from keylock.cli._store import StoreOption, open_store
 from keylock.cli._terms import period_of
 from keylock.files.atomic import PRIVATE, write_file
+
+if TYPE_CHECKING:
+    from keylock.billing import Invoice
+    from keylock.errors import InputError
 
 __all__ = ["app"]
 
@@ -88,7 +92,7 @@ def usage_export(
         if license_id is not None:
             licenses.get(license_id)
         if customer is not None and not licenses.list(customer=customer):
-            raise InputError(f"no license was issued to a customer {customer!r}: keylock license list shows the names")
+            raise _unknown_customer(customer)
         lines = render(charged(connection, since=start, until=end, license_id=license_id, customer=customer), form)
         if out is None:
             for line in lines:
@@ -100,6 +104,101 @@ def usage_export(
         except FileExistsError:
             raise InputError(f"{out} exists and is not overwritten: choose another path") from None
     typer.echo(str(out))
+
+
+@app.command("invoice")
+def usage_invoice(
+    month: Annotated[str, typer.Option("--month", metavar="YYYY-MM", help="The month, in UTC.")],
+    prices: Annotated[
+        Path | None, typer.Option("--prices", metavar="FILE", help="Price lists (TOML). [prices.toml of --home]")
+    ] = None,
+    customer: CustomerOption = None,
+    seller: Annotated[str, typer.Option("--seller", metavar="NAME", help="Who sends the invoices.")] = "",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Write a page (.html) and items (.csv) for each customer here."),
+    ] = None,
+    store: StoreOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the invoices of a month: a page and a CSV for each customer, to the unit what the ledger has charged.
+
+    The ledger is held against the audit log first; where they differ no invoice is made.
+    """
+    from dataclasses import asdict
+
+    from keylock.billing.invoices import check_against_log, make_invoices, month_named
+    from keylock.billing.price_lists import parse_prices
+    from keylock.crypto.signing import Home
+    from keylock.store.logged_charges import logged_charges
+    from keylock.store.usage import charged
+
+    begins, ends = month_named(month)
+    file = prices or Home(home.expanduser()).path / "prices.toml"
+    lists = parse_prices(read_small_text(file, "price list"), name=str(file))
+    with open_store(store, home) as licenses, licenses.database.transaction(snapshot=True) as connection:
+        if customer is not None and not licenses.list(customer=customer):
+            raise _unknown_customer(customer)
+        lines = list(charged(connection, since=begins, until=ends))
+        check_against_log(lines, logged_charges(connection), since=begins, until=ends)
+    wanted = [line for line in lines if customer is None or line.customer == customer]
+    invoices = make_invoices(wanted, lists, month=begins)
+    files = [] if out is None else [_write_invoice(one, out, seller) for one in invoices]
+    if as_json:
+        print_json([{**asdict(one), "units": one.units, "total": one.total} for one in invoices])
+    elif invoices:
+        header = ("customer", "requests", "units", "overage", "amount", "currency")
+        rows = [
+            (one.customer, one.requests, one.units, one.overage, f"{one.total:f}", one.currency) for one in invoices
+        ]
+        print_table(header, rows)
+    else:
+        note(f"nothing was charged in {month}")
+    for page, items in files:
+        note(f"wrote {page} and {items.name}")
+
+
+def _write_invoice(invoice: "Invoice", out: Path, seller: str) -> tuple[Path, Path]:
+    """Writes the page and the items of an invoice; what customers used is theirs."""
+    import csv
+    import io
+
+    from keylock.billing.invoices import CSV_HEADER, csv_rows
+    from keylock.billing.page import render_invoice
+    from keylock.errors import InputError
+    from keylock.files.atomic import make_folders
+    from keylock.store.usage import harmless
+
+    text = io.StringIO()
+    writer = csv.DictWriter(text, CSV_HEADER, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: harmless(value) for name, value in row.items()} for row in csv_rows(invoice))
+    stem = f"{_file_name(invoice.customer)}-{invoice.month:%Y-%m}"
+    page, items = out / f"{stem}.html", out / f"{stem}.csv"
+    try:
+        make_folders(out, mode=PRIVATE)
+        for path, content in ((page, render_invoice(invoice, seller=seller)), (items, text.getvalue())):
+            write_file(path, content, mode=PRIVATE, new=True)
+    except FileExistsError as error:
+        raise InputError(f"{error.filename} exists and is not overwritten: name another directory") from None
+    return page, items
+
+
+def _file_name(customer: str) -> str:
+    """Returns a name for the files of a customer: letters and digits of its name, and a few of its digest."""
+    import hashlib
+    import re
+
+    plain = re.sub(r"[^A-Za-z0-9]+", "-", customer).strip("-").lower()[:40]
+    digest = hashlib.sha256(customer.encode()).hexdigest()[:6]
+    return f"{plain}-{digest}" if plain else digest
+
+
+def _unknown_customer(customer: str) -> "InputError":
+    from keylock.errors import InputError
+
+    return InputError(f"no license was issued to a customer {customer!r}: keylock license list shows the names")
 
 
 @app.command("reconcile")

@@ -1,6 +1,6 @@
 """Where the ledger and the audit log meet: every charge is an entry, and every entry is a charge."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, text
@@ -12,7 +12,7 @@ from keylock.store import log_table
 from keylock.store.group_commit import defer
 from keylock.transparency import leaf_hash
 
-__all__ = ["AuditDifference", "compare_with_ledger", "compare_with_receipts", "record_charge"]
+__all__ = ["AuditDifference", "compare_with_ledger", "compare_with_receipts", "logged_charges", "record_charge"]
 
 
 def record_charge(connection: Connection, charge: Charge, entry: bytes) -> None:
@@ -36,6 +36,21 @@ class AuditDifference:
     license_id: str
     request_id: str
     what: str
+
+
+def logged_charges(connection: Connection) -> Iterator[Charge]:
+    """Yields what the audit log says was charged, in its order, without further answers to a request.
+
+    Raises:
+        AuditLogError: If an entry cannot be read.
+    """
+    for seq, entry in log_table.entries(connection):
+        try:
+            charge = parse_entry(entry)
+        except AuditLogError as error:
+            raise AuditLogError(f"entry {seq} of the audit log cannot be read: {error}") from None
+        if charge.repeats is None:
+            yield charge
 
 
 def compare_with_ledger(connection: Connection) -> tuple[AuditDifference, ...]:

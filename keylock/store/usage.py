@@ -18,7 +18,7 @@ from sqlalchemy import Connection, text
 
 from keylock.licensing import License
 
-__all__ = ["FORMATS", "Line", "charged", "render"]
+__all__ = ["FORMATS", "Line", "charged", "harmless", "render"]
 
 _EVENT: Final = "keylock.explanation"
 _CODE: Final = "keylock_explanation"
@@ -138,11 +138,11 @@ def _plain(line: Line) -> dict[str, object]:
 
 def _csv(line: Line) -> str:
     out = io.StringIO()
-    csv.writer(out, lineterminator="").writerow(_harmless(str(value)) for value in _plain(line).values())
+    csv.writer(out, lineterminator="").writerow(harmless(str(value)) for value in _plain(line).values())
     return out.getvalue()
 
 
-def _harmless(cell: str) -> str:
+def harmless(cell: str) -> str:
     """Keeps spreadsheets from taking a text that a caller chose for a formula."""
     return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
