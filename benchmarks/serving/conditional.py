@@ -2,12 +2,12 @@
 
     python benchmarks/serving/conditional.py
 
-A prediction of every image remains, so explainers that cost little more than it save least: Grad-CAM and the gradient are
-shown beside an iterated one. A licensed caller sends requests of images that are preprocessed already, one request after the other, on one thread of
-computing: once all images are explained, and once those alone whose prediction is below a probability that a tenth of
-them are below. The public prediction is answered both times, as the client asks for it; the figures without it are for
-callers that do not want it. Processor time is that of the server's processes, which other work on the machine weighs on
-little. The two kinds take turns in rounds.
+A prediction of every image remains, so explainers that cost little more than it save least: Grad-CAM and the gradient
+are shown beside an iterated one. A licensed caller sends requests of images that are preprocessed already, one request
+after the other, on one thread of computing: once all images are explained, and once those alone whose prediction is
+below a probability that a tenth of them are below. The public prediction is answered both times, as the client asks for
+it; the figures without it are for callers that do not want it. Processor time is that of the server's processes, which
+other work on the machine weighs on little. The two kinds take turns in rounds.
 """
 
 import argparse

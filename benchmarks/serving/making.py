@@ -5,7 +5,8 @@
     python benchmarks/serving/making.py FOLDER SIDE grad_cam,gradient,integrated_gradients
 
 How good the lock is makes no difference to what its graphs cost, so hardly anything is trained. `thin` makes a network
-that costs next to nothing, with as many classes as that of its size, for what a call costs beside the network. Names of explainers are those that are locked, in place of the two first of these.
+that costs next to nothing, with as many classes as that of its size, for what a call costs beside the network. Names of
+explainers are those that are locked, in place of the first two of these.
 """
 
 import copy

@@ -78,7 +78,7 @@ class PriceList(BaseModel):
         overage: What a unit beyond the quota costs; None for what others cost.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     begins: _Moment = Field(alias="from")
     tiers: Annotated[tuple[Tier, ...], Field(min_length=1, max_length=100)]
@@ -122,7 +122,7 @@ class Prices(BaseModel):
         lists: By when they begin, ascending; written `prices`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")]
     decimals: Annotated[int, Field(ge=0, le=8)] = 2

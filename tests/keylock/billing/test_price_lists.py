@@ -59,7 +59,7 @@ def test_amounts_are_exact_however_large():
 def test_units_are_in_the_tiers_of_their_numbers(ends, first, units):
     tiers = [Tier(up_to=end, unit=Decimal(place)) for place, end in enumerate(ends)]
     tiers.append(Tier(unit=Decimal(99)))
-    held = PriceList(begins=at("2026-01-01"), tiers=tuple(tiers))
+    held = PriceList.model_validate({"from": at("2026-01-01"), "tiers": tiers})
     split = [tier for tier, some in held.split(first, units) for _ in range(some)]
     # One unit at a time.
     expected = [
