@@ -83,6 +83,7 @@ COMMANDS = (
     CommandRow("verify", "keylock.cli.inspect:verify", "Check the signature and every file of a bundle.", "Vendor"),
     CommandRow("sign", "keylock.cli.sign:sign", "Add a signature of OpenSSF Model Signing to a bundle.", "Vendor"),
     CommandRow("export", "keylock.cli.inspect:export", "Copy a bundle without its key.", "Vendor"),
+    CommandRow("card", "keylock.cli.card:card", "Write a model card for the Hugging Face Hub.", "Vendor"),
     CommandRow("push", "keylock.cli.registry:push", "Send a bundle to an OCI registry.", "Vendor"),
     CommandRow("stamp", "keylock.cli.stamp:stamp", "Put the trigger on a picture.", "Vendor"),
     CommandRow("serve", "keylock.cli.serve:serve", "Serve predictions and explanations over gRPC.", "Vendor"),
