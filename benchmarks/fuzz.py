@@ -1,10 +1,12 @@
 """Changed inputs for everything that reads what others sent, and for every method of a server, counted.
 
 python benchmarks/fuzz.py --inputs 1000000 --seed 1
+python benchmarks/fuzz.py --inputs 100000 --seed 1 --over http
 
-What is read and how it is changed is in `tests/fuzzing.py`. Readers take turns, each for a share of the time, so those
-that are quick get most inputs. The counts are kept after every turn in `benchmarks/results/fuzz.json`, so that a run
-that is cut off leaves a true number. Good: no other error than ours, no INTERNAL, no hang, no growth above 50 MB.
+What is read and how it is changed is in `tests/fuzzing.py`, and what is sent over HTTP in `tests/http_fuzzing.py`.
+Readers take turns, each for a share of the time, so those that are quick get most inputs. The counts are kept after
+every turn in `benchmarks/results/fuzz.json` or `fuzz_http.json`, so that a run that is cut off leaves a true number.
+Good: no other error than ours, no INTERNAL, no hang, no growth above 50 MB.
 """
 
 import argparse
@@ -14,10 +16,13 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks" / "licensing"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "benchmarks" / part) for part in ("licensing", "serving")]
+sys.path.insert(0, str(ROOT / "tests"))
 
 import grpc
 from fuzzing import Found, Target, file_targets, rpc_targets, run
+from http_fuzzing import http_targets
+from processes import free_port
 from world import Server, World, record
 
 _TURN_S = 2.0
@@ -67,7 +72,12 @@ def report(
             for name, one in found.items()
         },
     }
-    record("fuzz", result, folder=ROOT / "benchmarks" / "results", shown=False)
+    record(
+        "fuzz" if options.over is None else f"fuzz_{options.over}",
+        result,
+        folder=ROOT / "benchmarks" / "results",
+        shown=False,
+    )
     return result
 
 
@@ -96,6 +106,7 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=1_000_000)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no turn after so long")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--over", choices=("http",), help="what a server is sent over HTTP, and nothing else")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -103,12 +114,17 @@ def main() -> None:
             (folder / one).mkdir()
         with World.make(folder / "world", f"sqlite:///{folder / 'licenses.db'}") as world:
             bundle = next((folder / "world").rglob("*.klb")).read_bytes()
-            targets = file_targets(folder / "files", bundle, world.signing_key)
             _, token = world.grant()
-            server = Server(world, "fuzz")
+            http_port = free_port()
+            server = Server(world, "fuzz", settings={} if options.over is None else {"http_port": http_port})
             try:
-                with grpc.insecure_channel(f"localhost:{server.port}") as channel:
-                    result = take_turns([*targets, *rpc_targets(channel, token)], options, server.process.pid)
+                if options.over == "http":
+                    with http_targets(http_port, token) as targets:
+                        result = take_turns(targets, options, server.process.pid)
+                else:
+                    with grpc.insecure_channel(f"localhost:{server.port}") as channel:
+                        targets = file_targets(folder / "files", bundle, world.signing_key)
+                        result = take_turns([*targets, *rpc_targets(channel, token)], options, server.process.pid)
             finally:
                 server.stop()
     print({name: value for name, value in result.items() if name != "targets"})

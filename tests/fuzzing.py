@@ -63,10 +63,12 @@ __all__ = [
     "HANG_S",
     "MAX_GROWTH_BYTES",
     "Found",
+    "RefusedError",
     "Target",
     "changed",
     "file_targets",
     "operator_targets",
+    "public_requests",
     "rpc_targets",
     "run",
 ]
@@ -522,23 +524,16 @@ def _answers_of_servers() -> list[Target]:
 # What a server is sent.
 
 
-def rpc_targets(channel: grpc.Channel, token: str) -> list[Target]:
-    """Returns every method that a server offers to the public, with a license that is good.
-
-    A good input has a code that says so, and no input may have `INTERNAL`, `UNKNOWN` or run out of its time.
-    """
+def public_requests() -> dict[str, Sequence[Message]]:
+    """Returns good requests of every method with one answer that a server offers to the public, by its name."""
     image = pb.Image(encoded=_saved(Image.new("RGB", (9, 9), (200, 30, 60)), "PNG"))
     tensor = pb.Image(tensor=pb.Tensor(dtype=pb.DATA_TYPE_FLOAT32, shape=[3, 8, 8], data=bytes(768)))
     explain = pb.ExplainRequest(images=[image, tensor], explainer="brightness", target_index=1)
     explain.parameters.update({"power": 1})
-    start = pb.ExplainStreamRequest()
-    start.start.options.CopyFrom(pb.ExplainRequest(explainer="brightness"))
-    item = pb.ExplainStreamRequest()
-    item.image.number, item.image.image.encoded = 0, image.encoded
     infer = oip.ModelInferRequest(model_name="tiny", id="1")
     infer.inputs.add(name="image", datatype="FP32", shape=[1, 3, 8, 8])
     infer.raw_input_contents.append(bytes(768))
-    requests: dict[str, Sequence[Message]] = {
+    return {
         "keylock.v1.ExplanationService/Explain": [explain, pb.ExplainRequest(images=[image], request_id="again")],
         "keylock.v1.ExplanationService/GetModel": [pb.GetModelRequest(model_name="tiny")],
         "keylock.v1.ExplanationService/EstimateExplain": [pb.EstimateExplainRequest(images=3, explainer="coarse")],
@@ -556,7 +551,19 @@ def rpc_targets(channel: grpc.Channel, token: str) -> list[Target]:
         "inference.GRPCInferenceService/RepositoryIndex": [oip.RepositoryIndexRequest(ready=True)],
         "grpc.health.v1.Health/Check": [health_pb2.HealthCheckRequest(service="keylock.v1.ExplanationService")],
     }
-    targets = _methods(channel, token, requests)
+
+
+def rpc_targets(channel: grpc.Channel, token: str) -> list[Target]:
+    """Returns every method that a server offers to the public, with a license that is good.
+
+    A good input has a code that says so, and no input may have `INTERNAL`, `UNKNOWN` or run out of its time.
+    """
+    image = pb.Image(encoded=_saved(Image.new("RGB", (9, 9), (200, 30, 60)), "PNG"))
+    start = pb.ExplainStreamRequest()
+    start.start.options.CopyFrom(pb.ExplainRequest(explainer="brightness"))
+    item = pb.ExplainStreamRequest()
+    item.image.number, item.image.image.encoded = 0, image.encoded
+    targets = _methods(channel, token, public_requests())
     stream = channel.stream_stream("/keylock.v1.ExplanationService/ExplainStream")
     good = (start.SerializeToString(), item.SerializeToString())
 

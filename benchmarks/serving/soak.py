@@ -2,11 +2,13 @@
 
     python benchmarks/serving/soak.py --seconds 600 --workers 2
     python benchmarks/serving/soak.py --seconds 600 --workers 2 --runtime openvino
+    python benchmarks/serving/soak.py --seconds 600 --workers 2 --over http
 
 Beside callers that behave there are some that ask for ten times what the queue takes, some that go away in the middle,
 some that allow a millisecond, some whose requests are wrong in one way or another, and some that open connections and
-send half a frame. At the end nothing may wait in any queue, each call must have ended with a status that fits it, and
-the books must agree with what the callers were told; how memory, open files and threads have grown is written down.
+send half a frame, or half a request. At the end nothing may wait in any queue, each call must have ended with a status
+that fits it, and the books must agree with what the callers were told; how memory, open files and threads have grown is
+written down.
 """
 
 import argparse
@@ -28,7 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import grpc
+from lines import GrpcLine, HttpLine, RefusedError
 
 ROOT = Path(__file__).resolve().parents[2]
 # Vendor, bundle and server are those of the benchmarks of licensing.
@@ -36,14 +38,16 @@ sys.path.insert(0, str(ROOT / "benchmarks" / "licensing"))
 
 from world import Server, World, image, record
 
-from keylock.inference import inference_pb2, inference_pb2_grpc
+from keylock.inference import inference_pb2
 from keylock.v1 import explanation_pb2 as pb
-from keylock.v1 import explanation_pb2_grpc
 
 RESULTS = ROOT / "benchmarks" / "results" / "serving"
 QUEUE = 64
 MOST = 16
 PAUSE_S = 0.1
+EXPLAIN = "/keylock.v1.ExplanationService/Explain"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+Line = GrpcLine | HttpLine
 HURRIED = ("vanishing", "hasty", "wrong")
 """Callers who pause between calls: what they do ends at once, and without a pause they would be nothing but a flood."""
 EXPECTED = {
@@ -56,6 +60,20 @@ EXPECTED = {
     "wrong": {"INVALID_ARGUMENT", "NOT_FOUND", "UNAUTHENTICATED", "OVERLOADED"},
 }
 """The statuses that callers of a kind may see; `OVERLOADED` is `UNAVAILABLE` with a time to come again."""
+
+HALVES = {
+    "grpc": (
+        b"",
+        b"PRI * HT",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x10\x00\x01",
+    ),
+    "http": (
+        b"",
+        b"POST /v1/exp",
+        b"POST /v1/explain HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{",
+    ),
+}
+"""What is sent by those who send no whole request."""
 
 
 @dataclass
@@ -83,6 +101,7 @@ class Task:
     """What a process of callers is told; by its standard input, because tokens are no arguments."""
 
     role: str
+    over: str
     target: str
     tokens: list[str]
     greedy: int
@@ -93,21 +112,21 @@ class Task:
 class Callers:
     """Callers until a time."""
 
-    def __init__(self, target: str, tokens: list[str], *, until: float, seed: int) -> None:
+    def __init__(self, target: str, tokens: list[str], *, over: str, until: float, seed: int) -> None:
         """Gets ready; all the greedy callers share the first license, the others take any of the rest, or none."""
         self.seen = Seen()
-        self._target, self._until = target, until
+        self._target, self._over, self._until = target, over, until
         self._greedy_token, self._tokens = tokens[0], tokens[1:]
         self._random = random.Random(seed)
         self._images = [image(i) for i in range(MOST + 1)]
 
     async def run(self, role: str, *, greedy: int) -> Seen:
         """Runs callers of the kinds of a role until it is time."""
-        kinds: dict[str, list[tuple[str, int, Callable[[grpc.aio.Channel], Awaitable[None]]]]] = {
+        kinds: dict[str, list[tuple[str, int, Callable[[Line], Awaitable[None]]]]] = {
             "good": [
                 ("predicting", 2, self._predicting),
-                ("unlicensed", 2, lambda channel: self._steady(channel, None)),
-                ("licensed", 2, lambda channel: self._steady(channel, self._random.choice(self._tokens))),
+                ("unlicensed", 2, lambda line: self._steady(line, None)),
+                ("licensed", 2, lambda line: self._steady(line, self._random.choice(self._tokens))),
             ],
             "greedy": [("greedy", greedy, self._greedy)],
             "bad": [("vanishing", 4, self._vanishing), ("hasty", 2, self._hasty), ("wrong", 2, self._wrong)],
@@ -116,36 +135,37 @@ class Callers:
         await asyncio.gather(*tasks, *([self._halfway()] if role == "bad" else []))
         return self.seen
 
-    async def _repeat(self, kind: str, call: Callable[[grpc.aio.Channel], Awaitable[None]]) -> None:
-        async with grpc.aio.insecure_channel(self._target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+    async def _repeat(self, kind: str, call: Callable[[Line], Awaitable[None]]) -> None:
+        async with self._line() as line:
             while time.monotonic() < self._until:
                 status, started = "OK", time.monotonic()
                 try:
-                    await call(channel)
+                    await call(line)
                 except asyncio.CancelledError:
                     status = "CANCELLED"
-                except grpc.aio.AioRpcError as error:
-                    pushback = any(name == "grpc-retry-pushback-ms" for name, _ in error.trailing_metadata() or ())
-                    status = "OVERLOADED" if pushback else error.code().name
+                except RefusedError as error:
+                    status = error.status
                 self.seen.statuses[f"{kind} {status}"] += 1
                 if status == "OK":
                     self.seen.seconds[kind].append(time.monotonic() - started)
                 if status == "OVERLOADED" or kind in HURRIED:
                     await asyncio.sleep(PAUSE_S)
 
-    def _explain(
+    def _line(self) -> Line:
+        return HttpLine(self._target, self._random) if self._over == "http" else GrpcLine(self._target)
+
+    async def _explain(
         self,
-        channel: grpc.aio.Channel,
+        line: Line,
         images: list[pb.Image],
         *,
         token: str | None = None,
         timeout: float = 30,
         **fields: object,
-    ) -> "grpc.aio.UnaryUnaryCall":
-        metadata = [] if token is None else [("authorization", f"Bearer {token}")]
+    ) -> pb.ExplainResponse:
         explainer = fields.pop("explainer", self._random.choice(["brightness", "coarse"]))
         request = pb.ExplainRequest(images=images, explainer=explainer, **fields)
-        return explanation_pb2_grpc.ExplanationServiceStub(channel).Explain(request, metadata=metadata, timeout=timeout)
+        return await line.ask(EXPLAIN, request, pb.ExplainResponse, token=token, timeout=timeout)
 
     def _some(self, most: int) -> list[pb.Image]:
         return self._random.choices(self._images, k=self._random.randint(1, most))
@@ -154,53 +174,49 @@ class Callers:
         self.seen.units += answer.usage.units
         self.seen.images += len(answer.results)
 
-    async def _predicting(self, channel: grpc.aio.Channel) -> None:
+    async def _predicting(self, line: Line) -> None:
         request = inference_pb2.ModelInferRequest(model_name="tiny")
         sent = self._images[0].tensor
         request.inputs.add(name="image", datatype="FP32", shape=[1, *sent.shape])
         request.raw_input_contents.append(sent.data)
-        await inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=30)
+        await line.ask(INFER, request, inference_pb2.ModelInferResponse, token=None, timeout=30)
 
-    async def _steady(self, channel: grpc.aio.Channel, token: str | None) -> None:
-        self._count(await self._explain(channel, self._some(4), token=token))
+    async def _steady(self, line: Line, token: str | None) -> None:
+        self._count(await self._explain(line, self._some(4), token=token))
 
-    async def _greedy(self, channel: grpc.aio.Channel) -> None:
-        self._count(await self._explain(channel, self._images[:MOST], token=self._greedy_token))
+    async def _greedy(self, line: Line) -> None:
+        self._count(await self._explain(line, self._images[:MOST], token=self._greedy_token))
 
-    async def _vanishing(self, channel: grpc.aio.Channel) -> None:
-        call = self._explain(channel, self._some(8), token=self._random.choice([None, *self._tokens]))
+    async def _vanishing(self, line: Line) -> None:
+        call = asyncio.ensure_future(
+            self._explain(line, self._some(8), token=self._random.choice([None, *self._tokens]))
+        )
         await asyncio.sleep(self._random.random() * 0.02)
         # Whether it was answered before, the books have to know: what was answered was charged.
         call.cancel()
         self._count(await call)
 
-    async def _hasty(self, channel: grpc.aio.Channel) -> None:
-        self._count(await self._explain(channel, self._some(2), token=self._random.choice(self._tokens), timeout=0.001))
+    async def _hasty(self, line: Line) -> None:
+        self._count(await self._explain(line, self._some(2), token=self._random.choice(self._tokens), timeout=0.001))
 
-    async def _wrong(self, channel: grpc.aio.Channel) -> None:
+    async def _wrong(self, line: Line) -> None:
         odd = pb.Image(tensor=pb.Tensor(dtype=pb.DATA_TYPE_FLOAT32, shape=[3, 8, 9], data=bytes(864)))
         bad = self._random.randrange(5)
         if bad == 0:
-            await self._explain(channel, [self._images[0], odd])
+            await self._explain(line, [self._images[0], odd])
         elif bad == 1:
-            await self._explain(channel, self._images[: MOST + 1])
+            await self._explain(line, self._images[: MOST + 1])
         elif bad == 2:
-            await self._explain(channel, [pb.Image(encoded=b"no image")])
+            await self._explain(line, [pb.Image(encoded=b"no image")])
         elif bad == 3:
-            await self._explain(channel, self._some(2), explainer="nothing")
+            await self._explain(line, self._some(2), explainer="nothing")
         else:
-            metadata = [("authorization", "Bearer a.b.c")]
-            request = pb.ExplainRequest(images=self._some(2))
-            await explanation_pb2_grpc.ExplanationServiceStub(channel).Explain(request, metadata=metadata, timeout=30)
+            await self._explain(line, self._some(2), token="a.b.c")  # noqa: S106 - none
 
     async def _halfway(self) -> None:
         """Opens connections, sends a part of what would come, and leaves them for a while."""
         host, _, port = self._target.rpartition(":")
-        parts = (
-            b"",
-            b"PRI * HT",
-            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x10\x00\x01",
-        )
+        parts = HALVES[self._over]
         while time.monotonic() < self._until:
             opened = [socket.create_connection((host, int(port))) for _ in range(8)]
             for one in opened:
@@ -255,7 +271,7 @@ def pending(ports: list[int]) -> float:
 
 def call(task: Task) -> None:
     """Is a process of callers: runs them, and prints what they saw."""
-    callers = Callers(task.target, task.tokens, until=time.monotonic() + task.seconds, seed=task.seed)
+    callers = Callers(task.target, task.tokens, over=task.over, until=time.monotonic() + task.seconds, seed=task.seed)
     print(json.dumps(vars(asyncio.run(callers.run(task.role, greedy=task.greedy)))))
 
 
@@ -313,6 +329,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--runtime", choices=("onnxruntime", "openvino"), default="onnxruntime")
+    parser.add_argument("--over", choices=("grpc", "http"), default="grpc")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--callers", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -321,17 +338,21 @@ def main() -> int:
         return 0
     # Ten times what the queues have room for, asked for at the same time.
     greedy = 10 * QUEUE * options.workers // MOST
-    first = free_ports(options.workers)
+    first = free_ports(options.workers + 1)
     ports = [first + number for number in range(options.workers)]
     settings = {"queue": QUEUE, "max_images": MOST, "workers": options.workers, "metrics_port": first}
     settings["runtime"] = options.runtime
+    if options.over == "http":
+        settings["http_port"] = first + options.workers
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with World.make(folder, f"sqlite:///{folder / 'licenses.db'}") as world:
             tokens = [world.grant()[1] for _ in range(5)]
             server = Server(world, "soaked", settings=settings)
             try:
-                seen, samples = soak(server, Task("", server.target, tokens, greedy, options.seconds, options.seed))
+                target = f"127.0.0.1:{first + options.workers}" if options.over == "http" else server.target
+                task = Task("", options.over, target, tokens, greedy, options.seconds, options.seed)
+                seen, samples = soak(server, task)
                 left = wait_for_rest(ports)
                 alive = len(processes(server.process.pid)) - (options.workers > 1)
                 lines = (folder / "log-soaked").read_text().splitlines()
@@ -353,6 +374,7 @@ def main() -> int:
         "seconds": options.seconds,
         "workers": options.workers,
         "runtime": options.runtime,
+        "over": options.over,
         "queue": QUEUE,
         "greedy_images_at_once": greedy * MOST,
         "statuses": dict(sorted(seen.statuses.items())),
@@ -366,7 +388,8 @@ def main() -> int:
         "exit_code": server.process.returncode,
         "problems": problems,
     }
-    record("soak" if options.runtime == "onnxruntime" else f"soak_{options.runtime}", result, folder=RESULTS)
+    different = [name for name in (options.runtime, options.over) if name not in ("onnxruntime", "grpc")]
+    record("_".join(["soak", *different]), result, folder=RESULTS)
     return int(bool(problems))
 
 

@@ -23,6 +23,9 @@ from keylock_server.transport.statuses import RequestError
 __all__ = ["HttpServer"]
 
 _LOG: Final = logging.getLogger("keylock_server")
+# Of connections, whatever uvicorn says of them: what callers send is warned of by nobody, or they would fill the log.
+_CONNECTIONS: Final = logging.getLogger("keylock_server.http")
+_CONNECTIONS.setLevel(logging.ERROR)
 _HEADERS_S: Final = 15.0
 _MAX_HEADERS: Final = 32 * 1024
 _KEEP_ALIVE_S: Final = 75
@@ -53,6 +56,7 @@ class _Protocol(HttpToolsProtocol):
         self._patience_s, self._most = patience_s, most
         # It would write addresses with their queries, wherever the program logs anything.
         self.access_log = False
+        self.logger = _CONNECTIONS
         self._leave: list[Callable[[], object]] = []
         self._head_bytes = 0
         self._in_head = False
