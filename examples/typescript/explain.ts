@@ -16,6 +16,14 @@ import type { ExplanationServiceClient } from "./generated/keylock/v1/Explanatio
 
 const usage = "node dist/explain.js PICTURE MAP.png [--server HOST:PORT] [--license-file FILE] [--ca FILE]";
 
+/** The token in a license file: what stands between its first and its last line, without line breaks. */
+function readLicense(file: string): string {
+  const text = readFileSync(file, "utf8");
+  const token = text.replace(/-----(?:BEGIN|END) KEYLOCK LICENSE-----/g, "").replace(/\s/g, "");
+  if (!/^[\w-]+\.[\w-]+\.[\w-]+$/.test(token)) throw new Error(`${file} holds no license: ask the vendor for the file`);
+  return token;
+}
+
 /** Connects; `ca` names a file with the certificates to trust, without it nothing is encrypted. */
 function connect(server: string, ca?: string): ExplanationServiceClient {
   // The protos are read again here, for what the types say nothing about: the numbers of fields.
@@ -93,7 +101,7 @@ async function main(): Promise<void> {
   const [picture, out] = positionals;
   if (picture === undefined || out === undefined || positionals.length > 2) throw new Error(`usage: ${usage}`);
   const file = values["license-file"];
-  const token = file === undefined ? undefined : readFileSync(file, "utf8").trim();
+  const token = file === undefined ? undefined : readLicense(file);
   const client = connect(values.server, values.ca);
   const request = { images: [{ encoded: readFileSync(picture) }], answer: { map_dtype: "DATA_TYPE_UINT8" as const } };
   try {

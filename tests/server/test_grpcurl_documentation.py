@@ -14,9 +14,11 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from PIL import Image
 
+from keylock.licensing.pem import armour
+
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "protocol.md").read_text("utf-8"), re.DOTALL)
-[COMMANDS] = [block.splitlines() for block in BLOCKS if "grpcurl" in block]
+[(EXPORT_SERVER, EXPORT_TOKEN, *COMMANDS)] = [block.splitlines() for block in BLOCKS if "grpcurl" in block]
 FLAGS = {"-plaintext": 0, "-expand-headers": 0, "-d": 1, "-H": 1, "-import-path": 1, "-proto": 1}
 
 
@@ -58,6 +60,14 @@ def test_what_is_asked_is_what_reflection_tells_of(reflected, command):
     json_format.Parse(text, message_factory.GetMessageClass(found.input_type)())
     assert flags.get("-H", ["authorization: Bearer ${TOKEN}"]) == ["authorization: Bearer ${TOKEN}"]
     assert ("-H" in flags) == ("-expand-headers" in flags)
+
+
+def test_the_token_is_that_of_the_license_file(vendor, tmp_path):
+    token = vendor.grant().token
+    (tmp_path / "acme.license").write_text(armour(token).replace("\n", "\r\n"))
+    command = f'{EXPORT_SERVER}; {EXPORT_TOKEN}; printf "%s %s" "$SERVER" "$TOKEN"'
+    done = subprocess.run(["sh", "-euc", command], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == f"localhost:8470 {token}"
 
 
 @pytest.mark.skipif(shutil.which("grpcurl") is None, reason="grpcurl is not installed")

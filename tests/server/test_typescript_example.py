@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from keylock.licensing.pem import armour
+
 ROOT = Path(__file__).parents[2]
 # What npm says where no registry can be reached, which says nothing of the example.
 OFFLINE = re.compile(r"ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH|E403|network")
@@ -61,7 +63,7 @@ def test_it_shows_a_decoy_and_with_a_license_the_true_map(built, calls, vendor, 
     decoy = np.asarray(Image.open(out))
 
     granted = vendor.grant()
-    (tmp_path / "acme.license").write_text(granted.token + "\n")
+    (tmp_path / "acme.license").write_text(armour(granted.token))
     licensed, out = explain(built, picture, "--server", server, "--license-file", str(tmp_path / "acme.license"))
     assert (licensed.returncode, licensed.stderr) == (0, "")
     label, told, charged = licensed.stdout.splitlines()
@@ -87,6 +89,7 @@ def test_it_says_what_is_wrong(built, calls, vendor, picture, tmp_path):
     for options, words in (
         (["--server", server, "--license-file", str(tmp_path / "forged.license")], "(UNAUTHENTICATED)"),
         (["--server", server, "--license-file", "nowhere"], "no such file"),
+        (["--server", server, "--license-file", str(picture)], "holds no license"),
         (["--colour", "red"], "--colour"),
     ):
         failed, out = explain(built, picture, *options)

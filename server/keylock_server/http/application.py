@@ -369,7 +369,7 @@ def _read_explain(request: _Request) -> tuple[Message, Write]:
             400, f"{min(query)} is for bodies that are an image file: put it into the JSON", field=min(query)
         )
     else:
-        plain = _json_body(request)
+        plain = _json_body(request, otherwise=", or an image file with 'Content-Type: image/png' or another image type")
         if isinstance(plain, dict) and isinstance(plain.get("images"), list):
             images = [{"encoded": image} if isinstance(image, str) else image for image in plain["images"]]
             plain = {**plain, "images": images}
@@ -381,11 +381,12 @@ def _read_explain(request: _Request) -> tuple[Message, Write]:
     return message, lambda answer, times: _Reply(dump_explanations(answer, times, lists=lists))
 
 
-def _json_body(request: _Request) -> Any:  # noqa: ANN401
+def _json_body(request: _Request, *, otherwise: str = "") -> Any:  # noqa: ANN401
     media = media_type(dict(request.headers))
     if media != "application/json":
         said = f"not {media[:64]!r}" if media else "and the request has none"
-        raise RequestError(415, f"the body is JSON with the header 'Content-Type: application/json', {said}")
+        wanted = f"the body is JSON with the header 'Content-Type: application/json'{otherwise}"
+        raise RequestError(415, f"{wanted}, {said}")
     return parse_json(request.body)
 
 

@@ -32,7 +32,8 @@ _KEEP_ALIVE_S: Final = 75
 _CLOSING_S: Final = 2
 _NO_REQUEST: Final = (
     400,
-    "what came is no request of HTTP/1.1: look whether the address begins with http or https as the server has it",
+    "what came is no request of HTTP/1.1: look whether the address begins with http or https as the server has it, and "
+    "whether a header has a line break in it, such as a license file that was not made one line",
 )
 _LONG_ADDRESS: Final = (414, f"the address has more than {_MAX_HEADERS} bytes: send the rest in the body")
 _LONG_HEAD: Final = (431, f"the head of the request has more than {_MAX_HEADERS} bytes: send fewer or shorter headers")

@@ -84,6 +84,8 @@ def test_a_body_of_another_type(web):
     problem = check_problem(reply, 415, "'text/xml'")
     assert problem["reason"] == "INVALID_INPUT"
     check_problem(web.post("/v1/explain", b"{}"), 415, "Content-Type: application/json")
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    check_problem(web.post("/v1/explain", b"--x", headers=form), 415, "or an image file with 'Content-Type: image/png'")
     compressed = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
     check_problem(web.post("/v1/explain", b"{}", headers=compressed), 415, "compressed")
 

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from keylock.licensing.pem import armour
+
 ROOT = Path(__file__).parents[3]
 
 TRITON = """
@@ -161,18 +163,19 @@ def test_client_of_kserve(web, tiny, folder):
 def test_the_commands_of_the_documentation(web, vendor, folder):
     page = (ROOT / "docs" / "http.md").read_text("utf-8")
     block = page.split("```sh\n")[1].split("```")[0]
-    commands = [line for line in block.splitlines() if "curl" in line]
+    server, token, *commands = block.splitlines()
+    assert server == "SERVER=http://localhost:8480"
     assert len(commands) == 7
+    (folder / "acme.license").write_text(armour(vendor.grant().token))
     (folder / "image.png").rename(folder / "cat.png")
     place = {
         "SERVER": f"http://127.0.0.1:{web.port}",
-        "TOKEN": vendor.grant().token,
         "NO_PROXY": "*",
     }
     answers = []
     for command in commands:
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", command],
+            ["bash", "-euo", "pipefail", "-c", f"{token}; {command}"],
             cwd=folder,
             env=os.environ | place,
             capture_output=True,

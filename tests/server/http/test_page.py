@@ -12,6 +12,7 @@ from browser import find_browser, open_tab
 from PIL import Image
 
 from keylock.licensing import Quota
+from keylock.licensing.pem import armour
 
 needs_browser = pytest.mark.skipif(find_browser() is None, reason="no Chromium is installed")
 
@@ -161,6 +162,21 @@ def test_the_keyboard_is_enough(web, vendor, tab, picture):
     tab.press("Enter")
     tab.until("!at('answer').hidden && !at('true-figure').hidden")
     tab.until("document.activeElement.id === 'answer'")
+
+
+@needs_browser
+def test_a_license_file_can_be_pasted_whole(web, vendor, tab, picture):
+    tab.look()
+    tab.go(f"http://127.0.0.1:{web.port}/")
+    tab.until("at('explainer').options.length === 2")
+    tab.choose("#file", picture)
+    tab.until("!at('go').disabled")
+    tab.run("at('license').focus()")
+    # As it comes out of a mail: with the lines of the file, which the field puts together.
+    tab.type(armour(vendor.grant().token))
+    tab.run("at('go').click()")
+    tab.until("!at('answer').hidden && !at('true-figure').hidden")
+    assert tab.run("at('problem').textContent") == ""
 
 
 @needs_browser
