@@ -40,6 +40,8 @@ _WAIT_FOR_DISK: Final = {
 _DO_NOT_WAIT_FOR_OTHERS: Final = Statement("PRAGMA busy_timeout = 0")
 # The changes of such a transaction reach the disk together and in the order of the commits, or not at all.
 _DO_NOT_WAIT: Final = Statement("SET LOCAL synchronous_commit = OFF")
+# Who reads a snapshot holds up nobody, and computes or prints between rows.
+_READ_AT_LEISURE: Final = Statement("SET LOCAL idle_in_transaction_session_timeout = '1h'")
 _FORMS: Final = "sqlite:///PATH or postgresql://USER@HOST/DATABASE"
 # A server that stands still inside a transaction must not hold up the others; one that waits for it must outlast it.
 _POSTGRESQL_OPTIONS: Final = (
@@ -132,6 +134,8 @@ class Database:
         self._check_file()
         try:
             with self._engine.connect().execution_options(**options) as connection, connection.begin():
+                if snapshot and self.path is None and not writes:
+                    _READ_AT_LEISURE.change(connection, {})
                 yield connection
         except SQLAlchemyError as error:
             raise self._failure(error) from None

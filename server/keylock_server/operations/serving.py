@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from keylock_server.inference.cores import worker_count
+from keylock_server.operations.given_files import check_files
 from keylock_server.settings import ServerSettings
 
 __all__ = ["serve"]
@@ -24,8 +25,10 @@ def serve(
         prepare: Called in each process that serves, before anything else.
 
     Raises:
-        KeylockError: As `start`; `ServiceError` where there cannot be several processes.
+        KeylockError: As `start`; `ServiceError` where there cannot be several processes; `InputError` where files that
+            the settings name are missing.
     """
+    check_files(settings)
     count = worker_count(settings)
     if count > 1:
         from keylock_server.operations.supervisor import supervise

@@ -4,6 +4,7 @@ import random
 import sqlite3
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -472,6 +473,14 @@ def test_reconcile_names_what_does_not_agree(database):
         found = reconcile(connection)
     assert found.requests == 1
     assert {(d.period, d.ledger, d.counter) for d in found.differences} == {("day", 2, 3), ("total", 2, 0)}
+
+
+def test_who_reads_a_snapshot_may_take_its_time_between_rows(database):
+    """As an export does that is printed page by page, or a check of a long log."""
+    with database.transaction(snapshot=True) as connection:
+        assert reconcile(connection).requests == 0
+        time.sleep(6)  # Who writes, and holds up others, is given five seconds.
+        assert reconcile(connection).requests == 0
 
 
 # A store that is in trouble while a ledger uses it (SQLite: what a database server does is its own affair)

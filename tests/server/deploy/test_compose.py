@@ -1,5 +1,6 @@
 """What runs on one machine by compose: its files are there, its commands too, and no secret stands in it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,23 @@ def test_every_file_that_is_mounted_is_there():
             assert secret in COMPOSE["secrets"]
         for name in service.get("depends_on", ()):
             assert name in COMPOSE["services"]
-    assert all(secret["file"].startswith("./secrets/") for secret in COMPOSE["secrets"].values())
+
+
+def test_without_a_folder_of_secrets_nothing_begins_and_the_reason_is_said():
+    """As compose reads `${NAME:?why}`; where a file is missing in the folder, it names that file by itself."""
+    files = [secret["file"] for secret in COMPOSE["secrets"].values()]
+    read = [re.fullmatch(r"\$\{(\w+)(?::\?([^}]+))?\}/[\w.]+", file).groups() for file in files]
+    names, reasons = zip(*read, strict=True)
+    assert set(names) == {"KEYLOCK_SECRETS"}
+    [why] = filter(None, reasons)
+    assert "docs/operating.md" in why
+    assert "KEYLOCK_SECRETS=./secrets" in why
+
+
+def test_every_secret_is_a_file_that_the_page_names():
+    page = (DEPLOY.parent / "docs" / "operating.md").read_text("utf-8")
+    for secret in COMPOSE["secrets"].values():
+        assert f"`{secret['file'].rpartition('/')[2]}`" in page
 
 
 @pytest.mark.parametrize("name", [*SERVERS, "migrate"])
