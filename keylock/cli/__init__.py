@@ -89,6 +89,7 @@ COMMANDS = (
     CommandRow("serve", "keylock.cli.serve:serve", "Serve predictions and explanations over gRPC.", "Vendor"),
     CommandRow("license", "keylock.cli.license:app", "Issue, show, renew, suspend and revoke licenses.", "Vendor"),
     CommandRow("usage", "keylock.cli.usage:app", "Show and export what licenses used, and check the books.", "Vendor"),
+    CommandRow("prices", "keylock.cli.prices:app", "Propose what explainers cost in units.", "Vendor"),
     CommandRow("admin", "keylock.cli.admin:app", "Ask a running server how it is, and revoke on it.", "Vendor"),
     CommandRow("store", "keylock.cli.store:app", "Migrate, check and back up licenses and usage.", "Vendor"),
     CommandRow("issuer", "keylock.cli.keys:issuer_app", "Make, show and change the issuer key that signs.", "Vendor"),
