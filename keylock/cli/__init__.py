@@ -87,6 +87,12 @@ COMMANDS = (
     CommandRow("push", "keylock.cli.registry:push", "Send a bundle to an OCI registry.", "Vendor"),
     CommandRow("stamp", "keylock.cli.stamp:stamp", "Put the trigger on a picture.", "Vendor"),
     CommandRow("serve", "keylock.cli.serve:serve", "Serve predictions and explanations over gRPC.", "Vendor"),
+    CommandRow(
+        "explain-many",
+        "keylock.cli.explain_many:explain_many",
+        "Explain very many images, by workers of Ray.",
+        "Vendor",
+    ),
     CommandRow("license", "keylock.cli.license:app", "Issue, show, renew, suspend and revoke licenses.", "Vendor"),
     CommandRow("usage", "keylock.cli.usage:app", "Show and export what licenses used, and check the books.", "Vendor"),
     CommandRow("prices", "keylock.cli.prices:app", "Propose what explainers cost in units.", "Vendor"),
@@ -129,6 +135,7 @@ _EXTRAS = {
     ),
     "psycopg": "postgres",
     "requests": "oci",
+    **dict.fromkeys(("pyarrow", "ray"), "ray"),
 }
 
 

@@ -34,6 +34,7 @@ _TITLES = {
     "faithfulness": "delete and insert pixels",
     "gate": "try near misses of the key",
     "attacks": "attack the lock",
+    "blocks": "explain blocks of images",
 }
 # Their steps are many and each leaves a whole state behind. Other stages are left at once.
 _STEPWISE = frozenset({"reference", "lock"})

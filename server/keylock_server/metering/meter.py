@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from keylock.store.counters import Window
     from keylock.store.ledger import ChargeRequest, ChargeResult, Ledger, Reservation
 
-__all__ = ["Meter", "Metered", "describe_windows", "timestamp"]
+__all__ = ["Meter", "Metered", "describe_windows", "order_for", "timestamp", "usage_note"]
 
 T = TypeVar("T")
 
@@ -114,7 +114,7 @@ class Meter:
         """
         if self._ledger is None:
             return await self._unrecorded(license, request, work)
-        order = _order(license, request)
+        order = order_for(license, request)
         ledger = self._ledger
         reservation = await self._durable(lambda: self._reserve(ledger, order), order)
         try:
@@ -126,7 +126,7 @@ class Meter:
         result = await self._durable(lambda: ledger.commit(reservation, charge), order)
         if not result.repeated:
             self._observe(request.model_name, request.explainer, result.charge.units)
-        note = _note(result)
+        note = usage_note(result)
         return Metered(_usage(result.charge, note), result.entry, note)
 
     async def windows(self, license: License) -> "tuple[Window, ...]":
@@ -229,7 +229,13 @@ def timestamp(moment: datetime | None) -> Timestamp | None:
     return Timestamp(seconds=timegm(moment.utctimetuple()), nanos=moment.microsecond * 1000)
 
 
-def _order(license: License, request: Charge) -> "ChargeRequest":
+def order_for(license: License, request: Charge) -> "ChargeRequest":
+    """Returns what is to be set aside for a request.
+
+    Args:
+        license: Who pays, as the store has it.
+        request: What is asked for.
+    """
     from keylock.store.ledger import ChargeRequest
 
     return ChargeRequest(
@@ -244,7 +250,8 @@ def _order(license: License, request: Charge) -> "ChargeRequest":
     )
 
 
-def _note(result: "ChargeResult") -> UsageNote:
+def usage_note(result: "ChargeResult") -> UsageNote:
+    """Returns what a caller is told about its use beside the charge."""
     limited = [window for window in result.windows if window.remaining is not None]
     tightest = min(limited, key=lambda window: window.remaining or 0, default=None)
     resets_at = None if tightest is None else tightest.resets_at

@@ -21,7 +21,7 @@ from keylock_server.transport.statuses import NoProofError, UnknownReceiptError
 if TYPE_CHECKING:
     from keylock.store import Database
 
-__all__ = ["CheckpointSigner", "Prover", "load_receipt_key"]
+__all__ = ["CheckpointSigner", "Prover", "load_receipt_key", "sign_checkpoint"]
 
 _LOG: Final = logging.getLogger("keylock_server")
 _SIGN_EVERY_S: Final = 1.0
@@ -90,7 +90,7 @@ class CheckpointSigner:
 
     async def _sign_or_log(self) -> None:
         try:
-            note = await asyncio.to_thread(_sign_checkpoint, self._database, self._key, now=self._now)
+            note = await asyncio.to_thread(sign_checkpoint, self._database, self._key, now=self._now)
             self.size = Checkpoint.parse_unverified(note).size
         except KeylockError as error:
             _LOG.error("no checkpoint was signed: %s", error)
@@ -186,7 +186,7 @@ class Prover:
             return note
         clock = asyncio.get_running_loop().time
         await asyncio.sleep(max(0.0, self._signed_at + _SIGN_EVERY_S - clock()))
-        signed = await asyncio.to_thread(_sign_checkpoint, database, key, now=self._now, good=self._is_believed)
+        signed = await asyncio.to_thread(sign_checkpoint, database, key, now=self._now, good=self._is_believed)
         self._signed_at = clock()
         return signed
 
@@ -229,14 +229,28 @@ def _taken_back(revocations: RevocationFile | None, trusts: Callable[[VerifyingK
     return frozenset() if revocations is None else revocations.read(trusts).keys
 
 
-def _sign_checkpoint(
+def sign_checkpoint(
     database: "Database",
     key: ReceiptKey,
     *,
     now: Callable[[], datetime],
     good: Callable[[str], bool] = lambda _note: True,
 ) -> str:
-    """Signs the state of the audit log, where no good checkpoint signs it already."""
+    """Signs the state of the audit log, where no good checkpoint signs it already.
+
+    Args:
+        database: The store with the log.
+        key: What signs.
+        now: The clock, in UTC.
+        good: Tells whether a checkpoint that is there is believed.
+
+    Returns:
+        The checkpoint, as a signed note.
+
+    Raises:
+        StoreError: If the store cannot be used.
+        AuditLogError: If the log does not hold.
+    """
     from keylock.store import log_table
 
     at = now()

@@ -8,7 +8,7 @@ import pytest
 
 from keylock.cli import main
 from keylock.cli._serve_options import _NO_SETTINGS, _RENAMED, ServeOptions
-from keylock.cli.serve import _complete
+from keylock.cli._vendor_settings import complete_settings
 from keylock.crypto.signing import Home
 from keylock.errors import SignatureError
 from keylock.licensing.receipt_keys import ReceiptKey
@@ -77,38 +77,40 @@ def test_options_that_were_not_given_leave_the_environment_its_settings(monkeypa
 
 def test_directory_that_was_named_fills_what_is_open(tmp_path):
     home = Home.open(tmp_path / "home")
-    settings = _complete(ServerSettings.load(bundle="x"), home.path)
+    settings = complete_settings(ServerSettings.load(bundle="x"), home.path)
     assert [path.name for path in settings.issuers] == ["issuers.jwks"]
     assert settings.license_store == home.licenses_url
     assert settings.engine_cache == home.engines_path
-    assert _complete(ServerSettings.load(bundle="x", engine_cache="own"), home.path).engine_cache == Path("own")
-    kept = _complete(ServerSettings.load(bundle="x", issuers=("own.pem",), license_store="sqlite:///own"), home.path)
+    assert complete_settings(ServerSettings.load(bundle="x", engine_cache="own"), home.path).engine_cache == Path("own")
+    kept = complete_settings(
+        ServerSettings.load(bundle="x", issuers=("own.pem",), license_store="sqlite:///own"), home.path
+    )
     assert [str(path) for path in kept.issuers] == ["own.pem"]
     assert kept.license_store == "sqlite:///own"
     with pytest.raises(SignatureError):
-        _complete(ServerSettings.load(bundle="x"), tmp_path / "nothing")
+        complete_settings(ServerSettings.load(bundle="x"), tmp_path / "nothing")
 
 
 def test_usual_directory_counts_unless_an_issuer_is_named(tmp_path):
     plain = ServerSettings.load(bundle="x")
-    assert _complete(plain, None) == plain
+    assert complete_settings(plain, None) == plain
     home = Home.open(tmp_path / "user" / ".keylock")
-    assert _complete(plain, None).license_store == home.licenses_url
+    assert complete_settings(plain, None).license_store == home.licenses_url
     named = ServerSettings.load(bundle="x", issuers=("own.pem",))
-    assert _complete(named, None) == named
+    assert complete_settings(named, None) == named
 
 
 def test_receipts_are_signed_with_a_key_that_the_directory_certifies(tmp_path, capsys):
     home = Home.open(tmp_path / "home")
-    settings = _complete(ServerSettings.load(bundle="x"), home.path)
+    settings = complete_settings(ServerSettings.load(bundle="x"), home.path)
     assert settings.receipt_key == home.receipt_key_path
     key = ReceiptKey.load(home.receipt_key_path)
     assert key.certificate.issuer == home.verifying_key()
     # Made once, and used again; not where another issuer is trusted, whose customers would not believe it.
-    _complete(ServerSettings.load(bundle="x"), home.path)
+    complete_settings(ServerSettings.load(bundle="x"), home.path)
     assert ReceiptKey.load(home.receipt_key_path).certificate == key.certificate
-    assert _complete(ServerSettings.load(bundle="x", issuers=("own.pem",)), home.path).receipt_key is None
+    assert complete_settings(ServerSettings.load(bundle="x", issuers=("own.pem",)), home.path).receipt_key is None
     # A server that has the public key alone makes none.
     (home.path / "issuer.pem").unlink()
     home.receipt_key_path.unlink()
-    assert _complete(ServerSettings.load(bundle="x"), home.path).receipt_key is None
+    assert complete_settings(ServerSettings.load(bundle="x"), home.path).receipt_key is None

@@ -1,0 +1,170 @@
+"""Ray for one job: started on this machine and ended with the job, or a cluster that is there already.
+
+What Ray does by itself and is not wanted: it sends usage statistics, writes a token into the home folder, and takes
+the address of a cluster out of a variable. The token of a job lies in a folder of this user alone. Ray's processes
+listen on all addresses of the machine, whatever they are told; who has not the token is refused. They talk to each
+other over the loopback device.
+"""
+
+import logging
+import os
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from keylock.errors import ServiceError
+from keylock.files.atomic import PRIVATE, write_file
+
+__all__ = ["connected", "started"]
+
+_QUIET: Final = {
+    # Read when Ray is imported.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+}
+_STORE_BYTES: Final = 128 * 2**20
+_LONGEST_FOLDER: Final = 40
+_PATIENCE_S: Final = 5.0
+# Loopback too; Ray takes 127.0.0.1 for a mistake, and takes the machine's address in its place.
+_LOOPBACK: Final = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
+
+
+@contextmanager
+def started(*, cores: int, gpus: int) -> Iterator[Path]:
+    """Starts Ray on this machine, and ends it with the block.
+
+    Args:
+        cores: For how many cores it has room.
+        gpus: For how many GPUs.
+
+    Yields:
+        A folder of this user alone, which goes with it.
+
+    Raises:
+        ServiceError: If it does not start.
+    """
+    folder = _private_folder()
+    token = folder / "token"
+    write_file(token, secrets.token_hex(32), mode=PRIVATE)
+    own = {**_QUIET, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    try:
+        with (
+            _variables(own, without=("RAY_ADDRESS", "RAY_AUTH_TOKEN")),
+            _running(
+                address="local",
+                num_cpus=cores,
+                num_gpus=gpus,
+                include_dashboard=False,
+                object_store_memory=_STORE_BYTES,
+                _node_ip_address=_LOOPBACK,
+                _temp_dir=str(folder),
+            ),
+        ):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def connected(address: str) -> Iterator[tuple[int, int]]:
+    """Uses a cluster inside the block.
+
+    Args:
+        address: `HOST:PORT` of its head, from one of its machines; `ray://HOST:PORT` from elsewhere; or `auto`.
+
+    Yields:
+        How many cores and how many GPUs it has.
+
+    Raises:
+        ServiceError: If no cluster answers there, or it refuses the token.
+    """
+    if address != "auto":
+        _knock(address)
+    with _variables(_QUIET), _running(address=address):
+        import ray
+
+        resources = ray.cluster_resources()
+        yield int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+
+
+@contextmanager
+def _running(**options: Any) -> Iterator[None]:  # noqa: ANN401 - those of Ray
+    import ray
+
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        ray.init(log_to_driver=False, configure_logging=False, **options)
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
+        why = str(error).strip().partition("\n")[0].rstrip(".")[:300] or type(error).__name__
+        there = options["address"]
+        if there == "local":
+            raise ServiceError(f"Ray does not start on this machine: {why}") from error
+        raise ServiceError(
+            f"the Ray cluster at {there} cannot be used: {why}. Is it running, has it the same versions of Ray and "
+            "Python, and is its token in RAY_AUTH_TOKEN_PATH?"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        _forget_token()
+
+
+def _forget_token() -> None:
+    """Lets a later job of this process read its own token."""
+    with suppress(ImportError, AttributeError):
+        from ray._raylet import AuthenticationTokenLoader
+
+        AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _knock(address: str) -> None:
+    """Returns when something listens at an address: Ray itself would try for minutes."""
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        host, port = parts.hostname, parts.port
+        if not host or port is None:
+            raise ValueError
+    except ValueError:
+        raise ServiceError(
+            f"{address!r} is no address of a Ray cluster: give HOST:PORT, ray://HOST:PORT or auto"
+        ) from None
+    try:
+        socket.create_connection((host, port), timeout=_PATIENCE_S).close()
+    except OSError as error:
+        why = error.strerror or "no answer"
+        raise ServiceError(
+            f"no Ray cluster answers at {address} ({why}): start one with ray start --head, or leave out --address to "
+            "use this machine"
+        ) from None
+
+
+def _private_folder() -> Path:
+    """Makes a folder of this user alone. Ray's sockets are below it, whose paths have a hundred characters at most."""
+    usual = Path(tempfile.gettempdir())
+    short = Path("/tmp")  # noqa: S108 - the folder that is made there is private
+    return Path(tempfile.mkdtemp(prefix="keylock-ray-", dir=usual if len(str(usual)) < _LONGEST_FOLDER else short))
+
+
+@contextmanager
+def _variables(changes: Mapping[str, str], *, without: tuple[str, ...] = ()) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in (*changes, *without)}
+    for name in without:
+        os.environ.pop(name, None)
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,426 @@
+"""`keylock explain-many`: explains hundreds of thousands of images with a bundle and its key, by workers of Ray."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from keylock.cli._bulk_options import BulkOptions
+from keylock.cli._console import StoppedError, note, print_json, print_pairs
+from keylock.cli._options import takes
+from keylock.cli._progress import Display, shown_progress
+from keylock.cli._receipts import read_license
+from keylock.cli._stage import format_seconds
+from keylock.cli._vendor_settings import complete_settings, take_secrets
+from keylock.errors import DataError, InputError, KeylockError, LicenseError, LicenseReason, UnknownNameError
+
+if TYPE_CHECKING:
+    from keylock.bulk import Asked, Job, Outcome
+    from keylock.bulk.charging import Cashier
+    from keylock.bulk.worker import WorkerOrder
+    from keylock.bundle import Bundle, ExplainerEntry
+    from keylock_server import ServerSettings
+
+__all__ = ["explain_many"]
+
+_BLOCK_SIZE: Final = 256
+_SHOWN_FAILURES: Final = 5
+_PASSPHRASE: Final = "KEYLOCK_KEY_PASSPHRASE"  # noqa: S105 - the name of a variable
+_FOR_WORKERS: Final = (
+    "bundle",
+    "device",
+    "engine_cache",
+    "keyless",
+    "key_file",
+    "key_passphrase_file",
+    "key_seed_file",
+    "key_provider",
+    "sealed_key",
+    "issuers",
+    "max_image_bytes",
+    "max_image_pixels",
+    "max_image_ratio",
+    "max_passes",
+    "runtime",
+    "variant",
+    "least_pcc",
+    "ways_file",
+    "allow_torch",
+    "threads",
+)
+"""Settings that workers need. Passphrase and address of the store are none of them."""
+
+
+@takes(BulkOptions)
+def explain_many(options: BulkOptions) -> None:
+    """Explain very many images with a bundle and its key, in blocks; each block is charged once and has a receipt.
+
+    Results are Parquet files in --out, one for each block, with a row for each image. Images that cannot be decoded are
+    reported there and not charged. The same command again goes on where it was stopped. Without --address Ray is
+    started on this machine for the time of the job; several machines need a folder --out that all of them share.
+    """
+    _require_ray()
+    settings = _settings(options)
+    begun = time.monotonic()
+    with _prepared(options, settings) as prepared:
+        job, outcome = _run(options, settings, prepared)
+        failed = job.failed_images()
+        _report(options, prepared, outcome, failed, time.monotonic() - begun)
+    if outcome.failures:
+        number, why = outcome.failures[0]
+        raise DataError(
+            f"{len(outcome.failures)} of {len(job.blocks)} blocks could not be explained, the first is {number}: {why}."
+            " They were not charged; the same command again tries them again"
+        )
+
+
+class _Prepared:
+    """A job that can begin: what it is, who pays, what workers are told."""
+
+    def __init__(self, job: "Job", order: "WorkerOrder", cashier: "Cashier | None", secrets: dict[str, str]) -> None:
+        self.job, self.order, self.cashier, self.secrets = job, order, cashier, secrets
+
+
+def _require_ray() -> None:
+    """Say what is missing before anything is opened: Ray itself is imported late."""
+    if find_spec("ray") is None:
+        raise ModuleNotFoundError("ray is not installed", name="ray")
+
+
+def _settings(options: BulkOptions) -> "ServerSettings":
+    """Returns the settings, with what the vendor's directory adds; and refuses what does not go together."""
+    for name, given, known in (
+        ("--prediction", options.prediction, ("public", "keyed")),
+        ("--map-dtype", options.map_dtype, ("float32", "float16", "uint8")),
+    ):
+        if given not in known:
+            raise InputError(f"{name} {given!r} is unknown: choose one of {', '.join(known)}")
+    pays = [
+        name
+        for name, given in (
+            ("--license-file", options.license_file),
+            ("--offline-license", options.offline_license),
+            ("--no-charge", options.no_charge),
+            ("--keyless", options.keyless),
+        )
+        if given
+    ]
+    if len(pays) > 1:
+        raise InputError(f"{' and '.join(pays)} exclude each other: give one of them")
+    if not pays:
+        raise LicenseError(
+            LicenseReason.MISSING,
+            "true maps are charged to a license: give --license-file or --offline-license; the holder of the key may "
+            "explain its own pictures with --no-charge, and --keyless makes decoys",
+        )
+    settings = complete_settings(options.settings(), options.home)
+    if settings.device == "auto":
+        settings = settings.model_copy(update={"device": "cpu"})
+    if _is_paid(options) and settings.license_store is None:
+        raise InputError("a license is charged in a store: name that of the servers with --license-store, or --home")
+    return settings
+
+
+def _is_paid(options: BulkOptions) -> bool:
+    return options.license_file is not None or options.offline_license is not None
+
+
+@contextmanager
+def _prepared(options: BulkOptions, settings: "ServerSettings") -> "Iterator[_Prepared]":
+    """Opens everything that this process needs, in the order in which mistakes are the cheapest."""
+    from contextlib import ExitStack
+
+    from keylock.bulk.charging import Cashier
+    from keylock.bulk.sources import Place
+    from keylock.bundle import open_bundle
+    from keylock.crypto.issuers import IssuerKeys
+    from keylock.files.exclusive import held
+
+    secrets = _secrets(options, settings)
+    token = _token(options)
+    trusted = tuple(IssuerKeys(settings.issuers)()) if settings.issuers else None
+    with ExitStack() as closing:
+        bundle = closing.enter_context(open_bundle(options.bundle, trusted=trusted))
+        if trusted is None:
+            note(
+                f"note: the bundle was signed by {bundle.issuer.key_id}, which nobody vouches for; --issuer names whom"
+            )
+        entry = _explainer(bundle, options.explainer)
+        cashier = None
+        if token is not None:
+            cashier = Cashier(settings, token, manifest=bundle.manifest, entry=entry, signer=bundle.issuer)
+            closing.callback(cashier.close)
+        place = Place.of(options.data)
+        closing.enter_context(held(options.out, "keylock explain-many"))
+        job = _job(options, place, _asked(options, bundle, entry, cashier, place.name))
+        _tell_beginning(job, cashier)
+        order = _order(options, settings, job, None if cashier is None else cashier.license.max_pixels)
+        yield _Prepared(job, order, cashier, secrets)
+
+
+def _secrets(options: BulkOptions, settings: "ServerSettings") -> dict[str, str]:
+    """Takes what opens the key out of the variables: by name, what workers on this machine will ask for.
+
+    Raises:
+        InputError: If workers on other machines would need it.
+    """
+    import os
+
+    from keylock.cli._secrets import SEED_VARIABLE, TOKEN_VARIABLE
+    from keylock.crypto.secrecy import take_variable, variable_of
+
+    wanted = [TOKEN_VARIABLE]
+    provider = settings.key_provider if isinstance(settings.key_provider, str) else None
+    if provider is not None:
+        wanted += filter(None, [variable_of(provider)])
+    found = {name: value for name in wanted if (value := take_variable(os.environ, name)) is not None}
+    take_variable(os.environ, SEED_VARIABLE)
+    ways = (settings.key_file, settings.key_passphrase_file, settings.key_seed_file, settings.key_provider)
+    if settings.key_passphrase is not None and not any(ways) and not settings.keyless:
+        found[_PASSPHRASE] = settings.key_passphrase.get_secret_value()
+    # These and an address of a store with a password; Ray's processes would get all of them.
+    take_secrets()
+    if options.address is not None and _PASSPHRASE in found:
+        raise InputError(
+            f"{_PASSPHRASE} does not reach the machines of a cluster: put the passphrase in a file there, and give "
+            "--key-passphrase-file"
+        )
+    # On a cluster every machine has the variables of its key provider itself.
+    return {} if options.address is not None else found
+
+
+def _token(options: BulkOptions) -> str | None:
+    from keylock.licensing.offline import OfflineLicense
+
+    if options.offline_license is not None:
+        return OfflineLicense.read(options.offline_license).token
+    return None if options.license_file is None else read_license(options.license_file)
+
+
+def _explainer(bundle: "Bundle", name: str | None) -> "ExplainerEntry":
+    entries = bundle.manifest.explainers
+    if name is not None:
+        found = next((entry for entry in entries if entry.name == name), None)
+        if found is None:
+            raise UnknownNameError("explainer", name, (entry.name for entry in entries))
+        return found
+    compiled = [entry for entry in entries if entry.graph is not None]
+    if not compiled:
+        raise InputError("none of the bundle's explainers compiled: name one with --explainer, which torch computes")
+    return compiled[0]
+
+
+def _asked(
+    options: BulkOptions, bundle: "Bundle", entry: "ExplainerEntry", cashier: "Cashier | None", data: str
+) -> "Asked":
+    from keylock.bulk import Asked
+
+    return Asked(
+        model=bundle.manifest.model_digest,
+        explainer=entry.name,
+        target=_target(options.target, bundle.manifest.classes),
+        data=data,
+        column=options.column or "",
+        limit=options.limit,
+        block_size=_block_size(options, cashier),
+        map_dtype=options.map_dtype,
+        prediction=options.prediction,
+        keyed=not options.keyless,
+        license=None if cashier is None else cashier.license.id,
+    )
+
+
+def _target(text: str | None, classes: tuple[str, ...]) -> int:
+    """Returns the index of a class; -1 for the predicted one."""
+    from keylock.v1 import explanation_pb2 as pb
+    from keylock_server.services.requests import choose_target
+
+    request = pb.ExplainRequest()
+    if text is not None and text not in classes and text.isascii() and text.isdigit():
+        request.target_index = min(int(text), 2**31 - 1)
+    elif text is not None:
+        request.target_label = text
+    return choose_target(request, classes)
+
+
+def _block_size(options: BulkOptions, cashier: "Cashier | None") -> int:
+    most = None if cashier is None else cashier.license.max_images
+    if options.block_size is None:
+        return _BLOCK_SIZE if most is None else min(_BLOCK_SIZE, most)
+    if most is not None and options.block_size > most:
+        raise InputError(f"the license allows {most} images in a request, and a block is one: give --block-size {most}")
+    return options.block_size
+
+
+def _job(options: BulkOptions, place: Any, asked: "Asked") -> "Job":  # noqa: ANN401 - a `Place`, whose module needs Ray
+    """Returns the job of the folder, or makes a new one there."""
+    from keylock.bulk import Job
+    from keylock.bulk.plan import make_blocks
+    from keylock.bulk.sources import list_data
+
+    there = Job.find(options.out, asked)
+    if there is not None:
+        return there
+    listing = list_data(place, column=options.column)
+    if listing.passed_over:
+        note(f"note: {listing.passed_over} files that are no images were passed over")
+    blocks = make_blocks(place, listing, size=asked.block_size, limit=asked.limit)
+    job = Job.begin(options.out, asked, listing.kind, listing.column, blocks)
+    if not job.blocks:
+        raise DataError(f"{place.name} has no images: its Parquet files have no rows")
+    return job
+
+
+def _tell_beginning(job: "Job", cashier: "Cashier | None") -> None:
+    left = job.left()
+    images = sum(block.count for block in left)
+    if job.resumed:
+        note(f"going on in {job.folder}: {len(job.blocks) - len(left)} of {len(job.blocks)} blocks are finished")
+    if cashier is None or not left:
+        return
+    if not cashier.signs_receipts:
+        note("note: no receipts are signed: --receipt-key names a key for them")
+    affords = cashier.left()
+    if affords is not None and affords < images:
+        note(f"note: the license pays for {affords:,} of {images:,} images at the moment; the job stops there")
+
+
+def _order(options: BulkOptions, settings: "ServerSettings", job: "Job", max_pixels: int | None) -> "WorkerOrder":
+    from keylock.bulk.worker import WorkerOrder
+
+    values = {name: _absolute(getattr(settings, name)) for name in _FOR_WORKERS}
+    offline = settings.offline_license
+    return WorkerOrder(
+        folder=str(job.folder.absolute()),
+        job=job.id,
+        column=job.column,
+        asked=job.asked,
+        batch_size=options.batch_size,
+        max_pixels=max_pixels,
+        settings={**values, "max_batch": options.batch_size, "workers": 1, "batches": 1},
+        offline_license=None if offline is None else str(offline.absolute()),
+        variables=None,
+    )
+
+
+def _absolute(value: Any) -> Any:  # noqa: ANN401 - settings are of many types
+    """Returns a setting as text, number or a tuple of them: workers run in another folder."""
+    if isinstance(value, Path):
+        return str(value.expanduser().absolute())
+    return tuple(_absolute(one) for one in value) if isinstance(value, tuple) else value
+
+
+def _run(options: BulkOptions, settings: "ServerSettings", prepared: _Prepared) -> "tuple[Job, Outcome]":
+    from keylock.bulk.run import Workers, run_job
+
+    job = prepared.job
+    left = job.left()
+    workers = Workers(
+        count=options.workers,
+        threads=options.threads,
+        gpu=settings.device in ("cuda", "tensorrt"),
+        address=options.address,
+    )
+    if left:
+        note("starting Ray on this machine" if options.address is None else f"asking Ray at {options.address}")
+    try:
+        with shown_progress() as progress:
+            shown = _Shown(progress, len(job.blocks), len(job.blocks) - len(left))
+            outcome = run_job(
+                job,
+                prepared.order,
+                workers=workers,
+                cashier=prepared.cashier,
+                secrets=prepared.secrets,
+                on_start=shown.begin,
+                on_block=shown.advance,
+            )
+    except KeyboardInterrupt:
+        raise StoppedError(f"stopped; {_reached(job)}: run the same command again to go on") from None
+    except KeylockError:
+        note(f"{_reached(job)}; the same command again goes on from there")
+        raise
+    return job, outcome
+
+
+class _Shown:
+    """The progress of a job."""
+
+    def __init__(self, progress: Display, total: int, done: int) -> None:
+        self._progress, self._total, self._done = progress, total, done
+        self._begun = time.monotonic()
+
+    def begin(self, workers: int) -> None:
+        """Show that workers begin."""
+        self._begun = time.monotonic()
+        self._progress.start("blocks", self._total, self._done)
+        self._progress.doing(f"{workers} {'worker' if workers == 1 else 'workers'}")
+
+    def advance(self, *, blocks: int, images: int) -> None:
+        """Show that a block is finished, or could not be."""
+        if self._done_now(blocks):
+            rate = images / max(1e-9, time.monotonic() - self._begun)
+            self._progress.advance({})
+            self._progress.doing(f"{images:,} images, {rate:.1f} in a second")
+
+    def _done_now(self, blocks: int) -> bool:
+        before, self._blocks = getattr(self, "_blocks", 0), blocks
+        return blocks > before
+
+
+def _reached(job: "Job") -> str:
+    return f"{len(job.blocks) - len(job.left())} of {len(job.blocks)} blocks are finished in {job.folder}"
+
+
+def _report(
+    options: BulkOptions, prepared: _Prepared, outcome: "Outcome", failed: list[dict[str, Any]], seconds: float
+) -> None:
+    job, cashier = prepared.job, prepared.cashier
+    finished = [block for block in job.blocks if job.result(block.number).is_file()]
+    images = sum(block.count for block in finished)
+    if options.as_json:
+        print_json(
+            {
+                "out": job.folder,
+                "job": job.id,
+                "blocks": len(job.blocks),
+                "finished": len(finished),
+                "images": images,
+                "explained": images - len(failed),
+                "not_explained": len(failed),
+                "this_run": {
+                    "blocks": outcome.blocks,
+                    "images": outcome.images,
+                    "explained": outcome.explained,
+                    "units": None if cashier is None else cashier.units,
+                    "workers": outcome.workers,
+                    "worker_cpu_s": round(outcome.cpu_s, 3),
+                    "seconds": round(seconds, 3),
+                    "blocks_that_failed": [{"block": number, "why": why} for number, why in outcome.failures],
+                },
+                "license": job.asked.license,
+                "receipts": cashier is not None and cashier.signs_receipts,
+            }
+        )
+        return
+    for one in failed[:_SHOWN_FAILURES]:
+        note(f"{one['path']}: {one['error']}")
+    if failed:
+        more = f" and {len(failed) - _SHOWN_FAILURES} others" if len(failed) > _SHOWN_FAILURES else ""
+        note(f"images that were not explained{more}: {job.folder / 'failed-images.jsonl'}")
+    rate = outcome.images / seconds if seconds else 0.0
+    charged = "nothing" if cashier is None else f"{cashier.units:,} units to {job.asked.license} in this run"
+    print_pairs(
+        [
+            ("results", job.folder / "blocks"),
+            ("blocks", f"{len(finished):,} of {len(job.blocks):,}, {outcome.blocks:,} in this run"),
+            ("images", f"{images - len(failed):,} explained, {len(failed):,} not"),
+            ("charged", charged),
+            (
+                "time",
+                f"{format_seconds(seconds)}, {rate:.1f} images in a second" if outcome.images else "nothing to do",
+            ),
+        ]
+    )
