@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -28,6 +29,8 @@ _QUIET: Final = {
     # Read when Ray is imported.
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DATA_LOG_LEVEL": "CRITICAL",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 _STORE_BYTES: Final = 128 * 2**20
 _LONGEST_FOLDER: Final = 40
@@ -101,7 +104,8 @@ def _running(**options: Any) -> Iterator[None]:  # noqa: ANN401 - those of Ray
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        ray.init(log_to_driver=False, configure_logging=False, **options)
+        with _mute():
+            ray.init(log_to_driver=False, configure_logging=False, **options)
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
         why = str(error).strip().partition("\n")[0].rstrip(".")[:300] or type(error).__name__
         there = options["address"]
@@ -118,12 +122,25 @@ def _running(**options: Any) -> Iterator[None]:  # noqa: ANN401 - those of Ray
         _forget_token()
 
 
+@contextmanager
+def _mute() -> Iterator[None]:
+    """Lets nothing that is written to standard error be seen: Ray's C++ core writes there whatever it is told."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def _forget_token() -> None:
     """Lets a later job of this process read its own token."""
     with suppress(ImportError, AttributeError):
-        from ray._raylet import AuthenticationTokenLoader
-
-        AuthenticationTokenLoader.instance().reset_cache()
+        import_module("ray._raylet").AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _knock(address: str) -> None:

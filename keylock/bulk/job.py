@@ -147,7 +147,7 @@ class Job:
         """
         identity = secrets.token_hex(8)
         created = datetime.now(UTC).isoformat(timespec="seconds")
-        about = {"format": _FORMAT, "id": identity, "created": created, "kind": kind, "column": column}
+        about: dict[str, Any] = {"format": _FORMAT, "id": identity, "created": created, "kind": kind, "column": column}
         about["asked"] = asdict(asked)
         try:
             with replacing(folder / _PLAN, mode=PRIVATE) as unfinished, unfinished.open("w", encoding="utf-8") as file:

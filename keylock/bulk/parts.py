@@ -94,7 +94,7 @@ def write_part(path: Path, rows: Sequence[Row], about: dict[str, str]) -> None:
         "target_index": pa.array([one and one.target_index for one in found], pa.int32()),
         "target_probability": pa.array([one and one.target_probability for one in found], pa.float32()),
         "keyed": pa.array([one and one.keyed for one in found], pa.bool_()),
-        MAPS: _column_of_maps([one and one.saliency for one in found]),
+        MAPS: _column_of_maps([None if one is None else one.saliency for one in found]),
         "map_scale": pa.array([one and one.scaling and one.scaling[0] for one in found], pa.float64()),
         "map_offset": pa.array([one and one.scaling and one.scaling[1] for one in found], pa.float64()),
         "error": pa.array([row.error for row in rows], pa.string()),

@@ -162,7 +162,7 @@ class Worker:
         passphrase = secrets.pop(_PASSPHRASE, None)
         # Taken out again as soon as the key provider is made; `/proc/PID/environ` does not show what is set later.
         os.environ.update(secrets)
-        settings = ServerSettings(**order.settings, **({} if passphrase is None else {"key_passphrase": passphrase}))
+        settings = ServerSettings(**order.settings, **_given(key_passphrase=passphrase))
         if order.offline_license is not None:
             # Afterwards: a server that has one counts units itself, and here another process does.
             settings = settings.model_copy(update={"offline_license": Path(order.offline_license)})
@@ -293,6 +293,10 @@ class _Image:
     @classmethod
     def of(cls, path: str, data: bytes | None) -> "_Image":
         return cls(path, data, digest_of(data or b""))
+
+
+def _given(**values: Any) -> dict[str, Any]:  # noqa: ANN401 - settings are of many types
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _job_in(folder: Path) -> str:

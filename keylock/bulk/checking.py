@@ -1,0 +1,77 @@
+"""Checks the output of a job against itself: every image once, and every receipt for exactly what is in its block."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pyarrow import parquet
+
+from keylock.bulk.job import Job
+from keylock.bulk.parts import read_maps
+from keylock.crypto.digests import digest_of_array
+from keylock.licensing.receipts import Receipt, trusts_any
+
+__all__ = ["Findings", "check_job"]
+
+
+@dataclass
+class Findings:
+    """What is in the output of a job.
+
+    Attributes:
+        images: Rows in all blocks.
+        explained: Those with a map.
+        receipts: Receipts, all of which hold.
+        units: What they say was charged.
+        problems: What is not as it should be, in words.
+    """
+
+    images: int = 0
+    explained: int = 0
+    receipts: int = 0
+    units: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def check_job(job: Job, keys: list[Any]) -> Findings:
+    """Reads everything that a job has written.
+
+    Args:
+        job: The job.
+        keys: Public keys of trusted issuers; without any, receipts are not looked at.
+    """
+    found = Findings()
+    indices: list[int] = []
+    for block in job.blocks:
+        result = job.result(block.number)
+        if not result.is_file():
+            found.problems.append(f"block {block.number} has no result")
+            continue
+        indices += parquet.read_table(result, columns=["index"]).column("index").to_pylist()
+        maps = [(image, saliency) for image, saliency in read_maps(result) if saliency is not None]
+        found.explained += len(maps)
+        if keys and maps:
+            _check_receipt(job, block.number, maps, keys, found)
+    found.images = len(indices)
+    if sorted(indices) != list(range(sum(block.count for block in job.blocks))):
+        found.problems.append("the images are not each in the output once")
+    return found
+
+
+def _check_receipt(job: Job, number: int, maps: list[tuple[str, Any]], keys: list[Any], found: Findings) -> None:
+    receipt = Receipt.verify(job.receipt(number).read_text("ascii"), trusts_any(keys))
+    charge = receipt.charge
+    found.receipts += 1
+    found.units += charge.units
+    if charge.request_id != job.request_id(number):
+        found.problems.append(f"the receipt of block {number} is for another request")
+    if charge.image_digests != tuple(image for image, _ in maps):
+        found.problems.append(f"the receipt of block {number} is for other images")
+    if charge.answer.maps != tuple(digest_of_map(saliency) for _, saliency in maps):
+        found.problems.append(f"the receipt of block {number} is for other maps")
+
+
+def digest_of_map(saliency: Any) -> str:  # noqa: ANN401 - an array of one of three types
+    """Returns the digest of a map `(height, width)`, as receipts have it."""
+    elements = np.ascontiguousarray(saliency, saliency.dtype.newbyteorder("<"))
+    return digest_of_array(saliency.dtype.name, saliency.shape, elements.tobytes())

@@ -1,0 +1,87 @@
+"""Jobs of `keylock explain-many` for tests: a vendor, pictures, and the command in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from keylock.crypto.signing import SigningKey
+from keylock.licensing import License, issue, new_license_id
+
+PATIENCE_S = 240
+
+
+@dataclass
+class Vendor:
+    """Whose pictures are explained, with everything that is secret."""
+
+    folder: Path
+    bundle: Any
+    signing_key: SigningKey
+    store_url: str
+    store: Any
+
+    def grant(self, **terms: Any) -> Path:
+        """Issues a license and returns its file."""
+        now = datetime.now(UTC)
+        fields = {
+            "id": new_license_id(),
+            "customer": "Acme",
+            "models": ("*",),
+            "explainers": ("*",),
+            "issued_at": now,
+            "not_before": now - timedelta(minutes=1),
+            "expires": now + timedelta(days=1),
+        }
+        license = License.model_validate(fields | terms)
+        self.store.add(license, issuer=self.signing_key.key_id)
+        path = self.folder / f"{license.id}.license"
+        path.write_text(issue(license, self.signing_key) + "\n")
+        return path
+
+    def arguments(self, data: Path, out: Path, *, license: Path | None, block_size: int = 8) -> list[str]:
+        """Returns the arguments of a job."""
+        given = [str(self.bundle.path), "--data", str(data), "--out", str(out), "--block-size", str(block_size)]
+        given += ["--key-file", str(self.bundle.key_file), "--issuer", str(self.bundle.issuer)]
+        given += ["--issuer", str(self.folder / "issuer.pub.pem"), "--license-store", self.store_url]
+        given += ["--receipt-key", str(self.folder / "receipts.pem")]
+        return [*given, "--no-charge"] if license is None else [*given, "--license-file", str(license)]
+
+
+def draw(folder: Path, count: int, *, side: int = 20, broken: int = 0) -> Path:
+    """Draws pictures, half of them in a folder below; and files that are none."""
+    generator = np.random.default_rng(side)
+    (folder / "below").mkdir(parents=True)
+    for number in range(count):
+        coarse = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        picture = Image.fromarray(coarse).resize((side, side), Image.Resampling.BILINEAR)
+        picture.save(folder / ("below" if number % 2 else "") / f"{number:03}.png", compress_level=1)
+    for number in range(broken):
+        (folder / f"broken-{number}.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    return folder
+
+
+def environment_of(home: Path) -> dict[str, str]:
+    """Returns the variables of a process with a home folder that cannot be written to."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("KEYLOCK", "RAY"))}
+    return {**kept, "HOME": str(home), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def start(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen:
+    """Starts `keylock explain-many`."""
+    command = [sys.executable, "-m", "keylock", "explain-many", *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(arguments: list[str], environment: dict[str, str]) -> tuple[int, Any, str]:
+    """Runs it; returns the exit code, the document that it printed, and what it said beside that."""
+    with start([*arguments, "--json"], environment) as process:
+        told, said = process.communicate(timeout=PATIENCE_S)
+    return process.returncode, json.loads(told) if told else None, said
