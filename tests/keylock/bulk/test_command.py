@@ -1,0 +1,104 @@
+"""What the command refuses before anything begins, each with its exit code and what to do. No Ray is started."""
+
+import socket
+import sys
+
+import pytest
+
+pytest.importorskip("ray", reason="needs the extra ray")
+
+from keylock.cli import main
+
+
+def refused(capsys, arguments, *, code):
+    assert main(["explain-many", *arguments]) == code
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "Traceback" not in told.err
+    return told.err
+
+
+@pytest.fixture
+def arguments(vendor, pictures, tmp_path):
+    return vendor.arguments(pictures, tmp_path / "out", license=None)
+
+
+def test_true_maps_without_a_license_need_a_word(arguments, capsys):
+    arguments.remove("--no-charge")
+    told = refused(capsys, arguments, code=5)
+    assert "--license-file" in told
+    assert "--no-charge" in told
+
+
+def test_license_and_no_charge_exclude_each_other(arguments, vendor, capsys):
+    told = refused(capsys, [*arguments, "--license-file", str(vendor.grant())], code=3)
+    assert "--license-file and --no-charge exclude each other" in told
+
+
+def test_license_is_checked_before_anything_is_listed(vendor, pictures, tmp_path, capsys):
+    license = vendor.grant(explainers=("occlusion",))
+    told = refused(capsys, vendor.arguments(tmp_path / "none", tmp_path / "out", license=license), code=5)
+    assert "does not cover" in told or "explainer" in told
+
+
+def test_license_needs_a_store(vendor, pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    arguments = vendor.arguments(pictures, tmp_path / "out", license=vendor.grant())
+    place = arguments.index("--license-store")
+    del arguments[place : place + 2]
+    assert "--license-store" in refused(capsys, arguments, code=3)
+
+
+def test_block_is_no_larger_than_the_license_allows(vendor, pictures, tmp_path, capsys):
+    arguments = vendor.arguments(pictures, tmp_path / "out", license=vendor.grant(max_images=4))
+    assert "--block-size 4" in refused(capsys, arguments, code=3)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--explainer", "nothing"], "unknown explainer 'nothing'"),
+        (["--target", "nobody"], "unknown class 'nobody'"),
+        (["--target", "99"], "class 99 does not exist"),
+        (["--map-dtype", "float8"], "--map-dtype"),
+        (["--prediction", "secret"], "--prediction"),
+        (["--column", "image"], "--column"),
+        (["--data", "s3://name:word@bucket/x"], "password"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(arguments, capsys, more, told):
+    assert told in refused(capsys, [*arguments, *more], code=3)
+
+
+def test_folder_with_something_else_is_left_alone(arguments, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    assert "is not empty and holds no job" in refused(capsys, arguments, code=3)
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
+
+
+def test_cluster_that_does_not_answer_is_named_at_once(arguments, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        told = refused(capsys, [*arguments, "--address", address], code=7)
+    assert f"no Ray cluster answers at {address}" in told
+    assert "0 of 4 blocks are finished" in told
+
+
+def test_address_that_is_none_is_refused(arguments, capsys):
+    assert "is no address of a Ray cluster" in refused(capsys, [*arguments, "--address", "nowhere"], code=7)
+
+
+def test_passphrase_in_a_variable_does_not_reach_a_cluster(arguments, capsys, monkeypatch):
+    monkeypatch.setenv("KEYLOCK_KEY_PASSPHRASE", "a long passphrase")
+    place = arguments.index("--key-file")
+    del arguments[place : place + 2]
+    told = refused(capsys, [*arguments, "--address", "127.0.0.1:1"], code=3)
+    assert "--key-passphrase-file" in told
+    assert "a long passphrase" not in told
+
+
+def test_missing_ray_names_the_extra(arguments, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert "'.[ray]'" in refused(capsys, arguments, code=10)

@@ -1,0 +1,175 @@
+"""A worker and what it is given, without Ray."""
+
+import os
+import socket
+import threading
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pyarrow", reason="needs the extra ray")
+
+from bulk_jobs import draw
+
+from keylock.bulk.handover import handed_over, take_over
+from keylock.bulk.job import Asked, Job, begin_try
+from keylock.bulk.parts import Explained, Row, failures_of, read_maps, rows_of, write_part
+from keylock.bulk.plan import make_blocks
+from keylock.bulk.sources import Place, list_data
+from keylock.bulk.worker import BlockResult, Worker, WorkerOrder
+from keylock.bundle import open_bundle
+from keylock.errors import InputError, UnsealError
+from keylock.licensing.charges import AnswerDigests
+
+
+def explained(saliency):
+    return Explained(saliency, None, "a", 0, 0.5, np.zeros(3, np.float32), "b", 1, 0.25, True)
+
+
+def made_job(vendor, data, out, **changes):
+    with open_bundle(vendor.bundle.path, trusted=None) as bundle:
+        model = bundle.manifest.model_digest
+    fields = {
+        "model": model,
+        "explainer": "grad_cam",
+        "target": -1,
+        "data": str(data),
+        "column": "",
+        "limit": None,
+        "block_size": 4,
+        "map_dtype": "float32",
+        "prediction": "public",
+        "keyed": True,
+        "license": None,
+    }
+    asked = Asked(**fields | changes)
+    place = Place.of(str(data))
+    listing = list_data(place, column=None)
+    out.mkdir()
+    blocks = make_blocks(place, listing, size=4, limit=None)
+    job = Job.begin(out, asked, listing.kind, listing.column, blocks)
+    job.prepare()
+    return job
+
+
+def order_for(vendor, job, **changes):
+    fields = {
+        "folder": str(job.folder),
+        "job": job.id,
+        "column": "",
+        "asked": job.asked,
+        "batch_size": 2,
+        "max_pixels": None,
+        "settings": {"bundle": str(vendor.bundle.path), "key_file": str(vendor.bundle.key_file)},
+        "offline_license": None,
+        "variables": None,
+    }
+    return WorkerOrder(**fields | changes)
+
+
+@pytest.fixture
+def job(vendor, tmp_path):
+    return made_job(vendor, draw(tmp_path / "data", 5, broken=1), tmp_path / "out")
+
+
+def test_result_survives_its_journey():
+    answer = AnswerDigests(maps=("a",), scalings=(None,), predictions=("b",), targets=("c",))
+    result = BlockResult(number=3, images=2, written="x", image_digests=("d",), answer=answer, cpu_s=0.5)
+    assert BlockResult.of_text(result.to_text()) == result
+    failed = BlockResult(number=3, images=2, error=("UnsealError", "no"), fatal=True)
+    assert BlockResult.of_text(failed.to_text()) == failed
+
+
+def test_worker_says_what_is_wrong_with_the_key_in_every_answer(vendor, job):
+    settings = {"bundle": str(vendor.bundle.path), "key_file": "/no/such/key"}
+    worker = Worker(order_for(vendor, job, settings=settings))
+    result = worker.explain(0, 4, 0)
+    assert result.fatal
+    assert result.error is not None
+    assert result.error[0] == "UnsealError"
+    assert "/no/such/key" in result.error[1]
+
+
+def test_worker_that_does_not_see_the_folder_says_so(vendor, job, tmp_path):
+    worker = Worker(order_for(vendor, job, folder=str(tmp_path / "elsewhere")))
+    assert "a folder that all of them share" in worker.explain(0, 4, 0).error[1]
+
+
+def test_image_beyond_the_license_is_reported_and_the_others_are_explained(vendor, job):
+    worker = Worker(order_for(vendor, job, max_pixels=399))
+    result = worker.explain(0, 4, 0)
+    assert (result.error, result.image_digests) == (None, ())
+    assert "at most 399 are accepted" in failures_of(job.unfinished / result.written)[0]["error"]
+
+
+def test_block_is_explained_in_the_order_of_the_plan(vendor, job):
+    worker = Worker(order_for(vendor, job))
+    placed = job.blocks[1]
+    result = worker.explain(placed.number, placed.count, placed.offset)
+    assert result.error is None
+    maps = read_maps(job.unfinished / result.written)
+    assert [one is None for _, one in maps] == [False, True]
+    assert tuple(image for image, one in maps if one is not None) == result.image_digests
+
+
+def test_block_that_ends_every_worker_is_given_up(tmp_path):
+    for _ in range(5):
+        begin_try(tmp_path, 7, most=5)
+    with pytest.raises(InputError, match="5 workers ended"):
+        begin_try(tmp_path, 7, most=5)
+    assert begin_try(tmp_path, 8, most=5) != begin_try(tmp_path, 8, most=5)
+
+
+def test_file_of_a_block_keeps_maps_and_says_why_there_is_none(tmp_path):
+    path = tmp_path / "part.parquet"
+    saliency = np.arange(6, dtype=np.float32).reshape(2, 3)
+    rows = [Row(0, "a.png", "d0", explained(saliency), None), Row(1, "b.png", "d1", None, "damaged")]
+    write_part(path, rows, {"job": "x"})
+    (first, one), (second, other) = read_maps(path)
+    assert (first, second, other) == ("d0", "d1", None)
+    np.testing.assert_array_equal(one, saliency)
+    assert failures_of(path) == [{"index": 1, "path": "b.png", "error": "damaged"}]
+    assert rows_of(path) == 2
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.write_bytes(path.read_bytes()[:-20])
+    assert rows_of(path) is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
+def test_maps_of_every_type_are_read_as_they_were_written(tmp_path, dtype):
+    saliency = np.arange(6).reshape(2, 3).astype(dtype)
+    write_part(tmp_path / "part", [Row(0, "a.png", "d0", explained(saliency), None)], {})
+    [(_, found)] = read_maps(tmp_path / "part")
+    assert found.dtype == saliency.dtype
+    np.testing.assert_array_equal(found, saliency)
+
+
+def test_secrets_are_handed_to_whoever_asks_and_lie_nowhere(tmp_path):
+    secrets = {"VAULT_TOKEN": "hvs.secret"}
+    with handed_over(secrets, tmp_path) as place:
+        assert place is not None
+        assert place.stat().st_mode & 0o777 == 0o600
+        found = []
+        threads = [threading.Thread(target=lambda: found.append(take_over(place))) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert found == [secrets] * 8
+        assert [path for path in tmp_path.iterdir() if path.is_file()] == []
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UnsealError, match="does not answer any more"):
+        take_over(place)
+
+
+def test_one_that_asks_and_goes_away_holds_up_nobody(tmp_path):
+    with handed_over({"NAME": "x" * 100_000}, tmp_path) as place:
+        with socket.socket(socket.AF_UNIX) as rude:
+            rude.connect(os.fspath(place))
+        assert take_over(place) == {"NAME": "x" * 100_000}
+
+
+def test_without_secrets_nothing_listens(tmp_path):
+    with handed_over({}, tmp_path) as place:
+        assert place is None
+        assert list(tmp_path.iterdir()) == []
