@@ -350,24 +350,26 @@ class _Shown:
 
     def __init__(self, progress: Display, total: int, done: int) -> None:
         self._progress, self._total, self._done = progress, total, done
-        self._begun = time.monotonic()
+        self._blocks = 0
+        # When the first block was finished, and its images: before it, workers opened the bundle.
+        self._first: tuple[float, int] | None = None
 
     def begin(self, workers: int) -> None:
         """Show that workers begin."""
-        self._begun = time.monotonic()
         self._progress.start("blocks", self._total, self._done)
-        self._progress.doing(f"{workers} {'worker' if workers == 1 else 'workers'}")
+        self._progress.doing(f"{workers} workers open the bundle" if workers > 1 else "a worker opens the bundle")
 
     def advance(self, *, blocks: int, images: int) -> None:
-        """Show that a block is finished, or could not be."""
-        if self._done_now(blocks):
-            rate = images / max(1e-9, time.monotonic() - self._begun)
-            self._progress.advance({})
-            self._progress.doing(f"{images:,} images, {rate:.1f} in a second")
-
-    def _done_now(self, blocks: int) -> bool:
-        before, self._blocks = getattr(self, "_blocks", 0), blocks
-        return blocks > before
+        """Show that a block is finished; one that could not be explained is told of at the end."""
+        if blocks == self._blocks:
+            return
+        self._blocks, now = blocks, time.monotonic()
+        self._progress.advance({})
+        if self._first is None:
+            self._first = now, images
+        begun, before = self._first
+        rate = f", {(images - before) / (now - begun):.1f} in a second" if now > begun else ""
+        self._progress.doing(f"{images:,} images{rate}")
 
 
 def _reached(job: "Job") -> str:
