@@ -3,12 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from pyarrow import parquet
 
 from keylock.bulk.job import Job
-from keylock.bulk.parts import read_maps
-from keylock.crypto.digests import digest_of_array
+from keylock.bulk.parts import digest_of_map, read_maps
 from keylock.licensing.receipts import Receipt, trusts_any
 
 __all__ = ["Findings", "check_job"]
@@ -69,9 +67,3 @@ def _check_receipt(job: Job, number: int, maps: list[tuple[str, Any]], keys: lis
         found.problems.append(f"the receipt of block {number} is for other images")
     if charge.answer.maps != tuple(digest_of_map(saliency) for _, saliency in maps):
         found.problems.append(f"the receipt of block {number} is for other maps")
-
-
-def digest_of_map(saliency: Any) -> str:  # noqa: ANN401 - an array of one of three types
-    """Returns the digest of a map `(height, width)`, as receipts have it."""
-    elements = np.ascontiguousarray(saliency, saliency.dtype.newbyteorder("<"))
-    return digest_of_array(saliency.dtype.name, saliency.shape, elements.tobytes())

@@ -11,9 +11,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import ArrowException, parquet
 
+from keylock.crypto.digests import digest_of_array
 from keylock.files.atomic import PRIVATE, replacing
 
-__all__ = ["MAPS", "Explained", "Row", "failures_of", "read_maps", "rows_of", "write_part"]
+__all__ = ["MAPS", "Explained", "Row", "digest_of_map", "failures_of", "read_maps", "rows_of", "write_part"]
 
 MAPS: Final = "map"
 """The column with the maps."""
@@ -124,6 +125,12 @@ def read_maps(path: Path) -> list[tuple[str, NDArray[Any] | None]]:
     except (ArrowException, KeyError, AttributeError, ValueError) as error:
         raise OSError(f"{path} is not the file of a block") from error
     return [(digest, elements[place] if there[place] else None) for place, digest in enumerate(digests)]
+
+
+def digest_of_map(saliency: Any) -> str:  # noqa: ANN401 - an array of one of three types
+    """Returns the digest of a map `(height, width)`, as receipts have it."""
+    elements = np.ascontiguousarray(saliency, saliency.dtype.newbyteorder("<"))
+    return digest_of_array(saliency.dtype.name, saliency.shape, elements.tobytes())
 
 
 def failures_of(path: Path) -> list[dict[str, Any]]:

@@ -82,6 +82,10 @@ def receipt_verify(
         list[Path] | None,
         typer.Option("--map", metavar="FILE.npy", help="A map as it was received, in the same order; repeat it."),
     ] = None,
+    block: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.parquet", help="The block of keylock explain-many that it is for: images and maps."),
+    ] = None,
     proof: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A proof that the receipt is in the vendor's log.")
     ] = None,
@@ -106,9 +110,9 @@ def receipt_verify(
         read_small_text(receipt, "receipt"), trusts, revoked=revoked if proof is None else frozenset()
     )
     charge = verified.charge
-    _check("images", charge.image_digests, [_digest_of_image(path) for path in image] if image else None)
-    explained = tuple(one for one in charge.answer.maps if one is not None)
-    _check("maps", explained, [_digest_of_map(path) for path in map_file] if map_file else None)
+    images, maps = _given_digests(image, map_file, block)
+    _check("images", charge.image_digests, images)
+    _check("maps", tuple(one for one in charge.answer.maps if one is not None), maps)
     logged = None
     if proof is not None:
         read = InclusionProof.parse(read_small_text(proof, "proof"))
@@ -118,14 +122,14 @@ def receipt_verify(
             {
                 "charge": charge,
                 "issuer": verified.certificate.issuer.key_id,
-                "images_checked": bool(image),
-                "maps_checked": bool(map_file),
+                "images_checked": images is not None,
+                "maps_checked": maps is not None,
                 "log": None if logged is None else {"origin": logged.origin, "size": logged.size},
             }
         )
         return
-    for given, what in ((image, "--image"), (map_file, "--map"), (proof, "--proof")):
-        if not given:
+    for given, what in ((images, "--image"), (maps, "--map"), (proof, "--proof")):
+        if given is None:
             note(f"not checked, because it was not given: {what}")
     good = f"good, certified by {verified.certificate.issuer.key_id}"
     log = [] if logged is None else [("log", f"entry of {logged.origin}, which had {logged.size}")]
@@ -203,6 +207,26 @@ def _check(what: str, certified: tuple[str, ...], given: list[str] | None) -> No
         raise ReceiptError(f"the receipt is for {len(certified)} {what} and {len(given)} were given")
     wrong = next(n for n, (one, other) in enumerate(zip(given, certified, strict=True), start=1) if one != other)
     raise ReceiptError(f"the receipt is not for these {what}: number {wrong} is another than was certified")
+
+
+def _given_digests(
+    image: list[Path] | None, map_file: list[Path] | None, block: Path | None
+) -> tuple[list[str] | None, list[str] | None]:
+    """Returns the digests of images and of maps; None for what was not given."""
+    if block is None:
+        images = [_digest_of_image(path) for path in image] if image else None
+        return images, [_digest_of_map(path) for path in map_file] if map_file else None
+    if image or map_file:
+        raise InputError("--block has the images and the maps: leave out --image and --map")
+    from keylock.bulk.parts import digest_of_map, read_maps
+
+    try:
+        explained = [(digest, saliency) for digest, saliency in read_maps(block) if saliency is not None]
+    except OSError as error:
+        raise InputError(
+            f"cannot read {block}: {error.strerror or 'it is not a block of keylock explain-many'}"
+        ) from None
+    return [digest for digest, _ in explained], [digest_of_map(saliency) for _, saliency in explained]
 
 
 def _digest_of_image(path: Path) -> str:

@@ -73,6 +73,21 @@ def test_job_explains_every_image_once_and_charges_every_block_once(vendor, pict
     ]
 
 
+def test_receipt_is_verified_for_its_block_and_for_no_other(vendor, pictures, shared_ray, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = vendor.arguments(pictures, out, license=vendor.grant())
+    assert run(joined(arguments, shared_ray), shared_ray[2])[0] == 0
+    issuer = ["--issuer", str(vendor.folder / "issuer.pub.pem")]
+    receipt, blocks = str(out / "receipts" / "part-000003.receipt"), out / "blocks"
+    assert main(["receipt", "verify", receipt, *issuer, "--block", str(blocks / "part-000003.parquet"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["images_checked"], told["maps_checked"]) == (True, True)
+    assert main(["receipt", "verify", receipt, *issuer, "--block", str(blocks / "part-000000.parquet")]) == 11
+    assert "the receipt is for 5 images and 8 were given" in capsys.readouterr().err
+    assert main(["receipt", "verify", receipt, *issuer, "--block", str(out / "plan.jsonl")]) == 3
+    assert "is not a block of keylock explain-many" in capsys.readouterr().err
+
+
 def test_maps_are_those_that_the_opened_network_gives(vendor, pictures, shared_ray, tmp_path):
     out = tmp_path / "out"
     code, _, said = run(joined(vendor.arguments(pictures, out, license=None), shared_ray), shared_ray[2])
