@@ -35,6 +35,9 @@ _QUIET: Final = {
 _STORE_BYTES: Final = 128 * 2**20
 _LONGEST_FOLDER: Final = 40
 _PATIENCE_S: Final = 5.0
+_STARTS: Final = 4
+# In the text of the exception alone, after 30 seconds that cannot be changed.
+_TOO_LATE: Final = "timed out during startup"
 # Loopback too; Ray takes 127.0.0.1 for a mistake, and takes the machine's address in its place.
 _LOOPBACK: Final = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 
@@ -104,9 +107,8 @@ def _running(**options: Any) -> Iterator[None]:  # noqa: ANN401 - those of Ray
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        with _mute():
-            ray.init(log_to_driver=False, configure_logging=False, **options)
-    except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
+        _begin(options)
+    except Exception as error:  # Ray raises exceptions of no class of its own here.
         why = str(error).strip().partition("\n")[0].rstrip(".")[:300] or type(error).__name__
         there = options["address"]
         if there == "local":
@@ -120,6 +122,23 @@ def _running(**options: Any) -> Iterator[None]:  # noqa: ANN401 - those of Ray
     finally:
         ray.shutdown()
         _forget_token()
+
+
+def _begin(options: Mapping[str, Any]) -> None:
+    """Starts Ray, or joins it; a start that comes to nothing in time, as on a machine with much to do, is repeated."""
+    import ray
+
+    for left in reversed(range(_STARTS if options["address"] == "local" else 1)):
+        try:
+            with _mute():
+                ray.init(log_to_driver=False, configure_logging=False, **options)
+        except Exception as error:
+            with _mute():
+                ray.shutdown()
+            if not left or _TOO_LATE not in str(error):
+                raise
+        else:
+            return
 
 
 @contextmanager
