@@ -29,6 +29,7 @@
         ├── RegistryError       a registry of artefacts cannot be used, or has not what was asked for
         └── MeteringError       a good license whose use does not fit
             ├── QuotaError      its quota is spent; carries what is left and when it is filled again
+            │   └── DisclosuresSpentError  as many disclosures were made as it allows
             ├── RateError       it comes too fast; carries when to come again
             └── RequestReusedError  a request id that stands for another request already
 
@@ -46,6 +47,7 @@ __all__ = [
     "BundleError",
     "BundleTamperedError",
     "DataError",
+    "DisclosuresSpentError",
     "ExportError",
     "ImageError",
     "InUseError",
@@ -178,6 +180,7 @@ class LicenseReason(StrEnum):
     IMAGE_TOO_LARGE = "LICENSE_IMAGE_TOO_LARGE"
     MISSING = "LICENSE_MISSING"
     NEEDED_FOR_TARGET = "TARGET_NEEDS_LICENSE"
+    WITHOUT_DISCLOSURE = "LICENSE_WITHOUT_DISCLOSURE"
 
 
 class LicenseError(KeylockError):
@@ -345,11 +348,19 @@ class QuotaError(MeteringError):
     ) -> None:
         self.license_id, self.period, self.limit, self.used, self.units = license_id, period, limit, used, units
         self.resets_at = resets_at
-        left = max(0, limit - used)
         advice = "ask the vendor for more" if resets_at is None else f"wait until {resets_at:%Y-%m-%d %H:%M} UTC"
-        super().__init__(
-            f"the license {license_id} has {left} of {limit} units left ({period}) and this takes {units}: {advice}"
-        )
+        super().__init__(f"the license {license_id} has {self._left()}: {advice}")
+
+    def _left(self) -> str:
+        left = max(0, self.limit - self.used)
+        return f"{left} of {self.limit} units left ({self.period}) and this takes {self.units}"
+
+
+class DisclosuresSpentError(QuotaError):
+    """A license has made as many disclosures as it may; `limit` and `used` count them, and no units."""
+
+    def _left(self) -> str:
+        return f"none of its {self.limit} disclosures left ({self.period})"
 
 
 class RateError(MeteringError):

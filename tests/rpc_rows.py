@@ -123,6 +123,14 @@ EXPLAIN_BAD = {
     "explain_if.predicted.labels": explain(explain_if=pb.ExplainIf(predicted=pb.ClassSet(labels=["none"]))),
     "explain_if.predicted.indices": explain(explain_if=pb.ExplainIf(predicted=pb.ClassSet(indices=[4]))),
 }
+SUBJECT = "sha256:" + "0" * 64
+
+
+def disclose(**changes: Any) -> pb.DiscloseRequest:
+    good = {"image": IMAGE, "reason": pb.DISCLOSURE_REASON_AFFECTED_PERSON, "subject_digest": SUBJECT}
+    return pb.DiscloseRequest(**(good | changes))
+
+
 STREAM_BAD = {
     "start": stream()[1:],
     "start.options.images": stream(explain()),
@@ -140,6 +148,23 @@ ROWS = {
     ),
     "keylock.v1.ExplanationService.ExplainStream": Row(
         lambda world: stream(), STREAM_BAD, license="read", works=("thread", "model"), units=1
+    ),
+    "keylock.v1.ExplanationService.Disclose": Row(
+        lambda world: disclose(),
+        {
+            "request_id": disclose(request_id="two words"),
+            "model_name": disclose(model_name="none"),
+            "model_version": disclose(model_version="none"),
+            "image": disclose(image=pb.Image()),
+            "explainer": disclose(explainer="none"),
+            "target_index": disclose(target_index=4),
+            "target_label": disclose(target_label="none"),
+            "reason": disclose(reason=pb.DISCLOSURE_REASON_UNSPECIFIED),
+            "subject_digest": disclose(subject_digest="Jane Doe"),
+        },
+        license="needed",
+        works=("thread", "model"),
+        without_store="NO_METERING",
     ),
     "keylock.v1.ExplanationService.EstimateExplain": Row(
         lambda world: pb.EstimateExplainRequest(images=1),

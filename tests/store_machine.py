@@ -22,6 +22,7 @@ from keylock.crypto.digests import digest_of
 from keylock.crypto.signing import SigningKey
 from keylock.errors import (
     AuditLogError,
+    DisclosuresSpentError,
     InputError,
     LicenseError,
     QuotaError,
@@ -29,8 +30,19 @@ from keylock.errors import (
     RequestReusedError,
     ServiceError,
 )
-from keylock.licensing import AnswerDigests, Charge, License, Quota, Rate, UsageNote, issue, issue_access
+from keylock.licensing import (
+    AnswerDigests,
+    Charge,
+    DisclosureTerms,
+    License,
+    Quota,
+    Rate,
+    UsageNote,
+    issue,
+    issue_access,
+)
 from keylock.licensing.conditions import Condition
+from keylock.licensing.disclosures import Disclosure
 from keylock.licensing.receipt_keys import Certificate, ReceiptKey, delegate, open_checkpoint
 from keylock.licensing.receipts import Receipt, ReceiptSigner, entry_of, parse_entry, trusts_any
 from keylock.store import Ledger, LicenseStore, log_table
@@ -86,6 +98,8 @@ def outcome(run: Callable[[], Any]) -> tuple[str, Any]:
         return "refused", expected.told
     except LicenseError as error:
         return "refused", ("license", error.reason.value)
+    except DisclosuresSpentError as error:
+        return "refused", ("disclosures", error.period, error.limit, error.used, error.resets_at)
     except QuotaError as error:
         return "refused", ("quota", error.period, error.limit, error.used, error.units, error.resets_at)
     except RateError as error:
@@ -155,6 +169,7 @@ class StoreMachine(RuleBasedStateMachine):
         license = License(
             id=f"lic_{next(self.numbers)}", customer="Acme", models=("*",), explainers=("*",), issued_at=self.now,
             not_before=self.now + start, expires=self.now + max(start, timedelta(0)) + end, quota=quota, rate=rate,
+            disclosure=DisclosureTerms(per_day=1, total=3, suspended_days=1),
         )  # fmt: skip
         self.store.add(license, issuer=ISSUER.key_id)
         self.model.add(license)
@@ -184,11 +199,14 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(
         pick=picks,
         act=st.sampled_from(["revoke", "suspend", "suspend", "suspend", "reinstate", "reinstate", "reinstate"]),
+        unpaid=st.booleans(),
     )
-    def close(self, pick: int, act: str) -> None:
+    def close(self, pick: int, act: str, unpaid: bool) -> None:
         name = self.pick(self.shown, pick).license.id
-        why = {} if act == "reinstate" else {"at": self.now, "why": act}
-        expected = outcome(lambda: self.model.close(name, act, self.now))
+        why: dict[str, Any] = {} if act == "reinstate" else {"at": self.now, "why": act}
+        if act == "suspend":
+            why["unpaid"] = unpaid
+        expected = outcome(lambda: self.model.close(name, act, self.now, unpaid=unpaid))
         assert outcome(lambda: bool(getattr(self.store, act)(name, **why))) == expected
 
     @rule(pick=picks, back=st.sampled_from([0, 1, 3600]), what=st.sampled_from(["license", "license", "all", "token"]))
@@ -250,6 +268,31 @@ class StoreMachine(RuleBasedStateMachine):
         assert plain(reservation.windows) == windows
         self.under_way.append((reservation, self.charge_of(order), windows))
 
+    @rule(pick=picks, request=st.integers(0, 4), lifetime_s=st.sampled_from([5, 60]))
+    def disclose(self, pick: int, request: int, lifetime_s: int) -> None:
+        """What somebody has a right to, within terms of its own; it outlives a quota, and for a day non-payment."""
+        license = self.authenticate(self.pick(self.shown, pick), disclosing=True)
+        if license is None:
+            return
+        key, attempt = (license.id, f"d{request}"), f"attempt-{next(self.numbers)}"
+        order = ChargeRequest(
+            license=license, request_id=key[1], request_digest=digest_of(b"disclosed"),
+            model_digest=digest_of(b"model"), explainer="grad_cam", images=1, units=0, attempt=attempt,
+            disclosure="court",
+        )  # fmt: skip
+        expected = outcome(
+            lambda: self.model.disclose(
+                key, license, digest=order.request_digest, attempt=attempt, now=self.now, lifetime_s=lifetime_s
+            )
+        )
+        found = outcome(lambda: self.ledger.reserve(order, now=self.now, lifetime_s=lifetime_s).result(30))
+        self.count(f"disclose {expected[1][0] if expected[0] == 'refused' else 'answered'}")
+        if found[0] == "refused":
+            assert found == expected
+            return
+        assert expected == ("answer", found[1].charged_at)
+        self.under_way.append((found[1], self.charge_of(order), self.model.windows(order.payer, self.now)))
+
     @precondition(lambda self: self.under_way)
     @rule(pick=picks, answer=st.integers(0, 2), last=st.booleans())
     def commit(self, pick: int, answer: int, last: bool) -> None:
@@ -271,7 +314,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert (result.charge, result.overage, result.repeated) == (settled.charge, settled.overage, settled.repeated)
         answer = result.charge.repeats or result.charge.answer.digest()
         assert (result.charge.time, answer) == (first.time, first.answer.digest())
-        now = self.model.windows(order.license, charge.time) if settled.looked_up else windows
+        now = self.model.windows(order.payer, charge.time) if settled.looked_up else windows
         given_back = 0 if settled.looked_up else settled.given_back
         told = [(one[0], one[1], one[2] - given_back, one[3]) for one in now]
         assert plain(result.windows) == told
@@ -506,6 +549,7 @@ class StoreMachine(RuleBasedStateMachine):
             key: (
                 one.digest, one.units, one.overage, one.attempt,
                 *one.ends(), None if one.explained is None else "".join(str(int(hit)) for hit in one.explained),
+                "court" if one.disclosed else None,
             )
             for key, one in model.requests.items()
         }  # fmt: skip
@@ -520,6 +564,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert stored.keys() == self.model.grants.keys()
         for name, grant in self.model.grants.items():
             one = stored[name]
+            assert one.suspended_unpaid == grant.unpaid
             closed = (one.revoked_at, one.suspended_at, one.refuse_before)
             assert one.license == grant.terms
             assert tuple(None if moment is None else seconds(moment) for moment in closed) == grant.closed()
@@ -538,7 +583,11 @@ class StoreMachine(RuleBasedStateMachine):
         assert (found.requests, found.units, found.reserved) == (
             len(done), sum(one.units for one in done.values()), reserved,
         )  # fmt: skip
-        assert sorted(lines) == sorted((*key, one.units, one.overage) for key, one in done.items())
+        # Disclosures are on no bill.
+        billed = {key: one for key, one in done.items() if not one.disclosed}
+        assert sorted(lines) == sorted((*key, one.units, one.overage) for key, one in billed.items())
+        for name in self.model.grants:
+            assert self.ledger.disclosures(name, now=self.now) == self.model.disclosures(name, self.now)
         entries = [parse_entry(entry) for entry in self.model.log]
         assert sorted((one.license_id, one.request_id) for one in entries if one.repeats is None) == sorted(done)
         for grant in self.model.grants.values():
@@ -561,10 +610,10 @@ class StoreMachine(RuleBasedStateMachine):
     def hand_over(self, license: License) -> None:
         self.shown.append(Presented(issue(license, ISSUER), license, license.issued_at, license.expires))
 
-    def authenticate(self, shown: Presented) -> License | None:
+    def authenticate(self, shown: Presented, *, disclosing: bool = False) -> License | None:
         caller = Caller((("authorization", f"Bearer {shown.token}"),), None)
-        expected = outcome(lambda: self.model.authenticate(shown, self.now))
-        found = outcome(lambda: self.authenticator.require(caller).license)
+        expected = outcome(lambda: self.model.authenticate(shown, self.now, disclosing=disclosing))
+        found = outcome(lambda: self.authenticator.require(caller, disclosing=disclosing).license)
         assert found == expected
         self.count(f"license {expected[1][-1] if expected[0] == 'refused' else 'good'}")
         return expected[1] if expected[0] == "answer" else None
@@ -577,6 +626,7 @@ class StoreMachine(RuleBasedStateMachine):
             image_digests=(digest_of(b"image"),) * order.images,
             # Whoever asks for several images wants those alone that are worth it.
             explain_if=CONDITION if order.images > 1 else None,
+            disclosure=None if order.disclosure is None else Disclosure(order.disclosure, digest_of(b"subject")),
         )  # fmt: skip
 
     def keep_receipt(self, result: ChargeResult) -> None:
@@ -591,7 +641,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 _REQUESTS = """
     SELECT license_id, request_id, request_digest, units, overage, attempt, expires_at, charged_at, answer_digest,
-           explained
+           explained, disclosure
     FROM ledger
 """
 _COUNTERS = "SELECT license_id, period, start, used FROM counters WHERE used != 0"

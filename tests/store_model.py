@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from math import ceil
 
-from keylock.licensing import Charge, License
+from keylock.licensing import Charge, License, Quota
 from keylock.licensing.receipts import entry_of
 
 LEEWAY = timedelta(seconds=30)
@@ -35,6 +35,7 @@ class Grant:
     revoked_at: int | None = None
     suspended_at: int | None = None
     cutoff: int | None = None
+    unpaid: bool = False
 
     def closed(self) -> tuple[int | None, int | None, int | None]:
         return self.revoked_at, self.suspended_at, self.cutoff
@@ -60,6 +61,7 @@ class Request:
     attempt: str
     expires_at: int
     charge: Charge | None = None
+    disclosed: bool = False
 
     @property
     def explained(self) -> tuple[bool, ...] | None:
@@ -134,14 +136,15 @@ class Model:
         grant.terms = license
         return license
 
-    def close(self, name: str, act: str, now: datetime) -> bool:
+    def close(self, name: str, act: str, now: datetime, *, unpaid: bool = False) -> bool:
         grant = self._grant(name)
         if act == "revoke":
             grant.revoked_at = seconds(now) if grant.revoked_at is None else grant.revoked_at
         elif act == "suspend":
+            grant.unpaid = unpaid if grant.suspended_at is None else grant.unpaid
             grant.suspended_at = seconds(now) if grant.suspended_at is None else grant.suspended_at
         else:
-            grant.suspended_at = None
+            grant.suspended_at, grant.unpaid = None, False
         return True
 
     def cut_off(self, name: str | None, cutoff: datetime) -> int:
@@ -180,7 +183,7 @@ class Model:
                 found[owner, period, start] += one.units
         return {key: units for key, units in found.items() if units}
 
-    def authenticate(self, shown: Presented, now: datetime) -> License:
+    def authenticate(self, shown: Presented, now: datetime, *, disclosing: bool = False) -> License:
         """The license that pays, or the reason why none does."""
         starts, ends = shown.license.not_before, shown.expires
         self._check_time(starts, ends, now)
@@ -190,7 +193,8 @@ class Model:
         cut = grant.cutoff is not None and seconds(shown.issued_at) < grant.cutoff
         if grant.revoked_at is not None or shown.id in self.revoked_tokens or cut:
             raise RefusedError("license", "LICENSE_REVOKED")
-        if grant.suspended_at is not None:
+        late = grant.suspended_at is not None and now.timestamp() >= grant.suspended_at + 86_400
+        if grant.suspended_at is not None and not (disclosing and grant.unpaid and not late):
             raise RefusedError("license", "LICENSE_SUSPENDED")
         if grant.terms.issued_at == shown.license.issued_at and grant.terms != shown.license:
             raise RefusedError("service")
@@ -226,6 +230,31 @@ class Model:
             return None
         return known.charge.time
 
+    def disclosures(self, name: str, now: datetime) -> tuple[int, int]:
+        """How many were made or are under way, today and altogether."""
+        found = [one for (owner, _), one in self.requests.items() if owner == name and one.disclosed]
+        return sum(same_period("day", one.at, now) for one in found), len(found)
+
+    def disclose(
+        self, key: tuple[str, str], license: License, *, digest: str, attempt: str, now: datetime, lifetime_s: int
+    ) -> datetime | None:
+        """Counts a disclosure that is under way; returns when it was made before."""
+        if key not in self.requests and license.disclosure is not None:
+            today, total = self.disclosures(license.id, now)
+            for period, used, limit in (
+                ("total", total, license.disclosure.total),
+                ("day", today, license.disclosure.per_day),
+            ):
+                if limit is not None and used >= limit:
+                    raise RefusedError("disclosures", period, limit, used, resets_at(period, now))
+        free = license.model_copy(update={"quota": Quota()})
+        found = self.reserve(
+            key, free, digest=digest, units=0, images=1, attempt=attempt, now=now, lifetime_s=lifetime_s,
+            free_of_rate=True,
+        )  # fmt: skip
+        self.requests[key].disclosed = True
+        return found
+
     def _overage(self, license: License, units: int, now: datetime) -> int:
         beyond = [
             (period, limit, used, units, end, used + units - limit)
@@ -252,7 +281,9 @@ class Model:
     def commit(self, key: tuple[str, str], license: License, attempt: str, images: int, charge: Charge) -> "Settled":
         """Charges a request; its units are those that were set aside."""
         again = key not in self.requests
-        if again:
+        if again and charge.disclosure is not None:
+            self.disclose(key, license, digest=charge.request_digest, attempt=attempt, now=charge.time, lifetime_s=60)
+        elif again:
             self.reserve(
                 key, license, digest=charge.request_digest, units=charge.units, images=images, attempt=attempt,
                 now=charge.time, lifetime_s=60, free_of_rate=True,
@@ -318,7 +349,8 @@ class Model:
             if since.terms.issued_at > grant.terms.issued_at:
                 grant.terms, renewed = since.terms, renewed + 1
             grant.revoked_at = since.revoked_at if grant.revoked_at is None else grant.revoked_at
-            grant.suspended_at = since.suspended_at if grant.suspended_at is None else grant.suspended_at
+            if grant.suspended_at is None:
+                grant.suspended_at, grant.unpaid = since.suspended_at, since.unpaid
             grant.cutoff = max((one for one in (grant.cutoff, since.cutoff) if one is not None), default=None)
         new.revoked_tokens = self.revoked_tokens | new.revoked_tokens
         lost = [

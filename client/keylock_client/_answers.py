@@ -98,6 +98,7 @@ def license_info(answer: license_pb2.GetLicenseResponse | admin_pb2.LicenseState
         max_pixels=told.max_pixels or None,
         rate=(told.rate.per_second, told.rate.burst) if told.HasField("rate") else None,
         similar_queries=told.similar_queries,
+        disclosures_per_day=told.disclosure.per_day,
     )
 
 

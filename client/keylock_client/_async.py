@@ -108,6 +108,31 @@ class AsyncClient(BaseClient):
         )
         return await self._run(exchange, timeout_s)
 
+    async def disclose(
+        self,
+        image: ImageLike,
+        *,
+        reason: str,
+        subject: str,
+        explainer: str | None = None,
+        target: int | str | None = None,
+        bits: int | None = None,
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Explanation:
+        """Explain an image to somebody who has a right to it, as `Client.disclose` does."""
+        exchange = exchanges.disclose(
+            self._memory,
+            image,
+            reason=reason,
+            subject=subject,
+            explainer=explainer,
+            target=target,
+            bits=bits,
+            request_id=request_id,
+        )
+        return await self._run(exchange, timeout_s)
+
     def explain_many(
         self,
         images: Iterable[ImageLike] | AsyncIterable[ImageLike],

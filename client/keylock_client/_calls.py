@@ -28,6 +28,7 @@ class Method(StrEnum):
 
     EXPLAIN = "/keylock.v1.ExplanationService/Explain"
     EXPLAIN_STREAM = "/keylock.v1.ExplanationService/ExplainStream"
+    DISCLOSE = "/keylock.v1.ExplanationService/Disclose"
     GET_MODEL = "/keylock.v1.ExplanationService/GetModel"
     ESTIMATE = "/keylock.v1.ExplanationService/EstimateExplain"
     GET_LICENSE = "/keylock.v1.LicenseService/GetLicense"
@@ -46,6 +47,7 @@ class Method(StrEnum):
 _ANSWERS: dict[Method, type[Message]] = {
     Method.EXPLAIN: pb.ExplainResponse,
     Method.EXPLAIN_STREAM: pb.ExplainStreamResponse,
+    Method.DISCLOSE: pb.DiscloseResponse,
     Method.GET_MODEL: pb.GetModelResponse,
     Method.ESTIMATE: pb.EstimateExplainResponse,
     Method.GET_LICENSE: license_pb2.GetLicenseResponse,

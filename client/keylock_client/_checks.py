@@ -21,6 +21,7 @@ from keylock_client.errors import BadAnswerError
 if TYPE_CHECKING:
     from keylock.licensing import Charge
     from keylock.licensing.conditions import Condition
+    from keylock.licensing.disclosures import Disclosure
     from keylock.licensing.receipts import Receipt as VerifiedReceipt
 
 __all__ = ["Asked", "check_answer", "check_receipt"]
@@ -37,12 +38,14 @@ class Asked:
         options: All of it but id and images.
         images: As they were sent.
         classes: Those of the model, which a condition is about; not needed without one.
+        disclosure: Why it is one, and about whom; None where it is none.
     """
 
     request_id: str
     options: pb.ExplainRequest
     images: Sequence[pb.Image]
     classes: Sequence[str] = ()
+    disclosure: "Disclosure | None" = None
 
 
 _Compared = tuple[str, object, object]
@@ -127,6 +130,9 @@ def _certified_and_asked(charge: "Charge", asked: Asked, *, license_id: str | No
         yield "target", options.target_index if chosen else -1, charge.target
     else:
         yield "target", True, charge.target >= 0
+    yield "disclosure", asked.disclosure, charge.disclosure
+    if asked.disclosure is not None:
+        yield "units", 0, charge.units
     yield "explain_if", _condition(asked), charge.explain_if
     dtype = MAP_DTYPES.get(options.answer.map_dtype, "float32")
     yield "request digest", content_digest(charge, map_dtype=dtype), charge.request_digest

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 from google.protobuf.message import Message
 
+from keylock.errors import InputError, LicenseError, LicenseReason
 from keylock.inference import inference_pb2 as oip
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import license_pb2
@@ -297,6 +298,57 @@ def explain(
         )
         found += answers.explanations(answer, maps, sources=chunk, info=info, receipt=receipt)
     return found[0] if single else found
+
+
+def disclose(
+    memory: Memory,
+    image: ImageLike,
+    *,
+    reason: str,
+    subject: str,
+    request_id: str | None,
+    bits: int | None,
+    **options: Any,  # noqa: ANN401 - those of explain_request
+) -> Exchange[Explanation]:
+    """Ask for an explanation that somebody has a right to."""
+    from keylock.licensing.disclosures import Disclosure, reason_of, subject_digest
+
+    number = reason_of(reason)
+    license_id = memory.trust.license_id
+    if license_id is None:
+        raise LicenseError(LicenseReason.MISSING, "a disclosure needs a license: give the client the one you have")
+    digest = subject_digest(subject, license_id=license_id)
+    sources, single = yield from _read_images(memory, image, bits=bits)
+    if not single:
+        raise InputError("a disclosure is about one image: give one")
+    written = explain_options(memory, parameters=None, map_dtype=None, prediction="public", **options)
+    info = yield from describe(memory)
+    [(call_id, _, chunk)] = chunks(sources, request_id)
+    request = pb.DiscloseRequest(
+        request_id=call_id,
+        model_name=written.model_name,
+        model_version=written.model_version,
+        image=chunk[0].message(),
+        explainer=written.explainer,
+        reason=number,
+        subject_digest=digest,
+    )
+    if written.WhichOneof("target") == "target_index":
+        request.target_index = written.target_index
+    elif written.WhichOneof("target") == "target_label":
+        request.target_label = written.target_label
+    # The license itself, also where it is exchanged otherwise: one that is suspended is exchanged for nothing.
+    told: pb.DiscloseResponse = yield Call(Method.DISCLOSE, request, request_id=call_id, licensed=True)
+    answer = told.answer
+    if answer.model.digest != info.model.digest:
+        info = yield from describe(memory, refresh=True)
+    if answer.receipt:
+        yield from _learn_revocations(memory)
+    maps = [one.map.data for one in answer.results]
+    asked = Asked(call_id, written, [request.image], info.classes, Disclosure.of(request))
+    receipt = read_receipt(answer, maps, asked, memory.trust, revoked=memory.revoked, expected=memory.signs_receipts)
+    [explanation] = answers.explanations(answer, maps, sources=chunk, info=info, receipt=receipt)
+    return explanation
 
 
 def _refuse(error: RequestRefusedError, *, memory: Memory, first: int, sources: list[Source]) -> NoReturn:

@@ -271,6 +271,7 @@ def _fault(failure: _Failure) -> ClientError:
 # What one status means in several ways is told by the reason.
 _REASONS: dict[str, Callable[[_Failure], ClientError]] = {
     "QUOTA_SPENT": _spent,
+    "DISCLOSURES_SPENT": _spent,
     "RATE_LIMITED": _too_fast,
     "QUERIES_TOO_SIMILAR": _too_similar,
     "REQUEST_ID_REUSED": _reused,

@@ -96,14 +96,16 @@ class AdminClient:
         check_revoked(answer, license_id)
         return answer
 
-    def suspend(self, license_id: str, *, why: str = "") -> pb.LicenseState:
-        """Suspend a license until it is reinstated.
+    def suspend(self, license_id: str, *, why: str = "", unpaid: bool = False) -> pb.LicenseState:
+        """Suspend a license until it is reinstated; where that is for non-payment, disclosures go on for a while.
 
         Raises:
             ClientError: The server cannot be reached, does not know the license, or answers what makes no sense.
         """
         answer = self._call(
-            pb.SuspendLicenseResponse, "SuspendLicense", pb.SuspendLicenseRequest(license_id=license_id, why=why)
+            pb.SuspendLicenseResponse,
+            "SuspendLicense",
+            pb.SuspendLicenseRequest(license_id=license_id, why=why, unpaid=unpaid),
         )
         check_state(answer.state, license_id)
         return answer.state

@@ -174,6 +174,56 @@ class Client(BaseClient):
         )
         return self._run(exchange, timeout_s)
 
+    def disclose(
+        self,
+        image: ImageLike,
+        *,
+        reason: str,
+        subject: str,
+        explainer: str | None = None,
+        target: int | str | None = None,
+        bits: int | None = None,
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Explanation:
+        """Explain an image to somebody who has a right to it, as the license is entitled to; see docs/law.md.
+
+        It costs no units and is counted apart, within the bounds of the license: so many a day, also where the quota is
+        spent, and for some time where the license is suspended for non-payment. Reason and subject stand in the
+        vendor's log, the subject as a digest. The map is the true one, or the call is refused.
+
+        Args:
+            image: One image, as in `predict`.
+            reason: Why: `affected_person`, `authority`, `court` or `review`.
+            subject: A pseudonym of the one it is about, 1 to 200 characters. It is not sent, but its digest with the id
+                of the license. Take a random one and keep the list.
+            explainer: Name of the saliency method; the server's first if left out.
+            target: Label or index of the class to explain; the predicted one if left out.
+            bits: As of `predict`.
+            request_id: As of `explain`.
+            timeout_s: Seconds the call may take, in place of the client's.
+
+        Returns:
+            The explanation, always with the true map.
+
+        Raises:
+            InputError: The image, the reason or the subject cannot be used.
+            LicenseRefusedError: The license is not good for this, or not entitled to it.
+            QuotaSpentError: As many disclosures were made as the license allows.
+            ClientError: The call failed.
+        """
+        exchange = exchanges.disclose(
+            self._memory,
+            image,
+            reason=reason,
+            subject=subject,
+            explainer=explainer,
+            target=target,
+            bits=bits,
+            request_id=request_id,
+        )
+        return self._run(exchange, timeout_s)
+
     def explain_many(
         self,
         images: Iterable[ImageLike],

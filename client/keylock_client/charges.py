@@ -97,6 +97,7 @@ class LicenseInfo:
         max_pixels: Most pixels of an image; None where the server's limit is the only one.
         rate: Images a second, on average, and at once; None where there is no limit.
         similar_queries: Whether predictions of near copies of a picture are answered beyond the server's query guard.
+        disclosures_per_day: Most disclosures in a day (UTC); 0 where it is entitled to none.
     """
 
     id: str
@@ -110,6 +111,7 @@ class LicenseInfo:
     max_pixels: int | None = None
     rate: tuple[float, int] | None = None
     similar_queries: bool = False
+    disclosures_per_day: int = 0
 
 
 @dataclass(frozen=True, slots=True)

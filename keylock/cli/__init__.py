@@ -109,6 +109,12 @@ COMMANDS = (
     CommandRow("predict", "keylock.cli.predict:predict", "Ask a server to classify images.", "Customer"),
     CommandRow("explain", "keylock.cli.explain:explain", "Ask a server why: saliency maps of images.", "Customer"),
     CommandRow("pull", "keylock.cli.registry:pull", "Fetch a bundle from an OCI registry, and verify it.", "Customer"),
+    CommandRow(
+        "disclose",
+        "keylock.cli.disclose:disclose",
+        "Explain an image to somebody who has a right to it.",
+        "Customer",
+    ),
     CommandRow("receipt", "keylock.cli.receipt:app", "Show and check receipts: what was charged for what.", "Customer"),
     CommandRow(
         "verify-audit",

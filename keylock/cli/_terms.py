@@ -15,6 +15,7 @@ __all__ = [
     "DaysOption",
     "ExpiresOption",
     "TermOptions",
+    "UnpaidOption",
     "covered_models",
     "end_of",
     "make_license",
@@ -23,6 +24,9 @@ __all__ = [
 ]
 
 DaysOption = Annotated[float | None, typer.Option(min=0, metavar="N", help="Days of validity. [365]")]
+UnpaidOption = Annotated[
+    bool, typer.Option("--unpaid", help="It is for non-payment: disclosures go on as the license says.")
+]
 ExpiresOption = Annotated[
     str | None, typer.Option(metavar="DATE", help="When it ends instead: 2027-06-30 or 2027-06-30T12:00:00Z.")
 ]
@@ -57,6 +61,17 @@ class TermOptions:
             help="Predict near copies of a picture beyond the server's query guard, or not. [not]",
         ),
     ] = None
+    disclosures_per_day: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Disclosures in a day (UTC), to those with a right to them. [none]"),
+    ] = None
+    disclosures: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Disclosures in total. [no limit but that of a day]")
+    ] = None
+    disclosures_unpaid_days: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="DAYS", help="Days for which they outlive a suspension for non-payment. [0]"),
+    ] = None
     feature: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Further terms, as JSON or text; may be repeated."),
@@ -77,6 +92,12 @@ class TermOptions:
         }
         quota = {"day": self.per_day, "month": self.per_month, "total": self.total, "overage": self.overage}
         found["quota"] = {name: value for name, value in quota.items() if value is not None} or None
+        disclosure = {
+            "per_day": self.disclosures_per_day,
+            "total": self.disclosures,
+            "suspended_days": self.disclosures_unpaid_days,
+        }
+        found["disclosure"] = {name: value for name, value in disclosure.items() if value is not None} or None
         if self.burst is not None and self.rate is None:
             raise InputError("--burst needs --rate: say how many images a second fill the bucket")
         if self.rate is not None:
@@ -125,6 +146,8 @@ def make_license(fields: dict[str, Any]) -> "License":
         return License.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        if first["loc"] == ("disclosure", "per_day") and first["type"] == "missing":
+            raise InputError("say how many disclosures there may be in a day: --disclosures-per-day N") from None
         where = f"{first['loc'][0]}: " if first["loc"] else ""
         raise InputError(f"cannot issue this license: {where}{first['msg'].removeprefix('Value error, ')}") from None
 

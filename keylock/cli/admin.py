@@ -12,7 +12,7 @@ import typer
 
 from keylock.cli._connection import TlsCaOption, TlsOption
 from keylock.cli._console import JsonOption, new_app, print_json, print_pairs, print_table
-from keylock.cli._terms import parse_date
+from keylock.cli._terms import UnpaidOption, parse_date
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -133,6 +133,12 @@ def admin_usage(
         print_json(_plain(answer))
         return
     rows = [(one.period, one.used, one.limit if one.HasField("limit") else "none") for one in answer.quotas]
+    if answer.HasField("disclosures"):
+        told, terms = answer.disclosures, answer.disclosures.terms
+        rows += [
+            ("disclosures, day", told.today, terms.per_day),
+            ("disclosures, total", told.total, terms.total if terms.HasField("total") else "none"),
+        ]
     print_table(("period", "used", "limit"), rows)
 
 
@@ -174,6 +180,7 @@ def admin_revoke(
 def admin_suspend(
     license_id: LicenseArgument,
     why: WhyOption = "",
+    unpaid: UnpaidOption = False,
     server: ServerOption = None,
     ca: CaOption = None,
     certificate: CertificateOption = None,
@@ -183,7 +190,7 @@ def admin_suspend(
 ) -> None:
     """Suspend a license until it is reinstated."""
     with _connect(server, ca, certificate, key, timeout_s) as client:
-        state = client.suspend(license_id, why=why)
+        state = client.suspend(license_id, why=why, unpaid=unpaid)
     print_json(_plain(state)) if as_json else _show_state(state)
 
 
@@ -249,4 +256,5 @@ def _plain(message: "Message") -> Mapping[str, Any]:
 
 
 def _show_state(state: "admin_pb2.LicenseState") -> None:
-    print_pairs([("license", state.license.id), ("customer", state.license.customer), ("status", state.status)])
+    status = f"{state.status}, unpaid" if state.suspended_unpaid else state.status
+    print_pairs([("license", state.license.id), ("customer", state.license.customer), ("status", status)])

@@ -16,6 +16,7 @@ from keylock.cli._terms import (
     DaysOption,
     ExpiresOption,
     TermOptions,
+    UnpaidOption,
     covered_models,
     end_of,
     make_license,
@@ -138,6 +139,8 @@ def license_renew(options: RenewOptions) -> None:
         old = licenses.get(options.license_id).license
         if "quota" in changes:
             changes["quota"] = {**old.quota.model_dump(), **changes["quota"]}
+        if "disclosure" in changes and old.disclosure is not None:
+            changes["disclosure"] = {**old.disclosure.model_dump(), **changes["disclosure"]}
         # No two issues of a license have the same time, by which servers tell them apart.
         issued_at = max(now, old.issued_at + timedelta(seconds=1))
         fresh = {
@@ -241,14 +244,18 @@ def license_verify(
 def license_suspend(
     license_id: LicenseArgument,
     why: WhyOption = "",
+    unpaid: UnpaidOption = False,
     store: StoreOption = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
-    """Suspend a license until it is reinstated. Servers that use this store refuse it from now on."""
+    """Suspend a license until it is reinstated. Servers that use this store refuse it from now on.
+
+    With --unpaid, disclosures that it is entitled to go on for as many days as it says.
+    """
     now = datetime.now(UTC)
     with open_store(store, home) as licenses:
-        _show_fate(licenses.suspend(license_id, at=now, why=why), now, as_json=as_json)
+        _show_fate(licenses.suspend(license_id, at=now, why=why, unpaid=unpaid), now, as_json=as_json)
 
 
 @app.command("reinstate")

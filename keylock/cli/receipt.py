@@ -170,6 +170,9 @@ def receipt_prove(
 
 def _told(receipt: "Receipt") -> list[tuple[str, object]]:
     charge = receipt.charge
+    further: list[tuple[str, object]] = []
+    if charge.disclosure is not None:
+        further = [("disclosed for", charge.disclosure.reason), ("subject", charge.disclosure.subject)]
     return [
         ("license", charge.license_id),
         ("request", charge.request_id),
@@ -182,6 +185,7 @@ def _told(receipt: "Receipt") -> list[tuple[str, object]]:
             if charge.explain_if is None
             else [("explained if", f"{charge.explain_if}, of {len(charge.answer.maps)}")]
         ),
+        *further,
         ("units", charge.units if charge.repeats is None else f"{charge.units}, charged once: this is a repeat"),
     ]
 

@@ -17,6 +17,7 @@ from keylock.licensing.access import (
 from keylock.licensing.charges import AnswerDigests, Charge, ReceiptIssuer, UsageNote, content_digest
 from keylock.licensing.claims import (
     ANY,
+    DisclosureTerms,
     License,
     LicenseStatus,
     Quota,
@@ -39,6 +40,7 @@ __all__ = [
     "AccessToken",
     "AnswerDigests",
     "Charge",
+    "DisclosureTerms",
     "License",
     "LicenseStatus",
     "Quota",

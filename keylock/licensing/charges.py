@@ -14,6 +14,7 @@ from pydantic import JsonValue
 from keylock.crypto.digests import digest_of
 from keylock.crypto.signing import canonical_json
 from keylock.licensing.conditions import Condition
+from keylock.licensing.disclosures import Disclosure
 
 __all__ = ["AnswerDigests", "Charge", "ReceiptIssuer", "UsageNote", "content_digest"]
 
@@ -78,6 +79,7 @@ class Charge:
         image_digests: One for each image, in order.
         answer: What was answered.
         explain_if: Which images were to be explained; None for all.
+        disclosure: Why it is one, and about whom; None where it is none.
         repeats: The digest of the answer that was charged, where this is another answer to the same request; None
             where this is the one that was charged.
     """
@@ -96,6 +98,7 @@ class Charge:
     image_digests: tuple[str, ...]
     answer: AnswerDigests = field(default_factory=AnswerDigests)
     explain_if: Condition | None = None
+    disclosure: Disclosure | None = None
     repeats: str | None = None
 
 
@@ -139,6 +142,8 @@ def content_digest(request: Charge, *, map_dtype: str = "float32") -> str:
     }
     if request.explain_if is not None:
         content["explain_if"] = request.explain_if.said()
+    if request.disclosure is not None:
+        content["disclosure"] = request.disclosure.said()
     if map_dtype != "float32":
         content["map_dtype"] = map_dtype
     return digest_of(canonical_json(content))

@@ -2,7 +2,7 @@
 
 import secrets
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Final, Self
 
@@ -11,7 +11,18 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from keylock.crypto.signing import canonical_json
 from keylock.errors import LicenseError, LicenseReason
 
-__all__ = ["ANY", "License", "LicenseStatus", "Quota", "Rate", "StoredLicense", "check", "check_size", "new_license_id"]
+__all__ = [
+    "ANY",
+    "DisclosureTerms",
+    "License",
+    "LicenseStatus",
+    "Quota",
+    "Rate",
+    "StoredLicense",
+    "check",
+    "check_size",
+    "new_license_id",
+]
 
 ANY: Final = "*"
 
@@ -84,6 +95,22 @@ class Rate(BaseModel):
     burst: Annotated[int, Field(ge=1, le=1_000_000)]
 
 
+class DisclosureTerms(BaseModel):
+    """How many explanations are disclosed to those who have a right to them, beside quota and rate.
+
+    Attributes:
+        per_day: Most in a day (UTC).
+        total: Most altogether; None where there is no limit.
+        suspended_days: For how many days they outlive a suspension for non-payment.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    per_day: Annotated[int, Field(ge=1, le=10_000)]
+    total: _Units | None = None
+    suspended_days: Annotated[int, Field(ge=0, le=3660)] = 0
+
+
 class License(BaseModel):
     """A grant to one customer. Times are in UTC, to the second.
 
@@ -101,6 +128,7 @@ class License(BaseModel):
         max_pixels: Most pixels of one image, width times height; None where the server's limit is the only one.
         similar_queries: Whether predictions of near copies of a picture are answered beyond the budgets of a server's
             query guard. Whoever has many of them can explain them without paying for explanations.
+        disclosure: How many disclosures it is entitled to; None where to none.
         features: Whatever else was agreed. `billing_id` names the customer in exports of usage; nothing else is read.
     """
 
@@ -118,6 +146,7 @@ class License(BaseModel):
     max_images: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     max_pixels: Annotated[int, Field(ge=1, le=2**40)] | None = None
     similar_queries: bool = False
+    disclosure: DisclosureTerms | None = None
     features: Annotated[dict[str, JsonValue], AfterValidator(_check_finite)] = {}
 
     @model_validator(mode="after")
@@ -148,6 +177,7 @@ class StoredLicense:
         revoked_why: What the vendor noted then.
         suspended_at: When it was suspended; None where it is not.
         suspended_why: What the vendor noted then.
+        suspended_unpaid: Whether it is for non-payment.
         refuse_before: Tokens issued before this time are refused; None where none are.
     """
 
@@ -157,7 +187,19 @@ class StoredLicense:
     revoked_why: str = ""
     suspended_at: datetime | None = None
     suspended_why: str = ""
+    suspended_unpaid: bool = False
     refuse_before: datetime | None = None
+
+    def discloses(self, now: datetime) -> bool:
+        """Tells whether a suspension leaves disclosures open at a time: one for non-payment does for some days."""
+        if self.suspended_at is None:
+            return True
+        terms = self.license.disclosure
+        return (
+            self.suspended_unpaid
+            and terms is not None
+            and now < self.suspended_at + timedelta(days=terms.suspended_days)
+        )
 
     def status(self, now: datetime) -> LicenseStatus:
         """Tells where the license stands at a time."""

@@ -19,6 +19,7 @@ from keylock.crypto.signing import VerifyingKey, canonical_json
 from keylock.errors import AuditLogError, ReceiptError, SignatureError
 from keylock.licensing.charges import AnswerDigests, Charge, UsageNote
 from keylock.licensing.conditions import Condition
+from keylock.licensing.disclosures import Disclosure
 from keylock.licensing.receipt_keys import Certificate, ReceiptKey
 
 __all__ = ["MAX_RECEIPT_BYTES", "Receipt", "ReceiptSigner", "entry_of", "parse_entry", "trusts_any", "trusts_id"]
@@ -30,9 +31,9 @@ _TYPE: Final = "keylock-receipt+jws"
 _LAST_SECOND: Final = 253_402_300_799
 _CHARGE: Final = "keylock-charge/v2"
 _REPEAT: Final = "keylock-repeat/v2"
-# Of requests with a condition.
-_CONDITIONAL: Final = "keylock-charge/v3"
-_CONDITIONAL_REPEAT: Final = "keylock-repeat/v3"
+# Of requests with a condition, and of disclosures.
+_FURTHER: Final = "keylock-charge/v3"
+_FURTHER_REPEAT: Final = "keylock-repeat/v3"
 
 _Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
@@ -68,23 +69,24 @@ class _RepeatClaims(_Claims):
     repeats: _Digest
 
 
-class _ConditionalClaims(_Claims):
-    """The payload of a request of which some images were explained: those that met a condition."""
+class _FurtherClaims(_Claims):
+    """The payload of a request of which those images were explained that met a condition, or of a disclosure."""
 
     type: Literal["keylock-charge/v3"]  # type: ignore[assignment]
-    explain_if: dict[str, JsonValue]
+    explain_if: dict[str, JsonValue] | None = None
+    disclosure: dict[str, JsonValue] | None = None
     maps: list[_Digest | None]  # type: ignore[assignment]
     targets: list[_Digest | None]  # type: ignore[assignment]
 
 
-class _ConditionalRepeatClaims(_ConditionalClaims):
+class _FurtherRepeatClaims(_FurtherClaims):
     """The payload of another answer to such a request."""
 
     type: Literal["keylock-repeat/v3"]  # type: ignore[assignment]
     repeats: _Digest
 
 
-_AnyClaims = _Claims | _RepeatClaims | _ConditionalClaims | _ConditionalRepeatClaims
+_AnyClaims = _Claims | _RepeatClaims | _FurtherClaims | _FurtherRepeatClaims
 _Entry: Final[TypeAdapter[_AnyClaims]] = TypeAdapter(Annotated[_AnyClaims, Field(discriminator="type")])
 
 
@@ -126,9 +128,10 @@ def entry_of(charge: Charge) -> bytes:
     }
     if charge.repeats is not None:
         said |= {"type": _REPEAT, "repeats": charge.repeats}
-    if charge.explain_if is not None:
-        conditional = _CONDITIONAL if charge.repeats is None else _CONDITIONAL_REPEAT
-        said |= {"type": conditional, "explain_if": charge.explain_if.said()}
+    further = {"explain_if": charge.explain_if, "disclosure": charge.disclosure}
+    present = {name: one.said() for name, one in further.items() if one is not None}
+    if present:
+        said |= {"type": _FURTHER if charge.repeats is None else _FURTHER_REPEAT, **present}
     # Without `_Claims`: they check what comes from elsewhere, and every answer for a license would wait for them.
     return canonical_json(said)
 
@@ -151,7 +154,10 @@ def parse_entry(entry: bytes) -> Charge:
 
 
 def _charge_of(claims: _AnyClaims) -> Charge:
-    """Returns the charge that claims say; raises `ValueError` where their condition is none."""
+    """Returns the charge that claims say; raises `ValueError` where their condition or disclosure is none."""
+    further = claims if isinstance(claims, _FurtherClaims) else None
+    condition = None if further is None else further.explain_if
+    disclosure = None if further is None else further.disclosure
     return Charge(
         license_id=claims.license,
         request_id=claims.request,
@@ -171,8 +177,9 @@ def _charge_of(claims: _AnyClaims) -> Charge:
             predictions=tuple(claims.predictions),
             targets=tuple(claims.targets),
         ),
-        explain_if=Condition.read(claims.explain_if) if isinstance(claims, _ConditionalClaims) else None,
-        repeats=claims.repeats if isinstance(claims, _RepeatClaims | _ConditionalRepeatClaims) else None,
+        explain_if=None if condition is None else Condition.read(condition),
+        disclosure=None if disclosure is None else Disclosure.read(disclosure),
+        repeats=claims.repeats if isinstance(claims, _RepeatClaims | _FurtherRepeatClaims) else None,
     )
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from keylock.crypto.signing import SigningKey, VerifyingKey
 from keylock.errors import LicenseReason
-from keylock.licensing.claims import License, Quota, Rate
+from keylock.licensing.claims import DisclosureTerms, License, Quota, Rate
 from keylock.licensing.compact import MAX_TOKEN_BYTES, open_signed, refuse, sign, take_apart
 
 __all__ = [
@@ -47,6 +47,7 @@ class _Claims(BaseModel):
     max_images: int | None = None
     max_pixels: int | None = None
     similar_queries: bool | None = None
+    disclosure: DisclosureTerms | None = None
     features: dict[str, JsonValue] = {}
 
 
@@ -70,6 +71,7 @@ def issue(license: License, signing_key: SigningKey) -> str:
         max_images=license.max_images,
         max_pixels=license.max_pixels,
         similar_queries=license.similar_queries or None,
+        disclosure=license.disclosure,
         features=license.features,
     )
     return sign(claims.model_dump(exclude_none=True), kind=TOKEN_TYPE, signing_key=signing_key)
@@ -137,6 +139,7 @@ def _read(payload: bytes, key_id: str) -> License:
             max_images=claims.max_images,
             max_pixels=claims.max_pixels,
             similar_queries=claims.similar_queries or False,
+            disclosure=claims.disclosure,
             features=claims.features,
         )
     except ValidationError:

@@ -21,17 +21,17 @@ from typing import Final, NamedTuple, TypeAlias
 
 from sqlalchemy import Connection
 
-from keylock.errors import QuotaError, RateError, RequestReusedError
-from keylock.licensing import Charge, License
+from keylock.errors import DisclosuresSpentError, QuotaError, RateError, RequestReusedError
+from keylock.licensing import Charge, License, Quota
 from keylock.licensing.receipts import entry_of
 from keylock.store.counters import Window, add_units, look_up, overage_of, subtract_units
 from keylock.store.database import Database
 from keylock.store.group_commit import GroupCommit
-from keylock.store.periods import day_of, month_of
+from keylock.store.periods import day_of, month_of, resets_at
 from keylock.store.rates import take
 from keylock.store.raw_sql import Statement
 
-__all__ = ["ChargeRequest", "ChargeResult", "Ledger", "Recorder", "Reservation"]
+__all__ = ["ChargeRequest", "ChargeResult", "Ledger", "Recorder", "Reservation", "disclosures"]
 
 Recorder: TypeAlias = Callable[[Connection, Charge, bytes], None]
 """Records a charge, given with its entry, elsewhere in the store, inside the transaction that makes it.
@@ -57,6 +57,8 @@ class ChargeRequest:
         images: How many.
         units: What they cost together, unless units are set aside for the request already.
         attempt: Names whoever works on it, so that nobody else releases it.
+        disclosure: Why it is a disclosure; None where it is none. A disclosure costs no units, is bounded by the terms
+            of the license for it and by neither quota nor rate, and is counted by its rows.
     """
 
     license: License
@@ -67,6 +69,14 @@ class ChargeRequest:
     images: int
     units: int
     attempt: str
+    disclosure: str | None = None
+
+    @property
+    def payer(self) -> License:
+        """The license with the limits that hold for this: none of units and images for a disclosure."""
+        if self.disclosure is None:
+            return self.license
+        return self.license.model_copy(update={"quota": Quota(), "rate": None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +195,15 @@ class Ledger:
         with self._database.transaction() as connection:
             return look_up(connection, license, now)
 
+    def disclosures(self, license_id: str, *, now: datetime) -> tuple[int, int]:
+        """Looks up how many disclosures of a license there are, as `disclosures`.
+
+        Raises:
+            StoreError: If the store cannot be used.
+        """
+        with self._database.transaction() as connection:
+            return disclosures(connection, license_id, now=now)
+
     def problem(self) -> str | None:
         """Returns what keeps reservations and charges from being written, for the operator; None where nothing does."""
         return self._commits.problem()
@@ -196,7 +215,7 @@ class Ledger:
     def _reserve(
         self, connection: Connection, order: ChargeRequest, now: datetime, expires_at: datetime
     ) -> Reservation:
-        take(connection, order.license, images=order.images, now=now)
+        take(connection, order.payer, images=order.images, now=now)
         values = {
             **_values(order),
             "model_digest": order.model_digest,
@@ -206,6 +225,7 @@ class Ledger:
             "day": day_of(now),
             "month": month_of(now),
             "expires_at": ceil(expires_at.timestamp()),
+            "disclosure": order.disclosure,
         }
         # Again, because another server may change the row that is in the way between two statements.
         for _ in range(_ATTEMPTS):
@@ -227,7 +247,9 @@ class Ledger:
     def _add(connection: Connection, order: ChargeRequest, now: datetime) -> tuple[Window, ...]:
         """Counts the units of a new row, or takes the row back and refuses."""
         try:
-            windows = add_units(connection, order.license, order.units, now=now)
+            # For a disclosure, which adds none, this keeps others of the license from being counted meanwhile.
+            windows = add_units(connection, order.payer, order.units, now=now)
+            _check_disclosures(connection, order, now)
         except QuotaError:
             _FORGET.change(connection, _values(order))
             raise
@@ -306,6 +328,33 @@ class Ledger:
         )
 
 
+def disclosures(connection: Connection, license_id: str, *, now: datetime) -> tuple[int, int]:
+    """Returns how many disclosures of a license were made, or are under way, today (UTC) and altogether."""
+    found = _DISCLOSURES.row(connection, {"license": license_id, "day": day_of(now)})
+    return (0, 0) if found is None else (int(found[0]), int(found[1]))
+
+
+def _check_disclosures(connection: Connection, order: ChargeRequest, now: datetime) -> None:
+    """Returns when a disclosure, whose row is there already, is within the terms of its license.
+
+    Raises:
+        DisclosuresSpentError: If it is one too many.
+    """
+    terms = order.license.disclosure
+    if order.disclosure is None:
+        return
+    today, total = disclosures(connection, order.license.id, now=now)
+    for period, used, limit in (
+        ("total", total, 0 if terms is None else terms.total),
+        ("day", today, 0 if terms is None else terms.per_day),
+    ):
+        if limit is not None and used > limit:
+            raise DisclosuresSpentError(
+                license_id=order.license.id, period=period, limit=limit, used=used - 1, units=1,
+                resets_at=resets_at(period, now),
+            )  # fmt: skip
+
+
 class _Found(NamedTuple):
     request_digest: str
     units: int
@@ -353,11 +402,17 @@ _COUNTED: Final = "RETURNING license_id, units, day, month"
 _RESERVE: Final = Statement(
     """
     INSERT INTO ledger (license_id, request_id, request_digest, model_digest, explainer, images, units, overage,
-                        day, month, attempt, expires_at, answer_digest)
+                        day, month, attempt, expires_at, answer_digest, disclosure)
     VALUES (:license, :request, :request_digest, :model_digest, :explainer, :images, :units, 0,
-            :day, :month, :attempt, :expires_at, '')
+            :day, :month, :attempt, :expires_at, '', :disclosure)
     ON CONFLICT (license_id, request_id) DO NOTHING
     RETURNING request_id
+    """
+)
+_DISCLOSURES: Final = Statement(
+    """
+    SELECT coalesce(sum(CASE WHEN day = :day THEN 1 ELSE 0 END), 0), count(*)
+    FROM ledger WHERE license_id = :license AND disclosure IS NOT NULL
     """
 )
 _FIND: Final = Statement(f"SELECT {', '.join(_Found._fields)} FROM ledger WHERE {_OWN}")  # noqa: S608 - constants

@@ -36,6 +36,7 @@ class _License(NamedTuple):
     revoked_why: str
     suspended_at: int | None
     suspended_why: str
+    suspended_unpaid: int
     refuse_before: int | None
 
 
@@ -150,13 +151,14 @@ class LicenseStore:
         """
         return self._change(license_id, only_if="revoked_at", revoked_at=_seconds(at), revoked_why=why)
 
-    def suspend(self, license_id: str, *, at: datetime, why: str = "") -> StoredLicense:
+    def suspend(self, license_id: str, *, at: datetime, why: str = "", unpaid: bool = False) -> StoredLicense:
         """Suspends a license until it is reinstated; one that is suspended stays as it is.
 
         Args:
             license_id: Which.
             at: The time, with its zone.
             why: A note for the vendor; never sent to the customer.
+            unpaid: Whether it is for non-payment, which disclosures outlive for as long as the license says.
 
         Returns:
             The license as it is now.
@@ -165,7 +167,13 @@ class LicenseStore:
             LicenseError: If it is not in the store, with the reason `UNKNOWN`.
             StoreError: If the store cannot be used.
         """
-        return self._change(license_id, only_if="suspended_at", suspended_at=_seconds(at), suspended_why=why)
+        return self._change(
+            license_id,
+            only_if="suspended_at",
+            suspended_at=_seconds(at),
+            suspended_why=why,
+            suspended_unpaid=int(unpaid),
+        )
 
     def reinstate(self, license_id: str) -> StoredLicense:
         """Ends a suspension. A revoked license stays revoked.
@@ -177,7 +185,7 @@ class LicenseStore:
             LicenseError: If it is not in the store, with the reason `UNKNOWN`.
             StoreError: If the store cannot be used.
         """
-        return self._change(license_id, suspended_at=None, suspended_why="")
+        return self._change(license_id, suspended_at=None, suspended_why="", suspended_unpaid=0)
 
     def refuse_before(self, cutoff: datetime, *, license_id: str | None = None) -> int:
         """Revokes every token that was issued before a time: license files and access tokens alike.
@@ -220,7 +228,12 @@ class LicenseStore:
             connection.execute(_REVOKE_TOKEN, {"token_id": token_id, "revoked_at": _seconds(at)})
 
     def check(
-        self, license_id: str, *, issued_at: datetime | None = None, token_id: str | None = None
+        self,
+        license_id: str,
+        *,
+        issued_at: datetime | None = None,
+        token_id: str | None = None,
+        disclosing_at: datetime | None = None,
     ) -> StoredLicense:
         """Returns a license that was issued here and is neither revoked nor suspended.
 
@@ -228,6 +241,8 @@ class LicenseStore:
             license_id: The license presented.
             issued_at: When the token presented was issued; None where no token was.
             token_id: Id of the access token presented; None where the license itself was.
+            disclosing_at: When a disclosure is asked for, which outlives a suspension for non-payment for a while; None
+                for everything else.
 
         Returns:
             The license as the store has it, which may have been renewed since the token was issued.
@@ -239,7 +254,7 @@ class LicenseStore:
         with self.database.reading() as connection:
             found = _CHECK.row(connection, {"id": license_id})
             gone = token_id is not None and _TOKEN.row(connection, {"id": token_id}) is not None
-        return _checked(license_id, found, issued_at=issued_at, gone=gone)
+        return _checked(license_id, found, issued_at=issued_at, gone=gone, disclosing_at=disclosing_at)
 
     def check_at_once(self, license_id: str, *, issued_at: datetime) -> StoredLicense:
         """Does what `check` does for a license that is presented itself, where that takes no wait; for one thread.
@@ -275,7 +290,12 @@ class LicenseStore:
 
 
 def _checked(
-    license_id: str, found: tuple[Any, ...] | None, *, issued_at: datetime | None, gone: bool
+    license_id: str,
+    found: tuple[Any, ...] | None,
+    *,
+    issued_at: datetime | None,
+    gone: bool,
+    disclosing_at: datetime | None = None,
 ) -> StoredLicense:
     if found is None:
         raise _unknown(license_id)
@@ -287,9 +307,10 @@ def _checked(
         raise LicenseError(
             LicenseReason.REVOKED, f"this token of the license {license_id} was revoked: ask the vendor for another"
         )
-    if row.suspended_at is not None:
+    stored = _from_row(row)
+    if row.suspended_at is not None and (disclosing_at is None or not stored.discloses(disclosing_at)):
         raise LicenseError(LicenseReason.SUSPENDED, f"the license {license_id} is suspended: ask the vendor")
-    return _from_row(row)
+    return stored
 
 
 def _columns(license: License, issuer: str) -> dict[str, object]:
@@ -328,6 +349,7 @@ def _from_row(row: _License | Row[Any]) -> StoredLicense:
         revoked_why=row.revoked_why,
         suspended_at=_moment(row.suspended_at),
         suspended_why=row.suspended_why,
+        suspended_unpaid=bool(row.suspended_unpaid),
         refuse_before=_moment(row.refuse_before),
     )
 

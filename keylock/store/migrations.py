@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HEAD", "OLDEST", "check", "revision_of", "upgrade"]
 
-HEAD: Final = "0005"
+HEAD: Final = "0006"
 """The revision this keylock works with."""
 
 OLDEST: Final = "0001"

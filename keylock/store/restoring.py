@@ -33,7 +33,7 @@ _NEW_GENERATION: Final = Statement("UPDATE store_identity SET generation = :gene
 _NO_SERVERS: Final = Statement("DELETE FROM server_marks")
 _CLOSED: Final = Statement(
     """
-    SELECT id, revoked_at, revoked_why, suspended_at, suspended_why, refuse_before FROM licenses
+    SELECT id, revoked_at, revoked_why, suspended_at, suspended_why, suspended_unpaid, refuse_before FROM licenses
     WHERE revoked_at IS NOT NULL OR suspended_at IS NOT NULL OR refuse_before IS NOT NULL
     """
 )
@@ -44,6 +44,7 @@ _CLOSE: Final = Statement(
         revoked_why = CASE WHEN revoked_at IS NULL THEN :revoked_why ELSE revoked_why END,
         suspended_at = coalesce(suspended_at, :suspended_at),
         suspended_why = CASE WHEN suspended_at IS NULL THEN :suspended_why ELSE suspended_why END,
+        suspended_unpaid = CASE WHEN suspended_at IS NULL THEN :suspended_unpaid ELSE suspended_unpaid END,
         refuse_before = nullif(max(coalesce(refuse_before, 0), coalesce(:refuse_before, 0)), 0)
     WHERE id = :id
     """
@@ -214,7 +215,7 @@ def _prepare(copy: Path, known: _Known | None) -> Restored:
 def _carry_over(connection: Connection, known: _Known) -> Restored:
     issued = {row[0] for row in _TERMS.rows(connection, {})}
     charged = {(row[0], row[1]) for row in _CHARGED.rows(connection, {})}
-    names = ("id", "revoked_at", "revoked_why", "suspended_at", "suspended_why", "refuse_before")
+    names = ("id", "revoked_at", "revoked_why", "suspended_at", "suspended_why", "suspended_unpaid", "refuse_before")
     before = set(_CLOSED.rows(connection, {}))
     for row in known.closed:
         _CLOSE.change(connection, dict(zip(names, row, strict=True)))

@@ -5,7 +5,7 @@ Times are seconds since 1970 unless a name says otherwise. Ids are texts chosen 
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text, text
 
 __all__ = ["AUDIT_CHECKPOINTS", "AUDIT_LOG", "COUNTERS", "LEDGER", "LICENSES", "RATES", "REVOKED_TOKENS", "metadata"]
 
@@ -25,6 +25,8 @@ LICENSES: Final = Table(
     Column("revoked_why", Text, nullable=False, server_default=""),
     Column("suspended_at", BigInteger),
     Column("suspended_why", Text, nullable=False, server_default=""),
+    # 1 where it is for non-payment, which disclosures outlive for a while.
+    Column("suspended_unpaid", Integer, nullable=False, server_default="0"),
     # Tokens of this license that were issued before this time are refused.
     Column("refuse_before", BigInteger),
 )
@@ -70,8 +72,17 @@ LEDGER: Final = Table(
     Column("answer_digest", Text, nullable=False),
     # Of a request with a condition that is charged, a 1 for each image that was explained and a 0 for the others.
     Column("explained", Text),
+    # Of a disclosure, its reason. It costs nothing, and is counted by its rows.
+    Column("disclosure", Text),
     Index("ledger_expires_at", "expires_at"),
     Index("ledger_charged_at", "charged_at"),
+    Index(
+        "ledger_disclosures",
+        "license_id",
+        "day",
+        sqlite_where=text("disclosure IS NOT NULL"),
+        postgresql_where=text("disclosure IS NOT NULL"),
+    ),
     sqlite_with_rowid=False,
 )
 

@@ -25,7 +25,7 @@ _CODE: Final = "keylock_explanation"
 _QUERY: Final = """
     SELECT ledger.*, licenses.customer, licenses.claims
     FROM ledger LEFT JOIN licenses ON licenses.id = ledger.license_id
-    WHERE charged_at IS NOT NULL {and_where}
+    WHERE charged_at IS NOT NULL AND disclosure IS NULL {and_where}
     ORDER BY charged_at, license_id, request_id
 """
 
@@ -67,7 +67,7 @@ def charged(
     license_id: str | None = None,
     customer: str | None = None,
 ) -> Iterator[Line]:
-    """Reads what was charged, in the order in which it was.
+    """Reads what was charged, in the order in which it was; disclosures, which cost nothing, are no part of it.
 
     Args:
         connection: A connection inside a transaction.

@@ -27,7 +27,7 @@ from keylock.v1 import explanation_pb2 as keylock_dot_v1_dot_explanation__pb2
 from keylock.v1 import license_pb2 as keylock_dot_v1_dot_license__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16keylock/v1/admin.proto\x12\nkeylock.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ckeylock/v1/explanation.proto\x1a\x18keylock/v1/license.proto\"\x12\n\x10GetStatusRequest\"\xde\x03\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstarted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08uptime_s\x18\x03 \x01(\x01\x12 \n\x05model\x18\x04 \x01(\x0b\x32\x11.keylock.v1.Model\x12\x12\n\nexplainers\x18\x05 \x03(\t\x12\x11\n\tproviders\x18\x06 \x03(\t\x12\x0e\n\x06key_id\x18\x07 \x01(\t\x12\x0e\n\x06\x63\x61nary\x18\x08 \x01(\x08\x12\r\n\x05store\x18\t \x01(\t\x12=\n\x08problems\x18\n \x03(\x0b\x32+.keylock.v1.GetStatusResponse.ProblemsEntry\x12\x0f\n\x07pending\x18\x0b \x01(\r\x12\x15\n\rrunning_calls\x18\x0c \x01(\r\x12\x10\n\x08\x64raining\x18\r \x01(\x08\x12\'\n\x06models\x18\x0e \x03(\x0b\x32\x17.keylock.v1.ServedModel\x12+\n\x0bquery_guard\x18\x0f \x01(\x0b\x32\x16.keylock.v1.QueryGuard\x1a/\n\rProblemsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9d\x01\n\nQueryGuard\x12\x0c\n\x04mode\x18\x01 \x01(\t\x12\x0e\n\x06images\x18\x02 \x01(\x04\x12\x13\n\x0bnear_copies\x18\x03 \x01(\x04\x12\x11\n\tidentical\x18\x04 \x01(\x04\x12\x0f\n\x07refused\x18\x05 \x01(\x04\x12\x10\n\x08pictures\x18\x06 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x07 \x01(\x04\x12\x10\n\x08window_s\x18\x08 \x01(\x01\"c\n\x0bServedModel\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.keylock.v1.Model\x12\x12\n\nexplainers\x18\x02 \x03(\t\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x0e\n\x06\x63\x61nary\x18\x04 \x01(\x08\"\x92\x01\n\x14RevokeLicenseRequest\x12\x12\n\nlicense_id\x18\x01 \x01(\t\x12\x10\n\x08token_id\x18\x02 \x01(\t\x12\x31\n\rissued_before\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x61ll_licenses\x18\x04 \x01(\x08\x12\x0b\n\x03why\x18\x05 \x01(\t\"\xd9\x01\n\x0cLicenseState\x12$\n\x07license\x18\x01 \x01(\x0b\x32\x13.keylock.v1.License\x12\x0e\n\x06status\x18\x02 \x01(\t\x12.\n\nrevoked_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0csuspended_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rrefuse_before\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"R\n\x15RevokeLicenseResponse\x12\'\n\x05state\x18\x01 \x01(\x0b\x32\x18.keylock.v1.LicenseState\x12\x10\n\x08licenses\x18\x02 \x01(\r\"8\n\x15SuspendLicenseRequest\x12\x12\n\nlicense_id\x18\x01 \x01(\t\x12\x0b\n\x03why\x18\x02 \x01(\t\"A\n\x16SuspendLicenseResponse\x12\'\n\x05state\x18\x01 \x01(\x0b\x32\x18.keylock.v1.LicenseState\"-\n\x17ReinstateLicenseRequest\x12\x12\n\nlicense_id\x18\x01 \x01(\t\"C\n\x18ReinstateLicenseResponse\x12\'\n\x05state\x18\x01 \x01(\x0b\x32\x18.keylock.v1.LicenseState\"1\n\x1b\x41\x64minServiceGetUsageRequest\x12\x12\n\nlicense_id\x18\x01 \x01(\t\"[\n\x1c\x41\x64minServiceGetUsageResponse\x12\x12\n\nlicense_id\x18\x01 \x01(\t\x12\'\n\x06quotas\x18\x02 \x03(\x0b\x32\x17.keylock.v1.QuotaWindow\"\x0e\n\x0c\x44rainRequest\"7\n\rDrainResponse\x12\x15\n\rrunning_calls\x18\x01 \x01(\r\x12\x0f\n\x07\x64rain_s\x18\x02 \x01(\x01\x32\x83\x04\n\x0c\x41\x64minService\x12H\n\tGetStatus\x12\x1c.keylock.v1.GetStatusRequest\x1a\x1d.keylock.v1.GetStatusResponse\x12T\n\rRevokeLicense\x12 .keylock.v1.RevokeLicenseRequest\x1a!.keylock.v1.RevokeLicenseResponse\x12W\n\x0eSuspendLicense\x12!.keylock.v1.SuspendLicenseRequest\x1a\".keylock.v1.SuspendLicenseResponse\x12]\n\x10ReinstateLicense\x12#.keylock.v1.ReinstateLicenseRequest\x1a$.keylock.v1.ReinstateLicenseResponse\x12]\n\x08GetUsage\x12\'.keylock.v1.AdminServiceGetUsageRequest\x1a(.keylock.v1.AdminServiceGetUsageResponse\x12<\n\x05\x44rain\x12\x18.keylock.v1.DrainRequest\x1a\x19.keylock.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16keylock/v1/admin.proto\x12\nkeylock.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ckeylock/v1/explanation.proto\x1a\x18keylock/v1/license.proto\"\x12\n\x10GetStatusRequest\"\xde\x03\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstarted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08uptime_s\x18\x03 \x01(\x01\x12 \n\x05model\x18\x04 \x01(\x0b\x32\x11.keylock.v1.Model\x12\x12\n\nexplainers\x18\x05 \x03(\t\x12\x11\n\tproviders\x18\x06 \x03(\t\x12\x0e\n\x06key_id\x18\x07 \x01(\t\x12\x0e\n\x06\x63\x61nary\x18\x08 \x01(\x08\x12\r\n\x05store\x18\t \x01(\t\x12=\n\x08problems\x18\n \x03(\x0b\x32+.keylock.v1.GetStatusResponse.ProblemsEntry\x12\x0f\n\x07pending\x18\x0b \x01(\r\x12\x15\n\rrunning_calls\x18\x0c \x01(\r\x12\x10\n\x08\x64raining\x18\r \x01(\x08\x12\'\n\x06models\x18\x0e \x03(\x0b\x32\x17.keylock.v1.ServedModel\x12+\n\x0bquery_guard\x18\x0f \x01(\x0b\x32\x16.keylock.v1.QueryGuard\x1a/\n\rProblemsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9d\x01\n\nQueryGuard\x12\x0c\n\x04mode\x18\x01 \x01(\t\x12\x0e\n\x06images\x18\x02 \x01(\x04\x12\x13\n\x0bnear_copies\x18\x03 \x01(\x04\x12\x11\n\tidentical\x18\x04 \x01(\x04\x12\x0f\n\x07refused\x18\x05 \x01(\x04\x12\x10\n\x08pictures\x18\x06 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x07 \x01(\x04\x12\x10\n\x08window_s\x18\x08 \x01(\x01\"c\n\x0bServedModel\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.keylock.v1.Model\x12\x12\n\nexplainers\x18\x02 \x03(\t\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x0e\n\x06\x63\x61nary\x18\x04 \x01(\x08\"\x92\x01\n\x14RevokeLicenseRequest\x12\x12\n\nlicense_id\x18\x01 \x01(\t\x12\x10\n\x08token_id\x18\x02 \x01(\t\x12\x31\n\rissued_before\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x61ll_licenses\x18\x04 \x01(\x08\x12\x0b\n\x03why\x18\x05 \x01(\t\"\xf3\x01\n\x0cLicenseState\x12$\n\x07license\x18\x01 \x01(\x0b\x32\x13.keylock.v1.License\x12\x0e\n\x06status\x18\x02 \x01(\t\x12.\n\nrevoked_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0csuspended_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rrefuse_before\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10suspended_unpaid\x18\x06 \x01(\x08\"R\n\x15RevokeLicenseResponse\x12\'\n\x05state\x18\x01 \x01(\x0b\x32\x18.keylock.v1.LicenseState\x12\x10\n\x08licenses\x18\x02 \x01(\r\"H\n\x15SuspendLicenseRequest\x12\x12\n\nlicense_id\x18\x01 \x01(\t\x12\x0b\n\x03why\x18\x02 \x01(\t\x12\x0e\n\x06unpaid\x18\x03 \x01(\x08\"A\n\x16SuspendLicenseResponse\x12\'\n\x05state\x18\x01 \x01(\x0b\x32\x18.keylock.v1.LicenseState\"-\n\x17ReinstateLicenseRequest\x12\x12\n\nlicense_id\x18\x01 \x01(\t\"C\n\x18ReinstateLicenseResponse\x12\'\n\x05state\x18\x01 \x01(\x0b\x32\x18.keylock.v1.LicenseState\"1\n\x1b\x41\x64minServiceGetUsageRequest\x12\x12\n\nlicense_id\x18\x01 \x01(\t\"\x8b\x01\n\x1c\x41\x64minServiceGetUsageResponse\x12\x12\n\nlicense_id\x18\x01 \x01(\t\x12\'\n\x06quotas\x18\x02 \x03(\x0b\x32\x17.keylock.v1.QuotaWindow\x12.\n\x0b\x64isclosures\x18\x03 \x01(\x0b\x32\x19.keylock.v1.DisclosureUse\"\x0e\n\x0c\x44rainRequest\"7\n\rDrainResponse\x12\x15\n\rrunning_calls\x18\x01 \x01(\r\x12\x0f\n\x07\x64rain_s\x18\x02 \x01(\x01\x32\x83\x04\n\x0c\x41\x64minService\x12H\n\tGetStatus\x12\x1c.keylock.v1.GetStatusRequest\x1a\x1d.keylock.v1.GetStatusResponse\x12T\n\rRevokeLicense\x12 .keylock.v1.RevokeLicenseRequest\x1a!.keylock.v1.RevokeLicenseResponse\x12W\n\x0eSuspendLicense\x12!.keylock.v1.SuspendLicenseRequest\x1a\".keylock.v1.SuspendLicenseResponse\x12]\n\x10ReinstateLicense\x12#.keylock.v1.ReinstateLicenseRequest\x1a$.keylock.v1.ReinstateLicenseResponse\x12]\n\x08GetUsage\x12\'.keylock.v1.AdminServiceGetUsageRequest\x1a(.keylock.v1.AdminServiceGetUsageResponse\x12<\n\x05\x44rain\x12\x18.keylock.v1.DrainRequest\x1a\x19.keylock.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,25 +49,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REVOKELICENSEREQUEST']._serialized_start=890
   _globals['_REVOKELICENSEREQUEST']._serialized_end=1036
   _globals['_LICENSESTATE']._serialized_start=1039
-  _globals['_LICENSESTATE']._serialized_end=1256
-  _globals['_REVOKELICENSERESPONSE']._serialized_start=1258
-  _globals['_REVOKELICENSERESPONSE']._serialized_end=1340
-  _globals['_SUSPENDLICENSEREQUEST']._serialized_start=1342
-  _globals['_SUSPENDLICENSEREQUEST']._serialized_end=1398
-  _globals['_SUSPENDLICENSERESPONSE']._serialized_start=1400
-  _globals['_SUSPENDLICENSERESPONSE']._serialized_end=1465
-  _globals['_REINSTATELICENSEREQUEST']._serialized_start=1467
-  _globals['_REINSTATELICENSEREQUEST']._serialized_end=1512
-  _globals['_REINSTATELICENSERESPONSE']._serialized_start=1514
-  _globals['_REINSTATELICENSERESPONSE']._serialized_end=1581
-  _globals['_ADMINSERVICEGETUSAGEREQUEST']._serialized_start=1583
-  _globals['_ADMINSERVICEGETUSAGEREQUEST']._serialized_end=1632
-  _globals['_ADMINSERVICEGETUSAGERESPONSE']._serialized_start=1634
-  _globals['_ADMINSERVICEGETUSAGERESPONSE']._serialized_end=1725
-  _globals['_DRAINREQUEST']._serialized_start=1727
-  _globals['_DRAINREQUEST']._serialized_end=1741
-  _globals['_DRAINRESPONSE']._serialized_start=1743
-  _globals['_DRAINRESPONSE']._serialized_end=1798
-  _globals['_ADMINSERVICE']._serialized_start=1801
-  _globals['_ADMINSERVICE']._serialized_end=2316
+  _globals['_LICENSESTATE']._serialized_end=1282
+  _globals['_REVOKELICENSERESPONSE']._serialized_start=1284
+  _globals['_REVOKELICENSERESPONSE']._serialized_end=1366
+  _globals['_SUSPENDLICENSEREQUEST']._serialized_start=1368
+  _globals['_SUSPENDLICENSEREQUEST']._serialized_end=1440
+  _globals['_SUSPENDLICENSERESPONSE']._serialized_start=1442
+  _globals['_SUSPENDLICENSERESPONSE']._serialized_end=1507
+  _globals['_REINSTATELICENSEREQUEST']._serialized_start=1509
+  _globals['_REINSTATELICENSEREQUEST']._serialized_end=1554
+  _globals['_REINSTATELICENSERESPONSE']._serialized_start=1556
+  _globals['_REINSTATELICENSERESPONSE']._serialized_end=1623
+  _globals['_ADMINSERVICEGETUSAGEREQUEST']._serialized_start=1625
+  _globals['_ADMINSERVICEGETUSAGEREQUEST']._serialized_end=1674
+  _globals['_ADMINSERVICEGETUSAGERESPONSE']._serialized_start=1677
+  _globals['_ADMINSERVICEGETUSAGERESPONSE']._serialized_end=1816
+  _globals['_DRAINREQUEST']._serialized_start=1818
+  _globals['_DRAINREQUEST']._serialized_end=1832
+  _globals['_DRAINRESPONSE']._serialized_start=1834
+  _globals['_DRAINRESPONSE']._serialized_end=1889
+  _globals['_ADMINSERVICE']._serialized_start=1892
+  _globals['_ADMINSERVICE']._serialized_end=2407
 # @@protoc_insertion_point(module_scope)

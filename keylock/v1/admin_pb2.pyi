@@ -274,8 +274,11 @@ class LicenseState(_message.Message):
     REVOKED_AT_FIELD_NUMBER: _builtins.int
     SUSPENDED_AT_FIELD_NUMBER: _builtins.int
     REFUSE_BEFORE_FIELD_NUMBER: _builtins.int
+    SUSPENDED_UNPAID_FIELD_NUMBER: _builtins.int
     status: _builtins.str
     """"active", "suspended", "revoked", "expired" or "not yet valid"."""
+    suspended_unpaid: _builtins.bool
+    """Whether it is suspended because it was not paid, so that disclosures go on for a while."""
     @_builtins.property
     def license(self) -> _license_pb2.License: ...
     @_builtins.property
@@ -294,10 +297,11 @@ class LicenseState(_message.Message):
         revoked_at: _timestamp_pb2.Timestamp | None = ...,
         suspended_at: _timestamp_pb2.Timestamp | None = ...,
         refuse_before: _timestamp_pb2.Timestamp | None = ...,
+        suspended_unpaid: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["license", b"license", "refuse_before", b"refuse_before", "revoked_at", b"revoked_at", "suspended_at", b"suspended_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["license", b"license", "refuse_before", b"refuse_before", "revoked_at", b"revoked_at", "status", b"status", "suspended_at", b"suspended_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["license", b"license", "refuse_before", b"refuse_before", "revoked_at", b"revoked_at", "status", b"status", "suspended_at", b"suspended_at", "suspended_unpaid", b"suspended_unpaid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -335,18 +339,22 @@ class SuspendLicenseRequest(_message.Message):
 
     LICENSE_ID_FIELD_NUMBER: _builtins.int
     WHY_FIELD_NUMBER: _builtins.int
+    UNPAID_FIELD_NUMBER: _builtins.int
     license_id: _builtins.str
     why: _builtins.str
     """A note for the vendor."""
+    unpaid: _builtins.bool
+    """Whether it is for non-payment, which disclosures outlive as the license says."""
     def __init__(
         self,
         *,
         license_id: _builtins.str = ...,
         why: _builtins.str = ...,
+        unpaid: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["license_id", b"license_id", "why", b"why"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["license_id", b"license_id", "unpaid", b"unpaid", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -436,20 +444,26 @@ class AdminServiceGetUsageResponse(_message.Message):
 
     LICENSE_ID_FIELD_NUMBER: _builtins.int
     QUOTAS_FIELD_NUMBER: _builtins.int
+    DISCLOSURES_FIELD_NUMBER: _builtins.int
     license_id: _builtins.str
     @_builtins.property
     def quotas(self) -> _containers.RepeatedCompositeFieldContainer[_explanation_pb2.QuotaWindow]:
         """One for each period."""
+
+    @_builtins.property
+    def disclosures(self) -> _license_pb2.DisclosureUse:
+        """Unset where the license has no entitlement to any."""
 
     def __init__(
         self,
         *,
         license_id: _builtins.str = ...,
         quotas: _abc.Iterable[_explanation_pb2.QuotaWindow] | None = ...,
+        disclosures: _license_pb2.DisclosureUse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["disclosures", b"disclosures"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["license_id", b"license_id", "quotas", b"quotas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disclosures", b"disclosures", "license_id", b"license_id", "quotas", b"quotas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -100,6 +100,36 @@ PREDICTION_KIND_KEYED: PredictionKind.ValueType  # 2
 """The one with the key. Without a license it is refused with the reason LICENSE_MISSING."""
 Global___PredictionKind: _TypeAlias = PredictionKind  # noqa: Y015
 
+class _DisclosureReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DisclosureReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DisclosureReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DISCLOSURE_REASON_UNSPECIFIED: _DisclosureReason.ValueType  # 0
+    DISCLOSURE_REASON_AFFECTED_PERSON: _DisclosureReason.ValueType  # 1
+    """The person whom a decision concerns has asked for an explanation of it."""
+    DISCLOSURE_REASON_AUTHORITY: _DisclosureReason.ValueType  # 2
+    """An authority has."""
+    DISCLOSURE_REASON_COURT: _DisclosureReason.ValueType  # 3
+    """It is for proceedings before a court or an arbitrator."""
+    DISCLOSURE_REASON_REVIEW: _DisclosureReason.ValueType  # 4
+    """The one who decides reviews the decision after a complaint."""
+
+class DisclosureReason(_DisclosureReason, metaclass=_DisclosureReasonEnumTypeWrapper):
+    """Why an explanation is disclosed. It stands in the audit log."""
+
+DISCLOSURE_REASON_UNSPECIFIED: DisclosureReason.ValueType  # 0
+DISCLOSURE_REASON_AFFECTED_PERSON: DisclosureReason.ValueType  # 1
+"""The person whom a decision concerns has asked for an explanation of it."""
+DISCLOSURE_REASON_AUTHORITY: DisclosureReason.ValueType  # 2
+"""An authority has."""
+DISCLOSURE_REASON_COURT: DisclosureReason.ValueType  # 3
+"""It is for proceedings before a court or an arbitrator."""
+DISCLOSURE_REASON_REVIEW: DisclosureReason.ValueType  # 4
+"""The one who decides reviews the decision after a complaint."""
+Global___DisclosureReason: _TypeAlias = DisclosureReason  # noqa: Y015
+
 @_typing.final
 class Tensor(_message.Message):
     """An array: `data` holds the elements in C order, little-endian."""
@@ -821,6 +851,80 @@ class Progress(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__total) -> _WhichOneofReturnType__total | None: ...
 
 Global___Progress: _TypeAlias = Progress  # noqa: Y015
+
+@_typing.final
+class DiscloseRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    EXPLAINER_FIELD_NUMBER: _builtins.int
+    TARGET_INDEX_FIELD_NUMBER: _builtins.int
+    TARGET_LABEL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SUBJECT_DIGEST_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """As of ExplainRequest."""
+    model_name: _builtins.str
+    """Empty: the model that is served, if it is the only one."""
+    model_version: _builtins.str
+    """Empty: the newest version of the model."""
+    explainer: _builtins.str
+    """Empty: the first explainer of the model."""
+    target_index: _builtins.int
+    target_label: _builtins.str
+    reason: Global___DisclosureReason.ValueType
+    """Must be set."""
+    subject_digest: _builtins.str
+    """Whom it is about: "sha256:" and the hexadecimal digest of a pseudonym, which stays with the caller. Must be set."""
+    @_builtins.property
+    def image(self) -> Global___Image: ...
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        model_name: _builtins.str = ...,
+        model_version: _builtins.str = ...,
+        image: Global___Image | None = ...,
+        explainer: _builtins.str = ...,
+        target_index: _builtins.int = ...,
+        target_label: _builtins.str = ...,
+        reason: Global___DisclosureReason.ValueType = ...,
+        subject_digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "target", b"target", "target_index", b"target_index", "target_label", b"target_label"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explainer", b"explainer", "image", b"image", "model_name", b"model_name", "model_version", b"model_version", "reason", b"reason", "request_id", b"request_id", "subject_digest", b"subject_digest", "target", b"target", "target_index", b"target_index", "target_label", b"target_label"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["target_index", "target_label"]  # noqa: Y015
+    _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
+
+Global___DiscloseRequest: _TypeAlias = DiscloseRequest  # noqa: Y015
+
+@_typing.final
+class DiscloseResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def answer(self) -> Global___ExplainResponse:
+        """With one result: the true map, and the prediction that everybody gets."""
+
+    def __init__(
+        self,
+        *,
+        answer: Global___ExplainResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiscloseResponse: _TypeAlias = DiscloseResponse  # noqa: Y015
 
 @_typing.final
 class EstimateExplainRequest(_message.Message):

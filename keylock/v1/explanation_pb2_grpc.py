@@ -44,6 +44,11 @@ class ExplanationServiceStub(object):
                 request_serializer=keylock_dot_v1_dot_explanation__pb2.ExplainStreamRequest.SerializeToString,
                 response_deserializer=keylock_dot_v1_dot_explanation__pb2.ExplainStreamResponse.FromString,
                 _registered_method=True)
+        self.Disclose = channel.unary_unary(
+                '/keylock.v1.ExplanationService/Disclose',
+                request_serializer=keylock_dot_v1_dot_explanation__pb2.DiscloseRequest.SerializeToString,
+                response_deserializer=keylock_dot_v1_dot_explanation__pb2.DiscloseResponse.FromString,
+                _registered_method=True)
         self.EstimateExplain = channel.unary_unary(
                 '/keylock.v1.ExplanationService/EstimateExplain',
                 request_serializer=keylock_dot_v1_dot_explanation__pb2.EstimateExplainRequest.SerializeToString,
@@ -76,6 +81,15 @@ class ExplanationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Disclose(self, request, context):
+        """Explains one image because somebody has a right to know: it is counted apart and costs no units, within the bounds of
+        the license, which may outlive a spent quota and a suspension for non-payment. The map is the true one, or the call
+        is refused; there is never a decoy. Needs a license with an entitlement to disclosures.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def EstimateExplain(self, request, context):
         """Says what a request would cost, before it is made. Open to everybody; with a license it also says what is left.
         """
@@ -102,6 +116,11 @@ def add_ExplanationServiceServicer_to_server(servicer, server):
                     servicer.ExplainStream,
                     request_deserializer=keylock_dot_v1_dot_explanation__pb2.ExplainStreamRequest.FromString,
                     response_serializer=keylock_dot_v1_dot_explanation__pb2.ExplainStreamResponse.SerializeToString,
+            ),
+            'Disclose': grpc.unary_unary_rpc_method_handler(
+                    servicer.Disclose,
+                    request_deserializer=keylock_dot_v1_dot_explanation__pb2.DiscloseRequest.FromString,
+                    response_serializer=keylock_dot_v1_dot_explanation__pb2.DiscloseResponse.SerializeToString,
             ),
             'EstimateExplain': grpc.unary_unary_rpc_method_handler(
                     servicer.EstimateExplain,
@@ -168,6 +187,33 @@ class ExplanationService(object):
             '/keylock.v1.ExplanationService/ExplainStream',
             keylock_dot_v1_dot_explanation__pb2.ExplainStreamRequest.SerializeToString,
             keylock_dot_v1_dot_explanation__pb2.ExplainStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Disclose(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keylock.v1.ExplanationService/Disclose',
+            keylock_dot_v1_dot_explanation__pb2.DiscloseRequest.SerializeToString,
+            keylock_dot_v1_dot_explanation__pb2.DiscloseResponse.FromString,
             options,
             channel_credentials,
             insecure,

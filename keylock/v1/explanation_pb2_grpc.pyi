@@ -45,6 +45,11 @@ class ExplanationServiceStub:
     others go on. What concerns all of them (the license, the quota, the model) ends the stream, after the answers that
     were under way.
     """
+    Disclose: _grpc.UnaryUnaryMultiCallable[_explanation_pb2.DiscloseRequest, _explanation_pb2.DiscloseResponse]
+    """Explains one image because somebody has a right to know: it is counted apart and costs no units, within the bounds of
+    the license, which may outlive a spent quota and a suspension for non-payment. The map is the true one, or the call
+    is refused; there is never a decoy. Needs a license with an entitlement to disclosures.
+    """
     EstimateExplain: _grpc.UnaryUnaryMultiCallable[_explanation_pb2.EstimateExplainRequest, _explanation_pb2.EstimateExplainResponse]
     """Says what a request would cost, before it is made. Open to everybody; with a license it also says what is left."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_explanation_pb2.GetModelRequest, _explanation_pb2.GetModelResponse]
@@ -60,6 +65,11 @@ class ExplanationServiceAsyncStub(ExplanationServiceStub):
     Each image is charged by itself, and an image that cannot be explained is answered with its failure, so that the
     others go on. What concerns all of them (the license, the quota, the model) ends the stream, after the answers that
     were under way.
+    """
+    Disclose: _aio.UnaryUnaryMultiCallable[_explanation_pb2.DiscloseRequest, _explanation_pb2.DiscloseResponse]  # type: ignore[assignment]
+    """Explains one image because somebody has a right to know: it is counted apart and costs no units, within the bounds of
+    the license, which may outlive a spent quota and a suspension for non-payment. The map is the true one, or the call
+    is refused; there is never a decoy. Needs a license with an entitlement to disclosures.
     """
     EstimateExplain: _aio.UnaryUnaryMultiCallable[_explanation_pb2.EstimateExplainRequest, _explanation_pb2.EstimateExplainResponse]  # type: ignore[assignment]
     """Says what a request would cost, before it is made. Open to everybody; with a license it also says what is left."""
@@ -85,6 +95,17 @@ class ExplanationServiceServicer(metaclass=_abc_1.ABCMeta):
         Each image is charged by itself, and an image that cannot be explained is answered with its failure, so that the
         others go on. What concerns all of them (the license, the quota, the model) ends the stream, after the answers that
         were under way.
+        """
+
+    @_abc_1.abstractmethod
+    def Disclose(
+        self,
+        request: _explanation_pb2.DiscloseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_explanation_pb2.DiscloseResponse, _abc.Awaitable[_explanation_pb2.DiscloseResponse]]:
+        """Explains one image because somebody has a right to know: it is counted apart and costs no units, within the bounds of
+        the license, which may outlive a spent quota and a suspension for non-payment. The map is the true one, or the call
+        is refused; there is never a decoy. Needs a license with an entitlement to disclosures.
         """
 
     @_abc_1.abstractmethod

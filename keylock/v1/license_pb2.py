@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from keylock.v1 import explanation_pb2 as keylock_dot_v1_dot_explanation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18keylock/v1/license.proto\x12\nkeylock.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ckeylock/v1/explanation.proto\"\x13\n\x11GetLicenseRequest\"\xda\x02\n\x07License\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08\x63ustomer\x18\x02 \x01(\t\x12\x0e\n\x06models\x18\x03 \x03(\t\x12\x12\n\nexplainers\x18\x04 \x03(\t\x12-\n\tissued_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nnot_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07\x65xpires\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nmax_images\x18\x08 \x01(\r\x12\x12\n\nmax_pixels\x18\t \x01(\x04\x12 \n\x05quota\x18\n \x01(\x0b\x32\x11.keylock.v1.Quota\x12\x1e\n\x04rate\x18\x0b \x01(\x0b\x32\x10.keylock.v1.Rate\x12\x17\n\x0fsimilar_queries\x18\x0c \x01(\x08\"n\n\x05Quota\x12\x10\n\x03\x64\x61y\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\x05month\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x12\n\x05total\x18\x03 \x01(\x04H\x02\x88\x01\x01\x12\x0f\n\x07overage\x18\x04 \x01(\x08\x42\x06\n\x04_dayB\x08\n\x06_monthB\x08\n\x06_total\")\n\x04Rate\x12\x12\n\nper_second\x18\x01 \x01(\x01\x12\r\n\x05\x62urst\x18\x02 \x01(\r\":\n\x12GetLicenseResponse\x12$\n\x07license\x18\x01 \x01(\x0b\x32\x13.keylock.v1.License\"\x11\n\x0fGetUsageRequest\"O\n\x10GetUsageResponse\x12\x12\n\nlicense_id\x18\x01 \x01(\t\x12\'\n\x06quotas\x18\x02 \x03(\x0b\x32\x17.keylock.v1.QuotaWindow\"D\n\x14\x45xchangeTokenRequest\x12\x12\n\nlifetime_s\x18\x01 \x01(\r\x12\x18\n\x10\x62ind_certificate\x18\x02 \x01(\x08\"Z\n\x15\x45xchangeTokenResponse\x12\x14\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\t\x12+\n\x07\x65xpires\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"<\n\x13ProveReceiptRequest\x12\x11\n\tleaf_hash\x18\x01 \x01(\x0c\x12\x12\n\nsince_size\x18\x02 \x01(\x04\"J\n\x14ProveReceiptResponse\x12\x17\n\x0finclusion_proof\x18\x01 \x01(\t\x12\x19\n\x11\x63onsistency_proof\x18\x02 \x01(\t\"\x1e\n\x1cGetReceiptRevocationsRequest\"4\n\x1dGetReceiptRevocationsResponse\x12\x13\n\x0brevocations\x18\x01 \x01(\t2\xbb\x03\n\x0eLicenseService\x12K\n\nGetLicense\x12\x1d.keylock.v1.GetLicenseRequest\x1a\x1e.keylock.v1.GetLicenseResponse\x12\x45\n\x08GetUsage\x12\x1b.keylock.v1.GetUsageRequest\x1a\x1c.keylock.v1.GetUsageResponse\x12T\n\rExchangeToken\x12 .keylock.v1.ExchangeTokenRequest\x1a!.keylock.v1.ExchangeTokenResponse\x12Q\n\x0cProveReceipt\x12\x1f.keylock.v1.ProveReceiptRequest\x1a .keylock.v1.ProveReceiptResponse\x12l\n\x15GetReceiptRevocations\x12(.keylock.v1.GetReceiptRevocationsRequest\x1a).keylock.v1.GetReceiptRevocationsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18keylock/v1/license.proto\x12\nkeylock.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ckeylock/v1/explanation.proto\"\x13\n\x11GetLicenseRequest\"\x8b\x03\n\x07License\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08\x63ustomer\x18\x02 \x01(\t\x12\x0e\n\x06models\x18\x03 \x03(\t\x12\x12\n\nexplainers\x18\x04 \x03(\t\x12-\n\tissued_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nnot_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07\x65xpires\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nmax_images\x18\x08 \x01(\r\x12\x12\n\nmax_pixels\x18\t \x01(\x04\x12 \n\x05quota\x18\n \x01(\x0b\x32\x11.keylock.v1.Quota\x12\x1e\n\x04rate\x18\x0b \x01(\x0b\x32\x10.keylock.v1.Rate\x12\x17\n\x0fsimilar_queries\x18\x0c \x01(\x08\x12/\n\ndisclosure\x18\r \x01(\x0b\x32\x1b.keylock.v1.DisclosureTerms\"X\n\x0f\x44isclosureTerms\x12\x0f\n\x07per_day\x18\x01 \x01(\r\x12\x12\n\x05total\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\x0esuspended_days\x18\x03 \x01(\rB\x08\n\x06_total\"Y\n\rDisclosureUse\x12*\n\x05terms\x18\x01 \x01(\x0b\x32\x1b.keylock.v1.DisclosureTerms\x12\r\n\x05today\x18\x02 \x01(\r\x12\r\n\x05total\x18\x03 \x01(\x04\"n\n\x05Quota\x12\x10\n\x03\x64\x61y\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\x05month\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x12\n\x05total\x18\x03 \x01(\x04H\x02\x88\x01\x01\x12\x0f\n\x07overage\x18\x04 \x01(\x08\x42\x06\n\x04_dayB\x08\n\x06_monthB\x08\n\x06_total\")\n\x04Rate\x12\x12\n\nper_second\x18\x01 \x01(\x01\x12\r\n\x05\x62urst\x18\x02 \x01(\r\":\n\x12GetLicenseResponse\x12$\n\x07license\x18\x01 \x01(\x0b\x32\x13.keylock.v1.License\"\x11\n\x0fGetUsageRequest\"\x7f\n\x10GetUsageResponse\x12\x12\n\nlicense_id\x18\x01 \x01(\t\x12\'\n\x06quotas\x18\x02 \x03(\x0b\x32\x17.keylock.v1.QuotaWindow\x12.\n\x0b\x64isclosures\x18\x03 \x01(\x0b\x32\x19.keylock.v1.DisclosureUse\"D\n\x14\x45xchangeTokenRequest\x12\x12\n\nlifetime_s\x18\x01 \x01(\r\x12\x18\n\x10\x62ind_certificate\x18\x02 \x01(\x08\"Z\n\x15\x45xchangeTokenResponse\x12\x14\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\t\x12+\n\x07\x65xpires\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"<\n\x13ProveReceiptRequest\x12\x11\n\tleaf_hash\x18\x01 \x01(\x0c\x12\x12\n\nsince_size\x18\x02 \x01(\x04\"J\n\x14ProveReceiptResponse\x12\x17\n\x0finclusion_proof\x18\x01 \x01(\t\x12\x19\n\x11\x63onsistency_proof\x18\x02 \x01(\t\"\x1e\n\x1cGetReceiptRevocationsRequest\"4\n\x1dGetReceiptRevocationsResponse\x12\x13\n\x0brevocations\x18\x01 \x01(\t2\xbb\x03\n\x0eLicenseService\x12K\n\nGetLicense\x12\x1d.keylock.v1.GetLicenseRequest\x1a\x1e.keylock.v1.GetLicenseResponse\x12\x45\n\x08GetUsage\x12\x1b.keylock.v1.GetUsageRequest\x1a\x1c.keylock.v1.GetUsageResponse\x12T\n\rExchangeToken\x12 .keylock.v1.ExchangeTokenRequest\x1a!.keylock.v1.ExchangeTokenResponse\x12Q\n\x0cProveReceipt\x12\x1f.keylock.v1.ProveReceiptRequest\x1a .keylock.v1.ProveReceiptResponse\x12l\n\x15GetReceiptRevocations\x12(.keylock.v1.GetReceiptRevocationsRequest\x1a).keylock.v1.GetReceiptRevocationsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,29 +36,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETLICENSEREQUEST']._serialized_start=103
   _globals['_GETLICENSEREQUEST']._serialized_end=122
   _globals['_LICENSE']._serialized_start=125
-  _globals['_LICENSE']._serialized_end=471
-  _globals['_QUOTA']._serialized_start=473
-  _globals['_QUOTA']._serialized_end=583
-  _globals['_RATE']._serialized_start=585
-  _globals['_RATE']._serialized_end=626
-  _globals['_GETLICENSERESPONSE']._serialized_start=628
-  _globals['_GETLICENSERESPONSE']._serialized_end=686
-  _globals['_GETUSAGEREQUEST']._serialized_start=688
-  _globals['_GETUSAGEREQUEST']._serialized_end=705
-  _globals['_GETUSAGERESPONSE']._serialized_start=707
-  _globals['_GETUSAGERESPONSE']._serialized_end=786
-  _globals['_EXCHANGETOKENREQUEST']._serialized_start=788
-  _globals['_EXCHANGETOKENREQUEST']._serialized_end=856
-  _globals['_EXCHANGETOKENRESPONSE']._serialized_start=858
-  _globals['_EXCHANGETOKENRESPONSE']._serialized_end=948
-  _globals['_PROVERECEIPTREQUEST']._serialized_start=950
-  _globals['_PROVERECEIPTREQUEST']._serialized_end=1010
-  _globals['_PROVERECEIPTRESPONSE']._serialized_start=1012
-  _globals['_PROVERECEIPTRESPONSE']._serialized_end=1086
-  _globals['_GETRECEIPTREVOCATIONSREQUEST']._serialized_start=1088
-  _globals['_GETRECEIPTREVOCATIONSREQUEST']._serialized_end=1118
-  _globals['_GETRECEIPTREVOCATIONSRESPONSE']._serialized_start=1120
-  _globals['_GETRECEIPTREVOCATIONSRESPONSE']._serialized_end=1172
-  _globals['_LICENSESERVICE']._serialized_start=1175
-  _globals['_LICENSESERVICE']._serialized_end=1618
+  _globals['_LICENSE']._serialized_end=520
+  _globals['_DISCLOSURETERMS']._serialized_start=522
+  _globals['_DISCLOSURETERMS']._serialized_end=610
+  _globals['_DISCLOSUREUSE']._serialized_start=612
+  _globals['_DISCLOSUREUSE']._serialized_end=701
+  _globals['_QUOTA']._serialized_start=703
+  _globals['_QUOTA']._serialized_end=813
+  _globals['_RATE']._serialized_start=815
+  _globals['_RATE']._serialized_end=856
+  _globals['_GETLICENSERESPONSE']._serialized_start=858
+  _globals['_GETLICENSERESPONSE']._serialized_end=916
+  _globals['_GETUSAGEREQUEST']._serialized_start=918
+  _globals['_GETUSAGEREQUEST']._serialized_end=935
+  _globals['_GETUSAGERESPONSE']._serialized_start=937
+  _globals['_GETUSAGERESPONSE']._serialized_end=1064
+  _globals['_EXCHANGETOKENREQUEST']._serialized_start=1066
+  _globals['_EXCHANGETOKENREQUEST']._serialized_end=1134
+  _globals['_EXCHANGETOKENRESPONSE']._serialized_start=1136
+  _globals['_EXCHANGETOKENRESPONSE']._serialized_end=1226
+  _globals['_PROVERECEIPTREQUEST']._serialized_start=1228
+  _globals['_PROVERECEIPTREQUEST']._serialized_end=1288
+  _globals['_PROVERECEIPTRESPONSE']._serialized_start=1290
+  _globals['_PROVERECEIPTRESPONSE']._serialized_end=1364
+  _globals['_GETRECEIPTREVOCATIONSREQUEST']._serialized_start=1366
+  _globals['_GETRECEIPTREVOCATIONSREQUEST']._serialized_end=1396
+  _globals['_GETRECEIPTREVOCATIONSRESPONSE']._serialized_start=1398
+  _globals['_GETRECEIPTREVOCATIONSRESPONSE']._serialized_end=1450
+  _globals['_LICENSESERVICE']._serialized_start=1453
+  _globals['_LICENSESERVICE']._serialized_end=1896
 # @@protoc_insertion_point(module_scope)

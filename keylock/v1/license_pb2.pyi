@@ -51,6 +51,7 @@ class License(_message.Message):
     QUOTA_FIELD_NUMBER: _builtins.int
     RATE_FIELD_NUMBER: _builtins.int
     SIMILAR_QUERIES_FIELD_NUMBER: _builtins.int
+    DISCLOSURE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     customer: _builtins.str
     max_images: _builtins.int
@@ -78,6 +79,10 @@ class License(_message.Message):
     def rate(self) -> Global___Rate:
         """Unset: no limit."""
 
+    @_builtins.property
+    def disclosure(self) -> Global___DisclosureTerms:
+        """Explanations that somebody has a right to; unset: none."""
+
     def __init__(
         self,
         *,
@@ -93,14 +98,73 @@ class License(_message.Message):
         quota: Global___Quota | None = ...,
         rate: Global___Rate | None = ...,
         similar_queries: _builtins.bool = ...,
+        disclosure: Global___DisclosureTerms | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expires", b"expires", "issued_at", b"issued_at", "not_before", b"not_before", "quota", b"quota", "rate", b"rate"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["disclosure", b"disclosure", "expires", b"expires", "issued_at", b"issued_at", "not_before", b"not_before", "quota", b"quota", "rate", b"rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer", "expires", b"expires", "explainers", b"explainers", "id", b"id", "issued_at", b"issued_at", "max_images", b"max_images", "max_pixels", b"max_pixels", "models", b"models", "not_before", b"not_before", "quota", b"quota", "rate", b"rate", "similar_queries", b"similar_queries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer", "disclosure", b"disclosure", "expires", b"expires", "explainers", b"explainers", "id", b"id", "issued_at", b"issued_at", "max_images", b"max_images", "max_pixels", b"max_pixels", "models", b"models", "not_before", b"not_before", "quota", b"quota", "rate", b"rate", "similar_queries", b"similar_queries"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___License: _TypeAlias = License  # noqa: Y015
+
+@_typing.final
+class DisclosureTerms(_message.Message):
+    """How many disclosures, and how long they outlive a suspension for non-payment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PER_DAY_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    SUSPENDED_DAYS_FIELD_NUMBER: _builtins.int
+    per_day: _builtins.int
+    """In a day (UTC)."""
+    total: _builtins.int
+    suspended_days: _builtins.int
+    def __init__(
+        self,
+        *,
+        per_day: _builtins.int = ...,
+        total: _builtins.int | None = ...,
+        suspended_days: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_total", b"_total", "total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_total", b"_total", "per_day", b"per_day", "suspended_days", b"suspended_days", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__total: _TypeAlias = _typing.Literal["total"]  # noqa: Y015
+    _WhichOneofArgType__total: _TypeAlias = _typing.Literal["_total", b"_total"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__total) -> _WhichOneofReturnType__total | None: ...
+
+Global___DisclosureTerms: _TypeAlias = DisclosureTerms  # noqa: Y015
+
+@_typing.final
+class DisclosureUse(_message.Message):
+    """Disclosures that were made, or are under way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TERMS_FIELD_NUMBER: _builtins.int
+    TODAY_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    today: _builtins.int
+    total: _builtins.int
+    @_builtins.property
+    def terms(self) -> Global___DisclosureTerms: ...
+    def __init__(
+        self,
+        *,
+        terms: Global___DisclosureTerms | None = ...,
+        today: _builtins.int = ...,
+        total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["terms", b"terms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["terms", b"terms", "today", b"today", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DisclosureUse: _TypeAlias = DisclosureUse  # noqa: Y015
 
 @_typing.final
 class Quota(_message.Message):
@@ -209,20 +273,26 @@ class GetUsageResponse(_message.Message):
 
     LICENSE_ID_FIELD_NUMBER: _builtins.int
     QUOTAS_FIELD_NUMBER: _builtins.int
+    DISCLOSURES_FIELD_NUMBER: _builtins.int
     license_id: _builtins.str
     @_builtins.property
     def quotas(self) -> _containers.RepeatedCompositeFieldContainer[_explanation_pb2.QuotaWindow]:
         """One for each period."""
+
+    @_builtins.property
+    def disclosures(self) -> Global___DisclosureUse:
+        """Unset where the license has no entitlement to any."""
 
     def __init__(
         self,
         *,
         license_id: _builtins.str = ...,
         quotas: _abc.Iterable[_explanation_pb2.QuotaWindow] | None = ...,
+        disclosures: Global___DisclosureUse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["disclosures", b"disclosures"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["license_id", b"license_id", "quotas", b"quotas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disclosures", b"disclosures", "license_id", b"license_id", "quotas", b"quotas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

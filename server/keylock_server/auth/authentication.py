@@ -127,8 +127,12 @@ class Authenticator:
         # Licenses whose signature was found good, by the digest of their token: a signature stays good.
         self._verified: dict[bytes, License] = {}
 
-    def authenticate(self, caller: Caller) -> Identity | None:
+    def authenticate(self, caller: Caller, *, disclosing: bool = False) -> Identity | None:
         """Verifies what a caller presents: form, signature, dates, and that it is issued and not revoked.
+
+        Args:
+            caller: The caller.
+            disclosing: Whether for a disclosure, which outlives a suspension for non-payment for a while.
 
         Returns:
             Who it is, or None when nothing was presented.
@@ -148,10 +152,13 @@ class Authenticator:
                 leeway_s=self._leeway_s,
                 thumbprint=caller.thumbprint,
             )
-            current = self._look_up(access.license, issued_at=access.issued_at, token_id=access.id)
+            current = self._look_up(
+                access.license, issued_at=access.issued_at, token_id=access.id, disclosing=disclosing
+            )
             return Identity(current, access.license, access.id)
         presented = self._verify(token)
-        return Identity(self._look_up(presented, issued_at=presented.issued_at), presented, None)
+        current = self._look_up(presented, issued_at=presented.issued_at, disclosing=disclosing)
+        return Identity(current, presented, None)
 
     def authenticate_at_once(self, caller: Caller) -> Identity | None:
         """Does what `authenticate` does where that takes no wait and hardly any time; for the event loop.
@@ -173,14 +180,14 @@ class Authenticator:
         check_time(known.id, known.not_before, known.expires, now=self._now(), leeway_s=self._leeway_s)
         return Identity(self._look_up(known, issued_at=known.issued_at, at_once=True), known, None)
 
-    def require(self, caller: Caller) -> Identity:
+    def require(self, caller: Caller, *, disclosing: bool = False) -> Identity:
         """Verifies what a caller presents, as `authenticate` does, and demands that there is something.
 
         Raises:
             LicenseError: If nothing was presented, or something that is not good.
             ServiceError: If the store cannot be used.
         """
-        identity = self.authenticate(caller)
+        identity = self.authenticate(caller, disclosing=disclosing)
         if identity is None:
             raise LicenseError(
                 LicenseReason.MISSING, "no license was presented: send one as 'authorization: Bearer ...'"
@@ -203,7 +210,13 @@ class Authenticator:
         return known
 
     def _look_up(
-        self, presented: License, *, issued_at: datetime, token_id: str | None = None, at_once: bool = False
+        self,
+        presented: License,
+        *,
+        issued_at: datetime,
+        token_id: str | None = None,
+        at_once: bool = False,
+        disclosing: bool = False,
     ) -> License:
         if self._store is None:
             return presented
@@ -212,7 +225,10 @@ class Authenticator:
             if at_once:
                 current = self._store.check_at_once(presented.id, issued_at=issued_at).license
             else:
-                current = self._store.check(presented.id, issued_at=issued_at, token_id=token_id).license
+                now = self._now() if disclosing else None
+                current = self._store.check(
+                    presented.id, issued_at=issued_at, token_id=token_id, disclosing_at=now
+                ).license
             # Every issue of a license has a time of its own, so these two are the same one, and this one is signed.
             if current.issued_at == presented.issued_at and current != presented:
                 raise StoreError(

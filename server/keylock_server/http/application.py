@@ -265,6 +265,7 @@ def _own_paths() -> dict[str, dict[str, _Way]]:
 
     return {
         "/v1/explain": {"POST": explain},
+        "/v1/disclose": {"POST": _json_way(f"{_EXPLANATION}/Disclose")},
         "/v1/estimate": {"POST": _json_way(f"{_EXPLANATION}/EstimateExplain")},
         "/v1/models": {"GET": listed},
         "/v1/models/{model}": {"GET": _Way(f"{_EXPLANATION}/GetModel", read_model, ("version",))},

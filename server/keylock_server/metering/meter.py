@@ -20,13 +20,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from keylock.errors import AuditLogError, KeylockError, ServiceError, StoreError, StoreReplacedError
 from keylock.licensing import AnswerDigests, Charge, License, Quota, UsageNote
 from keylock.v1 import explanation_pb2 as pb
+from keylock.v1 import license_pb2
 from keylock_server.transport.statuses import NoMeteringError, StoreLostError
 
 if TYPE_CHECKING:
     from keylock.store.counters import Window
     from keylock.store.ledger import ChargeRequest, ChargeResult, Ledger, Reservation
 
-__all__ = ["Meter", "Metered", "describe_windows", "order_for", "timestamp", "usage_note"]
+__all__ = ["Meter", "Metered", "describe_disclosure", "describe_windows", "order_for", "timestamp", "usage_note"]
 
 T = TypeVar("T")
 
@@ -142,6 +143,22 @@ class Meter:
         except StoreError as error:
             raise _unavailable(error) from None
 
+    async def disclosures(self, license: License) -> license_pb2.DisclosureUse | None:
+        """Looks up how many disclosures of a license were made; None where it is entitled to none.
+
+        Raises:
+            ServiceError: If that cannot be found out.
+        """
+        if license.disclosure is None:
+            return None
+        if self._ledger is None:
+            raise NoMeteringError
+        try:
+            today, total = await asyncio.to_thread(self._ledger.disclosures, license.id, now=self.now())
+        except StoreError as error:
+            raise _unavailable(error) from None
+        return license_pb2.DisclosureUse(terms=describe_disclosure(license), today=today, total=total)
+
     def problem(self) -> str | None:
         """Returns what keeps use from being recorded, in words for the operator; None where nothing does."""
         return None if self._ledger is None else self._ledger.problem()
@@ -165,7 +182,7 @@ class Meter:
         request: Charge,
         work: Callable[[tuple[bool, ...] | None], Awaitable[AnswerDigests]],
     ) -> Metered:
-        if license.quota != Quota() or license.rate is not None:
+        if request.disclosure is not None or license.quota != Quota() or license.rate is not None:
             raise NoMeteringError
         explained = (await work(None)).explained
         units = request.units // len(explained) * sum(explained)
@@ -221,6 +238,14 @@ def describe_windows(windows: "Sequence[Window]") -> list[pb.QuotaWindow]:
     ]
 
 
+def describe_disclosure(license: License) -> license_pb2.DisclosureTerms | None:
+    """Writes what disclosures a license is entitled to into a message; None where to none."""
+    terms = license.disclosure
+    if terms is None:
+        return None
+    return license_pb2.DisclosureTerms(per_day=terms.per_day, total=terms.total, suspended_days=terms.suspended_days)
+
+
 def timestamp(moment: datetime | None) -> Timestamp | None:
     """Writes a time into a message; None stays None."""
     if moment is None:
@@ -247,6 +272,7 @@ def order_for(license: License, request: Charge) -> "ChargeRequest":
         images=len(request.image_digests),
         units=request.units,
         attempt=secrets.token_hex(8),
+        disclosure=None if request.disclosure is None else request.disclosure.reason,
     )
 
 

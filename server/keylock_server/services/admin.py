@@ -133,7 +133,10 @@ class AdminService(pb_grpc.AdminServiceServicer):
         """Suspends a license until it is reinstated."""
         store, now, why, license_id = self._store(), self._served.parts.now(), _note(request.why), request.license_id
         stored = await _change(
-            context, "suspended the license", license_id, lambda: store.suspend(license_id, at=now, why=why)
+            context,
+            "suspended the license",
+            license_id,
+            lambda: store.suspend(license_id, at=now, why=why, unpaid=request.unpaid),
         )
         return pb.SuspendLicenseResponse(state=_describe(stored, now))
 
@@ -152,7 +155,11 @@ class AdminService(pb_grpc.AdminServiceServicer):
         store, license_id = self._store(), request.license_id
         stored = await _ask(license_id, lambda: store.get(license_id))
         windows = await self._served.parts.meter.windows(stored.license)
-        return pb.AdminServiceGetUsageResponse(license_id=stored.license.id, quotas=describe_windows(windows))
+        return pb.AdminServiceGetUsageResponse(
+            license_id=stored.license.id,
+            quotas=describe_windows(windows),
+            disclosures=await self._served.parts.meter.disclosures(stored.license),
+        )
 
     async def Drain(self, request: pb.DrainRequest, context: _Context) -> pb.DrainResponse:  # noqa: N802
         """Begins to stop the server."""
@@ -276,4 +283,5 @@ def _describe(stored: StoredLicense, now: datetime) -> pb.LicenseState:
         revoked_at=timestamp(stored.revoked_at),
         suspended_at=timestamp(stored.suspended_at),
         refuse_before=timestamp(stored.refuse_before),
+        suspended_unpaid=stored.suspended_unpaid,
     )

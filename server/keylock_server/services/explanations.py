@@ -29,10 +29,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keylock.bundle import ExplainerEntry, Manifest
-from keylock.errors import LicenseError, LicenseReason
+from keylock.errors import InputError, LicenseError, LicenseReason
 from keylock.licensing import AnswerDigests, Charge, License, check, check_size, content_digest
 from keylock.licensing.answers import digests_of
 from keylock.licensing.conditions import Condition
+from keylock.licensing.disclosures import Disclosure
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import explanation_pb2_grpc as pb_grpc
 from keylock_server.auth.authentication import Caller
@@ -44,6 +45,7 @@ from keylock_server.metering.meter import describe_windows
 from keylock_server.metering.response_padding import CallTimes
 from keylock_server.scheduling.batcher import Admission
 from keylock_server.scheduling.decoding import Step, decode_small, join
+from keylock_server.services.disclosures import check_entitled, request_of
 from keylock_server.services.explanation_answers import (
     DEFAULT_MAX_BYTES,
     Form,
@@ -92,6 +94,7 @@ class _Terms:
         keyed: Whether with the key.
         public: Whether the prediction beside the map is the one that everybody gets.
         condition: Which images are explained; None for all.
+        disclosure: Why it is one, and about whom; None where it is none.
     """
 
     explainer: ExplainerEntry
@@ -100,6 +103,7 @@ class _Terms:
     keyed: bool
     public: bool
     condition: Condition | None
+    disclosure: Disclosure | None = None
 
 
 @dataclass(slots=True)
@@ -183,6 +187,24 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         )
         await stream.run(requests, part_bytes=lambda: form.max_bytes // 2)
 
+    async def Disclose(self, request: pb.DiscloseRequest, context: _Context) -> pb.DiscloseResponse:  # noqa: N802
+        """Explains one image that somebody has a right to have explained, truly or not at all."""
+        caller = Caller.of(context)
+        identity = await asyncio.to_thread(self._parts.authenticator.require, caller, disclosing=True)
+        set_license(identity.license.id)
+        check_entitled(identity.license)
+        disclosure = Disclosure.of(request)
+        asked = request_of(request)
+        form = Form("float32", None, self._max_answer_bytes)
+        try:
+            answer = await self._answer(asked, form, caller, disclosure=disclosure, granted=identity.license)
+        except InputError as error:
+            # Of a disclosure there is but one image.
+            if error.field is not None and error.field.startswith("images"):
+                error.field = "image"
+            raise
+        return pb.DiscloseResponse(answer=answer)
+
     async def _authenticate(self, caller: Caller) -> License | None:
         authenticator = self._parts.authenticator
         try:
@@ -194,13 +216,23 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         set_license(identity.license.id)
         return identity.license
 
-    async def _answer(self, request: pb.ExplainRequest, form: Form, caller: Caller) -> pb.ExplainResponse:
+    async def _answer(
+        self,
+        request: pb.ExplainRequest,
+        form: Form,
+        caller: Caller,
+        *,
+        disclosure: Disclosure | None = None,
+        granted: License | None = None,
+    ) -> pb.ExplainResponse:
         times = CallTimes()
-        granted = await self._authenticate(caller)
+        if granted is None:
+            granted = await self._authenticate(caller)
         with at_field("request_id"):
             request_id = _request_id(request.request_id)
         with self._models.use(request.model_name, request.model_version) as model:
             terms = self._agree(model, request, granted, images=len(request.images))
+            terms = replace(terms, disclosure=disclosure)
             describe_call(
                 model=model.manifest.name,
                 explainer=terms.explainer.name,
@@ -325,11 +357,12 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             explainer=terms.explainer.name,
             parameters=terms.explainer.parameters,
             target=terms.target,
-            units=len(task.sent) * self._meter.units_per_image(terms.explainer.name),
+            units=0 if terms.disclosure else len(task.sent) * self._meter.units_per_image(terms.explainer.name),
             keyed=True,
             time=self._meter.now(),
             image_digests=tuple(image.digest() for image in task.sent),
             explain_if=terms.condition,
+            disclosure=terms.disclosure,
         )
         return replace(asked, request_digest=content_digest(asked, map_dtype=task.form.dtype))
 

@@ -10,7 +10,7 @@ from keylock.licensing import MAX_LIFETIME_S, MIN_LIFETIME_S, License, issue_acc
 from keylock.v1 import license_pb2 as pb
 from keylock.v1 import license_pb2_grpc as pb_grpc
 from keylock_server.auth.authentication import Caller
-from keylock_server.metering.meter import describe_windows, timestamp
+from keylock_server.metering.meter import describe_disclosure, describe_windows, timestamp
 from keylock_server.services.parts import Parts
 from keylock_server.transport.fields import at_field
 
@@ -37,7 +37,11 @@ class LicenseService(pb_grpc.LicenseServiceServicer):
         """Returns what the license presented has used."""
         identity = await asyncio.to_thread(self._parts.authenticator.require, Caller.of(context))
         windows = await self._parts.meter.windows(identity.license)
-        return pb.GetUsageResponse(license_id=identity.license.id, quotas=describe_windows(windows))
+        return pb.GetUsageResponse(
+            license_id=identity.license.id,
+            quotas=describe_windows(windows),
+            disclosures=await self._parts.meter.disclosures(identity.license),
+        )
 
     async def ProveReceipt(self, request: pb.ProveReceiptRequest, context: _Context) -> pb.ProveReceiptResponse:  # noqa: N802
         """Proves that a receipt of the license presented is in the audit log."""
@@ -97,4 +101,5 @@ def describe_license(license: License) -> pb.License:
         quota=pb.Quota(day=quota.day, month=quota.month, total=quota.total, overage=quota.overage),
         rate=None if rate is None else pb.Rate(per_second=rate.per_second, burst=rate.burst),
         similar_queries=license.similar_queries,
+        disclosure=describe_disclosure(license),
     )

@@ -31,7 +31,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from rpc_rows import CASES, IMAGE, PIXELS, PORTS, ROWS, Case, stream
 from support import bearer, books, details_of, logged, scrape, wait_for
 
-from keylock.licensing import Quota, Rate
+from keylock.licensing import DisclosureTerms, Quota, Rate
 from keylock.licensing.receipt_keys import ReceiptKey
 from keylock.licensing.receipts import Receipt
 from keylock.store import LicenseStore
@@ -201,7 +201,7 @@ def make_world(start_server, vendor, tiny, tls_files, tmp_path_factory) -> Itera
         world = World(
             calls, {"public": calls.channel, "operators": operators}, LicenseStore(url) if stored else None, vendor
         )
-        world.token = world.grant().token
+        world.token = world.grant(disclosure=DisclosureTerms(per_day=1000)).token
         made.append(world)
         return world
 
