@@ -359,6 +359,14 @@ class StoreMachine(RuleBasedStateMachine):
         if len(self.under_way) > before:
             self.commit(0, answer, True)
 
+    @rule(pick=picks, request=st.integers(4, 6), price=st.integers(1, 2), answer=st.integers(0, 2))
+    def ask_on_a_condition(self, pick: int, request: int, price: int, answer: int) -> None:
+        """Three images, of which as many as the answer says are not explained."""
+        before = len(self.under_way)
+        self.reserve(pick, request, True, 3, price, 60)
+        if len(self.under_way) > before:
+            self.commit(0, answer, True)
+
     @rule(pick=picks, request=st.integers(0, 1), answer=st.integers(0, 1))
     def ask_once_more(self, pick: int, request: int, answer: int) -> None:
         """The same few requests over and over, each of them at today's price."""

@@ -33,7 +33,6 @@ from world import ROOT, record
 from keylock.v1 import explanation_pb2 as pb
 
 _RESULTS = ROOT / "benchmarks" / "results" / "serving"
-_IMAGES = 32
 _EXPLAINERS = ("grad_cam", "gradient", "integrated_gradients")
 _GOAL = 0.35
 _LARGE = pb.AnswerOptions(max_bytes=2**26)
@@ -78,7 +77,7 @@ async def measure(material: Material, work: Path, options: argparse.Namespace) -
     """Measures every explainer; every figure is the median of the rounds, the first of which warms up."""
     images = [
         pb.Image(tensor=pb.Tensor(dtype=_DTYPE, shape=one.shape, data=one.tobytes()))
-        for one in material.images()[:_IMAGES]
+        for one in material.images()[: options.images]
     ]
     asked = Asked(material, work)
     try:
@@ -132,6 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=32, help="of the images, in pixels")
     parser.add_argument("--explainers", nargs="+", default=list(_EXPLAINERS))
+    parser.add_argument("--images", type=int, default=10, help="of a request, 32 at most")
     parser.add_argument("--share", type=float, default=0.1, help="of the images that are explained")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--calls", type=int, default=2, help="of each kind in a round")

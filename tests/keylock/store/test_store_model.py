@@ -24,9 +24,14 @@ def test_store_in_sqlite_does_what_its_model_does(tmp_path):
     place = SqlitePlace(tmp_path)
     run_state_machine_as_test(lambda: StoreMachine(place), settings=SMALL)
     # Nothing passed by because nothing happened.
-    assert {"restore done", "reserve answered", "reserve quota", "commit answered", "commit gives back"} <= set(
-        place.counted
-    )
+    assert {
+        "restore done",
+        "reserve answered",
+        "reserve quota",
+        "commit answered",
+        "commit gives back",
+        "disclose answered",
+    } <= set(place.counted)
 
 
 def test_store_in_postgresql_does_what_its_model_does(postgresql):
