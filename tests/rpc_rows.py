@@ -232,6 +232,7 @@ ROWS = {
             "license_id": admin_pb2.SuspendLicenseRequest(license_id="none"),
             "why": admin_pb2.SuspendLicenseRequest(license_id="none", why="x" * 201),
         },
+        free=("unpaid",),
         works=("thread",),
         without_store="NO_STORE",
     ),

@@ -239,7 +239,7 @@ class Ledger:
             if row.charged_at is None and not _TAKE_OVER.change(connection, values):
                 continue
             charged_at = None if row.charged_at is None else datetime.fromtimestamp(row.charged_at, UTC)
-            windows = look_up(connection, order.license, now)
+            windows = look_up(connection, order.payer, now)
             return Reservation(order, expires_at, windows, charged_at, _read_mask(row.explained))
         raise RateError(license_id=order.license.id, retry_after_s=_CONTENDED_S)
 
@@ -309,7 +309,7 @@ class Ledger:
             overage=row.overage,
             # A commit that is run again, because nobody knows whether it went through, is not a repeat.
             repeated=row.attempt != order.attempt,
-            windows=look_up(connection, order.license, charge.time),
+            windows=look_up(connection, order.payer, charge.time),
         )
         if self._record is not None and repeats is not None:
             self._record(connection, made, result.entry)
