@@ -10,7 +10,7 @@ from google.protobuf import json_format, message_factory
 from rpc_rows import CASES
 from support import bearer, details_of, wait_for
 
-from keylock.licensing import Quota, Rate
+from keylock.licensing import DisclosureTerms, Quota, Rate
 from keylock.licensing.receipt_keys import ReceiptKey
 from keylock.licensing.receipts import Receipt
 from keylock.store import LicenseStore
@@ -34,7 +34,7 @@ def world(serve_web, vendor, tiny, tmp_path_factory):
     web = serve_web(license_store=url, receipt_key=folder / "receipts.pem")
     with LicenseStore(url) as store:
         made = SimpleNamespace(web=web, calls=web.calls, grant=lambda **terms: vendor.grant(store=store, **terms))
-        made.token = made.grant().token
+        made.token = made.grant(disclosure=DisclosureTerms(per_day=1000)).token
         receipt = web.calls.explain(tiny.tensor_image(tiny.pixels(8, 8)), token=made.token).receipt
         made.leaf = leaf_hash(Receipt.verify(receipt, lambda _: True).entry)
         yield made
@@ -75,8 +75,12 @@ OWN = ("request_id", "access_token", "expires", "charged_at", "receipt")
 
 def without_own(message):
     plain = json_format.MessageToDict(message, preserving_proto_field_name=True)
-    plain.get("usage", {}).pop("charged_at", None)
-    return {name: value for name, value in plain.items() if name not in OWN}
+    # A disclosure has the answer of an explanation in it.
+    for told in (plain, plain.get("answer", {})):
+        told.get("usage", {}).pop("charged_at", None)
+        for name in OWN:
+            told.pop(name, None)
+    return plain
 
 
 @every_case
