@@ -249,7 +249,9 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
                     await self._explain(task)
                 else:
                     await self._charge(task, charge)
-        write_early(answer, times)
+        if disclosure is None:
+            # A disclosure is another message, which has this one in it.
+            write_early(answer, times)
         await self._parts.padding.leave(times, licensed=granted is not None)
         return answer
 
