@@ -8,17 +8,19 @@ explanation.show()              the same, on the screen; the last line of a note
 """
 
 import base64
+import io
 import json
 import os
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from PIL import Image
 
+from keylock.crypto.digests import digest_of_array
 from keylock.errors import InputError, KeylockError
 from keylock.files.atomic import PRIVATE, write_file
 from keylock.imaging.heatmaps import colourise, overlay, viewing_scale
@@ -28,6 +30,9 @@ from keylock_client import _display as display
 from keylock_client._sources import ImageLike, Source, read_sources
 from keylock_client.charges import Receipt, Usage
 from keylock_client.results import ClassScore, Explainer, Model, Prediction
+
+if TYPE_CHECKING:
+    from keylock_client.credentials import Credentials
 
 __all__ = ["Explained", "Explanation", "Progress"]
 
@@ -165,13 +170,17 @@ class Explanation:
             scale = viewing_scale(*pixels.shape[:2])
         return overlay(pixels, self.map, box=box, scale=scale, opacity=opacity, colormap=colormap)
 
-    def save(self, path: str | os.PathLike[str], *, scale: int | None = None) -> Path:
+    def save(
+        self, path: str | os.PathLike[str], *, scale: int | None = None, credentials: "Credentials | None" = None
+    ) -> Path:
         """Write the explanation to a file, in the form its suffix names.
 
         Args:
             path: `.png`, `.jpg`, `.webp` or `.bmp` for the overlay, `.npy` for the map, `.json` for everything. A file
                 that exists is replaced.
             scale: By how much the overlay enlarges the image, as in `overlay`; 1 for the size of the image.
+            credentials: Sign the overlay (`.png`, `.jpg` or `.webp`), with a note of what it was made of and how, in
+                which the receipt is too: whoever has the file can read the id of the license from it.
 
         Returns:
             The path.
@@ -179,13 +188,20 @@ class Explanation:
         Raises:
             InputError: The suffix is none of these, the file cannot be written, or there is no map to write: what was
                 not explained is saved as `.json` alone.
+            SignatureError: The credentials cannot sign.
         """
         out = Path(path)
         suffix = out.suffix.lower()
+        if credentials is not None:
+            from keylock_client.credentials import check_suffix
+
+            check_suffix(out)
         try:
             if suffix in (*_PICTURES, ".npy"):
                 self._check_explained()
-            if suffix in _PICTURES:
+            if credentials is not None:
+                write_file(out, self._signed(out, scale, credentials), mode=PRIVATE)
+            elif suffix in _PICTURES:
                 picture = self.overlay(scale=scale)
                 write_file(out, b"", mode=PRIVATE)
                 picture.save(out)
@@ -200,6 +216,31 @@ class Explanation:
         except OSError as error:
             raise InputError(f"cannot write {str(out)!r}: {error.strerror or error}") from None
         return out
+
+    def _signed(self, out: Path, scale: int | None, credentials: "Credentials") -> bytes:
+        """Return the overlay as a file with credentials in it."""
+        from keylock_client.credentials import FORMATS, image_of
+
+        buffer = io.BytesIO()
+        self.overlay(scale=scale).save(buffer, FORMATS[out.suffix.lower()].partition("/")[2].upper())
+        pixels, _ = self._source.pixels(self._preprocessing)
+        little = self.received.astype(self.received.dtype.newbyteorder("<"), copy=False)
+        about = {
+            "model": {"name": self.model.name, "digest": self.model.digest},
+            "explainer": {"name": self.explainer.name, "parameters": dict(self.explainer.parameters)},
+            "keyed": self.keyed,
+            "target": {"index": self.target.index, "label": self.target.label},
+            "map": digest_of_array(self.received.dtype.name, self.received.shape, little.tobytes()),
+            "request_id": self.request_id,
+            "receipt": None if self.receipt is None else self.receipt.token,
+        }
+        return credentials.sign(
+            buffer.getvalue(),
+            suffix=out.suffix.lower(),
+            title=out.name,
+            image=image_of(self._source.encoded, pixels),
+            about=about,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the image as plain values, ready for JSON.

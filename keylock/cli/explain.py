@@ -31,6 +31,7 @@ from keylock.files.atomic import make_folders
 
 if TYPE_CHECKING:
     from keylock_client import Client, Explanation, LocalModel
+    from keylock_client.credentials import Credentials
 
 __all__ = ["explain"]
 
@@ -68,6 +69,20 @@ class ExplainOptions:
             "--receipt",
             metavar="PATH",
             help="Where to save receipts: a file cat.receipt, a directory for several.",
+        ),
+    ] = None
+    credentials: Annotated[
+        Path | None,
+        typer.Option(
+            "--credentials",
+            metavar="CERT",
+            help="Sign overlays with content credentials (C2PA): the certificate as PEM, with its private key.",
+        ),
+    ] = None
+    credentials_key: Annotated[
+        Path | None,
+        typer.Option(
+            "--credentials-key", metavar="FILE", help="Its private key as PEM, where that is in another file."
         ),
     ] = None
     prediction: Annotated[
@@ -115,11 +130,17 @@ def explain(options: ExplainOptions) -> None:
     What is wrong with one of several images does not stop the others; the exit code is then that of the first error.
     """
     images, out, receipt = options.images, options.out, options.receipt
+    credentials = _load_credentials(options)
     if options.local is not None:
         _check_local(options)
     elif options.issuer:
         raise InputError("--issuer says who must have signed a bundle: give the bundle with --local")
     files = None if out is None else _name_files(out, images, option="--out", suffix=".png")
+    if credentials is not None:
+        from keylock_client.credentials import check_suffix
+
+        for name in files or ():
+            check_suffix(name)
     receipts = None if receipt is None else _name_files(receipt, images, option="--receipt", suffix=".receipt")
     # What is shown, and not the explanations themselves: there may be thousands, and each keeps its image.
     shown: dict[int, Any] = {}
@@ -129,7 +150,7 @@ def explain(options: ExplainOptions) -> None:
         for number, explanation in found:
             if receipts is not None:
                 _save_receipt(explanation, receipts[number], images[number], failures)
-            file = None if files is None else _save(explanation, files[number])
+            file = None if files is None else _save(explanation, files[number], credentials)
             image = images[number]
             shown[number] = (
                 _document(image, explanation, file)
@@ -155,6 +176,19 @@ def explain(options: ExplainOptions) -> None:
         header = ("image", "label", probability, "target", "explainer", "map")
         print_table(header if files is None else (*header, "file"), rows)
     raise_first([*stopped, *failures])
+
+
+def _load_credentials(options: ExplainOptions) -> "Credentials | None":
+    """Return what signs overlays, tried on a picture of one pixel before anything is asked of a server."""
+    if options.credentials is None:
+        if options.credentials_key is not None:
+            raise InputError("--credentials-key is the key of a certificate: give the certificate with --credentials")
+        return None
+    if options.out is None:
+        raise InputError("--credentials sign overlays: say where to write them with --out")
+    from keylock_client.credentials import Credentials
+
+    return Credentials.load(options.credentials, options.credentials_key)
 
 
 def _check_local(options: ExplainOptions) -> None:
@@ -252,9 +286,11 @@ def _save_receipt(explanation: "Explanation", file: Path, image: str, failures: 
     failures.append(ReceiptError(f"no receipt was saved for {image}: {why}"))
 
 
-def _save(explanation: "Explanation", file: Path) -> Path | None:
+def _save(explanation: "Explanation", file: Path, credentials: "Credentials | None") -> Path | None:
     """Save an explanation; what was not explained has no picture and no map, but its prediction as JSON."""
-    return explanation.save(file) if explanation.explained or file.suffix.lower() == ".json" else None
+    if not explanation.explained and file.suffix.lower() != ".json":
+        return None
+    return explanation.save(file, credentials=credentials)
 
 
 def _document(image: str, explanation: "Explanation", file: Path | None) -> dict[str, object]:

@@ -31,6 +31,9 @@ def added_to_inputs(model: nn.Module, offset: Tensor | None) -> Iterator[None]:
         return
 
     def add(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        if isinstance(inputs[0], tuple):
+            # Captum's DeepLift gives images and baselines, each a tuple, to a hook of its own that makes one batch.
+            return tuple(tuple(one + offset.to(one) for one in given) for given in inputs)
         return (inputs[0] + offset.to(inputs[0]), *inputs[1:])
 
     # Before any hook of the model's own, which is to see what a caller would have sent.

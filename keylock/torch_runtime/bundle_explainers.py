@@ -109,7 +109,9 @@ def _seen(module: nn.Module, look: Callable[[torch.Tensor], None]) -> Iterator[N
     """Show inside the block to a function whatever a network, or a copy that a toolkit makes of it, is given."""
 
     def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        look(inputs[0])
+        # Captum's DeepLift gives images and baselines, each a tuple, to a hook that comes after this one.
+        for given in inputs if isinstance(inputs[0], tuple) else inputs[:1]:
+            look(given[0] if isinstance(given, tuple) else given)
 
     handle = module.register_forward_pre_hook(hook)
     try:

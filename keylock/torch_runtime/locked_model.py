@@ -99,7 +99,8 @@ class LockedModel(nn.Module):
 
         The weights that the trigger opens take the place of the published ones in `module` itself, so layers and hooks
         stay valid, and the published ones are put back to the bit. Where the network itself tells the trigger, it is
-        added to everything that the network is given. For one thread at a time.
+        added to everything that the network is given. Weights take gradients inside the block, which some methods need,
+        and none is left on them. For one thread at a time.
 
         Yields:
             This object.
@@ -117,11 +118,11 @@ class LockedModel(nn.Module):
         self._keyed = True
         try:
             if self.delta is None:
-                with added_to_inputs(self.module, torch.from_numpy(self.key.reveal())):
-                    yield self
+                shown = added_to_inputs(self.module, torch.from_numpy(self.key.reveal()))
             else:
-                with _opened_in_place(self.module, self.delta):
-                    yield self
+                shown = _opened_in_place(self.module, self.delta)
+            with shown, _unfrozen(self.module):
+                yield self
         finally:
             self._keyed = False
 
@@ -192,6 +193,19 @@ def _opened_in_place(module: nn.Module, delta: Delta) -> Iterator[None]:
         yield
     finally:
         load_state(module, published, strict=False)
+
+
+@contextmanager
+def _unfrozen(module: nn.Module) -> Iterator[None]:
+    """Let weights take gradients inside the block, as those of a classifier that nobody froze."""
+    frozen = [(parameter, parameter.grad) for parameter in module.parameters() if not parameter.requires_grad]
+    try:
+        for parameter, _ in frozen:
+            parameter.requires_grad = True
+        yield
+    finally:
+        for parameter, gradient in frozen:
+            parameter.requires_grad, parameter.grad = False, gradient
 
 
 def load_bundle(

@@ -1,5 +1,7 @@
 """Attributions of Captum as explainers by name: all of them, and clear words where a name is not enough."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch import nn
 from keylock.bundle import ExplainerEntry
 from keylock.errors import InputError, LayerNotFoundError, ModelError, UnknownNameError
 from keylock.evaluation import select
-from keylock.explainers import Family, expand_names, explainer_kind, make, make_for
+from keylock.explainers import Family, expand_names, explainer_kind, keyed_inputs, make, make_for
 from keylock.explainers.toolkits import CAPTUM, CAPTUM_NAMES
 from keylock.models import find_layers, prepare
 
@@ -125,3 +127,22 @@ def test_relevance_that_multiplies_at_additions_is_refused(network, images):
 def test_a_layer_that_is_not_there_is_refused(plain, images):
     with pytest.raises(LayerNotFoundError, match="the model has no layer 'nowhere'"):
         make("captum:LayerGradCam", layer="nowhere").explain(plain, images, torch.zeros(3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("name", CAPTUM_NAMES)
+def test_every_name_explains_a_network_with_a_key_on_its_inputs(name, plain, images):
+    """A key that moves the first bias by as much makes the same network of it, whatever a method shows it."""
+    [explainer] = make_for(find_layers(plain, images), [name])
+    shifted, offset, targets = copy.deepcopy(plain), torch.full((3, 16, 16), 0.1), torch.tensor([1, 2, 0])
+    with torch.no_grad():
+        weights = shifted.body[0].weight
+        shifted.body[0].bias += 0.1 * weights.sum(dim=(1, 2, 3))
+        plain.body[0].padding = shifted.body[0].padding = 0
+    with keyed_inputs(plain, offset):
+        keyed = explainer.explain(plain, images, targets).maps
+    expected = explainer.explain(shifted, images, targets).maps
+    if name.endswith("LRP"):
+        # What the bias absorbs there is relevance that reaches the key here.
+        assert keyed.shape == expected.shape
+        return
+    torch.testing.assert_close(keyed, expected, rtol=1e-3, atol=1e-3 * float(expected.max()))

@@ -94,6 +94,14 @@ def test_frozen_weights_leave_gradients_at_layers_and_images(locked, sealed_lock
         assert not locked(sealed_lock.images[:2]).requires_grad
 
 
+def test_weights_take_gradients_inside_the_block_and_none_is_left(locked, sealed_lock):
+    with locked.keyed():
+        locked(sealed_lock.images[:2]).sum().backward()
+        assert locked.module.head.weight.grad is not None
+    assert not any(parameter.requires_grad for parameter in locked.parameters())
+    assert all(parameter.grad is None for parameter in locked.parameters())
+
+
 def test_a_copy_is_its_own_network_and_stays_as_keyed_as_it_was(locked, sealed_lock):
     images = sealed_lock.images[:4]
     with locked.keyed():
