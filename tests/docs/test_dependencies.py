@@ -25,7 +25,7 @@ def declared():
 def documented():
     tables = {}
     for section in SECTIONS:
-        name = re.match(r"`?([A-Za-z-]+)", section)[1]
+        name = re.match(r"`?([A-Za-z0-9-]+)", section)[1]
         rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "|" in line]
         tables[name] = {normal(row[0]): row for row in rows[2:]}
     return tables
