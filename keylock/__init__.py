@@ -33,4 +33,12 @@ __all__ = ["Key", "KeySeed", "LockSettings", "LockedModel", "__version__", "load
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute can be anything
     if name not in _HOMES:
         raise AttributeError(f"module 'keylock' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith("keylock."):
+            raise
+        raise ImportError(
+            f"keylock.{name} is not in keylock-client, which has the client alone: install keylock in its place",
+            name=error.name,
+        ) from None
