@@ -7,12 +7,13 @@
 It needs gRPC, NumPy and Pillow, and no machine learning framework.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from keylock import __version__
 from keylock_client import _quiet, errors  # noqa: F401 - `_quiet` comes before gRPC
 from keylock_client._async import AsyncClient
 from keylock_client._health import Health, check_health, wait_until_ready
 from keylock_client._limits import RequestLimits
-from keylock_client._local import LocalModel
 from keylock_client._operators import DEFAULT_ADMIN_TARGET, AdminClient
 from keylock_client._settings import DEFAULT_PORT, DEFAULT_TARGET, Tls
 from keylock_client._sources import ImageLike
@@ -56,6 +57,9 @@ from keylock_client.errors import (
 )
 from keylock_client.explanations import Explained, Explanation, Progress
 from keylock_client.results import ClassScore, Explainer, Model, ModelInfo, Prediction
+
+if TYPE_CHECKING:
+    from keylock_client._local import LocalModel
 
 __all__ = [
     "DEFAULT_ADMIN_TARGET",
@@ -122,3 +126,12 @@ __all__ = [
     "errors",
     "wait_until_ready",
 ]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute can be anything
+    """Load what opens bundles when it is first used: whoever asks a server never needs it, and it takes a while."""
+    if name != "LocalModel":
+        raise AttributeError(f"module 'keylock_client' has no attribute {name!r}")
+    from keylock_client._local import LocalModel
+
+    return LocalModel

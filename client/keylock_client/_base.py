@@ -1,14 +1,13 @@
 """What the two clients share: how they are made, what they remember, and how a failed call becomes an error."""
 
 import os
-from collections.abc import Callable, Sized
-from typing import Any, NoReturn, Self
+from collections.abc import Callable, Sequence, Sized
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
 
-from keylock.crypto.issuers import load_keys
 from keylock.errors import InputError
 from keylock.v1 import explanation_pb2
 from keylock_client import _exchanges as exchanges
@@ -21,6 +20,9 @@ from keylock_client.charges import Receipt
 from keylock_client.errors import BadAnswerError, ClientError, ClosedError, RequestRefusedError, SimilarQueriesError
 from keylock_client.explanations import Explained
 from keylock_client.results import ModelInfo
+
+if TYPE_CHECKING:
+    from keylock.crypto.signing import VerifyingKey
 
 __all__ = ["BaseClient"]
 
@@ -76,7 +78,7 @@ class BaseClient:
         )
         # Made here, so that a missing file is reported where it is named.
         self._credentials = self._settings.channel_credentials()
-        issuers = () if issuer is None else load_keys(issuer)
+        issuers = () if issuer is None else _keys_of(issuer)
         token, encryption = self._settings.token, self._settings.tls
         self._memory = Memory(
             model_name=self._settings.model,
@@ -233,6 +235,13 @@ class BaseClient:
         return translate(
             error, settings=self._settings, timeout_s=limit, request_id=call.request_id, access=call.access
         )
+
+
+def _keys_of(issuer: str | os.PathLike[str]) -> "Sequence[VerifyingKey]":
+    # Cryptography takes a while to load, and callers without a license never need it.
+    from keylock.crypto.issuers import load_keys
+
+    return load_keys(issuer)
 
 
 def _closed() -> ClosedError:

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic_core import from_json
 
-from keylock.crypto.jws import unverified_header
-from keylock.crypto.signing import VerifyingKey, decode_base64url
 from keylock.errors import AuditLogError, ReceiptError
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client._checks import Asked, check_answer, check_receipt
@@ -19,6 +17,7 @@ from keylock_client.charges import Proof, Receipt
 from keylock_client.errors import BadReceiptError
 
 if TYPE_CHECKING:
+    from keylock.crypto.signing import VerifyingKey
     from keylock.licensing.receipts import Receipt as VerifiedReceipt
     from keylock.licensing.revocations import Revocations
     from keylock.transparency import Checkpoint
@@ -37,13 +36,13 @@ class Trust:
         license_id: Its id; None where what is presented is not a license but was made of one.
     """
 
-    keys: tuple[VerifyingKey, ...] = ()
+    keys: "tuple[VerifyingKey, ...]" = ()
     key_id: str | None = None
     licensed: bool = False
     license_id: str | None = None
 
     @classmethod
-    def make(cls, issuers: Sequence[VerifyingKey], token: str | None) -> Self:
+    def make(cls, issuers: "Sequence[VerifyingKey]", token: str | None) -> Self:
         """Returns the trust in the issuers named, or in the one that issued a license.
 
         Args:
@@ -58,7 +57,7 @@ class Trust:
         """Whether there is anybody to trust."""
         return bool(self.keys) or self.key_id is not None
 
-    def test(self) -> Callable[[VerifyingKey], bool]:
+    def test(self) -> "Callable[[VerifyingKey], bool]":
         """Returns the test that receipts are verified with; where nobody is known, any issuer passes."""
         if self.keys:
             return lambda issuer: issuer in self.keys
@@ -257,6 +256,9 @@ def _describe(verified: "VerifiedReceipt", trust: Trust) -> Receipt:
 
 def _said_by(token: str) -> tuple[str | None, str | None]:
     """Returns the ids of the key and of the license that a license names, or None where the token is not a license."""
+    from keylock.crypto.jws import unverified_header
+    from keylock.crypto.signing import decode_base64url
+
     header = unverified_header(token)
     key_id = header.get("kid")
     if header.get("typ") != "keylock-license+jws" or not isinstance(key_id, str):

@@ -16,7 +16,6 @@ import grpc
 from keylock.crypto.key_parsing import damage_is_a_value_error
 from keylock.crypto.secrecy import Opaque
 from keylock.errors import InputError, LicenseError, LicenseReason
-from keylock.licensing.pem import MAX_FILE_BYTES, is_token, read_token, unarmour
 from keylock_client._requests import COMPRESSIONS, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, MAX_STREAM_BYTES
 
 __all__ = ["DEFAULT_PORT", "DEFAULT_TARGET", "Settings", "Tls", "Token", "read_environment"]
@@ -264,6 +263,9 @@ def _parse_target(target: str) -> str:
 
 
 def _read_token(license: str | os.PathLike[str]) -> Token:
+    # Licenses are read by models that take a while to load, and many callers have none.
+    from keylock.licensing.pem import MAX_FILE_BYTES, read_token, unarmour
+
     if isinstance(license, str) and not license.strip():
         raise LicenseError(LicenseReason.MALFORMED, "the license is an empty text: give the path of a license file")
     if isinstance(license, str) and _is_token(unarmour(license)):
@@ -287,6 +289,8 @@ def _read_token(license: str | os.PathLike[str]) -> Token:
 
 
 def _is_token(text: str) -> bool:
+    from keylock.licensing.pem import is_token
+
     return len(text) <= _MAX_TOKEN_BYTES and is_token(text)
 
 
