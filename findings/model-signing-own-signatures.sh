@@ -4,8 +4,8 @@
 # Versions: model-signing 1.1.1, sigstore 4.5.1, pyOpenSSL 26.4.0, Python 3.11. Date: 2026-11-30.
 # One would guess: `pip install model-signing` is enough, and what the tool signs it verifies, as it reads from the
 #   signature how the files were digested.
-# What is true: it imports OpenSSL, which it does not ask for and sigstore of today does not bring. With pyOpenSSL beside
-#   it, signatures over SHA-256 and BLAKE3 of whole files verify. One over BLAKE2b is written as `blake2b` and read as
+# What is true: it imports OpenSSL, which it does not ask for and sigstore of today does not bring. With pyOpenSSL
+#   beside it, signatures over SHA-256 and BLAKE3 of whole files verify. One over BLAKE2b is written as `blake2b` and read as
 #   `blake2` alone: "Unsupported hashing method". The size of shards comes back as a float, which cannot be used as one.
 # Why our users meet it: they verify `model.sig` of a bundle with this tool, and may sign bundles with it.
 set -euo pipefail
