@@ -8,7 +8,8 @@
 #   EXTRAS   parts of keylock; server,postgres if left out
 #   DEVICE   cpu (if left out) leaves out what ONNX Runtime needs for graphics cards; gpu keeps it
 #
-# PYTHON names the interpreter. Says at the end how large the folder is, and how large compressed.
+# PYTHON names the interpreter. Says at the end how large the folder is, and how large compressed, and fails where that is
+# too much for a server on processors.
 set -eu
 
 folder=${1:?"usage: deploy/install.sh FOLDER [EXTRAS] [DEVICE]"}
@@ -52,5 +53,16 @@ case $extras in
     ;;
 esac
 "$folder/bin/keylock" --version
-tar -C "$folder" -cf - . | gzip -c | wc -c | awk -v folder="$folder" -v disk="$(du -sk "$folder" | cut -f1)" \
-    '{ printf "%s: %.0f MB, compressed %.0f MB\n", folder, disk / 1000, $1 / 1e6 }'
+compressed=$(($(tar -C "$folder" -cf - . | gzip -c | wc -c) / 1000000))
+echo "$folder: $(($(du -sk "$folder" | cut -f1) / 1000)) MB, compressed $compressed MB"
+# An image of a server has 400 MB at most, compressed, and some fifty of them are the image of Python beneath it.
+most=340
+case $extras,$device in
+*train* | *all* | *,gpu) ;;
+*)
+    if [ "$compressed" -gt "$most" ]; then
+        echo "error: a server's folder has $compressed MB compressed, and $most at most are allowed" >&2
+        exit 1
+    fi
+    ;;
+esac

@@ -35,8 +35,17 @@ class Balancer(ABC):
     program: ClassVar[str]
     notice_s: ClassVar[float]
     _file: ClassVar[str]
+    _port: ClassVar[str]
 
-    def __init__(self, folder: Path, targets: Sequence[str], *, least: int, quiet_s: float | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        targets: Sequence[str],
+        *,
+        least: int,
+        quiet_s: float | None = None,
+        lines: Sequence[str] = (),
+    ) -> None:
         """Start it and return when it divides calls.
 
         Args:
@@ -44,6 +53,7 @@ class Balancer(ABC):
             targets: Three addresses of servers.
             least: How many of them are there.
             quiet_s: How long it leaves a quiet stream alone, in whole seconds, in place of what its file says.
+            lines: What stands in place of the line that names its port; the first of them names that port too.
 
         Raises:
             RuntimeError: Its program is not installed, or does not start; the message says what it says.
@@ -55,6 +65,9 @@ class Balancer(ABC):
         text = (_DEPLOY / self._file).read_text("utf-8")
         if quiet_s is not None:
             text = re.sub(rf"\b{_QUIET}\b", f"{quiet_s:.0f}s", text)
+        if lines:
+            [plain] = re.findall(rf"^ *({self._port} :?8470\b.*)$", text, re.MULTILINE)
+            text = text.replace(plain, "\n".join(lines))
         file = folder / self._file
         file.write_text(self._here(text, folder, targets), "utf-8")
         self._log = folder / f"{self.program}.log"
@@ -103,7 +116,7 @@ class HAProxy(Balancer):
 
     program = "haproxy"
     notice_s = 3.5
-    _file = "haproxy.cfg"
+    _file, _port = "haproxy.cfg", "bind"
 
     def table(self) -> list[dict[str, str]]:
         """Return HAProxy's own figures, a row for each server."""
@@ -150,7 +163,7 @@ class Nginx(Balancer):
 
     program = "nginx"
     notice_s = 0.0
-    _file = "nginx.conf"
+    _file, _port = "nginx.conf", "listen"
     # For so long a server rests that could not be reached.
     _REST_S: ClassVar[float] = 1.5
 
@@ -161,7 +174,8 @@ class Nginx(Balancer):
     def _here(self, text: str, folder: Path, targets: Sequence[str]) -> str:
         for number, target in enumerate(targets, 1):
             text = text.replace(f"keylock-{number}:8470", target)
-        return text.replace("listen 8470", f"listen {self.target}").replace("/tmp/", f"{folder}/")  # noqa: S108
+        text = text.replace("listen 8470", f"listen {self.target}")
+        return text.replace("/tmp/keylock-nginx", f"{folder}/keylock-nginx")  # noqa: S108
 
     def _arguments(self, file: Path) -> list[str]:
         return ["-c", str(file), "-p", str(file.parent), "-e", "stderr", "-g", "daemon off;"]

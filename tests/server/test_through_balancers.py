@@ -1,6 +1,7 @@
 """Clients whose calls and streams go through a real balancer, which ends streams that are quiet for two seconds."""
 
 import itertools
+import re
 import sys
 import threading
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from support import wait_for
 
-from keylock_client import AsyncClient, Client, UnreachableError, _streams
+from keylock_client import AsyncClient, Client, Tls, UnreachableError, _streams
 from keylock_server.services.streams import ImageStream
 
 ROOT = Path(__file__).parents[2]
@@ -179,3 +180,26 @@ def test_where_no_server_is_left_the_error_says_so(before, start_server, tiny):
         calls.stop(drain_s=0).result(timeout=30)
         with pytest.raises(UnreachableError, match="found none that answered: try again later"):
             client.explain(tiny.images(1)[0], timeout_s=10)
+
+
+def test_the_lines_of_the_page_for_tls_encrypt_what_comes_to_a_balancer(
+    kind, start_server, vendor, tiny, tls_files, tmp_path
+):
+    page = (ROOT / "docs" / "operating.md").read_text("utf-8")
+    lines = next(block for block in re.findall(r"```text\n(.*?)```", page, re.DOTALL) if f"{kind._port} " in block)
+    certificate, key = tls_files / "server.pem", tls_files / "server.key"
+    both = tmp_path / "balancer.pem"
+    both.write_bytes(certificate.read_bytes() + key.read_bytes())
+    for name, file in {"balancer.pem": both, "balancer.crt": certificate, "balancer.key": key}.items():
+        lines = lines.replace(f"/run/secrets/{name}", str(file))
+    calls, granted = start_server(), vendor.grant()
+    targets = [f"127.0.0.1:{port}" for port in (calls.server.port, balancer.free_port(), balancer.free_port())]
+    between = kind(tmp_path, targets, least=1, lines=lines.splitlines())
+    try:
+        with Client(between.target, license=granted.token, tls=Tls(ca=certificate, server_name="localhost")) as client:
+            assert client.explain(tiny.images(1)[0]).keyed
+        with Client(between.target, tls=False) as client, pytest.raises(UnreachableError):
+            client.explain(tiny.images(1)[0], timeout_s=5)
+    finally:
+        between.stop()
+    calls.stop().result(timeout=30)
