@@ -46,9 +46,10 @@ def write_database(result: Mapping[str, Any]) -> str:
     return (
         f"- {_balancer(result)}, PostgreSQL stopped and killed in turns, {result['restarts_of_the_database']} times, "
         f"and away for {result['away_s']:g} s, under {result['callers']} callers that try again: "
-        f"{result['calls']:,} calls, {result['books']['requests_charged']:,} requests charged, {_faults(result)}. Licensed calls passed again "
-        f"{result['most_seconds_until_licensed_again']:.1f} s at most after it was back; of {others['calls']:,} calls "
-        f"without a license {others['failed_calls']} failed meanwhile. {_command(result)}\n"
+        f"{result['calls']:,} calls, {result['books']['requests_charged']:,} requests charged, {_faults(result)}. "
+        f"Licensed calls passed again {result['most_seconds_until_licensed_again']:.1f} s at most after it was back; "
+        f"of {others['calls']:,} calls without a license {others['failed_calls']} failed meanwhile. "
+        f"{_command(result)}\n"
     )
 
 
