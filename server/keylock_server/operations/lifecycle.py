@@ -21,6 +21,7 @@ __all__ = ["RunningServer"]
 
 _FOREVER_S: Final = 1e6
 _SETTLE_S: Final = 0.1
+_LAST_S: Final = 1.0
 
 
 class RunningServer:
@@ -165,7 +166,8 @@ class RunningServer:
         for task in (refusing, *waiting):
             task.cancel()
         await asyncio.gather(refusing, *waiting, return_exceptions=True)
-        await server.stop(None)
+        # A call that came before all that and is not counted yet, as on a machine that is busy, is let finish as well.
+        await server.stop(None if self._hurry.is_set() else _LAST_S)
         if self._http is not None:
             await self._http.close()
         # Not before: whoever restores the store asks which servers still use it, and they must notice that it was.

@@ -155,6 +155,30 @@ def test_a_server_that_leaves_takes_calls_until_balancers_have_noticed(start_ser
         calls.explain(image)
 
 
+def test_a_call_that_is_not_counted_yet_when_a_server_stops_is_answered(start_server, tiny, monkeypatch):
+    """As it happens where a machine is so busy that a call waits for its handler for longer than the server settles."""
+    calls, image = start_server(), tiny.tensor_image(tiny.images(1)[0])
+    model, running = calls.server.model, calls.server.parts.running
+    real, begun = type(model).explain, threading.Event()
+
+    def explain(self, *arguments, **options):
+        begun.set()
+        time.sleep(0.7)
+        return real(self, *arguments, **options)
+
+    async def idle():
+        return None
+
+    monkeypatch.setattr(type(model), "explain", explain)
+    monkeypatch.setattr(running, "idle", idle)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(calls.explain, image)
+        assert begun.wait(10)
+        stopping = calls.stop(drain_s=20)
+        assert answer.result(timeout=20).results
+    stopping.result(timeout=20)
+
+
 def test_a_server_that_leaves_counts_as_one_that_uses_its_store_until_its_last_call(start_server, vendor, tmp_path):
     url = f"sqlite:///{tmp_path / 'own.db'}"
     calls, store = start_server(notice_s=1.0, license_store=url), LicenseStore(url)
