@@ -464,7 +464,8 @@ def main() -> None:
     else:
         measured = RESULTS / f"bulk_cost_{material.about()['architecture']}_{material.side}.json"
         name, result = "bulk_store", store(material, json.loads(measured.read_text()))
-    record(name, {"command": " ".join(["python", *sys.argv]), **result}, folder=RESULTS)
+    given = [one for one in sys.argv if one != "--work" and one != str(options.work)]
+    record(name, {"command": " ".join(["python", *given]), **result}, folder=RESULTS)
 
 
 if __name__ == "__main__":

@@ -237,7 +237,7 @@ class Worker:
         maps = [one for one in written.maps if one is not None]
         results = [
             Explained(
-                saliency=np.frombuffer(elements, kind).reshape(tuple(result.map.shape)),
+                saliency=np.frombuffer(elements or b"", kind).reshape(tuple(result.map.shape)),
                 scaling=(result.scaling.scale, result.scaling.offset) if result.HasField("scaling") else None,
                 label=result.prediction.label,
                 index=result.prediction.index,
