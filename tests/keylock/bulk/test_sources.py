@@ -6,6 +6,7 @@ pytest.importorskip("pyarrow", reason="needs the extra ray")
 
 import pyarrow as pa
 from bulk_jobs import draw
+from object_store import object_store
 from pyarrow import parquet
 
 from keylock.bulk.plan import make_blocks, read_block, read_plan
@@ -118,3 +119,24 @@ def test_unknown_url_is_refused():
 def test_file_that_is_gone_is_an_error_that_names_it(tmp_path):
     with pytest.raises(DataError, match=r"cannot read gone.png: No such file"):
         Place.of(str(tmp_path)).read("gone.png", most=10)
+
+
+def test_images_in_an_object_store_are_listed_and_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "name")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "word")
+    data = draw(tmp_path / "data", 5)
+    objects = {f"photos/{path.relative_to(data)}": path.read_bytes() for path in data.rglob("*.png")}
+    table = tmp_path / "table.parquet"
+    parquet.write_table(pa.table({"image": list(objects.values())}), table)
+    objects["table.parquet"] = table.read_bytes()
+    with object_store(objects) as where:
+        how = f"?endpoint_override={where}&scheme=http&region=nowhere"
+        place = Place.of(f"s3://bucket/photos{how}")
+        listing = list_data(place, column=None)
+        assert listing.names == ("000.png", "002.png", "004.png", "below/001.png", "below/003.png")
+        assert place.read("below/001.png", most=10**6) == objects["photos/below/001.png"]
+        with pytest.raises(DataError, match=r"cannot read gone.png"):
+            place.read("gone.png", most=10)
+        assert [one.count for one in blocks_of(f"s3://bucket/table.parquet{how}", size=2)] == [2, 2, 1]
+        with pytest.raises(DataError, match="there is no s3://bucket/nothing"):
+            blocks_of(f"s3://bucket/nothing{how}", size=2)
