@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from keylock.bundle import open_bundle
 from keylock.crypto.signing import SigningKey
 from keylock.licensing import License, issue, new_license_id
 
@@ -85,3 +86,52 @@ def run(arguments: list[str], environment: dict[str, str]) -> tuple[int, Any, st
     with start([*arguments, "--json"], environment) as process:
         told, said = process.communicate(timeout=PATIENCE_S)
     return process.returncode, json.loads(told) if told else None, said
+
+
+def made_job(vendor: Vendor, data: Path, out: Path, **changes: Any) -> Any:
+    """Makes a job of blocks of four images, as the command does."""
+    from keylock.bulk.job import Asked, Job
+    from keylock.bulk.plan import make_blocks
+    from keylock.bulk.sources import Place, list_data
+
+    with open_bundle(vendor.bundle.path, trusted=None) as bundle:
+        model = bundle.manifest.model_digest
+    fields = {
+        "model": model,
+        "explainer": "grad_cam",
+        "target": -1,
+        "data": str(data),
+        "column": "",
+        "limit": None,
+        "block_size": 4,
+        "map_dtype": "float32",
+        "prediction": "public",
+        "keyed": True,
+        "license": None,
+    }
+    asked = Asked(**fields | changes)
+    place = Place.of(str(data))
+    listing = list_data(place, column=None)
+    out.mkdir()
+    blocks = make_blocks(place, listing, size=4, limit=None)
+    job = Job.begin(out, asked, listing.kind, listing.column, blocks)
+    job.prepare()
+    return job
+
+
+def order_for(vendor: Vendor, job: Any, **changes: Any) -> Any:
+    """Returns what a worker of such a job is told."""
+    from keylock.bulk.worker import WorkerOrder
+
+    fields = {
+        "folder": str(job.folder),
+        "job": job.id,
+        "column": "",
+        "asked": job.asked,
+        "batch_size": 2,
+        "max_pixels": None,
+        "settings": {"bundle": str(vendor.bundle.path), "key_file": str(vendor.bundle.key_file)},
+        "offline_license": None,
+        "variables": None,
+    }
+    return WorkerOrder(**fields | changes)

@@ -9,62 +9,18 @@ import pytest
 
 pytest.importorskip("pyarrow", reason="needs the extra ray")
 
-from bulk_jobs import draw
+from bulk_jobs import draw, made_job, order_for
 
 from keylock.bulk.handover import handed_over, take_over
-from keylock.bulk.job import Asked, Job, begin_try
+from keylock.bulk.job import begin_try
 from keylock.bulk.parts import Explained, Row, failures_of, read_maps, rows_of, write_part
-from keylock.bulk.plan import make_blocks
-from keylock.bulk.sources import Place, list_data
-from keylock.bulk.worker import BlockResult, Worker, WorkerOrder
-from keylock.bundle import open_bundle
+from keylock.bulk.worker import BlockResult, Worker
 from keylock.errors import InputError, UnsealError
 from keylock.licensing.charges import AnswerDigests
 
 
 def explained(saliency):
     return Explained(saliency, None, "a", 0, 0.5, np.zeros(3, np.float32), "b", 1, 0.25, True)
-
-
-def made_job(vendor, data, out, **changes):
-    with open_bundle(vendor.bundle.path, trusted=None) as bundle:
-        model = bundle.manifest.model_digest
-    fields = {
-        "model": model,
-        "explainer": "grad_cam",
-        "target": -1,
-        "data": str(data),
-        "column": "",
-        "limit": None,
-        "block_size": 4,
-        "map_dtype": "float32",
-        "prediction": "public",
-        "keyed": True,
-        "license": None,
-    }
-    asked = Asked(**fields | changes)
-    place = Place.of(str(data))
-    listing = list_data(place, column=None)
-    out.mkdir()
-    blocks = make_blocks(place, listing, size=4, limit=None)
-    job = Job.begin(out, asked, listing.kind, listing.column, blocks)
-    job.prepare()
-    return job
-
-
-def order_for(vendor, job, **changes):
-    fields = {
-        "folder": str(job.folder),
-        "job": job.id,
-        "column": "",
-        "asked": job.asked,
-        "batch_size": 2,
-        "max_pixels": None,
-        "settings": {"bundle": str(vendor.bundle.path), "key_file": str(vendor.bundle.key_file)},
-        "offline_license": None,
-        "variables": None,
-    }
-    return WorkerOrder(**fields | changes)
 
 
 @pytest.fixture
