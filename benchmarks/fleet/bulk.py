@@ -313,7 +313,8 @@ def kills(material: Material, *, seconds: float, images: int, seed: int) -> dict
         out, killed, began = Path(folder) / "out", 0, time.monotonic()
         command = job_command(material, data, out, workers=2, block=16, limit=None)
         weighed = Weighed(command, environment(), blocks=out / "blocks")
-        while not (out / "unfinished").is_dir() and weighed.process.poll() is None:
+        # Workers take their time to open the bundle; there is nobody to kill before.
+        while not list((out / "unfinished").glob("*.try")) and weighed.process.poll() is None:
             time.sleep(0.1)
         started = time.monotonic()
         while weighed.process.poll() is None and time.monotonic() - started < seconds:
