@@ -233,8 +233,6 @@ class Worker:
             dtype=asked.map_dtype,
         )
         kind = np.dtype(asked.map_dtype).newbyteorder("<")
-        # Without a condition every image is explained.
-        maps = [one for one in written.maps if one is not None]
         results = [
             Explained(
                 saliency=np.frombuffer(elements or b"", kind).reshape(tuple(result.map.shape)),
@@ -248,7 +246,7 @@ class Worker:
                 target_probability=result.target.probability,
                 keyed=result.keyed,
             )
-            for result, elements, logits in zip(written.results, maps, written.logits, strict=True)
+            for result, elements, logits in zip(written.results, written.maps, written.logits, strict=True)
         ]
         return results, digests_of(*written)
 

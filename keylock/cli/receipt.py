@@ -112,7 +112,8 @@ def receipt_verify(
     charge = verified.charge
     images, maps = _given_digests(image, map_file, block)
     _check("images", charge.image_digests, images)
-    _check("maps", tuple(one for one in charge.answer.maps if one is not None), maps)
+    explained = tuple(one for one in charge.answer.maps if one is not None)
+    _check("maps", explained, maps)
     logged = None
     if proof is not None:
         read = InclusionProof.parse(read_small_text(proof, "proof"))
