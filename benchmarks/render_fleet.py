@@ -22,7 +22,7 @@ def write_restarts(result: Mapping[str, Any]) -> str:
     return (
         f"- {_balancer(result)}, {result['rolling_restarts']} rolling restarts of {result['servers']} servers under "
         f"{result['callers']} callers that never try again: {result['calls']:,} calls, "
-        f"{result['failed_calls']} failed, "
+        f"{result['failed_calls']} failed{_how(result)}, "
         f"{result['units_answered']:,} units answered, {result['units_charged']:,} charged, {wrong} differences in the "
         f"books. {_command(result)}\n"
     )
@@ -60,6 +60,11 @@ def write_throughput(result: Mapping[str, Any]) -> str:
         f"{result['callers_of_a_server']} callers for each server: {result['ratio']:.2f} times, the median of "
         f"{', '.join(f'{ratio:.2f}' for ratio in result['ratios'])}. {_command(result)}\n"
     )
+
+
+def _how(result: Mapping[str, Any]) -> str:
+    failed = [f"{count} {code}" for code, count in result["outcomes"].items() if code != "OK"]
+    return f" ({', '.join(failed)})" if failed else ""
 
 
 def _balancer(result: Mapping[str, Any]) -> str:
