@@ -235,7 +235,7 @@ class Worker:
         kind = np.dtype(asked.map_dtype).newbyteorder("<")
         results = [
             Explained(
-                saliency=np.frombuffer(elements or b"", kind).reshape(tuple(result.map.shape)),
+                saliency=np.frombuffer(elements, kind).reshape(tuple(result.map.shape)),
                 scaling=(result.scaling.scale, result.scaling.offset) if result.HasField("scaling") else None,
                 label=result.prediction.label,
                 index=result.prediction.index,
