@@ -178,7 +178,7 @@ def _knock(address: str) -> None:
     except OSError as error:
         why = error.strerror or "no answer"
         raise ServiceError(
-            f"no Ray cluster answers at {address} ({why}): start one with ray start --head, or leave out --address to "
+            f"no Ray cluster answers at {address} ({why}): start one with `ray start`, or leave out address= to "
             "use this machine"
         ) from None
 

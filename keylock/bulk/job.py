@@ -113,7 +113,7 @@ class Job:
         if _JOB not in content:
             # Left by a run that was stopped before it had a plan.
             if content - {_PLAN, f".{_PLAN}.new", f".{_JOB}.new"}:
-                raise InputError(f"{folder} is not empty and holds no job: choose another folder with --out")
+                raise InputError(f"{folder} is not empty and holds no job: choose another folder with out=")
             return None
         try:
             found = json.loads((folder / _JOB).read_text("utf-8"))
@@ -122,12 +122,12 @@ class Job:
             before = Asked(**found["asked"])
             identity, kind, column = (str(found[name]) for name in ("id", "kind", "column"))
         except (OSError, ValueError, KeyError, TypeError):
-            raise InputError(f"{folder / _JOB} is not that of a job: choose another folder with --out") from None
+            raise InputError(f"{folder / _JOB} is not that of a job: choose another folder with out=") from None
         different = [what for name, what in _NAMES.items() if getattr(before, name) != getattr(asked, name)]
         if different:
             raise InputError(
                 f"{folder} holds the output of another job, with {' and '.join(different)}: choose another folder with "
-                "--out, or the options that it was begun with"
+                "out=, or the options that it was begun with"
             )
         return cls(folder, identity, kind, column, asked, tuple(read_plan(folder / _PLAN)), True)
 
@@ -264,7 +264,7 @@ def begin_try(unfinished: Path, number: int, *, most: int) -> str:
     if tries >= most:
         raise InputError(
             f"{tries} workers ended while they explained it, before they could say why: is there enough memory? A "
-            "smaller --batch-size takes less"
+            "smaller batch_size= takes less"
         )
     name = f"{_name(number)}.{secrets.token_hex(6)}"
     write_file(unfinished / f"{name}.{_TRY}", f"{os.getpid()}\n", mode=PRIVATE)

@@ -136,7 +136,7 @@ def _begin(
     if wanted > there or not there:
         what = f"{cores} cores and {gpus} GPUs" if workers.gpu else f"{cores} cores"
         raise InputError(
-            f"the cluster has {what}, which is not enough for {max(1, wanted)} workers: give --workers {there}"
+            f"the cluster has {what}, which is not enough for {max(1, wanted)} workers: give workers={there}"
             if there
             else f"the cluster has {what}, which is not enough for a worker"
         )

@@ -138,7 +138,7 @@ def list_data(place: Place, *, column: str | None) -> Listing:
         more = f" among its {others} files" if others else ""
         raise DataError(f"{place.name} has no images{more}: expected {', '.join(sorted(SUFFIXES))} or {_PARQUET}")
     if column is not None:
-        raise InputError("--column names a column of Parquet files, and the data are image files: leave it out")
+        raise InputError("column= names a column of Parquet files, and the data are image files: leave it out")
     return Listing("files", tuple(sorted(images)), "", others)
 
 
@@ -162,12 +162,12 @@ def image_column(place: Place, name: str, column: str | None) -> str:
     usable = [part.name for part in schema if holds_bytes(part.type)]
     if column is not None and column not in usable:
         raise DataError(
-            f"the column {column!r} of {name or place.name} has no image files: --column takes "
+            f"the column {column!r} of {name or place.name} has no image files: column= takes "
             f"{', '.join(usable) or 'a column of bytes, and there is none'}"
         )
     if column is None and _USUAL_COLUMN not in usable and len(usable) != 1:
         told = f"several columns of bytes ({', '.join(usable)})" if usable else "no column of bytes"
-        raise DataError(f"{name or place.name} has {told}: say with --column which has the images")
+        raise DataError(f"{name or place.name} has {told}: say with column= which has the images")
     return column or (_USUAL_COLUMN if _USUAL_COLUMN in usable else usable[0])
 
 

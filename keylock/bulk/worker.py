@@ -155,7 +155,7 @@ class Worker:
         self._plan, self._unfinished = folder / "plan.jsonl", folder / "unfinished"
         if order.job not in _job_in(folder):
             raise InputError(
-                "it does not see the folder of the job there: on several machines --out must be a folder that all of "
+                "it does not see the folder of the job there: on several machines out= must be a folder that all of "
                 "them share, under the same path"
             )
         secrets = {} if order.variables is None else take_over(Path(order.variables))
@@ -235,7 +235,7 @@ class Worker:
         kind = np.dtype(asked.map_dtype).newbyteorder("<")
         results = [
             Explained(
-                saliency=np.frombuffer(elements, kind).reshape(tuple(result.map.shape)),
+                saliency=np.frombuffer(elements or b"", kind).reshape(tuple(result.map.shape)),
                 scaling=(result.scaling.scale, result.scaling.offset) if result.HasField("scaling") else None,
                 label=result.prediction.label,
                 index=result.prediction.index,

@@ -188,9 +188,7 @@ def verify_model_signature(bundle: Bundle, key: EcdsaVerifyingKey) -> None:
     """
     raw = bundle.model_signature()
     if raw is None:
-        raise BundleError(
-            f"{bundle.path} has no {MODEL_SIGNATURE_FILE}: its vendor adds one with `keylock sign --oms {bundle.path}`"
-        )
+        raise BundleError(f"{bundle.path} has no {MODEL_SIGNATURE_FILE}: its vendor adds one with `keylock sign`")
     statement = _verified_statement(raw, key)
     predicate = statement.predicate
     _check_kind(predicate)
@@ -218,7 +216,7 @@ def _verified_statement(raw: bytes, key: EcdsaVerifyingKey) -> _Statement:
     if material.public_key.hint not in (None, "", key.hint):
         raise BundleError(
             f"{MODEL_SIGNATURE_FILE} was made with another key, {printable(material.public_key.hint[:16])}, than the "
-            f"one expected, {key.hint[:16]}: give the key of whoever signed it by --oms-key, if you trust them"
+            f"one expected, {key.hint[:16]}: give the key of whoever signed it by oms_key=, if you trust them"
         )
     envelope = signed.dsse_envelope
     try:
@@ -298,6 +296,4 @@ def _tampered(why: str) -> BundleTamperedError:
 
 
 def _foreign(why: str) -> BundleError:
-    return BundleError(
-        f"{MODEL_SIGNATURE_FILE} {why}: sign the bundle with `keylock sign --oms`, or verify it elsewhere"
-    )
+    return BundleError(f"{MODEL_SIGNATURE_FILE} {why}: sign the bundle with `keylock sign`, or verify it elsewhere")

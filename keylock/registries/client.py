@@ -219,7 +219,7 @@ class Registry:
         except requests.exceptions.SSLError:
             raise RegistryError(
                 f"the registry {self.reference.host} shows no certificate that is trusted here: name its authority in "
-                "REQUESTS_CA_BUNDLE, or say --plain-http if it has no TLS and the network is yours"
+                "REQUESTS_CA_BUNDLE, or say plain_http=True if it has no TLS and the network is yours"
             ) from None
         except requests.exceptions.RequestException as error:
             raise RegistryError(
@@ -279,7 +279,7 @@ class Registry:
             return
         raise RegistryError(
             f"the registry {self.reference.host} would send {what} over the network in the clear: ask its operator for "
-            "TLS, or say --plain-http if the network is yours"
+            "TLS, or say plain_http=True if the network is yours"
         )
 
     def _refused(self, answer: "requests.Response") -> RegistryError:

@@ -100,7 +100,7 @@ def test_what_is_no_data_is_named(tmp_path, make, told):
 
 
 def test_column_is_for_parquet_alone(tmp_path):
-    with pytest.raises(InputError, match="--column"):
+    with pytest.raises(InputError, match="column="):
         blocks_of(draw(tmp_path / "data", 1), size=4, column="image")
 
 
