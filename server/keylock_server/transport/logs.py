@@ -11,7 +11,7 @@ from keylock_server.transport.calls import current_call
 __all__ = ["JsonFormatter", "TextFormatter", "log_fault", "name_calls"]
 
 _LOG: Final = logging.getLogger("keylock_server.calls")
-_LOGGERS: Final = ("keylock_server", "keylock_server.calls")
+_LOGGERS: Final = ("keylock_server", "keylock_server.calls", "keylock_server.http")
 _FIELDS: Final = ("worker", "request_id", "method", "code", "reason", "milliseconds")
 
 

@@ -86,7 +86,10 @@ def test_no_command_is_a_usage_error_that_shows_the_help(capsys):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["explian"], "error: No such command 'explian'. Did you mean 'explain'? (see 'keylock --help')\n"),
+        (
+            ["explian"],
+            "error: No such command 'explian'. Did you mean 'explain', 'explain-many'? (see 'keylock --help')\n",
+        ),
         (["--loud"], "error: No such option: --loud (see 'keylock --help')\n"),
         (["predict"], "error: Missing argument 'IMAGE' (see 'keylock predict --help')\n"),
         (["predict", "--loud"], "error: No such option: --loud (see 'keylock predict --help')\n"),

@@ -42,7 +42,9 @@ def test_the_client_shows_a_license_for_similar_queries_where_it_is_wanted(serve
         client.predict([picture(), *copies(4)])
         shown = []
         authenticate = Authenticator.authenticate
-        monkeypatch.setattr(Authenticator, "authenticate", lambda *given: shown.append(1) or authenticate(*given))
+        monkeypatch.setattr(
+            Authenticator, "authenticate", lambda *given, **more: shown.append(1) or authenticate(*given, **more)
+        )
         client.predict(picture(1))
         assert not shown
         assert len(client.predict(near[:3])) == 3

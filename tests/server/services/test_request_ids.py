@@ -112,7 +112,7 @@ def test_every_logger_of_the_server_names_calls():
     names = set()
     for module in Path(keylock_server.__file__).parent.rglob("*.py"):
         names |= set(re.findall(r'getLogger\("([^"]*)"\)', module.read_text("utf-8")))
-    assert names == {"keylock_server", "keylock_server.calls"}
+    assert names == {"keylock_server", "keylock_server.calls", "keylock_server.http"}
 
 
 def test_ids_are_no_label_of_metrics(start_server, image):
