@@ -41,8 +41,10 @@ from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
+from typing import Final, Self
 
 __all__ = [
+    "EXIT_MISSING_EXTRA",
     "AuditLogError",
     "BundleError",
     "BundleTamperedError",
@@ -78,6 +80,9 @@ __all__ = [
     "UnsealError",
 ]
 
+EXIT_MISSING_EXTRA: Final = 10
+"""What the command line exits with where an optional part is not installed, whatever kind of error says so."""
+
 
 class KeylockError(Exception):
     """Base of every error keylock raises on purpose."""
@@ -87,6 +92,11 @@ class KeylockError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+
+    def for_missing_extra(self) -> Self:
+        """Return this error with the exit code of an optional part that is not installed."""
+        self.exit_code = EXIT_MISSING_EXTRA
+        return self
 
 
 class InputError(KeylockError):

@@ -113,7 +113,7 @@ def _runtime() -> Callable[[bytes], Any]:
     except ModuleNotFoundError as error:
         raise InputError(
             f"explaining without a server needs {error.name}, which is not installed: pip install 'keylock[local]'"
-        ) from None
+        ).for_missing_extra() from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     return lambda model: onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

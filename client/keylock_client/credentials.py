@@ -94,7 +94,9 @@ class Credentials:
                 valid now, or it is none to sign content with.
         """
         if importlib.util.find_spec("c2pa") is None:
-            raise InputError("credentials need c2pa-python, which is not installed: pip install '.[c2pa]'")
+            raise InputError(
+                "credentials need c2pa-python, which is not installed: pip install '.[c2pa]'"
+            ).for_missing_extra()
         text = _read(certificate)
         place = os.fspath(certificate)
         try:

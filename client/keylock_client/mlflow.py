@@ -207,12 +207,12 @@ def _runtime() -> str:
         with suppress(PackageNotFoundError):
             distribution(name)
             return name
-    raise InputError("ONNX Runtime is not installed: pip install '.[mlflow]'")
+    raise InputError("ONNX Runtime is not installed: pip install '.[mlflow]'").for_missing_extra()
 
 
 def _pyfunc() -> Any:  # noqa: ANN401 - MLflow is imported when it is used
     try:
         import mlflow.pyfunc
     except ModuleNotFoundError as error:
-        raise InputError(f"{error.name} is not installed: pip install '.[mlflow]'") from None
+        raise InputError(f"{error.name} is not installed: pip install '.[mlflow]'").for_missing_extra() from None
     return mlflow.pyfunc

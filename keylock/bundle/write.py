@@ -276,7 +276,7 @@ def check_place(path: Path, *, overwrite: bool) -> None:
     if not os.path.lexists(path):
         return
     if not overwrite:
-        raise BundleError(f"{path} exists: choose another place or allow it to be overwritten")
+        raise BundleError(f"{path} exists: choose another place, or replace it with overwrite=True")
     marks = (path / MANIFEST_FILE, path / SIGNATURE_FILE)
     is_bundle = all(mark.is_file() for mark in marks) if path.is_dir() else path.suffix == ARCHIVE_SUFFIX
     if path.is_symlink() or not is_bundle:

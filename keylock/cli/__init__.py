@@ -22,13 +22,12 @@ from keylock.cli._console import StoppedError, note
 from keylock.cli._help import GroupedCommand
 from keylock.cli._secrets import forget_environment
 from keylock.cli._wording import teach, use_words
-from keylock.errors import KeylockError
+from keylock.errors import EXIT_MISSING_EXTRA, KeylockError
 
 __all__ = ["COMMANDS", "CommandRow", "app", "main"]
 
 EXIT_USAGE = 2
 EXIT_FILE = 3
-EXIT_MISSING_EXTRA = 10
 EXIT_AUDIT_FAILED = 12
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130

@@ -31,7 +31,9 @@ def bits_of_files(sets: Sequence[ImageFiles], stated: int | None, *, name: str) 
     paths = [path for files in sets for path in files.paths if path.suffix.lower() in DEEP_SUFFIXES]
     dicom = [path for path in paths if path.suffix.lower() in DICOM_SUFFIXES]
     if dicom and find_spec("pydicom") is None:
-        raise DataError(f"{name} has {len(dicom)} DICOM files, which need pydicom: pip install '.[dicom]'")
+        raise DataError(
+            f"{name} has {len(dicom)} DICOM files, which need pydicom: pip install '.[dicom]'"
+        ).for_missing_extra()
     found: list[GreyLevels] = []
     lock = threading.Lock()
 

@@ -82,7 +82,9 @@ def _open(data: bytes, check_size: CheckSize) -> "Dataset":
     try:
         from pydicom import dcmread
     except ImportError:
-        raise ImageError("the image is a DICOM file, which needs pydicom: pip install '.[dicom]'") from None
+        raise ImageError(
+            "the image is a DICOM file, which needs pydicom: pip install '.[dicom]'"
+        ).for_missing_extra() from None
     if _DEFLATED in data[:_HEADER]:
         raise ImageError("the DICOM image is deflated as a whole, which is not read: save it without")
     dataset = dcmread(io.BytesIO(data))

@@ -148,7 +148,7 @@ def _require_timm_name(name: str) -> None:
     except ImportError as error:
         raise ModelError(
             f"the architecture {name!r} needs timm, which is not installed: pip install '.[timm]'"
-        ) from error
+        ).for_missing_extra() from error
     own_name = name.removeprefix(TIMM_PREFIX)
     if not timm.is_model(own_name):
         near = get_close_matches(own_name, timm.list_models(), n=5, cutoff=0.5)

@@ -278,7 +278,7 @@ def test_options_that_do_not_fit_are_refused(arguments, words, shell, picture):
 def test_without_the_library_the_extra_is_named(shell, picture, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
     code, _, err = shell("explain", picture, "--credentials", "acme.pem", "--out", "w.png")
-    assert code == 3
+    assert code == 10
     assert "credentials need c2pa-python, which is not installed: pip install '.[c2pa]'" in err
 
 

@@ -50,7 +50,9 @@ class AwsKms(Provider[AwsKmsEntry]):
             import boto3
             import botocore.exceptions as problems
         except ImportError:
-            raise UnsealError("the key provider aws-kms needs boto3: pip install '.[aws]'") from None
+            raise UnsealError(
+                "the key provider aws-kms needs boto3: pip install '.[aws]'"
+            ).for_missing_extra() from None
         self._key = key
         try:
             self._client: Any = boto3.client("kms")

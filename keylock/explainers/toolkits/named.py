@@ -137,7 +137,7 @@ def _check_rectifiers(name: str, run: Run) -> None:
 
 def _check_fitting(name: str, _run: Run) -> None:
     if importlib.util.find_spec("sklearn") is None:
-        raise InputError(f"{name} needs scikit-learn: pip install '.[captum]'")
+        raise InputError(f"{name} needs scikit-learn: pip install '.[captum]'").for_missing_extra()
 
 
 def _check_relevance(name: str, run: Run) -> None:

@@ -118,7 +118,7 @@ def _package() -> Any:  # noqa: ANN401 - it has no types
         raise ServiceError(
             "the runtime openvino was asked for and is not installed: pip install 'keylock[openvino]', or use "
             "runtime=onnxruntime"
-        )
+        ).for_missing_extra()
     # Without this package, which it can do without, its import makes an identifier of this machine and sends events.
     sys.modules.setdefault(_TELEMETRY, None)  # type: ignore[arg-type]  # as Python has it for what is not to be found
     try:

@@ -95,7 +95,9 @@ def set_up_tracing() -> None:
     if not names or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return
     if not can_export_spans():
-        raise ServiceError("OTEL_TRACES_EXPORTER asks for spans: install the extra with pip install '.[otel]'")
+        raise ServiceError(
+            "OTEL_TRACES_EXPORTER asks for spans: install the extra with pip install '.[otel]'"
+        ).for_missing_extra()
     from opentelemetry.sdk.resources import SERVICE_NAME, Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor

@@ -65,7 +65,8 @@ def test_a_bundle_is_pushed_and_pulled(vendor, registry, run):
     answer = json.loads(run(f"pull {by_digest} --out less.klb --public --issuer home/issuer.pub.pem --json").out)
     assert answer["left_out"] == ["key.sealed"]
     assert (answer["issuer_trusted"], answer["has_sealed_key"]) == (True, False)
-    assert "exists: choose another place" in run(f"pull {place} --out got", code=4).err
+    said = run(f"pull {place} --out got", code=4).err
+    assert "exists: choose another place, or replace it with --overwrite" in said
     run(f"pull {place} --out got --overwrite")
 
 

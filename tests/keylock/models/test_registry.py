@@ -112,5 +112,6 @@ def test_timm_names_say_what_to_install_where_it_is_missing(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(
         ModelError, match=r"'timm:resnet18' needs timm, which is not installed: pip install '\.\[timm\]'"
-    ):
+    ) as caught:
         create("timm:resnet18", num_classes=3)
+    assert caught.value.exit_code == 10
