@@ -4,7 +4,7 @@ from pathlib import Path
 
 from keylock.errors import BundleError, InputError, ResumeError
 
-__all__ = ["check_bundle_place", "has_interrupted_run", "make_folder", "make_folder_above"]
+__all__ = ["check_bundle_place", "check_folder", "has_interrupted_run", "make_folder", "make_folder_above"]
 
 _STATES = ("reference.part.safetensors", "lock.safetensors")
 """Files of a work folder in which a training keeps its state."""
@@ -69,6 +69,16 @@ def make_folder_above(out: Path) -> None:
         raise BundleError(f"cannot make the folder {out.parent}: {error.strerror}") from None
 
 
+def check_folder(out: Path) -> None:
+    """Return when a path can be that of a folder of `--out`: there is a folder, or nothing.
+
+    Raises:
+        InputError: Its name is that of a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is not a folder: give --out a folder, which is made where it is missing")
+
+
 def make_folder(out: Path) -> None:
     """Make the folder of `--out`, and see that files can be written to it.
 
@@ -77,8 +87,7 @@ def make_folder(out: Path) -> None:
     """
     from keylock.files.atomic import make_folders, require_writable
 
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is not a folder: give --out a folder, which is made where it is missing")
+    check_folder(out)
     try:
         make_folders(out)
         require_writable(out)

@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING, Any, Final
 from keylock.cli._bulk_options import BulkOptions
 from keylock.cli._console import StoppedError, note, print_json, print_pairs
 from keylock.cli._options import takes
+from keylock.cli._places import check_folder
 from keylock.cli._progress import Display, shown_progress
 from keylock.cli._receipts import read_license
 from keylock.cli._stage import format_seconds
 from keylock.cli._vendor_settings import complete_settings, take_secrets
-from keylock.errors import DataError, InputError, KeylockError, LicenseError, LicenseReason, UnknownNameError
+from keylock.errors import (
+    DataError,
+    InputError,
+    KeylockError,
+    LicenseError,
+    LicenseReason,
+    UnknownNameError,
+    UnsealError,
+)
 
 if TYPE_CHECKING:
     from keylock.bulk import Asked, Job, Outcome
@@ -138,6 +147,7 @@ def _prepared(options: BulkOptions, settings: "ServerSettings") -> "Iterator[_Pr
     from keylock.crypto.issuers import IssuerKeys
     from keylock.files.exclusive import held
 
+    check_folder(options.out)
     secrets = _secrets(options, settings)
     token = _token(options)
     trusted = tuple(IssuerKeys(settings.issuers)()) if settings.issuers else None
@@ -147,6 +157,7 @@ def _prepared(options: BulkOptions, settings: "ServerSettings") -> "Iterator[_Pr
             note(
                 f"note: the bundle was signed by {bundle.issuer.key_id}, which nobody vouches for; --issuer names whom"
             )
+        _require_way_to_key(bundle, settings, here=options.address is None)
         entry = _explainer(bundle, options.explainer)
         cashier = None
         if token is not None:
@@ -189,6 +200,29 @@ def _secrets(options: BulkOptions, settings: "ServerSettings") -> dict[str, str]
         )
     # On a cluster every machine has the variables of its key provider itself.
     return {} if options.address is not None else found
+
+
+def _require_way_to_key(bundle: "Bundle", settings: "ServerSettings", *, here: bool) -> None:
+    """Returns where workers are told how to open the key; they open it, and not this process.
+
+    Args:
+        bundle: Whose key.
+        settings: What they are told.
+        here: Whether they run on this machine, so that its files are theirs.
+
+    Raises:
+        UnsealError: They are told nothing, or a file that is not there.
+    """
+    from keylock_server.inference.shared_secrets import not_opened
+
+    if settings.keyless:
+        return
+    files = (settings.key_file, settings.key_passphrase_file, settings.key_seed_file)
+    if not any((*files, settings.key_provider, settings.key_passphrase)):
+        raise not_opened(bundle)
+    for path in files if here else ():
+        if isinstance(path, Path) and not path.expanduser().exists():
+            raise UnsealError(f"cannot read the file {path}, which is to open the key: there is no such file")
 
 
 def _token(options: BulkOptions) -> str | None:

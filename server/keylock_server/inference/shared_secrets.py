@@ -18,7 +18,7 @@ from keylock.licensing.offline import OfflineLicense
 from keylock.trigger.keys import KeySeed
 from keylock_server.settings import ServerSettings, Source
 
-__all__ = ["STOP", "Shared", "access_keys", "find_seed"]
+__all__ = ["STOP", "Shared", "access_keys", "find_seed", "not_opened"]
 
 STOP: Final = b"s"
 """Tells a worker to stop, and a second one to hurry; so does the end of the channel."""
@@ -88,12 +88,17 @@ def find_seed(bundle: Bundle, source: Source, settings: ServerSettings) -> KeySe
     if sealer is not None:
         with sealer:
             return bundle.unseal(sealer, sealed=_read_sealed(source, settings))
+    raise not_opened(bundle)
+
+
+def not_opened(bundle: Bundle) -> UnsealError:
+    """Returns what is said where no way to the key of a bundle was given."""
     if bundle.has_key:
-        raise UnsealError(
+        return UnsealError(
             f"the key in {bundle.path} is sealed: give key_file=, key_passphrase_file=, key_provider= or "
             "KEYLOCK_KEY_PASSPHRASE, or serve predictions and decoys alone with keyless=True"
         )
-    raise UnsealError(
+    return UnsealError(
         f"{bundle.path} is a public copy without a key: give sealed_key= with what opens it, key_seed_file=, or "
         "serve predictions and decoys alone with keyless=True"
     )

@@ -77,6 +77,21 @@ def test_folder_with_something_else_is_left_alone(arguments, tmp_path, capsys):
     assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
 
 
+def test_a_file_is_no_folder_for_results(arguments, tmp_path, capsys):
+    (tmp_path / "out").write_text("years of work")
+    assert "out is not a folder: give --out a folder" in refused(capsys, arguments, code=3)
+    assert (tmp_path / "out").read_text() == "years of work"
+
+
+def test_no_way_to_the_key_is_told_before_a_job_is_begun(arguments, tmp_path, capsys):
+    place = arguments.index("--key-file")
+    missing = [*arguments[: place + 1], str(tmp_path / "none.key"), *arguments[place + 2 :]]
+    assert "none.key, which is to open the key: there is no such file" in refused(capsys, missing, code=6)
+    del arguments[place : place + 2]
+    assert "is sealed: give --key-file, --key-passphrase-file, --key-provider" in refused(capsys, arguments, code=6)
+    assert not (tmp_path / "out").exists()
+
+
 def test_cluster_that_does_not_answer_is_named_at_once(arguments, capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
