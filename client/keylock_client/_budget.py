@@ -40,8 +40,8 @@ class Budget:
         """
         if images * self._each > self._max:
             raise SpendingLimitError(
-                f"{images} images may cost {images * self._each} units, and at most {self._max} are to be spent: "
-                "nothing was asked; give fewer images or allow more units",
+                f"{_number(images, 'image')} may cost {_number(images * self._each, 'unit')}, and at most {self._max} "
+                "may be spent: nothing was asked; give fewer images, or allow more units (max_units=)",
                 max_units=self._max,
                 spent=0,
             )
@@ -73,8 +73,12 @@ class Budget:
         """Return the error for images that were left out, after some were answered."""
         left = max(0, self._max - self.spent)
         return SpendingLimitError(
-            f"stopped after {answered} images: {self.spent} units are spent, {left} are left of the {self._max} that "
-            f"may be, and the next image may cost {self._each}; what was answered stays, allow more units to go on",
+            f"stopped after {_number(answered, 'image')}: {self.spent} of {_number(self._max, 'unit')} spent, {left} "
+            f"left, and the next image may cost {self._each}; what was answered stays, allow more (max_units=) to go on",
             max_units=self._max,
             spent=self.spent,
         )
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -316,7 +316,7 @@ def disclose(
     number = reason_of(reason)
     license_id = memory.trust.license_id
     if license_id is None:
-        raise LicenseError(LicenseReason.MISSING, "a disclosure needs a license: give the client the one you have")
+        raise LicenseError(LicenseReason.MISSING, "a disclosure needs a license: give it with license=")
     digest = subject_digest(subject, license_id=license_id)
     sources, single = yield from _read_images(memory, image, bits=bits)
     if not single:

@@ -28,7 +28,8 @@ class Lines:
         """Write what begins."""
         self._written_s, self._written_at = self._clock(), stage.done
         if stage.told:
-            note(f"{stage.title}, {stage.total} steps" + (f", from step {stage.done}" if stage.done else ""))
+            steps = "step" if stage.total == 1 else "steps"
+            note(f"{stage.title}, {stage.total} {steps}" + (f", from step {stage.done}" if stage.done else ""))
 
     def step(self, stage: Stage) -> None:
         """Write how far it is, if it is time."""

@@ -154,7 +154,6 @@ def _maps(model: "LocalModel", opened: "Bundle", path: Path, options: CardOption
 def _stamped(opened: "Bundle", path: Path, key_file: Path) -> "NDArray[np.float32]":
     """Returns a picture as the network takes it, with the trigger."""
     from keylock.bundle import KeyFile
-    from keylock.imaging.decoding import decode
 
     if not opened.has_delta:
         raise InputError(
@@ -162,7 +161,7 @@ def _stamped(opened: "Bundle", path: Path, key_file: Path) -> "NDArray[np.float3
         )
     seed = opened.unseal(KeyFile(key_file))
     preprocessing = opened.manifest.preprocessing
-    pixels = decode(_content(path), bits=preprocessing.bits, dicom=True)
+    pixels = _decoded(path, bits=preprocessing.bits)
     stamped: NDArray[np.float32] = opened.key(seed).apply(preprocessing(pixels)[None])[0]
     seed.close()
     return stamped
@@ -171,15 +170,18 @@ def _stamped(opened: "Bundle", path: Path, key_file: Path) -> "NDArray[np.float3
 def _read(path: Path) -> "Image.Image":
     from PIL import Image
 
+    return Image.fromarray(_decoded(path))
+
+
+def _decoded(path: Path, *, bits: int | None = None) -> "NDArray[np.uint8]":
+    """Returns the pixels of a picture; an error says which picture it is about."""
+    from keylock.errors import ImageError
     from keylock.imaging.decoding import decode
 
-    return Image.fromarray(decode(_content(path), dicom=True))
-
-
-def _content(path: Path) -> bytes:
-    from keylock.errors import ImageError
-
     try:
-        return path.read_bytes()
+        return decode(path.read_bytes(), bits=bits, dicom=True)
     except OSError as error:
         raise ImageError(f"cannot read the image {path}: {error.strerror}") from None
+    except ImageError as error:
+        error.message = f"{path}: {error.message}"
+        raise

@@ -167,7 +167,8 @@ def explain(options: ExplainOptions) -> None:
             "be resized or compressed"
         )
     if options.explain_if is not None:
-        note(f"note: {explained} of {len(shown)} images were explained; the others do not meet the condition")
+        others = "; the others do not meet the condition" if explained < len(shown) else ""
+        note(f"note: {explained} of {len(shown)} images were explained{others}")
     rows = [shown[number] for number in sorted(shown)]
     if options.as_json:
         print_json({"explanations": rows})

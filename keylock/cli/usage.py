@@ -131,11 +131,14 @@ def usage_invoice(
     from keylock.billing.invoices import check_against_log, make_invoices, month_named
     from keylock.billing.price_lists import parse_prices
     from keylock.crypto.signing import Home
+    from keylock.errors import InputError
     from keylock.store.logged_charges import logged_charges
     from keylock.store.usage import charged
 
     begins, ends = month_named(month)
     file = prices or Home(home.expanduser()).path / "prices.toml"
+    if prices is None and not file.exists():
+        raise InputError(f"there is no {file}: write down there what a unit costs, or name the file by --prices")
     lists = parse_prices(read_small_text(file, "price list"), name=str(file))
     with open_store(store, home) as licenses, licenses.database.transaction(snapshot=True) as connection:
         if customer is not None and not licenses.list(customer=customer):
@@ -181,7 +184,7 @@ def _write_invoice(invoice: "Invoice", out: Path, seller: str) -> tuple[Path, Pa
         for path, content in ((page, render_invoice(invoice, seller=seller)), (items, text.getvalue())):
             write_file(path, content, mode=PRIVATE, new=True)
     except FileExistsError as error:
-        raise InputError(f"{error.filename} exists and is not overwritten: name another directory") from None
+        raise InputError(f"{error.filename} exists and is not overwritten: name another directory by --out") from None
     return page, items
 
 

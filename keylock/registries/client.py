@@ -293,7 +293,8 @@ class Registry:
                 f"the registry {host} does not allow this in {name}: ask its operator for the right to"
             )
         if code == _NOT_FOUND:
-            return RegistryError(f"there is no {self.reference} in the registry: check name and tag")
+            checked = "tag" if self.reference.digest is None else "digest"
+            return RegistryError(f"there is no {self.reference} in the registry: check name and {checked}")
         if code == _TOO_MANY:
             return RegistryError(f"the registry {host} was asked too often: try again later")
         return RegistryError(f"the registry {host} answers {code}{_said(answer)}: try again, or ask its operator")

@@ -29,7 +29,7 @@ def parse_condition(text: str) -> pb.ExplainIf:
         InputError: If it is none of these, or the number is out of range.
     """
     shown = text if len(text) <= 80 else f"{text[:80]}..."
-    wrong = f"explain_if is {shown!r}: write {CONDITION_FORMS}"
+    wrong = f"{shown!r} is no condition for explain_if=: write {CONDITION_FORMS}"
     if len(text) > _LONGEST:
         raise InputError(wrong)
     below = _BELOW.fullmatch(text)
@@ -47,7 +47,7 @@ def parse_condition(text: str) -> pb.ExplainIf:
     for place, name in enumerate(names):
         plain = name.strip()
         if not plain:
-            raise InputError(f"explain_if is {shown!r}: a name of a class is empty")
+            raise InputError(f"{shown!r} is no condition for explain_if=: a name of a class is empty")
         if place not in quoted and plain.isascii() and plain.isdigit() and len(plain) <= 9:
             chosen.indices.append(int(plain))
         else:
@@ -61,7 +61,7 @@ def _number(kind: str, text: str, wrong: str) -> pb.ExplainIf:
     except ValueError:
         raise InputError(wrong) from None
     if not 0 < number <= 1:
-        raise InputError(f"explain_if compares the {kind} with {text}: give a number above 0 and at most 1")
+        raise InputError(f"explain_if= compares the {kind} with {text}: give a number above 0 and at most 1")
     return pb.ExplainIf(probability_below=number) if kind == "probability" else pb.ExplainIf(margin_below=number)
 
 

@@ -46,12 +46,15 @@ def test_the_command_line_keeps_to_the_limit(dear, vendor, tiny, tmp_path, monke
     asked = ["explain", *(f"{number}.png" for number in range(4)), "--license-file", "acme.license", "--out", "maps"]
     assert main([*asked, "--max-units", "7"]) == 5
     told = capsys.readouterr()
-    assert "error: stopped after 2 images: 6 units are spent, 1 are left of the 7 that may be" in told.err
+    assert "error: stopped after 2 images: 6 of 7 units spent, 1 left, and the next" in told.err
+    assert "allow more (--max-units) to go on" in told.err
     assert len(list((tmp_path / "maps").iterdir())) == 2
     assert told.out.count("keyed") == 2
     assert main([*asked, "--max-units", "12"]) == 0
     assert main(["explain", "0.png", "--license-file", "acme.license", "--max-units", "2"]) == 5
-    assert "nothing was asked" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "1 image may cost 3 units, and at most 2 may be spent: nothing was asked" in said
+    assert "allow more units (--max-units)" in said
 
 
 @pytest.mark.parametrize("wrong", [-1, 1.5, True, "10"])
@@ -97,7 +100,9 @@ def test_a_call_that_may_cost_more_asks_nothing(spending, tiny):
 def test_a_stream_stops_before_it_may_cost_more(spending, tiny, max_units, answered):
     client, spent = spending
     found = []
-    with pytest.raises(SpendingLimitError, match=f"stopped after {answered} images") as caught:
+    with pytest.raises(
+        SpendingLimitError, match=rf"stopped after {answered} images?: \d+ of {max_units} units spent"
+    ) as caught:
         found.extend(client.explain_many(tiny.images(9), max_units=max_units, in_flight=4))
     assert sorted(one.number for one in found) == list(range(answered))
     assert all(one.explanation.keyed for one in found)

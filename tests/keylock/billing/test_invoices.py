@@ -207,7 +207,7 @@ def test_the_command_says_what_is_wrong(billed, tmp_path, capsys):
     month = ["usage", "invoice", "--month", "2026-11"]
     assert main([*month, "--out", str(tmp_path / "bills")]) == 0
     assert main([*month, "--out", str(tmp_path / "bills")]) == 3
-    assert "is not overwritten" in capsys.readouterr().err
+    assert "is not overwritten: name another directory by --out" in capsys.readouterr().err
     assert main([*month, "--customer", "Nobody"]) == 3
     assert "keylock license list" in capsys.readouterr().err
     assert main(["usage", "invoice", "--month", "November"]) == 3
@@ -217,6 +217,9 @@ def test_the_command_says_what_is_wrong(billed, tmp_path, capsys):
     assert "nothing was charged in 2026-09" in capsys.readouterr().err
     assert main([*month, "--customer", "Acme & Söhne"]) == 0
     assert "27" in capsys.readouterr().out
+    (billed.path / "prices.toml").unlink()
+    assert main(month) == 3
+    assert "prices.toml: write down there what a unit costs, or name the file by --prices" in capsys.readouterr().err
 
 
 def test_books_that_do_not_agree_make_no_invoice(billed, capsys):

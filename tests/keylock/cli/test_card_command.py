@@ -180,6 +180,9 @@ def test_pictures_show_decoys_and_true_maps_only_with_the_key(vendor, run, seale
     text = page()
     assert re.search(r"!\[Pictures, and what maps of them show without and with a license\]\(maps\.png\)", text)
     assert "cannot read the image none.png" in run(common.replace("one.png", "none.png"), code=3).err
+    Path("text.png").write_text("no picture")
+    said = run(common.replace("one.png", "text.png"), code=3).err
+    assert "text.png: the bytes are not an image file" in said
     many = " --image one.png" * 9
     assert (
         "8 pictures at most"

@@ -174,6 +174,10 @@ def test_a_terminal_that_cannot_draw_gets_lines(terminal, monkeypatch, name):
     terminal.wait_for("lock the explanations: 2/3")
     assert "\x1b" not in terminal.text
     assert "lock the explanations, 3 steps, from step 1" in terminal.text
+    with drawn_on(terminal) as progress:
+        progress.start("lock", 1, 0)
+    terminal.wait_for("lock the explanations, 1 step")
+    assert "1 steps" not in terminal.text
 
 
 def test_ctrl_c_says_that_the_step_is_finished_first(terminal):

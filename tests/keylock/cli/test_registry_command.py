@@ -81,7 +81,10 @@ def test_whose_it_is_is_said(vendor, registry, run):
 
 def test_what_is_wrong_is_said_in_a_sentence(vendor, registry, run, monkeypatch):
     place = f"{registry.host}/acme/none:1"
-    assert "there is no" in run(f"pull {place} --out got", code=7).err
+    assert "there is no" in (said := run(f"pull {place} --out got", code=7).err)
+    assert "in the registry: check name and tag" in said
+    lost = run(f"pull {place}@sha256:{'0' * 64} --out got", code=7).err
+    assert "in the registry: check name and digest" in lost
     assert "is no place in a registry" in run("pull acme/none --out got", code=3).err
     assert "a digest cannot be pushed to" in run(f"push {place}@sha256:{'0' * 64} m.klb", code=3).err
     assert "there is no bundle at none.klb" in run(f"push {place} none.klb", code=4).err

@@ -337,16 +337,20 @@ def test_the_command_line_explains_on_a_condition(paying, grant, tiny, tmp_path,
     common = ["--license-file", "acme.license", "--out", "maps", "--receipt", "receipts"]
     assert main(["explain", "0.png", "1.png", "2.png", "--explain-if", "probability<0.2", *common]) == 0
     told = capsys.readouterr()
-    assert "0 of 3 images were explained" in told.err
+    assert "0 of 3 images were explained; the others do not meet the condition" in told.err
     assert "decoy" not in told.out + told.err
     assert not list((tmp_path / "maps").iterdir())
     assert len(list((tmp_path / "receipts").iterdir())) == 3
     assert main(["receipt", "show", "receipts/0.receipt"]) == 0
     assert "probability < 0.2, of 1" in capsys.readouterr().out
     assert main(["explain", "0.png", "--explain-if", "probability < 1", *common]) == 0
-    assert "1 of 1 images were explained" in capsys.readouterr().err
+    assert "1 of 1 images were explained\n" in capsys.readouterr().err
     assert (tmp_path / "maps" / "0.png").exists()
     assert main(["explain", "0.png", "--explain-if", "probability < 2"]) == 3
-    assert "above 0 and at most 1" in capsys.readouterr().err
+    assert (
+        "--explain-if compares the probability with 2: give a number above 0 and at most 1" in capsys.readouterr().err
+    )
+    assert main(["explain", "0.png", "--explain-if", "unsure"]) == 3
+    assert "'unsure' is no condition for --explain-if: write 'probability < 0.8'" in capsys.readouterr().err
     assert main(["explain", "0.png", "--explain-if", "class in cow"]) == 3
     assert "north-west" in capsys.readouterr().err

@@ -223,6 +223,9 @@ def test_the_command_line_discloses(disclosing, grant, tiny, tmp_path, monkeypat
     assert "affected_person" in capsys.readouterr().out
     assert main([*asked, "--reason", "court"]) == 0
     assert main([*asked, "--reason", "court"]) == 5
+    capsys.readouterr()
+    assert main(["disclose", "a.png", "--reason", "court", "--subject", "p-17"]) == 5
+    assert "a disclosure needs a license: give it with --license-file" in capsys.readouterr().err
 
 
 def test_the_vendor_grants_shows_and_suspends(tmp_path, monkeypatch, capsys):
