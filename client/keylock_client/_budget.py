@@ -74,7 +74,7 @@ class Budget:
         left = max(0, self._max - self.spent)
         return SpendingLimitError(
             f"stopped after {_number(answered, 'image')}: {self.spent} of {_number(self._max, 'unit')} spent, {left} "
-            f"left, and the next image may cost {self._each}; what was answered stays, allow more (max_units=) to go on",
+            f"left, and the next may cost {self._each}; what was answered stays, allow more (max_units=) to go on",
             max_units=self._max,
             spent=self.spent,
         )

@@ -1,8 +1,10 @@
 """A worker and what it is given, without Ray."""
 
 import os
+import re
 import socket
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,9 @@ from keylock.bulk.parts import Explained, Row, failures_of, read_maps, rows_of, 
 from keylock.bulk.worker import BlockResult, Worker
 from keylock.errors import InputError, UnsealError
 from keylock.licensing.charges import AnswerDigests
+
+
+ROOT = Path(__file__).parents[3]
 
 
 def explained(saliency):
@@ -129,3 +134,17 @@ def test_without_secrets_nothing_listens(tmp_path):
     with handed_over({}, tmp_path) as place:
         assert place is None
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_the_program_of_the_documentation_reads_maps_where_an_image_has_none(tmp_path, monkeypatch, dtype):
+    saliency = np.arange(6).reshape(2, 3).astype(dtype)
+    rows = [Row(0, "a.png", "d0", None, "damaged"), Row(1, "b.png", "d1", explained(saliency), None)]
+    (tmp_path / "maps" / "blocks").mkdir(parents=True)
+    write_part(tmp_path / "maps" / "blocks" / "part-000000.parquet", rows, {})
+    [program] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "bulk.md").read_text("utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(program, found)
+    assert found["table"].column("path").to_pylist() == ["b.png"]
+    np.testing.assert_array_equal(found["maps"], saliency[None])
