@@ -6,6 +6,7 @@ them, by `_options.takes`. Commands raise `KeylockError` for every user mistake;
 error and returns the exit code of the error.
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -124,6 +125,8 @@ COMMANDS = (
 )
 """Every command, in the order of `keylock --help`."""
 
+# They come from writing, and do not name the file.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _EXTRAS = {
     **dict.fromkeys(("captum", "matplotlib", "onnx", "onnxscript", "safetensors", "torch", "torchvision"), "train"),
     **dict.fromkeys(
@@ -261,6 +264,8 @@ def _report(error: BaseException, *, debug: bool) -> int:
         return _fail(text, EXIT_MISSING_EXTRA)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return _fail(f"cannot use {os.fspath(error.filename)!r}: {error.strerror}", EXIT_FILE)
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return _fail(f"cannot write what this command makes: {error.strerror}: make room, and run it again", EXIT_FILE)
     hint = "" if debug else "; run it again with --debug for the traceback"
     return _fail(f"unexpected {type(error).__name__}: this is a fault in keylock{hint}", EXIT_BUG)
 

@@ -60,18 +60,27 @@ def write_file(path: str | os.PathLike[str], content: str | bytes, *, mode: int,
 
     Raises:
         FileExistsError: With `new`, if something is at the path already.
-        OSError: The file cannot be written.
+        OSError: The file cannot be written; the error names it, and with `new` nothing of it is left.
     """
     flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0) | (os.O_EXCL if new else os.O_TRUNC)
     there = os.path.lexists(path)
-    with os.fdopen(os.open(path, flags, PRIVATE), "wb") as file:
-        found = os.fstat(file.fileno())
-        wanted = stat.S_IMODE(found.st_mode) & mode if there else mode
-        if hasattr(os, "fchmod") and stat.S_ISREG(found.st_mode) and stat.S_IMODE(found.st_mode) != wanted:
-            # A file of somebody else that may be written to stays as it is.
-            with suppress(PermissionError):
-                os.fchmod(file.fileno(), wanted)
-        file.write(content.encode() if isinstance(content, str) else content)
+    descriptor = os.open(path, flags, PRIVATE)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            found = os.fstat(file.fileno())
+            wanted = stat.S_IMODE(found.st_mode) & mode if there else mode
+            if hasattr(os, "fchmod") and stat.S_ISREG(found.st_mode) and stat.S_IMODE(found.st_mode) != wanted:
+                # A file of somebody else that may be written to stays as it is.
+                with suppress(PermissionError):
+                    os.fchmod(file.fileno(), wanted)
+            file.write(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        # A disk that is full does not say which file it has no room for.
+        error.filename = os.fspath(path)
+        if new:
+            with suppress(OSError):
+                os.unlink(path)
+        raise
 
 
 def make_folders(folder: Path, *, mode: int = PUBLIC) -> None:

@@ -1,6 +1,7 @@
 """The command line starts at once, and every error ends as one line, an exit code and an empty answer."""
 
 import ast
+import errno
 import json
 import os
 import re
@@ -175,6 +176,18 @@ def test_a_missing_extra_is_named(command, capsys, package, extra):
     assert main(["try"]) == 10
     assert f"needs {package}" in (shown := capsys.readouterr().err)
     assert f"'.[{extra}]'" in shown
+
+
+def test_a_full_disk_is_no_fault_of_keylock(command, capsys):
+    def full():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    command(full)
+    assert main(["try"]) == cli.EXIT_FILE
+    said = capsys.readouterr().err
+    assert said == (
+        "error: cannot write what this command makes: No space left on device: make room, and run it again\n"
+    )
 
 
 def test_a_module_that_is_missing_for_no_good_reason_is_a_fault(command):

@@ -1,6 +1,7 @@
 """A file is what it was until the new one is whole."""
 
 import os
+import resource
 import stat
 from pathlib import Path
 
@@ -84,3 +85,18 @@ def test_folders_are_never_open_to_writing(tmp_path, umask):
     make_folders(tmp_path / "a" / "c")
     assert [mode_of(tmp_path / "a" / name) for name in "bc"] == [0o700, 0o755 & ~umask]
     assert mode_of(tmp_path / "a") == 0o755 & ~umask
+
+
+def test_a_file_that_finds_no_room_is_named_and_leaves_nothing_new(tmp_path):
+    old = tmp_path / "old"
+    write_file(old, b"kept", mode=PUBLIC)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        for name, new in (("new", True), ("old", False)):
+            with pytest.raises(OSError, match="File too large") as caught:
+                write_file(tmp_path / name, b"x" * 1000, mode=PUBLIC, new=new)
+            assert caught.value.filename == str(tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == [old]
