@@ -267,9 +267,9 @@ class ServerSettings(BaseSettings):
             raise ValueError(f"{' and '.join(ways)} were given: one way to the key is enough")
         if self.offline_license is not None:
             if self.key_provider is None or self.sealed_key is not None:
-                raise ValueError("offline_license needs key_provider, which opens its key, and no sealed_key")
+                raise ValueError("offline_license= needs key_provider=, which opens its key, and no sealed_key=")
             if self.license_store is None or not self.issuers:
-                raise ValueError("offline_license needs license_store, where units are counted, and issuers")
+                raise ValueError("offline_license= needs license_store=, where units are counted, and issuers=")
         if self.keyless and ways:
             raise ValueError(f"keyless and {ways[0]} exclude each other")
         if self.offline_license is not None and len(self.bundles) > 1:

@@ -64,6 +64,7 @@ def test_block_is_no_larger_than_the_license_allows(vendor, pictures, tmp_path, 
         (["--prediction", "secret"], "--prediction"),
         (["--column", "image"], "--column"),
         (["--data", "s3://name:word@bucket/x"], "password"),
+        (["--offline-license", "x"], "--offline-license and --no-charge exclude each other"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(arguments, capsys, more, told):
@@ -75,6 +76,12 @@ def test_folder_with_something_else_is_left_alone(arguments, tmp_path, capsys):
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
     assert "is not empty and holds no job" in refused(capsys, arguments, code=3)
     assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
+
+
+def test_what_an_offline_license_needs_is_named_by_its_options(arguments, capsys):
+    arguments.remove("--no-charge")
+    told = refused(capsys, [*arguments, "--offline-license", "x"], code=3)
+    assert "--offline-license needs --key-provider, which opens its key, and no --sealed-key" in told
 
 
 def test_a_file_is_no_folder_for_results(arguments, tmp_path, capsys):

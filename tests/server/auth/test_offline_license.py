@@ -130,7 +130,7 @@ def test_a_clock_behind_the_last_charge_is_refused(customer, serve, tiny):
 )
 def test_an_offline_license_needs_a_store_a_key_and_an_issuer(changes, customer, serve):
     customer()
-    with pytest.raises(InputError, match="offline_license needs"):
+    with pytest.raises(InputError, match="offline_license= needs"):
         serve(**changes)
 
 
