@@ -24,11 +24,10 @@ def test_the_page_agrees_with_the_measured_figures():
 
 
 @pytest.mark.parametrize("name", ["restarts", "restarts_nginx"])
-def test_hardly_a_call_failed_while_servers_were_restarted_and_none_that_was_charged(name):
+def test_no_call_failed_while_servers_were_restarted(name):
     found = measured(name)
     assert found["rolling_restarts"] >= 3
-    # The goal is none. On a machine with a dozen programs for each core, a few of many thousands were cancelled.
-    assert found["failed_calls"] <= found["calls"] / 5000
+    assert found["failed_calls"] == 0
     assert found["ledger_and_counters_differ"] == found["ledger_and_audit_log_differ"] == 0
     assert found["units_answered"] == found["units_charged"] > 1000
 
