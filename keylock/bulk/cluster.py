@@ -117,11 +117,23 @@ def _running(**options: Any) -> Iterator[None]:  # noqa: ANN401 - those of Ray
             f"the Ray cluster at {there} cannot be used: {why}. Is it running, has it the same versions of Ray and "
             "Python, and is its token in RAY_AUTH_TOKEN_PATH?"
         ) from error
+    _hush()
     try:
         yield
     finally:
         ray.shutdown()
         _forget_token()
+
+
+def _hush() -> None:
+    """Keeps Ray from printing, to standard output and whatever it was told, that a worker has died.
+
+    Documents for programs are written there; what becomes of the worker's block is told by the job.
+    """
+    from ray._private import worker
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda *_said, **_how: None
 
 
 def _begin(options: Mapping[str, Any]) -> None:
