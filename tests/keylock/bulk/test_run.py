@@ -110,7 +110,7 @@ def test_maps_are_those_that_the_opened_network_gives(vendor, pictures, shared_r
 def test_output_and_charges_are_exact_although_workers_are_killed(vendor, shared_ray, tmp_path):
     data, out, license = draw(tmp_path / "data", 120, side=1200), tmp_path / "out", vendor.grant()
     killed = set()
-    process = start(joined(vendor.arguments(data, out, license=license), shared_ray), shared_ray[2])
+    process = start([*joined(vendor.arguments(data, out, license=license), shared_ray), "--json"], shared_ray[2])
     with process:
         while process.poll() is None:
             # A worker notes its number when it begins with a block.
