@@ -188,7 +188,7 @@ def verify_model_signature(bundle: Bundle, key: EcdsaVerifyingKey) -> None:
     """
     raw = bundle.model_signature()
     if raw is None:
-        raise BundleError(f"{bundle.path} has no {MODEL_SIGNATURE_FILE}: its vendor adds one with `keylock sign --oms`")
+        raise BundleError(f"{bundle.path} has no {MODEL_SIGNATURE_FILE}: its vendor adds one with `keylock sign`")
     statement = _verified_statement(raw, key)
     predicate = statement.predicate
     _check_kind(predicate)

@@ -64,7 +64,7 @@ def test_a_key_of_ones_own_signs(vendor, run):
 def test_what_is_wrong_is_said_in_a_sentence(vendor, run):
     assert "say --oms" in run("sign m", code=3).err
     run("sign m.klb --oms")
-    assert "has no model.sig: its vendor adds one with `keylock sign --oms`" in run("verify m --oms", code=4).err
+    assert "has no model.sig: its vendor adds one with `keylock sign`" in run("verify m --oms", code=4).err
     EcdsaSigningKey.generate().verifying_key.write("other.pub.pem")
     assert "was made with another key" in run("verify m.klb --oms --oms-key other.pub.pem", code=4).err
     assert "cannot read the key none" in run("verify m.klb --oms --oms-key none", code=6).err
