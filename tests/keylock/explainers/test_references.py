@@ -8,6 +8,7 @@ import torch
 from captum.attr import LRP, GuidedBackprop, InputXGradient, IntegratedGradients, LayerGradCam, Saliency
 from captum.attr._utils.lrp_rules import EpsilonRule
 from torch import nn
+from torchvision.models import SwinTransformer
 
 from keylock.errors import LayerNotFoundError
 from keylock.explainers import ClassActivations, make, make_for
@@ -400,6 +401,15 @@ def test_tokens_are_a_grid_of_the_images_proportions(tokens, size, grid):
 def test_tokens_that_are_no_grid_are_refused(tokens, size):
     with pytest.raises(LayerNotFoundError, match="not a grid of patches"):
         require_patch_grid(tokens, size)
+
+
+def test_attention_rollout_refuses_attention_within_windows():
+    torch.manual_seed(0)
+    network = SwinTransformer(
+        patch_size=[4, 4], embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=[2, 2], num_classes=3
+    ).eval()
+    with pytest.raises(LayerNotFoundError, match="attends within windows: take grad_cam"):
+        make("attention_rollout").explain(network, torch.rand(2, 3, 32, 32), torch.tensor([0, 1]))
 
 
 def rollout(attention):
