@@ -6,7 +6,6 @@ the curve: SHA-256, SHA-384, SHA-512.
 
 import hashlib
 import os
-from pathlib import Path
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
@@ -14,10 +13,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from keylock.crypto.key_parsing import damage_is_a_value_error
-from keylock.crypto.secrecy import NotSecretTextError, Opaque, read_secret_text, write_secret_file
+from keylock.crypto.pem_files import pem_of, read_pem, read_public_key, write_private_key, write_public_key
+from keylock.crypto.secrecy import Opaque
 from keylock.errors import SignatureError
-from keylock.files.atomic import PUBLIC, write_file
-from keylock.text.small_files import ChangedTextError, repair_pem
 
 __all__ = ["EcdsaSigningKey", "EcdsaVerifyingKey"]
 
@@ -52,25 +50,14 @@ class EcdsaVerifyingKey:
         Raises:
             SignatureError: If the file cannot be read or holds no public key on one of the three curves.
         """
-        text = _read(path)
-        if "PRIVATE KEY" in text:
-            raise SignatureError(f"{os.fspath(path)} is a private key: keep it to yourself and give the public one")
-        try:
-            pem = repair_pem(text, "PUBLIC KEY").encode("utf-8")
-        except ChangedTextError as error:
-            raise SignatureError(f"the public key in {os.fspath(path)} cannot be read: {error}") from None
-        try:
-            with damage_is_a_value_error():
-                key = serialization.load_pem_public_key(pem)
-        except ValueError:
-            raise SignatureError(f"{os.fspath(path)} is no PEM file with a public key") from None
+        key = read_public_key(path)
         if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in _HASHES:
             raise SignatureError(f"{os.fspath(path)} holds a public key of another kind: {_CURVES}")
         return cls(key)
 
     def to_pem(self) -> bytes:
         """Returns the key as PEM (SubjectPublicKeyInfo), with a newline at its end."""
-        return self._public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        return pem_of(self._public)
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the key as a PEM file, over one that is there.
@@ -78,10 +65,7 @@ class EcdsaVerifyingKey:
         Raises:
             SignatureError: If the file cannot be written.
         """
-        try:
-            write_file(path, self.to_pem(), mode=PUBLIC)
-        except OSError as error:
-            raise SignatureError(f"cannot write the public key {os.fspath(path)}: {error.strerror}") from None
+        write_public_key(path, self._public)
 
     def verify(self, signature: bytes, data: bytes) -> None:
         """Returns when the signature (DER) was made over the data with this key's private half.
@@ -126,7 +110,7 @@ class EcdsaSigningKey(Opaque):
         Raises:
             SignatureError: If the file cannot be read or holds no private key on one of the three curves.
         """
-        text = _read(path)
+        text = read_pem(path)
         if "ENCRYPTED" in text:
             raise SignatureError(
                 f"the signing key {os.fspath(path)} is encrypted with a passphrase, which is not asked for here: "
@@ -147,15 +131,7 @@ class EcdsaSigningKey(Opaque):
         Raises:
             SignatureError: If the file exists already, which is never overwritten, or cannot be created.
         """
-        pem = self._private.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        try:
-            write_secret_file(path, pem)
-        except FileExistsError:
-            raise SignatureError(f"{os.fspath(path)} exists and is not overwritten: choose another path") from None
-        except OSError as error:
-            raise SignatureError(f"cannot write the signing key {os.fspath(path)}: {error.strerror}") from None
+        write_private_key(path, self._private)
 
     def sign(self, data: bytes) -> bytes:
         """Returns the signature of the data, in DER."""
@@ -163,12 +139,3 @@ class EcdsaSigningKey(Opaque):
 
     def __repr__(self) -> str:
         return f"EcdsaSigningKey(hint={self.verifying_key.hint[:16]!r})"
-
-
-def _read(path: str | os.PathLike[str]) -> str:
-    try:
-        return read_secret_text(Path(path)) + "\n"
-    except OSError as error:
-        raise SignatureError(f"cannot read the key {os.fspath(path)}: {error.strerror or 'unreadable'}") from None
-    except NotSecretTextError as error:
-        raise SignatureError(f"{os.fspath(path)} is no PEM file: {error}") from None

@@ -19,16 +19,12 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from keylock.crypto.key_parsing import damage_is_a_value_error
+from keylock.crypto.pem_files import pem_of, read_pem, read_public_key, write_private_key, write_public_key
 from keylock.crypto.secrecy import (
-    MAX_SECRET_FILE_BYTES,
-    NotSecretTextError,
     Opaque,
-    read_secret_text,
-    write_secret_file,
 )
 from keylock.errors import SignatureError
-from keylock.files.atomic import PRIVATE, PUBLIC, make_folders, write_file
-from keylock.text.small_files import ChangedTextError, repair_pem
+from keylock.files.atomic import PRIVATE, make_folders
 
 __all__ = [
     "Home",
@@ -66,18 +62,7 @@ class VerifyingKey:
         Raises:
             SignatureError: If the file cannot be read or holds no Ed25519 public key.
         """
-        pem = _read_pem(path, max_bytes=_MAX_PUBLIC_FILE_BYTES)
-        if b"PRIVATE KEY" in pem:
-            raise SignatureError(f"{os.fspath(path)} is a private key: keep it to yourself and give the public one")
-        try:
-            pem = repair_pem(pem.decode("utf-8"), "PUBLIC KEY").encode("utf-8")
-        except ChangedTextError as error:
-            raise SignatureError(f"the public key in {os.fspath(path)} cannot be read: {error}") from None
-        try:
-            with damage_is_a_value_error():
-                key = serialization.load_pem_public_key(pem)
-        except ValueError:
-            raise SignatureError(f"{os.fspath(path)} is no PEM file with a public key") from None
+        key = read_public_key(path, max_bytes=_MAX_PUBLIC_FILE_BYTES)
         if not isinstance(key, Ed25519PublicKey):
             raise SignatureError(f"{os.fspath(path)} holds a public key of another kind: an Ed25519 key is needed")
         return cls(key)
@@ -103,7 +88,7 @@ class VerifyingKey:
 
     def to_pem(self) -> bytes:
         """Returns the key as PEM (SubjectPublicKeyInfo)."""
-        return self._public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        return pem_of(self._public)
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the key as a PEM file, over one that is there.
@@ -111,10 +96,7 @@ class VerifyingKey:
         Raises:
             SignatureError: If the file cannot be written.
         """
-        try:
-            write_file(path, self.to_pem(), mode=PUBLIC)
-        except OSError as error:
-            raise SignatureError(f"cannot write the public key {os.fspath(path)}: {error.strerror}") from None
+        write_public_key(path, self._public)
 
     def verify(self, signature: bytes, data: bytes) -> None:
         """Returns when the signature was made over the data with this key's private half.
@@ -166,7 +148,7 @@ class SigningKey(Opaque):
         Raises:
             SignatureError: If the file cannot be read, is encrypted or holds no Ed25519 private key.
         """
-        pem = _read_pem(path)
+        pem = read_pem(path).encode("utf-8")
         try:
             with damage_is_a_value_error():
                 key = serialization.load_pem_private_key(pem, password=None)
@@ -185,15 +167,7 @@ class SigningKey(Opaque):
         Raises:
             SignatureError: If the file exists already, which is never overwritten, or cannot be created.
         """
-        pem = self._private.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        try:
-            write_secret_file(path, pem)
-        except FileExistsError:
-            raise SignatureError(f"{os.fspath(path)} exists and is not overwritten: choose another path") from None
-        except OSError as error:
-            raise SignatureError(f"cannot write the signing key {os.fspath(path)}: {error.strerror}") from None
+        write_private_key(path, self._private)
 
     @property
     def key_id(self) -> str:
@@ -347,12 +321,3 @@ def decode_base64url(text: str) -> bytes:
         if encode_base64url(data) == text:
             return data
     raise ValueError("not base64url")
-
-
-def _read_pem(path: str | os.PathLike[str], *, max_bytes: int = MAX_SECRET_FILE_BYTES) -> bytes:
-    try:
-        return read_secret_text(path, max_bytes=max_bytes).encode("utf-8")
-    except OSError as error:
-        raise SignatureError(f"cannot read the key {os.fspath(path)}: {error.strerror or 'unreadable'}") from None
-    except NotSecretTextError as error:
-        raise SignatureError(f"{os.fspath(path)} is no PEM file: {error}") from None
