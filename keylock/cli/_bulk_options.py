@@ -7,6 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from keylock.cli._console import JsonOption
+from keylock.cli._vendor_options import (
+    IssuersOption,
+    ReceiptKeyOption,
+    RuntimeOption,
+    VariantOption,
+    VendorHomeOption,
+)
 
 if TYPE_CHECKING:
     from keylock_server import ServerSettings
@@ -125,25 +132,12 @@ class BulkOptions:
     sealed_key: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A sealed key of its own, for a public copy of the bundle.")
     ] = None
-    home: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            envvar="KEYLOCK_HOME",
-            help="The vendor's directory: trusts its issuer, uses its licenses. [~/.keylock]",
-        ),
-    ] = None
-    issuer: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="Public key trusted to sign the bundle and licenses; may be repeated."),
-    ] = None
+    home: VendorHomeOption = None
+    issuer: IssuersOption = None
     license_store: Annotated[
         str | None, typer.Option(metavar="URL", help="License store, the server's. [that of --home]")
     ] = field(default=None, repr=False)
-    receipt_key: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Key that signs receipts, with its certificate. [receipts.pem in --home]"),
-    ] = None
+    receipt_key: ReceiptKeyOption = None
     config: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Settings of the server (TOML): prices, limits of images, and the rest."),
@@ -152,18 +146,8 @@ class BulkOptions:
         str | None,
         typer.Option(metavar="cpu|cuda|tensorrt", help="Device to compute on; each worker takes one GPU. [cpu]"),
     ] = None
-    runtime: Annotated[
-        str | None,
-        typer.Option(metavar="auto|onnxruntime|openvino", help="What computes; auto takes the faster one. [auto]"),
-    ] = None
-    variant: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto|float32|bfloat16|float16|int8",
-            help="Precision to compute in, where bundle and processor have it; auto takes the fastest whose maps are "
-            "right. [float32]",
-        ),
-    ] = None
+    runtime: RuntimeOption = None
+    variant: VariantOption = None
     as_json: JsonOption = False
 
     def settings(self) -> "ServerSettings":

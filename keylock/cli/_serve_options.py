@@ -7,6 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from keylock.cli._console import JsonOption
+from keylock.cli._vendor_options import (
+    IssuersOption,
+    ReceiptKeyOption,
+    RuntimeOption,
+    VariantOption,
+    VendorHomeOption,
+)
 
 if TYPE_CHECKING:
     from keylock_server import ServerSettings
@@ -70,25 +77,12 @@ class ServeOptions:
     keyless: Annotated[
         bool | None, typer.Option("--keyless", help="Serve without the key: predictions and decoys alone.")
     ] = None
-    home: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            envvar="KEYLOCK_HOME",
-            help="The vendor's directory: trusts its issuer, uses its licenses. [~/.keylock]",
-        ),
-    ] = None
-    issuer: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="Public key trusted to sign the bundle and licenses; may be repeated."),
-    ] = None
+    home: VendorHomeOption = None
+    issuer: IssuersOption = None
     license_store: Annotated[str | None, typer.Option(metavar="URL", help="License store. [that of --home]")] = field(
         default=None, repr=False
     )
-    receipt_key: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Key that signs receipts, with its certificate. [receipts.pem in --home]"),
-    ] = None
+    receipt_key: ReceiptKeyOption = None
     unlicensed: Annotated[
         str | None, typer.Option(metavar="decoy|refuse", help="Answer to callers without a license. [decoy]")
     ] = None
@@ -110,18 +104,8 @@ class ServeOptions:
         str | None,
         typer.Option(metavar="auto|cpu|cuda|tensorrt", help="Device to compute on; auto uses the best. [auto]"),
     ] = None
-    runtime: Annotated[
-        str | None,
-        typer.Option(metavar="auto|onnxruntime|openvino", help="What computes; auto takes the faster one. [auto]"),
-    ] = None
-    variant: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto|float32|bfloat16|float16|int8",
-            help="Precision to compute in, where bundle and processor have it; auto takes the fastest whose maps are "
-            "right. [float32]",
-        ),
-    ] = None
+    runtime: RuntimeOption = None
+    variant: VariantOption = None
     max_image_ratio: Annotated[
         float | None,
         typer.Option(
