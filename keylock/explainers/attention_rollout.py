@@ -42,7 +42,7 @@ class AttentionRollout(MultiPass):
         tokens = attention.weights[0].shape[-1]
         if any(weights.shape[-2:] != (tokens, tokens) for weights in attention.weights):
             raise LayerNotFoundError("attention_rollout needs attention among the same tokens in every layer")
-        if any(len(weights) != len(run.images) for weights in attention.weights):
+        if any(weights.shape[0] != run.images.shape[0] for weights in attention.weights):
             raise LayerNotFoundError(
                 "attention_rollout needs attention among all patches of an image, and this network attends within "
                 "windows: take grad_cam or visual_backprop"
