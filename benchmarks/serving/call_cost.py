@@ -306,7 +306,7 @@ def started(named: dict[str, Path], material: Material) -> Iterator[tuple[list[B
 def main() -> None:
     """Measures and records."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("builds", nargs="+", metavar="NAME=CHECKOUT")
+    parser.add_argument("builds", nargs="+", metavar="NAME=CHECKOUT", help="the oldest first")
     parser.add_argument("--networks", nargs="+", choices=("thin", "resnet18"), default=["thin", "resnet18"])
     parser.add_argument("--kinds", nargs="+", choices=_KINDS, default=list(_KINDS))
     parser.add_argument("--callers", nargs="+", type=int, default=[1, 8, 32])
@@ -319,7 +319,8 @@ def main() -> None:
     networks: dict[str, Any] = {}
     load_before = round(os.getloadavg()[0], 1)
     for network, calls in zip(options.networks, [*options.calls, options.calls[-1]], strict=False):
-        material = prepare(options.work, _SIDE, thin=network == "thin")
+        # What a build made is opened by itself and by later ones.
+        material = prepare(options.work, _SIDE, next(iter(named.values())), thin=network == "thin")
         with started(named, material) as (builds, work):
             networks[network] = asyncio.run(measure(material, builds, options, calls, work))
     result = {

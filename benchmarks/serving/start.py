@@ -47,7 +47,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/serving"))
     parser.add_argument("--results", type=Path, default=_RESULTS)
     options = parser.parse_args()
-    material = prepare(options.work, _SIDE)
+    # What a build made is opened by itself and by later ones.
+    material = prepare(options.work, _SIDE, options.before)
     builds = {} if options.before is None else {"before": options.before.resolve()}
     builds["after"] = _ROOT
     found: dict[str, dict[str, list[dict[str, float]]]] = {name: {} for name in builds}
