@@ -35,7 +35,7 @@ from urllib.request import urlopen
 
 import numpy as np
 import PIL.Image
-from checkouts import commit_of, environment_of
+from checkouts import commit_of, copy_home, environment_of
 from material import Material, prepare
 from numpy.typing import NDArray
 from processes import ServerProcess, free_port
@@ -148,7 +148,7 @@ class Build:
         """
         self.name = name
         home, self._ready = work / name, work / f"{name}.ready"
-        shutil.copytree(material.home, home)
+        copy_home(material.home, home, tree)
         self._metrics = free_port()
         command = [sys.executable, "-m", "keylock", "serve", str(material.bundle), "--key-file", str(material.key_file)]
         command += ["--home", str(home), "--port", "0", "--ready-file", str(self._ready), "--device", "cpu"]

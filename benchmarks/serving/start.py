@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from checkouts import commit_of, environment_of
+from checkouts import commit_of, copy_home, environment_of
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from material import Material, prepare
 from processes import ServerProcess
@@ -79,8 +79,7 @@ def _round(tree: Path, material: Material, folder: Path) -> dict[str, dict[str, 
     """Start a build three times: with the defaults, and twice where it chooses by itself."""
     home = folder / "home"
     shutil.rmtree(home, ignore_errors=True)
-    # A vendor's directory of its own, in which nothing was chosen yet.
-    shutil.copytree(material.home, home, ignore=shutil.ignore_patterns("ways.json", "engines"))
+    copy_home(material.home, home, tree)
     kinds = {"float32": "float32", "auto, first": "auto", "auto, again": "auto"}
     return {kind: asyncio.run(_start(tree, material, home, variant)) for kind, variant in kinds.items()}
 
