@@ -22,7 +22,6 @@ import io
 import os
 import re
 import shlex
-import shutil
 import statistics
 import sys
 import tempfile
