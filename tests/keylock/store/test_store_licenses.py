@@ -319,3 +319,14 @@ def test_other_url_is_refused_and_not_repeated(url):
 def test_licensing_needs_no_sqlalchemy():
     program = "import sys, keylock.licensing; raise SystemExit(bool({'torch', 'sqlalchemy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_store_that_is_a_file_imports_nothing_of_postgresql(tmp_path):
+    program = (
+        "import sys; from keylock.store import LicenseStore; LicenseStore(sys.argv[1]).close(); "
+        "raise SystemExit(any('postgresql' in name or 'psycopg' in name for name in sys.modules))"
+    )
+    url = f"sqlite:///{tmp_path}/licenses.db"
+    LicenseStore(url).close()
+    command = [sys.executable, "-c", program, url]
+    assert subprocess.run(command, check=False).returncode == 0
