@@ -309,7 +309,9 @@ def _network(architecture: str, size: int) -> nn.Module:
     # Statistics of real activations: with others, the answers of a deep network hardly depend on the image. Noisy
     # images are among them, because SmoothGrad's would leave the range of the others, and the gradients of
     # EfficientNet are then so steep that those of torch in float32 and in float64 correlate with .5.
-    noisy = images + 0.15 * (images.max() - images.min()) * torch.randn(images.shape, generator=torch.Generator().manual_seed(2))
+    noisy = images + 0.15 * (images.max() - images.min()) * torch.randn(
+        images.shape, generator=torch.Generator().manual_seed(2)
+    )
     with torch.no_grad():
         model.train()(torch.cat([images, noisy]))
     # Every lock starts with this; without it no rule of LRP fits.

@@ -1,14 +1,15 @@
 """Bulk explanations by workers of Ray: what an image costs, what killed workers change, and how far it goes.
 
-    python benchmarks/fleet/bulk.py cost --side 224
-    python benchmarks/fleet/bulk.py cost --side 224 --thin
+    python benchmarks/fleet/bulk.py cost --images 1536 --rounds 2
+    python benchmarks/fleet/bulk.py cost --thin
     python benchmarks/fleet/bulk.py kills --seconds 120
     python benchmarks/fleet/bulk.py store
 
 *cost*: processor time of an image by `keylock explain-many`, with one worker and with two, beside that of the same
 files over `ExplainStream` through `keylock serve`, both licensed, charged and with receipts. The start is left out of
-both. Everything else counts: the workers, the process that was started and Ray's own, which use some time in every
-second whatever is done; of the other way the server and its client.
+both, and blocks are as large as they are unless told otherwise. Everything else counts: the workers, the process that
+was started and Ray's own, which use some time in every second whatever is done; of the other way the server and its
+client.
 *kills*: a worker is killed without warning every 20 seconds; then all results, receipts and books are compared.
 *store*: what the process that charges, the store and the log bear, on SQLite and on PostgreSQL, and from all figures on
 paper what 100 workers would ask of them and of the network.
@@ -63,7 +64,6 @@ RESULTS = ROOT / "benchmarks" / "results" / "fleet"
 _EXPLAINER = "grad_cam"
 _DRAWN = 64
 _MOST_DRAWN = 512
-_BLOCK = 16
 _KILL_EVERY_S = 20.0
 _BLOCKS_CHARGED = 60
 _ONE_BLOCK = 256
@@ -160,12 +160,14 @@ class Weighed:
         return {"images": (last - first) * block, "seconds": ended - began, **used, "start": sum(before.values())}
 
 
-def job_command(material: Material, data: Path, out: Path, *, workers: int, block: int, limit: int | None) -> list[str]:
-    """Return the command of a job."""
+def job_command(
+    material: Material, data: Path, out: Path, *, workers: int, block: int | None, limit: int | None
+) -> list[str]:
+    """Return the command of a job; blocks are as large as they are by default where no size is given."""
     command = [sys.executable, "-m", "keylock", "explain-many", str(material.bundle), "--data", str(data), "--json"]
     command += ["--out", str(out), "--key-file", str(material.key_file), "--home", str(material.home)]
     command += ["--license-file", str(material.token), "--explainer", _EXPLAINER, "--runtime", "onnxruntime"]
-    command += ["--workers", str(workers), "--block-size", str(block)]
+    command += ["--workers", str(workers), *([] if block is None else ["--block-size", str(block)])]
     return command if limit is None else [*command, "--limit", str(limit)]
 
 
@@ -247,7 +249,7 @@ def over_a_server(material: Material, files: list[Path]) -> dict[str, float]:
     }
 
 
-def cost(material: Material, *, images: int, rounds: int) -> dict[str, Any]:
+def cost(material: Material, *, images: int, rounds: int, block: int | None) -> dict[str, Any]:
     """Compare both ways, with one worker and with two; rounds take turns, and the cheapest of each counts."""
     with tempfile.TemporaryDirectory() as folder:
         data = draw(Path(folder) / "data", images, side=material.side + material.side // 4)
@@ -258,7 +260,9 @@ def cost(material: Material, *, images: int, rounds: int) -> dict[str, Any]:
         for number in range(rounds):
             servers.append(over_a_server(material, files))
             for workers, found in jobs.items():
-                found.append(_by_workers(material, data, Path(folder) / f"out-{number}-{workers}", workers))
+                out = Path(folder) / f"out-{number}-{workers}"
+                found.append(_by_workers(material, data, out, workers=workers, block=block))
+                print(number, servers[-1], workers, found[-1], file=sys.stderr, flush=True)
     server = min(servers, key=lambda one: one["cpu_ms_per_image"])
     best = {workers: min(found, key=lambda one: one["cpu_ms_per_image"]) for workers, found in jobs.items()}
     return {
@@ -276,14 +280,15 @@ def cost(material: Material, *, images: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def _by_workers(material: Material, data: Path, out: Path, workers: int) -> dict[str, Any]:
+def _by_workers(material: Material, data: Path, out: Path, *, workers: int, block: int | None) -> dict[str, Any]:
     """Run a job; what it uses between its first blocks and its last is that of images, and no start."""
-    command = job_command(material, data, out, workers=workers, block=_BLOCK, limit=None)
+    command = job_command(material, data, out, workers=workers, block=block, limit=None)
     weighed = Weighed(command, environment(), blocks=out / "blocks", warm=workers + 1)
     told = weighed.finish()["this_run"]
     found = check(material, out)
     assert not found["problems"], found
-    used = weighed.between(_BLOCK)
+    block = json.loads((out / "job.json").read_text())["asked"]["block_size"]
+    used = weighed.between(block)
     size = sum(part.stat().st_size for part in (out / "blocks").iterdir())
     shutil.rmtree(out)
     each = {kind: round(used[kind] / used["images"] * 1000, 3) for kind in ("workers", "job", "ray")}
@@ -291,6 +296,7 @@ def _by_workers(material: Material, data: Path, out: Path, workers: int) -> dict
     each["workers"] = max(each["workers"], round(told["worker_cpu_s"] / told["images"] * 1000, 3))
     return {
         "images": used["images"],
+        "images_in_a_block": block,
         "cpu_ms_per_image": round(sum(each.values()), 3),
         "worker_cpu_ms": each["workers"],
         "job_cpu_ms": each["job"],
@@ -453,6 +459,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=224)
     parser.add_argument("--thin", action="store_true", help="a network that costs next to nothing")
     parser.add_argument("--images", type=int, default=None)
+    parser.add_argument("--block", type=int, default=None, help="images in a block, for *cost*")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--seed", type=int, default=1)
@@ -462,7 +469,7 @@ def main() -> None:
     material = prepare(options.work, options.side, thin=thin)
     if options.what == "cost":
         name = f"bulk_cost_{material.about()['architecture']}_{material.side}"
-        result = cost(material, images=options.images or (1024 if thin else 256), rounds=options.rounds)
+        result = cost(material, images=options.images or 1536, rounds=options.rounds, block=options.block)
     elif options.what == "kills":
         name, images = "bulk_kills", options.images or 1200
         result = kills(material, seconds=options.seconds, images=images, seed=options.seed)
