@@ -34,7 +34,7 @@ from urllib.request import urlopen
 
 import numpy as np
 import PIL.Image
-from checkouts import commit_of, copy_home, environment_of
+from checkouts import commit_of, environment_of, make_home
 from material import Material, prepare
 from numpy.typing import NDArray
 from processes import ServerProcess, free_port
@@ -147,7 +147,7 @@ class Build:
         """
         self.name = name
         home, self._ready = work / name, work / f"{name}.ready"
-        copy_home(material.home, home, tree)
+        token = make_home(material.home, home, tree)
         self._metrics = free_port()
         command = [sys.executable, "-m", "keylock", "serve", str(material.bundle), "--key-file", str(material.key_file)]
         command += ["--home", str(home), "--port", "0", "--ready-file", str(self._ready), "--device", "cpu"]
@@ -160,7 +160,6 @@ class Build:
                 "KEYLOCK_SERVER_METRICS_PORT": str(self._metrics),
             },
         )
-        token = material.token.read_text("ascii").strip()
         self.metadata = (("authorization", f"Bearer {token}"),)
 
     async def ready(self) -> None:
@@ -305,7 +304,7 @@ def started(named: dict[str, Path], material: Material) -> Iterator[tuple[list[B
 def main() -> None:
     """Measures and records."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("builds", nargs="+", metavar="NAME=CHECKOUT", help="the oldest first")
+    parser.add_argument("builds", nargs="+", metavar="NAME=CHECKOUT")
     parser.add_argument("--networks", nargs="+", choices=("thin", "resnet18"), default=["thin", "resnet18"])
     parser.add_argument("--kinds", nargs="+", choices=_KINDS, default=list(_KINDS))
     parser.add_argument("--callers", nargs="+", type=int, default=[1, 8, 32])
@@ -318,8 +317,7 @@ def main() -> None:
     networks: dict[str, Any] = {}
     load_before = round(os.getloadavg()[0], 1)
     for network, calls in zip(options.networks, [*options.calls, options.calls[-1]], strict=False):
-        # What a build made is opened by itself and by later ones.
-        material = prepare(options.work, _SIDE, next(iter(named.values())), thin=network == "thin")
+        material = prepare(options.work, _SIDE, thin=network == "thin")
         with started(named, material) as (builds, work):
             networks[network] = asyncio.run(measure(material, builds, options, calls, work))
     result = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from checkouts import commit_of, environment_of
+from checkouts import environment_of
 from numpy.typing import NDArray
 
 __all__ = ["NETWORKS", "Material", "prepare"]
@@ -89,13 +89,12 @@ def prepare(
     Args:
         work: Folder of such folders.
         side: Height and width of the images in pixels.
-        tree: A checkout of another build that makes it, so that it and later ones can serve it; None for this build.
+        tree: A checkout of another build that makes it; None for this build.
         thin: Whether the network is one that costs next to nothing, in place of that of its size.
         explainers: What is locked; Grad-CAM and the gradient where none is named.
     """
     kind = ["thin"] if thin else [",".join(explainers)] if explainers else []
-    made_by = [] if tree is None else [commit_of(tree)]
-    material = Material(work / "-".join([str(side), *kind, *made_by]), side)
+    material = Material(work / "-".join([str(side), *kind]), side)
     if not material.about_file.is_file():
         program = (tree or Path(__file__).parents[2]) / "benchmarks" / "serving" / "making.py"
         environment = os.environ if tree is None else environment_of(tree)

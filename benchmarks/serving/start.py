@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from checkouts import commit_of, copy_home, environment_of
+from checkouts import commit_of, environment_of, make_home
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from material import Material, prepare
 from processes import ServerProcess
@@ -47,8 +47,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/serving"))
     parser.add_argument("--results", type=Path, default=_RESULTS)
     options = parser.parse_args()
-    # What a build made is opened by itself and by later ones.
-    material = prepare(options.work, _SIDE, options.before)
+    material = prepare(options.work, _SIDE)
     builds = {} if options.before is None else {"before": options.before.resolve()}
     builds["after"] = _ROOT
     found: dict[str, dict[str, list[dict[str, float]]]] = {name: {} for name in builds}
@@ -79,12 +78,12 @@ def _round(tree: Path, material: Material, folder: Path) -> dict[str, dict[str, 
     """Start a build three times: with the defaults, and twice where it chooses by itself."""
     home = folder / "home"
     shutil.rmtree(home, ignore_errors=True)
-    copy_home(material.home, home, tree)
+    token = make_home(material.home, home, tree)
     kinds = {"float32": "float32", "auto, first": "auto", "auto, again": "auto"}
-    return {kind: asyncio.run(_start(tree, material, home, variant)) for kind, variant in kinds.items()}
+    return {kind: asyncio.run(_start(tree, material, home, token, variant)) for kind, variant in kinds.items()}
 
 
-async def _start(tree: Path, material: Material, home: Path, variant: str) -> dict[str, float]:
+async def _start(tree: Path, material: Material, home: Path, token: str, variant: str) -> dict[str, float]:
     ready_file, log = home / "ready", home / "log"
     ready_file.unlink(missing_ok=True)
     command = [sys.executable, "-m", "keylock", "serve", str(material.bundle), "--port", "0", "--device", "cpu"]
@@ -95,7 +94,7 @@ async def _start(tree: Path, material: Material, home: Path, variant: str) -> di
         image = material.images()[0]
         tensor = pb.Tensor(dtype=pb.DATA_TYPE_FLOAT32, shape=image.shape, data=image.tobytes())
         request = pb.ExplainRequest(images=[pb.Image(tensor=tensor)], explainer="grad_cam")
-        metadata = (("authorization", f"Bearer {material.token.read_text('ascii').strip()}"),)
+        metadata = (("authorization", f"Bearer {token}"),)
 
         async def answers() -> bool:
             if not ready_file.exists() or not (target := ready_file.read_text("utf-8").strip()):
