@@ -182,8 +182,10 @@ def _results(
         num_gpus=1 if workers.gpu else 0,
     )
     try:
-        for row in done.iter_rows():
-            yield BlockResult.of_text(str(row["result"]))
+        # One that is fetched ahead would be charged only when the next is done as well.
+        for rows_done in done.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+            for text in rows_done["result"]:
+                yield BlockResult.of_text(str(text))
     except ray.exceptions.RayError as error:
         raise ServiceError(
             f"Ray gave up ({type(error).__name__}): is keylock with the extra ray installed on every machine, and was "
