@@ -108,11 +108,20 @@ def test_a_method_that_refuses_a_network_says_so_in_its_own_words():
         ToolkitMethod("captum", "LRP").explain(model, draw(2, 0), torch.tensor([0, 0]))
 
 
-def test_a_method_is_compared_by_the_class_it_is_asked_for():
+@pytest.mark.parametrize(
+    ("toolkit", "name", "layers"),
+    [
+        ("captum", "Saliency", ()),
+        ("captum", "LayerFeatureAblation", ("body.2",)),
+        ("captum", "LayerFeaturePermutation", ("body.2",)),
+        ("pytorch_grad_cam", "GradCAM", ("body.2",)),
+    ],
+)
+def test_a_method_is_compared_by_the_class_it_is_asked_for(toolkit, name, layers):
     model, images = network(), draw(4, 2)
-    for method in (ToolkitMethod("captum", "Saliency"), ToolkitMethod("pytorch_grad_cam", "GradCAM", ("body.2",))):
-        first, second = (method.explain(model, images, torch.full((4,), target)).maps for target in (0, 3))
-        assert not torch.allclose(first, second)
+    method = ToolkitMethod(toolkit, name, layers)
+    first, second = (method.explain(model, images, torch.full((4,), target)).maps for target in (0, 3))
+    assert not torch.allclose(first, second)
 
 
 def test_the_tables_name_what_is_too_much_for_an_image():
