@@ -52,9 +52,7 @@ def one_file(weight, time):
 def external_data(weight, time):
     """Write the weights beside the graph; the file of the graph is the same each time, as if it were left in place."""
     Path("weights").unlink(missing_ok=True)
-    onnx.save(
-        model_of(weight), "model.onnx", save_as_external_data=True, location="weights", size_threshold=0
-    )
+    onnx.save(model_of(weight), "model.onnx", save_as_external_data=True, location="weights", size_threshold=0)
     os.utime("model.onnx", (FIRST, FIRST))
     os.utime("weights", (time, time))
     return "model.onnx"
