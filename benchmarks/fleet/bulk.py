@@ -1,6 +1,7 @@
 """Bulk explanations by workers of Ray: what an image costs, what killed workers change, and how far it goes.
 
     python benchmarks/fleet/bulk.py cost --images 1536 --rounds 2
+    python benchmarks/fleet/bulk.py cost --images 1536 --rounds 2 --variant auto
     python benchmarks/fleet/bulk.py cost --thin
     python benchmarks/fleet/bulk.py kills --seconds 120
     python benchmarks/fleet/bulk.py store
@@ -160,15 +161,20 @@ class Weighed:
         return {"images": (last - first) * block, "seconds": ended - began, **used, "start": sum(before.values())}
 
 
+def numbers_of(variant: str) -> list[str]:
+    """Return the options that say what to compute in; OpenVINO is left out where nothing is chosen."""
+    return ["--variant", variant, "--runtime", "auto" if variant == "auto" else "onnxruntime"]
+
+
 def job_command(
-    material: Material, data: Path, out: Path, *, workers: int, block: int | None, limit: int | None
+    material: Material, data: Path, out: Path, *, workers: int, block: int | None = None, variant: str = "float32"
 ) -> list[str]:
     """Return the command of a job; blocks are as large as they are by default where no size is given."""
     command = [sys.executable, "-m", "keylock", "explain-many", str(material.bundle), "--data", str(data), "--json"]
     command += ["--out", str(out), "--key-file", str(material.key_file), "--home", str(material.home)]
-    command += ["--license-file", str(material.token), "--explainer", _EXPLAINER, "--runtime", "onnxruntime"]
-    command += ["--workers", str(workers), *([] if block is None else ["--block-size", str(block)])]
-    return command if limit is None else [*command, "--limit", str(limit)]
+    command += ["--license-file", str(material.token), "--explainer", _EXPLAINER]
+    command += numbers_of(variant)
+    return [*command, "--workers", str(workers), *([] if block is None else ["--block-size", str(block)])]
 
 
 def environment() -> dict[str, str]:
@@ -202,7 +208,7 @@ def check(material: Material, out: Path) -> dict[str, Any]:
     }
 
 
-def over_a_server(material: Material, files: list[Path]) -> dict[str, float]:
+def over_a_server(material: Material, files: list[Path], variant: str) -> dict[str, float]:
     """Ask a server for the same files over a stream; return the processor time that each image takes."""
     port = free_port()
     command = [
@@ -216,7 +222,7 @@ def over_a_server(material: Material, files: list[Path]) -> dict[str, float]:
         "--log-level",
         "error",
     ]
-    command += ["--key-file", str(material.key_file), "--home", str(material.home), "--runtime", "onnxruntime"]
+    command += ["--key-file", str(material.key_file), "--home", str(material.home), *numbers_of(variant)]
     server = ServerProcess(command, material.folder / "server.log", environment={"KEYLOCK_SERVER_THREADS": "1"})
     try:
         limit = time.monotonic() + 300
@@ -249,7 +255,7 @@ def over_a_server(material: Material, files: list[Path]) -> dict[str, float]:
     }
 
 
-def cost(material: Material, *, images: int, rounds: int, block: int | None) -> dict[str, Any]:
+def cost(material: Material, *, images: int, rounds: int, block: int | None, variant: str) -> dict[str, Any]:
     """Compare both ways, with one worker and with two; rounds take turns, and the cheapest of each counts."""
     with tempfile.TemporaryDirectory() as folder:
         data = draw(Path(folder) / "data", images, side=material.side + material.side // 4)
@@ -258,10 +264,10 @@ def cost(material: Material, *, images: int, rounds: int, block: int | None) -> 
         servers: list[dict[str, float]] = []
         jobs: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
         for number in range(rounds):
-            servers.append(over_a_server(material, files))
+            servers.append(over_a_server(material, files, variant))
             for workers, found in jobs.items():
                 out = Path(folder) / f"out-{number}-{workers}"
-                found.append(_by_workers(material, data, out, workers=workers, block=block))
+                found.append(_by_workers(material, data, out, workers=workers, block=block, variant=variant))
                 print(number, servers[-1], workers, found[-1], file=sys.stderr, flush=True)
     server = min(servers, key=lambda one: one["cpu_ms_per_image"])
     best = {workers: min(found, key=lambda one: one["cpu_ms_per_image"]) for workers, found in jobs.items()}
@@ -269,6 +275,7 @@ def cost(material: Material, *, images: int, rounds: int, block: int | None) -> 
         "network": material.about()["architecture"],
         "side": material.side,
         "explainer": _EXPLAINER,
+        "variant": variant,
         "file_bytes": size,
         "rounds": rounds,
         "explain_stream": server,
@@ -280,9 +287,11 @@ def cost(material: Material, *, images: int, rounds: int, block: int | None) -> 
     }
 
 
-def _by_workers(material: Material, data: Path, out: Path, *, workers: int, block: int | None) -> dict[str, Any]:
+def _by_workers(
+    material: Material, data: Path, out: Path, *, workers: int, block: int | None, variant: str
+) -> dict[str, Any]:
     """Run a job; what it uses between its first blocks and its last is that of images, and no start."""
-    command = job_command(material, data, out, workers=workers, block=block, limit=None)
+    command = job_command(material, data, out, workers=workers, block=block, variant=variant)
     weighed = Weighed(command, environment(), blocks=out / "blocks", warm=workers + 1)
     told = weighed.finish()["this_run"]
     found = check(material, out)
@@ -293,7 +302,8 @@ def _by_workers(material: Material, data: Path, out: Path, *, workers: int, bloc
     shutil.rmtree(out)
     each = {kind: round(used[kind] / used["images"] * 1000, 3) for kind in ("workers", "job", "ray")}
     # Of two workers one is always within a block when the other has finished one; each block tells what it took.
-    each["workers"] = max(each["workers"], round(told["worker_cpu_s"] / told["images"] * 1000, 3))
+    if workers > 1:
+        each["workers"] = max(each["workers"], round(told["worker_cpu_s"] / told["images"] * 1000, 3))
     return {
         "images": used["images"],
         "images_in_a_block": block,
@@ -317,7 +327,7 @@ def kills(material: Material, *, seconds: float, images: int, seed: int) -> dict
         for number in range(_DRAWN, images):
             os.link(data / f"{number % _DRAWN:05}.jpg", data / f"{number:05}.jpg")
         out, killed, began = Path(folder) / "out", 0, time.monotonic()
-        command = job_command(material, data, out, workers=2, block=16, limit=None)
+        command = job_command(material, data, out, workers=2, block=16)
         weighed = Weighed(command, environment(), blocks=out / "blocks")
         # Workers take their time to open the bundle; there is nobody to kill before.
         while not list((out / "unfinished").glob("*.try")) and weighed.process.poll() is None:
@@ -460,6 +470,7 @@ def main() -> None:
     parser.add_argument("--thin", action="store_true", help="a network that costs next to nothing")
     parser.add_argument("--images", type=int, default=None)
     parser.add_argument("--block", type=int, default=None, help="images in a block, for *cost*")
+    parser.add_argument("--variant", default="float32", help="numbers to compute in, for *cost*; auto for the fastest")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--seed", type=int, default=1)
@@ -469,7 +480,9 @@ def main() -> None:
     material = prepare(options.work, options.side, thin=thin)
     if options.what == "cost":
         name = f"bulk_cost_{material.about()['architecture']}_{material.side}"
-        result = cost(material, images=options.images or 1536, rounds=options.rounds, block=options.block)
+        name += f"_{options.variant}" * (options.variant != "float32")
+        asked = {"rounds": options.rounds, "block": options.block, "variant": options.variant}
+        result = cost(material, images=options.images or 1536, **asked)
     elif options.what == "kills":
         name, images = "bulk_kills", options.images or 1200
         result = kills(material, seconds=options.seconds, images=images, seed=options.seed)
