@@ -8,7 +8,7 @@ import numpy as np
 
 from keylock.errors import InputError
 from keylock.inference import inference_pb2 as oip
-from keylock.text.conditions import CONDITION_FORMS, parse_condition
+from keylock.text.conditions import CONDITION_FORMS, check_public, parse_condition
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client._sources import Source
 
@@ -137,8 +137,7 @@ def explain_request(
     if explain_if is not None:
         if not isinstance(explain_if, str):
             raise InputError(f"explain_if is a {type(explain_if).__name__}: write {CONDITION_FORMS}")
-        if prediction == "keyed":
-            raise InputError("explain_if looks at the public prediction and gives it: leave prediction='keyed' out")
+        check_public(prediction)
         request.explain_if.CopyFrom(parse_condition(explain_if))
     if isinstance(target, str):
         request.target_label = target

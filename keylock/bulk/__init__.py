@@ -5,7 +5,8 @@ charges it, signs its receipt and only then puts the file where results are. Wor
 and ask for the key themselves: neither images nor secrets travel through Ray. Needs the `ray` extra.
 """
 
+from keylock.bulk.budget import Budget
 from keylock.bulk.job import Asked, Job
 from keylock.bulk.run import Outcome, run_job
 
-__all__ = ["Asked", "Job", "Outcome", "run_job"]
+__all__ = ["Asked", "Budget", "Job", "Outcome", "run_job"]

@@ -2,7 +2,7 @@
 
 The process that was started charges, and no worker does: licenses, the store and the receipt key stay here. A block
 that is explained a second time, because a worker or a whole run died, has the same id, and whatever was charged under
-it before is not charged again (`keylock.store.ledger`).
+it before is not charged again (`keylock.store.ledger`). What was charged for a job by earlier runs is looked up there.
 """
 
 import time
@@ -19,9 +19,11 @@ from keylock.crypto.signing import VerifyingKey
 from keylock.errors import KeylockError, RateError
 from keylock.licensing import License, check, check_size
 from keylock.licensing.charges import Charge, content_digest
+from keylock.licensing.conditions import Condition
 from keylock.licensing.receipts import ReceiptSigner
 from keylock.licensing.revocations import RevocationFile
 from keylock.store import Ledger, LicenseStore
+from keylock.store.ledger import Standing
 from keylock.store.logged_charges import record_charge
 from keylock_server.auth.authentication import Authenticator, Caller
 from keylock_server.auth.offline_license import admit_offline_license
@@ -99,12 +101,49 @@ class Cashier:
             self._store.close()
             raise
         self._ledger = Ledger(self._store.database, record=record_charge)
-        self.units = 0
+        self._before: dict[str, Standing] = {}
+        self.units = self.earlier = 0
 
     @property
     def signs_receipts(self) -> bool:
         """Whether blocks get receipts."""
         return self._receipts is not None
+
+    @property
+    def units_per_image(self) -> int:
+        """What one image costs."""
+        return self._units_per_image
+
+    def look_up(self, job: Job) -> None:
+        """Finds out what was charged for a job by earlier runs: `earlier` units.
+
+        Raises:
+            StoreError: If the store cannot be used.
+        """
+        self._before = self._ledger.standings(self.license.id, prefix=job.request_ids)
+        self.earlier = sum(one.units for one in self._before.values() if one.charged)
+
+    def is_charged(self, job: Job, number: int) -> bool:
+        """Tells whether a block was charged by an earlier run, so that it costs nothing any more."""
+        found = self._before.get(job.request_id(number))
+        return found is not None and found.charged
+
+    def explained_before(self, job: Job, number: int) -> tuple[bool, ...] | None:
+        """Returns which images of a block were explained when an earlier run charged it.
+
+        Returns:
+            One for each image that could be decoded; None where it was not charged, or the job has no condition.
+        """
+        found = self._before.get(job.request_id(number))
+        return None if found is None else found.explained
+
+    def cost(self, job: Job, number: int, images: int) -> int:
+        """Returns what a block costs of which so many images are explained."""
+        found = self._before.get(job.request_id(number))
+        if found is None:
+            return images * self._units_per_image
+        # What an earlier run set aside, and was killed before it charged it, is charged at the price of then.
+        return 0 if found.charged else images * (found.units // found.images)
 
     def left(self) -> int | None:
         """Returns how many images the license can still pay for today; None where nothing limits it.
@@ -123,7 +162,7 @@ class Cashier:
 
         Args:
             job: What it belongs to.
-            result: What was found out of it; of at least one image.
+            result: What was found out of it; at least one of its images could be decoded.
 
         Returns:
             Its receipt; None where no receipts are signed.
@@ -188,5 +227,10 @@ class Cashier:
             keyed=True,
             time=self._now(),
             image_digests=result.image_digests,
+            explain_if=self._condition(job),
         )
         return replace(asked, request_digest=content_digest(asked, map_dtype=job.asked.map_dtype))
+
+    def _condition(self, job: Job) -> Condition | None:
+        text = job.asked.explain_if
+        return None if text is None else Condition.parse(text, self._manifest.classes)

@@ -6,7 +6,7 @@ from typing import Any
 from pyarrow import parquet
 
 from keylock.bulk.job import Job
-from keylock.bulk.parts import digest_of_map, read_maps
+from keylock.bulk.parts import digest_of_map, read_charged
 from keylock.licensing.receipts import Receipt, trusts_any
 
 __all__ = ["Findings", "check_job"]
@@ -46,24 +46,26 @@ def check_job(job: Job, keys: list[Any]) -> Findings:
             found.problems.append(f"block {block.number} has no result")
             continue
         indices += parquet.read_table(result, columns=["index"]).column("index").to_pylist()
-        maps = [(image, saliency) for image, saliency in read_maps(result) if saliency is not None]
-        found.explained += len(maps)
-        if keys and maps:
-            _check_receipt(job, block.number, maps, keys, found)
+        images = read_charged(result)
+        found.explained += sum(saliency is not None for _, saliency in images)
+        if keys and images:
+            _check_receipt(job, block.number, images, keys, found)
     found.images = len(indices)
     if sorted(indices) != list(range(sum(block.count for block in job.blocks))):
         found.problems.append("the images are not each in the output once")
     return found
 
 
-def _check_receipt(job: Job, number: int, maps: list[tuple[str, Any]], keys: list[Any], found: Findings) -> None:
+def _check_receipt(job: Job, number: int, images: list[tuple[str, Any]], keys: list[Any], found: Findings) -> None:
     receipt = Receipt.verify(job.receipt(number).read_text("ascii"), trusts_any(keys))
     charge = receipt.charge
     found.receipts += 1
     found.units += charge.units
     if charge.request_id != job.request_id(number):
         found.problems.append(f"the receipt of block {number} is for another request")
-    if charge.image_digests != tuple(image for image, _ in maps):
+    if (None if charge.explain_if is None else str(charge.explain_if)) != job.asked.explain_if:
+        found.problems.append(f"the receipt of block {number} is for another condition")
+    if charge.image_digests != tuple(image for image, _ in images):
         found.problems.append(f"the receipt of block {number} is for other images")
-    if charge.answer.maps != tuple(digest_of_map(saliency) for _, saliency in maps):
+    if charge.answer.maps != tuple(None if one is None else digest_of_map(one) for _, one in images):
         found.problems.append(f"the receipt of block {number} is for other maps")

@@ -5,7 +5,7 @@ plan.jsonl          which images are in which block
 blocks/             a Parquet file for each block that is finished
 receipts/           its receipt, where it was charged
 unfinished/         what workers have written and nobody has charged; removed at the end and at the next start
-failed-images.jsonl the images that could not be explained, each with the reason
+failed-images.jsonl the images that could not be decoded, each with the reason
 """
 
 import json
@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Self
 
-from keylock.bulk.parts import failures_of, rows_of
+from keylock.bulk.parts import explained_in, failures_of, rows_of
 from keylock.bulk.plan import Block, PlacedBlock, read_plan
 from keylock.errors import InputError, StorageError
 from keylock.files.atomic import PRIVATE, make_folders, replacing, write_file
@@ -43,6 +43,7 @@ _NAMES: Final = {
     "license": "another license",
     "keyed": "maps of another kind (true maps and decoys are two jobs)",
     "prediction": "predictions of another kind",
+    "explain_if": "another --explain-if",
 }
 
 
@@ -62,6 +63,7 @@ class Asked:
         prediction: `public` or `keyed`: which prediction stands beside a map.
         keyed: Whether the maps are true ones.
         license: Id of the license that pays; None where nothing is charged.
+        explain_if: Which images are explained, by their public predictions, as `Condition` spells it; None for all.
     """
 
     model: str
@@ -75,6 +77,7 @@ class Asked:
     prediction: str
     keyed: bool
     license: str | None
+    explain_if: str | None = None
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,12 @@ class Job:
 
     def request_id(self, number: int) -> str:
         """Returns the id under which a block is charged, once however often it is explained."""
-        return f"bulk-{self.id}-{number}"
+        return f"{self.request_ids}{number}"
+
+    @property
+    def request_ids(self) -> str:
+        """What the ids of all its blocks begin with, and no others."""
+        return f"bulk-{self.id}-"
 
     def prepare(self) -> None:
         """Makes the folders, and removes what an earlier run left behind.
@@ -226,7 +234,7 @@ class Job:
                 trace.unlink()
 
     def failed_images(self) -> list[dict[str, Any]]:
-        """Returns the images of finished blocks that could not be explained, and writes them to a file, if any.
+        """Returns the images of finished blocks that could not be decoded, and writes them to a file, if any.
 
         Raises:
             StorageError: If it cannot be written.
@@ -243,6 +251,11 @@ class Job:
         except OSError as error:
             raise _storage(place, error) from None
         return found
+
+    def explained(self) -> int:
+        """Returns how many images of finished blocks have a map."""
+        results = (self.result(block.number) for block in self.blocks)
+        return sum(explained_in(result) for result in results if result.is_file())
 
     def _is_finished(self, block: PlacedBlock) -> bool:
         result = self.result(block.number)

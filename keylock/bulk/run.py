@@ -15,6 +15,7 @@ import numpy as np
 
 from keylock import __version__, errors
 from keylock.bulk import cluster
+from keylock.bulk.budget import Budget
 from keylock.bulk.charging import Cashier
 from keylock.bulk.handover import handed_over
 from keylock.bulk.job import Job
@@ -22,6 +23,7 @@ from keylock.bulk.plan import PlacedBlock
 from keylock.bulk.worker import BlockResult, Worker, WorkerOrder
 from keylock.errors import InputError, KeylockError, RequestReusedError, ServiceError
 from keylock.files.limits import available_cores
+from keylock_client.errors import SpendingLimitError
 
 __all__ = ["Outcome", "Workers", "run_job"]
 
@@ -63,6 +65,7 @@ class Outcome:
         cpu_s: Processor time of the workers for them, in seconds.
         workers: How many workers there were.
         failures: Of blocks that could not be explained: the number, and why not.
+        limit: Why blocks were left out that would have cost too much; None where none was.
     """
 
     blocks: int = 0
@@ -71,6 +74,7 @@ class Outcome:
     cpu_s: float = 0.0
     workers: int = 0
     failures: list[tuple[int, str]] = field(default_factory=list)
+    limit: SpendingLimitError | None = None
 
 
 def run_job(
@@ -80,6 +84,7 @@ def run_job(
     workers: Workers,
     cashier: Cashier | None,
     secrets: dict[str, str],
+    budget: Budget,
     on_start: Callable[[int], None] = lambda _workers: None,
     on_block: Progress = lambda *, blocks, images: None,
 ) -> Outcome:
@@ -91,6 +96,7 @@ def run_job(
         workers: What works.
         cashier: Charges; None where nothing is charged.
         secrets: Of variables, by their names, for workers on this machine.
+        budget: How much it may cost. Where that is spent, `Outcome.limit` says so; the rest is for another run.
         on_start: Told how many workers there are, once Ray runs.
         on_block: Told after each block.
 
@@ -106,14 +112,24 @@ def run_job(
     outcome = Outcome()
     if not left:
         return outcome
-    job.prepare()
-    with ExitStack() as closing:
-        closing.callback(job.clear)
-        order, outcome.workers = _begin(closing, workers, order, secrets, most=len(left))
-        on_start(outcome.workers)
-        for result in _results(left, order, workers, count=outcome.workers):
-            _settle(job, result, cashier, outcome)
-            on_block(blocks=outcome.blocks, images=outcome.images)
+    try:
+        chosen = budget.choose(left)
+        job.prepare()
+        with ExitStack() as closing:
+            closing.callback(job.clear)
+            order, outcome.workers = _begin(closing, workers, order, secrets, most=len(chosen))
+            on_start(outcome.workers)
+            while chosen:
+                for result in _results(_rows(job, chosen, cashier), order, workers, count=outcome.workers):
+                    budget.check(result)
+                    _settle(job, result, cashier, outcome)
+                    on_block(blocks=outcome.blocks, images=outcome.images)
+                done = {block.number for block in chosen}
+                left = [block for block in left if block.number not in done]
+                # Where images could not be decoded, there is room for more than was foreseen.
+                chosen = budget.choose(left)
+    except SpendingLimitError as error:
+        outcome.limit = error
     return outcome
 
 
@@ -153,24 +169,32 @@ class _Actor:
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
         number, count, offset = (int(rows[name][0]) for name in ("number", "count", "offset"))
+        before = tuple(one == "1" for one in str(rows["before"][0])) or None
         if self._worker is None:
             told = f"a worker has keylock {__version__}, and the process that started it {self._version}: install one"
             result = BlockResult(number=number, images=count, error=("ServiceError", told), fatal=True)
         else:
-            result = self._worker.explain(number, count, offset)
+            result = self._worker.explain(number, count, offset, before)
         return {"result": np.array([result.to_text()], object)}
 
 
-def _results(
-    blocks: Iterable[PlacedBlock], order: WorkerOrder, workers: Workers, *, count: int
-) -> Iterator[BlockResult]:
+def _rows(job: Job, blocks: Iterable[PlacedBlock], cashier: Cashier | None) -> list[dict[str, Any]]:
+    """Returns what travels to a worker of each block."""
+    rows = []
+    for one in blocks:
+        before = None if cashier is None else cashier.explained_before(job, one.number)
+        told = "".join("1" if explained else "0" for explained in before or ())
+        rows.append({"number": one.number, "count": one.count, "offset": one.offset, "before": told})
+    return rows
+
+
+def _results(rows: list[dict[str, Any]], order: WorkerOrder, workers: Workers, *, count: int) -> Iterator[BlockResult]:
     """Yields what becomes of blocks, as they are done."""
     import ray
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    rows = [{"number": one.number, "count": one.count, "offset": one.offset} for one in blocks]
     # As many blocks of Ray as there are of ours, because Ray runs again what is in one of its own.
     done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _Actor,
@@ -211,7 +235,7 @@ def _settle(job: Job, result: BlockResult, cashier: Cashier | None, outcome: Out
     job.keep(result.number, result.written, receipt)
     outcome.blocks += 1
     outcome.images += result.images
-    outcome.explained += len(result.image_digests)
+    outcome.explained += result.explained
     outcome.cpu_s += result.cpu_s
 
 

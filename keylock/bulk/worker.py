@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pyarrow import ArrowException, parquet, types
 
+from keylock.bulk.answering import Answerer
 from keylock.bulk.handover import take_over
 from keylock.bulk.job import Asked, begin_try
-from keylock.bulk.parts import Explained, Row, write_part
+from keylock.bulk.parts import Explained, Predicted, Row, write_part
 from keylock.bulk.plan import Block, read_block
 from keylock.bulk.sources import Place
 from keylock.crypto.digests import digest_of
@@ -29,11 +30,8 @@ from keylock.imaging.decoding import ImageLimits
 from keylock.imaging.framing import read_framed
 from keylock.licensing.answers import digests_of
 from keylock.licensing.charges import AnswerDigests
-from keylock.v1 import explanation_pb2 as pb
 from keylock_server.inference.model_loader import Opener
-from keylock_server.inference.runtime import ServedModel, check_finite
-from keylock_server.services.explanation_answers import encode
-from keylock_server.services.model_descriptions import describe_explainer
+from keylock_server.inference.runtime import ServedModel
 from keylock_server.services.requests import limits_for
 from keylock_server.settings import ServerSettings
 from keylock_server.transport.logs import name_calls
@@ -80,8 +78,8 @@ class BlockResult:
         number: Of the block.
         images: How many it has.
         written: Name of the file with its results, among the unfinished ones; empty where there is none.
-        image_digests: Of the images that were explained, in order.
-        answer: Digests of what was found out of them.
+        image_digests: Of the images that could be decoded, in order.
+        answer: Digests of what was found out of them, and with it which of them were explained.
         cpu_s: Processor time that it took, in seconds.
         error: Kind and message of what went wrong with all of it; None where nothing did.
         fatal: Whether it will go wrong with every block.
@@ -95,6 +93,11 @@ class BlockResult:
     cpu_s: float = 0.0
     error: tuple[str, str] | None = None
     fatal: bool = False
+
+    @property
+    def explained(self) -> int:
+        """How many of its images were explained."""
+        return sum(self.answer.explained)
 
     def to_text(self) -> str:
         """Returns it as a text."""
@@ -121,21 +124,23 @@ class Worker:
         except Exception as error:
             self._failure = self._told(error)
 
-    def explain(self, number: int, count: int, offset: int) -> BlockResult:
+    def explain(self, number: int, count: int, offset: int, before: Sequence[bool] | None = None) -> BlockResult:
         """Explains a block and writes its file.
 
         Args:
             number: Of the block.
             count: How many images it has.
             offset: Of its line in the plan, in bytes.
+            before: Which of its images, those left out that could not be decoded, were explained when it was charged,
+                where the job has a condition: the same are again. None where it was not charged.
         """
         if self._failure is not None:
             return BlockResult(number=number, images=count, error=self._failure, fatal=True)
         begun = time.process_time()
         try:
             written = begin_try(self._unfinished, number, most=_MOST_TRIES)
-            rows, answer = self._explain(read_block(self._plan, offset))
-            write_part(self._unfinished / written, rows, self._about)
+            rows, answer = self._explain(read_block(self._plan, offset), before)
+            write_part(self._unfinished / written, rows, self._about, blank=self._answerer.blank())
         except Exception as error:
             # A full disk, or a folder that is gone, is the same for every block.
             is_storage = isinstance(error, OSError)
@@ -144,7 +149,7 @@ class Worker:
             number=number,
             images=count,
             written=written,
-            image_digests=tuple(row.image_digest for row in rows if row.explained is not None),
+            image_digests=tuple(row.image_digest for row in rows if row.predicted is not None),
             answer=answer,
             cpu_s=time.process_time() - begun,
         )
@@ -170,27 +175,30 @@ class Worker:
         asked, manifest = order.asked, self._model.manifest
         if manifest.model_digest != asked.model:
             raise DataError(f"the bundle there is another one: its model is {manifest.model_digest}")
-        self._entry = self._model.explainer(asked.explainer)
-        self._described = describe_explainer(self._entry)
+        self._answerer = Answerer(self._model, asked)
         self._limits = _limits(settings, self._model, order.max_pixels)
         self._place = Place.of(asked.data)
         self._about = {
             "job": order.job,
             "model": manifest.name,
             "model_digest": manifest.model_digest,
-            "explainer": self._entry.name,
+            "explainer": self._answerer.explainer,
+            **({} if asked.explain_if is None else {"explain_if": asked.explain_if}),
         }
 
-    def _explain(self, block: Block) -> tuple[list[Row], AnswerDigests]:
+    def _explain(self, block: Block, before: Sequence[bool] | None) -> tuple[list[Row], AnswerDigests]:
         rows: list[Row] = []
         answers: list[AnswerDigests] = []
+        again = None if before is None else iter(before)
         for chunk in self._images(block):
-            explained, answer = self._explain_chunk(chunk, block.first + len(rows))
+            explained, answer = self._explain_chunk(chunk, block.first + len(rows), again)
             rows += explained
             answers.append(answer)
         return rows, _joined(answers)
 
-    def _explain_chunk(self, chunk: "Sequence[_Image]", first: int) -> tuple[list[Row], AnswerDigests]:
+    def _explain_chunk(
+        self, chunk: "Sequence[_Image]", first: int, again: Iterator[bool] | None
+    ) -> tuple[list[Row], AnswerDigests]:
         """Explains the images of one run of the graph; those that cannot be decoded are left out of it."""
         pixels: list[NDArray[np.float32]] = []
         errors: list[str | None] = []
@@ -200,55 +208,18 @@ class Worker:
                 errors.append(None)
             except ImageError as error:
                 errors.append(error.message)
-        found: Iterator[Explained] = iter(())
+        found: Iterator[tuple[Predicted, Explained | None]] = iter(())
         answer = AnswerDigests()
         if pixels:
-            results, answer = self._ask(np.stack(pixels))
-            found = iter(results)
+            written = self._answerer.answer(np.stack(pixels), again)
+            found, answer = self._answerer.read(written), digests_of(*written)
         rows = [
-            Row(first + place, image.path, image.digest, None if error else next(found), error)
+            Row(first + place, image.path, image.digest, error=error)
+            if error is not None
+            else Row(first + place, image.path, image.digest, *next(found))
             for place, (image, error) in enumerate(zip(chunk, errors, strict=True))
         ]
         return rows, answer
-
-    def _ask(self, images: NDArray[np.float32]) -> tuple[list[Explained], AnswerDigests]:
-        """Explains preprocessed images `(batch, channels, height, width)`, in the form in which a server answers."""
-        asked, model = self._order.asked, self._model
-        keyed = np.full(len(images), asked.keyed, np.bool_)
-        explained = model.explain(
-            images, explainer=self._entry.name, targets=np.full(len(images), asked.target, np.int64), keyed=keyed
-        )
-        # Without the key the prediction behind the map is what everybody gets.
-        public = model.predict(images) if asked.keyed and asked.prediction == "public" else None
-        check_finite(explained.logits, explained.maps)
-        answer = pb.ExplainResponse()
-        written = encode(
-            answer,
-            explained,
-            self._described,
-            model.manifest.classes,
-            target=asked.target,
-            keyed=keyed,
-            public=public,
-            dtype=asked.map_dtype,
-        )
-        kind = np.dtype(asked.map_dtype).newbyteorder("<")
-        results = [
-            Explained(
-                saliency=np.frombuffer(elements or b"", kind).reshape(tuple(result.map.shape)),
-                scaling=(result.scaling.scale, result.scaling.offset) if result.HasField("scaling") else None,
-                label=result.prediction.label,
-                index=result.prediction.index,
-                probability=result.prediction.probability,
-                logits=logits,
-                target_label=result.target.label,
-                target_index=result.target.index,
-                target_probability=result.target.probability,
-                keyed=result.keyed,
-            )
-            for result, elements, logits in zip(written.results, written.maps, written.logits, strict=True)
-        ]
-        return results, digests_of(*written)
 
     def _preprocessed(self, data: bytes | None) -> NDArray[np.float32]:
         if data is None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from keylock.cli._connection import ExplainIfOption
 from keylock.cli._console import JsonOption
 from keylock.cli._vendor_options import (
     IssuersOption,
@@ -76,6 +77,13 @@ class BulkOptions:
             help="The prediction beside a map: the one that everybody gets, or that of the network with the key.",
         ),
     ] = "public"
+    explain_if: ExplainIfOption = None
+    max_units: Annotated[
+        int | None,
+        typer.Option(
+            "--max-units", min=0, metavar="N", help="Charge at most N units for the job, over all its runs; then stop."
+        ),
+    ] = None
     map_dtype: Annotated[str, typer.Option(metavar="float32|float16|uint8", help="Type of the elements of maps.")] = (
         "float32"
     )

@@ -53,6 +53,16 @@ MaxUnitsOption = Annotated[
 ]
 """Of every command that spends units of a license: `max_units: MaxUnitsOption = None`."""
 
+ExplainIfOption = Annotated[
+    str | None,
+    typer.Option(
+        "--explain-if",
+        metavar="CONDITION",
+        help="Explain and pay only where 'probability < 0.8', 'margin < 0.2' or 'class in cat, dog'; predict all.",
+    ),
+]
+"""Of every command that explains on a condition: `explain_if: ExplainIfOption = None`."""
+
 TimeoutOption = Annotated[
     float | None,
     typer.Option("--timeout", metavar="SECONDS", help="Timeout of a request. [env: KEYLOCK_TIMEOUT_S; 30]"),

@@ -1,9 +1,9 @@
 """Messages of the library in the words of the command line.
 
 The library names an argument as Python spells it, with an equals sign and perhaps a value: `license=`, `steps=500`,
-`trained_trigger=True`. Whoever has typed a command does not know these names, so whatever is printed to them has the
-options of that command in their place: `--license-file`, `--steps 500`, `--trained-trigger`. What the command has no
-option for stays as it is.
+`trained_trigger=True`, `prediction='keyed'`. Whoever has typed a command does not know these names, so whatever is
+printed to them has the options of that command in their place: `--license-file`, `--steps 500`, `--trained-trigger`,
+`--prediction keyed`. What the command has no option for stays as it is.
 """
 
 import functools
@@ -17,7 +17,7 @@ __all__ = ["in_options", "spoken", "teach", "use_words"]
 
 # Arguments whose option has another name: a secret is never an argument of a command, and the client has its own `Tls`.
 _OTHER_NAMES = {"license": "license_file", "ca": "tls_ca"}
-_ARGUMENT = re.compile(r"(?<![\w.=/'\"-])([a-z][a-z0-9_]*)=((?:[A-Za-z0-9_./-]*[A-Za-z0-9_/])?)(?!=)")
+_ARGUMENT = re.compile(r"(?<![\w.=/'\"-])([a-z][a-z0-9_]*)=('[^'\n]*'|(?:[A-Za-z0-9_./-]*[A-Za-z0-9_/])?)(?!=)")
 
 _words: ContextVar[Mapping[str, tuple[str, str]]] = ContextVar("words", default=MappingProxyType({}))
 
@@ -32,7 +32,7 @@ def in_options(text: str, options: Mapping[str, tuple[str, str]]) -> str:
     """
 
     def rename(match: re.Match[str]) -> str:
-        name, value = match[1], match[2]
+        name, value = match[1], match[2].strip("'")
         found = options.get(_OTHER_NAMES.get(name, name)) or options.get(name)
         if found is None:
             return match[0]

@@ -10,6 +10,7 @@ import typer
 
 from keylock.cli._connection import (
     BitsOption,
+    ExplainIfOption,
     ImagesArgument,
     LicenseFileOption,
     MaxUnitsOption,
@@ -93,14 +94,7 @@ class ExplainOptions:
             help="The prediction to show: the one that everybody gets, or that of the network with the key.",
         ),
     ] = "public"
-    explain_if: Annotated[
-        str | None,
-        typer.Option(
-            "--explain-if",
-            metavar="CONDITION",
-            help="Explain and pay only where 'probability < 0.8', 'margin < 0.2' or 'class in cat, dog'; predict all.",
-        ),
-    ] = None
+    explain_if: ExplainIfOption = None
     max_units: MaxUnitsOption = None
     bits: BitsOption = None
     local: Annotated[

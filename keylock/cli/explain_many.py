@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from keylock.cli._bulk_options import BulkOptions
-from keylock.cli._console import StoppedError, note, print_json, print_pairs
+from keylock.cli._bulk_telling import report, tell_beginning
+from keylock.cli._console import StoppedError, note
 from keylock.cli._options import takes
 from keylock.cli._places import check_folder
 from keylock.cli._progress import Display, shown_progress
 from keylock.cli._receipts import read_license
-from keylock.cli._stage import format_seconds
+from keylock.cli._several import raise_first
 from keylock.cli._vendor_settings import complete_settings, take_secrets
 from keylock.errors import (
     DataError,
@@ -24,9 +25,10 @@ from keylock.errors import (
     UnknownNameError,
     UnsealError,
 )
+from keylock.text.conditions import check_public, parse_condition
 
 if TYPE_CHECKING:
-    from keylock.bulk import Asked, Job, Outcome
+    from keylock.bulk import Asked, Budget, Job, Outcome
     from keylock.bulk.charging import Cashier
     from keylock.bulk.worker import WorkerOrder
     from keylock.bundle import Bundle, ExplainerEntry
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["explain_many"]
 
 _BLOCK_SIZE: Final = 256
-_SHOWN_FAILURES: Final = 5
 _PASSPHRASE: Final = "KEYLOCK_KEY_PASSPHRASE"  # noqa: S105 - the name of a variable
 _FOR_WORKERS: Final = (
     "bundle",
@@ -75,21 +76,38 @@ def explain_many(options: BulkOptions) -> None:
     begun = time.monotonic()
     with _prepared(options, settings) as prepared:
         job, outcome = _run(options, settings, prepared)
-        failed = job.failed_images()
-        _report(options, prepared, outcome, failed, time.monotonic() - begun)
+        report(
+            job,
+            outcome,
+            cashier=prepared.cashier,
+            budget=prepared.budget,
+            seconds=time.monotonic() - begun,
+            as_json=options.as_json,
+        )
+    wrong: list[KeylockError] = [] if outcome.limit is None else [outcome.limit]
     if outcome.failures:
         number, why = outcome.failures[0]
-        raise DataError(
-            f"{len(outcome.failures)} of {len(job.blocks)} blocks could not be explained, the first is {number}: {why}."
-            " They were not charged; the same command again tries them again"
+        wrong.append(
+            DataError(
+                f"{len(outcome.failures)} of {len(job.blocks)} blocks could not be explained, the first is {number}: "
+                f"{why}. They were not charged; the same command again tries them again"
+            )
         )
+    raise_first(wrong)
 
 
 class _Prepared:
-    """A job that can begin: what it is, who pays, what workers are told."""
+    """A job that can begin: what it is, who pays and how much, what workers are told."""
 
-    def __init__(self, job: "Job", order: "WorkerOrder", cashier: "Cashier | None", secrets: dict[str, str]) -> None:
-        self.job, self.order, self.cashier, self.secrets = job, order, cashier, secrets
+    def __init__(
+        self,
+        job: "Job",
+        order: "WorkerOrder",
+        cashier: "Cashier | None",
+        budget: "Budget",
+        secrets: dict[str, str],
+    ) -> None:
+        self.job, self.order, self.cashier, self.budget, self.secrets = job, order, cashier, budget, secrets
 
 
 def _require_ray() -> None:
@@ -106,6 +124,9 @@ def _settings(options: BulkOptions) -> "ServerSettings":
     ):
         if given not in known:
             raise InputError(f"{name} {given!r} is unknown: choose one of {', '.join(known)}")
+    if options.explain_if is not None:
+        check_public(options.prediction)
+        parse_condition(options.explain_if)
     pays = [
         name
         for name, given in (
@@ -141,6 +162,7 @@ def _prepared(options: BulkOptions, settings: "ServerSettings") -> "Iterator[_Pr
     """Opens everything that this process needs, in the order in which mistakes are the cheapest."""
     from contextlib import ExitStack
 
+    from keylock.bulk import Budget
     from keylock.bulk.charging import Cashier
     from keylock.bulk.sources import Place
     from keylock.bundle import open_bundle
@@ -166,9 +188,12 @@ def _prepared(options: BulkOptions, settings: "ServerSettings") -> "Iterator[_Pr
         place = Place.of(options.data)
         closing.enter_context(held(options.out, "keylock explain-many"))
         job = _job(options, place, _asked(options, bundle, entry, cashier, place.name))
-        _tell_beginning(job, cashier)
+        if cashier is not None:
+            cashier.look_up(job)
+        budget = Budget(job, cashier, options.max_units)
+        tell_beginning(job, cashier, budget)
         order = _order(options, settings, job, None if cashier is None else cashier.license.max_pixels)
-        yield _Prepared(job, order, cashier, secrets)
+        yield _Prepared(job, order, cashier, budget, secrets)
 
 
 def _secrets(options: BulkOptions, settings: "ServerSettings") -> dict[str, str]:
@@ -263,6 +288,7 @@ def _asked(
         prediction=options.prediction,
         keyed=not options.keyless,
         license=None if cashier is None else cashier.license.id,
+        explain_if=_condition(options.explain_if, bundle.manifest.classes),
     )
 
 
@@ -277,6 +303,13 @@ def _target(text: str | None, classes: tuple[str, ...]) -> int:
     elif text is not None:
         request.target_label = text
     return choose_target(request, classes)
+
+
+def _condition(text: str | None, classes: tuple[str, ...]) -> str | None:
+    """Returns a condition in its one spelling, in which it is a part of what a job is."""
+    from keylock.licensing.conditions import Condition
+
+    return None if text is None else str(Condition.parse(text, classes))
 
 
 def _block_size(options: BulkOptions, cashier: "Cashier | None") -> int:
@@ -305,20 +338,6 @@ def _job(options: BulkOptions, place: Any, asked: "Asked") -> "Job":  # noqa: AN
     if not job.blocks:
         raise DataError(f"{place.name} has no images: its Parquet files have no rows")
     return job
-
-
-def _tell_beginning(job: "Job", cashier: "Cashier | None") -> None:
-    left = job.left()
-    images = sum(block.count for block in left)
-    if job.resumed:
-        note(f"going on in {job.folder}: {len(job.blocks) - len(left)} of {len(job.blocks)} blocks are finished")
-    if cashier is None or not left:
-        return
-    if not cashier.signs_receipts:
-        note("note: no receipts are signed: --receipt-key names a key for them")
-    affords = cashier.left()
-    if affords is not None and affords < images:
-        note(f"note: the license pays for {affords:,} of {images:,} images at the moment; the job stops there")
 
 
 def _order(options: BulkOptions, settings: "ServerSettings", job: "Job", max_pixels: int | None) -> "WorkerOrder":
@@ -368,6 +387,7 @@ def _run(options: BulkOptions, settings: "ServerSettings", prepared: _Prepared) 
                 workers=workers,
                 cashier=prepared.cashier,
                 secrets=prepared.secrets,
+                budget=prepared.budget,
                 on_start=shown.begin,
                 on_block=shown.advance,
             )
@@ -408,55 +428,3 @@ class _Shown:
 
 def _reached(job: "Job") -> str:
     return f"{len(job.blocks) - len(job.left())} of {len(job.blocks)} blocks are finished in {job.folder}"
-
-
-def _report(
-    options: BulkOptions, prepared: _Prepared, outcome: "Outcome", failed: list[dict[str, Any]], seconds: float
-) -> None:
-    job, cashier = prepared.job, prepared.cashier
-    finished = [block for block in job.blocks if job.result(block.number).is_file()]
-    images = sum(block.count for block in finished)
-    if options.as_json:
-        print_json(
-            {
-                "out": job.folder,
-                "job": job.id,
-                "blocks": len(job.blocks),
-                "finished": len(finished),
-                "images": images,
-                "explained": images - len(failed),
-                "not_explained": len(failed),
-                "this_run": {
-                    "blocks": outcome.blocks,
-                    "images": outcome.images,
-                    "explained": outcome.explained,
-                    "units": None if cashier is None else cashier.units,
-                    "workers": outcome.workers,
-                    "worker_cpu_s": round(outcome.cpu_s, 3),
-                    "seconds": round(seconds, 3),
-                    "blocks_that_failed": [{"block": number, "why": why} for number, why in outcome.failures],
-                },
-                "license": job.asked.license,
-                "receipts": cashier is not None and cashier.signs_receipts,
-            }
-        )
-        return
-    for one in failed[:_SHOWN_FAILURES]:
-        note(f"{one['path']}: {one['error']}")
-    if failed:
-        more = f" and {len(failed) - _SHOWN_FAILURES} others" if len(failed) > _SHOWN_FAILURES else ""
-        note(f"images that were not explained{more}: {job.folder / 'failed-images.jsonl'}")
-    rate = outcome.images / seconds if seconds else 0.0
-    charged = "nothing" if cashier is None else f"{cashier.units:,} units to {job.asked.license} in this run"
-    print_pairs(
-        [
-            ("results", job.folder / "blocks"),
-            ("blocks", f"{len(finished):,} of {len(job.blocks):,}, {outcome.blocks:,} in this run"),
-            ("images", f"{images - len(failed):,} explained, {len(failed):,} not"),
-            ("charged", charged),
-            (
-                "time",
-                f"{format_seconds(seconds)}, {rate:.1f} images in a second" if outcome.images else "nothing to do",
-            ),
-        ]
-    )

@@ -3,6 +3,7 @@
 What is shown may come from anybody: `print_pairs` escapes what does not print.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -112,8 +113,9 @@ def receipt_verify(
     charge = verified.charge
     images, maps = _given_digests(image, map_file, block)
     _check("images", charge.image_digests, images)
+    # A block says which of its images have a map; maps that are given by themselves do not say whose they are.
     explained = tuple(one for one in charge.answer.maps if one is not None)
-    _check("maps", explained, maps)
+    _check("maps", explained if block is None else charge.answer.maps, maps)
     logged = None
     if proof is not None:
         read = InclusionProof.parse(read_small_text(proof, "proof"))
@@ -203,10 +205,10 @@ def _digests(receipt: "Receipt") -> list[tuple[str, object]]:
     return rows
 
 
-def _check(what: str, certified: tuple[str, ...], given: list[str] | None) -> None:
+def _check(what: str, certified: Sequence[str | None], given: Sequence[str | None] | None) -> None:
     from keylock.errors import ReceiptError
 
-    if given is None or tuple(given) == certified:
+    if given is None or tuple(given) == tuple(certified):
         return
     if len(given) != len(certified):
         raise ReceiptError(f"the receipt is for {len(certified)} {what} and {len(given)} were given")
@@ -216,22 +218,22 @@ def _check(what: str, certified: tuple[str, ...], given: list[str] | None) -> No
 
 def _given_digests(
     image: list[Path] | None, map_file: list[Path] | None, block: Path | None
-) -> tuple[list[str] | None, list[str] | None]:
-    """Returns the digests of images and of maps; None for what was not given."""
+) -> tuple[Sequence[str] | None, Sequence[str | None] | None]:
+    """Returns the digests of images and of maps; None for what was not given, and for an image without a map."""
     if block is None:
         images = [_digest_of_image(path) for path in image] if image else None
         return images, [_digest_of_map(path) for path in map_file] if map_file else None
     if image or map_file:
         raise InputError("--block has the images and the maps: leave out --image and --map")
-    from keylock.bulk.parts import digest_of_map, read_maps
+    from keylock.bulk.parts import digest_of_map, read_charged
 
     try:
-        explained = [(digest, saliency) for digest, saliency in read_maps(block) if saliency is not None]
+        rows = read_charged(block)
     except OSError as error:
         raise InputError(
             f"cannot read {block}: {error.strerror or 'it is not a block of keylock explain-many'}"
         ) from None
-    return [digest for digest, _ in explained], [digest_of_map(saliency) for _, saliency in explained]
+    return [digest for digest, _ in rows], [None if one is None else digest_of_map(one) for _, one in rows]
 
 
 def _digest_of_image(path: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, Self
 
 from keylock.errors import InputError, UnknownNameError
 from keylock.text.class_names import normalise_class_name
+from keylock.text.conditions import parse_condition
 from keylock.v1 import explanation_pb2 as pb
 
 __all__ = ["Condition"]
@@ -75,6 +76,19 @@ class Condition:
                 raise _at(f"{kind}.labels", UnknownNameError("class", label, classes))
             found.add(list(classes).index(label))
         return cls(kind, classes=tuple(sorted(found)))
+
+    @classmethod
+    def parse(cls, text: str, classes: Sequence[str]) -> Self:
+        """Reads a condition as a person writes it, and as `str` gives it; see `keylock.text.conditions`.
+
+        Args:
+            text: The condition.
+            classes: Those of the model.
+
+        Raises:
+            InputError: If it is none, or about a class that the model does not have.
+        """
+        return cls.of(parse_condition(text), classes)
 
     @classmethod
     def read(cls, said: Mapping[str, Any]) -> Self:

@@ -31,7 +31,7 @@ from keylock.store.periods import day_of, month_of, resets_at
 from keylock.store.rates import take
 from keylock.store.raw_sql import Statement
 
-__all__ = ["ChargeRequest", "ChargeResult", "Ledger", "Recorder", "Reservation", "disclosures"]
+__all__ = ["ChargeRequest", "ChargeResult", "Ledger", "Recorder", "Reservation", "Standing", "disclosures"]
 
 Recorder: TypeAlias = Callable[[Connection, Charge, bytes], None]
 """Records a charge, given with its entry, elsewhere in the store, inside the transaction that makes it.
@@ -116,6 +116,23 @@ class ChargeResult:
     overage: int
     repeated: bool
     windows: tuple[Window, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a request stands.
+
+    Attributes:
+        images: How many it has.
+        units: What is set aside for it, or charged.
+        charged: Which of the two.
+        explained: Which of its images were explained, where it has a condition and is charged.
+    """
+
+    images: int
+    units: int
+    charged: bool
+    explained: tuple[bool, ...] | None
 
 
 class Ledger:
@@ -203,6 +220,23 @@ class Ledger:
         """
         with self._database.transaction() as connection:
             return disclosures(connection, license_id, now=now)
+
+    def standings(self, license_id: str, *, prefix: str) -> dict[str, Standing]:
+        """Looks up those requests of a license whose ids begin with a text, and how each stands.
+
+        Args:
+            license_id: The license.
+            prefix: The text, of letters of one case, digits and dashes.
+
+        Raises:
+            StoreError: If the store cannot be used.
+        """
+        values = {"license": license_id, "pattern": f"{prefix}%"}
+        with self._database.transaction() as connection:
+            return {
+                request_id: Standing(images, units, charged_at is not None, _read_mask(explained))
+                for request_id, images, units, charged_at, explained in _STANDINGS.rows(connection, values)
+            }
 
     def problem(self) -> str | None:
         """Returns what keeps reservations and charges from being written, for the operator; None where nothing does."""
@@ -413,6 +447,12 @@ _DISCLOSURES: Final = Statement(
     """
     SELECT coalesce(sum(CASE WHEN day = :day THEN 1 ELSE 0 END), 0), count(*)
     FROM ledger WHERE license_id = :license AND disclosure IS NOT NULL
+    """
+)
+_STANDINGS: Final = Statement(
+    """
+    SELECT request_id, images, units, charged_at, explained
+    FROM ledger WHERE license_id = :license AND request_id LIKE :pattern
     """
 )
 _FIND: Final = Statement(f"SELECT {', '.join(_Found._fields)} FROM ledger WHERE {_OWN}")  # noqa: S608 - constants

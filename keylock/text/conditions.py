@@ -7,7 +7,7 @@ from typing import Final
 from keylock.errors import InputError
 from keylock.v1 import explanation_pb2 as pb
 
-__all__ = ["CONDITION_FORMS", "parse_condition"]
+__all__ = ["CONDITION_FORMS", "check_public", "parse_condition"]
 
 CONDITION_FORMS: Final = "'probability < 0.8', 'margin < 0.2' or 'class in cat, dog'"
 """What a condition looks like, for messages and help."""
@@ -53,6 +53,19 @@ def parse_condition(text: str) -> pb.ExplainIf:
         else:
             chosen.labels.append(plain)
     return pb.ExplainIf(predicted=chosen)
+
+
+def check_public(prediction: str) -> None:
+    """Checks that the prediction that is asked for is the one at which conditions look.
+
+    Args:
+        prediction: `public` or `keyed`.
+
+    Raises:
+        InputError: If it is the keyed one.
+    """
+    if prediction == "keyed":
+        raise InputError("explain_if looks at the public prediction and gives it: leave prediction='keyed' out")
 
 
 def _number(kind: str, text: str, wrong: str) -> pb.ExplainIf:

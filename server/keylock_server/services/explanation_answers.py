@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keylock.errors import InputError
+from keylock.licensing.conditions import Condition
 from keylock.v1 import explanation_pb2 as pb
 from keylock_server.inference.runtime import Explained
 from keylock_server.transport.fields import at_field
@@ -22,6 +23,7 @@ __all__ = [
     "Form",
     "Written",
     "check_answer_size",
+    "choose",
     "encode",
     "encode_maps",
     "encode_predictions",
@@ -164,6 +166,22 @@ def encode_predictions(
         result = answer.results.add(explainer=explainer)
         _write_prediction(result.prediction, row, probabilities, classes)
         result.prediction.keyed = true
+
+
+def choose(
+    results: Sequence[pb.Explanation], condition: Condition, *, before: Sequence[bool] | None = None
+) -> list[int]:
+    """Notes in results that have predictions which of them are skipped, and returns the rows of the others.
+
+    Args:
+        results: With the public predictions.
+        condition: Which images are explained.
+        before: Which were explained when the request was charged: the same are again. None where it was not.
+    """
+    chosen = before or [condition.holds(result.prediction) for result in results]
+    for result, hit in zip(results, chosen, strict=True):
+        result.skipped = not hit
+    return [row for row, hit in enumerate(chosen) if hit]
 
 
 def encode_maps(

@@ -51,6 +51,7 @@ from keylock_server.services.explanation_answers import (
     Form,
     Written,
     check_answer_size,
+    choose,
     encode,
     encode_maps,
     encode_predictions,
@@ -463,10 +464,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         def predict() -> list[int]:
             explainer = self._about(task.model).explainers[terms.explainer.name]
             encode_predictions(task.answer, public, explainer, classes, keyed=np.zeros(len(public), np.bool_))
-            chosen = before or [condition.holds(result.prediction) for result in task.answer.results]
-            for result, hit in zip(task.answer.results, chosen, strict=True):
-                result.skipped = not hit
-            return [row for row, hit in enumerate(chosen) if hit]
+            return choose(task.answer.results, condition, before=before)
 
         rows = await self._nearby(predict, quick=public.nbytes <= _QUICK_BYTES)
         if terms.granted is not None:

@@ -15,7 +15,17 @@ from bulk_jobs import draw, made_job, order_for
 
 from keylock.bulk.handover import handed_over, take_over
 from keylock.bulk.job import begin_try
-from keylock.bulk.parts import Explained, Row, failures_of, read_maps, rows_of, write_part
+from keylock.bulk.parts import (
+    Explained,
+    Predicted,
+    Row,
+    explained_in,
+    failures_of,
+    read_charged,
+    read_maps,
+    rows_of,
+    write_part,
+)
 from keylock.bulk.worker import BlockResult, Worker
 from keylock.errors import InputError, UnsealError
 from keylock.licensing.charges import AnswerDigests
@@ -23,8 +33,11 @@ from keylock.licensing.charges import AnswerDigests
 ROOT = Path(__file__).parents[3]
 
 
+SEEN = Predicted("a", 0, 0.5, np.zeros(3, np.float32))
+
+
 def explained(saliency):
-    return Explained(saliency, None, "a", 0, 0.5, np.zeros(3, np.float32), "b", 1, 0.25, True)
+    return Explained(saliency, None, "b", 1, 0.25, True)
 
 
 @pytest.fixture
@@ -83,13 +96,18 @@ def test_block_that_ends_every_worker_is_given_up(tmp_path):
 def test_file_of_a_block_keeps_maps_and_says_why_there_is_none(tmp_path):
     path = tmp_path / "part.parquet"
     saliency = np.arange(6, dtype=np.float32).reshape(2, 3)
-    rows = [Row(0, "a.png", "d0", explained(saliency), None), Row(1, "b.png", "d1", None, "damaged")]
-    write_part(path, rows, {"job": "x"})
-    (first, one), (second, other) = read_maps(path)
-    assert (first, second, other) == ("d0", "d1", None)
+    rows = [
+        Row(0, "a.png", "d0", SEEN, explained(saliency)),
+        Row(1, "b.png", "d1", error="damaged"),
+        Row(2, "c.png", "d2", SEEN),
+    ]
+    write_part(path, rows, {"job": "x"}, blank=np.zeros_like(saliency))
+    (first, one), (second, other), (third, skipped) = read_maps(path)
+    assert (first, second, other, third, skipped) == ("d0", "d1", None, "d2", None)
     np.testing.assert_array_equal(one, saliency)
+    assert [digest for digest, _ in read_charged(path)] == ["d0", "d2"]
     assert failures_of(path) == [{"index": 1, "path": "b.png", "error": "damaged"}]
-    assert rows_of(path) == 2
+    assert (rows_of(path), explained_in(path)) == (3, 1)
     assert path.stat().st_mode & 0o777 == 0o600
     path.write_bytes(path.read_bytes()[:-20])
     assert rows_of(path) is None
@@ -98,7 +116,7 @@ def test_file_of_a_block_keeps_maps_and_says_why_there_is_none(tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
 def test_maps_of_every_type_are_read_as_they_were_written(tmp_path, dtype):
     saliency = np.arange(6).reshape(2, 3).astype(dtype)
-    write_part(tmp_path / "part", [Row(0, "a.png", "d0", explained(saliency), None)], {})
+    write_part(tmp_path / "part", [Row(0, "a.png", "d0", SEEN, explained(saliency))], {}, blank=saliency)
     [(_, found)] = read_maps(tmp_path / "part")
     assert found.dtype == saliency.dtype
     np.testing.assert_array_equal(found, saliency)
@@ -138,12 +156,19 @@ def test_without_secrets_nothing_listens(tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
 def test_the_program_of_the_documentation_reads_maps_where_an_image_has_none(tmp_path, monkeypatch, dtype):
     saliency = np.arange(6).reshape(2, 3).astype(dtype)
-    rows = [Row(0, "a.png", "d0", None, "damaged"), Row(1, "b.png", "d1", explained(saliency), None)]
-    (tmp_path / "maps" / "blocks").mkdir(parents=True)
-    write_part(tmp_path / "maps" / "blocks" / "part-000000.parquet", rows, {})
+    blocks = tmp_path / "maps" / "blocks"
+    blocks.mkdir(parents=True)
+    # The first block that is read has no map at all.
+    for number, rows in enumerate(
+        (
+            [Row(0, "a.png", "d0", error="damaged"), Row(1, "b.png", "d1", SEEN)],
+            [Row(2, "c.png", "d2", SEEN), Row(3, "d.png", "d3", SEEN, explained(saliency))],
+        )
+    ):
+        write_part(blocks / f"part-{number:06}.parquet", rows, {}, blank=np.zeros_like(saliency))
     [program] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "bulk.md").read_text("utf-8"), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     found = {}
     exec(program, found)  # noqa: S102 - our own page
-    assert found["table"].column("path").to_pylist() == ["b.png"]
+    assert found["table"].column("path").to_pylist() == ["d.png"]
     np.testing.assert_array_equal(found["maps"], saliency[None])

@@ -31,6 +31,7 @@ COMMAND_WRITERS = {"keylock/quickstart/commands.py", "keylock/audit/service/benc
         ("give one with license=", "give one with --license-file"),
         ("try steps=32, or another", "try --steps 32, or another"),
         ("try steps=32.", "try --steps 32."),
+        ("leave device='cuda' out", "leave --device cuda out"),
         ("start without resume=True", "start without --resume"),
         ("add trained_trigger=True", "add --trained-trigger"),
         ("add sign=False", "add --no-sign"),
