@@ -89,7 +89,7 @@ def run(arguments: list[str], environment: dict[str, str]) -> tuple[int, Any, st
 
 
 def made_job(vendor: Vendor, data: Path, out: Path, **changes: Any) -> Any:
-    """Makes a job of blocks of four images, as the command does."""
+    """Makes a job, of blocks of four images unless told otherwise, as the command does."""
     from keylock.bulk.job import Asked, Job
     from keylock.bulk.plan import make_blocks
     from keylock.bulk.sources import Place, list_data
@@ -113,7 +113,7 @@ def made_job(vendor: Vendor, data: Path, out: Path, **changes: Any) -> Any:
     place = Place.of(str(data))
     listing = list_data(place, column=None)
     out.mkdir()
-    blocks = make_blocks(place, listing, size=4, limit=None)
+    blocks = make_blocks(place, listing, size=asked.block_size, limit=None)
     job = Job.begin(out, asked, listing.kind, listing.column, blocks)
     job.prepare()
     return job
@@ -135,3 +135,26 @@ def order_for(vendor: Vendor, job: Any, **changes: Any) -> Any:
         "variables": None,
     }
     return WorkerOrder(**fields | changes)
+
+
+def cashier_of(vendor: Vendor, license: Path, **changes: Any) -> tuple[Any, list[float]]:
+    """Returns what charges a license, at three units for an image, and the list of its waits."""
+    from keylock.bulk.charging import Cashier
+    from keylock_server import ServerSettings
+
+    fields = {
+        "bundle": vendor.bundle.path,
+        "issuers": (vendor.bundle.issuer, vendor.folder / "issuer.pub.pem"),
+        "license_store": vendor.store_url,
+        "receipt_key": vendor.folder / "receipts.pem",
+        "prices": {"grad_cam": 3},
+    }
+    with open_bundle(vendor.bundle.path, trusted=None) as bundle:
+        manifest, signer = bundle.manifest, bundle.issuer
+    entry = next(one for one in manifest.explainers if one.name == "grad_cam")
+    settings = ServerSettings(**fields | changes)
+    waits: list[float] = []
+    cashier = Cashier(
+        settings, license.read_text().strip(), manifest=manifest, entry=entry, signer=signer, sleep=waits.append
+    )
+    return cashier, waits

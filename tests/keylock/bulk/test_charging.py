@@ -7,40 +7,19 @@ import pytest
 
 pytest.importorskip("pyarrow", reason="needs the extra ray")
 
-from bulk_jobs import draw, made_job, order_for
+from bulk_jobs import cashier_of, draw, made_job, order_for
 
-from keylock.bulk.charging import Cashier
 from keylock.bulk.worker import Worker
 from keylock.bundle import HpkeIdentity, open_bundle, seal_for
 from keylock.errors import LicenseError, QuotaError, RequestReusedError
 from keylock.licensing import Quota
 from keylock.licensing.offline import OfflineLicense
 from keylock.trigger.keys import KeySeed
-from keylock_server import ServerSettings
 
 
 @pytest.fixture
 def job(vendor, tmp_path):
     return made_job(vendor, draw(tmp_path / "data", 5, broken=1), tmp_path / "out")
-
-
-def cashier_of(vendor, license, **changes):
-    fields = {
-        "bundle": vendor.bundle.path,
-        "issuers": (vendor.bundle.issuer, vendor.folder / "issuer.pub.pem"),
-        "license_store": vendor.store_url,
-        "receipt_key": vendor.folder / "receipts.pem",
-        "prices": {"grad_cam": 3},
-    }
-    with open_bundle(vendor.bundle.path, trusted=None) as bundle:
-        manifest, signer = bundle.manifest, bundle.issuer
-    entry = next(one for one in manifest.explainers if one.name == "grad_cam")
-    settings = ServerSettings(**fields | changes)
-    waits = []
-    cashier = Cashier(
-        settings, license.read_text().strip(), manifest=manifest, entry=entry, signer=signer, sleep=waits.append
-    )
-    return cashier, waits
 
 
 @pytest.fixture
