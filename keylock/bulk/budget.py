@@ -44,30 +44,24 @@ class Budget:
             return None
         return left // self._cashier.units_per_image
 
-    def choose(self, blocks: Sequence[PlacedBlock]) -> list[PlacedBlock]:
+    def fitting(self, blocks: Sequence[PlacedBlock]) -> list[PlacedBlock]:
         """Returns the blocks to do next, in order: as many as surely fit; of a job with a condition all or none.
 
         Args:
             blocks: Those that are to be done.
+        """
+        return self._fitting(blocks)[0]
+
+    def choose(self, blocks: Sequence[PlacedBlock]) -> list[PlacedBlock]:
+        """Returns the same.
 
         Raises:
-            SpendingLimitError: If there are some and none of them fits.
+            SpendingLimitError: If there are blocks and none of them fits.
         """
-        room = self.left()
-        if room is None or self._cashier is None:
-            return list(blocks)
-        has_condition = self._job.asked.explain_if is not None
-        chosen, beyond = list[PlacedBlock](), 0
-        for block in blocks:
-            # With a condition there has to be room for one map; how many there are nobody knows yet.
-            cost = self._cashier.cost(self._job, block.number, 1 if has_condition else block.count)
-            if cost and (beyond or cost > room):
-                beyond = beyond or cost
-                continue
-            chosen.append(block)
-            room -= 0 if has_condition else cost
+        chosen, beyond = self._fitting(blocks)
         if blocks and not chosen:
-            raise self._error(f"{'a map costs' if has_condition else 'the next block may cost'} {beyond:,}")
+            what = "the next block may cost" if self._job.asked.explain_if is None else "a map costs"
+            raise self._error(f"{what} {beyond:,}")
         return chosen
 
     def check(self, result: BlockResult) -> None:
@@ -83,14 +77,31 @@ class Budget:
         if cost > left:
             raise self._error(f"the next block costs {cost:,}")
 
+    def _fitting(self, blocks: Sequence[PlacedBlock]) -> tuple[list[PlacedBlock], int]:
+        """Returns blocks that fit, and what the first costs that does not; 0 where all fit."""
+        room = self.left()
+        if room is None or self._cashier is None:
+            return list(blocks), 0
+        has_condition = self._job.asked.explain_if is not None
+        chosen, beyond = list[PlacedBlock](), 0
+        for block in blocks:
+            # With a condition there has to be room for one map; how many there are nobody knows yet.
+            cost = self._cashier.cost(self._job, block.number, 1 if has_condition else block.count)
+            if cost and (beyond or cost > room):
+                beyond = beyond or cost
+                continue
+            chosen.append(block)
+            room -= 0 if has_condition else cost
+        return chosen, beyond
+
     def _error(self, why: str) -> SpendingLimitError:
         cashier, most = self._cashier, self.max_units
         assert cashier is not None and most is not None  # noqa: S101, PT018 - without them everything fits
-        spent, total = cashier.earlier + cashier.units, len(self._job.blocks)
+        spent, blocks = cashier.earlier + cashier.units, len(self._job.blocks)
+        finished = blocks - len(self._job.left())
         return SpendingLimitError(
-            f"stopped after {total - len(self._job.left()):,} of {total:,} blocks: {spent:,} of {most:,} units were "
-            f"charged for this job, {self.left():,} left, and {why}; what is finished stays, and the same command with "
-            "a larger max_units= goes on",
+            f"stopped after {finished:,} of {blocks:,} blocks: {spent:,} units were charged for this job, of {most:,} that "
+            f"it may cost, and {why}; what is finished stays, and the same command with a larger max_units= goes on",
             max_units=most,
             spent=spent,
         )

@@ -85,6 +85,7 @@ def run_job(
     cashier: Cashier | None,
     secrets: dict[str, str],
     budget: Budget,
+    on_begin: Callable[[], None] = lambda: None,
     on_start: Callable[[int], None] = lambda _workers: None,
     on_block: Progress = lambda *, blocks, images: None,
 ) -> Outcome:
@@ -97,6 +98,7 @@ def run_job(
         cashier: Charges; None where nothing is charged.
         secrets: Of variables, by their names, for workers on this machine.
         budget: How much it may cost. Where that is spent, `Outcome.limit` says so; the rest is for another run.
+        on_begin: Told when Ray is about to be started or asked, which takes some seconds.
         on_start: Told how many workers there are, once Ray runs.
         on_block: Told after each block.
 
@@ -117,6 +119,7 @@ def run_job(
         job.prepare()
         with ExitStack() as closing:
             closing.callback(job.clear)
+            on_begin()
             order, outcome.workers = _begin(closing, workers, order, secrets, most=len(chosen))
             on_start(outcome.workers)
             while chosen:

@@ -1,5 +1,6 @@
 """What `keylock explain-many` tells: at its beginning how far it will get, at its end what it did and charged."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from keylock.cli._console import note, print_json, print_pairs
@@ -8,6 +9,7 @@ from keylock.cli._stage import format_seconds
 if TYPE_CHECKING:
     from keylock.bulk import Budget, Job, Outcome
     from keylock.bulk.charging import Cashier
+    from keylock.bulk.plan import PlacedBlock
 
 __all__ = ["report", "tell_beginning"]
 
@@ -23,7 +25,6 @@ def tell_beginning(job: "Job", cashier: "Cashier | None", budget: "Budget") -> N
         budget: How much the job may cost.
     """
     left = job.left()
-    images = sum(block.count for block in left)
     if job.resumed:
         note(f"going on in {job.folder}: {len(job.blocks) - len(left)} of {len(job.blocks)} blocks are finished")
     if cashier is None or not left:
@@ -31,19 +32,32 @@ def tell_beginning(job: "Job", cashier: "Cashier | None", budget: "Budget") -> N
     if not cashier.signs_receipts:
         note("note: no receipts are signed: --receipt-key names a key for them")
     if cashier.earlier and budget.max_units is not None:
-        note(f"{cashier.earlier:,} of {budget.max_units:,} units were charged for this job by earlier runs")
-    has_condition, licensed = job.asked.explain_if is not None, cashier.left()
+        note(f"{cashier.earlier:,} units were charged for this job by earlier runs")
+    if job.asked.explain_if is None:
+        _tell_how_far(left, cashier.left(), budget)
+    else:
+        _tell_how_many(left, cashier.left(), budget)
+
+
+def _tell_how_far(left: "Sequence[PlacedBlock]", licensed: int | None, budget: "Budget") -> None:
+    images, fitting = sum(block.count for block in left), budget.fitting(left)
+    if licensed is not None and licensed < images:
+        note(f"note: the license pays for {licensed:,} of {images:,} images at the moment; the job stops there")
+    if fitting and len(fitting) < len(left):
+        allowed = sum(block.count for block in fitting)
+        note(f"note: --max-units allows {allowed:,} of {images:,} images, in whole blocks; the job stops there")
+
+
+def _tell_how_many(left: "Sequence[PlacedBlock]", licensed: int | None, budget: "Budget") -> None:
+    """Note the same of a job with a condition, of which nobody knows yet how many images will be explained."""
+    images, largest = sum(block.count for block in left), max(block.count for block in left)
     for payer, affords in (("the license pays for", licensed), ("--max-units allows", budget.affords())):
-        if affords is None or affords >= images:
-            continue
-        if has_condition:
+        if affords is not None and 0 < affords < images:
             note(
-                f"note: {payer} {affords:,} maps at the moment; the job stops where more of {images:,} images need one"
+                f"note: {payer} {affords:,} maps, and {images:,} images are to be looked at; the job stops where more "
+                "of them meet the condition"
             )
-        else:
-            note(f"note: {payer} {affords:,} of {images:,} images at the moment; the job stops there")
-    largest = max(block.count for block in left)
-    if has_condition and licensed is not None and licensed < largest:
+    if licensed is not None and licensed < largest:
         note(
             f"note: while a block is charged, units are set aside for all of its images, up to {largest:,}, which the "
             "license does not have; a job in another folder with a smaller --block-size goes further"

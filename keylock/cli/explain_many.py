@@ -22,6 +22,7 @@ from keylock.errors import (
     KeylockError,
     LicenseError,
     LicenseReason,
+    QuotaError,
     UnknownNameError,
     UnsealError,
 )
@@ -376,8 +377,7 @@ def _run(options: BulkOptions, settings: "ServerSettings", prepared: _Prepared) 
         gpu=settings.device in ("cuda", "tensorrt"),
         address=options.address,
     )
-    if left:
-        note("starting Ray on this machine" if options.address is None else f"asking Ray at {options.address}")
+    starting = "starting Ray on this machine" if options.address is None else f"asking Ray at {options.address}"
     try:
         with shown_progress() as progress:
             shown = _Shown(progress, len(job.blocks), len(job.blocks) - len(left))
@@ -388,12 +388,15 @@ def _run(options: BulkOptions, settings: "ServerSettings", prepared: _Prepared) 
                 cashier=prepared.cashier,
                 secrets=prepared.secrets,
                 budget=prepared.budget,
+                on_begin=lambda: note(starting),
                 on_start=shown.begin,
                 on_block=shown.advance,
             )
     except KeyboardInterrupt:
         raise StoppedError(f"stopped; {_reached(job)}: run the same command again to go on") from None
-    except KeylockError:
+    except KeylockError as error:
+        if isinstance(error, QuotaError) and job.asked.explain_if is not None:
+            note("note: units are set aside for all images of a block, and charged for those that are explained")
         note(f"{_reached(job)}; the same command again goes on from there")
         raise
     return job, outcome

@@ -65,7 +65,7 @@ def check_public(prediction: str) -> None:
         InputError: If it is the keyed one.
     """
     if prediction == "keyed":
-        raise InputError("explain_if looks at the public prediction and gives it: leave prediction='keyed' out")
+        raise InputError("explain_if= looks at the public prediction and gives it: leave prediction='keyed' out")
 
 
 def _number(kind: str, text: str, wrong: str) -> pb.ExplainIf:
