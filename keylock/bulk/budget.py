@@ -100,8 +100,9 @@ class Budget:
         spent, blocks = cashier.earlier + cashier.units, len(self._job.blocks)
         finished = blocks - len(self._job.left())
         return SpendingLimitError(
-            f"stopped after {finished:,} of {blocks:,} blocks: {spent:,} units were charged for this job, of {most:,} that "
-            f"it may cost, and {why}; what is finished stays, and the same command with a larger max_units= goes on",
+            f"stopped after {finished:,} of {blocks:,} blocks: {spent:,} units were charged for this job, of {most:,} "
+            f"that it may cost, and {why}; what is finished stays, and the same command with a larger max_units= goes "
+            "on",
             max_units=most,
             spent=spent,
         )

@@ -65,10 +65,21 @@ def test_block_is_no_larger_than_the_license_allows(vendor, pictures, tmp_path, 
         (["--column", "image"], "--column"),
         (["--data", "s3://name:word@bucket/x"], "password"),
         (["--offline-license", "x"], "--offline-license and --no-charge exclude each other"),
+        (["--explain-if", "sure"], "'sure' is no condition for --explain-if: write 'probability < 0.8'"),
+        (["--explain-if", "margin < 2"], "--explain-if compares the margin with 2: give a number above 0"),
+        (["--explain-if", "margin < .2 and probability < .5"], "is no condition for --explain-if"),
+        (["--explain-if", "class in cow"], "unknown class 'cow': choose one of a, b, c"),
+        (["--explain-if", "class in 3"], "class 3 does not exist: the model has 3 classes, 0 to 2"),
+        (["--explain-if", "class in a", "--prediction", "keyed"], "leave --prediction keyed out"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(arguments, capsys, more, told):
     assert told in refused(capsys, [*arguments, *more], code=3)
+
+
+def test_condition_is_read_before_the_bundle_is_opened(arguments, capsys):
+    missing = ["no-bundle.klb", *arguments[1:], "--explain-if", "sure"]
+    assert "is no condition for --explain-if" in refused(capsys, missing, code=3)
 
 
 def test_folder_with_something_else_is_left_alone(arguments, tmp_path, capsys):

@@ -274,7 +274,7 @@ def test_what_earlier_runs_charged_counts_and_is_free_again(vendor, data, tmp_pa
     assert [block.number for block in budget.choose(job.left())] == [2]
     again.charge(job, results[2])
     assert (again.units, budget.left()) == (0, 11)
-    with pytest.raises(SpendingLimitError, match="stopped after 1 of 3 blocks: 21 units .* of 32 that it may cost"):
+    with pytest.raises(SpendingLimitError, match=r"stopped after 1 of 3 blocks: 21 units .* of 32 that it may cost"):
         budget.choose(job.left()[:1])
     # Less than was charged already.
     assert budget_of(job, again, 5).left() == 0

@@ -73,6 +73,42 @@ def test_job_explains_every_image_once_and_charges_every_block_once(vendor, pict
     ]
 
 
+def test_job_with_a_condition_predicts_all_and_charges_for_maps(vendor, pictures, shared_ray, tmp_path, capsys):
+    license, out = vendor.grant(), tmp_path / "out"
+    arguments = joined(vendor.arguments(pictures, out, license=license), shared_ray)
+    condition = ["--explain-if", "probability < 0.3922"]
+    code, told, said = run([*arguments, *condition], shared_ray[2])
+    assert code == 0, said
+    hits = told["explained"]
+    assert 0 < hits < 29
+    assert (told["images"], told["skipped"], told["not_explained"]) == (31, 29 - hits, 2)
+    assert told["units"] == told["this_run"]["units"] == told["this_run"]["explained"] == hits
+    assert told["explain_if"] == "probability < 0.3922"
+    assert len((out / "failed-images.jsonl").read_text().splitlines()) == 2
+    found = check_job(job_in(out), [vendor.signing_key.verifying_key])
+    assert found.problems == []
+    assert (found.images, found.explained, found.units, found.receipts) == (31, hits, hits, 4)
+    charged = charges(vendor, license)
+    assert [images for images, _ in charged.values()] == [8, 8, 8, 5]
+    assert sum(units for _, units in charged.values()) == hits
+    table = parquet.read_table(out / "blocks")
+    assert table.num_rows == 31
+    for row in table.select(["probability", "explained", "error"]).to_pylist():
+        assert row["explained"] == (row["error"] is None and row["probability"] < 0.3922)
+    issuer = ["--issuer", str(vendor.folder / "issuer.pub.pem")]
+    receipt, block = str(out / "receipts" / "part-000000.receipt"), str(out / "blocks" / "part-000000.parquet")
+    assert main(["receipt", "verify", receipt, *issuer, "--block", block]) == 0
+    assert "probability < 0.3922, of 8" in capsys.readouterr().out
+    other = str(out / "blocks" / "part-000001.parquet")
+    assert main(["receipt", "verify", receipt, *issuer, "--block", other]) == 11
+    capsys.readouterr()
+    for another in ([], ["--explain-if", "margin < 0.3922"]):
+        assert main(["explain-many", *arguments, *another]) == 3
+        assert "another job, with another --explain-if" in capsys.readouterr().err
+    code, told, said = run([*arguments, "--explain-if", "probability<.3922"], shared_ray[2])
+    assert (code, told["this_run"]["blocks"], told["explained"]) == (0, 0, hits), said
+
+
 def test_receipt_is_verified_for_its_block_and_for_no_other(vendor, pictures, shared_ray, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = vendor.arguments(pictures, out, license=vendor.grant())
@@ -107,10 +143,13 @@ def test_maps_are_those_that_the_opened_network_gives(vendor, pictures, shared_r
                 np.testing.assert_allclose(saliency, maps[0], rtol=1e-4, atol=1e-6)
 
 
-def test_output_and_charges_are_exact_although_workers_are_killed(vendor, shared_ray, tmp_path):
+@pytest.mark.parametrize("condition", [None, "probability < 0.3922"])
+def test_output_and_charges_are_exact_although_workers_are_killed(vendor, shared_ray, tmp_path, condition):
     data, out, license = draw(tmp_path / "data", 120, side=1200), tmp_path / "out", vendor.grant()
     killed = set()
-    process = start([*joined(vendor.arguments(data, out, license=license), shared_ray), "--json"], shared_ray[2])
+    asked = [] if condition is None else ["--explain-if", condition]
+    arguments = [*joined(vendor.arguments(data, out, license=license), shared_ray), *asked]
+    process = start([*arguments, "--json"], shared_ray[2])
     with process:
         while process.poll() is None:
             # A worker notes its number when it begins with a block.
@@ -125,13 +164,20 @@ def test_output_and_charges_are_exact_although_workers_are_killed(vendor, shared
         told, said = process.communicate()
     assert process.returncode == 0, said
     # Ray says by itself that workers have died, and must not say it among what programs read.
-    assert json.loads(told)["explained"] == 120
+    said = json.loads(told)
     assert len(killed) == 3
     job = job_in(out)
     found = check_job(job, [vendor.signing_key.verifying_key])
     assert found.problems == []
-    assert (found.images, found.units) == (120, 120)
-    assert charges(vendor, license) == {job.request_id(number): (8, 8) for number in range(15)}
+    assert (found.images, found.explained, found.units) == (120, said["explained"], said["explained"])
+    charged = charges(vendor, license)
+    assert set(charged) == {job.request_id(number) for number in range(15)}
+    if condition is None:
+        assert set(charged.values()) == {(8, 8)}
+        return
+    assert 0 < said["explained"] < 120
+    rows = parquet.read_table(out / "blocks", columns=["probability", "explained"]).to_pylist()
+    assert all(row["explained"] == (row["probability"] < 0.3922) for row in rows)
 
 
 def test_stopped_job_goes_on_and_does_nothing_again(vendor, shared_ray, tmp_path):
@@ -184,6 +230,59 @@ def test_job_stops_where_the_quota_ends_and_writes_nothing_beyond(vendor, pictur
     assert sum(units for _, units in charged.values()) <= 20
     assert len(list((out / "blocks").iterdir())) == len(charged)
     assert not (out / "unfinished").exists()
+
+
+def test_job_stops_before_it_costs_more_than_it_may(vendor, pictures, shared_ray, tmp_path, capsys):
+    license, out = vendor.grant(), tmp_path / "out"
+    arguments = joined(vendor.arguments(pictures, out, license=license), shared_ray)
+    code, told, said = run([*arguments, "--max-units", "23"], shared_ray[2])
+    assert code == 5
+    assert "--max-units allows 16 of 31 images" in said
+    stopped = "stopped after 2 of 4 blocks: 16 units were charged for this job, of 23 that it may cost, and the next"
+    assert f"error: {stopped} block may cost 8" in said
+    assert "the same command with a larger --max-units goes on" in said
+    assert (told["finished"], told["units"], told["max_units"]) == (2, 16, 23)
+    assert sorted(path.name for path in (out / "blocks").iterdir()) == ["part-000000.parquet", "part-000001.parquet"]
+    assert not (out / "unfinished").exists()
+    assert sum(units for _, units in charges(vendor, license).values()) == 16
+    # What it has cost by now counts, and Ray is not started for nothing.
+    assert main(["explain-many", *arguments, "--max-units", "23"]) == 5
+    again = capsys.readouterr()
+    assert "16 units were charged for this job by earlier runs" in again.err
+    assert stopped in again.err
+    assert "Ray" not in again.err
+    # The last block has two images that cost nothing, so that it fits in what the job really costs.
+    code, told, said = run([*arguments, "--max-units", "31"], shared_ray[2])
+    assert code == 0, said
+    assert (told["finished"], told["units"], told["this_run"]["units"]) == (4, 29, 13)
+    assert check_job(job_in(out), [vendor.signing_key.verifying_key]).problems == []
+
+
+def test_job_with_a_condition_never_costs_more_than_it_may(vendor, pictures, shared_ray, tmp_path):
+    license, out = vendor.grant(), tmp_path / "out"
+    arguments = joined(vendor.arguments(pictures, out, license=license), shared_ray)
+    arguments += ["--explain-if", "probability < 0.3922"]
+    code, told, said = run([*arguments, "--max-units", "9"], shared_ray[2])
+    assert code == 5
+    assert "of 9 that it may cost, and the next block costs" in said
+    charged = charges(vendor, license)
+    assert sum(units for _, units in charged.values()) == told["units"] <= 9
+    assert len(list((out / "blocks").iterdir())) == len(charged) == told["finished"] < 4
+    code, told, said = run([*arguments, "--max-units", "31"], shared_ray[2])
+    assert code == 0, said
+    assert told["units"] == told["explained"] == sum(units for _, units in charges(vendor, license).values())
+    assert check_job(job_in(out), [vendor.signing_key.verifying_key]).problems == []
+
+
+def test_job_goes_on_in_room_that_unreadable_images_leave(vendor, shared_ray, tmp_path):
+    # Of the first block none can be decoded.
+    data, license, out = draw(tmp_path / "data", 4), vendor.grant(), tmp_path / "out"
+    for path in sorted(data.glob("*.png")):
+        path.write_bytes(b"nothing")
+    arguments = joined(vendor.arguments(data, out, license=license, block_size=2), shared_ray)
+    code, told, said = run([*arguments, "--max-units", "2"], shared_ray[2])
+    assert code == 0, said
+    assert (told["finished"], told["explained"], told["units"]) == (2, 2, 2)
 
 
 def test_block_that_cannot_be_read_fails_alone_and_is_not_charged(vendor, pictures, shared_ray, tmp_path):
