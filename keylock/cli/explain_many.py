@@ -26,7 +26,6 @@ from keylock.errors import (
     UnknownNameError,
     UnsealError,
 )
-from keylock.text.conditions import check_public, parse_condition
 
 if TYPE_CHECKING:
     from keylock.bulk import Asked, Budget, Job, Outcome
@@ -126,6 +125,8 @@ def _settings(options: BulkOptions) -> "ServerSettings":
         if given not in known:
             raise InputError(f"{name} {given!r} is unknown: choose one of {', '.join(known)}")
     if options.explain_if is not None:
+        from keylock.text.conditions import check_public, parse_condition
+
         check_public(options.prediction)
         parse_condition(options.explain_if)
     pays = [

@@ -58,7 +58,9 @@ def test_revoked_license_pays_for_no_further_block(vendor, job, result):
     cashier.close()
 
 
-def test_offline_license_pays_and_opens_the_public_copy(vendor, job, tmp_path):
+@pytest.mark.parametrize(("condition", "images"), [(None, 4), ("probability < 0.3919", 2)])
+def test_offline_license_pays_and_opens_the_public_copy(vendor, job, tmp_path, condition, images):
+    job = replace(job, asked=replace(job.asked, explain_if=condition))
     now = datetime.now(UTC)
     license = vendor.grant(quota=Quota(total=100), expires=now + timedelta(days=2))
     identity = HpkeIdentity.create(tmp_path / "customer.pem")
@@ -70,9 +72,10 @@ def test_offline_license_pays_and_opens_the_public_copy(vendor, job, tmp_path):
     settings = {"bundle": str(vendor.bundle.public), "key_provider": provider}
     worker = Worker(order_for(vendor, job, settings=settings, offline_license=str(offline)))
     found = worker.explain(0, 4, 0)
-    assert found.error is None
+    assert (found.error, found.explained) == (None, images)
     store = f"sqlite:///{tmp_path / 'own.db'}"
     cashier, _ = cashier_of(vendor, license, offline_license=offline, key_provider=provider, license_store=store)
     assert cashier.charge(job, found) is not None
-    assert cashier.left() == (100 - 12) // 3
+    assert cashier.units == 3 * images
+    assert cashier.left() == (100 - 3 * images) // 3
     cashier.close()

@@ -55,6 +55,33 @@ def test_threads_of_torch_sleep_while_they_wait_unless_the_user_has_said_otherwi
     assert shown.stdout.splitlines()[-1] == expected
 
 
+# They are shown a license, or have one served, and charge nothing of it themselves.
+_COST_NOTHING = {
+    "serve",
+    "predict",
+    "disclose",
+    "receipt show",
+    "receipt verify",
+    "receipt prove",
+    "audit-log verify-proof",
+}
+
+
+def test_every_command_that_spends_units_has_a_limit_of_them():
+    def leaves(name, command):
+        below = getattr(command, "commands", {})
+        return [leaf for key, one in below.items() for leaf in leaves(f"{name} {key}", one)] or [(name, command)]
+
+    found = {}
+    for row in cli.COMMANDS:
+        for name, command in leaves(row.name, row.load()):
+            options = {option for one in command.params for option in one.opts}
+            if options & {"--license-file", "--offline-license"}:
+                found[name] = "--max-units" in options
+    assert {name for name, limited in found.items() if not limited} == _COST_NOTHING
+    assert {name for name, limited in found.items() if limited} == {"explain", "explain-many"}
+
+
 def test_help_is_instant_and_lists_every_command():
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     shown = subprocess.run([sys.executable, "-m", "keylock", "--help"], capture_output=True, text=True, check=True)

@@ -19,7 +19,7 @@ from keylock.errors import MeteringError, QuotaError, RateError, RequestReusedEr
 from keylock.licensing import AnswerDigests, Charge, License, Quota, Rate
 from keylock.store import Database, Ledger
 from keylock.store import ledger as ledger_module
-from keylock.store.ledger import ChargeRequest
+from keylock.store.ledger import ChargeRequest, Standing
 from keylock.store.periods import day_of, month_of, resets_at
 from keylock.store.reconcile import reconcile
 
@@ -106,6 +106,20 @@ def reserve(ledger, wanted, *, now=NOW, lifetime_s=60):
 
 def settle(ledger, reservation, *, now=NOW, answer="a"):
     return ledger.commit(reservation, charge(reservation.order, now=now, answer=answer)).result(timeout=30)
+
+
+def test_requests_are_found_by_what_their_ids_begin_with(ledger):
+    license = make_license()
+    settle(ledger, reserve(ledger, order(license, "bulk-ab-1", units=4)))
+    reserve(ledger, order(license, "bulk-ab-10", units=6))
+    for other in ("bulk-abc-1", "bulk-ab", "Xbulk-ab-1"):
+        reserve(ledger, order(license, other))
+    settle(ledger, reserve(ledger, order(make_license("lic_2"), "bulk-ab-2")))
+    assert ledger.standings("lic_1", prefix="bulk-ab-") == {
+        "bulk-ab-1": Standing(images=4, units=4, charged=True, explained=None),
+        "bulk-ab-10": Standing(images=6, units=6, charged=False, explained=None),
+    }
+    assert ledger.standings("lic_3", prefix="bulk-") == {}
 
 
 def used(ledger, license, *, now=NOW):
