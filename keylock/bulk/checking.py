@@ -1,13 +1,22 @@
-"""Checks the output of a job against itself: every image once, and every receipt for exactly what is in its block."""
+"""Checks the output of a job against itself.
+
+Every image is there once, those have a map whose prediction meets the condition of the job, and every receipt is for
+exactly what is in its block.
+"""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pyarrow import parquet
 
 from keylock.bulk.job import Job
 from keylock.bulk.parts import digest_of_map, read_charged
+from keylock.licensing.conditions import Condition
 from keylock.licensing.receipts import Receipt, trusts_any
+from keylock.v1 import explanation_pb2 as pb
+from keylock_server.services.explanation_answers import softmax
 
 __all__ = ["Findings", "check_job"]
 
@@ -46,6 +55,8 @@ def check_job(job: Job, keys: list[Any]) -> Findings:
             found.problems.append(f"block {block.number} has no result")
             continue
         indices += parquet.read_table(result, columns=["index"]).column("index").to_pylist()
+        if job.asked.explain_if is not None:
+            _check_choice(result, job.asked.explain_if, found)
         images = read_charged(result)
         found.explained += sum(saliency is not None for _, saliency in images)
         if keys and images:
@@ -54,6 +65,24 @@ def check_job(job: Job, keys: list[Any]) -> Findings:
     if sorted(indices) != list(range(sum(block.count for block in job.blocks))):
         found.problems.append("the images are not each in the output once")
     return found
+
+
+def _check_choice(result: Path, text: str, found: Findings) -> None:
+    """Compares which images of a block have a map with what the condition says of their predictions."""
+    columns = ["index", "label_index", "probability", "logits", "explained"]
+    for row in parquet.read_table(result, columns=columns).to_pylist():
+        logits = row["logits"]
+        if logits is None:
+            continue
+        # What `str` of a condition has of classes is indices.
+        condition = Condition.parse(text, tuple(map(str, range(len(logits)))))
+        probabilities = sorted(softmax(np.array([logits], np.float32))[0].tolist(), reverse=True)
+        told = pb.Prediction(index=row["label_index"], probability=row["probability"])
+        told.top.extend(pb.ClassScore(probability=one) for one in probabilities[:2])
+        if condition.holds(told) != row["explained"]:
+            found.problems.append(
+                f"image {row['index']} was {'' if row['explained'] else 'not '}explained, against {text}"
+            )
 
 
 def _check_receipt(job: Job, number: int, images: list[tuple[str, Any]], keys: list[Any], found: Findings) -> None:

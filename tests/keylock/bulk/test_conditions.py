@@ -12,12 +12,13 @@ pytest.importorskip("pyarrow", reason="needs the extra ray")
 from bulk_jobs import cashier_of, draw, made_job, order_for
 from pyarrow import parquet
 
+import keylock
 from keylock.bulk import Budget
 from keylock.bulk.checking import check_job
 from keylock.bulk.job import Asked, Job
 from keylock.bulk.parts import read_charged, read_maps
-from keylock.bulk.run import _rows
-from keylock.bulk.worker import Worker
+from keylock.bulk.run import _Actor, _rows
+from keylock.bulk.worker import BlockResult
 from keylock.errors import QuotaError, RequestReusedError
 from keylock.licensing import Quota
 from keylock.licensing.conditions import Condition
@@ -61,11 +62,12 @@ def conditional_job(vendor, data, folder, condition, **changes):
 
 
 def explain(vendor, job, cashier=None, **changes):
-    worker = Worker(order_for(vendor, job, **changes))
+    """Does all blocks as a worker of Ray does, which gets its rows and gives its texts."""
+    actor = _Actor(order_for(vendor, job, **changes), keylock.__version__)
     results = []
     for row in _rows(job, job.blocks, cashier):
-        before = tuple(one == "1" for one in row["before"]) or None
-        results.append(worker.explain(row["number"], row["count"], row["offset"], before))
+        answer = actor({name: np.array([value]) for name, value in row.items()})
+        results.append(BlockResult.of_text(answer["result"][0]))
         assert results[-1].error is None
     return results
 
@@ -112,6 +114,18 @@ def test_classes_choose_by_name_and_by_index(vendor, data, tmp_path):
         assert explained_by(explain(vendor, job)) == [all_of_them] * IMAGES
 
 
+def test_decoys_are_made_for_the_same_images(vendor, data, known, tmp_path):
+    below = middle(known.margins)
+    job = conditional_job(vendor, data, tmp_path / "out", f"margin < {below!r}", keyed=False)
+    results = explain(vendor, job)
+    assert explained_by(results) == (known.margins < below).tolist()
+    for result in results:
+        job.keep(result.number, result.written, None)
+        rows = parquet.read_table(job.result(result.number)).to_pylist()
+        assert {row["keyed"] for row in rows if row["explained"]} <= {False}
+    assert check_job(job, []).problems == []
+
+
 def test_those_with_a_map_are_charged_and_the_receipt_is_for_all(vendor, data, known, tmp_path):
     below = middle(known.probabilities)
     license = vendor.grant()
@@ -129,6 +143,9 @@ def test_those_with_a_map_are_charged_and_the_receipt_is_for_all(vendor, data, k
     assert charge.explain_if == Condition("probability_below", below=below)
     assert len(charge.image_digests) == len(charge.answer.predictions) == 4
     books_agree(vendor)
+    for other in (f"probability < {below - 0.01!r}", f"margin < {below!r}", "class in 0"):
+        told = check_job(replace(job, asked=replace(job.asked, explain_if=other)), []).problems
+        assert any(f"explained, against {other}" in one for one in told)
     # Another map, or none, in the place of one.
     other = [
         block.number for block in job.blocks if any(one is not None for _, one in read_maps(job.result(block.number)))
