@@ -340,6 +340,7 @@ def test_what_was_set_aside_at_another_price_counts_at_that_price(vendor, data, 
         dear.charge(job, first)
     cheap, _ = cashier_of(vendor, license, prices={"*": 1})
     budget = budget_of(job, cheap, 11)
+    assert (cheap.earlier, budget.left()) == (0, 11)
     with pytest.raises(SpendingLimitError, match="costs 12"):
         budget.check(first)
     cheap.charge(job, first)
