@@ -10,7 +10,6 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 from numpy.typing import NDArray
 
-from keylock.imaging.preprocessing import Preprocessing
 from keylock.inference import inference_pb2 as oip
 from keylock.v1 import admin_pb2, license_pb2
 from keylock.v1 import explanation_pb2 as pb
@@ -40,6 +39,9 @@ _LARGEST_BYTES = 2**31 - 1
 
 def model_info(answer: pb.GetModelResponse) -> ModelInfo:
     """Read the description of a model."""
+    # Pydantic takes longer to load than all else of a client, which is made before anything is asked.
+    from keylock.imaging.preprocessing import Preprocessing
+
     told = answer.preprocessing
     try:
         preprocessing = Preprocessing.model_validate(

@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageShow
+from PIL import Image
 
 from keylock.errors import InputError
 from keylock.text.printable import printable
@@ -107,8 +107,12 @@ def show(picture: Image.Image, result: object) -> Path | None:
     if _in_notebook():
         import_module("IPython.display").display(result)
         return None
-    if _has_display() and ImageShow.show(picture):
-        return None
+    if _has_display():
+        # It looks for viewers, and for IPython, when it is imported.
+        from PIL import ImageShow
+
+        if ImageShow.show(picture):
+            return None
     try:
         handle, name = tempfile.mkstemp(prefix="keylock-", suffix=".png")
         with os.fdopen(handle, "wb") as file:

@@ -8,8 +8,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from pydantic_core import from_json
-
 from keylock.errors import AuditLogError, ReceiptError
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client._checks import Asked, check_answer, check_receipt
@@ -256,6 +254,8 @@ def _describe(verified: "VerifiedReceipt", trust: Trust) -> Receipt:
 
 def _said_by(token: str) -> tuple[str | None, str | None]:
     """Returns the ids of the key and of the license that a license names, or None where the token is not a license."""
+    from pydantic_core import from_json
+
     from keylock.crypto.jws import unverified_header
     from keylock.crypto.signing import decode_base64url
 

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from keylock import imaging
 from keylock.errors import ImageError, InputError, TensorError
 from keylock.imaging.decoding import decode, is_dicom, measure, to_rgb
 from keylock.imaging.grey_levels import check_bits, to_8_bits
-from keylock.imaging.preprocessing import Preprocessing
 from keylock.v1 import explanation_pb2 as pb
 from keylock_client._limits import RequestLimits
 
@@ -69,7 +69,7 @@ class Source:
             return pb.Image(encoded=self.encoded)
         return pb.Image(encoded=_png(self._pixels()))
 
-    def pixels(self, preprocessing: Preprocessing) -> tuple[NDArray[np.uint8], tuple[int, int, int, int]]:
+    def pixels(self, preprocessing: "imaging.Preprocessing") -> tuple[NDArray[np.uint8], tuple[int, int, int, int]]:
         """Return the image to draw a map on, and the part of it that the map covers.
 
         Args:

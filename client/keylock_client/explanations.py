@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from PIL import Image
 
+from keylock import imaging
 from keylock.crypto.digests import digest_of_array
 from keylock.errors import InputError, KeylockError
 from keylock.files.atomic import PRIVATE, write_file
 from keylock.imaging.heatmaps import colourise, overlay, viewing_scale
-from keylock.imaging.preprocessing import Preprocessing
 from keylock.text.printable import printable
 from keylock_client import _display as display
 from keylock_client._sources import ImageLike, Source, read_sources
@@ -69,7 +69,7 @@ class Explanation:
     model: Model
     request_id: str
     usage: Usage
-    _preprocessing: Preprocessing
+    _preprocessing: "imaging.Preprocessing"
     _source: Source
     received: NDArray[Any]
     receipt: Receipt | None = None

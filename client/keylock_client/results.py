@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from keylock.imaging.preprocessing import Preprocessing
+from keylock import imaging
 from keylock.text.printable import printable
 from keylock_client import _display as display
 from keylock_client._limits import RequestLimits
@@ -112,7 +112,7 @@ class ModelInfo:
 
     model: Model
     classes: tuple[str, ...]
-    preprocessing: Preprocessing
+    preprocessing: "imaging.Preprocessing"
     explainers: tuple[Explainer, ...]
     key_available: bool
     limits: RequestLimits = field(default_factory=RequestLimits)
