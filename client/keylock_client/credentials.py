@@ -240,7 +240,7 @@ def _private_key(
     while start >= 0 and b"PRIVATE KEY-----" not in text[start : text.find(b"\n", start)]:
         start = text.find(b"-----BEGIN ", start + 1)
     if start < 0:
-        raise SignatureError(f"there is no private key in {place}: give its file with credentials_key=")
+        raise SignatureError(f"there is no private key in {place}: give its file with key=")
     try:
         private = load_pem_private_key(text[start:], password=None)
     except TypeError:

@@ -15,8 +15,15 @@ from typing import Any
 
 __all__ = ["in_options", "spoken", "teach", "use_words"]
 
-# Arguments whose option has another name: a secret is never an argument of a command, and the client has its own `Tls`.
-_OTHER_NAMES = {"license": "license_file", "ca": "tls_ca"}
+# Arguments whose option has another name: a secret is never an argument of a command, the client has its own `Tls` and
+# its own `Credentials`, and two settings of a server are longer than their options.
+_OTHER_NAMES = {
+    "license": "license_file",
+    "ca": "tls_ca",
+    "key": "credentials_key",
+    "issuers": "issuer",
+    "unlicensed_explanations": "unlicensed",
+}
 _ARGUMENT = re.compile(r"(?<![\w.=/'\"-])([a-z][a-z0-9_]*)=('[^'\n]*'|(?:[A-Za-z0-9_./-]*[A-Za-z0-9_/])?)(?!=)")
 
 _words: ContextVar[Mapping[str, tuple[str, str]]] = ContextVar("words", default=MappingProxyType({}))

@@ -2,16 +2,21 @@
 
 Secrets are not settings that print: the passphrase is a `SecretStr`, everything else secret is the path of a file.
 `docs/server.md` lists the settings.
+
+Errors name a setting as it was given: one that was an argument with an equals sign, which the command line turns into
+its option, and one of the environment or of the file by its name alone.
 """
 
+import os
 import re
 import time
 import tomllib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -21,6 +26,7 @@ from pydantic_settings import (
 )
 
 from keylock.errors import InputError
+from keylock.text.wanted import wanted
 from keylock_server.guard import Guard, GuardLimits
 
 __all__ = ["ServerSettings", "Source"]
@@ -29,6 +35,8 @@ T = TypeVar("T")
 
 _MIB: Final = 2**20
 _KEY_SETTINGS: Final = ("key_file", "key_passphrase_file", "key_seed_file", "key_provider", "sealed_key")
+_PREFIX: Final = "KEYLOCK_SERVER_"
+_NAME: Final = re.compile(r"\b([A-Za-z][A-Za-z0-9_]*)=")
 _ORIGIN: Final = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?")
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -140,7 +148,7 @@ class ServerSettings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="KEYLOCK_SERVER_",
+        env_prefix=_PREFIX,
         extra="forbid",
         frozen=True,
         hide_input_in_errors=True,
@@ -230,6 +238,8 @@ class ServerSettings(BaseSettings):
 
     config: Path | None = None
 
+    _arguments: frozenset[str] = PrivateAttr(frozenset())
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -247,38 +257,40 @@ class ServerSettings(BaseSettings):
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
         if (self.tls_certificate is None) != (self.tls_key is None):
-            raise ValueError("tls_certificate and tls_key go together: give both or neither")
+            raise ValueError("tls_certificate= and tls_key= go together: give both or neither")
         if self.tls_client_ca is not None and self.tls_certificate is None:
-            raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+            raise ValueError("tls_client_ca= needs tls_certificate= and tls_key=")
         if self.queue < self.max_images:
-            raise ValueError(f"queue {self.queue} has no room for a request of max_images {self.max_images}: raise it")
+            raise ValueError(
+                f"queue= ({self.queue}) has no room for a request of max_images= ({self.max_images}): raise the first"
+            )
         admin = ("admin_port", "admin_certificate", "admin_key", "admin_client_ca")
         missing = [name for name in admin if getattr(self, name) is None]
         if missing and len(missing) < len(admin):
             raise ValueError(
-                f"{' and '.join(missing)} missing: operators are served with all of {', '.join(admin)} only"
+                f"{_all_of(missing)} must be given too: operators are served with all of {_all_of(admin)} only"
             )
         if self.admin_port and self.admin_port == self.port:
-            raise ValueError("admin_port is the port that is open to everybody: choose another")
+            raise ValueError("admin_port= is the port that is open to everybody: choose another")
         self._check_http()
         names = ("key_file", "key_passphrase_file", "key_seed_file", "key_provider")
         ways = [name for name in names if getattr(self, name)]
         if len(ways) > 1:
-            raise ValueError(f"{' and '.join(ways)} were given: one way to the key is enough")
+            raise ValueError(f"{_all_of(ways)} were given: one way to the key is enough")
         if self.offline_license is not None:
             if self.key_provider is None or self.sealed_key is not None:
                 raise ValueError("offline_license= needs key_provider=, which opens its key, and no sealed_key=")
             if self.license_store is None or not self.issuers:
                 raise ValueError("offline_license= needs license_store=, where units are counted, and issuers=")
         if self.keyless and ways:
-            raise ValueError(f"keyless and {ways[0]} exclude each other")
+            raise ValueError(f"keyless= and {ways[0]}= exclude each other")
         if self.offline_license is not None and len(self.bundles) > 1:
-            raise ValueError("offline_license is for one bundle: serve the others by a server of their own")
+            raise ValueError("offline_license= is for one bundle: serve the others by a server of their own")
         for name in _KEY_SETTINGS:
             given = getattr(self, name)
             if isinstance(given, tuple) and len(given) not in (1, len(self.bundles)):
                 raise ValueError(
-                    f"{name} was given {len(given)} times for {len(self.bundles)} bundles: give it once for all of "
+                    f"{name}= was given {len(given)} times for {len(self.bundles)} bundles: give it once for all of "
                     "them, or once for each"
                 )
         return self
@@ -286,13 +298,13 @@ class ServerSettings(BaseSettings):
     def _check_http(self) -> None:
         for name in ("port", "admin_port", "metrics_port"):
             if self.http_port and self.http_port == getattr(self, name):
-                raise ValueError(f"http_port and {name} are the same: choose another port for one of them")
+                raise ValueError(f"http_port= and {name}= are the same: choose another port for one of them")
         if self.http_cors_origins and self.http_port is None:
-            raise ValueError("http_cors_origins needs http_port")
+            raise ValueError("http_cors_origins= needs http_port=")
         for origin in self.http_cors_origins:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ValueError(
-                    "http_cors_origins has an entry that is no origin: write scheme, host and port alone, such as "
+                    "http_cors_origins= has an entry that is no origin: write scheme, host and port alone, such as "
                     "https://example.org, or *"
                 )
 
@@ -334,32 +346,75 @@ class ServerSettings(BaseSettings):
             InputError: If a setting is unknown, missing or out of range, or the file cannot be read.
         """
         values = {name: value for name, value in flags.items() if value is not None}
+        elsewhere = {name for name in cls.model_fields if _is_set(name)}
         if config is not None:
-            _check_toml(config)
+            elsewhere |= _read_toml(config).keys()
             values["config"] = config
         try:
-            return cls(**values)
+            settings = cls(**values)
         except (ValidationError, SettingsError) as error:
-            raise InputError(_explain(error)) from None
+            raise InputError(_called(cls._explain(error), values.keys(), elsewhere - values.keys())) from None
+        settings._arguments = frozenset(values)
+        return settings
+
+    def called(self, name: str) -> str:
+        """Returns what errors call a setting: with an equals sign where it was given as an argument."""
+        return f"{name}=" if name in self._arguments else name
+
+    @classmethod
+    def _explain(cls, error: ValidationError | SettingsError) -> str:
+        if isinstance(error, SettingsError):
+            found = re.search(r'field "(\w+)"', str(error))
+            name = f"{_PREFIX}{found[1].upper()}" if found else "a setting in the environment"
+            return f"{name} is malformed: lists are written as JSON, for example '[\"a.pem\"]'"
+        first = error.errors(include_url=False, include_input=False)[0]
+        if not first["loc"]:
+            return first["msg"].removeprefix("Value error, ")
+        name, *inner = map(str, first["loc"])
+        if first["type"] == "missing":
+            return f"no {name} is set: give one, or set it as {_PREFIX}{name.upper()} or in the settings file"
+        properties = cls.model_json_schema()["properties"]
+        if name not in properties:
+            return f"there is no server setting {name!r}: docs/server.md lists all of them"
+        schema = properties[name]
+        if inner and isinstance(schema.get("additionalProperties"), dict):
+            return f"{name}= is wrong at {inner[0]!r}: give {wanted(schema['additionalProperties'])}"
+        return f"{name}= is wrong: give {wanted(schema)}"
 
 
 def _as_tuple(value: T | tuple[T, ...]) -> tuple[T, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _check_toml(path: Path) -> None:
+def _all_of(names: Sequence[str]) -> str:
+    *others, last = [f"{name}=" for name in names]
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _is_set(name: str) -> bool:
+    """Whether the environment has a setting; the case of a name does not matter there."""
+    return any(variable.upper() == f"{_PREFIX}{name.upper()}" for variable in os.environ)
+
+
+def _called(text: str, arguments: Collection[str], elsewhere: Collection[str]) -> str:
+    """Returns an error with settings called as they were given.
+
+    One that was given nowhere is called like the others of the same error, so that all fit together.
+
+    Args:
+        text: What is wrong, in which settings have equals signs.
+        arguments: Settings that were given as arguments.
+        elsewhere: Those that come from the environment or the file.
+    """
+    names = _NAME.findall(text)
+    as_arguments = set(names) - set(elsewhere) if any(name in arguments for name in names) else set()
+    return _NAME.sub(lambda match: match[0] if match[1] in as_arguments else match[1], text)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise InputError(f"cannot read the settings file {path}: {error.strerror}") from None
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are both of this kind.
         raise InputError(f"the settings file {path} is no TOML: {error}") from None
-
-
-def _explain(error: ValidationError | SettingsError) -> str:
-    if isinstance(error, SettingsError):
-        return "a setting in the environment is malformed: lists are written as JSON, for example '[\"a.pem\"]'"
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    return f"the server setting {where} is wrong: {message}" if where else f"the server settings are wrong: {message}"

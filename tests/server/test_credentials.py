@@ -229,7 +229,11 @@ def test_what_is_no_file_travels_as_pixels_and_is_named_all_the_same(calls, vend
 REFUSED = {
     "missing": (lambda _: None, 3, "cannot read 'bad.pem': No such file or directory"),
     "no certificate": (lambda key: b"hello", 6, "there is no certificate in bad.pem"),
-    "no key": (lambda key: pem(certificate(key)), 6, "there is no private key in bad.pem: give its file with --cred"),
+    "no key": (
+        lambda key: pem(certificate(key)),
+        6,
+        "there is no private key in bad.pem: give its file with --credentials-key",
+    ),
     "another key": (lambda key: pem(certificate(key), key=KINDS["P-256"]()), 6, "is not that of the first certificate"),
     "over": (lambda key: pem(certificate(key, start=-3, end=-1), key=key), 6, "which is not now"),
     "not yet": (lambda key: pem(certificate(key, start=1), key=key), 6, "which is not now"),
@@ -301,3 +305,9 @@ def test_signing_asks_nothing_of_the_network(place, monkeypatch):
 def test_a_bad_certificate_is_an_error_of_signatures():
     with pytest.raises(SignatureError, match="there is no certificate"):
         Credentials.load(__file__)
+
+
+def test_a_key_that_is_missing_is_asked_for_by_the_name_of_the_argument(place):
+    (place / "bad.pem").write_bytes(pem(certificate(KINDS["P-256"]())))
+    with pytest.raises(SignatureError, match=r"there is no private key in bad\.pem: give its file with key=$"):
+        Credentials.load("bad.pem")

@@ -32,7 +32,9 @@ def check_http(settings: ServerSettings) -> None:
         return
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
-        raise ServiceError(f"http_port needs {' and '.join(missing)}: install keylock with the extra http")
+        raise ServiceError(
+            f"{settings.called('http_port')} needs {' and '.join(missing)}: install keylock with the extra http"
+        )
 
 
 async def open_http(

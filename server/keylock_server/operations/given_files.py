@@ -60,10 +60,10 @@ def _files(settings: ServerSettings) -> Iterator[tuple[str, Path]]:
         value = getattr(settings, setting)
         for path in value if isinstance(value, tuple) else (value,):
             if path is not None:
-                yield setting, path
+                yield settings.called(setting), path
     if settings.receipt_key is not None:
-        yield "beside receipt_key", settings.receipt_key.with_suffix(".cert")
+        yield f"beside {settings.called('receipt_key')}", settings.receipt_key.with_suffix(".cert")
     providers = settings.key_provider
     for text in providers if isinstance(providers, tuple) else (providers,):
         if text is not None and text.startswith(_HPKE):
-            yield "key_provider", Path(text.removeprefix(_HPKE))
+            yield settings.called("key_provider"), Path(text.removeprefix(_HPKE))

@@ -1,5 +1,6 @@
 """Settings come from file, environment and flags in this order, and say clearly what is wrong with them."""
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,77 @@ def test_settings_are_frozen_and_default_to_the_local_machine():
 def test_wrong_settings_are_named(values, match):
     with pytest.raises(InputError, match=match):
         ServerSettings.load(**values)
+
+
+@pytest.mark.parametrize(
+    ("file", "environment", "arguments", "said"),
+    [
+        ("", {}, {"port": 70000}, "port= is wrong: give a whole number from 0 to 65535"),
+        ("port = 70000", {}, {}, "port is wrong: give a whole number from 0 to 65535"),
+        ("", {"PORT": "many"}, {}, "port is wrong: give a whole number from 0 to 65535"),
+        ("", {"port": "70000"}, {"port": -1}, "port= is wrong: give a whole number from 0 to 65535"),
+        ("key_file = 3", {}, {}, "key_file is wrong: give a path or a list of paths"),
+        ("[prices]\ngrad_cam = -1", {}, {}, "prices is wrong at 'grad_cam': give a whole number from 0 to 1000000"),
+        ("prices = 3", {}, {}, "prices is wrong: give names, each with a whole number from 0 to 1000000"),
+        ("issuers = 'a.pem'", {}, {}, "issuers is wrong: give a list of paths"),
+        ("keyless = 3.5", {}, {}, "keyless is wrong: give true or false"),
+        ("drain_s = 0", {}, {}, "drain_s is wrong: give a number above 0"),
+        ("colour = 1", {}, {}, "there is no server setting 'colour': docs/server.md lists all of them"),
+        ("", {"ISSUERS": "a.pem"}, {}, "KEYLOCK_SERVER_ISSUERS is malformed: lists are written as JSON"),
+        (
+            "",
+            {},
+            {"key_file": "a", "key_seed_file": "b"},
+            "key_file= and key_seed_file= were given: one way to the key is enough",
+        ),
+        (
+            "key_file = 'a'",
+            {"KEY_SEED_FILE": "b"},
+            {},
+            "key_file and key_seed_file were given: one way to the key is enough",
+        ),
+        ("key_file = 'a'", {}, {"key_seed_file": "b"}, "key_file and key_seed_file= were given"),
+        ("", {"KEY_FILE": "a"}, {"keyless": True}, "keyless= and key_file exclude each other"),
+        # What was given nowhere is called like what was.
+        ("", {}, {"tls_client_ca": "c"}, "tls_client_ca= needs tls_certificate= and tls_key="),
+        ("tls_client_ca = 'c'", {}, {}, "tls_client_ca needs tls_certificate and tls_key"),
+        ("http_cors_origins = ['*']", {}, {}, "http_cors_origins needs http_port"),
+        ("http_port = 9000", {}, {"port": 9000}, "http_port and port= are the same"),
+        ("", {}, {"queue": 1}, "queue= (1) has no room for a request of max_images= (32): raise the first"),
+        ("queue = 1", {}, {}, "queue (1) has no room for a request of max_images (32): raise the first"),
+    ],
+)
+def test_settings_are_called_as_they_were_given(tmp_path, monkeypatch, file, environment, arguments, said):
+    config = tmp_path / "server.toml"
+    config.write_text(file)
+    for name, value in environment.items():
+        monkeypatch.setenv(f"KEYLOCK_SERVER_{name}", value)
+    with pytest.raises(InputError) as caught:
+        ServerSettings.load(config=config, bundle="x", **arguments)
+    assert caught.value.message.startswith(said)
+
+
+def test_no_setting_is_described_in_the_words_of_pydantic(monkeypatch):
+    # Nothing is of such a type, and every setting says what it takes in its place.
+    for name in ServerSettings.model_fields:
+        if name in ("config", "key_passphrase"):
+            continue
+        with pytest.raises(InputError) as caught:
+            ServerSettings.load(**{"bundle": "x", name: object()})
+        assert caught.value.message.startswith(f"{name}= is wrong: give "), name
+        assert "another value" not in caught.value.message
+
+
+def test_a_bundle_that_is_missing_is_asked_for():
+    with pytest.raises(InputError, match=r"^no bundle is set: give one, or set it as KEYLOCK_SERVER_BUNDLE or in the"):
+        ServerSettings.load()
+
+
+def test_settings_know_which_of_them_were_arguments(config):
+    settings = ServerSettings.load(config=config, port=3, host=None)
+    assert [settings.called(name) for name in ("port", "host", "bundle")] == ["port=", "host", "bundle"]
+    assert settings.model_copy(update={"workers": 2}).called("port") == "port="
+    assert pickle.loads(pickle.dumps(settings)).called("port") == "port="  # noqa: S301 - our own
 
 
 def test_values_are_not_repeated_in_errors():
