@@ -37,6 +37,9 @@ _MIB: Final = 2**20
 _KEY_SETTINGS: Final = ("key_file", "key_passphrase_file", "key_seed_file", "key_provider", "sealed_key")
 _PREFIX: Final = "KEYLOCK_SERVER_"
 _NAME: Final = re.compile(r"\b([A-Za-z][A-Za-z0-9_]*)=")
+# What errors begin with that name no argument.
+_ALONE: Final = "the server setting "
+_TOGETHER: Final = "the server settings are wrong: "
 _ORIGIN: Final = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?")
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -369,7 +372,7 @@ class ServerSettings(BaseSettings):
             return f"{name} is malformed: lists are written as JSON, for example '[\"a.pem\"]'"
         first = error.errors(include_url=False, include_input=False)[0]
         if not first["loc"]:
-            return first["msg"].removeprefix("Value error, ")
+            return f"{_TOGETHER}{first['msg'].removeprefix('Value error, ')}"
         name, *inner = map(str, first["loc"])
         if first["type"] == "missing":
             return f"no {name} is set: give one, or set it as {_PREFIX}{name.upper()} or in the settings file"
@@ -378,8 +381,8 @@ class ServerSettings(BaseSettings):
             return f"there is no server setting {name!r}: docs/server.md lists all of them"
         schema = properties[name]
         if inner and isinstance(schema.get("additionalProperties"), dict):
-            return f"{name}= is wrong at {inner[0]!r}: give {wanted(schema['additionalProperties'])}"
-        return f"{name}= is wrong: give {wanted(schema)}"
+            return f"{_ALONE}{name}= is wrong at {inner[0]!r}: give {wanted(schema['additionalProperties'])}"
+        return f"{_ALONE}{name}= is wrong: give {wanted(schema)}"
 
 
 def _as_tuple(value: T | tuple[T, ...]) -> tuple[T, ...]:
@@ -407,7 +410,10 @@ def _called(text: str, arguments: Collection[str], elsewhere: Collection[str]) -
         elsewhere: Those that come from the environment or the file.
     """
     names = _NAME.findall(text)
-    as_arguments = set(names) - set(elsewhere) if any(name in arguments for name in names) else set()
+    if not any(name in arguments for name in names):
+        return _NAME.sub(r"\1", text)
+    as_arguments = set(names) - set(elsewhere)
+    text = text.removeprefix(_ALONE).removeprefix(_TOGETHER)
     return _NAME.sub(lambda match: match[0] if match[1] in as_arguments else match[1], text)
 
 
