@@ -5,60 +5,38 @@ A request, or one image of a stream, goes this way, which `_answer` enters:
 1. Who calls: the license is verified, or the call ends with the reason (`_authenticate`).
 2. What is to be done: explainer, class, and whether the license covers it (`_agree`).
 3. Places in the queue are taken for all images, or the call ends before anything is set aside.
-4. Images that take some milliseconds at most are decoded (`_take_in`), so that one way to a thread does for their
-   digests as well.
+4. Images that take some milliseconds at most are decoded (`Explaining.take_in`), so that one way to a thread does for
+   their digests as well.
 5. Units are set aside for the license, under the digest of what is asked (`_charge`).
 6. Images are decoded that were not yet, explained and predicted, and written as results with their digests
-   (`_explain`); without a license, the query guard looks at them before they are explained, and hears of the labels
-   before they are answered. With a condition, all images are predicted first, and those that meet it explained.
+   (`Explaining.explain`).
 7. The units of what was explained are charged with an entry in the audit log, or all given back where anything failed;
    the receipt is signed.
 8. An answer without a license leaves when one with a license would.
-
-What takes a fraction of a millisecond is done in the event loop: the way to a thread and back takes as long.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Final, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
 
 import grpc
-import numpy as np
-from numpy.typing import NDArray
 
 from keylock.bundle import ExplainerEntry, Manifest
 from keylock.errors import InputError, LicenseError, LicenseReason
-from keylock.licensing import AnswerDigests, Charge, License, check, check_size, content_digest
-from keylock.licensing.answers import digests_of
-from keylock.licensing.conditions import Condition
+from keylock.licensing import Charge, License, check, check_size, content_digest
 from keylock.licensing.disclosures import Disclosure
 from keylock.v1 import explanation_pb2 as pb
 from keylock.v1 import explanation_pb2_grpc as pb_grpc
 from keylock_server.auth.authentication import Caller
-from keylock_server.guard import Admission as Counted
-from keylock_server.guard.refusal import SimilarQueriesError
 from keylock_server.inference.runtime import ServedModel
 from keylock_server.metering.early_writing import write_early
 from keylock_server.metering.meter import describe_windows
 from keylock_server.metering.response_padding import CallTimes
-from keylock_server.scheduling.batcher import Admission
-from keylock_server.scheduling.decoding import Step, decode_small, join
 from keylock_server.services.disclosures import check_entitled, request_of
-from keylock_server.services.explanation_answers import (
-    DEFAULT_MAX_BYTES,
-    Form,
-    Written,
-    check_answer_size,
-    choose,
-    encode,
-    encode_maps,
-    encode_predictions,
-    read_form,
-    softmax,
-)
-from keylock_server.services.model_descriptions import describe_explainer, describe_model, describe_served
+from keylock_server.services.explaining import Explaining, Task, Terms
+from keylock_server.services.explanation_answers import DEFAULT_MAX_BYTES, Form, read_form
+from keylock_server.services.model_descriptions import describe_served
 from keylock_server.services.parts import Parts
 from keylock_server.services.requests import (
     SentImage,
@@ -66,7 +44,6 @@ from keylock_server.services.requests import (
     check_no_target,
     check_parameters,
     choose_target,
-    decoding_steps,
     read_condition,
     wants_public_prediction,
 )
@@ -77,66 +54,7 @@ from keylock_server.transport.statuses import NoKeyError
 
 __all__ = ["ExplanationService"]
 
-T = TypeVar("T")
-
 _Context = grpc.aio.ServicerContext[Any, Any]
-# Of tensors that come, and of maps that are answered.
-_QUICK_BYTES: Final = 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class _Terms:
-    """What is to be done for a request.
-
-    Attributes:
-        explainer: By what.
-        target: For which class; -1 for the predicted one.
-        granted: For whom.
-        keyed: Whether with the key.
-        public: Whether the prediction beside the map is the one that everybody gets.
-        condition: Which images are explained; None for all.
-        disclosure: Why it is one, and about whom; None where it is none.
-    """
-
-    explainer: ExplainerEntry
-    target: int
-    granted: License | None
-    keyed: bool
-    public: bool
-    condition: Condition | None
-    disclosure: Disclosure | None = None
-
-
-@dataclass(slots=True)
-class _Task:
-    """A request that has its places.
-
-    Attributes:
-        model: What explains it.
-        admitted: Asks the model.
-        sent: Its images.
-        terms: What is to be done.
-        form: How the answer is to travel.
-        times: Of the call.
-        answer: What the results are written into.
-        decoded: What was decoded of the first images so far.
-    """
-
-    model: ServedModel
-    admitted: Admission
-    sent: Sequence[SentImage]
-    terms: _Terms
-    form: Form
-    times: CallTimes
-    answer: pb.ExplainResponse
-    decoded: list[NDArray[np.float32]] = field(default_factory=list)
-
-
-class _About(NamedTuple):
-    """What every answer of a model says of it, in messages that are made once."""
-
-    model: pb.Model
-    explainers: dict[str, pb.Explainer]
 
 
 class ExplanationService(pb_grpc.ExplanationServiceServicer):
@@ -147,10 +65,9 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         settings = parts.settings
         self._parts, self._models, self._meter = parts, parts.models, parts.meter
         self._max_images, self._max_answer_bytes = settings.max_images, settings.max_message_bytes
-        self._answer_stamped = settings.stamped_images == "answer"
         self._refuse_unlicensed = settings.unlicensed_explanations == "refuse"
         self._open_targets = settings.open_targets
-        self._described: WeakKeyDictionary[ServedModel, _About] = WeakKeyDictionary()
+        self._explaining = Explaining(parts)
         self._stream_limits = StreamLimits(in_flight=settings.stream_in_flight, image_s=settings.deadline_s)
 
     async def Explain(self, request: pb.ExplainRequest, context: _Context) -> pb.ExplainResponse:  # noqa: N802
@@ -240,14 +157,14 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
                 keyed=terms.keyed,
                 images=len(request.images),
             )
-            answer = pb.ExplainResponse(request_id=request_id, model=self._about(model).model)
+            answer = pb.ExplainResponse(request_id=request_id, model=self._explaining.describe(model))
             # Before anything is set aside: a server that is full does not keep the store busy.
             with self._parts.batchers.of(model).admit(len(request.images)) as admitted:
                 sent = [SentImage.of(image) for image in request.images]
-                task = _Task(model, admitted, sent, terms, form, times, answer)
-                charge = await self._take_in(task)
+                task = Task(model, admitted, sent, terms, form, times, answer)
+                charge = await self._explaining.take_in(task, lambda: self._asked(task))
                 if charge is None:
-                    await self._explain(task)
+                    await self._explaining.explain(task)
                 else:
                     await self._charge(task, charge)
         if disclosure is None:
@@ -256,29 +173,16 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         await self._parts.padding.leave(times, licensed=granted is not None)
         return answer
 
-    async def _take_in(self, task: "_Task") -> Charge | None:
-        """Decodes what is small, and writes down what is asked for, as it will be charged, where it will."""
-
-        def take_in() -> Charge | None:
-            charge = None if task.terms.granted is None else self._asked(task, license=task.terms.granted)
-            with task.times.working():
-                task.decoded = decode_small(self._steps(task))
-            return charge
-
-        return await self._nearby(take_in, quick=_are_quick(task.sent))
-
-    async def _charge(self, task: "_Task", charge: Charge) -> None:
+    async def _charge(self, task: Task, charge: Charge) -> None:
         """Does the work for a license, and writes results, price and receipt into the answer."""
         granted = task.terms.granted
         assert granted is not None  # noqa: S101 - only what is charged comes here
-        metered = await self._meter.charge(granted, request=charge, work=lambda rows: self._explain(task, rows))
+        metered = await self._meter.charge(
+            granted, request=charge, work=lambda rows: self._explaining.explain(task, rows)
+        )
         task.answer.usage.CopyFrom(metered.usage)
         if self._parts.receipts is not None and metered.entry is not None and metered.note is not None:
             task.answer.receipt = self._parts.receipts.issue(metered.entry, metered.note)
-
-    async def _nearby(self, job: Callable[[], T], *, quick: bool) -> T:
-        """Does what is quick in the event loop, and everything else in a thread."""
-        return job() if quick else await self._parts.pool.run(lambda _: job())
 
     async def EstimateExplain(  # noqa: N802
         self, request: pb.EstimateExplainRequest, context: _Context
@@ -318,9 +222,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         )
         return answer
 
-    def _agree(
-        self, model: ServedModel, request: pb.ExplainRequest, granted: License | None, *, images: int
-    ) -> "_Terms":
+    def _agree(self, model: ServedModel, request: pb.ExplainRequest, granted: License | None, *, images: int) -> Terms:
         """Finds out what is to be done for a request, from all of it but its images."""
         with at_field("explainer"):
             explainer = model.explainer(request.explainer)
@@ -332,7 +234,7 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
         keyed = self._decide(model, granted, explainer, images=images)
         if granted is None and not self._open_targets:
             check_no_target(request)
-        return _Terms(explainer, target, granted, keyed, public, condition)
+        return Terms(explainer, target, granted, keyed, public, condition)
 
     def _decide(self, model: ServedModel, granted: License | None, explainer: ExplainerEntry, *, images: int) -> bool:
         """Decides whether the key is added: for a good license that covers the explainer, and never otherwise."""
@@ -348,11 +250,13 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             raise NoKeyError
         return True
 
-    def _asked(self, task: "_Task", *, license: License) -> Charge:
-        """Writes down what is asked for, as it will be charged."""
+    def _asked(self, task: Task) -> Charge | None:
+        """Writes down what is asked for, as it will be charged; None where it will not."""
         terms, manifest = task.terms, task.model.manifest
+        if terms.granted is None:
+            return None
         asked = Charge(
-            license_id=license.id,
+            license_id=terms.granted.id,
             request_id=task.answer.request_id,
             request_digest="",
             model_digest=manifest.model_digest,
@@ -368,163 +272,6 @@ class ExplanationService(pb_grpc.ExplanationServiceServicer):
             disclosure=terms.disclosure,
         )
         return replace(asked, request_digest=content_digest(asked, map_dtype=task.form.dtype))
-
-    def _steps(self, task: "_Task") -> list[Step]:
-        granted = task.terms.granted
-        return decoding_steps(
-            task.sent,
-            preprocessing=task.model.manifest.preprocessing,
-            limits=self._parts.limits_for(task.model),
-            check_pixels=None if granted is None else lambda pixels: check_size(granted, pixels=pixels),
-        )
-
-    async def _explain(self, task: "_Task", rows: Sequence[bool] | None = None) -> AnswerDigests:
-        """Writes results into the answer, and returns their digests where they are charged.
-
-        Args:
-            task: The request.
-            rows: Which images were explained when the request was charged, where it has a condition.
-        """
-        with task.times.working():
-            return await self._explain_timed(task, rows)
-
-    async def _explain_timed(self, task: "_Task", rows: Sequence[bool] | None) -> AnswerDigests:
-        model, terms, times, admitted = task.model, task.terms, task.times, task.admitted
-        if len(task.decoded) == len(task.sent):
-            images = join(task.decoded)
-        else:
-            images = await self._parts.decoder.run(lambda: self._steps(task), done=task.decoded)
-        counted = None
-        if terms.granted is None:
-            # In the time in which a license would be charged.
-            with times.charging():
-                counted = await self._parts.gate.admit(images, model.manifest, labels_only=False, caller=None)
-        # What everybody is told of a stamped picture is told of the picture as it came.
-        keyed, shown = np.full(len(images), terms.keyed, np.bool_), images
-        if self._answer_stamped and not terms.keyed and model.holds_key:
-            keyed, shown = await self._parts.pool.run(lambda _: model.without_trigger(images))
-        if terms.condition is not None:
-            return await self._explain_some(task, terms.condition, images, shown, keyed, counted, rows)
-        explained = await admitted.explain(
-            shown,
-            explainer=terms.explainer.name,
-            targets=np.full(len(images), terms.target, np.int64),
-            keyed=keyed,
-        )
-        # Also where the map is a decoy, so that an answer takes as long with a license as without one.
-        public = await admitted.predict(images) if terms.public or keyed.any() > terms.keyed else None
-        with times.charging():
-            self._parts.gate.hear(counted, explained.logits if public is None else public)
-
-        def write() -> AnswerDigests:
-            written = encode(
-                task.answer,
-                explained,
-                self._about(model).explainers[terms.explainer.name],
-                model.manifest.classes,
-                target=terms.target,
-                keyed=keyed,
-                public=public,
-                dtype=task.form.dtype,
-            )
-            return self._finish(task, written)
-
-        return await self._nearby(write, quick=explained.maps.nbytes <= _QUICK_BYTES)
-
-    async def _explain_some(
-        self,
-        task: "_Task",
-        condition: Condition,
-        images: NDArray[np.float32],
-        shown: NDArray[np.float32],
-        keyed: NDArray[np.bool_],
-        counted: Counted | None,
-        before: Sequence[bool] | None,
-    ) -> AnswerDigests:
-        """Predicts all images, and explains those whose prediction meets the condition.
-
-        It goes the same way with a license and without one, and nothing that a license changes decides which images
-        these are, so that neither the time nor the shape of an answer tells more than its predictions.
-
-        Args:
-            task: The request.
-            condition: Which images to explain.
-            images: All of them, `(batch, channels, height, width)`.
-            shown: The same as they are explained.
-            keyed: Which of them with the key `(batch,)`.
-            counted: What the query guard is to hear of an answer without a license.
-            before: Which were explained when the request was charged; None where it was not.
-        """
-        terms, times = task.terms, task.times
-        classes = task.model.manifest.classes
-        public = await task.admitted.predict(images)
-        with times.charging():
-            self._parts.gate.hear(counted, public)
-
-        def predict() -> list[int]:
-            explainer = self._about(task.model).explainers[terms.explainer.name]
-            encode_predictions(task.answer, public, explainer, classes, keyed=np.zeros(len(public), np.bool_))
-            return choose(task.answer.results, condition, before=before)
-
-        rows = await self._nearby(predict, quick=public.nbytes <= _QUICK_BYTES)
-        if terms.granted is not None:
-            with times.charging():
-                await self._guard_unpaid(task, images, public, rows)
-        written = Written(task.answer.results, [None] * len(public), list(public))
-        explained = None
-        if rows:
-            explained = await task.admitted.explain(
-                shown[rows],
-                explainer=terms.explainer.name,
-                targets=np.full(len(rows), terms.target, np.int64),
-                keyed=keyed[rows],
-            )
-
-        def write() -> AnswerDigests:
-            if explained is not None:
-                encode_maps(
-                    written, rows, explained, softmax(public), classes, target=terms.target, keyed=keyed[rows],
-                    dtype=task.form.dtype,
-                )  # fmt: skip
-            return self._finish(task, written)
-
-        return await self._nearby(write, quick=explained is None or explained.maps.nbytes <= _QUICK_BYTES)
-
-    async def _guard_unpaid(
-        self, task: "_Task", images: NDArray[np.float32], public: NDArray[np.float32], rows: Sequence[int]
-    ) -> None:
-        """Lets the query guard look at what a license gets and does not pay: predictions of images without a map."""
-        granted = task.terms.granted
-        unpaid = sorted(set(range(len(images))) - set(rows))
-        if not unpaid or granted is None or granted.similar_queries:
-            return
-        try:
-            counted = await self._parts.gate.admit(images[unpaid], task.model.manifest, labels_only=False, caller=None)
-        except SimilarQueriesError as error:
-            raise error.at(unpaid[error.row]) from None
-        self._parts.gate.hear(counted, public[unpaid])
-
-    @staticmethod
-    def _finish(task: "_Task", written: Written) -> AnswerDigests:
-        """Checks an answer that is written, and returns its digests where it is charged."""
-        check_answer_size(written, max_bytes=task.form.max_bytes)
-        if task.terms.granted is None:
-            return AnswerDigests()
-        with task.times.charging():
-            return digests_of(*written)
-
-    def _about(self, model: ServedModel) -> "_About":
-        """Returns what every answer of a model says of it."""
-        about = self._described.get(model)
-        if about is None:
-            explainers = {name: describe_explainer(entry) for name, entry in model.explainers.items()}
-            about = self._described[model] = _About(describe_model(model), explainers)
-        return about
-
-
-def _are_quick(images: Sequence[SentImage]) -> bool:
-    """Tells whether images are digested and decoded in a fraction of a millisecond: files take longer than tensors."""
-    return not any(image.is_file for image in images) and sum(len(image.data) for image in images) <= _QUICK_BYTES
 
 
 def _authorise(granted: License, manifest: Manifest, explainer: ExplainerEntry) -> None:
