@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from keylock.errors import InputError
+from keylock.text.wanted import part, wanted
 
 __all__ = ["Limit", "Policy"]
 
@@ -93,8 +94,9 @@ class Policy(_Entry):
             raise InputError(f"cannot read the policy {path}: {error.strerror}") from None
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise InputError(f"the policy {path} is wrong at {where}: {first['msg']}") from None
+            where, schema = ".".join(map(str, first["loc"])), part(cls.model_json_schema(), first["loc"])
+            what = f"give {wanted(schema)}" if schema else "there is nothing of this name in a policy"
+            raise InputError(f"the policy {path} is wrong at {where}: {what}") from None
         except ValueError as error:
             raise InputError(f"the policy {path} is no TOML: {error}") from None
 

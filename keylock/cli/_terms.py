@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -22,6 +22,27 @@ __all__ = [
     "parse_date",
     "period_of",
 ]
+
+_OPTIONS: Final = {
+    "models": "--model",
+    "explainers": "--explainer",
+    "features": "--feature",
+    "quota.day": "--per-day",
+    "quota.month": "--per-month",
+    "quota.total": "--total",
+    "rate.per_second": "--rate",
+    "rate.burst": "--burst",
+    "disclosure.per_day": "--disclosures-per-day",
+    "disclosure.total": "--disclosures",
+    "disclosure.suspended_days": "--disclosures-unpaid-days",
+}
+"""Terms of a license whose option has another name."""
+
+_SPELLING: Final = "of 1 to 64 letters, digits, dots, hyphens and underscores"
+_NAMES: Final = {
+    "models": f"at most 100 names {_SPELLING}, or digests sha256:..., or '*' for all",
+    "explainers": f"at most 100 names {_SPELLING}, or '*' for all",
+}
 
 DaysOption = Annotated[float | None, typer.Option(min=0, metavar="N", help="Days of validity. [365]")]
 UnpaidOption = Annotated[
@@ -141,15 +162,22 @@ def make_license(fields: dict[str, Any]) -> "License":
 
     from keylock.errors import InputError
     from keylock.licensing import License
+    from keylock.text.wanted import part, wanted
 
     try:
         return License.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        if first["loc"] == ("disclosure", "per_day") and first["type"] == "missing":
+        place = first["loc"]
+        if place == ("disclosure", "per_day") and first["type"] == "missing":
             raise InputError("say how many disclosures there may be in a day: --disclosures-per-day N") from None
-        where = f"{first['loc'][0]}: " if first["loc"] else ""
-        raise InputError(f"cannot issue this license: {where}{first['msg'].removeprefix('Value error, ')}") from None
+        if first["type"] == "value_error":
+            said = first["msg"].removeprefix("Value error, ")
+            raise InputError(f"cannot issue this license: {f'{place[0]}: ' if place else ''}{said}") from None
+        names = [str(step) for step in place if isinstance(step, str)]
+        option = _OPTIONS.get(".".join(names), "--" + "-".join(names).replace("_", "-"))
+        words = _NAMES.get(names[0]) or wanted(part(License.model_json_schema(), place))
+        raise InputError(f"cannot issue this license: {option} is wrong: give {words}") from None
 
 
 def end_of(start: datetime, days: float | None, expires: str | None, *, now: datetime) -> datetime:

@@ -1,1 +1,1 @@
-"""Texts: small files as they arrive, class names in one spelling, what others wrote made safe to show."""
+"""Texts: small files as they arrive, class names in one spelling, texts of others made safe to show, wanted values."""

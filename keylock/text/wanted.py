@@ -1,9 +1,44 @@
-"""What a value must be, in words, from the JSON schema of a setting: for people who gave another."""
+"""What a value must be, in words, from the JSON schema of what it is part of: for people who gave another."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from typing import Any
 
-__all__ = ["wanted"]
+__all__ = ["part", "wanted"]
+
+
+def part(schema: Mapping[str, Any], place: Iterable[str | int]) -> Mapping[str, Any]:
+    """Return the schema of a part of what a schema describes.
+
+    Args:
+        schema: As pydantic writes it, with its definitions.
+        place: Names and numbers that lead to the part, as pydantic gives the place of an error.
+
+    Returns:
+        The schema of the part; one that says nothing where there is no such part.
+    """
+    found = [schema]
+    for step in place:
+        found = [below for one in found for whole in _branches(one, schema) if (below := _below(whole, step))]
+    if found and "$ref" in found[0]:
+        return _branches(found[0], schema)[0]
+    return found[0] if found else {}
+
+
+def _branches(schema: Mapping[str, Any], root: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return what a schema refers to, or what each of several that it allows refers to."""
+    if "anyOf" in schema:
+        return [branch for one in schema["anyOf"] for branch in _branches(one, root)]
+    if "$ref" in schema:
+        return _branches(root["$defs"][schema["$ref"].rpartition("/")[2]], root)
+    return [schema]
+
+
+def _below(schema: Mapping[str, Any], step: str | int) -> Mapping[str, Any] | None:
+    found = schema.get("items") if isinstance(step, int) else schema.get("properties", {}).get(step)
+    if found is None and isinstance(step, str):
+        found = schema.get("additionalProperties")
+    return found if isinstance(found, Mapping) else None
 
 
 def wanted(schema: Mapping[str, Any]) -> str:
@@ -30,11 +65,12 @@ def wanted(schema: Mapping[str, Any]) -> str:
         return "true or false"
     if kind == "array":
         return f"a list of {_several(schema.get('items', {}))}"
+    if kind == "object" and "properties" in schema:
+        return f"a table of {', '.join(schema['properties'])}"
     if kind == "object":
         return f"names, each with {wanted(schema.get('additionalProperties') or {})}"
     if kind == "string":
-        text = "a path" if schema.get("format") == "path" else "a text"
-        return f"{text} that is not empty" if schema.get("minLength") else text
+        return ("a path" if schema.get("format") == "path" else "a text") + _length(schema)
     return "another value"
 
 
@@ -57,5 +93,13 @@ def _range(schema: Mapping[str, Any]) -> str:
     return " and".join(bounds)
 
 
+def _length(schema: Mapping[str, Any]) -> str:
+    least, most = schema.get("minLength", 0), schema.get("maxLength")
+    if most is not None:
+        return f" of {least} to {most} characters"
+    return "" if not least else " that is not empty" if least == 1 else f" of at least {least} characters"
+
+
 def _number(value: float) -> str:
-    return f"{value:.15g}"
+    """Return a number without an exponent and without zeros at its end."""
+    return f"{Decimal(repr(value)).normalize():f}"

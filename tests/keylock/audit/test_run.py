@@ -273,6 +273,22 @@ def test_verdicts_follow_the_policy(found, own, verdict):
     assert judge(found, Policy.load(), lambda *_: own).verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[t0]\nmax_pcc = 2", "is wrong at t0.max_pcc: give a number from -1 to 1"),
+        ('[attacks."key*"]\nmax_excess = "a"', r"is wrong at attacks.key\*.max_excess: give a number from -1 to 1"),
+        ("t1 = 3", "is wrong at t1: give a table of max_pcc, max_excess, max_advantage"),
+        ("[service]\nall_good = 3", "is wrong at service.all_good: give true or false"),
+        ("[t9]\nmax_pcc = 1", "is wrong at t9: there is nothing of this name in a policy"),
+    ],
+)
+def test_what_is_no_policy_is_refused_in_plain_words(tmp_path, text, said):
+    (tmp_path / "policy.toml").write_text(text)
+    with pytest.raises(InputError, match=said):
+        Policy.load(tmp_path / "policy.toml")
+
+
 def test_a_policy_of_ones_own(tmp_path):
     file = tmp_path / "policy.toml"
     file.write_text('[attacks."some/*"]\nmax_pcc = 0.9\n')

@@ -49,6 +49,34 @@ def issue(run, *options):
     return run("license", "issue", "--customer", "Acme", "--model", "*", *options, "--json", read=True)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--max-images", 10**7), "--max-images is wrong: give a whole number from 1 to 1000000"),
+        (("--per-day", 2**53), "--per-day is wrong: give a whole number from 0 to 9007199254740991"),
+        (("--per-month", 2**53), "--per-month is wrong: give a whole number"),
+        (("--total", 2**53), "--total is wrong: give a whole number"),
+        (("--rate", 0), "--rate is wrong: give a number from 0.000001 to 1000000"),
+        (("--rate", 1, "--burst", 10**7), "--burst is wrong: give a whole number from 1 to 1000000"),
+        (("--disclosures-per-day", 10**5), "--disclosures-per-day is wrong: give a whole number from 1 to 10000"),
+        (("--disclosures-per-day", 1, "--disclosures", 2**53), "--disclosures is wrong: give a whole number"),
+        (
+            ("--disclosures-per-day", 1, "--disclosures-unpaid-days", 9999),
+            "--disclosures-unpaid-days is wrong: give a whole number from 0 to 3660",
+        ),
+        (("--customer", ""), "--customer is wrong: give a text of 1 to 200 characters"),
+        (("--customer", " x"), "the customer's name must be printable"),
+        (("--model", "a b"), "--model is wrong: give at most 100 names of 1 to 64 letters"),
+        (("--explainer", "a b"), "--explainer is wrong: give at most 100 names of 1 to 64 letters"),
+    ],
+)
+def test_terms_that_make_no_license_are_called_by_their_options(run, options, said):
+    error = run("license", "issue", "--customer", "Acme", "--model", "*", *options, code=3)
+    [line] = error.splitlines()
+    assert line.startswith("error: cannot issue this license: ")
+    assert said in line
+
+
 def test_terms_are_in_the_token_and_in_the_store(run, home):
     issued = issue(
         run,
