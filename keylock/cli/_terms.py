@@ -171,11 +171,11 @@ def make_license(fields: dict[str, Any]) -> "License":
         place = first["loc"]
         if place == ("disclosure", "per_day") and first["type"] == "missing":
             raise InputError("say how many disclosures there may be in a day: --disclosures-per-day N") from None
-        if first["type"] == "value_error":
-            said = first["msg"].removeprefix("Value error, ")
-            raise InputError(f"cannot issue this license: {f'{place[0]}: ' if place else ''}{said}") from None
         names = [str(step) for step in place if isinstance(step, str)]
         option = _OPTIONS.get(".".join(names), "--" + "-".join(names).replace("_", "-"))
+        if first["type"] == "value_error":
+            said = first["msg"].removeprefix("Value error, ")
+            raise InputError(f"cannot issue this license: {f'{option}: ' if names else ''}{said}") from None
         words = _NAMES.get(names[0]) or wanted(part(License.model_json_schema(), place))
         raise InputError(f"cannot issue this license: {option} is wrong: give {words}") from None
 

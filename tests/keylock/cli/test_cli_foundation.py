@@ -439,7 +439,7 @@ def test_expired_token_is_shown_as_expired_and_a_forged_one_not_at_all(run, home
     ("options", "says"),
     [
         ([], "--bundle BUNDLE"),
-        (["--model", "my model"], "models"),
+        (["--model", "my model"], "--model is wrong"),
         (["--model", "a", "--expires", "soon"], "--expires must be a date"),
         (["--model", "a", "--expires", "2020-01-01"], "would be over already, on 2020-01-01"),
         (["--model", "a", "--not-before", "2020-01-01", "--days", "3"], "a later end by --days"),
@@ -447,8 +447,8 @@ def test_expired_token_is_shown_as_expired_and_a_forged_one_not_at_all(run, home
         (["--model", "a", "--days", "1", "--expires", "2030-01-01"], "not both"),
         (["--model", "a", "--days", "1e12"], "too large"),
         (["--model", "a", "--days", "0"], "would be over already"),
-        (["--model", "a", "--explainer", "../x"], "explainers"),
-        (["--model", "a", "--explainer", "x", "--explainer", "x"], "twice"),
+        (["--model", "a", "--explainer", "../x"], "--explainer is wrong"),
+        (["--model", "a", "--explainer", "x", "--explainer", "x"], "--explainer: a name is listed twice"),
     ],
     ids=range(11),
 )
