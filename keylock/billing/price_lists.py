@@ -23,10 +23,19 @@ from typing import Annotated, Any, Final, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from keylock.errors import InputError
+from keylock.text.wanted import part, wanted
 
 __all__ = ["PriceList", "Prices", "Tier", "exactly", "parse_prices"]
 
 _MOST_DIGITS: Final = 12
+_WORDS: Final = {
+    "currency": 'three capital letters, such as "EUR"',
+    "from": "a date, such as 2026-01-01, or a moment",
+    "overage": 'a price as a text, such as "0.05", 0 or more',
+    "prices": "tables, each with from and tiers",
+    "tiers": "tables, each with unit and all but the last with up_to",
+    "unit": 'a price as a text, such as "0.05", 0 or more',
+}
 _EXACT: Final = 60
 """Digits of sums and products: more than units times prices can have."""
 
@@ -178,6 +187,18 @@ def parse_prices(text: str, *, name: str) -> Prices:
         raise InputError(f"{name} is no TOML: {error}") from None
     except ValidationError as error:
         first: Any = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        said = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"the prices in {name} cannot be used: {where + ': ' if where else ''}{said}") from None
+        where = ".".join(str(step) for step in first["loc"])
+        raise InputError(
+            f"the prices in {name} cannot be used: {where + ': ' if where else ''}{_said(first)}"
+        ) from None
+
+
+def _said(error: Any) -> str:  # noqa: ANN401 - what pydantic says of one mistake
+    """Returns what is wrong with a value, in words."""
+    if error["type"] == "value_error":
+        return str(error["msg"].removeprefix("Value error, "))
+    if error["type"] == "extra_forbidden":
+        return "there is nothing of this name in a price list"
+    names = [step for step in error["loc"] if isinstance(step, str)]
+    words = _WORDS.get(names[-1] if names else "") or wanted(part(Prices.model_json_schema(), error["loc"]))
+    return f"give {words}"
