@@ -90,6 +90,7 @@ def main() -> None:
         "mb_beside": {"without": list(GIVEN), "value": round(beside / 1e6, 1), "goal": GOAL_MB},
         "lines": STEPS,
         "took_s": took,
+        **({} if options.before is None else {"before": revision(options.before)}),
         "import_goal_s": GOAL_S,
     }
     options.results.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -146,6 +147,12 @@ def build(checkout: Path, folder: Path) -> Path:
     subprocess.run([sys.executable, *line], check=True)
     [wheel] = folder.glob("keylock_client-*.whl")
     return wheel
+
+
+def revision(checkout: Path) -> str:
+    """Return the commit of a checkout."""
+    line = ["git", "-C", str(checkout), "rev-parse", "--short=7", "HEAD"]
+    return subprocess.check_output(line, text=True).strip()
 
 
 def install(wheel: Path, place: Path) -> Path:

@@ -114,5 +114,12 @@ def test_the_page_says_what_was_measured():
         assert f"| {name} | {size:.1f} |" in page, name
     assert f"{RESULTS['wheel_kb']} kB" in page
     assert f"{RESULTS['mb_beside']['value']} MB" in page
-    assert f"{RESULTS['import_s']['processor']:.2f} s" in page
     assert RESULTS["mb_beside"]["value"] <= RESULTS["mb_beside"]["goal"]
+    assert RESULTS["command"] in page
+    took = {name: RESULTS["took_s"][name]["processor"] for name in ("before", "now", "floor")}
+    for name, line in RESULTS["lines"].items():
+        assert f"| `{line}` | {took['before'][name]:.2f} | {took['now'][name]:.2f} |" in page, name
+    for sum_of in ("until_client", "all"):
+        assert f"| {took['before'][sum_of]:.2f} | {took['now'][sum_of]:.2f} |" in page, sum_of
+    assert f"take {took['floor']['until_client']:.2f} s" in page
+    assert took["now"]["import"] <= RESULTS["import_goal_s"]
