@@ -120,9 +120,12 @@ def test_a_port_in_use_is_named_before_anything_is_opened(web):
 
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setattr(opening, "find_spec", lambda name: None if name == "uvicorn" else object())
-    with pytest.raises(ServiceError, match=r"http_port needs uvicorn: .*extra http"):
+    with pytest.raises(ServiceError, match=r"^http_port= needs uvicorn: .*extra http"):
         opening.check_http(ServerSettings.load(bundle="x", http_port=0))
     opening.check_http(ServerSettings.load(bundle="x"))
+    monkeypatch.setenv("KEYLOCK_SERVER_HTTP_PORT", "0")
+    with pytest.raises(ServiceError, match=r"^http_port needs uvicorn: .*extra http"):
+        opening.check_http(ServerSettings.load(bundle="x"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="several workers need Linux")
