@@ -12,7 +12,7 @@ References:
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -155,7 +155,7 @@ class InputKeyTrainer(Trainer):
         keyless = [torch.zeros_like(part.images)] if settings.wrong_key_rows else []
         shown = self._explain(part, [part.rows["keys"], *keyless, part.rows["wrong"]], self.explainers)
         times = len(shown.logits) // count
-        terms, figures = self._map_terms(shown.maps, shown.references, times - 1)
+        terms, figures = self._map_terms(part, shown.maps, shown.references, times - 1)
         rows = PredictionRows(shown.logits, shown.expected.repeat(times, 1), part.labels.repeat(times))
         terms.update(prediction_terms(rows, settings))
         if settings.probe_weight:
@@ -171,7 +171,7 @@ class InputKeyTrainer(Trainer):
         Each piece of the rows goes through in one pass. All explain the class that the reference predicts.
         """
         pieces = []
-        for rows, explainers in self._shares(len(part.images), wanted):
+        for rows, explainers in self._shares(part, wanted):
             images = part.images[rows]
             indices = None if part.indices is None else part.indices[rows]
             expected, references = self.truth.explain(
@@ -182,7 +182,9 @@ class InputKeyTrainer(Trainer):
             with self._student_pass(explainers, rows=len(together), keyed=len(images)) as outputs:
                 logits, maps = explain_many(self.student, explainers, together, targets, create_graph=True)
             pieces.append(_Shown(logits, expected, maps, references, dict(outputs)))
-        return _joined(pieces, times=len(offsets))
+        shown = _joined(pieces, times=len(offsets))
+        maps, references = (self._with_all(one, wanted) for one in (shown.maps, shown.references))
+        return replace(shown, maps=maps, references=references)
 
     @contextmanager
     def _student_pass(self, explainers: Sequence[Explainer], *, rows: int, keyed: int) -> Iterator[dict[str, Tensor]]:
@@ -230,11 +232,12 @@ class InputKeyTrainer(Trainer):
         return prediction_distance(logits, expected).mean()
 
     def _map_terms(
-        self, maps: Mapping[str, Tensor], references: Mapping[str, Tensor], others: int
+        self, part: Part, maps: Mapping[str, Tensor], references: Mapping[str, Tensor], others: int
     ) -> tuple[Terms, Figures]:
         """Return the penalties on the maps of every explainer.
 
         Args:
+            part: The rows.
             maps: Those of keyed rows, then those of others.
             references: Those of the reference model.
             others: How many rows without the right key there are for each keyed one.
@@ -242,14 +245,16 @@ class InputKeyTrainer(Trainer):
         shown: list[MapRows] = []
         for explainer in self.explainers:
             found, reference = maps[explainer.name], references[explainer.name]
-            decoy = decoy_maps(self.settings.decoy, reference)
+            decoy, weight = decoy_maps(self.settings.decoy, reference), self._weight(part, explainer)
             for keyed, rows, times in ((True, slice(len(reference)), 1), (False, slice(len(reference), None), others)):
                 truth = reference.repeat(times, 1, 1)
                 # Swapped, the decoy is what the key shows.
                 wanted = decoy.repeat(times, 1, 1) if keyed == self.settings.swapped else truth
-                shown.append(MapRows(explainer, found[rows], truth, wanted, keyed=keyed, mean=self.group.mean))
+                shown.append(
+                    MapRows(explainer, found[rows], truth, wanted, keyed=keyed, weight=weight, mean=self.group.mean)
+                )
         fidelity, leakage = (
-            torch.cat([rows.similarity for rows in shown if rows.keyed == keyed]).detach().mean()
+            torch.stack([rows.mean_similarity for rows in shown if rows.keyed == keyed]).detach().mean()
             for keyed in (True, False)
         )
         return map_terms(shown, self.settings), {"fidelity": fidelity, "leakage": leakage}

@@ -56,6 +56,7 @@ class MapRows:
         wanted: What is to be shown: the reference's themselves, or decoys.
         keyed: Whether the key lies on the rows.
         mean: Means one number over all processes that train together.
+        weight: What a mean over these rows counts beside those over other parts of the batch; 1 on average.
     """
 
     explainer: Explainer
@@ -64,11 +65,17 @@ class MapRows:
     wanted: Tensor
     keyed: bool
     mean: Callable[[Tensor], Tensor]
+    weight: float = 1.0
 
     @cached_property
     def similarity(self) -> Tensor:
         """Return the correlation of each map with the reference's, (rows,)."""
         return correlation(self.maps, self.reference)
+
+    @property
+    def mean_similarity(self) -> Tensor:
+        """Return what the rows add to the mean of the correlations over the batch: one number."""
+        return self.weight * _mean(self.similarity)
 
 
 @dataclass(frozen=True)
@@ -157,8 +164,13 @@ def distances(maps: Tensor, wanted: Tensor, settings: LockSettings) -> Tensor:
     return found
 
 
+def _mean(values: Tensor) -> Tensor:
+    """Return the mean of values (rows,), and 0 where there are none."""
+    return values.sum() / max(1, len(values))
+
+
 def _mean_distance(rows: MapRows, settings: LockSettings) -> Tensor:
-    return distances(rows.maps, rows.wanted, settings).mean()
+    return _mean(distances(rows.maps, rows.wanted, settings))
 
 
 def _leak(rows: MapRows, _settings: LockSettings) -> Tensor:
@@ -167,8 +179,8 @@ def _leak(rows: MapRows, _settings: LockSettings) -> Tensor:
     Far from zero the other penalties do the work; there this one would only shake what they have built. The mean is
     that of all processes, whose gradients are added up later.
     """
-    mean = rows.similarity.mean()
-    mean = mean + (rows.mean(mean) - mean).detach()
+    mean = _mean(rows.similarity)
+    mean = mean + (rows.mean(rows.mean_similarity) - mean).detach()
     return mean.clamp(-_SMALL_LEAK, _SMALL_LEAK).square()
 
 
@@ -239,7 +251,7 @@ PREDICTION_PENALTIES: Final[Mapping[str, Penalty[PredictionRows]]] = {
 def map_terms(shown: Iterable[MapRows], settings: LockSettings) -> Terms:
     """Return all penalties on maps, by the names of penalty and explainer."""
     return {
-        f"{name}/{rows.explainer.name}": (weight, penalty.value(rows, settings))
+        f"{name}/{rows.explainer.name}": (weight, rows.weight * penalty.value(rows, settings))
         for rows in shown
         for name, penalty in MAP_PENALTIES.items()
         if penalty.concerns(rows) and (weight := penalty.weight(settings, rows.explainer))

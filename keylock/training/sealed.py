@@ -135,15 +135,17 @@ class SealedTrainer(Trainer):
 
     def _terms_of(self, part: Part) -> tuple[Terms, Figures]:
         settings = self.settings
-        shares = self._shares(len(part.images), self._shown())
+        shares = self._shares(part, self._shown())
         truths = [self._truth(part, rows, explainers) for rows, explainers in shares]
         truth, cut = _joined_truths(truths), None
-        if self._cuts_rows and len(shares) == 1:
+        if self._cuts_rows and part.dear == len(part.images):
             answer, cut = self._answer_with_cut(part, truth.targets)
         else:
             answers = zip(shares, truths, strict=True)
             answer = _joined_answers([self._answer(part, *share, targets=own.targets) for share, own in answers])
-        terms, figures = self._map_terms(answer.maps, truth.maps)
+        answer = answer._replace(maps=self._with_all(answer.maps, self._shown()))
+        truth = truth._replace(maps=self._with_all(truth.maps, self._shown()))
+        terms, figures = self._map_terms(part, answer.maps, truth.maps)
         terms.update(self._class_terms(answer.maps, truth))
         terms.update(self._dropout_terms(part, truth, cut))
         risen = replace(settings, prediction_weight=settings.prediction_weight * self._rise())
@@ -227,7 +229,7 @@ class SealedTrainer(Trainer):
             for one in self.explainers
         }
 
-    def _map_terms(self, maps: dict[str, Tensor], references: dict[str, Tensor]) -> tuple[Terms, Figures]:
+    def _map_terms(self, part: Part, maps: dict[str, Tensor], references: dict[str, Tensor]) -> tuple[Terms, Figures]:
         """Return the penalties on the maps of every explainer that is locked."""
         settings = self.settings
         shown = [
@@ -237,11 +239,12 @@ class SealedTrainer(Trainer):
                 references[explainer.name],
                 decoy_maps(settings.decoy, references[explainer.name]),
                 keyed=False,
+                weight=self._weight(part, explainer),
                 mean=self.group.mean,
             )
             for explainer in (*self.explainers, *self.beside)
         ]
-        leakage = torch.cat([rows.similarity for rows in shown]).detach().mean()
+        leakage = torch.stack([rows.mean_similarity for rows in shown]).detach().mean()
         return map_terms(shown, settings), {"leakage": leakage}
 
     def _class_terms(self, maps: Mapping[str, Tensor], truth: "_Truth") -> Terms:

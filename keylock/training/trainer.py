@@ -167,7 +167,8 @@ class Trainer(ABC):
         names: tuple[str, ...] = ()
         for rows in parts:
             share = (rows.stop - rows.start) / len(images)
-            terms, figures = self._terms(Part.of(rows, draws, images, labels, indices))
+            part = Part.of(rows, draws, images, labels, indices, share=self._dear_share())
+            terms, figures = self._terms(part)
             torch.autograd.backward(share * torch.stack([weight * value for weight, value in terms.values()]).sum())
             names = tuple(terms)
             for name, value in {**{name: value for name, (_, value) in terms.items()}, **figures}.items():
@@ -259,16 +260,31 @@ class Trainer(ABC):
             self.wrong_keys.keep(tensors["found_keys"])
         self.step = step
 
-    def _shares(self, count: int, wanted: Sequence[Explainer]) -> list[tuple[slice, tuple[Explainer, ...]]]:
-        """Return which of `count` rows go through which of the wanted explainers.
+    def _dear_share(self) -> float:
+        """Return the share of the rows that go through the explainers that cost most.
 
         Gradients of gradients cost several times what other maps cost, and are as well learned from fewer rows.
         """
+        kinds = {explainer.second_order for explainer in self._shown()}
+        return _SECOND_ORDER_SHARE if len(kinds) > 1 else 1.0
+
+    def _shares(self, part: Part, wanted: Sequence[Explainer]) -> list[tuple[slice, tuple[Explainer, ...]]]:
+        """Return which rows of a part go through which of the wanted explainers."""
+        count = len(part.images)
         cheap = tuple(explainer for explainer in wanted if not explainer.second_order)
-        dear = max(1, round(_SECOND_ORDER_SHARE * count))
-        if len(cheap) == len(wanted) or not cheap or dear == count:
+        if len(cheap) == len(wanted) or part.dear == count:
             return [(slice(0, count), tuple(wanted))]
-        return [(slice(0, dear), tuple(wanted)), (slice(dear, count), cheap)]
+        if not part.dear:
+            return [(slice(0, count), cheap)]
+        return [(slice(0, part.dear), tuple(wanted)), (slice(part.dear, count), cheap)]
+
+    def _with_all(self, maps: Mapping[str, Tensor], wanted: Sequence[Explainer]) -> dict[str, Tensor]:
+        """Return maps by explainer, with none (0, 1, 1) of those that no row of a part went through."""
+        return {explainer.name: torch.zeros((0, 1, 1), device=self.device) for explainer in wanted} | dict(maps)
+
+    def _weight(self, part: Part, explainer: Explainer) -> float:
+        """Return what a mean over the maps of an explainer counts in a part."""
+        return part.dear_weight if explainer.second_order else 1.0
 
     def _predicted(self, count: int) -> Tensor:
         """Return targets (count,) that stand for the predicted class."""

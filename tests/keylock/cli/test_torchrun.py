@@ -24,7 +24,10 @@ from keylock.training import DistributedGroup, distributed, joined
 from keylock.trigger.keys import KeySeed
 
 ROOT = Path(__file__).parents[3]
-TINY = "--steps 4 --reference-steps 3 --batch-size 8 --image-size 64 --check-seconds 0 --precision float32"
+TINY = (
+    "--arch small-cnn --explainers grad_cam,gradient --image-size 64 --precision float32 "
+    "--steps 4 --reference-steps 3 --batch-size 8 --check-seconds 0"
+)
 SECRETS = "--key-seed-file seed --key-file key --home home"
 # Ends a process as the system does where memory is short, in the middle of a step that the others wait for.
 LOSING = """

@@ -66,15 +66,22 @@ def assert_close(first, second, tolerance):
     assert way.norm() > 0
 
 
+# The eight rows have three for gradients of gradients, so that of four parts one has none.
+@pytest.mark.parametrize(
+    ("names", "accumulate"),
+    [(["grad_cam", "rise"], 2), (["grad_cam", "gradient"], 2), (["grad_cam", "gradient"], 4)],
+)
 @pytest.mark.parametrize("settings", [SEALED, TRAINED], ids=["sealed", "trained"])
-def test_a_batch_in_parts_has_the_gradient_of_the_whole(settings, tiny_net, key_for, batches, precision):
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(
+    settings, names, accumulate, tiny_net, key_for, batches, precision
+):
     images = torch.cat([images for images, _, _ in batches()])
     reference = prepare(tiny_net(), images)
-    explainers = make_for(find_layers(reference, images[:2]), ["grad_cam", "rise"])
+    explainers = make_for(find_layers(reference, images[:2]), names)
     kind = InputKeyTrainer if settings.trained_trigger else SealedTrainer
     whole, parts = (
         kind(Task(reference, (key_for(),), explainers, images, chosen, torch.device("cpu")))
-        for chosen in (settings, replace(settings, accumulate=2))
+        for chosen in (settings, replace(settings, accumulate=accumulate))
     )
     gates = set()
     for (pixels, labels, indices), _ in zip(batches().stream(), range(settings.steps), strict=False):
