@@ -306,7 +306,7 @@ def test_other_pages_may_ask_where_that_is_set_alone(web, serve_web):
     ("values", "match"),
     [
         ({"http_port": 70000}, "http_port"),
-        ({"http_port": 8470}, "http_port and port are the same"),
+        ({"http_port": 8470}, "http_port= and port= are the same"),
         ({"http_port": 9000, "metrics_port": 9000}, "metrics_port"),
         ({"http_cors_origins": ("https://a.example",)}, "needs http_port"),
         ({"http_port": 1, "http_cors_origins": ("a.example",)}, "no origin"),
