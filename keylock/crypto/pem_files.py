@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, Pub
 
 from keylock.crypto.key_parsing import damage_is_a_value_error
 from keylock.crypto.secrecy import MAX_SECRET_FILE_BYTES, NotSecretTextError, read_secret_text, write_secret_file
-from keylock.errors import SignatureError
+from keylock.errors import KeylockError, SignatureError
 from keylock.files.atomic import PUBLIC, write_file
 from keylock.text.small_files import ChangedTextError, repair_pem
 
@@ -65,11 +65,23 @@ def write_public_key(path: str | os.PathLike[str], public: PublicKeyTypes) -> No
         raise SignatureError(f"cannot write the public key {os.fspath(path)}: {error.strerror}") from None
 
 
-def write_private_key(path: str | os.PathLike[str], private: PrivateKeyTypes) -> None:
+def write_private_key(
+    path: str | os.PathLike[str],
+    private: PrivateKeyTypes,
+    *,
+    what: str = "signing key",
+    error_class: type[KeylockError] = SignatureError,
+) -> None:
     """Writes a private key, unencrypted, to a new PEM file that only its owner can read.
 
+    Args:
+        path: The file.
+        private: The key.
+        what: What an error calls it.
+        error_class: What is raised.
+
     Raises:
-        SignatureError: If the file exists already, which is never overwritten, or cannot be created.
+        KeylockError: Of that class, if the file exists already, which is never overwritten, or cannot be created.
     """
     pem = private.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -77,6 +89,6 @@ def write_private_key(path: str | os.PathLike[str], private: PrivateKeyTypes) ->
     try:
         write_secret_file(path, pem)
     except FileExistsError:
-        raise SignatureError(f"{os.fspath(path)} exists and is not overwritten: choose another path") from None
+        raise error_class(f"{os.fspath(path)} exists and is not overwritten: choose another path") from None
     except OSError as error:
-        raise SignatureError(f"cannot write the signing key {os.fspath(path)}: {error.strerror}") from None
+        raise error_class(f"cannot write the {what} {os.fspath(path)}: {error.strerror}") from None

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
 from keylock.bundle.providers.base import Entry, Provider, decode, new_data_key, read_text
 from keylock.crypto.key_parsing import damage_is_a_value_error
-from keylock.crypto.secrecy import write_secret_file
+from keylock.crypto.pem_files import pem_of, write_private_key
 from keylock.crypto.signing import encode_base64url, thumbprint_id
 from keylock.errors import UnsealError
 from keylock.text.small_files import repair_pem
@@ -75,7 +75,7 @@ class HpkeRecipient(Provider[HpkeEntry]):
 
     def to_pem(self) -> bytes:
         """Returns the key as PEM (SubjectPublicKeyInfo)."""
-        return self._public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        return pem_of(self._public)
 
     def __repr__(self) -> str:
         return f"HpkeRecipient(key_id={self.key_id!r})"
@@ -107,15 +107,7 @@ class HpkeIdentity(Provider[HpkeEntry]):
             UnsealError: If the file exists already, which is never overwritten, or cannot be created.
         """
         private = X25519PrivateKey.generate()
-        pem = private.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        try:
-            write_secret_file(path, pem)
-        except FileExistsError:
-            raise UnsealError(f"{os.fspath(path)} exists and is not overwritten: choose another path") from None
-        except OSError as error:
-            raise UnsealError(f"cannot write the recipient's key {os.fspath(path)}: {error.strerror}") from None
+        write_private_key(path, private, what="recipient's key", error_class=UnsealError)
         return cls(private)
 
     @property
