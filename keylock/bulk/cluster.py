@@ -13,6 +13,8 @@ import shutil
 import socket
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -23,7 +25,7 @@ from urllib.parse import urlsplit
 from keylock.errors import ServiceError
 from keylock.files.atomic import PRIVATE, write_file
 
-__all__ = ["connected", "started"]
+__all__ = ["connected", "no_thread_left", "started"]
 
 _QUIET: Final = {
     # Read when Ray is imported.
@@ -36,6 +38,9 @@ _STORE_BYTES: Final = 128 * 2**20
 _LONGEST_FOLDER: Final = 40
 _PATIENCE_S: Final = 5.0
 _STARTS: Final = 4
+_LONGEST_END_S: Final = 10.0
+# Waits for work as long as the process lives, and holds nothing meanwhile.
+_ENDLESS: Final = ("Prefetcher",)
 # In the text of the exception alone, after 30 seconds that cannot be changed.
 _TOO_LATE: Final = "timed out during startup"
 # Loopback too; Ray takes 127.0.0.1 for a mistake, and takes the machine's address in its place.
@@ -98,6 +103,22 @@ def connected(address: str) -> Iterator[tuple[int, int]]:
 
         resources = ray.cluster_resources()
         yield int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+
+
+@contextmanager
+def no_thread_left() -> Iterator[None]:
+    """Waits at the end of the block for threads that were begun inside it, as Ray does to fetch results.
+
+    One that lets go of a result after Ray was shut down ends the whole process at once, with code 1 and without a word.
+    """
+    before = set(threading.enumerate())
+    try:
+        yield
+    finally:
+        end = time.monotonic() + _LONGEST_END_S
+        for thread in set(threading.enumerate()) - before:
+            if thread.name not in _ENDLESS:
+                thread.join(max(0.0, end - time.monotonic()))
 
 
 @contextmanager

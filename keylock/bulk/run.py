@@ -5,8 +5,8 @@ can be seen outside of the folder of unfinished files, whose names are never use
 here once.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -117,16 +117,18 @@ def run_job(
     try:
         chosen = budget.choose(left)
         job.prepare()
-        with ExitStack() as closing:
-            closing.callback(job.clear)
+        with ExitStack() as stack:
+            stack.callback(job.clear)
             on_begin()
-            order, outcome.workers = _begin(closing, workers, order, secrets, most=len(chosen))
+            order, outcome.workers = _begin(stack, workers, order, secrets, most=len(chosen))
             on_start(outcome.workers)
             while chosen:
-                for result in _results(_rows(job, chosen, cashier), order, workers, count=outcome.workers):
-                    budget.check(result)
-                    _settle(job, result, cashier, outcome)
-                    on_block(blocks=outcome.blocks, images=outcome.images)
+                # Whatever ends this run, blocks stop before Ray does.
+                with closing(_results(_rows(job, chosen, cashier), order, workers, count=outcome.workers)) as results:
+                    for result in results:
+                        budget.check(result)
+                        _settle(job, result, cashier, outcome)
+                        on_block(blocks=outcome.blocks, images=outcome.images)
                 done = {block.number for block in chosen}
                 left = [block for block in left if block.number not in done]
                 # Where images could not be decoded, there is room for more than was foreseen.
@@ -137,19 +139,19 @@ def run_job(
 
 
 def _begin(
-    closing: ExitStack, workers: Workers, order: WorkerOrder, secrets: dict[str, str], *, most: int
+    stack: ExitStack, workers: Workers, order: WorkerOrder, secrets: dict[str, str], *, most: int
 ) -> tuple[WorkerOrder, int]:
     """Starts Ray, or joins a cluster; returns what workers are told and how many there are to be."""
     if workers.address is None:
         cores = max(1, available_cores() // workers.threads)
         count = min(workers.count or cores, most)
         # One core more, for what Ray runs beside them.
-        folder = closing.enter_context(
+        folder = stack.enter_context(
             cluster.started(cores=count * workers.threads + 1, gpus=count if workers.gpu else 0)
         )
-        place: Path | None = closing.enter_context(handed_over(secrets, folder))
+        place: Path | None = stack.enter_context(handed_over(secrets, folder))
         return replace(order, variables=None if place is None else str(place)), count
-    cores, gpus = closing.enter_context(cluster.connected(workers.address))
+    cores, gpus = stack.enter_context(cluster.connected(workers.address))
     there = cores // workers.threads if not workers.gpu else min(cores // workers.threads, gpus)
     wanted = workers.count or there
     if wanted > there or not there:
@@ -191,8 +193,8 @@ def _rows(job: Job, blocks: Iterable[PlacedBlock], cashier: Cashier | None) -> l
     return rows
 
 
-def _results(rows: list[dict[str, Any]], order: WorkerOrder, workers: Workers, *, count: int) -> Iterator[BlockResult]:
-    """Yields what becomes of blocks, as they are done."""
+def _results(rows: list[dict[str, Any]], order: WorkerOrder, workers: Workers, *, count: int) -> Generator[BlockResult]:
+    """Yields what becomes of blocks, as they are done. It is closed before Ray is shut down."""
     import ray
     import ray.data
 
@@ -210,9 +212,13 @@ def _results(rows: list[dict[str, Any]], order: WorkerOrder, workers: Workers, *
     )
     try:
         # One that is fetched ahead would be charged only when the next is done as well.
-        for rows_done in done.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-            for text in rows_done["result"]:
-                yield BlockResult.of_text(str(text))
+        with (
+            cluster.no_thread_left(),
+            closing(iter(done.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0))) as batches,
+        ):
+            for rows_done in batches:
+                for text in rows_done["result"]:
+                    yield BlockResult.of_text(str(text))
     except ray.exceptions.RayError as error:
         raise ServiceError(
             f"Ray gave up ({type(error).__name__}): is keylock with the extra ray installed on every machine, and was "
