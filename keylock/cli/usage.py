@@ -36,31 +36,55 @@ def usage_show(
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what licenses have used today, this month (UTC) and altogether, and what they may."""
+    """Show what licenses have used today, this month (UTC) and altogether, and what they may; disclosures apart."""
     from keylock.store.counters import look_up
+    from keylock.store.ledger import disclosures
 
     now = datetime.now(UTC)
     with open_store(store, home) as licenses:
         wanted = licenses.list() if license_id is None else (licenses.get(license_id),)
         with licenses.database.transaction(snapshot=True) as connection:
-            found = [(one, look_up(connection, one.license, now)) for one in wanted]
+            found = [
+                (
+                    one.license,
+                    look_up(connection, one.license, now),
+                    None if one.license.disclosure is None else disclosures(connection, one.license.id, now=now),
+                )
+                for one in wanted
+            ]
     if as_json:
         print_json(
             [
-                {"license": one.license.id, "customer": one.license.customer, "quotas": list(windows)}
-                for one, windows in found
+                {
+                    "license": license.id,
+                    "customer": license.customer,
+                    "quotas": list(windows),
+                    "disclosures": None
+                    if made is None
+                    else {"today": made[0], "total": made[1], "terms": license.disclosure},
+                }
+                for license, windows, made in found
             ]
         )
         return
+    titles = ["id", "customer", "today", "this month", "total"]
     rows = [
-        (
-            one.license.id,
-            one.license.customer,
-            *(f"{w.used}" if w.limit is None else f"{w.used} of {w.limit}" for w in windows),
-        )
-        for one, windows in found
+        [license.id, license.customer, *(_used(window.used, window.limit) for window in windows)]
+        for license, windows, _ in found
     ]
-    print_table(("id", "customer", "today", "this month", "total"), rows)
+    if any(made is not None for *_, made in found):
+        titles += ["disclosures today", "disclosures"]
+        for row, (license, _, made) in zip(rows, found, strict=True):
+            terms = license.disclosure
+            if made is None or terms is None:
+                row += ["-", "-"]
+            else:
+                row += [_used(made[0], terms.per_day), _used(made[1], terms.total)]
+    print_table(titles, rows)
+
+
+def _used(used: int, limit: int | None) -> str:
+    return f"{used}" if limit is None else f"{used} of {limit}"
 
 
 @app.command("export")

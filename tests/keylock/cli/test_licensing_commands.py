@@ -265,6 +265,41 @@ def test_an_export_that_could_only_be_empty_is_refused(run, charged, options, co
     assert says in run("usage", "export", *options, code=code)
 
 
+def test_disclosures_are_shown_apart_where_a_license_has_them(run, home, charged):
+    assert "disclosures" not in run("usage", "show")
+    terms = ("--disclosures-per-day", 5, "--disclosures", 9)
+    license_id = run("license", "issue", "--customer", "D", "--model", "*", *terms, "--json", read=True)["license"][
+        "id"
+    ]
+    now = datetime.now(UTC)
+    with LicenseStore(home.licenses_url) as store:
+        ledger = Ledger(store.database, record=record_charge)
+        order = ChargeRequest(
+            license=store.get(license_id).license,
+            request_id="why",
+            request_digest=DIGEST,
+            model_digest=DIGEST,
+            explainer="grad_cam",
+            images=1,
+            units=0,
+            attempt="a",
+            disclosure="affected_person",
+        )
+        ledger.reserve(order, now=now, lifetime_s=60).result(timeout=30)
+        ledger.close()
+    shown = {row["license"]: row["disclosures"] for row in run("usage", "show", "--json", read=True)}
+    assert shown.pop(license_id) == {
+        "today": 1,
+        "total": 1,
+        "terms": {"per_day": 5, "total": 9, "suspended_days": 0},
+    }
+    assert set(shown.values()) == {None}
+    header, *rows = run("usage", "show").splitlines()
+    assert header.endswith("disclosures today  disclosures")
+    assert next(row for row in rows if license_id in row).split()[-6:] == ["1", "of", "5", "1", "of", "9"]
+    assert next(row for row in rows if charged[0] in row).split()[-2:] == ["-", "-"]
+
+
 def test_usage_is_shown_exported_and_reconciled(run, home, charged, tmp_path):
     acme, other = charged
     shown = run("usage", "show", acme, "--json", read=True)[0]
