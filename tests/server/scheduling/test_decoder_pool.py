@@ -59,15 +59,15 @@ async def test_results_and_errors_come_back(workers):
 
 
 async def test_an_abandoned_job_is_told_and_keeps_its_thread_until_it_ends(workers, gate):
-    told = []
+    told, begun = [], threading.Event()
 
     def job(abandoned):
+        begun.set()
         told.append(abandoned.wait(10))
         gate.wait(10)
 
     task = asyncio.create_task(workers.run(job))
-    await until(lambda: workers.pending == 1)
-    await asyncio.sleep(0.02)
+    await until(begun.is_set)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
