@@ -295,7 +295,7 @@ def test_a_server_that_stops_answers_what_is_under_way(held, vendor, messages):
 
 
 def test_a_stream_on_which_nothing_moves_is_ended(start_server, messages):
-    calls = start_server(deadline_s=0.5)
+    calls = start_server(deadline_s=2)
     feed = Feed(start(), messages[0])
     stream = calls.explanation.ExplainStream(iter(feed), timeout=20)
     assert stream.next().number == 0
@@ -306,30 +306,38 @@ def test_a_stream_on_which_nothing_moves_is_ended(start_server, messages):
     calls.stop().result(timeout=30)
 
 
-@pytest.mark.parametrize(("every_s", "least", "most"), [(1, 2, 3), (0, 0, 0)])
-def test_a_quiet_stream_says_how_far_it_is_where_that_is_asked_for(held, messages, every_s, least, most):
+@pytest.mark.parametrize(("every_s", "expected"), [(1, 2), (0, 0)])
+def test_a_quiet_stream_says_how_far_it_is_where_that_is_asked_for(held, messages, every_s, expected):
     calls, _, go = held
     feed = Feed(start(total=4, progress_every_s=every_s), *messages[:2])
+    began = time.monotonic()
     stream = calls.explanation.ExplainStream(iter(feed), timeout=30)
-    threading.Timer(2.5, go.set).start()
-    quiet = []
+    quiet = [stream.next().progress for _ in range(expected)]
+    assert time.monotonic() - began > 0.9 * expected
+    assert {one.total for one in quiet} <= {4}
+    assert quiet[-1:] == [pb.Progress(received=2, total=4)] * (expected > 0)
+    if not expected:
+        time.sleep(1.5)
+    go.set()
+    # On a busy machine it may say so once more before it goes on.
     while (message := stream.next()).WhichOneof("outcome") is None:
-        quiet.append(message.progress)
-    assert least <= len(quiet) <= most
-    assert all(one == pb.Progress(received=2, total=4) for one in quiet)
+        assert expected
     feed.end()
     # Answers without a license wait, each for a time of its own, so that the second may be there first.
     assert sorted([message.number, *(one.number for one in stream)]) == [0, 1]
 
 
 def test_a_stream_that_says_how_far_it_is_ends_as_one_on_which_nothing_moves(start_server, messages):
-    calls = start_server(deadline_s=2.5)
+    calls = start_server(deadline_s=4.5)
     feed = Feed(start(progress_every_s=1), messages[0])
     stream = calls.explanation.ExplainStream(iter(feed), timeout=20)
     said = []
     with pytest.raises(grpc.RpcError) as caught:
         said.extend(one.WhichOneof("outcome") for one in stream)
-    assert said == ["answer", None, None]
+    # Four times, or fewer on a busy machine; what it says does not begin its time anew.
+    assert said[:2] == ["answer", None]
+    assert said[1:] == [None] * len(said[1:])
+    assert len(said) <= 5
     assert reason_of(caught.value) == ("DEADLINE_EXCEEDED", "DEADLINE")
     feed.end()
     calls.stop().result(timeout=30)
