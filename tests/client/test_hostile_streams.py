@@ -141,46 +141,53 @@ def test_an_answer_begins_the_time_anew_and_a_slow_caller_is_not_the_server(conn
     def explain(requests, context):
         next(requests)
         for number, _ in enumerate(requests):
-            time.sleep(0.6)
+            time.sleep(1.1)
             yield begun(toolbox, number=number, shape=(2, 3), data=bytes(24), context=context)
 
     server.answers["ExplainStream"] = explain
     client = connect(server.target)
     results = []
-    for result in client.explain_many([png()] * 3, timeout_s=1.5, in_flight=1):
+    for result in client.explain_many([png()] * 3, timeout_s=3, in_flight=1):
         results.append(result)
-        time.sleep(1.6)
+        time.sleep(3.1)
     assert len(results) == 3
 
 
 def test_one_call_has_one_deadline(connect, server, toolbox, png):
     plain = server.answers["GetModel"]
 
+    left = []
+
     def describe(request, context):
         time.sleep(0.7)
         return plain(request, context)
 
     def explain(request, context):
+        left.append(context.time_remaining())
         time.sleep(0.7)
         return toolbox.explain(request, context)
 
     server.answers["GetModel"], server.answers["Explain"] = describe, explain
     client = connect(server.target)
-    began = time.monotonic()
     with pytest.raises(DeadlineError, match="within 1 s"):
         client.explain(png(), timeout_s=1)
-    assert time.monotonic() - began < 1.35
+    assert max(left, default=0) < 0.4
 
 
 def test_every_request_of_a_long_list_has_the_time_of_a_call(connect, server, toolbox, png):
+    left = []
+
     def explain(request, context):
-        time.sleep(0.5)
+        left.append(context.time_remaining())
+        time.sleep(1.1)
         return toolbox.explain(request, context)
 
     server.answers["Explain"] = explain
     client = connect(server.target)
     client.model()
-    assert len(client.explain([png()] * 40, timeout_s=1)) == 40
+    assert len(client.explain([png()] * 40, timeout_s=3)) == 40
+    # All of them together took longer than one may.
+    assert 1.1 * len(left) > 3
 
 
 def test_one_message_of_a_stream_is_not_as_large_as_an_answer(connect, server, toolbox, png):

@@ -118,6 +118,7 @@ def test_images_are_read_while_results_are_taken(connect, proven, tiny):
     assert read == []
     first = next(stream)
     assert first.progress.total is None
+    wait_for(lambda: len(read) >= 3)
     time.sleep(0.3)
     # Three are on their way or wait to be given out, and none more is read until the next one is asked for.
     assert len(read) == 3

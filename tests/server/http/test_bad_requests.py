@@ -34,8 +34,14 @@ def raw(web, data, *, wait_s=10.0):
 
 @pytest.fixture(scope="module")
 def small(serve_web):
-    """A server that takes little, for a short time."""
-    return serve_web(max_message_bytes=65536, deadline_s=0.5)
+    """A server that takes little."""
+    return serve_web(max_message_bytes=65536)
+
+
+@pytest.fixture(scope="module")
+def hasty(serve_web):
+    """A server that waits for a short time."""
+    return serve_web(deadline_s=0.5)
 
 
 def check_problem(reply, status, words):
@@ -145,9 +151,9 @@ def test_chunks_are_put_together(web):
     assert json.loads(found.partition(b"\r\n\r\n")[2])["units"] == 3
 
 
-def test_slow_bodies_are_given_up(small):
+def test_slow_bodies_are_given_up(hasty):
     began = time.monotonic()
-    found = raw(small, b"POST /v1/explain HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+    found = raw(hasty, b"POST /v1/explain HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
     check_raw_problem(found, 408, "did not come within 0.5 s")
     assert time.monotonic() - began < 5
 
