@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import os
+import subprocess
 import sys
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Generator, Iterator
 from concurrent.futures import Future
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +33,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure() -> None:
     # What torch traces for its own tools would bury what a failed test says: thousands of lines for each graph.
     logging.getLogger("torch.__trace").addFilter(lambda _: False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Shows what a process said that failed or took too long, which its exception does not."""
+    report = yield
+    error = None if call.excinfo is None else call.excinfo.value
+    if isinstance(error, subprocess.CalledProcessError | subprocess.TimeoutExpired):
+        for name, said in (("output", error.output), ("errors", error.stderr)):
+            text = said.decode("utf-8", "replace") if isinstance(said, bytes) else said
+            if text:
+                report.sections.append((f"{name} of the process", text))
+    return report
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

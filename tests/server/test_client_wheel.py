@@ -98,7 +98,8 @@ def test_it_explains_from_an_empty_environment(wheel, tmp_path, calls, vendor, t
     python = tmp_path / "empty" / "bin" / "python"
     installed = pip(python, "install", wheel)
     assert installed.returncode == 0, installed.stderr
-    assert pip(python, "check").returncode == 0
+    checked = pip(python, "check")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
     Image.fromarray(tiny.pixels(8, 8, seed=3)).save(tmp_path / "cat.png")
     (tmp_path / "acme.license").write_text(vendor.grant().token)
     line = [python, "-I", "-c", USE, calls.server.target, "acme.license", "cat.png", ",".join(NOT_IN_IT)]

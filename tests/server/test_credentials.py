@@ -275,14 +275,14 @@ def test_what_cannot_sign_is_refused_before_anything_is_asked(row, shell, pictur
 )
 def test_options_that_do_not_fit_are_refused(arguments, words, shell, picture):
     code, _, err = shell("explain", picture, *arguments)
-    assert code == 3
+    assert code == 3, err
     assert words in err
 
 
 def test_without_the_library_the_extra_is_named(shell, picture, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
     code, _, err = shell("explain", picture, "--credentials", "acme.pem", "--out", "w.png")
-    assert code == 10
+    assert code == 10, err
     assert "credentials need c2pa-python, which is not installed: pip install '.[c2pa]'" in err
 
 

@@ -93,7 +93,7 @@ def test_it_says_what_is_wrong(built, calls, vendor, picture, tmp_path):
         (["--colour", "red"], "--colour"),
     ):
         failed, out = explain(built, picture, *options)
-        assert failed.returncode == 1
+        assert failed.returncode == 1, failed.stderr
         assert failed.stderr.startswith("error: ")
         assert failed.stderr.count("\n") == 1
         assert words in failed.stderr

@@ -240,7 +240,7 @@ def test_the_shell_predicts_what_it_can_of_several_images(shell, image_file, tmp
     (tmp_path / "broken.png").write_bytes(image_file.read_bytes()[:40])
     many = ["broken.png", *[image_file] * 17, "gone.png"]
     code, out, err = shell("predict", *many, "--json")
-    assert code == 3
+    assert code == 3, err
     assert [one["image"] for one in json.loads(out)["predictions"]] == [str(image_file)] * 17
     assert re.fullmatch(r"error: .*'?gone\.png'?.*\nerror: .*broken\.png.*\n", err)
     code, out, err = shell("predict", "gone.png", "broken.png")
@@ -320,8 +320,8 @@ def test_the_shell_shows_either_prediction(shell, image_file):
 def test_the_shell_reads_an_image_from_standard_input(shell, image_file, monkeypatch):
     with image_file.open("rb") as file:
         monkeypatch.setattr("sys.stdin", type("Stdin", (), {"buffer": file, "isatty": lambda self: False})())
-        code, out, _ = shell("predict", "-", "--json")
-    assert code == 0
+        code, out, err = shell("predict", "-", "--json")
+    assert code == 0, err
     assert json.loads(out)["predictions"][0]["image"] == "-"
 
 
@@ -339,7 +339,7 @@ def test_the_shell_explains_and_writes_what_the_suffix_says(shell, image_file, t
 def test_the_shell_tells_that_a_map_is_a_decoy(shell, image_file):
     code, out, err = shell("explain", image_file, "--json", "--explainer", "coarse")
     [entry] = json.loads(out)["explanations"]
-    assert code == 0
+    assert code == 0, err
     assert (entry["keyed"], entry["explainer"]["name"]) == (False, "coarse")
     assert entry["file"] is None
     assert err == "note: no license was presented, so the maps are decoys; give one with --license-file\n"
@@ -352,8 +352,8 @@ def test_the_shell_says_that_a_target_needs_a_license(shell, image_file, images,
     assert (code, out) == (5, "")
     assert "needs a license: give one with --license-file, or leave out --target" in err
     for told in (("--license-file", "acme.license"), ("--server", open_targets.server.target)):
-        code, out, _ = shell(*asked, *told)
-        assert code == 0
+        code, out, err = shell(*asked, *told)
+        assert code == 0, err
         assert {entry["target"]["label"] for entry in json.loads(out)["explanations"]} == {"south-west"}
 
 
@@ -369,8 +369,8 @@ def test_the_shell_writes_several_overlays_to_a_directory(shell, image_file, tmp
     other = tmp_path / "sub" / "picture.png"
     other.parent.mkdir()
     other.write_bytes(image_file.read_bytes())
-    code, out, _ = shell("explain", image_file, other, "--out", "overlays", "--json")
-    assert code == 0
+    code, out, err = shell("explain", image_file, other, "--out", "overlays", "--json")
+    assert code == 0, err
     files = [entry["file"] for entry in json.loads(out)["explanations"]]
     assert files == ["overlays/picture-1.png", "overlays/picture-2.png"]
     assert sorted(path.name for path in (tmp_path / "overlays").iterdir()) == ["picture-1.png", "picture-2.png"]
@@ -379,7 +379,7 @@ def test_the_shell_writes_several_overlays_to_a_directory(shell, image_file, tmp
 def test_the_shell_explains_what_it_can_of_several_images(shell, image_file, tmp_path):
     given = (image_file, tmp_path / "gone.png", tmp_path / "acme.license", image_file)
     code, out, err = shell("explain", *given, "--license-file", "acme.license", "--out", "overlays")
-    assert code == 3
+    assert code == 3, err
     assert [line.split()[0] for line in out.splitlines()[1:]] == [str(image_file)] * 2
     assert len(list((tmp_path / "overlays").iterdir())) == 2
     errors = err.splitlines()
@@ -387,8 +387,8 @@ def test_the_shell_explains_what_it_can_of_several_images(shell, image_file, tmp
     assert all(line.startswith("error: ") for line in errors)
     for name in ("gone.png", "acme.license"):
         assert sum(name in line for line in errors) == 1
-    code, out, _ = shell("explain", *given, "--json")
-    assert code == 3
+    code, out, err = shell("explain", *given, "--json")
+    assert code == 3, err
     assert [entry["image"] for entry in json.loads(out)["explanations"]] == [str(image_file)] * 2
 
 

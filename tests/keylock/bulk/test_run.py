@@ -115,7 +115,8 @@ def test_job_with_a_condition_predicts_all_and_charges_for_maps(vendor, pictures
 def test_receipt_is_verified_for_its_block_and_for_no_other(vendor, pictures, shared_ray, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = vendor.arguments(pictures, out, license=vendor.grant())
-    assert run(joined(arguments, shared_ray), shared_ray[2])[0] == 0
+    code, _, said = run(joined(arguments, shared_ray), shared_ray[2])
+    assert code == 0, said
     issuer = ["--issuer", str(vendor.folder / "issuer.pub.pem")]
     receipt, blocks = str(out / "receipts" / "part-000003.receipt"), out / "blocks"
     assert main(["receipt", "verify", receipt, *issuer, "--block", str(blocks / "part-000003.parquet"), "--json"]) == 0
@@ -208,7 +209,8 @@ def test_stopped_job_goes_on_and_does_nothing_again(vendor, shared_ray, tmp_path
 def test_block_that_was_charged_and_not_kept_is_done_again_for_nothing(vendor, pictures, shared_ray, tmp_path):
     license, out = vendor.grant(quota={"total": 29}), tmp_path / "out"
     arguments = joined(vendor.arguments(pictures, out, license=license), shared_ray)
-    assert run(arguments, shared_ray[2])[0] == 0
+    code, _, said = run(arguments, shared_ray[2])
+    assert code == 0, said
     trusts = trusts_any([vendor.signing_key.verifying_key])
     job = job_in(out)
     before = Receipt.verify(job.receipt(1).read_text(), trusts)
@@ -332,7 +334,8 @@ def test_worker_without_the_key_ends_the_job_with_a_clear_error(vendor, pictures
 def test_other_job_in_the_folder_is_refused(vendor, pictures, shared_ray, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = vendor.arguments(pictures, out, license=None)
-    assert run(joined(arguments, shared_ray), shared_ray[2])[0] == 0
+    code, _, said = run(joined(arguments, shared_ray), shared_ray[2])
+    assert code == 0, said
     assert main(["explain-many", *arguments, "--explainer", "occlusion"]) == 3
     assert "holds the output of another job, with another explainer" in capsys.readouterr().err
 

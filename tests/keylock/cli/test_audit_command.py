@@ -82,8 +82,8 @@ def test_figures_do_not_depend_on_the_number_of_workers(run, tmp_path):
 def test_strict_ends_with_an_exit_code_of_its_own(run, tmp_path):
     policy = tmp_path / "policy.toml"
     policy.write_text("[t0]\nmax_pcc = -1\n")
-    code, out, _ = run("--suite", "quick", "--only", "keyless", "--policy", policy, "--strict")
-    assert code == 12
+    code, out, err = run("--suite", "quick", "--only", "keyless", "--policy", policy, "--strict")
+    assert code == 12, err
     assert "fail" in out
 
 
@@ -100,6 +100,6 @@ def test_strict_ends_with_an_exit_code_of_its_own(run, tmp_path):
 )
 def test_a_bad_option_is_one_line(run, arguments, said):
     code, out, err = run(*arguments)
-    assert code == 3
+    assert code == 3, err
     assert out == ""
     assert said in err.splitlines()[-1]

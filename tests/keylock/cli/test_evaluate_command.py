@@ -153,7 +153,7 @@ def test_the_key_beside_the_bundle_is_used_and_one_is_needed(run, untrained_bund
     assert (code, out) == (3, "")
     assert "give --key-seed-file, --key-file or --key-passphrase-file" in err
     code, _, err = run("--key-file", untrained_bundle.key_file, bundle=bundle)
-    assert code == 3
+    assert code == 3, err
     assert "give its weights (--reference)" in err
     KeyFile.create(tmp_path / "other.key")
     assert run("--key-file", tmp_path / "other.key", bundle=bundle)[0] == 6
@@ -187,5 +187,5 @@ def test_bad_options_end_with_a_sentence(run, tmp_path, untrained_bundle):
 def test_a_bundle_that_is_none_is_refused(run, tmp_path):
     KeyFile.create(tmp_path / "key")
     code, _, err = run("--key-file", tmp_path / "key", bundle=tmp_path / "none.klb")
-    assert code == 4
+    assert code == 4, err
     assert "none.klb" in err

@@ -108,5 +108,5 @@ def test_without_the_extra_it_is_named(vendor):
         [sys.executable, "-c", hidden, "pull", "localhost:1/m", "--out", "got"],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
-    assert done.returncode == 10
+    assert done.returncode == 10, done.stderr
     assert "pip install '.[oci]'" in done.stderr

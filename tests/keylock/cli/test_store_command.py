@@ -25,7 +25,7 @@ def test_store_migrates_checks_and_backs_up(tmp_path, capsys, store_url):
         assert (code, out) == (3, "")
         assert "pg_dump" in error
         return
-    assert code == 0
+    assert code == 0, error
     assert stat.S_IMODE(backup.stat().st_mode) == 0o600
     assert main(["store", "check", "--store", f"sqlite:///{backup}"]) == 0
     assert main(["store", "backup", "--out", str(backup), *option]) == 3

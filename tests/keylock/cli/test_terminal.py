@@ -75,7 +75,7 @@ def test_train_draws_every_stage_and_prints_its_answer_elsewhere(trained):
 
 
 def test_retire_draws_every_stage(trained):
-    assert trained.code == 0
+    assert trained.code == 0, trained.terminal
     retire = ["retire", "m-2.klb", "--keep", "m.klb", *DATA, "--out", "n.klb", "--json"]
     shown = run_in_terminal(retire, columns=200)
     assert_whole(shown, 200, "lock the explanations", "measure the lock", "compile, sign and write")

@@ -85,7 +85,7 @@ def shown(request, place):
     lines = [*HELPS, *(words for words, _ in ORDINARY)]
     command = [sys.executable, "-c", PROGRAM, json.dumps(lines)]
     process, terminal = start_in_terminal(command, columns=columns, cwd=place, env=environment)
-    assert process.wait(120) == 0
+    assert process.wait(120) == 0, terminal.text[-2000:]
     terminal.close()
     parts = re.findall(r"^@@ (.*?)\n(.*?)^@= (\d+)$", terminal.text.replace("\r\n", "\n"), re.MULTILINE | re.DOTALL)
     assert len(parts) == len(lines), terminal.text

@@ -149,7 +149,7 @@ def test_ctrl_c_ends_a_process_in_time_and_keeps_its_secrets(tmp_path):
     time.sleep(0.5)
     started.send_signal(signal.SIGINT)
     out, err = started.communicate(timeout=120)
-    assert started.returncode == 130
+    assert started.returncode == 130, err
     assert out == ""
     assert "shapes.klb.work" in err
     assert "Traceback" not in err

@@ -75,7 +75,7 @@ def test_mistakes_of_the_script_end_in_one_sentence(arguments, words, tmp_path):
     values = {"there": tmp_path, "new": tmp_path / "new"}
     command = ["sh", str(DEPLOY / "install.sh"), *(argument.format(**values) for argument in arguments)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert run.returncode == 2
+    assert run.returncode == 2, run.stderr
     assert words in run.stderr
     assert not (tmp_path / "new").exists()
 

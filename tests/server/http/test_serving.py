@@ -152,7 +152,7 @@ def test_workers_share_the_port_and_stop(vendor, tmp_path, web):
             connection.close()
         process.send_signal(signal.SIGTERM)
         began = time.monotonic()
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=60) == 0, (tmp_path / "log").read_text()
         assert time.monotonic() - began < 20
     finally:
         process.kill()

@@ -153,7 +153,7 @@ def test_workers_share_address_secrets_and_ledger_and_a_dead_one_is_replaced(ven
             assert all(explain(channel, [image]).results for channel in channels)
     finally:
         code = program.stop()
-    assert code == 0
+    assert code == 0, program.log
     assert program.printed["key_id"] == vendor.key.id
     assert not program.ready.exists()
     lines = [line for line in program.log.splitlines() if "only_torch is not served" not in line]
@@ -195,7 +195,7 @@ def test_workers_share_the_query_guard_and_it_outlives_them(vendor, tiny, tmp_pa
         assert [ask(number) for number in range(16)] == found
     finally:
         code = program.stop()
-    assert code == 0
+    assert code == 0, program.log
 
 
 def test_workers_drain_when_told_and_when_their_parent_dies(vendor, tiny, tmp_path):
@@ -212,7 +212,7 @@ def test_workers_drain_when_told_and_when_their_parent_dies(vendor, tiny, tmp_pa
                 os.kill(pid, signal.SIGINT)
             code = program.stop(signal.SIGINT)
             assert [len(task.result().results) for task in running] == [2, 2]
-        assert code == 0
+        assert code == 0, program.log
         assert not any(alive(pid) for pid in program.pids)
         orphaned = Program(vendor, tmp_path, "--key-file", str(vendor.key_file))
         orphaned.stop(signal.SIGKILL)

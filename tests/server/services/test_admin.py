@@ -264,8 +264,8 @@ def test_command_shows_the_status(operate, vendor):
     assert (code, err) == (0, "")
     status = json.loads(out)
     assert (status["version"], status["models"][0]["model"]["digest"]) == (__version__, vendor.manifest.model_digest)
-    code, out, _ = operate("status")
-    assert code == 0
+    code, out, err = operate("status")
+    assert code == 0, err
     assert vendor.manifest.model_digest in out
     assert "problems" in out
     assert re.search(
@@ -281,8 +281,8 @@ def test_command_suspends_reinstates_and_revokes(operate, vendor, administered, 
         return refused(lambda: administered.explain(image, token=license.token))[1]
 
     administered.explain(image, token=license.token)
-    code, out, _ = operate("usage", license.id)
-    assert code == 0
+    code, out, err = operate("usage", license.id)
+    assert code == 0, err
     assert out.split()[-3:] == ["total", "1", "5"]
     assert "suspended" in operate("suspend", license.id, "--why", "unpaid")[1]
     assert reason() == "LICENSE_SUSPENDED"
@@ -305,10 +305,10 @@ def test_command_revokes_by_token_and_by_time(operate, vendor):
 
 def test_command_names_what_is_wrong(operate, tls_files, capsys):
     code, _, err = operate("suspend", "lic_nobody")
-    assert code == 3
+    assert code == 3, err
     assert "lic_nobody" in err
     code, _, err = operate("status", "--timeout", "3", name="thief")
-    assert code == 7
+    assert code == 7, err
     assert "does not take the one it was given: give one that it trusts with --certificate" in err
     assert main(["admin", "status", "--ca", str(tls_files / "server.pem")]) == 3
     assert "--certificate, --key" in capsys.readouterr().err
@@ -316,7 +316,7 @@ def test_command_names_what_is_wrong(operate, tls_files, capsys):
 
 def test_command_drains_a_server(start_server, admin_files, operate, loop_thread):
     calls = start_server(**admin_files)
-    code, out, _ = operate("drain", target=f"localhost:{calls.server.admin_port}")
-    assert code == 0
+    code, out, err = operate("drain", target=f"localhost:{calls.server.admin_port}")
+    assert code == 0, err
     assert "draining: 0 calls" in out
     loop_thread.run(calls.server.wait())

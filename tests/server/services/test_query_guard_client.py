@@ -86,13 +86,13 @@ def test_the_shell_says_what_helps(serve, vendor, tmp_path, monkeypatch, capsys)
 
     for command in ("predict", "explain"):
         code, out, err = run(command, "new.png", "near.png")
-        assert code == 7
+        assert code == 7, err
         assert "new.png" in out
         assert "near.png" not in out
         assert "near.png is nearly the same as others" in err
         assert "give one with --license-file" in err
-    code, out, _ = run("predict", "near.png", "--labels-only")
-    assert code == 0
+    code, out, err = run("predict", "near.png", "--labels-only")
+    assert code == 0, err
     assert out.split()[:2] == ["image", "label"]
     code, out, _ = run("predict", "near.png", "--labels-only", "--json")
     assert json.loads(out)["predictions"][0].keys() == {"image", "label"}
