@@ -1,6 +1,6 @@
 """A job of `keylock explain-many` and a server choose the same images on a condition, and charge the same for them."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -25,7 +25,7 @@ def both(sealed_bundle, start_server, tmp_path_factory):
     folder, signing_key = tmp_path_factory.mktemp("both"), SigningKey.generate()
     signing_key.verifying_key.write(folder / "issuer.pub.pem")
     now = datetime.now(UTC)
-    ReceiptKey.create(folder / "receipts.pem", signing_key, not_before=now, expires=now.replace(year=now.year + 1))
+    ReceiptKey.create(folder / "receipts.pem", signing_key, not_before=now, expires=now + timedelta(days=365))
     url = f"sqlite:///{folder / 'licenses.db'}"
     with LicenseStore(url) as store:
         vendor = Vendor(folder, sealed_bundle, signing_key, url, store)
