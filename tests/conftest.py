@@ -74,6 +74,13 @@ def _same_precision_on_all_processors(request: pytest.FixtureRequest) -> Iterato
     patch.undo()
 
 
+@pytest.fixture(autouse=True)
+def _same_random_numbers_in_any_order() -> None:
+    """Begins the generator that torch shares anew, so that what a test draws does not depend on those before it."""
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.manual_seed(0)
+
+
 @pytest.fixture
 def precision(request: pytest.FixtureRequest) -> Iterator[str]:
     """What training takes by itself inside the test: float32 in one run of the test, bfloat16 in another."""
