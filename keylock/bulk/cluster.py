@@ -10,11 +10,11 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from keylock.bulk.ending import undisturbed
 from keylock.errors import ServiceError
 from keylock.files.atomic import PRIVATE, write_file
 
-__all__ = ["connected", "no_thread_left", "started"]
+__all__ = ["connected", "started"]
 
 _QUIET: Final = {
     # Read when Ray is imported.
@@ -38,9 +39,6 @@ _STORE_BYTES: Final = 128 * 2**20
 _LONGEST_FOLDER: Final = 40
 _PATIENCE_S: Final = 5.0
 _STARTS: Final = 4
-_LONGEST_END_S: Final = 10.0
-# Waits for work as long as the process lives, and holds nothing meanwhile.
-_ENDLESS: Final = ("Prefetcher",)
 # In the text of the exception alone, after 30 seconds that cannot be changed.
 _TOO_LATE: Final = "timed out during startup"
 # Loopback too; Ray takes 127.0.0.1 for a mistake, and takes the machine's address in its place.
@@ -80,7 +78,8 @@ def started(*, cores: int, gpus: int) -> Iterator[Path]:
         ):
             yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with undisturbed():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -106,29 +105,14 @@ def connected(address: str) -> Iterator[tuple[int, int]]:
 
 
 @contextmanager
-def no_thread_left() -> Iterator[None]:
-    """Waits at the end of the block for threads that were begun inside it, as Ray does to fetch results.
-
-    One that lets go of a result after Ray was shut down ends the whole process at once, with code 1 and without a word.
-    """
-    before = set(threading.enumerate())
-    try:
-        yield
-    finally:
-        end = time.monotonic() + _LONGEST_END_S
-        for thread in set(threading.enumerate()) - before:
-            if thread.name not in _ENDLESS:
-                thread.join(max(0.0, end - time.monotonic()))
-
-
-@contextmanager
 def _running(**options: Any) -> Iterator[None]:  # noqa: ANN401 - those of Ray
     import ray
 
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        _begin(options)
+        with _own_signals():
+            _begin(options)
     except Exception as error:  # Ray raises exceptions of no class of its own here.
         why = str(error).strip().partition("\n")[0].rstrip(".")[:300] or type(error).__name__
         there = options["address"]
@@ -142,8 +126,24 @@ def _running(**options: Any) -> Iterator[None]:  # noqa: ANN401 - those of Ray
     try:
         yield
     finally:
-        ray.shutdown()
-        _forget_token()
+        with undisturbed():
+            # Its processes would write again to a folder that is removed meanwhile.
+            ray.shutdown(wait_for_processes=True)
+            _forget_token()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Leaves to this process what SIGTERM does, which Ray takes when it starts.
+
+    Ray's Python ends the process without a word, and its C++ core writes its stack to standard error before that.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _hush() -> None:
@@ -165,9 +165,12 @@ def _begin(options: Mapping[str, Any]) -> None:
         try:
             with _mute():
                 ray.init(log_to_driver=False, configure_logging=False, **options)
-        except Exception as error:
-            with _mute():
-                ray.shutdown()
+        except BaseException as error:
+            with _mute(), undisturbed():
+                ray.shutdown(wait_for_processes=True)
+            if isinstance(error, SystemExit):
+                # What Ray makes of SIGTERM while it starts.
+                raise KeyboardInterrupt from None
             if not left or _TOO_LATE not in str(error):
                 raise
         else:

@@ -17,6 +17,7 @@ from keylock import __version__, errors
 from keylock.bulk import cluster
 from keylock.bulk.budget import Budget
 from keylock.bulk.charging import Cashier
+from keylock.bulk.ending import interrupted_once, no_thread_left, undisturbed_end
 from keylock.bulk.handover import handed_over
 from keylock.bulk.job import Job
 from keylock.bulk.plan import PlacedBlock
@@ -117,8 +118,8 @@ def run_job(
     try:
         chosen = budget.choose(left)
         job.prepare()
-        with ExitStack() as stack:
-            stack.callback(job.clear)
+        with interrupted_once(), ExitStack() as stack:
+            stack.enter_context(undisturbed_end(job.clear))
             on_begin()
             order, outcome.workers = _begin(stack, workers, order, secrets, most=len(chosen))
             on_start(outcome.workers)
@@ -212,10 +213,8 @@ def _results(rows: list[dict[str, Any]], order: WorkerOrder, workers: Workers, *
     )
     try:
         # One that is fetched ahead would be charged only when the next is done as well.
-        with (
-            cluster.no_thread_left(),
-            closing(iter(done.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0))) as batches,
-        ):
+        batches = iter(done.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0))
+        with no_thread_left(), undisturbed_end(batches.close):
             for rows_done in batches:
                 for text in rows_done["result"]:
                     yield BlockResult.of_text(str(text))
