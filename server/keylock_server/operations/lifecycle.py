@@ -12,7 +12,7 @@ from keylock_server.inference.runtime import ServedModel
 from keylock_server.operations.checks import Health
 from keylock_server.services.admin import Served, open_admin
 from keylock_server.services.parts import Parts
-from keylock_server.transport.listening import join
+from keylock_server.transport.listening import forget_ready_file, join
 
 if TYPE_CHECKING:
     from keylock_server.http.serving import HttpServer
@@ -175,6 +175,5 @@ class RunningServer:
         await self.models.close()
         # Operators are served until here, so that they can watch the others finish.
         await self._closing.aclose()
-        if self._settings.ready_file is not None:
-            self._settings.ready_file.unlink(missing_ok=True)
+        forget_ready_file(self._settings.ready_file)
         self._stopped.set()

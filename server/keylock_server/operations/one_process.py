@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import signal
 import socket
 from collections.abc import Callable
 from typing import Any, Final
@@ -17,6 +16,7 @@ from typing import Any, Final
 from keylock_server.guard import Guard
 from keylock_server.inference.shared_secrets import STOP, Shared
 from keylock_server.operations.lifecycle import RunningServer
+from keylock_server.operations.signals import stopping_signals
 from keylock_server.operations.starting import start
 from keylock_server.settings import ServerSettings
 from keylock_server.transport.descriptors import raise_limit
@@ -38,7 +38,7 @@ class _Told:
 
 
 def serve_alone(settings: ServerSettings, *, on_ready: Callable[[dict[str, Any]], None]) -> None:
-    """Serves until SIGTERM or SIGINT, drains, and returns. A second signal ends the draining.
+    """Serves until SIGTERM, SIGINT or SIGHUP, drains, and returns. A second signal ends the draining.
 
     Args:
         settings: What the server does.
@@ -50,7 +50,7 @@ def serve_alone(settings: ServerSettings, *, on_ready: Callable[[dict[str, Any]]
 
     def listen(told: _Told) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in stopping_signals():
             with contextlib.suppress(NotImplementedError):  # Windows has no signal handlers in event loops.
                 loop.add_signal_handler(number, told.once_more)
 

@@ -16,7 +16,7 @@ def serve(
     on_ready: Callable[[dict[str, Any]], None] = lambda _described: None,
     prepare: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serves until SIGTERM or SIGINT, drains, and returns. A second signal ends the draining.
+    """Serves until SIGTERM, SIGINT or SIGHUP, drains, and returns. A second signal ends the draining.
 
     Args:
         settings: What the server does.

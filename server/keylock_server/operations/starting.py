@@ -42,7 +42,7 @@ from keylock_server.services.registry import register_services
 from keylock_server.services.transparency import CheckpointSigner, Prover, load_receipt_key
 from keylock_server.settings import ServerSettings, Source
 from keylock_server.transport.interceptors import Errors, Logs, OtherServices, RequestIds, Requests, Running
-from keylock_server.transport.listening import check_address, join, listen, write_ready_file
+from keylock_server.transport.listening import check_address, forget_ready_file, join, listen, write_ready_file
 from keylock_server.transport.logs import name_calls
 from keylock_server.transport.public_server import make_server
 from keylock_server.transport.tls import load_credentials
@@ -92,6 +92,7 @@ async def start(
     name_calls()
     clock = now or (lambda: datetime.now(UTC))
     credentials = _check_front(settings, shared)
+    forget_ready_file(settings.ready_file)
     async with AsyncExitStack() as closing:
         opener = Opener(settings, seeds=None if shared is None else shared.seeds)
         opening = asyncio.create_task(asyncio.to_thread(_open_all, opener, settings))

@@ -5,7 +5,7 @@ ONNX Runtime begin anything. Each worker opens the bundles, listens on the addre
 divides the connections among them) and says when it answers. From then on:
 
 1. A worker that dies is replaced, after a time that doubles with each death in quick succession, and the log says so.
-2. SIGTERM or SIGINT lets all of them drain; a second one ends that.
+2. SIGTERM, SIGINT or SIGHUP lets all of them drain; a second one ends that.
 3. A worker that ends in good order without having been told so was drained by an operator; then all of them drain.
 4. When the parent dies, its workers drain: their end of the channel is closed.
 """
@@ -26,8 +26,9 @@ from typing import Any, Final, NoReturn
 
 from keylock.errors import KeylockError, ServiceError
 from keylock_server.inference.shared_secrets import STOP, Shared
+from keylock_server.operations.signals import stopping_signals
 from keylock_server.settings import ServerSettings
-from keylock_server.transport.listening import check_address, join, reserve, write_ready_file
+from keylock_server.transport.listening import check_address, forget_ready_file, join, reserve, write_ready_file
 from keylock_server.transport.logs import log_fault, name_calls
 
 __all__ = ["Restarts", "supervise"]
@@ -90,7 +91,7 @@ class _Worker:
 def supervise(
     settings: ServerSettings, *, on_ready: Callable[[dict[str, Any]], None], prepare: Callable[[], None]
 ) -> None:
-    """Serves by `settings.workers` processes until SIGTERM or SIGINT; called in the main thread.
+    """Serves by `settings.workers` processes until one of these; called in the main thread.
 
     Args:
         settings: What the server does.
@@ -113,6 +114,7 @@ def supervise(
         names = ("port",) if settings.http_port is None else ("port", "http_port")
         held = {name: holders.enter_context(reserve(settings.host, getattr(settings, name))) for name in names}
         settings = settings.model_copy(update={name: holder.getsockname()[1] for name, holder in held.items()})
+        forget_ready_file(settings.ready_file)
         supervisor = _Supervisor(settings, shared, on_ready=on_ready, prepare=prepare)
         with supervisor.hearing_signals():
             supervisor.run()
@@ -143,7 +145,7 @@ class _Supervisor:
         self._signals.setblocking(False)
         self._wakeup.setblocking(False)
         self._selector.register(self._signals, selectors.EVENT_READ)
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+        numbers = (*stopping_signals(), signal.SIGCHLD)
         before = {number: signal.signal(number, lambda _number, _frame: None) for number in numbers}
         wakeup = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
         try:
@@ -175,8 +177,7 @@ class _Supervisor:
                 except KeylockError as error:
                     self._failure = error
                     self._stop()
-        if self._settings.ready_file is not None:
-            self._settings.ready_file.unlink(missing_ok=True)
+        forget_ready_file(self._settings.ready_file)
         if self._failure is not None:
             raise self._failure
 
@@ -213,7 +214,7 @@ class _Supervisor:
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for taken in (signal.SIGTERM, signal.SIGINT):
+            for taken in stopping_signals():
                 signal.signal(taken, signal.SIG_IGN)
             # A channel that stays open here would hide from its worker that the parent has died.
             self._selector.close()

@@ -10,7 +10,7 @@ import grpc
 from keylock.errors import ServiceError
 from keylock.files.atomic import PUBLIC, replacing
 
-__all__ = ["bind", "check_address", "join", "listen", "reserve", "write_ready_file"]
+__all__ = ["bind", "check_address", "forget_ready_file", "join", "listen", "reserve", "write_ready_file"]
 
 
 def check_address(host: str, port: int) -> None:
@@ -124,5 +124,19 @@ def write_ready_file(path: Path, target: str) -> None:
     try:
         with replacing(path, mode=PUBLIC) as unfinished:
             unfinished.write_text(f"{target}\n", "utf-8")
+    except OSError as error:
+        raise ServiceError(f"cannot write the ready file {path}: {error.strerror}") from None
+
+
+def forget_ready_file(path: Path | None) -> None:
+    """Removes the ready file, where there is one: of a server that stops, or of one before that was killed.
+
+    Raises:
+        ServiceError: If it cannot be removed.
+    """
+    if path is None:
+        return
+    try:
+        path.unlink(missing_ok=True)
     except OSError as error:
         raise ServiceError(f"cannot write the ready file {path}: {error.strerror}") from None

@@ -233,7 +233,8 @@ def until_leaving(channel: grpc.Channel) -> None:
         wait_for(lambda: check(health_pb2.HealthCheckRequest()).status != health_pb2.HealthCheckResponse.SERVING)
 
 
-def test_serve_drains_on_sigterm_and_exits_with_zero(vendor, tiny, slow_images, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_serve_drains_on_a_signal_and_exits_with_zero(vendor, tiny, slow_images, tmp_path, number):
     ready = tmp_path / "ready"
     arguments = ["--ready-file", str(ready), "--license-store", f"sqlite:///{tmp_path / 'licenses.db'}"]
     environment = os.environ | {"HOME": str(tmp_path)}
@@ -246,7 +247,7 @@ def test_serve_drains_on_sigterm_and_exits_with_zero(vendor, tiny, slow_images, 
             stub = explanation_pb2_grpc.ExplanationServiceStub(channel)
             slow = pool.submit(stub.Explain, pb.ExplainRequest(images=slow_images))
             until_taken_up(printed)
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(number)
             assert len(slow.result(timeout=60).results) == len(slow_images)
         output, log = process.communicate(timeout=60)
     finally:

@@ -210,7 +210,8 @@ def test_workers_drain_when_told_and_when_their_parent_dies(vendor, tiny, tmp_pa
             # To the parent and to each worker, as a terminal and some init systems do it: it counts once.
             for pid in program.pids:
                 os.kill(pid, signal.SIGINT)
-            code = program.stop(signal.SIGINT)
+                os.kill(pid, signal.SIGHUP)
+            code = program.stop(signal.SIGHUP)
             assert [len(task.result().results) for task in running] == [2, 2]
         assert code == 0, program.log
         assert not any(alive(pid) for pid in program.pids)

@@ -52,6 +52,13 @@ def test_what_keeps_a_server_from_starting(vendor, loop_thread, changes, kind, m
     assert match in error.message
 
 
+def test_ready_file_of_a_server_that_was_killed_says_nothing_of_the_next_one(vendor, loop_thread, tmp_path):
+    ready = tmp_path / "ready"
+    ready.write_text("127.0.0.1:1\n")
+    refused(vendor, loop_thread, ready_file=ready, license_store="postgresql://x")
+    assert not ready.exists()
+
+
 def test_a_new_issuer_key_is_taken_up_and_the_old_one_holds_until_it_is_retired(start_server, vendor, tiny, tmp_path):
     home = Home.open(tmp_path / "home")
     calls = start_server(issuers=(vendor.issuer_file, trusted_file(home)))
