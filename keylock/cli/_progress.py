@@ -8,10 +8,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from keylock.cli._console import StoppedError, stderr
 from keylock.cli._log_lines import Lines
@@ -21,7 +21,7 @@ from keylock.cli._stage import Stage
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Display", "counted", "resumable_progress", "shown_progress"]
+__all__ = ["Display", "Taken", "counted", "counted_while_taken", "resumable_progress", "shown_progress"]
 
 _TITLES = {
     "check": "try the lock before it is trained",
@@ -39,6 +39,7 @@ _TITLES = {
 # Their steps are many and each leaves a whole state behind. Other stages are left at once.
 _STEPWISE = frozenset({"reference", "lock"})
 _STOPPING = "stopping after this step; Ctrl-C again stops at once"
+_DRAINING = "stopping after what is under way; Ctrl-C again stops at once"
 
 
 class Face(Protocol):
@@ -123,12 +124,10 @@ def shown_progress() -> Iterator[Display]:
     """
     with _face() as face:
         display = Display(face)
-        before = {number: signal.signal(number, display.on_signal) for number in _numbers()}
         try:
-            yield display
+            with _handled(display.on_signal):
+                yield display
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
             # What was broken off says how far it got.
             display.finish()
 
@@ -151,6 +150,57 @@ def counted(total: int, title: str) -> Iterator[Callable[[], None]]:
             yield lambda: display.advance({})
         finally:
             display.finish()
+
+
+class Taken(Iterable[Any], Sized):
+    """Things that are taken one after the other, in any thread, until a signal comes; their number is that of all."""
+
+    def __init__(self, given: Sequence[Any], face: Face) -> None:
+        """Take the things, and where it is said that no more are taken."""
+        self._given, self._face = given, face
+        self._stopping = False
+        self.some_left = False
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._given)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield them."""
+        for one in self._given:
+            if self._stopping:
+                self.some_left = True
+                return
+            yield one
+
+    def on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        """Let no more be taken; at the second signal stop at once."""
+        if self._stopping:
+            raise KeyboardInterrupt
+        self._stopping = True
+        self._face.warn(_DRAINING)
+
+
+@contextmanager
+def counted_while_taken(given: Sequence[Any], title: str) -> Iterator[tuple[Taken, Callable[[], None]]]:
+    """Show how many of some things are done; Ctrl-C, SIGTERM and a closed terminal let no more of them be begun.
+
+    Yields:
+        What gives them out, and what is called for each that is done.
+
+    Raises:
+        KeyboardInterrupt: At the end of the block, if things were left; at a second signal at once.
+    """
+    with _face() as face:
+        display, taken = Display(face), Taken(given, face)
+        display.start(title, len(given), 0)
+        try:
+            with _handled(taken.on_signal):
+                yield taken, lambda: display.advance({})
+        finally:
+            display.finish()
+    if taken.some_left:
+        raise KeyboardInterrupt
 
 
 @contextmanager
@@ -185,6 +235,17 @@ def _face() -> Iterator[Face]:
                 yield bars
             return
     yield Lines()
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle Ctrl-C, SIGTERM and a closed terminal while the block runs."""
+    before = {number: signal.signal(number, handler) for number in _numbers()}
+    try:
+        yield
+    finally:
+        for number, one in before.items():
+            signal.signal(number, one)
 
 
 def _numbers() -> list[signal.Signals]:

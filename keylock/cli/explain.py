@@ -1,7 +1,7 @@
 """`keylock explain IMAGE...`: why a served model takes images for what it does, as pictures, arrays or JSON."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +25,7 @@ from keylock.cli._connection import (
 from keylock.cli._console import JsonOption, note, print_json, print_table
 from keylock.cli._home import IssuerOption, read_issuers
 from keylock.cli._options import takes
-from keylock.cli._progress import counted
+from keylock.cli._progress import counted_while_taken
 from keylock.cli._several import raise_first, what_was_reached
 from keylock.errors import InputError, KeylockError, ReceiptError
 from keylock.files.atomic import make_folders
@@ -219,18 +219,20 @@ def _asked(options: ExplainOptions, failures: list[KeylockError]) -> "Iterator[I
             target = None if options.target is None else _choose_class(options.target, client.model().classes)
             asked |= {"target": target, "prediction": options.prediction, "explain_if": options.explain_if}
             asked["max_units"] = options.max_units
-            yield _ask(client, options.images, failures, asked)
+            with closing(_ask(client, options.images, failures, asked)) as found:
+                yield found
     else:
         from keylock_client import LocalModel
 
         with LocalModel(options.local, issuer=read_issuers(options.issuer)) as model:
             target = None if options.target is None else _choose_class(options.target, model.info.classes)
-            yield _ask_locally(model, options.images, failures, asked | {"target": target})
+            with closing(_ask_locally(model, options.images, failures, asked | {"target": target})) as found:
+                yield found
 
 
 def _ask(
     client: "Client", images: list[str], failures: list[KeylockError], asked: dict[str, Any]
-) -> Iterator[tuple[int, "Explanation"]]:
+) -> Generator[tuple[int, "Explanation"]]:
     """Ask for one image, or over a stream for several, so that what is wrong with one of them fails that one alone.
 
     Args:
@@ -246,8 +248,9 @@ def _ask(
     if len(given) == 1:
         yield 0, client.explain(given[0], **asked)
         return
-    with counted(len(given), "explain") as advance:
-        for result in client.explain_many(given, **asked):
+    # What was sent is waited for at Ctrl-C: the server charges just before it answers.
+    with counted_while_taken(given, "explain") as (taken, advance):
+        for result in client.explain_many(taken, **asked):
             if result.error is None:
                 yield result.number, result.explanation
             else:
@@ -257,14 +260,14 @@ def _ask(
 
 def _ask_locally(
     model: "LocalModel", images: list[str], failures: list[KeylockError], asked: dict[str, Any]
-) -> Iterator[tuple[int, "Explanation"]]:
+) -> Generator[tuple[int, "Explanation"]]:
     """Explain one image, or each of several, with a bundle; the arguments are those of `_ask`."""
     given = read_images(images)
     if len(given) == 1:
         yield 0, model.explain(given[0], **asked)
         return
-    with counted(len(given), "explain") as advance:
-        for number, image in enumerate(given):
+    with counted_while_taken(given, "explain") as (taken, advance):
+        for number, image in enumerate(taken):
             try:
                 yield number, model.explain(image, **asked)
             except KeylockError as error:

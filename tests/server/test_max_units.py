@@ -1,6 +1,7 @@
 """max_units: a call stops before it might spend more, and gives out what was paid."""
 
 import asyncio
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 from support import books
 
-from keylock.cli import main
+from keylock.cli import explain, main
 from keylock.licensing import Quota
 from keylock.store import LicenseStore
 from keylock_client import AsyncClient, Client, InputError, SpendingLimitError
@@ -56,6 +57,38 @@ def test_the_command_line_keeps_to_the_limit(dear, vendor, tiny, tmp_path, monke
     said = capsys.readouterr().err
     assert "1 image may cost 3 units, and at most 2 may be spent: nothing was asked" in said
     assert "allow more units (--max-units)" in said
+
+
+def test_ctrl_c_loses_no_explanation_that_was_charged(dear, vendor, tiny, tmp_path, monkeypatch, capsys):
+    for number in range(40):
+        Image.fromarray(tiny.pixels(8, 8, seed=number)).save(tmp_path / f"{number}.png")
+    with LicenseStore(dear.url) as store:
+        (tmp_path / "acme.license").write_text(vendor.grant(store=store).token)
+        begun = books(store)[1]
+    save, saved = explain._save, []
+
+    def press(explanation, file, credentials):
+        # By now the server has charged and answered what else was sent.
+        if not saved:
+            time.sleep(1)
+            signal.raise_signal(signal.SIGINT)
+        saved.append(save(explanation, file, credentials))
+        return saved[-1]
+
+    monkeypatch.setattr(explain, "_save", press)
+    monkeypatch.setenv("KEYLOCK_TARGET", dear.server.target)
+    monkeypatch.chdir(tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    images = [f"{number}.png" for number in range(40)]
+    code = main(["explain", *images, "--license-file", "acme.license", "--out", "maps"])
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
+    told = capsys.readouterr()
+    assert code == 130, told.err
+    assert 1 < len(saved) < 40
+    assert f"stopped: {len(saved)} of 40 images were explained" in told.err
+    assert told.out.count("keyed") == len(list((tmp_path / "maps").iterdir())) == len(saved)
+    with LicenseStore(dear.url) as store:
+        assert books(store)[1] - begun == 3 * len(saved)
 
 
 @pytest.mark.parametrize("wrong", [-1, 1.5, True, "10"])

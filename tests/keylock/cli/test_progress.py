@@ -10,7 +10,7 @@ from pseudo_terminal import Terminal, cursor_is_shown, on_terminal, plain, wides
 from keylock.cli._bars import fit_lines
 from keylock.cli._console import StoppedError
 from keylock.cli._log_lines import Lines
-from keylock.cli._progress import Display, counted, resumable_progress, shown_progress
+from keylock.cli._progress import Display, counted, counted_while_taken, resumable_progress, shown_progress
 from keylock.cli._stage import Stage, describe_figures, format_seconds
 
 LIVE = {"fidelity": 0.5, "leakage": -0.25, "fidelity/grad_cam": 0.25, "fidelity/gradient": 0.5, "decoy/grad_cam": 0.125}
@@ -217,6 +217,40 @@ def test_a_closed_terminal_stops_after_the_step_unless_it_is_to_be_ignored():
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_ctrl_c_begins_nothing_more_and_lets_the_rest_be_done(terminal):
+    done = []
+
+    def work():
+        with counted_while_taken(["a", "b", "c"], "explain") as (taken, advance):
+            assert len(taken) == 3
+            waiting = iter(taken)
+            under_way = [next(waiting), next(waiting)]
+            signal.raise_signal(signal.SIGINT)
+            terminal.wait_for("stopping after what is under way; Ctrl-C again stops at once")
+            assert list(waiting) == []
+            for one in under_way:
+                done.append(one)
+                advance()
+        done.append("more")
+
+    before = signal.getsignal(signal.SIGINT)
+    with on_terminal(terminal), pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["a", "b"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_when_everything_is_under_way_leaves_nothing_out(terminal):
+    with on_terminal(terminal), counted_while_taken(["a", "b"], "explain") as (taken, _):
+        given = list(taken)
+        signal.raise_signal(signal.SIGTERM)
+    assert given == ["a", "b"]
+    with on_terminal(terminal), counted_while_taken(["a", "b"], "explain"):
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_many_images_are_counted_on_a_terminal(terminal):
