@@ -11,18 +11,18 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from keylock.bulk.ending import undisturbed
+from keylock.bulk.watching import reach, watched
 from keylock.errors import ServiceError
 from keylock.files.atomic import PRIVATE, write_file
 
@@ -37,7 +37,6 @@ _QUIET: Final = {
 }
 _STORE_BYTES: Final = 128 * 2**20
 _LONGEST_FOLDER: Final = 40
-_PATIENCE_S: Final = 5.0
 _STARTS: Final = 4
 # In the text of the exception alone, after 30 seconds that cannot be changed.
 _TOO_LATE: Final = "timed out during startup"
@@ -124,7 +123,8 @@ def _running(**options: Any) -> Iterator[None]:  # noqa: ANN401 - those of Ray
         ) from error
     _hush()
     try:
-        yield
+        with _watched():
+            yield
     finally:
         with undisturbed():
             # Its processes would write again to a folder that is removed meanwhile.
@@ -144,6 +144,20 @@ def _own_signals() -> Iterator[None]:
     finally:
         if before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+
+
+def _watched() -> AbstractContextManager[None]:
+    """Watches what the job stands on, unless a proxy of Ray's does that, which is asked by `ray://`."""
+    import ray
+    from ray.util.client import ray as proxy
+
+    if proxy.is_connected():
+        return nullcontext()
+    context = ray.get_runtime_context()
+    own = next((node for node in ray.nodes() if node["NodeID"] == context.get_node_id()), None)
+    if own is None:
+        return nullcontext()
+    return watched(head=context.gcs_address, node=f"{own['NodeManagerAddress']}:{own['NodeManagerPort']}")
 
 
 def _hush() -> None:
@@ -210,7 +224,7 @@ def _knock(address: str) -> None:
             f"{address!r} is no address of a Ray cluster: give HOST:PORT, ray://HOST:PORT or auto"
         ) from None
     try:
-        socket.create_connection((host, port), timeout=_PATIENCE_S).close()
+        reach(host, port)
     except OSError as error:
         why = error.strerror or "no answer"
         raise ServiceError(

@@ -1,6 +1,8 @@
 """How a run of a job ends: signals that come meanwhile, and threads."""
 
+import re
 import signal
+import socket
 import threading
 import time
 from contextlib import suppress
@@ -8,7 +10,8 @@ from contextlib import suppress
 import pytest
 
 from keylock.bulk.ending import interrupted_once, no_thread_left, undisturbed, undisturbed_end
-from keylock.errors import InputError
+from keylock.bulk.watching import watched
+from keylock.errors import InputError, ServiceError
 
 
 @pytest.fixture(params=["SIGINT", "SIGTERM"])
@@ -98,3 +101,47 @@ def test_signals_are_left_alone_beside_the_main_thread():
     thread.start()
     thread.join()
     assert ended == [signal.getsignal(signal.SIGINT)]
+
+
+@pytest.fixture
+def interruptible(monkeypatch):
+    """Ctrl-C as a program in the foreground has it, and a watch that looks often."""
+    monkeypatch.setattr("keylock.bulk.watching._EVERY_S", 0.05)
+    monkeypatch.setattr("keylock.bulk.watching._SILENCE_OF_HEAD_S", 0.5)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def places():
+    """Two that answer, and their addresses."""
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        yield {name: (it, f"127.0.0.1:{it.getsockname()[1]}") for name, it in (("head", one), ("node", two))}
+
+
+@pytest.mark.parametrize("lost", ["head", "node"])
+def test_job_ends_with_an_error_when_ray_does_not_answer_any_more(interruptible, places, lost):
+    addresses = {name: address for name, (_, address) in places.items()}
+    heard = []
+
+    def work():
+        with watched(**addresses):
+            time.sleep(2)
+            heard.append("both")
+            places[lost][0].close()
+            time.sleep(30)
+            heard.append("nothing")
+
+    with pytest.raises(ServiceError, match=f"Ray at {re.escape(addresses[lost])} does not answer any more"):
+        work()
+    assert heard == ["both"]
+
+
+def test_ctrl_c_is_what_it_is_while_ray_answers(interruptible, places):
+    with pytest.raises(KeyboardInterrupt), watched(**{name: address for name, (_, address) in places.items()}):
+        signal.raise_signal(signal.SIGINT)
+    for thread in threading.enumerate():
+        if thread.name == "keylock-ray":
+            thread.join(10)
+            assert not thread.is_alive()

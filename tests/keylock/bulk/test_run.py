@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -382,3 +383,24 @@ def test_job_starts_ray_by_itself_and_hands_the_passphrase_over(vendor, pictures
     assert said.splitlines()[0] == "starting Ray on this machine"
     assert [line for line in said.splitlines() if "INFO" in line or "WARN" in line or ".cc:" in line] == []
     assert list(home.iterdir()) == []
+
+
+def test_job_ends_with_an_error_where_ray_itself_is_killed(vendor, tmp_path):
+    data, out, license = draw(tmp_path / "data", 120, side=1200), tmp_path / "out", vendor.grant()
+    environment = {**environment_of(tmp_path / "home"), "TMPDIR": tempfile.mkdtemp(prefix="ray-")}
+    folder = Path(environment["TMPDIR"])
+    with start([*vendor.arguments(data, out, license=license), "--workers", "1"], environment) as process:
+        while len(list((out / "blocks").glob("part*"))) < 2:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.02)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        (own,) = [pid for pid in children if os.readlink(f"/proc/{pid}/exe").endswith("/raylet")]
+        os.kill(int(own), signal.SIGKILL)
+        _, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 7, said
+    assert said.splitlines()[-1].startswith("error: Ray at ")
+    assert "blocks are finished" in said
+    assert list(folder.iterdir()) == []
+    folder.rmdir()
+    assert not (out / "unfinished").exists()
+    assert sum(units for _, units in charges(vendor, license).values()) == 8 * len(list((out / "blocks").iterdir()))
