@@ -277,9 +277,13 @@ class StorageError(TrainingError):
             finished and keeps beside it.
     """
 
-    def __init__(self, path: Path, reason: str, advice: str = "go on with resume=True") -> None:
+    def __init__(
+        self, path: Path, reason: str, advice: str = "go on with resume=True", *, kept: str | None = None
+    ) -> None:
         self.path = path
-        if path.is_file():
+        if kept is not None:
+            pass
+        elif path.is_file():
             kept = "the state that was kept before is still there"
         else:
             beside = sorted(file.name for file in path.parent.glob("[!.]*.safetensors"))

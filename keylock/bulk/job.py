@@ -162,6 +162,11 @@ class Job:
         return cls(folder, identity, kind, column, asked, tuple(read_plan(folder / _PLAN)), False)
 
     @property
+    def is_there(self) -> bool:
+        """Whether its folder still says what it is, so that a later run goes on with it."""
+        return (self.folder / _JOB).is_file()
+
+    @property
     def plan(self) -> Path:
         """The plan."""
         return self.folder / _PLAN
@@ -299,4 +304,5 @@ def _settle(folder: Path) -> None:
 
 
 def _storage(path: Path, error: OSError) -> StorageError:
-    return StorageError(path, error.strerror or type(error).__name__, "run the same command again to go on")
+    kept, advice = "the blocks that are finished stay", "run the same command again to go on"
+    return StorageError(path, error.strerror or type(error).__name__, advice, kept=kept)

@@ -38,6 +38,10 @@ __all__ = ["explain_many"]
 
 _BLOCK_SIZE: Final = 256
 _PASSPHRASE: Final = "KEYLOCK_KEY_PASSPHRASE"  # noqa: S105 - the name of a variable
+_GONE: Final = (
+    "the job is gone from there, and with it what was charged: the same command begins a new one, which is charged by "
+    "itself"
+)
 _FOR_WORKERS: Final = (
     "bundle",
     "device",
@@ -394,11 +398,12 @@ def _run(options: BulkOptions, settings: "ServerSettings", prepared: _Prepared) 
                 on_block=shown.advance,
             )
     except KeyboardInterrupt:
-        raise StoppedError(f"stopped; {_reached(job)}: run the same command again to go on") from None
+        go_on = "run the same command again to go on" if job.is_there else _GONE
+        raise StoppedError(f"stopped; {_reached(job)}: {go_on}") from None
     except KeylockError as error:
         if isinstance(error, QuotaError) and job.asked.explain_if is not None:
             note("note: units are set aside for all images of a block, and charged for those that are explained")
-        note(f"{_reached(job)}; the same command again goes on from there")
+        note(f"{_reached(job)}; {'the same command again goes on from there' if job.is_there else _GONE}")
         raise
     return job, outcome
 

@@ -1,5 +1,6 @@
 """What the command refuses before anything begins, each with its exit code and what to do. No Ray is started."""
 
+import shutil
 import socket
 import sys
 
@@ -7,7 +8,10 @@ import pytest
 
 pytest.importorskip("ray", reason="needs the extra ray")
 
+from bulk_jobs import made_job
+
 from keylock.cli import main
+from keylock.errors import InputError, StorageError
 
 
 def refused(capsys, arguments, *, code):
@@ -135,3 +139,27 @@ def test_passphrase_in_a_variable_does_not_reach_a_cluster(arguments, capsys, mo
 def test_missing_ray_names_the_extra(arguments, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "'.[ray]'" in refused(capsys, arguments, code=10)
+
+
+@pytest.mark.parametrize("error", [InputError("stop"), KeyboardInterrupt()])
+@pytest.mark.parametrize("gone", [True, False])
+def test_going_on_is_promised_only_where_the_job_is_still_there(arguments, tmp_path, monkeypatch, capsys, error, gone):
+    def ended(*_given, **_options):
+        if gone:
+            shutil.rmtree(tmp_path / "out")
+        raise error
+
+    monkeypatch.setattr("keylock.bulk.run.run_job", ended)
+    assert main(["explain-many", *arguments]) == (3 if isinstance(error, InputError) else 130)
+    told = capsys.readouterr().err
+    assert f"0 of 4 blocks are finished in {tmp_path / 'out'}" in told
+    assert ("begins a new one, which is charged by itself" in told) is gone
+    assert ("go on" in told or "goes on" in told) is not gone
+
+
+def test_result_that_cannot_be_put_away_is_no_loss_of_others(vendor, pictures, tmp_path):
+    job = made_job(vendor, pictures, tmp_path / "out")
+    shutil.rmtree(job.folder / "blocks")
+    (job.unfinished / "one.parquet").write_bytes(b"rows")
+    with pytest.raises(StorageError, match="the blocks that are finished stay; make room"):
+        job.keep(0, "one.parquet", None)
