@@ -245,9 +245,8 @@ def test_a_reader_that_goes_away_is_no_error():
     process.stdout.close()
     shown = process.stderr.read().decode()
     process.stderr.close()
-    process.wait(20)
-    assert "Traceback" not in shown
-    assert "error" not in shown
+    assert process.wait(20) == 1
+    assert shown == ""
 
 
 def test_json_is_one_document(capsys):
