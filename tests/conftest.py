@@ -31,6 +31,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
+    # The same examples in every run, however long a busy machine takes for one or makes them.
+    if find_spec("hypothesis") is not None:
+        from hypothesis import settings
+
+        settings.load_profile("ci")
     # What torch traces for its own tools would bury what a failed test says: thousands of lines for each graph.
     logging.getLogger("torch.__trace").addFilter(lambda _: False)
 
