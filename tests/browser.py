@@ -177,8 +177,12 @@ def open_tab(folder: Path) -> Iterator[Tab]:
             time.sleep(0.1)
         port = told.read_text().split("\n")[0]
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"http://127.0.0.1:{port}/json/list", timeout=30) as listed:
-            pages = [one for one in json.load(listed) if one["type"] == "page"]
+        pages: list[Any] = []
+        # It listens a little before it has a page.
+        while not pages:
+            assert time.monotonic() < limit, (folder / "browser.log").read_text()
+            with opener.open(f"http://127.0.0.1:{port}/json/list", timeout=30) as listed:
+                pages = [one for one in json.load(listed) if one["type"] == "page"]
         tab = Tab(pages[0]["webSocketDebuggerUrl"])
         try:
             yield tab
