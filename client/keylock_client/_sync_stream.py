@@ -62,30 +62,35 @@ class Feed:
         Returns:
             What `Images.prepare` makes of it, or None when there is none, or the stream was stopped.
         """
-        with self._changed:
-            self._changed.wait_for(
-                lambda: (self._places > 0 and self.images.has_room() is not None) or stopped.is_set()
-            )
-            if stopped.is_set():
-                return None
-            self._places -= 1
-        with self._reading:
-            if stopped.is_set() or self._ended:
-                self.give_back()
-                return None
-            room = self.images.has_room()
-            try:
-                image = next(self._given)
-            except StopIteration:
-                self._ended = True
-                self.give_back()
-                return None
-            if not room and self.images.budget is not None:
-                # There was another image, and it is left out.
-                self.images.budget.exhausted = self._ended = True
-                self.give_back()
-                return None
-            return self.images.prepare(image)
+        while True:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: (self._places > 0 and self.images.has_room() is not None) or stopped.is_set()
+                )
+                if stopped.is_set():
+                    return None
+                self._places -= 1
+            with self._reading:
+                if stopped.is_set() or self._ended:
+                    self.give_back()
+                    return None
+                room = self.images.has_room()
+                if room is None:
+                    # Just now an answer is counted that is under way still: in a moment it is known what it leaves.
+                    self.give_back()
+                    continue
+                try:
+                    image = next(self._given)
+                except StopIteration:
+                    self._ended = True
+                    self.give_back()
+                    return None
+                if not room and self.images.budget is not None:
+                    # There was another image, and it is left out.
+                    self.images.budget.exhausted = self._ended = True
+                    self.give_back()
+                    return None
+                return self.images.prepare(image)
 
 
 class _Inbox:

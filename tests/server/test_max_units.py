@@ -14,8 +14,11 @@ from support import books
 from keylock.cli import explain, main
 from keylock.licensing import Quota
 from keylock.store import LicenseStore
+from keylock.v1 import explanation_pb2 as pb
 from keylock_client import AsyncClient, Client, InputError, SpendingLimitError
 from keylock_client._budget import Budget
+from keylock_client._streams import Images
+from keylock_client._sync_stream import Feed
 from keylock_client.charges import Usage
 
 
@@ -36,6 +39,19 @@ def test_what_is_answered_again_counts_where_this_call_has_sent_it_before():
     budget.count(replace(usage, replayed=False, units=5), again=False)
     # The price was changed meanwhile, so that the next image may cost as much.
     assert (budget.spent, budget.has_room(0)) == (8, False)
+
+
+def test_an_answer_that_is_being_counted_leaves_no_image_out(tiny, monkeypatch):
+    """Between its price being spent and its being under way no more, there seems to be no room."""
+    images, stopped = Images(pb.ExplainRequest(), request_id=None, total=None), threading.Event()
+    images.budget = Budget(6, 3)
+    feed = Feed(images, tiny.images(3), in_flight=4)
+    assert feed.next(stopped).image.number == 0
+    rooms = iter([True, None, True, True])
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "has_room", lambda: next(rooms))
+        assert feed.next(stopped).image.number == 1
+    assert not images.budget.exhausted
 
 
 def test_the_command_line_keeps_to_the_limit(dear, vendor, tiny, tmp_path, monkeypatch, capsys):
