@@ -74,10 +74,12 @@ class Cluster:
             *("-c", "listen_addresses=127.0.0.1", "-c", "max_connections=100", "-c", "shared_buffers=32MB"),
             *("-c", "recovery_init_sync_method=syncfs"),
         ]
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", env={"LC_ALL": "C"})
         limit = time.monotonic() + _START_S
         while time.monotonic() < limit:
+            # Also when it has ended: whoever connects to somewhere may have its port for a moment.
+            if self.process is None or self.process.poll() is not None:
+                with (self.folder / "log").open("ab") as log:
+                    self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", env={"LC_ALL": "C"})
             try:
                 self.execute("SELECT 1")
                 return
