@@ -514,11 +514,12 @@ def test_charges_alone_wait_for_the_disk(file_ledger, monkeypatch, change):
     license, found = make_license(), []
     reservation = reserve(ledger, order(license, "r"))
 
-    def look(self, connection, *_):
+    def look(connection, *_):
         found.append(connection.exec_driver_sql("PRAGMA synchronous").scalar_one())
 
+    # Of this ledger alone: servers of other tests run in this process, and do the same by themselves.
     for name in ("_reserve", "_commit", "_release", "_reap"):
-        monkeypatch.setattr(Ledger, name, look)
+        monkeypatch.setattr(ledger, name, look)
     asked = {
         "reserve": lambda: ledger.reserve(order(license, "s"), now=NOW, lifetime_s=60),
         "commit": lambda: ledger.commit(reservation, charge(reservation.order)),
