@@ -224,8 +224,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     forget_environment()
     # Read when gRPC is imported: its C core writes lines of its libraries about connections, which errors say in words.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # Read when torch is imported: threads that wait for others sleep, where by default they spin and keep a core busy.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Read when torch is imported: threads that wait for others soon sleep, where by default they spin and keep a core
+    # busy. GNU's OpenMP, which torch has on Linux, looks some tens of microseconds before, in which most waits end.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     arguments, debug = _hoist_debug(list(sys.argv[1:] if argv is None else argv))
     try:
         outcome = get_command(app).main(arguments, prog_name="keylock", standalone_mode=False)

@@ -46,13 +46,21 @@ def test_importing_the_command_line_loads_nothing_heavy():
     assert not heavy & set(loaded)
 
 
-@pytest.mark.parametrize(("given", "expected"), [(None, "passive"), ("active", "active")])
-def test_threads_of_torch_sleep_while_they_wait_unless_the_user_has_said_otherwise(given, expected):
-    script = "import os; from keylock.cli import main; main(['--version']); print(os.environ['OMP_WAIT_POLICY'])"
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
-    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
-    assert shown.stdout.splitlines()[-1] == expected
+@pytest.mark.parametrize(
+    ("given", "policy", "spins"),
+    [
+        ({}, "passive", "2000"),
+        ({"OMP_WAIT_POLICY": "active"}, "active", "None"),
+        ({"GOMP_SPINCOUNT": "7"}, "passive", "7"),
+    ],
+)
+def test_threads_of_torch_sleep_while_they_wait_unless_the_user_has_said_otherwise(given, policy, spins):
+    shown = "*map(os.environ.get, ['OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'])"
+    script = f"import os; from keylock.cli import main; main(['--version']); print({shown})"
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | given
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.splitlines()[-1] == f"{policy} {spins}"
 
 
 # They are shown a license, or have one served, and charge nothing of it themselves.
