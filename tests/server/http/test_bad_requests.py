@@ -218,8 +218,9 @@ def test_truncated_bodies_leave_nothing_behind(web, vendor, server_log):
 )
 def test_heads_that_are_ambiguous_or_too_large_are_refused(web, server_log, head, status, words):
     check_raw_problem(raw(web, head), status, words)
-    # Whoever sends them does not fill the log.
-    assert server_log.records == []
+    # Whoever sends them does not fill the log. Servers of other tests may take back what expired meanwhile.
+    said = [record.getMessage() for record in server_log.records]
+    assert [one for one in said if "reservations that had expired" not in one] == []
     assert web.get("/v2/health/live").status == 200
 
 
