@@ -6,6 +6,7 @@ the key and with the target; `coarse` shows the same at 4x4. All of it is comput
 """
 
 import logging
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -340,6 +341,14 @@ def tls_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     both = [(folder / f"{name}.pem").read_bytes() for name in ("client", "thief")]
     (folder / "clients.pem").write_bytes(b"".join(both))
     return folder
+
+
+@pytest.fixture
+def heard_hangups() -> Iterator[None]:
+    """Lets programs hear of a closed terminal, which those that tests start under nohup would ignore as well."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

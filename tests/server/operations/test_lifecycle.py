@@ -233,6 +233,7 @@ def until_leaving(channel: grpc.Channel) -> None:
         wait_for(lambda: check(health_pb2.HealthCheckRequest()).status != health_pb2.HealthCheckResponse.SERVING)
 
 
+@pytest.mark.usefixtures("heard_hangups")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_serve_drains_on_a_signal_and_exits_with_zero(vendor, tiny, slow_images, tmp_path, number):
     ready = tmp_path / "ready"

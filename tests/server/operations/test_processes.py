@@ -198,6 +198,7 @@ def test_workers_share_the_query_guard_and_it_outlives_them(vendor, tiny, tmp_pa
     assert code == 0, program.log
 
 
+@pytest.mark.usefixtures("heard_hangups")
 def test_workers_drain_when_told_and_when_their_parent_dies(vendor, tiny, tmp_path):
     slow = io.BytesIO()
     Image.new("RGB", (4000, 4000)).save(slow, "PNG")
