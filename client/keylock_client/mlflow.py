@@ -13,6 +13,7 @@ the extra `mlflow`, which also brings what predicts.
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, distribution, version
@@ -212,7 +213,10 @@ def _runtime() -> str:
 
 def _pyfunc() -> Any:  # noqa: ANN401 - MLflow is imported when it is used
     try:
-        import mlflow.pyfunc
+        # It warns of type hints of its own.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import mlflow.pyfunc
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name} is not installed: pip install '.[mlflow]'").for_missing_extra() from None
     return mlflow.pyfunc

@@ -124,6 +124,13 @@ sys.addaudithook(watch)
 """
 
 
+def test_saving_does_not_warn_of_type_hints_of_mlflow(sealed_bundle, tmp_path):
+    program = f"from keylock_client.mlflow import save_model; save_model({str(sealed_bundle.path)!r}, 'model')"
+    command = [sys.executable, "-W", "error::UserWarning", "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 def test_mlflow_sends_nothing(sealed_bundle, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(WATCHED)
     program = f"""
