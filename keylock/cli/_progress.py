@@ -17,6 +17,7 @@ from keylock.cli._console import StoppedError, stderr
 from keylock.cli._log_lines import Lines
 from keylock.cli._places import has_interrupted_run
 from keylock.cli._stage import Stage
+from keylock.signals import stopping_signals
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -143,13 +144,8 @@ def counted(total: int, title: str) -> Iterator[Callable[[], None]]:
     Yields:
         What is called for each that is done.
     """
-    with _face() as face:
-        display = Display(face)
-        display.start(title, total, 0)
-        try:
-            yield lambda: display.advance({})
-        finally:
-            display.finish()
+    with _counting(total, title) as (_, advance):
+        yield advance
 
 
 class Taken(Iterable[Any], Sized):
@@ -191,16 +187,24 @@ def counted_while_taken(given: Sequence[Any], title: str) -> Iterator[tuple[Take
     Raises:
         KeyboardInterrupt: At the end of the block, if things were left; at a second signal at once.
     """
-    with _face() as face:
-        display, taken = Display(face), Taken(given, face)
-        display.start(title, len(given), 0)
-        try:
-            with _handled(taken.on_signal):
-                yield taken, lambda: display.advance({})
-        finally:
-            display.finish()
+    with _counting(len(given), title) as (face, advance):
+        taken = Taken(given, face)
+        with _handled(taken.on_signal):
+            yield taken, advance
     if taken.some_left:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def _counting(total: int, title: str) -> Iterator[tuple[Face, Callable[[], None]]]:
+    """Show how many things are done; yield where that is shown, and what is called for each."""
+    with _face() as face:
+        display = Display(face)
+        display.start(title, total, 0)
+        try:
+            yield face, lambda: display.advance({})
+        finally:
+            display.finish()
 
 
 @contextmanager
@@ -239,20 +243,11 @@ def _face() -> Iterator[Face]:
 
 @contextmanager
 def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle Ctrl-C, SIGTERM and a closed terminal while the block runs."""
-    before = {number: signal.signal(number, handler) for number in _numbers()}
+    """Handle Ctrl-C, SIGTERM and a closed terminal while the block runs; beside the main thread none."""
+    mine = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number in (stopping_signals() if mine else ())}
     try:
         yield
     finally:
         for number, one in before.items():
             signal.signal(number, one)
-
-
-def _numbers() -> list[signal.Signals]:
-    """Return the signals to stop at; none beside the main thread, and no SIGHUP under nohup."""
-    if threading.current_thread() is not threading.main_thread():
-        return []
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    return numbers

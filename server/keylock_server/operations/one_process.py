@@ -13,10 +13,10 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
+from keylock.signals import stopping_signals
 from keylock_server.guard import Guard
 from keylock_server.inference.shared_secrets import STOP, Shared
 from keylock_server.operations.lifecycle import RunningServer
-from keylock_server.operations.signals import stopping_signals
 from keylock_server.operations.starting import start
 from keylock_server.settings import ServerSettings
 from keylock_server.transport.descriptors import raise_limit

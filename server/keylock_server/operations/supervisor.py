@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
 from keylock.errors import KeylockError, ServiceError
+from keylock.signals import stopping_signals
 from keylock_server.inference.shared_secrets import STOP, Shared
-from keylock_server.operations.signals import stopping_signals
 from keylock_server.settings import ServerSettings
 from keylock_server.transport.listening import check_address, forget_ready_file, join, reserve, write_ready_file
 from keylock_server.transport.logs import log_fault, name_calls

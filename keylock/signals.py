@@ -1,4 +1,4 @@
-"""Which signals stop a server. Nothing is imported here that a process must not have before it forks."""
+"""Which signals stop a program. Nothing is imported here that a process must not have before it forks."""
 
 import signal
 from typing import Final
